@@ -1,0 +1,429 @@
+"""Domain values: immutable facts about sandboxes, containers and images.
+
+Everything here is a frozen dataclass that msgspec can encode, because the store keeps these values
+as they are. Facts are stored (times, process, exit code); states are derived from them. Times are
+integer nanoseconds since the epoch where CRI counts so (suffix `_ns`), 0 = has not happened.
+Numeric enum values equal those of CRI v1.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import enum
+import re
+from typing import NewType
+
+SandboxId = NewType("SandboxId", str)
+ContainerId = NewType("ContainerId", str)
+
+ID_PATTERN = re.compile(r"[0-9a-f]{64}")
+
+_value = dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+
+
+class NamespaceMode(enum.IntEnum):
+    POD = 0
+    CONTAINER = 1
+    NODE = 2
+    TARGET = 3
+
+
+class Protocol(enum.IntEnum):
+    TCP = 0
+    UDP = 1
+    SCTP = 2
+
+
+class MountPropagation(enum.IntEnum):
+    PRIVATE = 0
+    HOST_TO_CONTAINER = 1
+    BIDIRECTIONAL = 2
+
+
+class ProfileType(enum.IntEnum):
+    RUNTIME_DEFAULT = 0
+    UNCONFINED = 1
+    LOCALHOST = 2
+
+
+class GroupsPolicy(enum.IntEnum):
+    MERGE = 0
+    STRICT = 1
+
+
+class SandboxState(enum.IntEnum):
+    READY = 0
+    NOTREADY = 1
+
+
+class ContainerState(enum.IntEnum):
+    CREATED = 0
+    RUNNING = 1
+    EXITED = 2
+    UNKNOWN = 3
+
+
+class Reason(enum.StrEnum):
+    """Why a container is EXITED, as ContainerStatus.reason shows it."""
+
+    COMPLETED = "Completed"
+    ERROR = "Error"
+    OOM_KILLED = "OOMKilled"
+    CANNOT_RUN = "ContainerCannotRun"
+    MONITOR_LOST = "ContainerMonitorLost"
+    UNKNOWN = "Unknown"
+
+
+@_value
+class IdMapping:
+    host_id: int
+    container_id: int
+    length: int
+
+
+@_value
+class UserNamespace:
+    mode: NamespaceMode = NamespaceMode.NODE
+    uids: tuple[IdMapping, ...] = ()
+    gids: tuple[IdMapping, ...] = ()
+
+
+@_value
+class NamespaceOptions:
+    network: NamespaceMode = NamespaceMode.POD
+    pid: NamespaceMode = NamespaceMode.POD
+    ipc: NamespaceMode = NamespaceMode.POD
+    target_id: str = ""
+    userns: UserNamespace | None = None
+
+
+@_value
+class SecurityProfile:
+    type: ProfileType
+    localhost_ref: str = ""
+
+
+@_value
+class SELinuxOptions:
+    user: str = ""
+    role: str = ""
+    type: str = ""
+    level: str = ""
+
+
+@_value
+class HugepageLimit:
+    page_size: str
+    limit: int
+
+
+@_value
+class Resources:
+    """LinuxContainerResources; 0 and "" mean not given, as in CRI."""
+
+    cpu_period: int = 0
+    cpu_quota: int = 0
+    cpu_shares: int = 0
+    memory_limit_in_bytes: int = 0
+    oom_score_adj: int = 0
+    cpuset_cpus: str = ""
+    cpuset_mems: str = ""
+    hugepage_limits: tuple[HugepageLimit, ...] = ()
+    unified: dict[str, str] = dataclasses.field(default_factory=dict)
+    memory_swap_limit_in_bytes: int = 0
+
+
+@_value
+class DnsConfig:
+    servers: tuple[str, ...] = ()
+    searches: tuple[str, ...] = ()
+    options: tuple[str, ...] = ()
+
+
+@_value
+class PortMapping:
+    protocol: Protocol
+    container_port: int
+    host_port: int
+    host_ip: str = ""
+
+
+@_value
+class SandboxSecurity:
+    namespaces: NamespaceOptions = NamespaceOptions()
+    selinux: SELinuxOptions | None = None
+    run_as_user: int | None = None
+    run_as_group: int | None = None
+    readonly_rootfs: bool = False
+    supplemental_groups: tuple[int, ...] = ()
+    supplemental_groups_policy: GroupsPolicy = GroupsPolicy.MERGE
+    privileged: bool = False
+    seccomp: SecurityProfile | None = None
+    apparmor: SecurityProfile | None = None
+
+
+@_value
+class SandboxMetadata:
+    name: str
+    uid: str
+    namespace: str
+    attempt: int = 0
+
+    @property
+    def key(self) -> str:
+        """The unique name: no two sandboxes of one attempt of one pod exist."""
+        return f"{self.name}_{self.namespace}_{self.uid}_{self.attempt}"
+
+
+@_value
+class SandboxSpec:
+    """What RunPodSandbox asked for, validated."""
+
+    metadata: SandboxMetadata
+    hostname: str = ""
+    log_directory: str = ""
+    dns: DnsConfig | None = None
+    port_mappings: tuple[PortMapping, ...] = ()
+    labels: dict[str, str] = dataclasses.field(default_factory=dict)
+    annotations: dict[str, str] = dataclasses.field(default_factory=dict)
+    cgroup_parent: str = ""
+    sysctls: dict[str, str] = dataclasses.field(default_factory=dict)
+    security: SandboxSecurity = SandboxSecurity()
+    overhead: Resources | None = None
+    resources: Resources | None = None
+    runtime_handler: str = ""
+
+
+@_value
+class ProcessRef:
+    """A process that a recycled pid cannot impersonate (field 22 of /proc/PID/stat)."""
+
+    pid: int
+    start_ticks: int
+
+
+@_value
+class Sandbox:
+    """A sandbox row. Its kernel objects are named by `id` alone."""
+
+    id: SandboxId
+    spec: SandboxSpec
+    created_at_ns: int
+    boot_id: str
+    network_backend: str = ""  # "builtin", "cni" or "" for the host's network
+    addresses: tuple[str, ...] = ()
+    cni_result: bytes = b""
+    holder: ProcessRef | None = None  # PID 1 of a shared PID namespace
+    ready_at_ns: int = 0  # every step of RunPodSandbox is done
+    stopped_at_ns: int = 0  # StopPodSandbox began, or the sandbox is lost
+
+    @property
+    def state(self) -> SandboxState:
+        """READY between the last step of Run and the first of Stop."""
+        ready = self.ready_at_ns and not self.stopped_at_ns
+        return SandboxState.READY if ready else SandboxState.NOTREADY
+
+
+@_value
+class KeyValue:
+    key: str
+    value: bytes
+
+
+@_value
+class ImageMount:
+    """An image as a volume: reference or id as asked for, and the id it was resolved to."""
+
+    image: str
+    image_id: str = ""
+
+
+@_value
+class Mount:
+    container_path: str
+    host_path: str = ""
+    readonly: bool = False
+    selinux_relabel: bool = False
+    propagation: MountPropagation = MountPropagation.PRIVATE
+    uid_mappings: tuple[IdMapping, ...] = ()
+    gid_mappings: tuple[IdMapping, ...] = ()
+    recursive_read_only: bool = False
+    image: ImageMount | None = None
+    image_sub_path: str = ""
+    options: tuple[str, ...] = ()
+
+
+@_value
+class Device:
+    container_path: str
+    host_path: str
+    permissions: str
+
+
+@_value
+class ContainerSecurity:
+    add_capabilities: tuple[str, ...] = ()
+    drop_capabilities: tuple[str, ...] = ()
+    add_ambient_capabilities: tuple[str, ...] = ()
+    privileged: bool = False
+    namespaces: NamespaceOptions = NamespaceOptions()
+    selinux: SELinuxOptions | None = None
+    run_as_user: int | None = None
+    run_as_group: int | None = None
+    run_as_username: str = ""
+    readonly_rootfs: bool = False
+    supplemental_groups: tuple[int, ...] = ()
+    supplemental_groups_policy: GroupsPolicy = GroupsPolicy.MERGE
+    no_new_privs: bool = False
+    masked_paths: tuple[str, ...] = ()
+    readonly_paths: tuple[str, ...] = ()
+    seccomp: SecurityProfile | None = None
+    apparmor: SecurityProfile | None = None
+
+
+@_value
+class ContainerMetadata:
+    name: str
+    attempt: int = 0
+
+
+@_value
+class ContainerSpec:
+    """What CreateContainer asked for, validated."""
+
+    metadata: ContainerMetadata
+    image: str  # as sent: id or reference
+    user_specified_image: str = ""
+    command: tuple[str, ...] = ()
+    args: tuple[str, ...] = ()
+    working_dir: str = ""
+    envs: tuple[KeyValue, ...] = ()
+    mounts: tuple[Mount, ...] = ()
+    devices: tuple[Device, ...] = ()
+    cdi_devices: tuple[str, ...] = ()
+    labels: dict[str, str] = dataclasses.field(default_factory=dict)
+    annotations: dict[str, str] = dataclasses.field(default_factory=dict)
+    log_path: str = ""
+    stdin: bool = False
+    stdin_once: bool = False
+    tty: bool = False
+    resources: Resources = Resources()
+    security: ContainerSecurity = ContainerSecurity()
+    stop_signal: int = 0  # CRI Signal enum value, 0 = image's or SIGTERM
+
+
+@_value
+class ContainerUser:
+    """Effective ids of the main process, resolved inside the image."""
+
+    uid: int
+    gid: int
+    groups: tuple[int, ...] = ()
+
+
+@_value
+class Container:
+    """A container row. Paths, cgroup and monitor sockets are named by `id` alone."""
+
+    id: ContainerId
+    sandbox_id: SandboxId
+    spec: ContainerSpec
+    created_at_ns: int
+    boot_id: str
+    handler: str  # resolved name of the OCI runtime handler
+    image_id: str = ""
+    image_ref: str = ""  # repo digest (or id) reported as ContainerStatus.image_ref
+    user: ContainerUser | None = None
+    log_path: str = ""  # absolute, "" = none
+    stop_signal: str = "SIGTERM"  # effective, kernel spelling
+    cgroup: str = ""  # path below /sys/fs/cgroup where init lives
+    resources: Resources = Resources()  # in force
+    monitor: ProcessRef | None = None  # conmon
+    init: ProcessRef | None = None
+    ready_at_ns: int = 0  # every step of CreateContainer is done
+    started_at_ns: int = 0
+    finished_at_ns: int = 0
+    exit_code: int = 0
+    reason: str = ""
+    message: str = ""
+    stop_deadline_ns: int = 0  # a stop is in progress; SIGKILL at this time
+    oom_kills_seen: int = 0
+
+    @property
+    def state(self) -> ContainerState:
+        """CREATED, RUNNING and EXITED follow from the times alone."""
+        if self.finished_at_ns:
+            return ContainerState.EXITED
+        if self.started_at_ns:
+            return ContainerState.RUNNING
+        return ContainerState.CREATED
+
+
+def container_key(sandbox_id: str, metadata: ContainerMetadata) -> str:
+    """The unique name of a container within its sandbox."""
+    return f"{metadata.name}_{sandbox_id}_{metadata.attempt}"
+
+
+@_value
+class ImageConfig:
+    """The parts of an OCI image configuration that containers are made of."""
+
+    user: str = ""
+    env: tuple[str, ...] = ()
+    entrypoint: tuple[str, ...] = ()
+    cmd: tuple[str, ...] = ()
+    working_dir: str = ""
+    stop_signal: str = ""
+    volumes: tuple[str, ...] = ()
+    labels: dict[str, str] = dataclasses.field(default_factory=dict)
+
+
+@_value
+class Layer:
+    """One layer of an image: the blob as transferred and its position in the chain."""
+
+    digest: str
+    size: int
+    media_type: str
+    diff_id: str
+    chain_id: str
+
+
+@_value
+class Image:
+    """An image as the store knows it. `id` is the digest of its configuration."""
+
+    id: str
+    manifest_digest: str
+    config: ImageConfig
+    layers: tuple[Layer, ...]
+    repo_tags: tuple[str, ...] = ()
+    repo_digests: tuple[str, ...] = ()
+    size: int = 0  # bytes of configuration and compressed layers
+    platform: str = ""
+    created: str = ""  # RFC 3339 text of the configuration
+    pulled_at_ns: int = 0
+
+
+@_value
+class Snapshot:
+    """A directory `snapshots/<number>`: a committed layer, or a container's writable layer.
+
+    `key` is the chain ID of a committed layer, the container id of a writable one.
+    """
+
+    number: int
+    key: str
+    committed: bool
+    parent: str = ""  # chain ID below; "" for the first layer
+    diff_id: str = ""
+    used_bytes: int = 0
+    inodes: int = 0
+    created_at_ns: int = 0
+
+
+@_value
+class Blob:
+    digest: str
+    size: int
+    media_type: str = ""
