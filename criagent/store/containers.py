@@ -1,0 +1,44 @@
+"""Container rows."""
+
+from __future__ import annotations
+
+import sqlite3
+
+from criagent.model import Container, container_key
+from criagent.store.db import Database
+from criagent.store.rows import RowStore
+
+
+class ContainerStore(RowStore[Container]):
+    """Containers by id, by name within their sandbox, and by sandbox."""
+
+    noun = "container"
+    table = "containers"
+
+    def __init__(self, db: Database) -> None:
+        self._by_sandbox: dict[str, set[str]] = {}
+        super().__init__(db, Container, lambda c: container_key(c.sandbox_id, c.spec.metadata))
+
+    def of_sandbox(self, sandbox_id: str) -> list[Container]:
+        """The sandbox's containers, oldest first."""
+        rows = [self._rows[container_id] for container_id in self._by_sandbox.get(sandbox_id, ())]
+        return sorted(rows, key=lambda c: (c.created_at_ns, c.id))
+
+    def _insert(self, connection: sqlite3.Connection, row: Container, body: bytes) -> None:
+        connection.execute(
+            "INSERT INTO containers (id, key, sandbox_id, body) VALUES (?, ?, ?, ?)",
+            (row.id, self._key(row), row.sandbox_id, body),
+        )
+
+    def _remember(self, row: Container) -> None:
+        super()._remember(row)
+        self._by_sandbox.setdefault(row.sandbox_id, set()).add(row.id)
+
+    def _forget(self, row_id: str) -> None:
+        row = self._rows.get(row_id)
+        if row is not None:
+            members = self._by_sandbox[row.sandbox_id]
+            members.discard(row_id)
+            if not members:
+                del self._by_sandbox[row.sandbox_id]
+        super()._forget(row_id)

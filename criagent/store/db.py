@@ -1,0 +1,236 @@
+"""The state database: SQLite in WAL mode with synchronous=FULL, one connection, one thread.
+
+Writers queue changes; the thread drains the queue into one transaction with a savepoint each, so
+that a burst shares its fsync. A change is durable and visible in the caches when `write` returns.
+The file is created under another name and renamed, so an empty or short file is always damage.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import sqlite3
+import threading
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from importlib import resources
+from pathlib import Path
+from typing import Any, TypeVar
+
+from criagent.aio import finish
+from criagent.errors import CorruptError, ExhaustedError
+
+T = TypeVar("T")
+
+_APPLICATION_ID = 0x63726961  # "cria", so that another program's database is told apart
+_RESERVE_BYTES = 1 << 20  # given up when a removal needs space on a full disk
+
+
+@dataclass(frozen=True, slots=True)
+class _Pending:
+    change: Callable[[sqlite3.Connection], Any]
+    then: Callable[[Any], None] | None
+    frees: bool
+    loop: asyncio.AbstractEventLoop
+    future: asyncio.Future[Any]
+
+
+class Database:
+    """The open state database. Reads happen once, at construction of the stores."""
+
+    def __init__(self, connection: sqlite3.Connection, path: Path) -> None:
+        self._connection = connection
+        self._reserve = path.with_name("state.reserve")
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="db")
+        self._lock = threading.Lock()
+        self._queue: list[_Pending] = []
+        self._fill_reserve()
+
+    @classmethod
+    def open(cls, path: Path) -> Database:
+        """Open or create the database at `path` and migrate it to this version's schema.
+
+        Raises CorruptError for a damaged, foreign or newer file; the file is left as it was.
+        """
+        if not path.exists():
+            _create(path)
+        try:
+            connection = _connect(path)
+            _check(connection, path)
+        except sqlite3.DatabaseError as exc:
+            raise CorruptError(
+                f'state database "{path}" cannot be read ({exc}); restore it from a backup, or move '
+                "it away and remove all pods and images of this node"
+            ) from exc
+        _migrate(connection)
+        return cls(connection, path)
+
+    def read(self, query: str, *values: object) -> list[Any]:
+        """Rows of `query`; for loading the caches before the first write."""
+        return self._connection.execute(query, values).fetchall()
+
+    async def write(
+        self,
+        change: Callable[[sqlite3.Connection], T],
+        *,
+        then: Callable[[T], None] | None = None,
+        frees: bool = False,
+    ) -> T:
+        """Run `change` in the next transaction; return its result when it is on disk.
+
+        `then` runs on the loop once the commit is done, also when the caller was cancelled.
+        `frees` marks a removal: on a full disk it may use up the reserve.
+        Raises what `change` raises (only it is undone), ExhaustedError when the disk is full.
+        """
+        loop = asyncio.get_running_loop()
+        future: asyncio.Future[T] = loop.create_future()
+        pending = _Pending(change, then, frees, loop, future)
+        with self._lock:
+            self._queue.append(pending)
+            first = len(self._queue) == 1
+        if first:
+            self._thread.submit(self._drain)
+
+        async def committed() -> T:
+            return await future
+
+        return await finish(committed())
+
+    def close(self) -> None:
+        """Finish queued writes and close; later writes fail."""
+        self._thread.shutdown()
+        self._connection.close()
+
+    def _drain(self) -> None:
+        with self._lock:
+            batch, self._queue = self._queue, []
+        outcomes = self._commit(batch)
+        if any(_is_full(o) for o in outcomes) and any(p.frees for p in batch):
+            self._reserve.unlink(missing_ok=True)
+            outcomes = self._commit(batch)
+        for pending, outcome in zip(batch, outcomes, strict=True):
+            pending.loop.call_soon_threadsafe(_settle, pending, outcome)
+        if not self._reserve.exists():
+            self._fill_reserve()
+
+    def _commit(self, batch: list[_Pending]) -> list[Any]:
+        """One outcome per change: its result, or the exception it failed with."""
+        run = self._connection.execute
+        try:
+            run("BEGIN IMMEDIATE")
+            outcomes = [self._savepoint(pending) for pending in batch]
+            run("COMMIT")
+        except sqlite3.Error as exc:
+            with contextlib.suppress(sqlite3.Error):
+                run("ROLLBACK")
+            return [exc] * len(batch)
+        return outcomes
+
+    def _savepoint(self, pending: _Pending) -> Any:  # noqa: ANN401 - the change's own type
+        run = self._connection.execute
+        run("SAVEPOINT one")
+        try:
+            outcome = pending.change(self._connection)
+        except sqlite3.OperationalError:
+            raise  # a full disk or the like: SQLite may have rolled the whole transaction back
+        except Exception as exc:  # noqa: BLE001 - handed to the one caller whose change it was
+            run("ROLLBACK TO one")
+            outcome = exc
+        run("RELEASE one")
+        return outcome
+
+    def _fill_reserve(self) -> None:
+        if self._reserve.exists():
+            return
+        try:
+            fd = os.open(self._reserve, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o600)
+            try:
+                os.posix_fallocate(fd, 0, _RESERVE_BYTES)
+            finally:
+                os.close(fd)
+        except OSError:
+            self._reserve.unlink(missing_ok=True)  # the disk is full; the next commit tries again
+
+
+def _settle(pending: _Pending, outcome: object) -> None:
+    if isinstance(outcome, BaseException):
+        if not pending.future.done():
+            pending.future.set_exception(_translate(outcome))
+        return
+    if pending.then is not None:
+        pending.then(outcome)
+    if not pending.future.done():
+        pending.future.set_result(outcome)
+
+
+def _translate(error: BaseException) -> BaseException:
+    if _is_full(error):
+        full = ExhaustedError(
+            f"state database cannot be written ({error}); free space below the root directory"
+        )
+        full.__cause__ = error
+        return full
+    return error
+
+
+def _is_full(outcome: object) -> bool:
+    return isinstance(outcome, sqlite3.OperationalError) and outcome.sqlite_errorcode & 0xFF in {
+        sqlite3.SQLITE_FULL,
+        sqlite3.SQLITE_IOERR,
+    }
+
+
+def _connect(path: Path) -> sqlite3.Connection:
+    connection = sqlite3.connect(
+        f"{path.absolute().as_uri()}?mode=rw", uri=True, isolation_level=None, check_same_thread=False
+    )
+    connection.execute("PRAGMA locking_mode = NORMAL")
+    connection.execute("PRAGMA journal_mode = WAL")
+    connection.execute("PRAGMA synchronous = FULL")
+    connection.execute("PRAGMA foreign_keys = ON")
+    return connection
+
+
+def _create(path: Path) -> None:
+    temporary = path.with_name(path.name + ".new")
+    temporary.unlink(missing_ok=True)
+    connection = sqlite3.connect(temporary, isolation_level=None)
+    connection.execute(f"PRAGMA application_id = {_APPLICATION_ID}")
+    _migrate(connection)
+    connection.close()
+    temporary.chmod(0o600)
+    temporary.rename(path)
+    directory = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        os.fsync(directory)
+    finally:
+        os.close(directory)
+
+
+def _check(connection: sqlite3.Connection, path: Path) -> None:
+    (application,) = connection.execute("PRAGMA application_id").fetchone()
+    if application != _APPLICATION_ID:
+        raise CorruptError(f'"{path}" is no state database of criagent; move it away')
+    (verdict,) = connection.execute("PRAGMA quick_check(1)").fetchone()
+    if verdict != "ok":
+        raise CorruptError(f'state database "{path}" is damaged: {verdict}; restore it from a backup')
+    (version,) = connection.execute("PRAGMA user_version").fetchone()
+    if version > len(_migrations()):
+        raise CorruptError(
+            f'state database "{path}" has schema version {version}, newer than this criagent knows '
+            f"({len(_migrations())}); start the newer criagent again"
+        )
+
+
+def _migrate(connection: sqlite3.Connection) -> None:
+    (version,) = connection.execute("PRAGMA user_version").fetchone()
+    for number, script in enumerate(_migrations()[version:], version + 1):
+        connection.executescript(f"BEGIN; {script} PRAGMA user_version = {number}; COMMIT;")
+
+
+def _migrations() -> list[str]:
+    folder = resources.files("criagent.store") / "schema"
+    names = sorted(entry.name for entry in folder.iterdir() if entry.name.endswith(".sql"))
+    return [(folder / name).read_text() for name in names]

@@ -1,0 +1,140 @@
+"""Image rows. One transaction makes an image, its layers and its blobs visible together."""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+import sqlite3
+from collections.abc import Callable, Sequence
+
+import msgspec
+
+from criagent.model import Blob, Image, Snapshot
+from criagent.store.blobs import BlobStore, insert_blob
+from criagent.store.db import Database
+from criagent.store.snapshots import SnapshotStore, update_snapshot
+
+_ID_PREFIX = re.compile(r"[0-9a-f]{3,64}")  # as short as crictl prints and people type
+
+
+class ImageStore:
+    """Images by id, tag and repo digest; a tag names at most one image."""
+
+    def __init__(self, db: Database, snapshots: SnapshotStore, blobs: BlobStore) -> None:
+        self._db = db
+        self._snapshots = snapshots
+        self._blobs = blobs
+        self._rows: dict[str, Image] = {}
+        self._names: dict[str, str] = {}
+        self.listeners: list[Callable[[str, Image | None], None]] = []
+        for image in _load_all(db.read("SELECT body FROM images")):
+            self._remember(image)
+
+    def all(self) -> list[Image]:
+        """Every image, in no order."""
+        return list(self._rows.values())
+
+    def get(self, image_id: str) -> Image | None:
+        """The image of exactly this id ("sha256:…")."""
+        return self._rows.get(image_id)
+
+    def find(self, name: str) -> Image | None:
+        """The image of a canonical tag, repo digest, id, bare hex id or unique hex prefix."""
+        if image := self._rows.get(name) or self._rows.get(f"sha256:{name}"):
+            return image
+        if (image_id := self._names.get(name)) is not None:
+            return self._rows[image_id]
+        bare = name.removeprefix("sha256:")
+        if _ID_PREFIX.fullmatch(bare) is None:
+            return None
+        found = [i for i in self._rows.values() if i.id.removeprefix("sha256:").startswith(bare)]
+        return found[0] if len(found) == 1 else None
+
+    async def put(
+        self, image: Image, snapshots: Sequence[Snapshot] = (), blobs: Sequence[Blob] = ()
+    ) -> Image:
+        """Add the image, or give an existing one of its id the new names; returns what is stored.
+
+        Tags that other images hold move here. Snapshots and blobs become visible in the same commit.
+        """
+
+        def change(connection: sqlite3.Connection) -> list[Image]:
+            for snapshot in snapshots:
+                update_snapshot(connection, snapshot)
+            for blob in blobs:
+                insert_blob(connection, blob)
+            rows = _load_all(connection.execute("SELECT body FROM images").fetchall())
+            changed = [_merged(image, rows), *_without_tags(image, rows)]
+            for row in changed:
+                connection.execute(
+                    "INSERT OR REPLACE INTO images (id, body) VALUES (?, ?)",
+                    (row.id, msgspec.json.encode(row)),
+                )
+            return changed
+
+        def then(changed: list[Image]) -> None:
+            for snapshot in snapshots:
+                self._snapshots.remember(snapshot)
+            for blob in blobs:
+                self._blobs.remember(blob)
+            for row in reversed(changed):
+                self._committed(row)
+
+        return (await self._db.write(change, then=then))[0]
+
+    async def delete(self, image_id: str) -> None:
+        """Forget the image with all its names; nothing happens when it is gone."""
+
+        def change(connection: sqlite3.Connection) -> None:
+            connection.execute("DELETE FROM images WHERE id = ?", (image_id,))
+
+        await self._db.write(change, then=lambda _: self._forget(image_id), frees=True)
+
+    def _remember(self, image: Image) -> None:
+        for name in self._names_of(self._rows.get(image.id)):
+            self._names.pop(name, None)
+        self._rows[image.id] = image
+        for name in self._names_of(image):
+            self._names[name] = image.id
+
+    def _committed(self, image: Image) -> None:
+        self._remember(image)
+        for listener in self.listeners:
+            listener(image.id, image)
+
+    def _forget(self, image_id: str) -> None:
+        image = self._rows.pop(image_id, None)
+        for name in self._names_of(image):
+            if self._names.get(name) == image_id:
+                del self._names[name]
+        for listener in self.listeners:
+            listener(image_id, None)
+
+    @staticmethod
+    def _names_of(image: Image | None) -> tuple[str, ...]:
+        return () if image is None else (*image.repo_tags, *image.repo_digests)
+
+
+def _load_all(rows: Sequence[tuple[bytes]]) -> list[Image]:
+    return [msgspec.json.decode(body, type=Image) for (body,) in rows]
+
+
+def _merged(image: Image, rows: Sequence[Image]) -> Image:
+    old = next((row for row in rows if row.id == image.id), None)
+    if old is None:
+        return image
+    return dataclasses.replace(
+        image,
+        repo_tags=tuple(dict.fromkeys((*old.repo_tags, *image.repo_tags))),
+        repo_digests=tuple(dict.fromkeys((*old.repo_digests, *image.repo_digests))),
+        pulled_at_ns=old.pulled_at_ns or image.pulled_at_ns,
+    )
+
+
+def _without_tags(image: Image, rows: Sequence[Image]) -> list[Image]:
+    moved = set(image.repo_tags)
+    return [
+        dataclasses.replace(row, repo_tags=tuple(t for t in row.repo_tags if t not in moved))
+        for row in rows
+        if row.id != image.id and moved.intersection(row.repo_tags)
+    ]

@@ -1,0 +1,213 @@
+"""The store: durable before it returns, one commit per burst, refusals that change nothing."""
+
+from __future__ import annotations
+
+import asyncio
+import dataclasses
+from collections.abc import AsyncIterator, Iterator
+from ipaddress import ip_network
+from pathlib import Path
+
+import pytest
+import pytest_asyncio
+
+from criagent.errors import (
+    AlreadyExistsError,
+    CorruptError,
+    ExhaustedError,
+    InvalidRequestError,
+    NotFoundError,
+)
+from criagent.model import (
+    Image,
+    ImageConfig,
+    Sandbox,
+    SandboxId,
+    SandboxMetadata,
+    SandboxSpec,
+)
+from criagent.store.addresses import AddressStore
+from criagent.store.blobs import BlobStore
+from criagent.store.db import Database
+from criagent.store.images import ImageStore
+from criagent.store.sandboxes import SandboxStore
+from criagent.store.settings import SettingStore
+from criagent.store.snapshots import SnapshotStore
+
+
+def box(number: int, *, name: str = "pod") -> Sandbox:
+    return Sandbox(
+        id=SandboxId(f"{number:064x}"),
+        spec=SandboxSpec(metadata=SandboxMetadata(name=name, uid="u", namespace="n")),
+        created_at_ns=number,
+        boot_id="boot",
+    )
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    return tmp_path / "state.db"
+
+
+@pytest_asyncio.fixture
+async def db(path: Path) -> AsyncIterator[Database]:
+    database = Database.open(path)
+    yield database
+    database.close()
+
+
+@pytest.fixture
+def reopened(path: Path) -> Iterator[list[Database]]:
+    opened: list[Database] = []
+    yield opened
+    for database in opened:
+        database.close()
+
+
+async def test_a_row_survives_reopening(path: Path, reopened: list[Database]) -> None:
+    first = Database.open(path)
+    await SandboxStore(first).insert(box(1))
+    first.close()
+    reopened.append(Database.open(path))
+    assert SandboxStore(reopened[0]).all() == [box(1)]
+
+
+async def test_a_taken_key_is_refused_and_leaves_the_first_row(db: Database) -> None:
+    store = SandboxStore(db)
+    await store.insert(box(1))
+    with pytest.raises(AlreadyExistsError, match="pod_n_u_0"):
+        await store.insert(box(2))
+    assert store.all() == [box(1)]
+
+
+async def test_one_refused_change_does_not_undo_its_neighbours(db: Database) -> None:
+    store = SandboxStore(db)
+    outcomes = await asyncio.gather(
+        store.insert(box(1, name="a")),
+        store.insert(box(2, name="a")),
+        store.insert(box(3, name="c")),
+        return_exceptions=True,
+    )
+    assert [type(o) for o in outcomes] == [type(None), AlreadyExistsError, type(None)]
+    assert {b.id for b in store.all()} == {box(1).id, box(3).id}
+
+
+async def test_update_of_a_deleted_row_is_not_found(db: Database) -> None:
+    store = SandboxStore(db)
+    await store.insert(box(1))
+    await store.delete(box(1).id)
+    await store.delete(box(1).id)
+    with pytest.raises(NotFoundError):
+        await store.update(box(1))
+    assert store.by_key("pod_n_u_0") is None
+
+
+async def test_ids_resolve_by_unique_prefix(db: Database) -> None:
+    store = SandboxStore(db)
+    await store.insert(box(1 << 252, name="a"))
+    await store.insert((other := box((1 << 252) + 1, name="b")))
+    assert store.resolve(other.id) is store.get(other.id)
+    with pytest.raises(InvalidRequestError, match="ambiguous"):
+        store.resolve("10")
+    for unknown in ("2", "", "..", "\0", "x" * 64, "1" * 64):
+        with pytest.raises(NotFoundError):
+            store.resolve(unknown)
+
+
+async def test_a_cancelled_writer_still_updates_the_cache(db: Database) -> None:
+    store = SandboxStore(db)
+    task = asyncio.create_task(store.insert(box(1)))
+    await asyncio.sleep(0)
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+    assert store.all() == [box(1)]
+
+
+async def test_listeners_hear_commits_in_order(db: Database) -> None:
+    store = SandboxStore(db)
+    heard: list[tuple[str, Sandbox | None]] = []
+    store.listeners.append(lambda row_id, row: heard.append((row_id, row)))
+    await store.insert(box(1))
+    newer = dataclasses.replace(box(1), ready_at_ns=5)
+    await store.update(newer)
+    await store.delete(newer.id)
+    assert heard == [(newer.id, box(1)), (newer.id, newer), (newer.id, None)]
+
+
+@pytest.mark.parametrize("damage", [b"", b"SQLite format 3\0", b"not a database at all" * 99])
+def test_a_damaged_file_is_refused_and_left_alone(path: Path, damage: bytes) -> None:
+    path.write_bytes(damage)
+    with pytest.raises(CorruptError, match=r"state\.db"):
+        Database.open(path)
+    assert path.read_bytes() == damage
+
+
+async def test_a_truncated_database_is_refused_and_left_alone(path: Path) -> None:
+    database = Database.open(path)
+    await SettingStore(database).put("a", "b" * 100_000)
+    database.close()
+    half = path.read_bytes()[: path.stat().st_size // 2]
+    path.write_bytes(half)
+    with pytest.raises(CorruptError):
+        Database.open(path)
+    assert path.read_bytes() == half
+
+
+async def test_a_newer_schema_is_refused(path: Path) -> None:
+    database = Database.open(path)
+    await database.write(lambda connection: connection.execute("PRAGMA user_version = 99"))
+    database.close()
+    with pytest.raises(CorruptError, match="newer"):
+        Database.open(path)
+
+
+async def test_addresses_go_round_and_run_out(db: Database) -> None:
+    store = AddressStore(db)
+    networks = [ip_network("10.0.0.0/29"), ip_network("fd00::/120")]
+    first = await store.allocate("a", networks)
+    assert first == ("10.0.0.2", "fd00::2")
+    assert await store.allocate("a", networks) == first
+    await store.release("a")
+    others = [await store.allocate(name, networks) for name in "bcdef"]
+    assert {a[0] for a in others} == {f"10.0.0.{n}" for n in range(2, 7)}
+    assert others[0][0] == "10.0.0.3"
+    with pytest.raises(ExhaustedError, match=r"10\.0\.0\.0/29"):
+        await store.allocate("g", networks)
+    assert store.of("g") == ()
+    await store.release("b")
+    assert (await store.allocate("g", networks))[0] == "10.0.0.3"
+
+
+async def test_a_tag_moves_to_the_newest_image(db: Database) -> None:
+    store = ImageStore(db, SnapshotStore(db), BlobStore(db))
+
+    def image(digit: str, *tags: str) -> Image:
+        return Image(
+            id="sha256:" + digit * 64,
+            manifest_digest="",
+            config=ImageConfig(),
+            layers=(),
+            repo_tags=tags,
+        )
+
+    await store.put(image("a", "r/x:1", "r/x:2"))
+    await store.put(image("b", "r/x:1"))
+    assert store.find("r/x:1") == image("b", "r/x:1")
+    assert store.find("r/x:2") == image("a", "r/x:2")
+    assert store.find("aaaa") == store.get("sha256:" + "a" * 64)
+    merged = await store.put(image("a", "r/y:1"))
+    assert merged.repo_tags == ("r/x:2", "r/y:1")
+    await store.delete(merged.id)
+    assert store.find("r/y:1") is None
+    assert store.find("r/x:1") is not None
+
+
+async def test_snapshot_numbers_are_never_used_twice(db: Database) -> None:
+    store = SnapshotStore(db)
+    first = await store.reserve("a")
+    await store.delete("a")
+    second = await store.reserve("a")
+    assert second.number > first.number
+    with pytest.raises(AlreadyExistsError):
+        await store.reserve("a")
