@@ -216,6 +216,12 @@ class Sandbox:
     holder: ProcessRef | None = None  # PID 1 of a shared PID namespace
     ready_at_ns: int = 0  # every step of RunPodSandbox is done
     stopped_at_ns: int = 0  # StopPodSandbox began, or the sandbox is lost
+    released_at_ns: int = 0  # network, namespaces and holder are gone
+
+    @property
+    def visible(self) -> bool:
+        """Listed: finished once, or left by a failed undo for the kubelet to remove."""
+        return bool(self.ready_at_ns or self.stopped_at_ns)
 
     @property
     def state(self) -> SandboxState:
@@ -348,6 +354,11 @@ class Container:
     message: str = ""
     stop_deadline_ns: int = 0  # a stop is in progress; SIGKILL at this time
     oom_kills_seen: int = 0
+
+    @property
+    def visible(self) -> bool:
+        """Listed: created once, or left by a failed undo for the kubelet to remove."""
+        return bool(self.ready_at_ns or self.finished_at_ns)
 
     @property
     def state(self) -> ContainerState:

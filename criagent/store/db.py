@@ -56,14 +56,19 @@ class Database:
         """
         if not path.exists():
             _create(path)
+        connection = _connect(path)
         try:
-            connection = _connect(path)
             _check(connection, path)
+            _configure(connection)
         except sqlite3.DatabaseError as exc:
+            connection.close()
             raise CorruptError(
                 f'state database "{path}" cannot be read ({exc}); restore it from a backup, or move '
                 "it away and remove all pods and images of this node"
             ) from exc
+        except CorruptError:
+            connection.close()
+            raise
         _migrate(connection)
         return cls(connection, path)
 
@@ -183,14 +188,16 @@ def _is_full(outcome: object) -> bool:
 
 
 def _connect(path: Path) -> sqlite3.Connection:
-    connection = sqlite3.connect(
+    return sqlite3.connect(
         f"{path.absolute().as_uri()}?mode=rw", uri=True, isolation_level=None, check_same_thread=False
     )
+
+
+def _configure(connection: sqlite3.Connection) -> None:
     connection.execute("PRAGMA locking_mode = NORMAL")
     connection.execute("PRAGMA journal_mode = WAL")
     connection.execute("PRAGMA synchronous = FULL")
     connection.execute("PRAGMA foreign_keys = ON")
-    return connection
 
 
 def _create(path: Path) -> None:

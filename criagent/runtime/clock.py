@@ -1,0 +1,39 @@
+"""Time and identity as the runtime hands them out."""
+
+from __future__ import annotations
+
+import secrets
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+
+class Clock:
+    """Nanoseconds since the epoch, strictly increasing for the life of the daemon.
+
+    The kubelet orders objects by created_at, so two of them never share one, and a wall clock
+    that is set back does not turn the order round. `floor_ns` is the newest time ever stored.
+    """
+
+    def __init__(self, wall_ns: Callable[[], int] = time.time_ns) -> None:
+        self._wall_ns = wall_ns
+        self._last_ns = 0
+
+    def raise_floor(self, floor_ns: int) -> None:
+        """Never answer `floor_ns` or less from now on."""
+        self._last_ns = max(self._last_ns, floor_ns)
+
+    def now_ns(self) -> int:
+        """The wall clock, or one more than the last answer."""
+        self._last_ns = max(self._wall_ns(), self._last_ns + 1)
+        return self._last_ns
+
+
+def new_id() -> str:
+    """64 random lower-case hex digits, the form of sandbox and container ids."""
+    return secrets.token_hex(32)
+
+
+def boot_id() -> str:
+    """The kernel's id of this boot; rows of another boot have no living process (man 5 proc)."""
+    return Path("/proc/sys/kernel/random/boot_id").read_text().strip()

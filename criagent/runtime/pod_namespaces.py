@@ -1,0 +1,83 @@
+"""The pinned net, ipc and uts namespaces of a sandbox.
+
+Each is a bind mount `sandboxes/<id>/ns/<kind>` below the run directory, so it lives without any
+process. Kinds that the pod shares with the host have no pin.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+from concurrent.futures import Executor
+from pathlib import Path
+
+from criagent.aio import run_in
+from criagent.kernel.namespaces import is_pinned, pin_namespaces, unpin
+from criagent.model import NamespaceMode, Sandbox
+from criagent.runtime.paths import RuntimePaths
+
+_PORTS_SYSCTL = "net.ipv4.ip_unprivileged_port_start"
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class PodNamespaces:
+    """Creates, finds and removes the pins."""
+
+    paths: RuntimePaths
+    fs: Executor
+    unprivileged_ports: bool
+
+    async def create(self, box: Sandbox) -> None:
+        """Make and pin the namespaces that `box` has of its own, with hostname and sysctls."""
+        targets = self.pins(box)
+        directory = self.paths.netns(box.id).parent
+        sysctls = dict(box.spec.sysctls)
+        if self.unprivileged_ports and "net" in targets:
+            sysctls.setdefault(_PORTS_SYSCTL, "0")
+
+        def make() -> None:
+            directory.mkdir(parents=True, exist_ok=True, mode=0o711)
+            if targets:
+                hostname = pod_hostname(box) if "uts" in targets else None
+                pin_namespaces(targets, sysctls=sysctls, hostname=hostname)
+
+        await run_in(self.fs, make)
+
+    def pins(self, box: Sandbox) -> dict[str, Path]:
+        """Pin by kind ("net", "ipc", "uts") of each namespace that is the pod's own."""
+        options = box.spec.security.namespaces
+        pins: dict[str, Path] = {}
+        if options.network is not NamespaceMode.NODE:
+            pins["net"] = self.paths.netns(box.id)
+            pins["uts"] = self.paths.utsns(box.id)
+        if options.ipc is not NamespaceMode.NODE:
+            pins["ipc"] = self.paths.ipcns(box.id)
+        return pins
+
+    def netns(self, box: Sandbox) -> Path:
+        """Where the network namespace of `box` is pinned."""
+        return self.paths.netns(box.id)
+
+    async def intact(self, box: Sandbox) -> bool:
+        """Whether every pin of `box` is still a mounted namespace."""
+        pins = self.pins(box)
+        return await run_in(self.fs, lambda: all(is_pinned(pin) for pin in pins.values()))
+
+    async def remove(self, sandbox_id: str) -> None:
+        """Unpin whatever is pinned; the kernel drops a namespace with its last user."""
+        pins = (
+            self.paths.netns(sandbox_id),
+            self.paths.utsns(sandbox_id),
+            self.paths.ipcns(sandbox_id),
+        )
+
+        def undo() -> None:
+            for pin in pins:
+                unpin(pin)
+
+        await run_in(self.fs, undo)
+
+
+def pod_hostname(box: Sandbox) -> str:
+    """The hostname that the pod sees: its own, or the node's."""
+    return box.spec.hostname or os.uname().nodename

@@ -1,0 +1,138 @@
+"""Run a pod sandbox: row, namespaces, network, files, shared-PID holder - in that order.
+
+The row is written before the first kernel object exists, and every kernel object is found from
+the sandbox id alone. A crash at any line therefore leaves a row from which `sandbox_teardown.py`
+undoes the rest. The work belongs to an owner task by metadata: a caller that gives up loses
+nothing, and a repeat with equal configuration joins the task or gets its finished sandbox.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from functools import partial
+
+import structlog
+
+from criagent import faults
+from criagent.aio import Owner, Owners, Rollback
+from criagent.errors import AlreadyExistsError, InvalidRequestError, NameReservedError
+from criagent.model import NamespaceMode, Sandbox, SandboxId, SandboxSpec
+from criagent.net.pod_network import Networks
+from criagent.runtime.clock import Clock
+from criagent.runtime.pod_files import PodFileWriter
+from criagent.runtime.pod_namespaces import PodNamespaces
+from criagent.runtime.sandbox_holder import SandboxHolder
+from criagent.runtime.sandbox_teardown import SandboxTeardown
+from criagent.runtime.validate import validate_sandbox_spec
+from criagent.store.sandboxes import SandboxStore
+
+_UNDO_BUDGET_S = 30.0  # per step; a step that needs longer is left to recovery
+
+log: structlog.stdlib.BoundLogger = structlog.get_logger(__name__)
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class SandboxRunner:
+    """The RunPodSandbox verb."""
+
+    store: SandboxStore
+    owners: Owners[Sandbox]
+    networks: Networks
+    namespaces: PodNamespaces
+    files: PodFileWriter
+    holder: SandboxHolder
+    teardown: SandboxTeardown
+    handlers: frozenset[str]
+    clock: Clock
+    boot_id: str
+    new_id: Callable[[], str]
+
+    async def run(self, spec: SandboxSpec) -> Sandbox:
+        """Return the READY sandbox of `spec`, running it unless that was done or is under way.
+
+        Raises InvalidRequestError, AlreadyExistsError when a sandbox of another configuration or
+        a stopped one has the name, NameReservedError while such a one is being made.
+        """
+        validate_sandbox_spec(spec)
+        if spec.runtime_handler and spec.runtime_handler not in self.handlers:
+            raise InvalidRequestError(
+                f'runtime handler "{spec.runtime_handler}" is not configured; known are '
+                f"{sorted(self.handlers)}"
+            )
+        key = spec.metadata.key
+        owner = self.owners.get(key)
+        if owner is None:
+            if (existing := self.store.by_key(key)) is not None:
+                return _same(existing, spec)
+            owner = self.owners.start(key, spec, partial(self._run, spec))
+        elif owner.fingerprint != spec:
+            raise NameReservedError(
+                f'sandbox name "{key}" is being made with another configuration '
+                f"(stage: {owner.stage})"
+            )
+        return await self.owners.join(owner)
+
+    async def _run(self, spec: SandboxSpec, owner: Owner[Sandbox]) -> Sandbox:
+        box = Sandbox(
+            id=SandboxId(self.new_id()),
+            spec=spec,
+            created_at_ns=self.clock.now_ns(),
+            boot_id=self.boot_id,
+            network_backend=self._backend(spec),
+        )
+        undo = Rollback(step_budget_s=_UNDO_BUDGET_S)
+        try:
+            async with undo:
+                box = await self._build(box, owner, undo)
+                undo.commit()
+        finally:
+            if not undo.clean:
+                await self.teardown.mark_lost(box.id)
+        log.info("sandbox_started", sandbox_id=box.id, pod=spec.metadata.key, ips=box.addresses)
+        return box
+
+    async def _build(self, box: Sandbox, owner: Owner[Sandbox], undo: Rollback) -> Sandbox:
+        owner.stage = "state"
+        undo.push("row", partial(self.store.delete, box.id))
+        await self.store.insert(box)
+        faults.reach("sandbox-run:row")
+        owner.stage = "namespaces"
+        undo.push("namespaces", partial(self.namespaces.remove, box.id))
+        await self.namespaces.create(box)
+        faults.reach("sandbox-run:namespaces")
+        if box.network_backend:
+            owner.stage = "network"
+            undo.push("network", partial(self.teardown.detach, box))
+            attachment = await self.networks.for_row(box).attach(box, self.namespaces.netns(box))
+            box = dataclasses.replace(
+                box, addresses=attachment.addresses, cni_result=attachment.cni_result
+            )
+            faults.reach("sandbox-run:network")
+        owner.stage = "pod files"
+        undo.push("files", partial(self.files.remove, box.id))
+        await self.files.write(box)
+        faults.reach("sandbox-run:files")
+        if box.spec.security.namespaces.pid is NamespaceMode.POD:
+            owner.stage = "shared PID namespace"
+            undo.push("holder", partial(self.holder.remove, box.id))
+            box = dataclasses.replace(box, holder=await self.holder.start(box))
+            faults.reach("sandbox-run:holder")
+        owner.stage = "commit"
+        box = dataclasses.replace(box, ready_at_ns=self.clock.now_ns())
+        await self.store.update(box)
+        faults.reach("sandbox-run:ready")
+        return box
+
+    def _backend(self, spec: SandboxSpec) -> str:
+        host = spec.security.namespaces.network is NamespaceMode.NODE
+        return "" if host else self.networks.default.backend
+
+
+def _same(existing: Sandbox, spec: SandboxSpec) -> Sandbox:
+    if existing.spec == spec and existing.ready_at_ns and not existing.stopped_at_ns:
+        return existing
+    state = "stopped" if existing.stopped_at_ns else "of another configuration"
+    raise AlreadyExistsError(
+        f'sandbox name "{spec.metadata.key}" is taken by {existing.id} ({state}); remove it first'
+    )

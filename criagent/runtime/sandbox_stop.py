@@ -1,0 +1,88 @@
+"""Stop and remove pod sandboxes: both succeed from any half-state, any number of times."""
+
+from __future__ import annotations
+
+import asyncio
+import dataclasses
+from collections.abc import Callable, Coroutine
+from functools import partial
+
+import structlog
+
+from criagent import faults
+from criagent.aio import Owner, Owners
+from criagent.errors import NotFoundError
+from criagent.model import Sandbox
+from criagent.runtime.container_create import ContainerCreator
+from criagent.runtime.container_remove import ContainerRemover
+from criagent.runtime.container_stop import ContainerStopper
+from criagent.runtime.sandbox_teardown import SandboxTeardown
+from criagent.store.containers import ContainerStore
+from criagent.store.sandboxes import SandboxStore
+
+log: structlog.stdlib.BoundLogger = structlog.get_logger(__name__)
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class SandboxStopper:
+    """The StopPodSandbox and RemovePodSandbox verbs; one task per sandbox and verb."""
+
+    store: SandboxStore
+    containers: ContainerStore
+    owners: Owners[None]
+    creator: ContainerCreator
+    stopper: ContainerStopper
+    remover: ContainerRemover
+    teardown: SandboxTeardown
+
+    async def stop(self, sandbox_id: str) -> None:
+        """Kill what runs in the sandbox and free its network; unknown ids are fine."""
+        box = self._find(sandbox_id)
+        if box is not None:
+            await self._own(f"stop:{box.id}", partial(self._stop, box.id))
+
+    async def remove(self, sandbox_id: str) -> None:
+        """Stop the sandbox if need be, remove its containers, then its row; unknown ids are fine."""
+        box = self._find(sandbox_id)
+        if box is not None:
+            await self._own(f"remove:{box.id}", partial(self._remove, box.id))
+
+    def _find(self, sandbox_id: str) -> Sandbox | None:
+        try:
+            box = self.store.resolve(sandbox_id)
+        except NotFoundError:
+            return None
+        return box if box.visible else None
+
+    async def _own(
+        self, key: str, work: Callable[[Owner[None]], Coroutine[object, object, None]]
+    ) -> None:
+        owner = self.owners.get(key) or self.owners.start(key, None, work)
+        await self.owners.join(owner)
+
+    async def _stop(self, sandbox_id: str, owner: Owner[None]) -> None:
+        box = self.store.get(sandbox_id)
+        if box is None:
+            return
+        box = await self.teardown.mark_stopped(box)
+        faults.reach("sandbox-stop:marked")
+        owner.stage = "containers"
+        await self.creator.cancel_all(box.id)
+        rows = self.containers.of_sandbox(box.id)
+        await asyncio.gather(*(self.stopper.stop(row.id, 0) for row in rows))
+        faults.reach("sandbox-stop:containers")
+        owner.stage = "network and namespaces"
+        await self.teardown.release(box)
+        log.info("sandbox_stopped", sandbox_id=box.id, pod=box.spec.metadata.key)
+
+    async def _remove(self, sandbox_id: str, owner: Owner[None]) -> None:
+        await self.stop(sandbox_id)
+        owner.stage = "containers"
+        rows = self.containers.of_sandbox(sandbox_id)
+        await asyncio.gather(*(self.remover.remove(row.id) for row in rows))
+        faults.reach("sandbox-remove:containers")
+        box = self.store.get(sandbox_id)
+        if box is not None:
+            owner.stage = "files"
+            await self.teardown.erase(box)
+            log.info("sandbox_removed", sandbox_id=box.id, pod=box.spec.metadata.key)
