@@ -1,0 +1,121 @@
+"""Bring rows and kernel back into agreement when the daemon starts.
+
+Assumptions: every kernel object of ours is named by an id that has a row, unless its row is gone;
+a row of another boot has no living object; containers and their monitors went on without us.
+Each object is handled alone, under a time limit, and one that cannot be handled is marked and
+skipped, never fatal. What no row owns is swept last. Until all of that is done, calls are refused.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import dataclasses
+import shutil
+from collections.abc import Awaitable, Callable
+from concurrent.futures import Executor
+
+import structlog
+
+from criagent.aio import run_in
+from criagent.kernel import mount
+from criagent.model import Container, Sandbox
+from criagent.net.pod_network import Networks
+from criagent.runtime.clock import Clock
+from criagent.runtime.container_recover import ContainerRecovery
+from criagent.runtime.paths import RuntimePaths
+from criagent.runtime.pod_namespaces import PodNamespaces
+from criagent.runtime.sandbox_holder import SandboxHolder
+from criagent.runtime.sandbox_teardown import SandboxTeardown
+from criagent.store.containers import ContainerStore
+from criagent.store.sandboxes import SandboxStore
+
+_ITEM_LIMIT_S = 10.0
+_AT_ONCE = 32
+
+log: structlog.stdlib.BoundLogger = structlog.get_logger(__name__)
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class Recovery:
+    """Runs once, before the first call is served."""
+
+    sandboxes: SandboxStore
+    containers: ContainerStore
+    container_recovery: ContainerRecovery
+    networks: Networks
+    namespaces: PodNamespaces
+    holder: SandboxHolder
+    teardown: SandboxTeardown
+    paths: RuntimePaths
+    clock: Clock
+    boot_id: str
+    fs: Executor
+
+    async def run(self) -> None:
+        """Reconcile everything; afterwards each row tells the truth."""
+        self._raise_clock()
+        unfinished_boxes = [box for box in self.sandboxes.all() if not box.visible]
+        await self._each("container", self.containers.all(), self._container)
+        await self._each("sandbox", unfinished_boxes, self._undo_sandbox)
+        await self._each("sandbox", [b for b in self.sandboxes.all() if b.visible], self._sandbox)
+        live = [box for box in self.sandboxes.all() if not box.released_at_ns]
+        await self.networks.reconcile(live)
+        await run_in(self.fs, self._sweep)
+        log.info(
+            "recovered", sandboxes=len(self.sandboxes.all()), containers=len(self.containers.all())
+        )
+
+    def _raise_clock(self) -> None:
+        for row in (*self.sandboxes.all(), *self.containers.all()):
+            self.clock.raise_floor(row.created_at_ns)
+
+    async def _each(
+        self, noun: str, rows: list[Row], handle: Callable[[Row], Awaitable[None]]
+    ) -> None:
+        gate = asyncio.Semaphore(_AT_ONCE)
+
+        async def one(row: Row) -> None:
+            async with gate:
+                try:
+                    async with asyncio.timeout(_ITEM_LIMIT_S):
+                        await handle(row)
+                except Exception as failure:
+                    log.exception("recovery_failed", object=noun, id=row.id, error=repr(failure))
+
+        await asyncio.gather(*(one(row) for row in rows))
+
+    async def _container(self, row: Container) -> None:
+        await self.container_recovery.recover(row)
+
+    async def _undo_sandbox(self, box: Sandbox) -> None:
+        """A run that a crash cut short: nobody has its id, so it goes as if it never was."""
+        try:
+            await self.teardown.erase(box)
+        except Exception:
+            await self.teardown.mark_lost(box.id)
+            raise
+
+    async def _sandbox(self, box: Sandbox) -> None:
+        if box.released_at_ns:
+            return
+        if box.stopped_at_ns or box.boot_id != self.boot_id:
+            await self.teardown.release(box)
+            return
+        if not await self.namespaces.intact(box) or not self.holder.alive(box):
+            log.warning("sandbox_lost", sandbox_id=box.id, pod=box.spec.metadata.key)
+            await self.teardown.mark_stopped(box)
+
+    def _sweep(self) -> None:
+        """Directories of the run directory whose row is gone."""
+        for directory, known in (
+            (self.paths.run_dir / "sandboxes", self.sandboxes.get),
+            (self.paths.run_dir / "containers", self.containers.get),
+        ):
+            for entry in directory.iterdir() if directory.exists() else ():
+                if known(entry.name) is None:
+                    mount.detach_below(entry)
+                    shutil.rmtree(entry, ignore_errors=True)
+                    log.warning("orphan_swept", path=str(entry))
+
+
+Row = Sandbox | Container

@@ -1,0 +1,127 @@
+"""The runtime as the CRI services see it: every verb behind one object, nothing else in it."""
+
+from __future__ import annotations
+
+import asyncio
+import dataclasses
+from collections.abc import Sequence
+
+from criagent.aio import Owners
+from criagent.errors import WrongStateError
+from criagent.model import Container, ContainerSpec, Resources, Sandbox, SandboxSpec
+from criagent.net.pod_network import Networks
+from criagent.runtime.cgroups import CgroupDriver
+from criagent.runtime.container_create import ContainerCreator
+from criagent.runtime.container_remove import ContainerRemover
+from criagent.runtime.container_start import ContainerStarter
+from criagent.runtime.container_stop import ContainerStopper
+from criagent.runtime.exec_sync import ExecResult, ExecSync
+from criagent.runtime.exits import ExitWatcher
+from criagent.runtime.handlers import HandlerFacts
+from criagent.runtime.paths import RuntimePaths
+from criagent.runtime.recover import Recovery
+from criagent.runtime.reopen_log import LogReopener
+from criagent.runtime.sandbox_run import SandboxRunner
+from criagent.runtime.sandbox_stop import SandboxStopper
+from criagent.runtime.stats import ContainerStatsReader, StatsSample
+from criagent.runtime.update_resources import ResourceUpdater
+from criagent.store.containers import ContainerStore
+from criagent.store.sandboxes import SandboxStore
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class Runtime:
+    """Verbs of pods and containers. Ids may be unique prefixes everywhere."""
+
+    sandboxes: SandboxStore
+    containers: ContainerStore
+    networks: Networks
+    paths: RuntimePaths
+    handlers: tuple[HandlerFacts, ...]
+    cgroup_driver: CgroupDriver
+    runner: SandboxRunner
+    sandbox_stopper: SandboxStopper
+    creator: ContainerCreator
+    starter: ContainerStarter
+    stopper: ContainerStopper
+    remover: ContainerRemover
+    executor: ExecSync
+    reopener: LogReopener
+    updater: ResourceUpdater
+    stats: ContainerStatsReader
+    exits: ExitWatcher
+    recovery: Recovery
+    sandbox_owners: Owners[Sandbox]
+    container_owners: Owners[Container]
+    stop_owners: Owners[None]
+
+    async def run_pod_sandbox(self, spec: SandboxSpec) -> Sandbox:
+        """RunPodSandbox: see `SandboxRunner.run`."""
+        return await self.runner.run(spec)
+
+    async def stop_pod_sandbox(self, sandbox_id: str) -> None:
+        """StopPodSandbox: see `SandboxStopper.stop`."""
+        await self.sandbox_stopper.stop(sandbox_id)
+
+    async def remove_pod_sandbox(self, sandbox_id: str) -> None:
+        """RemovePodSandbox: see `SandboxStopper.remove`."""
+        await self.sandbox_stopper.remove(sandbox_id)
+
+    async def create_container(
+        self, sandbox_id: str, spec: ContainerSpec, sandbox_spec: SandboxSpec | None = None
+    ) -> Container:
+        """CreateContainer in a READY sandbox.
+
+        Raises NotFoundError for an unknown sandbox, WrongStateError for one that is not ready,
+        and what `ContainerCreator.create` raises. `sandbox_spec` is not used: the row's counts.
+        """
+        del sandbox_spec
+        box = self.sandboxes.resolve(sandbox_id)
+        if not box.ready_at_ns or box.stopped_at_ns:
+            raise WrongStateError(f'sandbox "{box.id}" is not ready: it was stopped')
+        return await self.creator.create(box, spec)
+
+    async def start_container(self, container_id: str) -> None:
+        """StartContainer: see `ContainerStarter.start`."""
+        await self.starter.start(container_id)
+
+    async def stop_container(self, container_id: str, timeout_s: int) -> None:
+        """StopContainer: see `ContainerStopper.stop`."""
+        await self.stopper.stop(container_id, timeout_s)
+
+    async def remove_container(self, container_id: str) -> None:
+        """RemoveContainer: see `ContainerRemover.remove`."""
+        await self.remover.remove(container_id)
+
+    async def exec_sync(self, container_id: str, cmd: Sequence[str], timeout_s: int) -> ExecResult:
+        """ExecSync: see `ExecSync.run`."""
+        return await self.executor.run(container_id, cmd, timeout_s)
+
+    async def reopen_log(self, container_id: str) -> None:
+        """ReopenContainerLog: see `LogReopener.reopen`."""
+        await self.reopener.reopen(container_id)
+
+    async def update_resources(self, container_id: str, resources: Resources) -> None:
+        """UpdateContainerResources: see `ResourceUpdater.update`."""
+        await self.updater.update(container_id, resources)
+
+    async def container_stats(self, container_id: str) -> StatsSample:
+        """ContainerStats of one container. Raises NotFoundError."""
+        return await self.stats.sample(self.containers.resolve(container_id))
+
+    async def list_stats(self, rows: Sequence[Container]) -> list[StatsSample]:
+        """Statistics of `rows`, read from the kernel's files without a fork."""
+        return await self.stats.samples(rows)
+
+    async def recover(self) -> None:
+        """Reconcile rows and kernel; must end before any call is served."""
+        await self.recovery.run()
+
+    async def stop(self, limit_s: float) -> None:
+        """Finish verbs under way within `limit_s`; containers and their monitors keep running."""
+        await asyncio.gather(
+            self.sandbox_owners.drain(limit_s),
+            self.container_owners.drain(limit_s),
+            self.stop_owners.drain(limit_s),
+        )
+        await self.exits.close()
