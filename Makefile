@@ -1,0 +1,24 @@
+# Everything that CI and contributors run. `make help` lists it.
+CACHE := $(or $(XDG_CACHE_HOME),$(HOME)/.cache)/criagent
+VENV  := $(CACHE)/venv-$(shell sha256sum pyproject.toml requirements-dev.lock 2>/dev/null | sha256sum | cut -c1-16)
+PY    := $(VENV)/bin/python
+
+.PHONY: help venv test unit check
+
+help:  ## list the targets
+	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST)
+
+$(PY):
+	python3 -m venv $(VENV)
+	$(VENV)/bin/pip install -q --require-hashes -r requirements-dev.lock
+
+venv: $(PY)  ## the development environment, cached outside the checkout
+
+unit: $(PY)  ## pure tests, no root needed
+	$(PY) -m pytest tests/unit
+
+check: $(PY)  ## linters and types
+	$(VENV)/bin/ruff check criagent tests
+	$(VENV)/bin/mypy criagent
+
+test: unit  ## all tests that this machine can run
