@@ -3,7 +3,7 @@ CACHE := $(or $(XDG_CACHE_HOME),$(HOME)/.cache)/criagent
 VENV  := $(CACHE)/venv-$(shell sha256sum pyproject.toml requirements-dev.lock 2>/dev/null | sha256sum | cut -c1-16)
 PY    := $(VENV)/bin/python
 
-.PHONY: help venv test unit check
+.PHONY: help proto venv test unit check
 
 help:  ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST)
@@ -13,6 +13,9 @@ $(PY):
 	$(VENV)/bin/pip install -q --require-hashes -r requirements-dev.lock
 
 venv: $(PY)  ## the development environment, cached outside the checkout
+
+proto: $(PY)  ## generate criagent/_proto from proto/
+	$(PY) proto/generate.py
 
 unit: $(PY)  ## pure tests, no root needed
 	$(PY) -m pytest tests/unit
