@@ -1,0 +1,190 @@
+"""Mounts: mount(2), umount2(2) and the file-descriptor API of fsopen(2) and its fellows.
+
+System call numbers from 424 on are equal on all architectures. Synchronous, no policy.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import re
+from collections.abc import Iterable, Iterator, Sequence
+from ctypes import c_int, c_uint, c_ulong
+from dataclasses import dataclass
+from pathlib import Path
+
+from criagent.kernel.syscalls import Name, check, libc, syscall
+
+MS_RDONLY = 0x1
+MS_NOSUID = 0x2
+MS_NODEV = 0x4
+MS_NOEXEC = 0x8
+MS_REMOUNT = 0x20
+MS_BIND = 0x1000
+MS_REC = 0x4000
+MS_PRIVATE = 0x40000
+MS_SLAVE = 0x80000
+MS_SHARED = 0x100000
+MNT_DETACH = 0x2
+UMOUNT_NOFOLLOW = 0x8
+
+_OPEN_TREE, _MOVE_MOUNT, _FSOPEN, _FSCONFIG, _FSMOUNT = 428, 429, 430, 431, 432
+_FSOPEN_CLOEXEC = 1
+_FSMOUNT_CLOEXEC = 1
+_FSCONFIG_SET_FLAG, _FSCONFIG_SET_STRING, _FSCONFIG_CMD_CREATE = 0, 1, 6
+_MOVE_MOUNT_F_EMPTY_PATH = 0x4
+_AT_FDCWD = -100
+
+_OCTAL = re.compile(r"\\([0-7]{3})")
+
+
+def mount(source: Name, target: Name, fstype: str = "", flags: int = 0, data: str = "") -> None:
+    """mount(2)."""
+    check(
+        libc.mount(
+            os.fsencode(source),
+            os.fsencode(target),
+            fstype.encode() or None,
+            c_ulong(flags),
+            data.encode() or None,
+        ),
+        "mount",
+        source,
+        target,
+    )
+
+
+def umount2(target: Name, flags: int = 0) -> None:
+    """umount2(2)."""
+    check(libc.umount2(os.fsencode(target), c_int(flags)), "umount2", target)
+
+
+def detach(target: Name) -> bool:
+    """Lazily unmount everything stacked on `target`; False when nothing was mounted there."""
+    found = False
+    while True:
+        try:
+            umount2(target, MNT_DETACH | UMOUNT_NOFOLLOW)
+        except FileNotFoundError:
+            return found
+        except OSError as exc:
+            if exc.errno == errno.EINVAL:  # not a mount point
+                return found
+            raise
+        found = True
+
+
+def detach_below(directory: Path) -> None:
+    """Lazily unmount every mount at or below `directory`, the innermost first."""
+    prefix = str(directory)
+    inside = [m for m in mountinfo() if m.target == prefix or m.target.startswith(prefix + "/")]
+    for entry in sorted(inside, key=lambda m: m.target.count("/"), reverse=True):
+        detach(entry.target)
+
+
+def overlay(
+    lowers: Sequence[Path], upper: Path | None, work: Path | None, target: Path
+) -> None:
+    """Mount an overlay of `lowers` (topmost first), writable when `upper` and `work` are given.
+
+    By `lowerdir+` (Linux 6.7), which has no limit on the length of the list. OSError carries the
+    kernel's own words when it gives some.
+    """
+    context = syscall(_FSOPEN, "fsopen", b"overlay", c_uint(_FSOPEN_CLOEXEC))
+    try:
+        for lower in lowers:
+            _set_string(context, b"lowerdir+", os.fsencode(lower))
+        if upper is not None and work is not None:
+            _set_string(context, b"upperdir", os.fsencode(upper))
+            _set_string(context, b"workdir", os.fsencode(work))
+        _set_string(context, b"index", b"off")  # hard links across layers need no index here
+        _set_string(context, b"source", b"overlay")
+        with _kernel_words(context, target):
+            syscall(_FSCONFIG, "fsconfig", context, c_uint(_FSCONFIG_CMD_CREATE), None, None, 0)
+            tree = syscall(_FSMOUNT, "fsmount", context, c_uint(_FSMOUNT_CLOEXEC), c_uint(0))
+    finally:
+        os.close(context)
+    try:
+        syscall(
+            _MOVE_MOUNT,
+            "move_mount",
+            tree,
+            b"",
+            c_int(_AT_FDCWD),
+            os.fsencode(target),
+            c_uint(_MOVE_MOUNT_F_EMPTY_PATH),
+            source=target,
+        )
+    finally:
+        os.close(tree)
+
+
+def _set_string(context: int, key: bytes, value: bytes) -> None:
+    with _kernel_words(context, value):
+        syscall(
+            _FSCONFIG, "fsconfig", context, c_uint(_FSCONFIG_SET_STRING), key, value, 0, source=value
+        )
+
+
+@contextlib.contextmanager
+def _kernel_words(context: int, what: object) -> Iterator[None]:
+    try:
+        yield
+    except OSError as exc:
+        with contextlib.suppress(OSError):
+            words = os.read(context, 4096).decode(errors="replace").strip()
+            raise OSError(exc.errno, f"{exc.strerror} ({words})", str(what)) from exc
+        raise
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MountEntry:
+    """One line of mountinfo (man 5 proc_pid_mountinfo)."""
+
+    mount_id: int
+    device: str
+    root: str
+    target: str
+    options: frozenset[str]
+    tags: tuple[str, ...]  # "shared:N", "master:N"
+    fstype: str
+    source: str
+
+    @property
+    def shared(self) -> bool:
+        """Mounts below it propagate to its peers."""
+        return any(tag.startswith("shared:") for tag in self.tags)
+
+    @property
+    def slave(self) -> bool:
+        """It receives mounts from a master."""
+        return any(tag.startswith("master:") for tag in self.tags)
+
+
+def mountinfo() -> list[MountEntry]:
+    """The mounts of this process's mount namespace."""
+    with Path("/proc/thread-self/mountinfo").open(errors="surrogateescape") as file:
+        return list(parse_mountinfo(file))
+
+
+def parse_mountinfo(lines: Iterable[str]) -> Iterator[MountEntry]:
+    """Entries of a mountinfo file."""
+    for line in lines:
+        left, _, right = line.rstrip("\n").partition(" - ")
+        fields = left.split(" ")
+        fstype, source, *_ = right.split(" ")
+        yield MountEntry(
+            mount_id=int(fields[0]),
+            device=fields[2],
+            root=_unescape(fields[3]),
+            target=_unescape(fields[4]),
+            options=frozenset(fields[5].split(",")),
+            tags=tuple(fields[6:]),
+            fstype=fstype,
+            source=_unescape(source),
+        )
+
+
+def _unescape(text: str) -> str:
+    return _OCTAL.sub(lambda match: chr(int(match[1], 8)), text) if "\\" in text else text
