@@ -1,0 +1,249 @@
+"""Route netlink (man 7 rtnetlink): the few requests that a pod's network is made of.
+
+Hand-encoded, because two sends a pod are several times faster than a general library, and because
+the library's namespace support forks. Requests are synchronous; run them in the network thread.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import socket
+import struct
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from ipaddress import IPv4Address, IPv6Address, ip_address
+
+_RTM_NEWLINK, _RTM_DELLINK, _RTM_SETLINK, _RTM_GETLINK = 16, 17, 19, 18
+_RTM_NEWADDR, _RTM_NEWROUTE, _RTM_GETROUTE = 20, 24, 26
+_NLM_REQUEST_ACK = 0x1 | 0x4
+_NLM_CREATE_EXCL = 0x400 | 0x200
+_NLM_CREATE_REPLACE = 0x400 | 0x100
+_NLM_DUMP = 0x300
+_NLMSG_ERROR, _NLMSG_DONE = 2, 3
+_IFF_UP = 1
+_NESTED = 0x8000
+
+_IFLA_ADDRESS, _IFLA_IFNAME, _IFLA_MTU, _IFLA_MASTER, _IFLA_LINKINFO = 1, 3, 4, 10, 18
+_IFLA_AF_SPEC, _IFLA_NET_NS_FD, _IFLA_PROTINFO = 26, 28, 12
+_IFLA_INFO_KIND, _IFLA_INFO_DATA, _VETH_INFO_PEER = 1, 2, 1
+_IFLA_BRPORT_MODE = 4  # hairpin
+_IFA_ADDRESS, _IFA_LOCAL, _IFA_FLAGS, _IFA_F_NODAD = 1, 2, 8, 0x02
+_RTA_DST, _RTA_OIF, _RTA_GATEWAY = 1, 4, 5
+_RTNH_F_ONLINK = 4
+
+Address = IPv4Address | IPv6Address
+
+
+def _attribute(kind: int, data: bytes) -> bytes:
+    length = 4 + len(data)
+    return struct.pack("=HH", length, kind) + data + bytes(-length % 4)
+
+
+def _nest(kind: int, *parts: bytes) -> bytes:
+    return _attribute(kind | _NESTED, b"".join(parts))
+
+
+def _u32(kind: int, number: int) -> bytes:
+    return _attribute(kind, struct.pack("=I", number))
+
+
+def _text(kind: int, text: str) -> bytes:
+    return _attribute(kind, text.encode() + b"\0")
+
+
+def _link_header(index: int = 0, flags: int = 0, family: int = 0) -> bytes:
+    return struct.pack("=BxHiII", family, 0, index, flags, flags)
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """One message: what it is for (told in errors), type, flags, body."""
+
+    purpose: str
+    kind: int
+    flags: int
+    body: bytes
+
+
+def veth(host: str, peer: str, bridge: int, netns: int, mtu: int) -> Request:
+    """A veth pair: `host` up and in `bridge`, `peer` made within `netns` at once."""
+    peer_part = _link_header() + _text(_IFLA_IFNAME, peer) + _u32(_IFLA_NET_NS_FD, netns)
+    info = _nest(
+        _IFLA_LINKINFO,
+        _attribute(_IFLA_INFO_KIND, b"veth"),
+        _nest(
+            _IFLA_INFO_DATA, _nest(_VETH_INFO_PEER, peer_part + _u32(_IFLA_MTU, mtu))
+        ),
+    )
+    body = (
+        _link_header(0, _IFF_UP)
+        + _text(_IFLA_IFNAME, host)
+        + _u32(_IFLA_MTU, mtu)
+        + _u32(_IFLA_MASTER, bridge)
+        + info
+    )
+    return Request(f"veth {host}", _RTM_NEWLINK, _NLM_CREATE_EXCL, body)
+
+
+def bridge(name: str) -> Request:
+    """A bridge, up."""
+    info = _nest(_IFLA_LINKINFO, _attribute(_IFLA_INFO_KIND, b"bridge"))
+    body = _link_header(0, _IFF_UP) + _text(_IFLA_IFNAME, name) + info
+    return Request(f"bridge {name}", _RTM_NEWLINK, _NLM_CREATE_EXCL, body)
+
+
+def hairpin(index: int) -> Request:
+    """Let a bridge port send a frame back where it came from: a pod reaching its own hostPort."""
+    body = _link_header(index, family=socket.AF_BRIDGE) + _nest(
+        _IFLA_PROTINFO, _attribute(_IFLA_BRPORT_MODE, b"\1")
+    )
+    return Request("hairpin", _RTM_SETLINK, 0, body)
+
+
+def set_up(index: int) -> Request:
+    """An interface, up."""
+    return Request("link up", _RTM_NEWLINK, 0, _link_header(index, _IFF_UP))
+
+
+def set_mtu(index: int, mtu: int) -> Request:
+    """The MTU of an interface."""
+    return Request("mtu", _RTM_NEWLINK, 0, _link_header(index) + _u32(_IFLA_MTU, mtu))
+
+
+def delete_link(index: int) -> Request:
+    """Delete an interface; the peer of a veth goes with it."""
+    return Request("link delete", _RTM_DELLINK, 0, _link_header(index))
+
+
+def address(index: int, addr: Address, prefix: int) -> Request:
+    """An address on an interface, usable at once (no duplicate address detection)."""
+    family = socket.AF_INET if addr.version == 4 else socket.AF_INET6
+    body = struct.pack("=BBBBI", family, prefix, 0, 0, index)
+    body += _attribute(_IFA_LOCAL, addr.packed) + _attribute(_IFA_ADDRESS, addr.packed)
+    body += _u32(_IFA_FLAGS, _IFA_F_NODAD)
+    return Request(f"address {addr}/{prefix}", _RTM_NEWADDR, _NLM_CREATE_REPLACE, body)
+
+
+def default_route(index: int, gateway: Address) -> Request:
+    """The default route by a gateway that is on the link though in no subnet of it."""
+    family = socket.AF_INET if gateway.version == 4 else socket.AF_INET6
+    body = struct.pack("=BBBBBBBBI", family, 0, 0, 0, 254, 3, 0, 1, _RTNH_F_ONLINK)
+    body += _attribute(_RTA_GATEWAY, gateway.packed) + _u32(_RTA_OIF, index)
+    return Request(f"default route by {gateway}", _RTM_NEWROUTE, _NLM_CREATE_EXCL, body)
+
+
+class RouteSocket:
+    """A NETLINK_ROUTE socket; it stays in the network namespace in which it was opened."""
+
+    def __init__(self) -> None:
+        self._socket = socket.socket(
+            socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_CLOEXEC, socket.NETLINK_ROUTE
+        )
+        self._socket.bind((0, 0))
+        self._sequence = 0
+
+    def close(self) -> None:
+        """Close the socket."""
+        self._socket.close()
+
+    def __enter__(self) -> RouteSocket:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def send(self, requests: Sequence[Request], *, exist_ok: bool = False) -> None:
+        """Send all requests in one datagram and check each answer.
+
+        The first failure is raised as OSError naming its purpose; with `exist_ok` an object that
+        exists already is no failure.
+        """
+        first = self._sequence + 1
+        parts: list[bytes] = []
+        for request in requests:
+            self._sequence += 1
+            length = 16 + len(request.body)
+            flags = _NLM_REQUEST_ACK | request.flags
+            parts.append(struct.pack("=IHHII", length, request.kind, flags, self._sequence, 0))
+            parts.append(request.body)
+        self._socket.send(b"".join(parts))
+        failure: OSError | None = None
+        for _ in requests:
+            number, sequence = self._acknowledgement()
+            if number and not (exist_ok and number == errno.EEXIST) and failure is None:
+                purpose = requests[sequence - first].purpose
+                failure = OSError(number, f"netlink: {os.strerror(number)}", purpose)
+        if failure is not None:
+            raise failure
+
+    def default_mtu(self) -> int:
+        """MTU of the interface of the default route, 1500 when there is none."""
+        index = next((r for r in self._default_routes()), 0)
+        if not index:
+            return 1500
+        return next((m for i, m in self._link_mtus() if i == index), 1500)
+
+    def _acknowledgement(self) -> tuple[int, int]:
+        while True:
+            for kind, sequence, body in _messages(self._socket.recv(65536)):
+                if kind == _NLMSG_ERROR:
+                    (number,) = struct.unpack_from("=i", body)
+                    return -number, sequence
+
+    def _dump(self, kind: int, body: bytes) -> Iterator[bytes]:
+        self._sequence += 1
+        head = struct.pack("=IHHII", 16 + len(body), kind, 1 | _NLM_DUMP, self._sequence, 0)
+        self._socket.send(head + body)
+        while True:
+            for answer, _, data in _messages(self._socket.recv(1 << 17)):
+                if answer in {_NLMSG_DONE, _NLMSG_ERROR}:
+                    return
+                yield data
+
+    def _default_routes(self) -> list[int]:
+        found = []
+        for data in self._dump(_RTM_GETROUTE, struct.pack("=B11x", socket.AF_INET)):
+            attributes = _attributes(data[12:])
+            if data[1] == 0 and _RTA_DST not in attributes and _RTA_OIF in attributes:
+                found.append(int.from_bytes(attributes[_RTA_OIF], "little"))
+        return found
+
+    def _link_mtus(self) -> list[tuple[int, int]]:
+        rows = []
+        for data in self._dump(_RTM_GETLINK, _link_header()):
+            (index,) = struct.unpack_from("=4xi", data)
+            mtu = _attributes(data[16:]).get(_IFLA_MTU, b"")
+            rows.append((index, int.from_bytes(mtu, "little")))
+        return rows
+
+
+def index_of(name: str) -> int | None:
+    """Index of an interface of this thread's namespace, or None."""
+    with contextlib.suppress(OSError):
+        return socket.if_nametoindex(name)
+    return None
+
+
+def parse_address(text: str) -> Address:
+    """The address `text`; ValueError when it is none."""
+    return ip_address(text)
+
+
+def _messages(data: bytes) -> Iterator[tuple[int, int, bytes]]:
+    offset = 0
+    while offset + 16 <= len(data):
+        length, kind, _, sequence, _ = struct.unpack_from("=IHHII", data, offset)
+        yield kind, sequence, data[offset + 16 : offset + length]
+        offset += (length + 3) & ~3
+
+
+def _attributes(data: bytes) -> dict[int, bytes]:
+    found: dict[int, bytes] = {}
+    offset = 0
+    while offset + 4 <= len(data):
+        length, kind = struct.unpack_from("=HH", data, offset)
+        found[kind & 0x3FFF] = data[offset + 4 : offset + length]
+        offset += (length + 3) & ~3 or 4
+    return found

@@ -1,0 +1,47 @@
+"""nftables by libnftables, in this process: one text is one transaction (man 8 nft)."""
+
+from __future__ import annotations
+
+import ctypes
+from ctypes import c_char_p, c_int, c_void_p
+
+from criagent.errors import AgentError, UnsupportedError
+
+
+class Nftables:
+    """A libnftables context, bound to the network namespace in which it was made; one thread."""
+
+    def __init__(self) -> None:
+        try:
+            library = ctypes.CDLL("libnftables.so.1")
+        except OSError as exc:
+            raise UnsupportedError("libnftables.so.1 is missing; install libnftables1") from exc
+        library.nft_ctx_new.restype = c_void_p
+        for name in ("nft_ctx_get_output_buffer", "nft_ctx_get_error_buffer"):
+            getattr(library, name).restype = c_char_p
+            getattr(library, name).argtypes = [c_void_p]
+        library.nft_run_cmd_from_buffer.argtypes = [c_void_p, c_char_p]
+        for name in ("nft_ctx_buffer_output", "nft_ctx_buffer_error"):
+            getattr(library, name).argtypes = [c_void_p]
+        library.nft_ctx_free.argtypes = [c_void_p]
+        library.nft_run_cmd_from_buffer.restype = c_int
+        self._library = library
+        self._context = c_void_p(library.nft_ctx_new(0))
+        library.nft_ctx_buffer_output(self._context)
+        library.nft_ctx_buffer_error(self._context)
+
+    def run(self, commands: str) -> str:
+        """Apply `commands` whole or not at all; returns what they print.
+
+        Raises AgentError with nft's own words.
+        """
+        status = self._library.nft_run_cmd_from_buffer(self._context, commands.encode())
+        output = (self._library.nft_ctx_get_output_buffer(self._context) or b"").decode()
+        errors = (self._library.nft_ctx_get_error_buffer(self._context) or b"").decode()
+        if status:
+            raise AgentError(f"nftables refused a change: {errors.strip()}")
+        return output
+
+    def close(self) -> None:
+        """Free the context."""
+        self._library.nft_ctx_free(self._context)

@@ -1,0 +1,255 @@
+"""The built-in pod network: a bridge, a veth pair a pod, addresses from the store, nftables.
+
+Every object follows from the sandbox id: the host's end of the veth is `cri` and the id's first
+eleven digits. Netlink and nftables calls run in the network thread. IPv6 follows the pod CIDRs.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import subprocess
+from collections.abc import Callable, Sequence
+from concurrent.futures import Executor
+from ipaddress import IPv4Network, IPv6Network, ip_address, ip_network
+from pathlib import Path
+
+import structlog
+
+from criagent.aio import run_in
+from criagent.errors import InvalidRequestError
+from criagent.kernel import namespaces, netlink
+from criagent.kernel.nftables import Nftables
+from criagent.model import Protocol, Sandbox
+from criagent.net import hostport
+from criagent.net.pod_network import Attachment, NetworkCondition
+from criagent.store.addresses import AddressStore
+from criagent.store.settings import SettingStore
+
+_CIDR_SETTING = "pod_cidrs"
+
+log: structlog.stdlib.BoundLogger = structlog.get_logger(__name__)
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class BridgeConfig:
+    """Values of the `network` section that this backend needs."""
+
+    bridge: str
+    pod_cidrs: tuple[str, ...]
+    mtu: int  # 0 = of the default route
+
+
+class BridgeNetwork:
+    """Pods on one bridge, with their own addresses as /32 and /128 and on-link routes."""
+
+    backend = "builtin"
+
+    def __init__(
+        self,
+        config: BridgeConfig,
+        addresses: AddressStore,
+        settings: SettingStore,
+        net: Executor,
+        live: Callable[[], Sequence[Sandbox]],
+    ) -> None:
+        self._config = config
+        self._addresses = addresses
+        self._settings = settings
+        self._net = net
+        self._live = live
+        self._nft: Nftables | None = None
+        self._routes: netlink.RouteSocket | None = None
+        self._index = 0
+        self._mtu = 1500
+        self._failure = "the network has not started"
+        self._forwards: dict[str, list[hostport.Forward]] = {}
+
+    @property
+    def cidrs(self) -> tuple[str, ...]:
+        """The pod networks in force: the kubelet's when it gave one, else the configuration's."""
+        given = self._settings.get(_CIDR_SETTING)
+        return tuple(given.split(",")) if given else self._config.pod_cidrs
+
+    @property
+    def _networks(self) -> list[IPv4Network | IPv6Network]:
+        return [ip_network(cidr) for cidr in self.cidrs]
+
+    async def start(self) -> None:
+        """Make bridge, gateway addresses, kernel switches and the nftables table."""
+        self._forwards = {
+            box.id: hostport.forwards(box, box.addresses)
+            for box in self._live()
+            if box.network_backend == self.backend
+        }
+        await run_in(self._net, self._start)
+        self._failure = ""
+
+    async def stop(self) -> None:
+        """Nothing runs in the background; pods keep their network."""
+
+    def condition(self) -> NetworkCondition:
+        """Ready once the bridge is up."""
+        if self._failure:
+            return NetworkCondition(ready=False, reason="BridgeNotReady", message=self._failure)
+        return NetworkCondition(ready=True)
+
+    async def set_pod_cidrs(self, cidrs: Sequence[str]) -> None:
+        """Use `cidrs` for pods from now on; existing pods keep their addresses.
+
+        Raises InvalidRequestError for what is no network, or one without room for a pod.
+        """
+        parsed = [_network(cidr) for cidr in cidrs]
+        await self._settings.put(_CIDR_SETTING, ",".join(str(network) for network in parsed))
+        await run_in(self._net, self._start)
+
+    async def attach(self, box: Sandbox, netns: Path) -> Attachment:
+        """Addresses, veth pair, routes and host ports of a new sandbox.
+
+        Raises ExhaustedError when no address is left, AlreadyExistsError for a taken host port.
+        """
+        addresses = await self._addresses.allocate(box.id, self._networks)
+        wanted = hostport.forwards(box, addresses)
+        hostport.check_conflicts(box.id, wanted, self._forwards)
+        if wanted:
+            self._forwards[box.id] = wanted
+        await run_in(self._net, self._attach, box.id, netns, addresses, wanted)
+        return Attachment(addresses=addresses)
+
+    async def detach(self, box: Sandbox, netns: Path | None) -> None:
+        """Take rules, veth and addresses away; the veth first, so that no traffic is left."""
+        del netns
+        gone = self._forwards.get(box.id)
+        if gone is None:
+            gone = hostport.forwards(box, self._addresses.of(box.id))
+        await run_in(self._net, self._detach, box.id, gone)
+        self._forwards.pop(box.id, None)
+        await self._addresses.release(box.id)
+
+    async def reconcile(self, live: Sequence[Sandbox]) -> None:
+        """Take back addresses and links that belong to no live sandbox."""
+        known = {box.id for box in live}
+        for owner in self._addresses.owners():
+            if owner not in known:
+                await self._addresses.release(owner)
+        names = {_veth_name(box_id) for box_id in known}
+        await run_in(self._net, self._sweep, names)
+
+    # The rest runs in the network thread.
+
+    def _start(self) -> None:
+        if self._nft is None:
+            self._nft = Nftables()
+        if self._routes is None:
+            self._routes = netlink.RouteSocket()
+        routes = self._routes
+        self._mtu = self._config.mtu or routes.default_mtu()
+        name = self._config.bridge
+        routes.send([netlink.bridge(name)], exist_ok=True)
+        self._index = netlink.index_of(name) or 0
+        for network in self._networks:
+            gateway = network[1]
+            routes.send([netlink.address(self._index, gateway, network.prefixlen)], exist_ok=True)
+        self._switches(name)
+        live = [f for held in self._forwards.values() for f in held]
+        self._nft.run(hostport.table(name, self.cidrs, live))
+
+    def _switches(self, name: str) -> None:
+        _sysctl("net/ipv4/ip_forward", "1")
+        _sysctl(f"net/ipv4/conf/{name}/route_localnet", "1")
+        _sysctl(f"net/ipv4/conf/{name}/send_redirects", "0")
+        if any(":" in cidr for cidr in self.cidrs):
+            for conf in Path("/proc/sys/net/ipv6/conf").iterdir():
+                # Forwarding makes an uplink deaf to router advertisements unless it says 2.
+                accept = conf / "accept_ra"
+                if conf.name != name and accept.read_text().strip() == "1":
+                    accept.write_text("2")
+            _sysctl("net/ipv6/conf/all/forwarding", "1")
+            _sysctl(f"net/ipv6/conf/{name}/accept_ra", "0")
+            _sysctl(f"net/ipv6/conf/{name}/accept_dad", "0")
+
+    def _attach(
+        self,
+        sandbox_id: str,
+        netns: Path,
+        addresses: Sequence[str],
+        wanted: Sequence[hostport.Forward],
+    ) -> None:
+        if self._routes is None or self._nft is None:
+            raise RuntimeError("attach before start")
+        host = _veth_name(sandbox_id)
+        fd = os.open(netns, os.O_RDONLY | os.O_CLOEXEC)
+        try:
+            self._routes.send([netlink.veth(host, "eth0", self._index, fd, self._mtu)])
+        finally:
+            os.close(fd)
+        if wanted:
+            self._routes.send([netlink.hairpin(netlink.index_of(host) or 0)])
+        gateways = [network[1] for network in self._networks]
+        namespaces.in_netns(netns, lambda: _configure(addresses, gateways))
+        if wanted:
+            self._nft.run(hostport.add_commands(wanted))
+            _forget_flows(wanted)
+
+    def _detach(self, sandbox_id: str, gone: Sequence[hostport.Forward]) -> None:
+        if gone and self._nft is not None:
+            self._nft.run(hostport.delete_commands(gone))
+        index = netlink.index_of(_veth_name(sandbox_id))
+        if index is not None and self._routes is not None:
+            self._routes.send([netlink.delete_link(index)])
+        if gone:
+            _forget_flows(gone)
+
+    def _sweep(self, names: set[str]) -> None:
+        members = Path(f"/sys/class/net/{self._config.bridge}/brif")
+        for entry in members.iterdir() if members.exists() else ():
+            if entry.name not in names and entry.name.startswith("cri"):
+                index = netlink.index_of(entry.name)
+                if index is not None and self._routes is not None:
+                    self._routes.send([netlink.delete_link(index)])
+                    log.warning("orphan_link_removed", link=entry.name)
+
+
+def _veth_name(sandbox_id: str) -> str:
+    return f"cri{sandbox_id[:11]}"  # 14 characters; IFNAMSIZ leaves 15
+
+
+def _configure(addresses: Sequence[str], gateways: Sequence[netlink.Address]) -> None:
+    index = netlink.index_of("eth0") or 0
+    requests = []
+    for text in addresses:
+        address = ip_address(text)
+        requests.append(netlink.address(index, address, address.max_prefixlen))
+    requests.append(netlink.set_up(index))
+    requests += [netlink.default_route(index, gateway) for gateway in gateways]
+    with netlink.RouteSocket() as routes:
+        routes.send(requests)
+
+
+def _forget_flows(changed: Sequence[hostport.Forward]) -> None:
+    """Known UDP flows keep their old target until conntrack forgets them."""
+    for forward in changed:
+        if forward.protocol is Protocol.UDP:
+            family = "ipv4" if forward.version == 4 else "ipv6"
+            command = ["conntrack", "-D", "-f", family, "-p", "udp"]
+            port = ["--orig-port-dst", str(forward.host_port)]
+            try:
+                subprocess.run([*command, *port], capture_output=True, check=False, timeout=5)
+            except FileNotFoundError:
+                log.warning("conntrack_missing", cure="install conntrack")
+
+
+def _network(cidr: str) -> IPv4Network | IPv6Network:
+    try:
+        network = ip_network(cidr)
+    except ValueError as exc:
+        raise InvalidRequestError(f"pod CIDR {cidr[:80]!r} is no network: {exc}") from None
+    if network.num_addresses < 4:
+        raise InvalidRequestError(f"pod CIDR {cidr} has no room for a pod")
+    return network
+
+
+def _sysctl(name: str, value: str) -> None:
+    path = Path("/proc/sys") / name
+    if path.exists() and path.read_text().strip() != value:
+        path.write_text(value)

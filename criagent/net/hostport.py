@@ -1,0 +1,179 @@
+"""The project's nftables table: masquerade of pod traffic and hostPorts.
+
+Pure: texts of nft commands from facts. Rules that were run and are needed (docs/architecture.md):
+one map per address family, looked up in prerouting and output for local destinations; masquerade of
+redirected traffic that comes from 127.0.0.0/8 or goes back into the pod's own bridge; a drop of
+127.0.0.0/8 that arrives on any interface but lo, or pods could reach the host's loopback services.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterable, Sequence
+from ipaddress import ip_address
+
+from criagent.errors import AlreadyExistsError, InvalidRequestError
+from criagent.model import Protocol, Sandbox
+
+TABLE = "inet criagent"
+
+_MAPS = {
+    4: ("hostports4", "hostports4_ip"),
+    6: ("hostports6", "hostports6_ip"),
+}
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class Forward:
+    """One port of the node that leads to a pod; `host_ip` "" stands for every address."""
+
+    protocol: Protocol
+    host_ip: str
+    host_port: int
+    address: str
+    port: int
+
+    @property
+    def version(self) -> int:
+        """4 or 6."""
+        return ip_address(self.address).version
+
+    @property
+    def element(self) -> tuple[str, str]:
+        """Map name and the element's text."""
+        plain, by_address = _MAPS[self.version]
+        l4 = self.protocol.name.lower()
+        target = f"{self.address} . {self.port}"
+        if self.host_ip:
+            return by_address, f"{l4} . {self.host_ip} . {self.host_port} : {target}"
+        return plain, f"{l4} . {self.host_port} : {target}"
+
+
+def forwards(box: Sandbox, addresses: Sequence[str]) -> list[Forward]:
+    """The forwards that the port mappings of `box` ask for.
+
+    Raises InvalidRequestError for a bad port or host address.
+    """
+    found = []
+    for mapping in box.spec.port_mappings:
+        if not mapping.host_port:
+            continue
+        for port in (mapping.host_port, mapping.container_port):
+            if not 0 < port < 65536:
+                raise InvalidRequestError(f"port mapping has the invalid port {port}")
+        host_ip, version = _host_ip(mapping.host_ip)
+        for address in addresses:
+            if version in {0, ip_address(address).version}:
+                found.append(
+                    Forward(
+                        protocol=mapping.protocol,
+                        host_ip=host_ip,
+                        host_port=mapping.host_port,
+                        address=address,
+                        port=mapping.container_port,
+                    )
+                )
+    return found
+
+
+def _host_ip(text: str) -> tuple[str, int]:
+    """Canonical address ("" for any) and IP version that it restricts the mapping to (0 = both)."""
+    if not text:
+        return "", 0
+    try:
+        parsed = ip_address(text)
+    except ValueError:
+        raise InvalidRequestError(f"port mapping has the invalid host_ip {text[:80]!r}") from None
+    return ("" if parsed.is_unspecified else str(parsed)), parsed.version
+
+
+def check_conflicts(box_id: str, wanted: Iterable[Forward], taken: dict[str, list[Forward]]) -> None:
+    """Raise AlreadyExistsError when another sandbox has one of the host ports."""
+    owners = {
+        (f.version, f.protocol, f.host_port, ip): owner
+        for owner, held in taken.items()
+        if owner != box_id
+        for f in held
+        for ip in (f.host_ip,)
+    }
+    for forward in wanted:
+        for (version, protocol, port, ip), owner in owners.items():
+            same = (version, protocol, port) == (
+                forward.version,
+                forward.protocol,
+                forward.host_port,
+            )
+            if same and (not ip or not forward.host_ip or ip == forward.host_ip):
+                raise AlreadyExistsError(
+                    f"host port {port}/{protocol.name} is in use by sandbox {owner}"
+                )
+
+
+def add_commands(wanted: Sequence[Forward]) -> str:
+    """Commands that add the forwards, in one transaction."""
+    return "".join(
+        f"add element {TABLE} {name} {{ {element} }}\n"
+        for name, element in (f.element for f in wanted)
+    )
+
+
+def delete_commands(gone: Sequence[Forward]) -> str:
+    """Commands that take the forwards away; nft destroys only what is there."""
+    return "".join(
+        f"destroy element {TABLE} {name} {{ {element.partition(' : ')[0]} }}\n"
+        for name, element in (f.element for f in gone)
+    )
+
+
+def table(bridge: str, cidrs: Sequence[str], live: Iterable[Forward]) -> str:
+    """Commands that replace the whole table."""
+    sources4 = ", ".join(c for c in cidrs if ":" not in c)
+    sources6 = ", ".join(c for c in cidrs if ":" in c)
+    masquerade = ""
+    if sources4:
+        masquerade += (
+            f"    ip saddr {{ {sources4} }} ip daddr != {{ {sources4}, 224.0.0.0/4 }} "
+            "fib daddr type != local masquerade\n"
+        )
+    if sources6:
+        masquerade += (
+            f"    ip6 saddr {{ {sources6} }} ip6 daddr != {{ {sources6}, ff00::/8 }} "
+            "fib daddr type != local masquerade\n"
+        )
+    hairpin4 = f"    ct status dnat ip saddr {{ {sources4} }} masquerade\n" if sources4 else ""
+    hairpin6 = f"    ct status dnat ip6 saddr {{ {sources6} }} masquerade\n" if sources6 else ""
+    lookups = (
+        "    dnat ip to meta l4proto . ip daddr . th dport map @hostports4_ip\n"
+        "    dnat ip6 to meta l4proto . ip6 daddr . th dport map @hostports6_ip\n"
+        "    fib daddr type local dnat ip to meta l4proto . th dport map @hostports4\n"
+        "    fib daddr type local dnat ip6 to meta l4proto . th dport map @hostports6\n"
+    )
+    return (
+        f"add table {TABLE}\ndelete table {TABLE}\n"
+        f"table {TABLE} {{\n"
+        "  map hostports4 { type inet_proto . inet_service : ipv4_addr . inet_service; }\n"
+        "  map hostports6 { type inet_proto . inet_service : ipv6_addr . inet_service; }\n"
+        "  map hostports4_ip { type inet_proto . ipv4_addr . inet_service : ipv4_addr . "
+        "inet_service; }\n"
+        "  map hostports6_ip { type inet_proto . ipv6_addr . inet_service : ipv6_addr . "
+        "inet_service; }\n"
+        "  chain loopback_guard {\n"
+        "    type filter hook prerouting priority raw; policy accept;\n"
+        f'    iifname "{bridge}" ip daddr 127.0.0.0/8 drop\n'
+        "  }\n"
+        "  chain prerouting {\n"
+        "    type nat hook prerouting priority dstnat; policy accept;\n"
+        f"{lookups}"
+        "  }\n"
+        "  chain output {\n"
+        "    type nat hook output priority dstnat; policy accept;\n"
+        "    ip6 daddr ::1 return\n"
+        f"{lookups}"
+        "  }\n"
+        "  chain postrouting {\n"
+        "    type nat hook postrouting priority srcnat; policy accept;\n"
+        f'    oifname "{bridge}" ct status dnat ip saddr 127.0.0.0/8 masquerade\n'
+        f"{hairpin4}{hairpin6}{masquerade}"
+        "  }\n"
+        "}\n" + add_commands(list(live))
+    )

@@ -1,0 +1,72 @@
+"""What a pod network is to the runtime, and which one a sandbox has."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Protocol
+
+from criagent.errors import AgentError
+from criagent.model import Sandbox
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class Attachment:
+    """What attaching gave: the pod's addresses, the one to report first."""
+
+    addresses: tuple[str, ...]
+    cni_result: bytes = b""
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class NetworkCondition:
+    """NetworkReady as the CRI Status reports it."""
+
+    ready: bool
+    reason: str = ""
+    message: str = ""
+
+
+class PodNetwork(Protocol):
+    """One way of connecting pods. `detach` is idempotent and needs no living namespace."""
+
+    @property
+    def backend(self) -> str: ...
+    async def start(self) -> None: ...
+    async def stop(self) -> None: ...
+    async def attach(self, box: Sandbox, netns: Path) -> Attachment: ...
+    async def detach(self, box: Sandbox, netns: Path | None) -> None: ...
+    async def reconcile(self, live: Sequence[Sandbox]) -> None: ...
+    async def set_pod_cidrs(self, cidrs: Sequence[str]) -> None: ...
+    def condition(self) -> NetworkCondition: ...
+
+
+class Networks:
+    """The networks of this node. A row keeps the backend it was made with."""
+
+    def __init__(self, networks: Sequence[PodNetwork], default: str) -> None:
+        self._networks = {network.backend: network for network in networks}
+        self.default = self._networks[default]
+
+    def for_row(self, box: Sandbox) -> PodNetwork:
+        """The network of an existing sandbox, whatever the configuration says today."""
+        try:
+            return self._networks[box.network_backend]
+        except KeyError:
+            raise AgentError(
+                f'sandbox {box.id} has the unknown network backend "{box.network_backend}"'
+            ) from None
+
+    async def start(self) -> None:
+        """Bring the default network up."""
+        await self.default.start()
+
+    async def stop(self) -> None:
+        """End background work; pods keep their network."""
+        await self.default.stop()
+
+    async def reconcile(self, live: Sequence[Sandbox]) -> None:
+        """Remove what belongs to no sandbox in `live`, of every backend."""
+        for name, network in self._networks.items():
+            await network.reconcile([box for box in live if box.network_backend == name])

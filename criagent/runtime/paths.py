@@ -1,0 +1,95 @@
+"""Where the runtime's files lie; every path follows from an id alone (docs/architecture.md)."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class RuntimePaths:
+    """`root` survives a reboot, `run_dir` does not."""
+
+    root: Path
+    run_dir: Path
+
+    def prepare(self) -> None:
+        """Make the fixed directories with their modes; idempotent."""
+        self.root.mkdir(parents=True, exist_ok=True, mode=0o700)
+        self.run_dir.mkdir(parents=True, exist_ok=True)
+        self.run_dir.chmod(0o711)
+        for name, mode in (
+            ("sandboxes", 0o711),
+            ("containers", 0o711),
+            ("exits", 0o700),
+            ("attach", 0o700),
+            ("runtime", 0o700),
+        ):
+            (self.run_dir / name).mkdir(exist_ok=True)
+            (self.run_dir / name).chmod(mode)
+
+    def sandbox(self, sandbox_id: str) -> Path:
+        """Everything of one sandbox."""
+        return self.run_dir / "sandboxes" / sandbox_id
+
+    def netns(self, sandbox_id: str) -> Path:
+        """Pin of the network namespace."""
+        return self.sandbox(sandbox_id) / "ns" / "net"
+
+    def ipcns(self, sandbox_id: str) -> Path:
+        """Pin of the IPC namespace."""
+        return self.sandbox(sandbox_id) / "ns" / "ipc"
+
+    def utsns(self, sandbox_id: str) -> Path:
+        """Pin of the UTS namespace."""
+        return self.sandbox(sandbox_id) / "ns" / "uts"
+
+    def shm(self, sandbox_id: str) -> Path:
+        """The tmpfs that is /dev/shm in the pod."""
+        return self.sandbox(sandbox_id) / "shm"
+
+    def resolv_conf(self, sandbox_id: str) -> Path:
+        """resolv.conf of the pod."""
+        return self.sandbox(sandbox_id) / "resolv.conf"
+
+    def hostname(self, sandbox_id: str) -> Path:
+        """/etc/hostname of the pod."""
+        return self.sandbox(sandbox_id) / "hostname"
+
+    def hosts(self, sandbox_id: str) -> Path:
+        """/etc/hosts of the pod, where the kubelet mounts none."""
+        return self.sandbox(sandbox_id) / "hosts"
+
+    def holder(self, sandbox_id: str) -> Path:
+        """Bundle of the process that holds a shared PID namespace."""
+        return self.sandbox(sandbox_id) / "holder"
+
+    def container(self, container_id: str) -> Path:
+        """The OCI bundle of a container."""
+        return self.run_dir / "containers" / container_id
+
+    def rootfs(self, container_id: str) -> Path:
+        """Where the container's overlay is mounted."""
+        return self.container(container_id) / "rootfs"
+
+    def exit_file(self, container_id: str) -> Path:
+        """Where conmon leaves the exit code."""
+        return self.run_dir / "exits" / container_id
+
+    def oom_file(self, container_id: str) -> Path:
+        """conmon's mark that it saw the kernel kill something."""
+        return self.container(container_id) / "oom"
+
+    @property
+    def exits(self) -> Path:
+        """conmon's --exit-dir."""
+        return self.run_dir / "exits"
+
+    @property
+    def attach(self) -> Path:
+        """conmon's --socket-dir-path; differs from the bundle's parent, as conmon wants it."""
+        return self.run_dir / "attach"
+
+    def runtime_root(self, handler: str) -> Path:
+        """--root of one OCI runtime handler."""
+        return self.run_dir / "runtime" / handler
