@@ -1,0 +1,84 @@
+"""Image references, in the grammar that containerd and Docker share (distribution/reference).
+
+A short name means docker.io, and a name without a slash its `library`. The repository is at most
+255 characters long and a tag 128.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+
+from criagent.errors import InvalidRequestError
+from criagent.image.digest import Digest, parse_digest
+
+_DOMAIN = re.compile(
+    r"(?:\[[0-9a-fA-F:]+\]|(?:[a-zA-Z0-9]|[a-zA-Z0-9][a-zA-Z0-9-]*[a-zA-Z0-9])"
+    r"(?:\.(?:[a-zA-Z0-9]|[a-zA-Z0-9][a-zA-Z0-9-]*[a-zA-Z0-9]))*)(?::[0-9]{1,5})?"
+)
+_PATH = re.compile(r"[a-z0-9]+(?:(?:\.|_|__|-+)[a-z0-9]+)*(?:/[a-z0-9]+(?:(?:\.|_|__|-+)[a-z0-9]+)*)*")
+_TAG = re.compile(r"\w[\w.-]{0,127}", re.ASCII)
+_MAX_NAME = 255
+_MAX_TEXT = 1024
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class Reference:
+    """`registry/repository[:tag][@digest]`, with the registry always there."""
+
+    registry: str
+    repository: str
+    tag: str | None = None
+    digest: Digest | None = None
+
+    @property
+    def name(self) -> str:
+        """Registry and repository."""
+        return f"{self.registry}/{self.repository}"
+
+    @property
+    def tagged(self) -> str | None:
+        """`name:tag`, or None for a reference by digest alone."""
+        return None if self.tag is None else f"{self.name}:{self.tag}"
+
+    def with_default_tag(self) -> Reference:
+        """The same with `latest` when neither tag nor digest was given."""
+        if self.tag is None and self.digest is None:
+            return dataclasses.replace(self, tag="latest")
+        return self
+
+    def __str__(self) -> str:
+        tag = "" if self.tag is None else f":{self.tag}"
+        digest = "" if self.digest is None else f"@{self.digest}"
+        return f"{self.name}{tag}{digest}"
+
+
+def parse_reference(text: str) -> Reference:
+    """The reference `text`; raises InvalidRequestError that says which part is wrong."""
+    if not text or len(text) > _MAX_TEXT:
+        raise _invalid(text, "it is empty" if not text else f"it is longer than {_MAX_TEXT}")
+    rest, at, digest_text = text.partition("@")
+    digest = parse_digest(digest_text) if at else None
+    tag = None
+    head, colon, last = rest.rpartition(":")
+    if colon and "/" not in last:
+        rest, tag = head, last
+        if _TAG.fullmatch(tag) is None:
+            raise _invalid(text, f"the tag {tag[:140]!r} is invalid")
+    first, slash, path = rest.partition("/")
+    if not slash or not (set(".:[") & set(first) or first == "localhost" or first.lower() != first):
+        first, path = "docker.io", rest
+    if first in {"docker.io", "index.docker.io"}:
+        first = "docker.io"
+        path = path if "/" in path else f"library/{path}"
+    if _DOMAIN.fullmatch(first) is None:
+        raise _invalid(text, f"the registry {first!r} is invalid")
+    if _PATH.fullmatch(path) is None:
+        raise _invalid(text, "the repository must be lower-case letters, digits and separators")
+    if len(first) + 1 + len(path) > _MAX_NAME:
+        raise _invalid(text, f"the name is longer than {_MAX_NAME} characters")
+    return Reference(registry=first, repository=path, tag=tag, digest=digest)
+
+
+def _invalid(text: str, why: str) -> InvalidRequestError:
+    return InvalidRequestError(f"invalid image reference {text[:160]!r}: {why}")
