@@ -1,0 +1,104 @@
+"""Credentials for registries: those of the CRI call, else docker's config.json.
+
+Credentials never show in a repr, and belong to one registry host.
+"""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import json
+from dataclasses import dataclass, field
+from pathlib import Path
+from urllib.parse import urlsplit
+
+from criagent.errors import InvalidRequestError
+
+_MAX_CONFIG = 1 << 20
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RegistryAuth:
+    """What AuthConfig of the CRI carries."""
+
+    username: str = field(default="", repr=False)
+    password: str = field(default="", repr=False)
+    auth: str = field(default="", repr=False)
+    server_address: str = ""
+    identity_token: str = field(default="", repr=False)
+    registry_token: str = field(default="", repr=False)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Credentials:
+    """What a request is authorised with: a password, a refresh token, or a ready bearer token."""
+
+    username: str = field(default="", repr=False)
+    password: str = field(default="", repr=False)
+    identity_token: str = field(default="", repr=False)
+    registry_token: str = field(default="", repr=False)
+
+    @property
+    def basic(self) -> str:
+        """The Authorization header of basic authentication."""
+        pair = f"{self.username}:{self.password}".encode()
+        return "Basic " + base64.b64encode(pair).decode()
+
+
+def credentials_for(registry: str, auth: RegistryAuth | None, docker: Path) -> Credentials | None:
+    """Credentials for `registry`, or None to go without.
+
+    Those of the call count when their server address is this registry's or empty. Raises
+    InvalidRequestError for an `auth` that is no base64 of user:password.
+    """
+    if auth is not None and any(
+        (auth.username, auth.auth, auth.identity_token, auth.registry_token)
+    ):
+        if auth.server_address and _host(auth.server_address) != _canonical(registry):
+            return None
+        username, password = auth.username, auth.password
+        if auth.auth and not username:
+            username, password = _decode(auth.auth)
+        return Credentials(
+            username=username,
+            password=password,
+            identity_token=auth.identity_token,
+            registry_token=auth.registry_token,
+        )
+    return _from_docker(registry, docker)
+
+
+def _from_docker(registry: str, docker: Path) -> Credentials | None:
+    try:
+        with docker.open("rb") as file:
+            document = json.loads(file.read(_MAX_CONFIG))
+        entries = document.get("auths", {}).items()
+    except (OSError, ValueError, AttributeError):
+        return None
+    for server, entry in entries:
+        if _host(server) == _canonical(registry) and isinstance(entry, dict):
+            if token := entry.get("identitytoken"):
+                return Credentials(identity_token=str(token))
+            if entry.get("auth"):
+                username, password = _decode(str(entry["auth"]))
+                return Credentials(username=username, password=password)
+    return None
+
+
+def _decode(auth: str) -> tuple[str, str]:
+    try:
+        username, colon, password = base64.b64decode(auth, validate=True).decode().partition(":")
+    except (binascii.Error, UnicodeDecodeError):
+        colon = ""
+    if not colon:
+        raise InvalidRequestError("auth.auth is no base64 of user:password")
+    return username, password.rstrip("\0")
+
+
+def _host(address: str) -> str:
+    split = urlsplit(address if "//" in address else f"//{address}")
+    return _canonical(split.netloc.rpartition("@")[2].lower())
+
+
+def _canonical(host: str) -> str:
+    return "docker.io" if host in {"index.docker.io", "registry-1.docker.io"} else host

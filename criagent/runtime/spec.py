@@ -1,0 +1,203 @@
+"""The OCI runtime specification of a container: a pure function of facts, well under 1 ms.
+
+The shape follows what containerd's CRI plug-in hands to the runtime, so that workloads meet the
+same surroundings. Nothing that an image or a pod can write freely (labels, annotations) gets in:
+runtimes and systemd act on annotation keys (CVE-2024-3154, CVE-2023-6476).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from criagent.errors import InvalidRequestError
+from criagent.model import ContainerSpec, ImageConfig, KeyValue
+from criagent.runtime.capabilities import capability_sets
+from criagent.runtime.cgroups import resources_to_oci
+from criagent.runtime.devices import device_nodes, device_rules
+from criagent.runtime.oci_mounts import oci_mounts, rootfs_propagation
+from criagent.runtime.security import masked_paths, readonly_paths
+from criagent.runtime.spec_inputs import (
+    ContainerNamespaces,
+    NodeFacts,
+    OciObject,
+    PodFiles,
+    ResolvedDevice,
+    ResolvedMount,
+    SpecInputs,
+)
+
+__all__ = [
+    "ContainerNamespaces",
+    "NodeFacts",
+    "OciObject",
+    "PodFiles",
+    "ResolvedDevice",
+    "ResolvedMount",
+    "SpecInputs",
+    "build_spec",
+    "oci_namespaces",
+    "process_spec",
+]
+
+OCI_VERSION = "1.0.2"  # every field used here is in it; runc 1.1 and crun 1.x take it
+_PATH = "PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
+_TERM = "TERM=xterm"
+
+
+def build_spec(inputs: SpecInputs) -> OciObject:
+    """The content of config.json.
+
+    Raises InvalidRequestError when there is nothing to run or the environment cannot be said in
+    JSON, UnsupportedError when a limit needs a cgroup controller that the node lacks.
+    """
+    spec = inputs.container.spec
+    security = spec.security
+    return {
+        "ociVersion": OCI_VERSION,
+        "process": _process(inputs),
+        "root": {"path": str(inputs.rootfs), "readonly": security.readonly_rootfs},
+        "mounts": oci_mounts(inputs),
+        "linux": _linux(inputs),
+    }
+
+
+def process_spec(process: OciObject, args: Sequence[str], *, tty: bool) -> OciObject:
+    """The process of an exec: the container's own, with other arguments.
+
+    User, capabilities, limits and labels stay those of the container's main process, so nothing
+    is parsed by the runtime (CVE-2026-30892). Raises InvalidRequestError for an empty command.
+    """
+    if not args or not args[0]:
+        raise InvalidRequestError("exec: the command is empty")
+    if any("\0" in arg for arg in args):
+        raise InvalidRequestError("exec: an argument contains a NUL byte")
+    environment = list(process["env"])
+    if tty:
+        environment = _merge_env([_TERM], environment)
+    kept = {key: value for key, value in process.items() if key != "consoleSize"}
+    return {**kept, "args": list(args), "env": environment, "terminal": tty}
+
+
+def oci_namespaces(namespaces: ContainerNamespaces, *, cgroup: bool) -> list[OciObject]:
+    """The namespace list: own mount namespace, given ones by path, the node's by leaving out."""
+    result: list[OciObject] = [{"type": "mount"}]
+    for kind in ("network", "ipc", "uts"):
+        if (path := getattr(namespaces, kind)) is not None:
+            result.append({"type": kind, "path": str(path)})
+    if namespaces.pid == "new":
+        result.append({"type": "pid"})
+    elif namespaces.pid is not None:
+        result.append({"type": "pid", "path": str(namespaces.pid)})
+    if cgroup:
+        result.append({"type": "cgroup"})
+    return result
+
+
+def _process(inputs: SpecInputs) -> OciObject:
+    spec, node, user = inputs.container.spec, inputs.node, inputs.user
+    process: OciObject = {
+        "terminal": spec.tty,
+        "user": {"uid": user.uid, "gid": user.gid, "additionalGids": list(user.groups)},
+        "args": container_args(spec, inputs.image.config),
+        "env": container_env(spec, inputs.image.config, inputs.hostname),
+        "cwd": container_cwd(spec, inputs.image.config),
+        "capabilities": capability_sets(spec.security, node.capabilities),
+        "rlimits": [{"type": "RLIMIT_NOFILE", "soft": node.nofile[0], "hard": node.nofile[1]}],
+        "noNewPrivileges": spec.security.no_new_privs,
+        "oomScoreAdj": clamp_oom(spec.resources.oom_score_adj, node.oom_score_floor),
+    }
+    if inputs.apparmor:
+        process["apparmorProfile"] = inputs.apparmor
+    return process
+
+
+def _linux(inputs: SpecInputs) -> OciObject:
+    spec, node = inputs.container.spec, inputs.node
+    security = spec.security
+    resources = resources_to_oci(
+        spec.resources,
+        controllers=node.controllers,
+        missing=node.missing_controllers,
+        swap=node.swap,
+    )
+    resources["devices"] = device_rules(inputs.devices, privileged=security.privileged)
+    linux: OciObject = {
+        "cgroupsPath": inputs.cgroups_path,
+        # Like containerd: a privileged container sees the node's whole cgroup tree.
+        "namespaces": oci_namespaces(inputs.namespaces, cgroup=not security.privileged),
+        "resources": resources,
+        "devices": device_nodes(inputs.devices),
+        "maskedPaths": masked_paths(security, node.thermal_paths),
+        "readonlyPaths": readonly_paths(security),
+    }
+    if propagation := rootfs_propagation(inputs.mounts):
+        linux["rootfsPropagation"] = propagation
+    if inputs.seccomp is not None:
+        linux["seccomp"] = inputs.seccomp
+    return linux
+
+
+def container_args(spec: ContainerSpec, image: ImageConfig) -> list[str]:
+    """Command and arguments as Kubernetes defines them: a command replaces the image's both."""
+    if spec.command:
+        args = [*spec.command, *spec.args]
+    else:
+        args = [*image.entrypoint, *(spec.args or image.cmd)]
+    if not args or not args[0]:
+        raise InvalidRequestError(
+            f'container "{spec.metadata.name}": no command to run: the image "{spec.image}" has '
+            "neither entrypoint nor cmd; set command"
+        )
+    if any("\0" in arg for arg in args):
+        raise InvalidRequestError(
+            f'container "{spec.metadata.name}": an argument contains a NUL byte'
+        )
+    return args
+
+
+def container_env(spec: ContainerSpec, image: ImageConfig, hostname: str) -> list[str]:
+    """Defaults, the image's variables, then the request's; a later one replaces an earlier."""
+    first = [_PATH, *([_TERM] if spec.tty else []), f"HOSTNAME={hostname}"]
+    from_image = [entry for entry in image.env if _usable(entry)]
+    return _merge_env(first, from_image, [_env_entry(item) for item in spec.envs])
+
+
+def container_cwd(spec: ContainerSpec, image: ImageConfig) -> str:
+    """The working directory; one that leads through a file descriptor is refused."""
+    cwd = spec.working_dir or image.working_dir or "/"
+    if not cwd.startswith("/"):
+        cwd = "/" + cwd
+    if "\0" in cwd or "/fd/" in cwd + "/" and "/proc/" in cwd:  # CVE-2024-21626
+        raise InvalidRequestError(
+            f'container "{spec.metadata.name}": working directory {cwd!r} leads through /proc'
+        )
+    return cwd
+
+
+def clamp_oom(score: int, floor: int) -> int:
+    """`score` raised to what the node may set."""
+    return max(score, floor)
+
+
+def _merge_env(*layers: Sequence[str]) -> list[str]:
+    merged: dict[str, str] = {}
+    for layer in layers:
+        for entry in layer:
+            merged[entry.partition("=")[0]] = entry
+    return list(merged.values())
+
+
+def _usable(entry: str) -> bool:
+    """Whether an image's variable can be set; broken ones are left out, as the shell does."""
+    return "=" in entry and not entry.startswith("=") and "\0" not in entry
+
+
+def _env_entry(item: KeyValue) -> str:
+    try:
+        value = item.value.decode("utf-8")
+    except UnicodeDecodeError as error:
+        raise InvalidRequestError(
+            f'environment variable "{item.key}": the value is not UTF-8 (byte {error.start}); '
+            "OCI runtimes take text only: mount it as a file instead"
+        ) from error
+    return f"{item.key}={value}"

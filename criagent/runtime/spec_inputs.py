@@ -1,0 +1,93 @@
+"""What the OCI specification of a container is computed from: plain facts, gathered before."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+from typing import Any, Literal
+
+from criagent.model import Container, ContainerUser, Image, Mount, Sandbox
+
+OciObject = dict[str, Any]  # a JSON object of the OCI runtime specification
+
+_value = dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+
+
+@_value
+class NodeFacts:
+    """Facts about this node, read once at start (`node_facts.py`)."""
+
+    capabilities: frozenset[str]  # what the daemon holds and so can hand on: "CAP_CHOWN", ...
+    nofile: tuple[int, int] = (1024, 524288)  # soft, hard; already clamped to what may be set
+    oom_score_floor: int = -1000  # the lowest oom_score_adj that may be set
+    controllers: frozenset[str] = frozenset()  # of cgroup v2, usable by containers
+    missing_controllers: Literal["error", "ignore"] = "error"
+    swap: bool = False  # memory.swap.max exists
+    apparmor: bool = False
+    selinux: bool = False
+    machine: str = "x86_64"
+    thermal_paths: tuple[str, ...] = ()  # .../cpuN/thermal_throttle that exist here
+
+
+@_value
+class PodFiles:
+    """Host paths of the files that a sandbox's containers share. `shm` is /dev/shm of the node
+    when the pod has the node's IPC namespace."""
+
+    resolv_conf: Path
+    hostname: Path
+    hosts: Path
+    shm: Path
+
+
+@_value
+class ContainerNamespaces:
+    """Which namespaces the container enters; None stands for the node's own."""
+
+    network: Path | None
+    ipc: Path | None
+    uts: Path | None
+    pid: Path | Literal["new"] | None
+
+
+@_value
+class ResolvedMount:
+    """A requested mount whose host side was looked at: `source` exists and has no symlink."""
+
+    request: Mount
+    source: str
+    propagation: Literal["rprivate", "rslave", "rshared"]
+
+
+@_value
+class ResolvedDevice:
+    """A device node of the host at its place in the container."""
+
+    path: str
+    kind: Literal["c", "b"]
+    major: int
+    minor: int
+    mode: int
+    uid: int
+    gid: int
+    access: str  # of "rwm"
+
+
+@_value
+class SpecInputs:
+    """Everything `build_spec` needs; nothing is looked up while it runs."""
+
+    container: Container
+    sandbox: Sandbox
+    image: Image
+    user: ContainerUser
+    rootfs: Path
+    namespaces: ContainerNamespaces
+    mounts: tuple[ResolvedMount, ...]
+    devices: tuple[ResolvedDevice, ...]  # requested ones, or all of the node when privileged
+    pod_files: PodFiles
+    cgroups_path: str
+    hostname: str  # what $HOSTNAME says
+    seccomp: OciObject | None
+    apparmor: str  # loaded profile name, "" = none
+    node: NodeFacts
