@@ -1,0 +1,269 @@
+"""tar headers: ustar, GNU long names, pax, base-256 numbers and sparse files, with limits.
+
+POSIX.1-2017 pax(1) and the GNU tar manual, "Basic Tar Format" and "Storing Sparse Files".
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+
+from criagent.image.decompress import BadLayerError, LayerStream
+
+BLOCK = 512
+_MAX_EXTENDED = 1 << 20  # bytes of one pax or long-name record
+_MAX_ENTRIES = 4_000_000
+_MAX_SPARSE = 100_000
+_MAX_SIZE = 1 << 46
+_ZERO = bytes(BLOCK)
+
+REGULAR, HARD_LINK, SYMLINK, CHAR, BLOCK_DEVICE, DIRECTORY, FIFO = b"0", b"1", b"2", b"3", b"4", b"5", b"6"
+
+
+@dataclass(slots=True, kw_only=True)
+class Entry:
+    """One member. `size` counts the bytes that follow in the stream."""
+
+    kind: bytes
+    name: bytes
+    link: bytes
+    mode: int
+    uid: int
+    gid: int
+    mtime_ns: int
+    size: int
+    major: int = 0
+    minor: int = 0
+    xattrs: dict[bytes, bytes] = field(default_factory=dict)
+    sparse: list[tuple[int, int]] | None = None  # (offset, length) of the data pieces
+    real_size: int = 0
+
+
+def entries(stream: LayerStream) -> Iterator[Entry]:
+    """The members of `stream`; the caller consumes each one's `size` bytes, we the padding.
+
+    Raises BadLayerError for anything malformed or beyond the limits.
+    """
+    shared: dict[bytes, bytes] = {}
+    pax: dict[bytes, bytes] = {}
+    long_name = long_link = None
+    count = 0
+    while True:
+        header = stream.read(BLOCK)
+        if not header or header == _ZERO:
+            return
+        if len(header) < BLOCK:
+            raise BadLayerError("the archive ends within a header")
+        _verify(header)
+        kind = header[156:157]
+        if kind in b"xgLKX" and kind:
+            data = _extended(stream, header)
+            if kind in b"xX":
+                pax = {**pax, **parse_pax(data)}
+            elif kind == b"g":
+                shared.update(parse_pax(data))
+            elif kind == b"L":
+                long_name = data.rstrip(b"\0")
+            else:
+                long_link = data.rstrip(b"\0")
+            continue
+        count += 1
+        if count > _MAX_ENTRIES:
+            raise BadLayerError(f"the archive has more than {_MAX_ENTRIES} members")
+        entry = _entry(header, {**shared, **pax}, long_name, long_link)
+        if kind == b"S":
+            entry.sparse = _old_sparse(stream, header)
+            entry.real_size = number(header[483:495])
+        elif entry.sparse is None and pax.get(b"GNU.sparse.major") == b"1":
+            _sparse_1_0(stream, entry)
+        if entry.sparse is not None:
+            _check_sparse(entry)
+        end = stream.read_bytes + entry.size
+        yield entry
+        if stream.read_bytes != end:
+            stream.skip(end - stream.read_bytes)
+        if entry.kind == REGULAR:
+            stream.skip(-_recorded_size(header, pax) % BLOCK)
+        pax, long_name, long_link = {}, None, None
+
+
+def _recorded_size(header: bytes, pax: dict[bytes, bytes]) -> int:
+    """The member's size as it stands in the archive, which decides the padding."""
+    return _pax_number(pax, b"size", number(header[124:136]))
+
+
+def number(field_bytes: bytes) -> int:
+    """An octal or base-256 header number. Raises BadLayerError."""
+    if field_bytes[0] & 0x80:
+        value = int.from_bytes(bytes([field_bytes[0] & 0x3F]) + field_bytes[1:], "big")
+        if field_bytes[0] & 0x40:
+            value -= 1 << (8 * len(field_bytes) - 2)
+        return value
+    text = field_bytes.split(b"\0", 1)[0].strip()
+    try:
+        return int(text, 8) if text else 0
+    except ValueError:
+        raise BadLayerError(f"malformed number {field_bytes!r} in a header") from None
+
+
+def parse_pax(data: bytes) -> dict[bytes, bytes]:
+    """The records of a pax header. Raises BadLayerError."""
+    records: dict[bytes, bytes] = {}
+    sparse: list[bytes] = []
+    at = 0
+    while at < len(data):
+        space = data.find(b" ", at, at + 20)
+        digits = data[at:space] if space > 0 else b""
+        if not digits.isdigit():
+            raise BadLayerError("malformed pax record")
+        length = int(digits)
+        end = at + length
+        key, equals, value = data[space + 1 : end - 1].partition(b"=")
+        if end > len(data) or length < space - at + 3 or not equals or data[end - 1] != 10:
+            raise BadLayerError("malformed pax record")
+        if key in {b"GNU.sparse.offset", b"GNU.sparse.numbytes"}:
+            sparse.append(value)  # format 0.0 repeats its keys
+        records[key] = value
+        at = end
+    if sparse:
+        records[b"GNU.sparse.map"] = b",".join(sparse)
+    return records
+
+
+def _verify(header: bytes) -> None:
+    """The header checksum, unsigned or (old Sun tar) signed."""
+    recorded = number(header[148:156])
+    rest = header[:148] + b" " * 8 + header[156:]
+    total = sum(rest)
+    if recorded not in {total, total - 256 * sum(1 for byte in rest if byte > 127)}:
+        raise BadLayerError("a header's checksum is wrong")
+
+
+def _extended(stream: LayerStream, header: bytes) -> bytes:
+    size = number(header[124:136])
+    if not 0 <= size <= _MAX_EXTENDED:
+        raise BadLayerError(f"an extended header is larger than {_MAX_EXTENDED} bytes")
+    data = stream.read(size)
+    if len(data) < size:
+        raise BadLayerError("the archive ends within a header")
+    stream.skip(-size % BLOCK)
+    return data
+
+
+def _entry(
+    header: bytes, pax: dict[bytes, bytes], long_name: bytes | None, long_link: bytes | None
+) -> Entry:
+    name = header[:100].split(b"\0", 1)[0]
+    if header[257:263] == b"ustar\0" and header[345]:
+        name = header[345:500].split(b"\0", 1)[0] + b"/" + name
+    kind = header[156:157]
+    if kind in {b"\0", b"7", b"S"}:
+        kind = DIRECTORY if kind == b"\0" and name.endswith(b"/") else REGULAR
+    size = _pax_number(pax, b"size", number(header[124:136]))
+    if not 0 <= size <= _MAX_SIZE:
+        raise BadLayerError(f"a member has the impossible size {size}")
+    if kind in {HARD_LINK, SYMLINK, CHAR, BLOCK_DEVICE, DIRECTORY, FIFO}:
+        size = 0  # POSIX: no data follows, whatever the header says
+    entry = Entry(
+        kind=kind,
+        name=pax.get(b"GNU.sparse.name") or pax.get(b"path") or long_name or name,
+        link=pax.get(b"linkpath") or long_link or header[157:257].split(b"\0", 1)[0],
+        mode=number(header[100:108]) & 0o7777,
+        uid=_pax_number(pax, b"uid", number(header[108:116])),
+        gid=_pax_number(pax, b"gid", number(header[116:124])),
+        mtime_ns=_pax_time(pax, number(header[136:148])),
+        size=size,
+        xattrs={k[13:]: v for k, v in pax.items() if k.startswith(b"SCHILY.xattr.")},
+    )
+    if kind in {CHAR, BLOCK_DEVICE}:
+        entry.major, entry.minor = number(header[329:337]), number(header[337:345])
+    if b"GNU.sparse.map" in pax:
+        entry.sparse = _pairs(pax[b"GNU.sparse.map"].split(b","))
+    if b"GNU.sparse.realsize" in pax or b"GNU.sparse.size" in pax:
+        key = b"GNU.sparse.realsize" if b"GNU.sparse.realsize" in pax else b"GNU.sparse.size"
+        entry.real_size = _pax_number(pax, key, 0)
+    return entry
+
+
+def _pax_number(pax: dict[bytes, bytes], key: bytes, default: int) -> int:
+    value = pax.get(key)
+    if value is None:
+        return default
+    if not value.isdigit() or len(value) > 20:
+        raise BadLayerError(f"malformed pax number {value[:40]!r}")
+    return int(value)
+
+
+def _pax_time(pax: dict[bytes, bytes], seconds: int) -> int:
+    value = pax.get(b"mtime")
+    if value is None:
+        return seconds * 10**9
+    whole, _, part = value.partition(b".")
+    try:
+        return int(whole) * 10**9 + int((part + b"000000000")[:9])
+    except ValueError:
+        raise BadLayerError(f"malformed pax time {value[:40]!r}") from None
+
+
+def _pairs(numbers: list[bytes]) -> list[tuple[int, int]]:
+    if len(numbers) > 2 * _MAX_SPARSE or len(numbers) % 2:
+        raise BadLayerError("a sparse file has a malformed or too long map")
+    try:
+        values = [int(n) for n in numbers]
+    except ValueError:
+        raise BadLayerError("a sparse file has a malformed map") from None
+    return list(zip(values[::2], values[1::2], strict=True))
+
+
+def _old_sparse(stream: LayerStream, header: bytes) -> list[tuple[int, int]]:
+    pieces: list[tuple[int, int]] = []
+    block, start, count, more = header, 386, 4, header[482]
+    while True:
+        for index in range(count):
+            at = start + 24 * index
+            if not block[at]:
+                break
+            pieces.append((number(block[at : at + 12]), number(block[at + 12 : at + 24])))
+        if not more:
+            return pieces
+        if len(pieces) > _MAX_SPARSE:
+            raise BadLayerError("a sparse file has a too long map")
+        block = stream.read(BLOCK)
+        if len(block) < BLOCK:
+            raise BadLayerError("the archive ends within a header")
+        start, count, more = 0, 21, block[504]
+
+
+def _sparse_1_0(stream: LayerStream, entry: Entry) -> None:
+    """The map stands in front of the data, as decimal lines padded to a block."""
+    text = b""
+
+    def line() -> int:
+        nonlocal text
+        while b"\n" not in text:
+            block = stream.read(BLOCK)
+            if len(block) < BLOCK or len(text) > BLOCK:
+                raise BadLayerError("a sparse file has a malformed map")
+            entry.size -= BLOCK
+            text += block
+        head, _, text = text.partition(b"\n")
+        if not head.isdigit() or len(head) > 20:
+            raise BadLayerError("a sparse file has a malformed map")
+        return int(head)
+
+    count = line()
+    if count > _MAX_SPARSE:
+        raise BadLayerError("a sparse file has a too long map")
+    entry.sparse = [(line(), line()) for _ in range(count)]
+
+
+def _check_sparse(entry: Entry) -> None:
+    end = 0
+    for offset, length in entry.sparse or ():
+        if offset < end or length < 0:
+            raise BadLayerError("a sparse file's pieces overlap")
+        end = offset + length
+    if end > entry.real_size or entry.real_size > _MAX_SIZE:
+        raise BadLayerError("a sparse file's pieces lie beyond its end")
+    if sum(length for _, length in entry.sparse or ()) != entry.size:
+        raise BadLayerError("a sparse file's pieces do not add up to its data")
