@@ -13,10 +13,8 @@ from typing import Any, Literal
 
 import msgspec
 
-_section = dataclass(frozen=True, slots=True, kw_only=True)
 
-
-@_section
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Storage:
     """Where things lie."""
 
@@ -25,7 +23,7 @@ class Storage:
     socket: Path = Path("/run/criagent/criagent.sock")
 
 
-@_section
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Network:
     """Pod networking."""
 
@@ -39,7 +37,7 @@ class Network:
     cni_timeout_s: float = 120.0  # half of the kubelet's limit for RunPodSandbox
 
 
-@_section
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Registry:
     """Pulling images."""
 
@@ -59,7 +57,7 @@ class Registry:
     unpack_workers: int = 2
 
 
-@_section
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Handler:
     """One OCI runtime."""
 
@@ -74,7 +72,7 @@ def _handlers() -> dict[str, Handler]:
     }
 
 
-@_section
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Runtime:
     """Running containers."""
 
@@ -91,7 +89,7 @@ class Runtime:
     nofile_hard: int = 524288
 
 
-@_section
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Limits:
     """Sizes and times of the daemon itself."""
 
@@ -99,7 +97,7 @@ class Limits:
     shutdown_s: float = 30.0
 
 
-@_section
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Telemetry:
     """What the daemon tells about itself."""
 
@@ -107,14 +105,14 @@ class Telemetry:
     metrics_address: str = "127.0.0.1:9880"
 
 
-@_section
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Debug:
     """For tests."""
 
     kill_at: str = ""
 
 
-@_section
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Config:
     """All sections."""
 

@@ -18,8 +18,6 @@ ContainerId = NewType("ContainerId", str)
 
 ID_PATTERN = re.compile(r"[0-9a-f]{64}")
 
-_value = dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
-
 
 class NamespaceMode(enum.IntEnum):
     POD = 0
@@ -74,21 +72,21 @@ class Reason(enum.StrEnum):
     UNKNOWN = "Unknown"
 
 
-@_value
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class IdMapping:
     host_id: int
     container_id: int
     length: int
 
 
-@_value
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class UserNamespace:
     mode: NamespaceMode = NamespaceMode.NODE
     uids: tuple[IdMapping, ...] = ()
     gids: tuple[IdMapping, ...] = ()
 
 
-@_value
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class NamespaceOptions:
     network: NamespaceMode = NamespaceMode.POD
     pid: NamespaceMode = NamespaceMode.POD
@@ -97,13 +95,13 @@ class NamespaceOptions:
     userns: UserNamespace | None = None
 
 
-@_value
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class SecurityProfile:
     type: ProfileType
     localhost_ref: str = ""
 
 
-@_value
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class SELinuxOptions:
     user: str = ""
     role: str = ""
@@ -111,13 +109,13 @@ class SELinuxOptions:
     level: str = ""
 
 
-@_value
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class HugepageLimit:
     page_size: str
     limit: int
 
 
-@_value
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class Resources:
     """LinuxContainerResources; 0 and "" mean not given, as in CRI."""
 
@@ -133,14 +131,14 @@ class Resources:
     memory_swap_limit_in_bytes: int = 0
 
 
-@_value
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class DnsConfig:
     servers: tuple[str, ...] = ()
     searches: tuple[str, ...] = ()
     options: tuple[str, ...] = ()
 
 
-@_value
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class PortMapping:
     protocol: Protocol
     container_port: int
@@ -148,7 +146,7 @@ class PortMapping:
     host_ip: str = ""
 
 
-@_value
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class SandboxSecurity:
     namespaces: NamespaceOptions = NamespaceOptions()
     selinux: SELinuxOptions | None = None
@@ -162,7 +160,7 @@ class SandboxSecurity:
     apparmor: SecurityProfile | None = None
 
 
-@_value
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class SandboxMetadata:
     name: str
     uid: str
@@ -175,7 +173,7 @@ class SandboxMetadata:
         return f"{self.name}_{self.namespace}_{self.uid}_{self.attempt}"
 
 
-@_value
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class SandboxSpec:
     """What RunPodSandbox asked for, validated."""
 
@@ -194,7 +192,7 @@ class SandboxSpec:
     runtime_handler: str = ""
 
 
-@_value
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class ProcessRef:
     """A process that a recycled pid cannot impersonate (field 22 of /proc/PID/stat)."""
 
@@ -202,7 +200,7 @@ class ProcessRef:
     start_ticks: int
 
 
-@_value
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class Sandbox:
     """A sandbox row. Its kernel objects are named by `id` alone."""
 
@@ -230,13 +228,13 @@ class Sandbox:
         return SandboxState.READY if ready else SandboxState.NOTREADY
 
 
-@_value
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class KeyValue:
     key: str
     value: bytes
 
 
-@_value
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class ImageMount:
     """An image as a volume: reference or id as asked for, and the id it was resolved to."""
 
@@ -244,7 +242,7 @@ class ImageMount:
     image_id: str = ""
 
 
-@_value
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class Mount:
     container_path: str
     host_path: str = ""
@@ -259,14 +257,14 @@ class Mount:
     options: tuple[str, ...] = ()
 
 
-@_value
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class Device:
     container_path: str
     host_path: str
     permissions: str
 
 
-@_value
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class ContainerSecurity:
     add_capabilities: tuple[str, ...] = ()
     drop_capabilities: tuple[str, ...] = ()
@@ -287,13 +285,13 @@ class ContainerSecurity:
     apparmor: SecurityProfile | None = None
 
 
-@_value
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class ContainerMetadata:
     name: str
     attempt: int = 0
 
 
-@_value
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class ContainerSpec:
     """What CreateContainer asked for, validated."""
 
@@ -318,7 +316,7 @@ class ContainerSpec:
     stop_signal: int = 0  # CRI Signal enum value, 0 = image's or SIGTERM
 
 
-@_value
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class ContainerUser:
     """Effective ids of the main process, resolved inside the image."""
 
@@ -327,7 +325,7 @@ class ContainerUser:
     groups: tuple[int, ...] = ()
 
 
-@_value
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class Container:
     """A container row. Paths, cgroup and monitor sockets are named by `id` alone."""
 
@@ -375,7 +373,7 @@ def container_key(sandbox_id: str, metadata: ContainerMetadata) -> str:
     return f"{metadata.name}_{sandbox_id}_{metadata.attempt}"
 
 
-@_value
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class ImageConfig:
     """The parts of an OCI image configuration that containers are made of."""
 
@@ -389,7 +387,7 @@ class ImageConfig:
     labels: dict[str, str] = dataclasses.field(default_factory=dict)
 
 
-@_value
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class Layer:
     """One layer of an image: the blob as transferred and its position in the chain."""
 
@@ -400,7 +398,7 @@ class Layer:
     chain_id: str
 
 
-@_value
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class Image:
     """An image as the store knows it. `id` is the digest of its configuration."""
 
@@ -416,7 +414,7 @@ class Image:
     pulled_at_ns: int = 0
 
 
-@_value
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class Snapshot:
     """A directory `snapshots/<number>`: a committed layer, or a container's writable layer.
 
@@ -433,7 +431,7 @@ class Snapshot:
     created_at_ns: int = 0
 
 
-@_value
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class Blob:
     digest: str
     size: int

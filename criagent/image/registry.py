@@ -20,7 +20,7 @@ from urllib.parse import urlencode, urljoin, urlsplit, urlunsplit
 
 import structlog
 
-from criagent.aio import run_in
+from criagent.aio import KeyedLocks, run_in
 from criagent.errors import (
     CorruptError,
     NotFoundError,
@@ -103,6 +103,7 @@ class RegistryClient:
         self._files = files
         self._fs = fs
         self._range_bytes = range_bytes
+        self._parts = KeyedLocks()
         self._client: aiohttp.ClientSession | None = None
 
     async def close(self) -> None:
@@ -146,13 +147,14 @@ class RegistryClient:
 
         Resumes a part that an earlier try left. Raises what `manifest` raises, ExhaustedError.
         """
-        if await run_in(self._fs, self._files.has, blob.parsed):
-            return
+
 
         async def ask(host: Host) -> None:
             await self._fetch_from(session, host, blob, progress)
 
-        await self._first(session, "pull", ask)
+        async with self._parts.hold(blob.digest):  # two pulls may want the same blob
+            if not await run_in(self._fs, self._files.has, blob.parsed):
+                await self._first(session, "pull", ask)
 
     async def _fetch_from(
         self, session: Session, host: Host, blob: Descriptor, progress: Progress

@@ -10,10 +10,8 @@ from criagent.model import Container, ContainerUser, Image, Mount, Sandbox
 
 OciObject = dict[str, Any]  # a JSON object of the OCI runtime specification
 
-_value = dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 
-
-@_value
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class NodeFacts:
     """Facts about this node, read once at start (`node_facts.py`)."""
 
@@ -29,7 +27,7 @@ class NodeFacts:
     thermal_paths: tuple[str, ...] = ()  # .../cpuN/thermal_throttle that exist here
 
 
-@_value
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class PodFiles:
     """Host paths of the files that a sandbox's containers share. `shm` is /dev/shm of the node
     when the pod has the node's IPC namespace."""
@@ -40,7 +38,7 @@ class PodFiles:
     shm: Path
 
 
-@_value
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class ContainerNamespaces:
     """Which namespaces the container enters; None stands for the node's own."""
 
@@ -50,7 +48,7 @@ class ContainerNamespaces:
     pid: Path | Literal["new"] | None
 
 
-@_value
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class ResolvedMount:
     """A requested mount whose host side was looked at: `source` exists and has no symlink."""
 
@@ -59,7 +57,7 @@ class ResolvedMount:
     propagation: Literal["rprivate", "rslave", "rshared"]
 
 
-@_value
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class ResolvedDevice:
     """A device node of the host at its place in the container."""
 
@@ -73,7 +71,7 @@ class ResolvedDevice:
     access: str  # of "rwm"
 
 
-@_value
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class SpecInputs:
     """Everything `build_spec` needs; nothing is looked up while it runs."""
 

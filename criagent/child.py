@@ -1,0 +1,151 @@
+"""Child processes: started by vfork, awaited by pidfd, killed and reaped when their caller leaves.
+
+Nothing is forked from the daemon itself (no preexec_fn), and no thread waits for a child.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import signal
+import subprocess
+from collections.abc import AsyncIterator, Mapping, Sequence
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+from criagent.aio import finish
+
+
+class Child:
+    """A process of ours. `wait` may be awaited by several tasks."""
+
+    def __init__(self, process: subprocess.Popen[bytes]) -> None:
+        self.pid = process.pid
+        self.process = process
+        self._ended = asyncio.Event()
+        self._pidfd = os.pidfd_open(process.pid)
+        asyncio.get_running_loop().add_reader(self._pidfd, self._reap)
+
+    @property
+    def running(self) -> bool:
+        """Whether it has not been reaped."""
+        return self._pidfd >= 0
+
+    async def wait(self) -> int:
+        """Its exit status, negative for a signal, once it has ended."""
+        await self._ended.wait()
+        return self.process.returncode
+
+    def kill(self, number: int = signal.SIGKILL) -> None:
+        """Signal it, unless it is gone."""
+        if self._pidfd >= 0:
+            with contextlib.suppress(ProcessLookupError):
+                signal.pidfd_send_signal(self._pidfd, number)
+
+    def kill_group(self) -> None:
+        """SIGKILL to its process group, of which it must be the leader."""
+        if self._pidfd >= 0:
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(self.pid, signal.SIGKILL)
+
+    def _reap(self) -> None:
+        self.process.wait()
+        asyncio.get_running_loop().remove_reader(self._pidfd)
+        os.close(self._pidfd)
+        self._pidfd = -1
+        self._ended.set()
+
+
+def spawn(
+    argv: Sequence[str | Path],
+    *,
+    stdin: int = subprocess.DEVNULL,
+    stdout: int = subprocess.DEVNULL,
+    stderr: int = subprocess.DEVNULL,
+    pass_fds: Sequence[int] = (),
+    env: Mapping[str, str] | None = None,
+    cwd: Path | None = None,
+    new_session: bool = False,
+) -> Child:
+    """Start `argv`. Raises FileNotFoundError and the like when it cannot be executed."""
+    process = subprocess.Popen(
+        [str(word) for word in argv],
+        stdin=stdin,
+        stdout=stdout,
+        stderr=stderr,
+        pass_fds=tuple(pass_fds),
+        env=None if env is None else dict(env),
+        cwd=cwd,
+        start_new_session=new_session,
+    )
+    return Child(process)
+
+
+@asynccontextmanager
+async def killed_on_exit(child: Child) -> AsyncIterator[Child]:
+    """Kill and reap `child` when the block ends and it has not."""
+    try:
+        yield child
+    finally:
+        if child.running:
+            child.kill()
+            await finish(_reaped(child))
+
+
+async def _reaped(child: Child) -> None:
+    await child.wait()
+
+
+class PipeReader:
+    """Bytes of a pipe as they come, on the event loop; at most `limit` of them are kept."""
+
+    def __init__(self, fd: int, *, limit: int) -> None:
+        os.set_blocking(fd, False)
+        self.data = bytearray()
+        self.dropped = 0
+        self._fd = fd
+        self._limit = limit
+        self._ended = asyncio.Event()
+        self._more = asyncio.Event()
+        self._loop = asyncio.get_running_loop()
+        self._loop.add_reader(fd, self._readable)
+
+    def _readable(self) -> None:
+        try:
+            chunk = os.read(self._fd, 1 << 16)
+        except BlockingIOError:
+            return
+        except OSError:
+            chunk = b""
+        if not chunk:
+            self.close()
+            return
+        room = self._limit - len(self.data)
+        self.data += chunk[: max(room, 0)]
+        self.dropped += max(len(chunk) - max(room, 0), 0)
+        self._more.set()
+
+    async def line(self) -> bytes | None:
+        """The first line without its newline, taken out of `data`; None when the pipe ends."""
+        while b"\n" not in self.data:
+            if self._ended.is_set():
+                return None
+            self._more.clear()
+            await self._more.wait()
+        line, _, rest = bytes(self.data).partition(b"\n")
+        self.data[:] = rest
+        return line
+
+    async def ended(self) -> None:
+        """Return at the end of the pipe."""
+        await self._ended.wait()
+
+    def close(self) -> None:
+        """Stop reading and close the descriptor; idempotent."""
+        if self._fd >= 0:
+            self._loop.remove_reader(self._fd)
+            os.close(self._fd)
+            self._fd = -1
+            self._ended.set()
+            self._more.set()

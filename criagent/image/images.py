@@ -1,0 +1,300 @@
+"""Images as the CRI and the runtime see them: find, pull, remove, import, export, check.
+
+What no image and no container needs any more is collected after each removal, at start and on
+request: rows first go, then files are renamed to the trash, which is emptied in the background.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import dataclasses
+import fnmatch
+import os
+import tempfile
+from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import Executor
+from dataclasses import dataclass
+from pathlib import Path
+
+import structlog
+
+from criagent import faults
+from criagent.aio import finish, run_in
+from criagent.errors import InvalidRequestError, NotFoundError
+from criagent.image import archive, audit
+from criagent.image.audit import Finding
+from criagent.image.auth import RegistryAuth
+from criagent.image.blobs import BlobFiles
+from criagent.image.digest import Digest, parse_digest
+from criagent.image.layers import LayerUnpacker
+from criagent.image.pull import Puller
+from criagent.image.reference import Reference, parse_reference
+from criagent.image.snapshots.overlay import OverlaySnapshots
+from criagent.model import Blob, Image, Layer, Snapshot
+from criagent.store.blobs import BlobStore
+from criagent.store.images import ImageStore
+
+_BARE_ID = 64
+_OLD_PART_S = 24 * 3600  # an unfinished download is worth keeping for a day
+
+log: structlog.stdlib.BoundLogger = structlog.get_logger(__name__)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FsUsage:
+    """What images and writable layers take. `mountpoint` is their directory."""
+
+    mountpoint: str
+    used_bytes: int
+    inodes_used: int
+    timestamp_ns: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Pruned:
+    """What a collection freed."""
+
+    freed_bytes: int
+    blobs: int
+    snapshots: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Images:
+    """Verbs of images. Names are references, ids, or unique id prefixes."""
+
+    store: ImageStore
+    blobs: BlobStore
+    files: BlobFiles
+    snapshots: OverlaySnapshots
+    unpacker: LayerUnpacker
+    puller: Puller
+    fs: Executor
+    root: Path
+    pinned: tuple[str, ...]
+    now_ns: Callable[[], int]
+    background: set[asyncio.Task[None]] = dataclasses.field(default_factory=set)
+
+    def all(self) -> list[Image]:
+        """Every image."""
+        return self.store.all()
+
+    def find(self, text: str) -> Image | None:
+        """The image of a reference or id. Raises InvalidRequestError for what is neither."""
+        if found := self.store.find(text):
+            return found
+        if text.startswith("sha256:"):
+            parse_digest(text)
+            return None
+        reference = parse_reference(text).with_default_tag()
+        if reference.digest is not None:
+            return self.store.find(f"{reference.name}@{reference.digest}")
+        return self.store.find(str(reference))
+
+    def resolve(self, text: str) -> Image:
+        """Like `find`, but raises NotFoundError that says what to do."""
+        found = self.find(text)
+        if found is None:
+            raise NotFoundError(f'image "{text}" is not on this node; pull it first')
+        return found
+
+    def is_pinned(self, image: Image) -> bool:
+        """Whether a configured pattern protects it from the kubelet's image collection."""
+        names = (*image.repo_tags, *image.repo_digests)
+        return any(fnmatch.fnmatchcase(name, p) for name in names for p in self.pinned)
+
+    async def pull(self, text: str, auth: RegistryAuth | None) -> Image:
+        """PullImage: see `Puller.pull`. Raises InvalidRequestError for a malformed reference."""
+        if text.startswith("sha256:") or (len(text) == _BARE_ID and self.store.find(text)):
+            raise InvalidRequestError(f"{text[:80]!r} is an image id, not a reference to pull")
+        return await self.puller.pull(parse_reference(text).with_default_tag(), auth)
+
+    async def remove(self, text: str) -> None:
+        """Forget the image with all its names; unknown ones are fine.
+
+        Layers stay while a container uses them.
+        """
+        image = self.find(text)
+        if image is not None:
+            await self.store.delete(image.id)
+            faults.reach("remove-image:row")
+            await self.collect()
+            log.info("image_removed", image=text, id=image.id)
+
+    def fs_usage(self) -> FsUsage:
+        """ImageFsInfo from the rows alone, without looking at the disk."""
+        snapshots = self.snapshots.store.all()
+        used = sum(blob.size for blob in self.blobs.all())
+        return FsUsage(
+            mountpoint=str(self.snapshots.root),
+            used_bytes=used + sum(s.used_bytes for s in snapshots),
+            inodes_used=len(self.blobs.all()) + sum(s.inodes for s in snapshots),
+            timestamp_ns=self.now_ns(),
+        )
+
+    def incoming(self) -> Path:
+        """A directory on the root's disk for archives that are being received or written."""
+        return self.root / "incoming"
+
+    async def prepare(self) -> None:
+        """Make directories, and drop what a crash left. Before the first call."""
+
+        def call() -> None:
+            self.files.prepare()
+            self.snapshots.prepare()
+            self.incoming().mkdir(exist_ok=True, mode=0o700)
+            for entry in self.incoming().iterdir():
+                entry.unlink()
+            _drop_old_parts(self.files, self.now_ns())
+
+        await run_in(self.fs, call)
+        for snapshot in self.snapshots.store.all():
+            if not snapshot.committed and snapshot.key.startswith("sha"):
+                await self.snapshots.remove(snapshot.key)
+        await self.collect()
+        await self.snapshots.sweep()
+
+    async def collect(self) -> Pruned:
+        """Drop layers and blobs that no image, container or running pull needs."""
+        freed = layers = 0
+        for snapshot in self._unused_layers():
+            async with self.unpacker.holding([snapshot.key]):
+                if snapshot not in self._unused_layers() or self.unpacker.wanted(snapshot.key):
+                    continue
+                await self.snapshots.remove(snapshot.key)
+                freed, layers = freed + snapshot.used_bytes, layers + 1
+        faults.reach("remove-image:layers")
+        count = 0
+        if not self.puller.busy:
+            for blob in self._unused_blobs():
+                await self.blobs.delete(blob.digest)
+                await run_in(self.fs, self.files.remove, parse_digest(blob.digest))
+                freed, count = freed + blob.size, count + 1
+        faults.reach("remove-image:blobs")
+        task = asyncio.create_task(self.snapshots.empty_trash(), name="trash")
+        self.background.add(task)
+        task.add_done_callback(self.background.discard)
+        return Pruned(freed_bytes=freed, blobs=count, snapshots=layers)
+
+    async def prune(self) -> Pruned:
+        """`collect`, and also blobs and parts that belong to no image, when no pull runs."""
+        result = await self.collect()
+        if self.puller.busy:
+            return result
+        known = {parse_digest(blob.digest) for blob in self.blobs.all()}
+        freed, count = await run_in(self.fs, _drop_strays, self.files, known)
+        return dataclasses.replace(
+            result, freed_bytes=result.freed_bytes + freed, blobs=result.blobs + count
+        )
+
+    async def import_archive(self, path: Path) -> list[Image]:
+        """Every image of the OCI or Docker archive at `path`.
+
+        Raises InvalidRequestError for what is no archive, CorruptError for wrong content.
+        """
+        found = await run_in(self.fs, archive.read_archive, path, self.files)
+        images = []
+        for entry in found:
+            images.append(await self._import(entry))
+        return images
+
+    async def _import(self, entry: archive.ArchivedImage) -> Image:
+        async def fetch(_: Layer) -> None:
+            """The blob is there already."""
+
+        image = dataclasses.replace(entry.image, pulled_at_ns=self.now_ns())
+        async with self.unpacker.unpacked(image.layers, fetch, lambda _: None) as snapshots:
+            image = await self.store.put(image, snapshots, entry.blobs)
+        log.info("image_imported", id=image.id, tags=image.repo_tags)
+        return image
+
+    async def export_archive(self, names: Sequence[str], path: Path) -> None:
+        """Write the images as one archive that is both an OCI layout and a Docker archive.
+
+        Raises NotFoundError for an image or blob that is not there.
+        """
+        chosen = [(self.resolve(name), _tag(name)) for name in names]
+        await run_in(self.fs, archive.write_archive, chosen, self.files, path)
+
+    async def fsck(self, *, repair: bool) -> list[Finding]:
+        """Compare rows with the disk; `repair` drops what is broken, for the next pull to fetch."""
+        state = audit.State(
+            images=self.all(), blobs=self.blobs.all(), snapshots=self.snapshots.store.all()
+        )
+        broken = await run_in(self.fs, audit.check, state, self.files, self.snapshots.tree)
+        if not repair:
+            return broken.findings
+        for image_id in broken.images:
+            await self.store.delete(image_id)
+        for key in broken.snapshots:
+            await self.snapshots.remove(key)
+        for digest in broken.blobs:
+            await self.blobs.delete(digest)
+            await run_in(self.fs, self.files.remove, parse_digest(digest))
+        await self.prune()
+        return [dataclasses.replace(finding, repaired=True) for finding in broken.findings]
+
+    async def close(self) -> None:
+        """Stop pulls and background work."""
+        await self.puller.close()
+        for task in list(self.background):
+            await finish(_ended(task))
+
+    def _unused_layers(self) -> list[Snapshot]:
+        """Committed layers to drop, the topmost first."""
+        rows = {s.key: s for s in self.snapshots.store.all()}
+        needed = {layer.chain_id for image in self.all() for layer in image.layers}
+        pending = [s.parent for s in rows.values() if not s.committed]
+        while pending:
+            key = pending.pop()
+            if key and key not in needed:
+                needed.add(key)
+                if key in rows:
+                    pending.append(rows[key].parent)
+        unused = [s for s in rows.values() if s.committed and s.key not in needed]
+        return sorted(unused, key=lambda s: s.number, reverse=True)
+
+    def _unused_blobs(self) -> list[Blob]:
+        needed: set[str] = set()
+        for image in self.all():
+            needed.update((image.id, image.manifest_digest))
+            needed.update(layer.digest for layer in image.layers)
+            needed.update(name.partition("@")[2] for name in image.repo_digests)
+        return [blob for blob in self.blobs.all() if blob.digest not in needed]
+
+
+async def _ended(task: asyncio.Task[None]) -> None:
+    await asyncio.wait({task})
+
+
+def _tag(name: str) -> str | None:
+    """The name to export under; an id has none."""
+    if name.startswith("sha256:") or len(name) == _BARE_ID:
+        return None
+    reference: Reference = parse_reference(name).with_default_tag()
+    return reference.tagged
+
+
+def _drop_old_parts(files: BlobFiles, now_ns: int) -> None:
+    for part in files.parts():
+        if now_ns - part.stat().st_mtime_ns > _OLD_PART_S * 10**9:
+            part.unlink()
+
+
+def _drop_strays(files: BlobFiles, known: Iterable[Digest]) -> tuple[int, int]:
+    kept, freed, count = set(known), 0, 0
+    for digest, size in list(files.all()):
+        if digest not in kept:
+            files.remove(digest)
+            freed, count = freed + size, count + 1
+    for part in list(files.parts()):
+        freed += part.stat().st_size
+        part.unlink()
+    return freed, count
+
+
+def temporary(directory: Path) -> Path:
+    """A new empty file in `directory`."""
+    fd, name = tempfile.mkstemp(dir=directory)
+    os.close(fd)
+    return Path(name)

@@ -1,0 +1,241 @@
+"""Pull: reference → manifest → blobs → snapshots → one commit that makes the image visible.
+
+One pull per reference and credentials runs at a time; callers join it, and the last one's cancel
+stops it. Blobs arrive and layers unpack side by side; what was fetched stays for the next try.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import Callable
+from concurrent.futures import Executor
+from dataclasses import dataclass
+
+import structlog
+
+from criagent import faults
+from criagent.aio import run_in
+from criagent.errors import CorruptError, RegistryError
+from criagent.image.auth import RegistryAuth
+from criagent.image.blobs import BlobFiles
+from criagent.image.digest import Digest
+from criagent.image.layers import LayerUnpacker
+from criagent.image.manifest import (
+    MAX_DOCUMENT,
+    Configuration,
+    Descriptor,
+    Document,
+    chain_ids,
+    choose_platform,
+    host_platform,
+    parse_configuration,
+    parse_document,
+)
+from criagent.image.reference import Reference
+from criagent.image.registry import Progress, RegistryClient, Resolved, Session
+from criagent.model import Blob, Image, Layer
+from criagent.store.images import ImageStore
+
+log: structlog.stdlib.BoundLogger = structlog.get_logger(__name__)
+
+_Key = tuple[str, RegistryAuth | None]
+
+
+@dataclass(slots=True)
+class _Flight:
+    task: asyncio.Task[Image]
+    waiters: int = 0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Chosen:
+    """The manifest for this platform with its parsed configuration."""
+
+    digest: Digest
+    document: Document
+    configuration: Configuration
+    config: Descriptor
+    layers: tuple[Layer, ...]
+
+
+class Puller:
+    """The PullImage verb below `Images`."""
+
+    def __init__(
+        self,
+        *,
+        client: RegistryClient,
+        files: BlobFiles,
+        images: ImageStore,
+        unpacker: LayerUnpacker,
+        fs: Executor,
+        parallel_blobs: int,
+        progress_timeout_s: float,
+        now_ns: Callable[[], int],
+    ) -> None:
+        self._client = client
+        self._files = files
+        self._images = images
+        self._unpacker = unpacker
+        self._fs = fs
+        self._parallel = parallel_blobs
+        self._timeout_s = progress_timeout_s
+        self._now_ns = now_ns
+        self._flights: dict[_Key, _Flight] = {}
+
+    @property
+    def busy(self) -> bool:
+        """Whether any pull is under way."""
+        return bool(self._flights)
+
+    async def pull(self, reference: Reference, auth: RegistryAuth | None) -> Image:
+        """The image of `reference` in this platform's form, unpacked.
+
+        Raises NotFoundError, RegistryError and its kinds, CorruptError, ExhaustedError.
+        """
+        key = (str(reference), auth)
+        flight = self._flights.get(key)
+        if flight is None:
+            task = asyncio.create_task(self._watched(reference, auth), name=f"pull:{reference}")
+            flight = self._flights[key] = _Flight(task)
+            task.add_done_callback(lambda done: self._landed(key, done))
+        flight.waiters += 1
+        try:
+            return await asyncio.shield(flight.task)
+        finally:
+            flight.waiters -= 1
+            if not flight.waiters and not flight.task.done():
+                flight.task.cancel()
+                if self._flights.get(key) is flight:
+                    del self._flights[key]  # whoever comes now starts anew
+
+    async def close(self) -> None:
+        """Stop the pulls under way; their parts stay for the next try."""
+        tasks = [flight.task for flight in self._flights.values()]
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+
+    def _landed(self, key: _Key, task: asyncio.Task[Image]) -> None:
+        flight = self._flights.get(key)
+        if flight is not None and flight.task is task:
+            del self._flights[key]
+        if not task.cancelled():
+            task.exception()  # raised by the waiters
+
+    async def _watched(self, reference: Reference, auth: RegistryAuth | None) -> Image:
+        """The pull, ended when no byte has moved for the configured time."""
+        progress = Progress()
+        work = asyncio.create_task(self._pull(reference, auth, progress))
+        try:
+            while not work.done():
+                left = self._timeout_s - progress.stalled_s
+                if left <= 0:
+                    raise RegistryError(
+                        f"pull of {reference} stalled: no byte for {self._timeout_s:.0f} s "
+                        f"({progress.bytes} received before)"
+                    )
+                await asyncio.wait({work}, timeout=left)
+            return work.result()
+        finally:
+            if not work.done():
+                work.cancel()
+                with contextlib.suppress(asyncio.CancelledError):
+                    await work
+
+    async def _pull(
+        self, reference: Reference, auth: RegistryAuth | None, progress: Progress
+    ) -> Image:
+        session = self._client.session(reference, auth)
+        wanted = str(reference.digest) if reference.digest else reference.tag or "latest"
+        top = await self._client.manifest(session, wanted)
+        faults.reach("pull-image:resolved")
+        chosen = await self._choose(session, top, progress)
+        image = _image(chosen, top.digest, reference, self._now_ns())
+
+        async def fetch(layer: Layer) -> None:
+            blob = Descriptor(digest=layer.digest, size=layer.size, media_type=layer.media_type)
+            async with gate:
+                await self._client.fetch_blob(session, blob, progress)
+            faults.reach("pull-image:blob")
+            fetched.append(Blob(digest=layer.digest, size=layer.size, media_type=layer.media_type))
+
+        gate = asyncio.Semaphore(self._parallel)
+        fetched = self._documents(top, chosen)
+        async with self._unpacker.unpacked(chosen.layers, fetch, progress.moved) as snapshots:
+            faults.reach("pull-image:unpacked")
+            image = await self._images.put(image, snapshots, fetched)
+        faults.reach("pull-image:committed")
+        log.info("image_pulled", image=str(reference), id=image.id, received=progress.bytes)
+        return image
+
+    @staticmethod
+    def _documents(top: Resolved, chosen: Chosen) -> list[Blob]:
+        """Blob rows of the manifests and the configuration."""
+        digests = {str(top.digest), str(chosen.digest)}
+        manifests = [Blob(digest=digest, size=0) for digest in sorted(digests)]
+        return [*manifests, Blob(digest=chosen.config.digest, size=chosen.config.size)]
+
+    async def _choose(self, session: Session, top: Resolved, progress: Progress) -> Chosen:
+        document, digest = parse_document(top.content, top.media_type), top.digest
+        if document.is_index:
+            entry = choose_platform(document, host_platform())
+            inner = await self._client.manifest(session, entry.digest)
+            document, digest = parse_document(inner.content, inner.media_type), inner.digest
+            if document.is_index:
+                raise CorruptError(f"{session.reference}: an index within an index")
+            await run_in(self._fs, self._files.store, digest, inner.content)
+        await run_in(self._fs, self._files.store, top.digest, top.content)
+        config = document.config
+        if config is None:
+            raise CorruptError(f"{session.reference}: the manifest has no configuration")
+        if config.size > MAX_DOCUMENT:
+            raise CorruptError(f"{session.reference}: the configuration is too large")
+        await self._client.fetch_blob(session, config, progress)
+        content = await run_in(self._fs, self._files.read, config.parsed, MAX_DOCUMENT)
+        configuration = parse_configuration(content)
+        return Chosen(
+            digest=digest,
+            document=document,
+            configuration=configuration,
+            config=config,
+            layers=image_layers(document, configuration),
+        )
+
+
+def image_layers(document: Document, configuration: Configuration) -> tuple[Layer, ...]:
+    """The layers of an image, lowest first. Raises CorruptError when the two do not agree."""
+    descriptors, diff_ids = document.layers or [], configuration.diff_ids
+    if len(descriptors) != len(diff_ids):
+        raise CorruptError(
+            f"malformed image: {len(descriptors)} layers but {len(diff_ids)} diff IDs"
+        )
+    return tuple(
+        Layer(
+            digest=str(descriptor.parsed),
+            size=descriptor.size,
+            media_type=descriptor.media_type,
+            diff_id=diff_id,
+            chain_id=chain_id,
+        )
+        for descriptor, diff_id, chain_id in zip(
+            descriptors, diff_ids, chain_ids(diff_ids), strict=True
+        )
+    )
+
+
+def _image(chosen: Chosen, top: Digest, reference: Reference, now_ns: int) -> Image:
+    tagged = () if reference.digest is not None else (reference.tagged or "",)
+    return Image(
+        id=str(chosen.config.parsed),
+        manifest_digest=str(chosen.digest),
+        config=chosen.configuration.config,
+        layers=chosen.layers,
+        repo_tags=tuple(tag for tag in tagged if tag),
+        repo_digests=(f"{reference.name}@{top}",),
+        size=chosen.config.size + sum(layer.size for layer in chosen.layers),
+        platform=str(chosen.configuration.platform),
+        created=chosen.configuration.created,
+        pulled_at_ns=now_ns,
+    )

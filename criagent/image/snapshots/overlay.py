@@ -1,0 +1,158 @@
+"""Snapshots for overlayfs: `snapshots/<number>/{fs,work}`.
+
+A committed layer's `fs` is a lower directory, a container's is its upper directory. A row precedes
+its directory; removal renames into `snapshots/trash` first, so it needs no space and a crash leaves
+nothing but trash, which is emptied in the background and at start.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import os
+import shutil
+from collections.abc import Sequence
+from concurrent.futures import Executor
+from pathlib import Path
+
+import structlog
+
+from criagent import faults
+from criagent.aio import run_in
+from criagent.errors import AgentError, NotFoundError
+from criagent.image.blobs import disk_full
+from criagent.kernel import mount
+from criagent.model import Image, Snapshot
+from criagent.store.snapshots import SnapshotStore
+
+log: structlog.stdlib.BoundLogger = structlog.get_logger(__name__)
+
+
+class OverlaySnapshots:
+    """Directories and mounts of the snapshots in `store`, below `root`."""
+
+    def __init__(self, root: Path, store: SnapshotStore, fs: Executor) -> None:
+        self.root = root
+        self.store = store
+        self._fs = fs
+        self._empty = root / "empty"
+
+    def prepare(self) -> None:
+        """Make the fixed directories; idempotent."""
+        self.root.mkdir(parents=True, exist_ok=True, mode=0o700)
+        (self.root / "trash").mkdir(exist_ok=True, mode=0o700)
+        self._empty.mkdir(exist_ok=True)
+
+    def tree(self, snapshot: Snapshot) -> Path:
+        """The layer's files, or the container's upper directory."""
+        return self.root / str(snapshot.number) / "fs"
+
+    def lowers(self, chain: Sequence[str]) -> list[Path]:
+        """Directories of the committed layers `chain` (lowest first), topmost first.
+
+        Raises NotFoundError when a layer is not there.
+        """
+        paths = []
+        for chain_id in reversed(chain):
+            snapshot = self.store.get(chain_id)
+            if snapshot is None or not snapshot.committed:
+                raise NotFoundError(
+                    f"layer {chain_id} is not unpacked; `criagent image fsck --repair`, then pull"
+                )
+            paths.append(self.tree(snapshot))
+        return paths
+
+    async def create(self, key: str, *, parent: str, created_at_ns: int) -> Snapshot:
+        """A new uncommitted snapshot with its empty directories. Raises AlreadyExistsError."""
+        snapshot = await self.store.reserve(key, parent=parent, created_at_ns=created_at_ns)
+        await run_in(self._fs, self._make, snapshot)
+        return snapshot
+
+    async def mount_container(self, snapshot: Snapshot, image: Image, target: Path) -> None:
+        """Mount the image's layers with the container's upper directory at `target`."""
+        lowers = self.lowers([layer.chain_id for layer in image.layers]) or [self._empty]
+        upper = self.tree(snapshot)
+
+        def call() -> None:
+            target.mkdir(parents=True, exist_ok=True)
+            try:
+                mount.overlay(lowers, upper, upper.with_name("work"), target)
+            except OSError as exc:
+                raise AgentError(f"overlay of {image.id} at {target}: {exc}") from exc
+
+        await run_in(self._fs, call)
+
+    async def unmount(self, target: Path) -> None:
+        """Take every mount at `target` away; idempotent."""
+        await run_in(self._fs, mount.detach, target)
+
+    async def remove(self, key: str) -> None:
+        """Forget the snapshot; its space is freed in the background. Idempotent."""
+        snapshot = self.store.get(key)
+        if snapshot is None:
+            return
+        await run_in(self._fs, self._trash, snapshot.number)
+        faults.reach("snapshot-remove:trash")
+        await self.store.delete(key)
+
+    async def empty_trash(self) -> None:
+        """Delete what removals renamed away."""
+        await run_in(self._fs, self._empty_trash)
+
+    async def sweep(self) -> None:
+        """After a crash: drop directories without a row and the trash. Rows stay."""
+        await run_in(self._fs, self._sweep, {str(s.number) for s in self.store.all()})
+
+    async def measure(self, key: str) -> Snapshot | None:
+        """Count a container's writable layer and keep the figures in its row."""
+        snapshot = self.store.get(key)
+        if snapshot is None:
+            return None
+        used, inodes = await run_in(self._fs, disk_usage, self.tree(snapshot))
+        return dataclasses.replace(snapshot, used_bytes=used, inodes=inodes)
+
+    # The rest runs in the fs executor.
+
+    def _make(self, snapshot: Snapshot) -> None:
+        with disk_full(self.root):
+            self.tree(snapshot).mkdir(parents=True, mode=0o755)
+            self.tree(snapshot).chmod(0o755)  # the umask does not count: it is the image's "/"
+            self.tree(snapshot).with_name("work").mkdir()
+
+    def _trash(self, number: int) -> None:
+        with contextlib.suppress(FileNotFoundError):
+            (self.root / str(number)).rename(self.root / "trash" / str(number))
+
+    def _empty_trash(self) -> None:
+        for entry in (self.root / "trash").iterdir():
+            shutil.rmtree(entry, ignore_errors=True)
+            if entry.exists():
+                log.warning("trash_not_deleted", path=str(entry))
+
+    def _sweep(self, known: set[str]) -> None:
+        self.prepare()
+        for entry in self.root.iterdir():
+            if entry.name.isdigit() and entry.name not in known:
+                log.warning("orphan_swept", path=str(entry))
+                self._trash(int(entry.name))
+        self._empty_trash()
+
+
+def disk_usage(directory: Path) -> tuple[int, int]:
+    """Bytes on disk and inodes below `directory`; a hard link counts once."""
+    used = inodes = 0
+    seen: set[tuple[int, int]] = set()
+    pending = [os.fspath(directory)]
+    while pending:
+        with contextlib.suppress(FileNotFoundError), os.scandir(pending.pop()) as entries:
+            for entry in entries:
+                facts = entry.stat(follow_symlinks=False)
+                if facts.st_nlink > 1 and not entry.is_dir(follow_symlinks=False):
+                    if (facts.st_dev, facts.st_ino) in seen:
+                        continue
+                    seen.add((facts.st_dev, facts.st_ino))
+                used += facts.st_blocks * 512
+                inodes += 1
+                if entry.is_dir(follow_symlinks=False):
+                    pending.append(entry.path)
+    return used, inodes

@@ -1,0 +1,99 @@
+"""Processes: pids that cannot be confused, pidfds, capabilities. Synchronous, no policy."""
+
+from __future__ import annotations
+
+import ctypes
+import errno
+import os
+import signal
+from collections.abc import Iterable
+from pathlib import Path
+
+from criagent.kernel.syscalls import check, libc
+from criagent.model import ProcessRef
+
+_PR_CAPBSET_DROP = 24
+_PR_SET_NO_NEW_PRIVS = 38
+_CAPABILITY_VERSION_3 = 0x20080522
+_LAST_CAP = Path("/proc/sys/kernel/cap_last_cap")
+
+
+def start_ticks(pid: int) -> int | None:
+    """Field 22 of /proc/PID/stat; None when there is no such process or only a zombie of it."""
+    try:
+        text = Path(f"/proc/{pid}/stat").read_bytes()
+    except (FileNotFoundError, ProcessLookupError):
+        return None
+    fields = text[text.rindex(b")") + 2 :].split()
+    if fields[0] in {b"Z", b"X"}:
+        return None
+    return int(fields[19])
+
+
+def process_ref(pid: int) -> ProcessRef | None:
+    """The process that has `pid` now, or None when it is dead."""
+    ticks = start_ticks(pid)
+    return None if ticks is None else ProcessRef(pid=pid, start_ticks=ticks)
+
+
+def alive(ref: ProcessRef | None) -> bool:
+    """Whether this very process lives; a zombie does not."""
+    return ref is not None and start_ticks(ref.pid) == ref.start_ticks
+
+
+def open_pidfd(ref: ProcessRef) -> int | None:
+    """A pidfd of this very process, or None when it is gone."""
+    try:
+        fd = os.pidfd_open(ref.pid)
+    except ProcessLookupError:
+        return None
+    if start_ticks(ref.pid) != ref.start_ticks:
+        os.close(fd)
+        return None
+    return fd
+
+
+def send_signal(ref: ProcessRef, number: int) -> bool:
+    """Signal this very process; False when it is gone."""
+    fd = open_pidfd(ref)
+    if fd is None:
+        return False
+    try:
+        signal.pidfd_send_signal(fd, number)
+    except OSError as exc:
+        if exc.errno != errno.ESRCH:
+            raise
+        return False
+    finally:
+        os.close(fd)
+    return True
+
+
+class _CapHeader(ctypes.Structure):
+    _fields_ = (("version", ctypes.c_uint32), ("pid", ctypes.c_int))
+
+
+class _CapData(ctypes.Structure):
+    _fields_ = (
+        ("effective", ctypes.c_uint32),
+        ("permitted", ctypes.c_uint32),
+        ("inheritable", ctypes.c_uint32),
+    )
+
+
+def keep_capabilities(kept: Iterable[int]) -> None:
+    """Give up every capability of this process but `kept`, for good (man 7 capabilities)."""
+    have = {number for number in kept if number <= int(_LAST_CAP.read_text())}
+    for number in range(int(_LAST_CAP.read_text()) + 1):
+        if number not in have:
+            check(libc.prctl(_PR_CAPBSET_DROP, number, 0, 0, 0), "prctl")
+    check(libc.prctl(_PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0), "prctl")
+    header = _CapHeader(_CAPABILITY_VERSION_3, 0)
+    data = (_CapData * 2)()
+    check(libc.capget(ctypes.byref(header), data), "capget")
+    for half in range(2):
+        mask = sum(1 << (number - 32 * half) for number in have if number // 32 == half)
+        data[half].permitted &= mask
+        data[half].effective = data[half].permitted
+        data[half].inheritable = 0
+    check(libc.capset(ctypes.byref(header), data), "capset")
