@@ -142,6 +142,10 @@ class Owners(Generic[T]):
         """The owner at work on `key`, or None."""
         return self._owners.get(key)
 
+    def all(self) -> list[Owner[T]]:
+        """Every owner at work."""
+        return list(self._owners.values())
+
     def start(
         self, key: str, fingerprint: object, work: Callable[[Owner[T]], Coroutine[object, object, T]]
     ) -> Owner[T]:

@@ -126,6 +126,13 @@ class PipeReader:
         self.dropped += max(len(chunk) - max(room, 0), 0)
         self._more.set()
 
+    def drain(self) -> None:
+        """Read what is there now, without waiting for the loop to say so."""
+        before = -1
+        while self._fd >= 0 and before != len(self.data) + self.dropped:
+            before = len(self.data) + self.dropped
+            self._readable()
+
     async def line(self) -> bytes | None:
         """The first line without its newline, taken out of `data`; None when the pipe ends."""
         while b"\n" not in self.data:

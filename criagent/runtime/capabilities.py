@@ -1,0 +1,75 @@
+"""Capability sets of a container (man 7 capabilities), from the request and what the node has.
+
+Inheritable and ambient stay empty unless asked for: filled, a non-root process would keep them over
+an exec (CVE-2022-24769 and its kin).
+"""
+
+from __future__ import annotations
+
+from criagent.errors import InvalidRequestError
+from criagent.model import ContainerSecurity
+
+NAMES = tuple(
+    f"CAP_{name}"
+    for name in (
+        "CHOWN DAC_OVERRIDE DAC_READ_SEARCH FOWNER FSETID KILL SETGID SETUID SETPCAP "
+        "LINUX_IMMUTABLE NET_BIND_SERVICE NET_BROADCAST NET_ADMIN NET_RAW IPC_LOCK IPC_OWNER "
+        "SYS_MODULE SYS_RAWIO SYS_CHROOT SYS_PTRACE SYS_PACCT SYS_ADMIN SYS_BOOT SYS_NICE "
+        "SYS_RESOURCE SYS_TIME SYS_TTY_CONFIG MKNOD LEASE AUDIT_WRITE AUDIT_CONTROL SETFCAP "
+        "MAC_OVERRIDE MAC_ADMIN SYSLOG WAKE_ALARM BLOCK_SUSPEND AUDIT_READ PERFMON BPF "
+        "CHECKPOINT_RESTORE"
+    ).split()
+)
+# What containerd and Docker give, so that images meet what they were tested with.
+DEFAULT = frozenset(
+    f"CAP_{name}"
+    for name in (
+        "CHOWN DAC_OVERRIDE FSETID FOWNER MKNOD NET_RAW SETGID SETUID SETFCAP SETPCAP "
+        "NET_BIND_SERVICE SYS_CHROOT KILL AUDIT_WRITE"
+    ).split()
+)
+
+
+def effective_capabilities(
+    security: ContainerSecurity, available: frozenset[str]
+) -> frozenset[str]:
+    """Names that a root process of the container holds. Raises InvalidRequestError."""
+    if security.privileged:
+        return available
+    add, drop = _names(security.add_capabilities), _names(security.drop_capabilities)
+    held = set() if "ALL" in drop else set(DEFAULT)
+    if "ALL" in add:
+        held = set(available) - {name for name in drop if name != "ALL"}
+    else:
+        held -= drop
+    held |= add - {"ALL"}  # adding a named one wins over dropping it, as with containerd
+    return frozenset(held & available)
+
+
+def capability_sets(security: ContainerSecurity, available: frozenset[str]) -> dict[str, list[str]]:
+    """`process.capabilities`; what the daemon itself lacks cannot be handed on."""
+    held = _ordered(effective_capabilities(security, available))
+    ambient = _ordered(_names(security.add_ambient_capabilities) & available)
+    return {
+        "bounding": held,
+        "effective": held,
+        "permitted": held,
+        "inheritable": ambient,
+        "ambient": ambient,
+    }
+
+
+def _names(texts: tuple[str, ...]) -> set[str]:
+    names = set()
+    for text in texts:
+        name = text.upper()
+        if name != "ALL":
+            name = name if name.startswith("CAP_") else f"CAP_{name}"
+            if name not in NAMES:
+                raise InvalidRequestError(f"unknown capability {text[:40]!r}")
+        names.add(name)
+    return names
+
+
+def _ordered(names: frozenset[str] | set[str]) -> list[str]:
+    return [name for name in NAMES if name in names]

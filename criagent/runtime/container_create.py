@@ -1,0 +1,205 @@
+"""Create a container: row and writable layer, rootfs, OCI specification, conmon and the runtime.
+
+As with sandboxes an owner task does the work, a repeat joins it or gets its result, and each undo
+is pushed before its step (docs/architecture.md).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import dataclasses
+from collections.abc import Callable, Mapping
+from functools import partial
+from pathlib import Path
+
+import structlog
+
+from criagent import faults
+from criagent.aio import Owner, Owners, Rollback, finish, run_in
+from criagent.errors import AlreadyExistsError, NameReservedError
+from criagent.image.images import Images
+from criagent.kernel import cgroupfs, process
+from criagent.model import (
+    Container,
+    ContainerId,
+    ContainerSpec,
+    Image,
+    Sandbox,
+    Snapshot,
+    container_key,
+)
+from criagent.runtime.cgroups import CgroupDriver, container_cgroup
+from criagent.runtime.clock import Clock
+from criagent.runtime.container_files import ContainerFiles
+from criagent.runtime.exits import ExitWatcher
+from criagent.runtime.monitor import Conmon
+from criagent.runtime.oci import OciRuntime
+from criagent.runtime.paths import RuntimePaths
+from criagent.runtime.signals import stop_signal
+from criagent.runtime.spec import build_spec
+from criagent.runtime.spec_gather import SpecGatherer
+from criagent.runtime.users import resolve_user
+from criagent.runtime.validate import validate_container_spec
+from criagent.store.containers import ContainerStore
+
+_UNDO_BUDGET_S = 30.0
+
+log: structlog.stdlib.BoundLogger = structlog.get_logger(__name__)
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class ContainerCreator:
+    """The CreateContainer verb."""
+
+    store: ContainerStore
+    owners: Owners[Container]
+    images: Images
+    files: ContainerFiles
+    gatherer: SpecGatherer
+    conmon: Conmon
+    runtimes: Mapping[str, OciRuntime]
+    exits: ExitWatcher
+    paths: RuntimePaths
+    driver: CgroupDriver
+    default_handler: str
+    clock: Clock
+    boot_id: str
+    new_id: Callable[[], str]
+
+    async def create(self, box: Sandbox, spec: ContainerSpec) -> Container:
+        """The CREATED container of `spec` in `box`, made unless that was done or is under way.
+
+        Raises InvalidRequestError, NotFoundError for an image that is not here, AlreadyExistsError
+        when another container has the name, AgentError with the OCI runtime's words.
+        """
+        validate_container_spec(spec, box)
+        key = container_key(box.id, spec.metadata)
+        owner = self.owners.get(key)
+        if owner is None:
+            if (existing := self.store.by_key(key)) is not None:
+                return _same(existing, spec)
+            image = self.images.resolve(spec.image)
+            owner = self.owners.start(key, spec, partial(self._create, box, spec, image))
+        elif owner.fingerprint != spec:
+            raise NameReservedError(
+                f'container name "{key}" is being made with another configuration '
+                f"(stage: {owner.stage})"
+            )
+        return await self.owners.join(owner)
+
+    async def cancel_all(self, sandbox_id: str) -> None:
+        """Cancel creations under way in the sandbox and await their undo."""
+        inside = f"_{sandbox_id}_"
+        tasks = [o.task for o in self.owners.all() if inside in o.key and o.task is not None]
+        for task in tasks:
+            task.cancel()
+        if tasks:
+            await finish(_ended(tasks))
+
+    async def _create(
+        self, box: Sandbox, spec: ContainerSpec, image: Image, owner: Owner[Container]
+    ) -> Container:
+        row = self._row(box, spec, image)
+        undo = Rollback(step_budget_s=_UNDO_BUDGET_S)
+        try:
+            async with undo:
+                row = await self._build(row, box, image, owner, undo)
+                undo.commit()
+        finally:
+            if not undo.clean:
+                await self._keep_for_removal(row)
+        log.info("container_created", container_id=row.id, sandbox_id=box.id)
+        return row
+
+    def _row(self, box: Sandbox, spec: ContainerSpec, image: Image) -> Container:
+        container_id = self.new_id()
+        log_path = ""
+        if box.spec.log_directory and spec.log_path:
+            log_path = str(Path(box.spec.log_directory, spec.log_path))
+        parent = box.spec.cgroup_parent
+        return Container(
+            id=ContainerId(container_id),
+            sandbox_id=box.id,
+            spec=spec,
+            created_at_ns=self.clock.now_ns(),
+            boot_id=self.boot_id,
+            handler=box.spec.runtime_handler or self.default_handler,
+            image_id=image.id,
+            image_ref=image.repo_digests[0] if image.repo_digests else image.id,
+            log_path=log_path,
+            stop_signal=stop_signal(spec.stop_signal, image.config.stop_signal),
+            cgroup=container_cgroup(self.driver, parent, container_id),
+            resources=spec.resources,
+        )
+
+    async def _build(
+        self, row: Container, box: Sandbox, image: Image, owner: Owner[Container], undo: Rollback
+    ) -> Container:
+        owner.stage = "state"
+        undo.push("row", partial(self.store.delete, row.id))
+        undo.push("files", partial(self.files.remove, row.id, row.cgroup))
+        _, snapshot = await asyncio.gather(self.store.insert(row), self._snapshot(row, image))
+        faults.reach("container-create:row")
+        owner.stage = "root file system"
+        await self.files.snapshots.mount_container(snapshot, image, self.paths.rootfs(row.id))
+        faults.reach("container-create:mount")
+        owner.stage = "specification"
+        user = await run_in(
+            self.files.fs, resolve_user, self.paths.rootfs(row.id), row.spec, image.config
+        )
+        row = dataclasses.replace(row, user=user)
+        inputs = await self.gatherer.gather(row, box, image)
+        await run_in(self.files.fs, self._write, row, build_spec(inputs))
+        faults.reach("container-create:bundle")
+        owner.stage = "conmon and the OCI runtime"
+        runtime = self.runtimes[row.handler]
+        undo.push("runtime", partial(runtime.delete, row.id))
+        monitored = await self.conmon.create(row, runtime)
+        faults.reach("container-create:created")
+        cgroup = cgroupfs.of_process(monitored.init.pid)
+        row = dataclasses.replace(
+            row,
+            monitor=monitored.monitor,
+            init=monitored.init,
+            cgroup=cgroup,
+            ready_at_ns=self.clock.now_ns(),
+        )
+        await self.store.update(row)
+        self.exits.watch_child(row, monitored.child)
+        faults.reach("container-create:ready")
+        return row
+
+    async def _snapshot(self, row: Container, image: Image) -> Snapshot:
+        parent = image.layers[-1].chain_id if image.layers else ""
+        return await self.files.snapshots.create(
+            row.id, parent=parent, created_at_ns=row.created_at_ns
+        )
+
+    def _write(self, row: Container, spec: dict[str, object]) -> None:
+        self.files.write(row.id, spec)
+        if row.log_path:
+            Path(row.log_path).parent.mkdir(parents=True, exist_ok=True)
+
+    async def _keep_for_removal(self, row: Container) -> None:
+        """List a container whose undo failed as EXITED, so that the kubelet comes back for it."""
+        kept = self.store.get(row.id)
+        if kept is not None:
+            now = self.clock.now_ns()
+            await self.store.update(
+                dataclasses.replace(kept, finished_at_ns=now, exit_code=255, reason="Unknown")
+            )
+            log.warning("container_kept_for_removal", container_id=row.id)
+
+
+async def _ended(tasks: list[asyncio.Task[Container]]) -> None:
+    await asyncio.wait(tasks)
+
+
+def _same(existing: Container, spec: ContainerSpec) -> Container:
+    created = existing.ready_at_ns and not existing.started_at_ns and not existing.finished_at_ns
+    if existing.spec == spec and created and process.alive(existing.init):
+        return existing
+    raise AlreadyExistsError(
+        f'container name "{spec.metadata.name}" attempt {spec.metadata.attempt} is taken by '
+        f"{existing.id}; remove it first"
+    )

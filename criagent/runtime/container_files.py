@@ -1,0 +1,51 @@
+"""What a container has on disk and in the kernel besides its process: bundle, rootfs, cgroup."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import shutil
+from concurrent.futures import Executor
+
+import msgspec
+
+from criagent.aio import run_in
+from criagent.image.snapshots.overlay import OverlaySnapshots
+from criagent.kernel import cgroupfs, mount
+from criagent.runtime.paths import RuntimePaths
+from criagent.runtime.spec_inputs import OciObject
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class ContainerFiles:
+    """Writes and removes the bundle; every step is idempotent and needs the id alone."""
+
+    paths: RuntimePaths
+    snapshots: OverlaySnapshots
+    fs: Executor
+
+    def write(self, container_id: str, spec: OciObject) -> None:
+        """config.json of the bundle; synchronous."""
+        bundle = self.paths.container(container_id)
+        (bundle / "config.json").write_bytes(msgspec.json.encode(spec))
+
+    def spec(self, container_id: str) -> OciObject:
+        """config.json as the runtime got it; synchronous. Raises FileNotFoundError."""
+        data = (self.paths.container(container_id) / "config.json").read_bytes()
+        document: OciObject = msgspec.json.decode(data)
+        return document
+
+    async def remove(self, container_id: str, cgroup: str) -> None:
+        """Unmount the rootfs, delete bundle, exit file and cgroup, drop the writable layer."""
+        await run_in(self.fs, self._remove, container_id, cgroup)
+        await self.snapshots.remove(container_id)
+
+    def _remove(self, container_id: str, cgroup: str) -> None:
+        bundle = self.paths.container(container_id)
+        mount.detach(self.paths.rootfs(container_id))
+        with contextlib.suppress(FileNotFoundError):
+            shutil.rmtree(bundle)
+        self.paths.exit_file(container_id).unlink(missing_ok=True)
+        if cgroup:
+            cgroupfs.kill(cgroup)
+            cgroupfs.remove(cgroup)

@@ -1,0 +1,87 @@
+"""One container after a restart: adopted, its exit written, or its unfinished creation undone."""
+
+from __future__ import annotations
+
+import asyncio
+import dataclasses
+import signal
+from collections.abc import Mapping
+from functools import cached_property
+
+import structlog
+
+from criagent.aio import finish
+from criagent.kernel import cgroupfs, process
+from criagent.model import Container, ProcessRef
+from criagent.runtime.clock import Clock
+from criagent.runtime.container_remove import ContainerRemover
+from criagent.runtime.container_stop import ContainerStopper
+from criagent.runtime.exits import ExitWatcher
+from criagent.runtime.monitor import running_monitors
+from criagent.runtime.oci import OciRuntime
+from criagent.runtime.paths import RuntimePaths
+from criagent.runtime.transitions import Transitions
+
+log: structlog.stdlib.BoundLogger = structlog.get_logger(__name__)
+
+
+class ContainerRecovery:
+    """Handles rows one by one; `Recovery` gives each its time limit."""
+
+    def __init__(
+        self,
+        *,
+        exits: ExitWatcher,
+        remover: ContainerRemover,
+        stopper: ContainerStopper,
+        transitions: Transitions,
+        runtimes: Mapping[str, OciRuntime],
+        paths: RuntimePaths,
+        clock: Clock,
+        boot_id: str,
+    ) -> None:
+        self._exits = exits
+        self._remover = remover
+        self._stopper = stopper
+        self._transitions = transitions
+        self._runtimes = runtimes
+        self._paths = paths
+        self._clock = clock
+        self._boot_id = boot_id
+        self._stops: set[asyncio.Task[None]] = set()
+
+    @cached_property
+    def _monitors(self) -> dict[str, ProcessRef]:
+        """Monitors that live, known to a row or not."""
+        return running_monitors(self._paths.exits)
+
+    async def recover(self, row: Container) -> None:
+        """Make the row tell the truth."""
+        if not row.visible:
+            await self._undo(row)
+        elif not row.finished_at_ns:
+            await self._adopt(row)
+
+    async def _undo(self, row: Container) -> None:
+        monitor = self._monitors.get(row.id)
+        if monitor is not None:  # its death takes a runtime that is still creating along
+            process.send_signal(monitor, signal.SIGKILL)
+        cgroupfs.kill(row.cgroup)
+        await finish(self._remover.erase(row))
+        log.info("creation_undone", container_id=row.id)
+
+    async def _adopt(self, row: Container) -> None:
+        if row.boot_id != self._boot_id or not process.alive(row.monitor):
+            await self._exits.settle(row)
+            return
+        if not row.started_at_ns and await self._runtimes[row.handler].status(row.id) == "running":
+            # The last daemon died between starting it and saying so.
+            row = await self._transitions.apply(row.id, started_at_ns=self._clock.now_ns()) or row
+        self._exits.adopt(row)
+        if row.stop_deadline_ns:
+            task = asyncio.create_task(self._stopper.stop_by(row, row.stop_deadline_ns))
+            self._stops.add(task)
+            task.add_done_callback(self._stops.discard)
+        log.info("container_adopted", container_id=row.id)
+
+

@@ -1,0 +1,63 @@
+"""Remove a container from any state: kill, unmount, drop the writable layer, the row last."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from functools import partial
+
+import structlog
+
+from criagent import faults
+from criagent.aio import Owner, Owners
+from criagent.errors import NotFoundError
+from criagent.model import Container
+from criagent.runtime.container_files import ContainerFiles
+from criagent.runtime.container_stop import ContainerStopper
+from criagent.runtime.oci import OciRuntime
+from criagent.store.containers import ContainerStore
+
+log: structlog.stdlib.BoundLogger = structlog.get_logger(__name__)
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class ContainerRemover:
+    """The RemoveContainer verb; one task per container. The log file stays: it is the kubelet's."""
+
+    store: ContainerStore
+    owners: Owners[None]
+    stopper: ContainerStopper
+    runtimes: Mapping[str, OciRuntime]
+    files: ContainerFiles
+
+    async def remove(self, container_id: str) -> None:
+        """Return when nothing of the container is left; unknown ids are fine."""
+        try:
+            row = self.store.resolve(container_id)
+        except NotFoundError:
+            return
+        if not row.visible:
+            return  # its creation is under way or being undone
+        key = f"remove-container:{row.id}"
+        owner = self.owners.get(key) or self.owners.start(key, None, partial(self._remove, row.id))
+        await self.owners.join(owner)
+
+    async def _remove(self, container_id: str, owner: Owner[None]) -> None:
+        owner.stage = "stop"
+        await self.stopper.stop(container_id, 0)
+        row = self.store.get(container_id)
+        if row is not None:
+            owner.stage = "files"
+            await self.erase(row)
+            log.info("container_removed", container_id=container_id)
+
+    async def erase(self, row: Container) -> None:
+        """Take everything of a dead container away, the row last; idempotent."""
+        runtime = self.runtimes.get(row.handler)
+        if runtime is not None:
+            await runtime.delete(row.id)
+        faults.reach("container-remove:runtime")
+        await self.files.remove(row.id, row.cgroup)
+        faults.reach("container-remove:files")
+        await self.store.delete(row.id)
+        faults.reach("container-remove:row")

@@ -1,0 +1,62 @@
+"""Start a created container; a repeat finds it running and is content."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from functools import partial
+
+import structlog
+
+from criagent import faults
+from criagent.aio import Owner, Owners
+from criagent.errors import AgentError, WrongStateError
+from criagent.model import Container, ContainerState
+from criagent.runtime.clock import Clock
+from criagent.runtime.oci import OciRuntime
+from criagent.runtime.transitions import Transitions
+from criagent.store.containers import ContainerStore
+from criagent.store.sandboxes import SandboxStore
+
+log: structlog.stdlib.BoundLogger = structlog.get_logger(__name__)
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class ContainerStarter:
+    """The StartContainer verb; one task per container."""
+
+    store: ContainerStore
+    sandboxes: SandboxStore
+    owners: Owners[None]
+    runtimes: Mapping[str, OciRuntime]
+    transitions: Transitions
+    clock: Clock
+
+    async def start(self, container_id: str) -> None:
+        """Run the container's process. Raises NotFoundError, WrongStateError for an exited one."""
+        row = self.store.resolve(container_id)
+        if row.state is ContainerState.EXITED:
+            raise WrongStateError(f"container {row.id} has exited; remove it and create another")
+        box = self.sandboxes.get(row.sandbox_id)
+        if box is None or box.stopped_at_ns:
+            raise WrongStateError(f"sandbox {row.sandbox_id} of container {row.id} was stopped")
+        if row.started_at_ns:
+            return
+        key = f"start:{row.id}"
+        owner = self.owners.get(key) or self.owners.start(key, None, partial(self._start, row))
+        await self.owners.join(owner)
+
+    async def _start(self, row: Container, owner: Owner[None]) -> None:
+        owner.stage = "OCI runtime"
+        started_at_ns = self.clock.now_ns()
+        runtime = self.runtimes[row.handler]
+        try:
+            await runtime.start(row.id)
+        except AgentError:
+            # A daemon that died right here had started it already.
+            if await runtime.status(row.id) != "running":
+                raise
+        faults.reach("container-start:started")
+        await self.transitions.apply(row.id, started_at_ns=started_at_ns)
+        faults.reach("container-start:row")
+        log.info("container_started", container_id=row.id)

@@ -1,0 +1,131 @@
+"""Stop a container: its stop signal, the grace period, then SIGKILL to all of its cgroup.
+
+One task per container does it. A later call only moves its deadline forward, and the deadline is in
+the row, so that a restarted daemon goes on where the last one was.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import dataclasses
+import signal
+import time
+from concurrent.futures import Executor
+from functools import partial
+
+import structlog
+
+from criagent import faults
+from criagent.aio import Owner, Owners, run_in
+from criagent.errors import NotFoundError, TimedOutError
+from criagent.kernel import cgroupfs, process
+from criagent.model import Container, ContainerState
+from criagent.runtime.exits import ExitWatcher
+from criagent.runtime.signals import signal_number
+from criagent.runtime.transitions import Transitions
+from criagent.store.containers import ContainerStore
+
+_KILL_LIMIT_S = 60.0  # a process in uninterruptible sleep does not die at once
+_MAX_GRACE_S = 10 * 365 * 24 * 3600
+
+log: structlog.stdlib.BoundLogger = structlog.get_logger(__name__)
+
+
+class ContainerStopper:
+    """The StopContainer verb."""
+
+    def __init__(
+        self,
+        *,
+        store: ContainerStore,
+        owners: Owners[None],
+        exits: ExitWatcher,
+        transitions: Transitions,
+        fs: Executor,
+    ) -> None:
+        self._store = store
+        self._owners = owners
+        self._exits = exits
+        self._transitions = transitions
+        self._fs = fs
+        self._deadlines: dict[str, int] = {}
+        self._hurry: dict[str, asyncio.Event] = {}
+
+    async def stop(self, container_id: str, timeout_s: int) -> None:
+        """Return when the container has exited; unknown ids and exited ones are fine.
+
+        Raises TimedOutError when even SIGKILL does not end it within a minute.
+        """
+        try:
+            row = self._store.resolve(container_id)
+        except NotFoundError:
+            return
+        if not row.ready_at_ns or row.state is ContainerState.EXITED:
+            return
+        await self.stop_by(row, time.time_ns() + min(max(timeout_s, 0), _MAX_GRACE_S) * 10**9)
+
+    async def stop_by(self, row: Container, deadline_ns: int) -> None:
+        """Stop a container with SIGKILL at `deadline_ns`, or at an earlier deadline it has."""
+        if row.stop_deadline_ns:
+            deadline_ns = min(deadline_ns, row.stop_deadline_ns)
+        known = self._deadlines.get(row.id)
+        if known is None or deadline_ns < known:
+            self._deadlines[row.id] = deadline_ns
+            if row.id in self._hurry:
+                self._hurry[row.id].set()
+        key = f"stop-container:{row.id}"
+        owner = self._owners.get(key) or self._owners.start(key, None, partial(self._stop, row))
+        await self._owners.join(owner)
+
+    async def _stop(self, row: Container, owner: Owner[None]) -> None:
+        hurry = self._hurry[row.id] = asyncio.Event()
+        exited = asyncio.ensure_future(self._exits.exited(row.id))
+        try:
+            if self._left_s(row.id) > 0 and row.started_at_ns:
+                owner.stage = f"grace period after {row.stop_signal}"
+                await self._transitions.apply(row.id, stop_deadline_ns=self._deadlines[row.id])
+                faults.reach("container-stop:deadline")
+                if row.init is not None:
+                    process.send_signal(row.init, signal_number(row.stop_signal))
+                faults.reach("container-stop:signalled")
+                await self._grace(row.id, exited, hurry)
+            if not exited.done():
+                owner.stage = "SIGKILL"
+                await self._kill(row, exited)
+            faults.reach("container-stop:exited")
+        finally:
+            exited.cancel()
+            del self._hurry[row.id]
+            self._deadlines.pop(row.id, None)
+        log.info("container_stopped", container_id=row.id)
+
+    async def _grace(
+        self, container_id: str, exited: asyncio.Future[None], hurry: asyncio.Event
+    ) -> None:
+        while not exited.done() and (left := self._left_s(container_id)) > 0:
+            hurry.clear()
+            sooner = asyncio.ensure_future(hurry.wait())
+            try:
+                await asyncio.wait(
+                    {exited, sooner}, timeout=left, return_when=asyncio.FIRST_COMPLETED
+                )
+            finally:
+                sooner.cancel()
+
+    async def _kill(self, row: Container, exited: asyncio.Future[None]) -> None:
+        if row.init is not None:
+            process.send_signal(row.init, signal.SIGKILL)
+        await run_in(self._fs, cgroupfs.kill, row.cgroup)
+        faults.reach("container-stop:killed")
+        done, _ = await asyncio.wait({exited}, timeout=_KILL_LIMIT_S)
+        if not done:
+            raise TimedOutError(
+                f"container {row.id} did not end {_KILL_LIMIT_S:.0f} s after SIGKILL; a process of "
+                "it may hang in the kernel, for example on a dead network file system"
+            )
+        row_now = self._store.get(row.id)
+        if row_now is not None and not row_now.finished_at_ns:
+            await self._exits.settle(row_now)  # nothing watched it
+
+    def _left_s(self, container_id: str) -> float:
+        return (self._deadlines[container_id] - time.time_ns()) / 1e9

@@ -1,0 +1,138 @@
+"""Devices of a container: nodes to make and access rules, from the host's own nodes."""
+
+from __future__ import annotations
+
+import os
+import stat
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+
+from criagent.errors import InvalidRequestError
+from criagent.model import ContainerSpec, Device
+from criagent.runtime.spec_inputs import OciObject, ResolvedDevice
+
+_NOT_FOR_PRIVILEGED = {"console", "pts", "shm", "mqueue", ".udev", ".lxc", ".lxd-mounts"}
+_ACCESS = frozenset("rwm")
+# What the runtime makes in every /dev (OCI runtime specification, "Default Devices"), and ptys.
+_ALWAYS: tuple[tuple[str, int | None, int | None], ...] = (
+    ("c", 1, 3),  # null
+    ("c", 1, 5),  # zero
+    ("c", 1, 7),  # full
+    ("c", 1, 8),  # random
+    ("c", 1, 9),  # urandom
+    ("c", 5, 0),  # tty
+    ("c", 5, 1),  # console
+    ("c", 5, 2),  # ptmx
+    ("c", 136, None),  # pts/*
+)
+
+
+def resolve_devices(spec: ContainerSpec) -> tuple[ResolvedDevice, ...]:
+    """The host's nodes behind the request; all of /dev for a privileged container.
+
+    Looks at the host: call it in a thread. Raises InvalidRequestError for what is no device.
+    """
+    found: dict[str, ResolvedDevice] = {}
+    if spec.security.privileged:
+        for path in _nodes(Path("/dev"), skip=_NOT_FOR_PRIVILEGED):
+            device = _node(path, str(path), "rwm")
+            if device is not None:
+                found[device.path] = device
+    for request in spec.devices:
+        for device in _requested(request):
+            found[device.path] = device
+    return tuple(found.values())
+
+
+def device_nodes(devices: Iterable[ResolvedDevice]) -> list[OciObject]:
+    """`linux.devices`."""
+    return [
+        {
+            "path": device.path,
+            "type": device.kind,
+            "major": device.major,
+            "minor": device.minor,
+            "fileMode": device.mode,
+            "uid": device.uid,
+            "gid": device.gid,
+        }
+        for device in devices
+    ]
+
+
+def device_rules(devices: Iterable[ResolvedDevice], *, privileged: bool) -> list[OciObject]:
+    """`linux.resources.devices`: deny everything, then allow one by one; mknod stays possible."""
+    if privileged:
+        return [{"allow": True, "access": "rwm"}]
+    rules: list[OciObject] = [
+        {"allow": False, "access": "rwm"},
+        {"allow": True, "type": "c", "access": "m"},
+        {"allow": True, "type": "b", "access": "m"},
+    ]
+    for kind, major, minor in _ALWAYS:
+        rule: OciObject = {"allow": True, "type": kind, "access": "rwm", "major": major}
+        if minor is not None:
+            rule["minor"] = minor
+        rules.append(rule)
+    for device in devices:
+        numbers = {"major": device.major, "minor": device.minor}
+        rules.append({"allow": True, "type": device.kind, "access": device.access, **numbers})
+    return rules
+
+
+def _requested(request: Device) -> Iterator[ResolvedDevice]:
+    access = request.permissions or "rwm"
+    if not set(access) <= _ACCESS:
+        raise InvalidRequestError(
+            f"device {request.host_path}: permissions {access[:20]!r} are not of r, w and m"
+        )
+    host, target = request.host_path, request.container_path or request.host_path
+    if not host.startswith("/") or not target.startswith("/") or "\0" in host + target:
+        raise InvalidRequestError(f"device {host[:200]!r}: paths must be absolute")
+    try:
+        real = Path(host).resolve(strict=True)
+    except (OSError, RuntimeError) as exc:
+        raise InvalidRequestError(f"device {host} is not on this node: {exc}") from None
+    if real.is_dir():
+        for path in _nodes(real, skip=set()):
+            device = _node(path, f"{target.rstrip('/')}/{path.relative_to(real)}", access)
+            if device is not None:
+                yield device
+        return
+    device = _node(real, target, access)
+    if device is None:
+        raise InvalidRequestError(f"device {host} is neither a device node nor a directory")
+    yield device
+
+
+def _nodes(directory: Path, *, skip: set[str]) -> Iterator[Path]:
+    for entry in os.scandir(directory):
+        if entry.name in skip:
+            continue
+        if entry.is_dir(follow_symlinks=False):
+            yield from _nodes(Path(entry.path), skip=set())
+        elif not entry.is_symlink():
+            yield Path(entry.path)
+
+
+def _node(path: Path, target: str, access: str) -> ResolvedDevice | None:
+    try:
+        facts = path.stat()
+    except OSError:
+        return None
+    if stat.S_ISCHR(facts.st_mode):
+        kind = "c"
+    elif stat.S_ISBLK(facts.st_mode):
+        kind = "b"
+    else:
+        return None
+    return ResolvedDevice(
+        path=target,
+        kind="c" if kind == "c" else "b",
+        major=os.major(facts.st_rdev),
+        minor=os.minor(facts.st_rdev),
+        mode=stat.S_IMODE(facts.st_mode),
+        uid=facts.st_uid,
+        gid=facts.st_gid,
+        access=access,
+    )

@@ -1,0 +1,136 @@
+"""ExecSync: the OCI runtime's exec, straight from the daemon, with pipes and limits.
+
+With a time limit it runs in a sub-cgroup beside init, so that the limit kills its whole tree by
+cgroup.kill and nothing else. A normal exit leaves background children alone.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import dataclasses
+import os
+import secrets
+from collections.abc import Mapping, Sequence
+from concurrent.futures import Executor
+from contextlib import AsyncExitStack
+from pathlib import Path
+
+import msgspec
+
+from criagent.aio import finish, run_in
+from criagent.child import Child, PipeReader, killed_on_exit, spawn
+from criagent.errors import TimedOutError, WrongStateError
+from criagent.kernel import cgroupfs
+from criagent.model import Container, ContainerState
+from criagent.runtime.container_files import ContainerFiles
+from criagent.runtime.oci import OciRuntime
+from criagent.runtime.paths import RuntimePaths
+from criagent.runtime.spec import process_spec
+from criagent.store.containers import ContainerStore
+
+# CRI: ExecSyncResponse holds 16 MiB of each stream, but the whole message has the same limit.
+_OUTPUT = (16 << 20) - (64 << 10)
+_PREFIX = "exec-"
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class ExecResult:
+    """Exit code (128 + number for a signal) and output, what exceeds 16 MiB dropped."""
+
+    stdout: bytes
+    stderr: bytes
+    exit_code: int
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class ExecSync:
+    """The ExecSync verb."""
+
+    store: ContainerStore
+    files: ContainerFiles
+    paths: RuntimePaths
+    runtimes: Mapping[str, OciRuntime]
+    fs: Executor
+    own_cgroup: bool
+    drain_s: float
+
+    async def run(self, container_id: str, cmd: Sequence[str], timeout_s: int) -> ExecResult:
+        """Run `cmd` in a running container; `timeout_s` 0 = no limit.
+
+        Raises NotFoundError, WrongStateError unless it runs, InvalidRequestError for an empty
+        command, TimedOutError when the limit passed and everything it started was killed.
+        """
+        row = self.store.resolve(container_id)
+        if row.state is not ContainerState.RUNNING:
+            raise WrongStateError(f"container {row.id} is {row.state.name.lower()}, not running")
+        name = _PREFIX + secrets.token_hex(8)
+        directory = self.paths.container(row.id)
+        file = directory / f"{name}.json"
+        cgroup = f"{row.cgroup}/{name}" if self.own_cgroup and timeout_s > 0 else ""
+
+        def prepare() -> None:
+            process = self.files.spec(row.id)["process"]
+            file.write_bytes(msgspec.json.encode(process_spec(process, cmd, tty=False)))
+            if cgroup:
+                cgroupfs.make(cgroup)
+
+        def clean() -> None:
+            file.unlink(missing_ok=True)
+            if cgroup:
+                cgroupfs.remove(cgroup)  # stays while background children live in it
+
+        try:
+            await run_in(self.fs, prepare)
+            return await self._run(row, file, cgroup, timeout_s)
+        finally:
+            await finish(run_in(self.fs, clean))
+
+    async def _run(self, row: Container, file: Path, cgroup: str, timeout_s: int) -> ExecResult:
+        runtime = self.runtimes[row.handler]
+        command: list[str | Path] = [runtime.path, f"--root={runtime.root}", "exec"]
+        if cgroup:
+            command += ["--cgroup", cgroup.rpartition("/")[2]]
+        command += ["--process", file, row.id]
+        async with AsyncExitStack() as stack:
+            output, stdout = _pipe(stack)
+            errors, stderr = _pipe(stack)
+            try:
+                child = spawn(command, stdout=stdout, stderr=stderr)
+            finally:
+                os.close(stdout)
+                os.close(stderr)
+            await stack.enter_async_context(killed_on_exit(child))
+            try:
+                async with asyncio.timeout(timeout_s or None):
+                    code = await self._ended(child, output, errors)
+            except BaseException as stopped:
+                if cgroup:
+                    await run_in(self.fs, cgroupfs.kill, cgroup)
+                if isinstance(stopped, TimeoutError):
+                    raise TimedOutError(
+                        f"command timed out after {timeout_s} s in container {row.id}; its "
+                        "processes were killed"
+                    ) from None
+                raise
+            return ExecResult(
+                stdout=bytes(output.data),
+                stderr=bytes(errors.data),
+                exit_code=code if code >= 0 else 128 - code,
+            )
+
+    async def _ended(self, child: Child, output: PipeReader, errors: PipeReader) -> int:
+        code = await child.wait()
+        try:
+            async with asyncio.timeout(self.drain_s):
+                await output.ended()
+                await errors.ended()
+        except TimeoutError:  # a background child holds the pipe; its output is nobody's
+            pass
+        return code
+
+
+def _pipe(stack: AsyncExitStack) -> tuple[PipeReader, int]:
+    read, write = os.pipe()
+    reader = PipeReader(read, limit=_OUTPUT)
+    stack.callback(reader.close)
+    return reader, write

@@ -1,0 +1,185 @@
+"""Exits: conmon's end makes its exit file final, the file makes the row, the row makes the event.
+
+A monitor that was killed leaves no file: the container would run on with nobody to read its output,
+so it is killed and its reason is ContainerMonitorLost. Everything is read from files and pidfds, so
+a monitor that a restarted daemon adopted is no different from a child.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import signal
+from concurrent.futures import Executor
+from pathlib import Path
+
+import structlog
+
+from criagent.aio import run_in
+from criagent.child import Child
+from criagent.kernel import cgroupfs, process
+from criagent.model import Container, NamespaceMode, ProcessRef, Reason
+from criagent.runtime.clock import Clock
+from criagent.runtime.oom import OomWatch
+from criagent.runtime.paths import RuntimePaths
+from criagent.runtime.transitions import Transitions
+from criagent.store.containers import ContainerStore
+
+_FILE_LIMIT_S = 1.0  # 2500 of 2500 exit files were there when the monitor's pidfd fired
+_FILE_LOOK_S = 0.05
+LOST_CODE = 255
+
+log: structlog.stdlib.BoundLogger = structlog.get_logger(__name__)
+
+
+class ExitWatcher:
+    """Watches the monitors of all live containers."""
+
+    def __init__(
+        self,
+        *,
+        store: ContainerStore,
+        transitions: Transitions,
+        paths: RuntimePaths,
+        oom: OomWatch,
+        clock: Clock,
+        fs: Executor,
+        boot_id: str,
+    ) -> None:
+        self._store = store
+        self._transitions = transitions
+        self._paths = paths
+        self._oom = oom
+        self._clock = clock
+        self._fs = fs
+        self._boot_id = boot_id
+        self._tasks: dict[str, asyncio.Task[None]] = {}
+
+    def watch_child(self, row: Container, child: Child) -> None:
+        """Watch the monitor that we have just started."""
+        self._start(row, child)
+
+    def adopt(self, row: Container) -> None:
+        """Watch the monitor of a container that an earlier daemon started."""
+        self._start(row, None)
+
+    async def exited(self, container_id: str) -> None:
+        """Return once the container's exit is in its row, or nothing watches it."""
+        task = self._tasks.get(container_id)
+        if task is not None:
+            await asyncio.shield(task)
+
+    async def settle(self, row: Container) -> Container | None:
+        """Write the exit of a container whose monitor is gone."""
+        file = self._paths.exit_file(row.id)
+        code, finished_ns = await self._code(row, file)
+        reason = ""
+        if code is None:
+            if row.boot_id == self._boot_id and process.alive(row.init):
+                reason = Reason.MONITOR_LOST
+                self._kill(row)
+            else:
+                reason = Reason.UNKNOWN
+            code, finished_ns = LOST_CODE, self._clock.now_ns()
+        if row.spec.security.namespaces.pid is not NamespaceMode.CONTAINER:
+            await run_in(self._fs, cgroupfs.kill, row.cgroup)  # nothing else ends its children
+        kills = await run_in(self._fs, self._oom_kills, row)
+        if not reason:
+            reason = Reason.ERROR if code else Reason.COMPLETED
+            if kills:
+                reason = Reason.OOM_KILLED
+        self._oom.forget(row.id)
+        done = await self._transitions.apply(
+            row.id,
+            finished_at_ns=finished_ns,
+            exit_code=code,
+            reason=str(reason),
+            message=_message(reason),
+            stop_deadline_ns=0,
+            oom_kills_seen=kills,
+        )
+        log.info("container_exited", container_id=row.id, code=code, reason=str(reason))
+        return done
+
+    async def close(self) -> None:
+        """Stop watching; monitors keep the codes."""
+        for task in list(self._tasks.values()):
+            task.cancel()
+        await asyncio.gather(*self._tasks.values(), return_exceptions=True)
+        self._oom.close()
+
+    def _start(self, row: Container, child: Child | None) -> None:
+        if row.cgroup:
+            self._oom.watch(row.id, row.cgroup)
+        task = asyncio.create_task(self._watch(row.id, row.monitor, child), name=f"exit:{row.id}")
+        self._tasks[row.id] = task
+        task.add_done_callback(lambda _: self._tasks.pop(row.id, None))
+
+    async def _watch(
+        self, container_id: str, monitor: ProcessRef | None, child: Child | None
+    ) -> None:
+        if child is not None:
+            await child.wait()
+        elif monitor is not None:
+            await _ended(monitor)
+        row = self._store.get(container_id)
+        if row is not None and row.ready_at_ns and not row.finished_at_ns:
+            try:
+                await self.settle(row)
+            except Exception as failure:
+                log.exception("exit_not_written", container_id=container_id, error=repr(failure))
+
+    async def _code(self, row: Container, file: Path) -> tuple[int | None, int]:
+        """Exit code and time from conmon's file; (None, 0) when it left none."""
+        limit = asyncio.get_running_loop().time() + _FILE_LIMIT_S
+        while True:
+            code, finished_ns = await run_in(self._fs, _read_exit, file)
+            if code is not None or row.boot_id != self._boot_id:
+                return code, max(finished_ns, row.started_at_ns, row.created_at_ns)
+            if asyncio.get_running_loop().time() > limit:
+                return None, 0
+            await asyncio.sleep(_FILE_LOOK_S)
+
+    def _kill(self, row: Container) -> None:
+        log.warning("monitor_lost", container_id=row.id)
+        if row.init is not None:
+            process.send_signal(row.init, signal.SIGKILL)
+        cgroupfs.kill(row.cgroup)
+
+    def _oom_kills(self, row: Container) -> int:
+        kills = self._oom.kills(row.id, row.cgroup) if row.cgroup else 0
+        if not kills and self._paths.oom_file(row.id).exists() and row.resources:
+            kills = 1
+        return kills
+
+
+def _read_exit(file: Path) -> tuple[int | None, int]:
+    try:
+        text = file.read_text()
+        return int(text), file.stat().st_mtime_ns
+    except (FileNotFoundError, ValueError):
+        return None, 0
+
+
+async def _ended(monitor: ProcessRef) -> None:
+    fd = process.open_pidfd(monitor)
+    if fd is None:
+        return
+    loop = asyncio.get_running_loop()
+    ended = asyncio.Event()
+    loop.add_reader(fd, ended.set)
+    try:
+        await ended.wait()
+    finally:
+        with contextlib.suppress(OSError):
+            loop.remove_reader(fd)
+        os.close(fd)
+
+
+def _message(reason: str) -> str:
+    if reason == Reason.MONITOR_LOST:
+        return "the container's monitor (conmon) was killed; the container was stopped"
+    if reason == Reason.UNKNOWN:
+        return "the exit code was lost: the node was restarted, or the monitor left no exit file"
+    return ""

@@ -1,0 +1,142 @@
+"""conmon: the process that holds a container's stdio, writes its log and keeps its exit code.
+
+Started with `--sync` it stays our child until a restart; its reply on the sync pipe carries the pid
+of the container's init, or the OCI runtime's words of failure (docs/conmon.md).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import dataclasses
+import json
+import os
+from pathlib import Path
+
+from criagent.child import Child, PipeReader, killed_on_exit, spawn
+from criagent.errors import AgentError, TimedOutError
+from criagent.kernel.process import process_ref
+from criagent.model import Container, ProcessRef
+from criagent.runtime.cgroups import CgroupDriver
+from criagent.runtime.oci import OciRuntime, plain_words
+from criagent.runtime.paths import RuntimePaths
+
+_REPLY_LIMIT = 64 << 10
+_KEPT_VARIABLES = ("PATH", "XDG_RUNTIME_DIR")
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class Monitored:
+    """A created container: its monitor (our child) and its init."""
+
+    child: Child
+    monitor: ProcessRef
+    init: ProcessRef
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class Conmon:
+    """Starts monitors."""
+
+    program: Path
+    paths: RuntimePaths
+    limit_s: float
+
+    async def create(self, row: Container, runtime: OciRuntime) -> Monitored:
+        """Create the container of the bundle under a new monitor.
+
+        Raises AgentError with the runtime's words, TimedOutError; the monitor is dead then, but
+        the runtime may have left state (`OciRuntime.delete`).
+        """
+        reply_read, reply_write = os.pipe()
+        error_read, error_write = os.pipe()
+        reply = PipeReader(reply_read, limit=_REPLY_LIMIT)
+        errors = PipeReader(error_read, limit=_REPLY_LIMIT)
+        environment = {k: os.environ[k] for k in _KEPT_VARIABLES if k in os.environ}
+        environment["_OCI_SYNCPIPE"] = str(reply_write)
+        environment["TMPDIR"] = str(self.paths.attach)  # short enough for a socket's path
+        try:
+            try:
+                child = spawn(
+                    self._command(row, runtime),
+                    stderr=error_write,
+                    pass_fds=(reply_write,),
+                    env=environment,
+                    cwd=self.paths.container(row.id),
+                    new_session=True,
+                )
+            finally:
+                os.close(reply_write)
+                os.close(error_write)
+            try:
+                async with asyncio.timeout(self.limit_s):
+                    line = await reply.line()
+                return await self._created(child, line, errors)
+            except TimeoutError:
+                async with killed_on_exit(child):
+                    pass
+                raise TimedOutError(
+                    f"{runtime.name} create took over {self.limit_s:.0f} s"
+                ) from None
+            except BaseException:
+                async with killed_on_exit(child):
+                    pass
+                raise
+        finally:
+            reply.close()
+            errors.close()
+
+    async def _created(self, child: Child, line: bytes | None, errors: PipeReader) -> Monitored:
+        if line is None:
+            async with killed_on_exit(child):
+                pass
+            errors.drain()
+            words = plain_words(bytes(errors.data).decode(errors="replace"))
+            raise AgentError(f"conmon died at its start: {words}")
+        answer = json.loads(line.decode(errors="replace"))
+        pid = answer.get("data", answer.get("pid", -1))
+        if pid <= 0:
+            raise AgentError(plain_words(answer.get("message", "")))
+        init, monitor = process_ref(pid), process_ref(child.pid)
+        if init is None or monitor is None:
+            raise AgentError("the container's init died before it was started")
+        return Monitored(child=child, monitor=monitor, init=init)
+
+    def _command(self, row: Container, runtime: OciRuntime) -> list[str | Path]:
+        bundle = self.paths.container(row.id)
+        command: list[str | Path] = [
+            *(self.program, "--sync", "--api-version", "1", "--cid", row.id, "--cuuid", row.id),
+            *("--name", row.spec.metadata.name, "--runtime", runtime.path),
+            *("--bundle", bundle, "--container-pidfile", bundle / "pidfile"),
+            *("--exit-dir", self.paths.exits, "--persist-dir", bundle),
+            *("--log-level", "error", "--no-sync-log", "--full-attach"),
+            *("--log-path", f"k8s-file:{row.log_path}" if row.log_path else "none:"),
+            *("--runtime-arg", f"--root={runtime.root}"),
+        ]
+        if runtime.driver is CgroupDriver.SYSTEMD:
+            command.append("--systemd-cgroup")
+        if row.spec.tty:
+            command.append("--terminal")
+        if row.spec.stdin:
+            command.append("--stdin")
+            if not row.spec.stdin_once:
+                command.append("--leave-stdin-open")
+        return command
+
+
+def running_monitors(exits: Path) -> dict[str, ProcessRef]:
+    """Every conmon of ours by container id, from /proc; for recovery."""
+    found = {}
+    mark = str(exits).encode()
+    for entry in Path("/proc").iterdir():
+        if not entry.name.isdigit():
+            continue
+        try:
+            words = (entry / "cmdline").read_bytes().split(b"\0")
+        except OSError:
+            continue
+        if b"--exit-dir" not in words or mark not in words or b"--cid" not in words:
+            continue
+        ref = process_ref(int(entry.name))
+        if ref is not None:
+            found[words[words.index(b"--cid") + 1].decode()] = ref
+    return found

@@ -1,0 +1,65 @@
+"""Facts about this node that specifications depend on, read once at start."""
+
+from __future__ import annotations
+
+import os
+import platform
+import resource
+from pathlib import Path
+from typing import Literal
+
+from criagent.kernel import cgroupfs
+from criagent.runtime.capabilities import NAMES
+from criagent.runtime.spec_inputs import NodeFacts
+
+_CPUS = Path("/sys/devices/system/cpu")
+
+
+def read_node_facts(
+    *, nofile: tuple[int, int], missing_controllers: Literal["error", "ignore"]
+) -> NodeFacts:
+    """What the daemon may hand on and what the kernel has."""
+    capabilities = held_capabilities()
+    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    may_raise = "CAP_SYS_RESOURCE" in capabilities or most == resource.RLIM_INFINITY
+    hard = nofile[1] if may_raise else min(nofile[1], most)
+    return NodeFacts(
+        capabilities=capabilities,
+        nofile=(min(nofile[0], hard), hard),
+        oom_score_floor=-1000 if "CAP_SYS_RESOURCE" in capabilities else _own_oom_score(),
+        controllers=controllers(),
+        missing_controllers=missing_controllers,
+        swap=Path("/proc/swaps").read_text().count("\n") > 0 and "memory" in controllers(),
+        apparmor=_says("/sys/module/apparmor/parameters/enabled", "Y"),
+        selinux=Path("/sys/fs/selinux/enforce").exists(),
+        machine=platform.machine(),
+        thermal_paths=tuple(
+            sorted(str(p) for p in _CPUS.glob("cpu[0-9]*/thermal_throttle"))
+        ),
+    )
+
+
+def held_capabilities() -> frozenset[str]:
+    """Names of the permitted capabilities of this process."""
+    for line in Path("/proc/self/status").read_text().splitlines():
+        if line.startswith("CapPrm:"):
+            mask = int(line.split()[1], 16)
+            return frozenset(name for bit, name in enumerate(NAMES) if mask >> bit & 1)
+    return frozenset()
+
+
+def controllers() -> frozenset[str]:
+    """Controllers of the cgroup v2 tree that containers can have."""
+    text = cgroupfs.read("/", "cgroup.controllers")
+    return frozenset((text or "").split())
+
+
+def _own_oom_score() -> int:
+    return int(Path(f"/proc/{os.getpid()}/oom_score_adj").read_text())
+
+
+def _says(path: str, word: str) -> bool:
+    try:
+        return Path(path).read_text().strip() == word
+    except OSError:
+        return False

@@ -1,0 +1,121 @@
+"""The OCI runtime's command line (crun, runc): start, delete, state, update, exec.
+
+`create` is conmon's (`monitor.py`). Texts of failure are the runtime's own, without its log prefix.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import dataclasses
+import json
+import os
+import re
+import subprocess
+from pathlib import Path
+
+from criagent.child import PipeReader, killed_on_exit, spawn
+from criagent.errors import AgentError, TimedOutError
+from criagent.runtime.cgroups import CgroupDriver
+from criagent.runtime.spec_inputs import OciObject
+
+_LIMIT_S = 60.0
+_OUTPUT = 1 << 20
+_GONE = re.compile(r"does not exist|no such (process|file or directory)|not (exist|found|running)")
+_LOG_PREFIX = re.compile(r"^(\S+Z?:? )?(error|ERRO\S*)[: ]*|^time=\S+ level=\w+ msg=", re.IGNORECASE)
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class OciRuntime:
+    """One handler's program with its state directory."""
+
+    name: str
+    path: Path
+    type: str
+    root: Path
+    driver: CgroupDriver
+
+    @property
+    def arguments(self) -> list[str]:
+        """Global arguments, in front of every subcommand."""
+        arguments = [f"--root={self.root}"]
+        if self.driver is CgroupDriver.SYSTEMD:
+            arguments.append("--systemd-cgroup")
+        return arguments
+
+    async def start(self, container_id: str) -> None:
+        """Let a created container's process run. Raises AgentError with the runtime's words."""
+        await self._run("start", container_id)
+
+    async def delete(self, container_id: str) -> None:
+        """Kill what lives and forget the container; fine when it is unknown."""
+        if not (self.root / container_id).exists():
+            return
+        try:
+            await self._run("delete", "--force", container_id)
+        except AgentError as exc:
+            if not _GONE.search(str(exc)):
+                raise
+
+    async def status(self, container_id: str) -> str:
+        """ "created", "running", "stopped" or "" for unknown."""
+        try:
+            output = await self._run("state", container_id)
+            status = json.loads(output)["status"]
+        except (AgentError, ValueError, KeyError):
+            return ""
+        return str(status)
+
+    async def update(self, container_id: str, resources: OciObject) -> None:
+        """Change limits (OCI LinuxResources)."""
+        await self._run("update", "--resources", "-", container_id, stdin=json.dumps(resources))
+
+    async def run_detached(self, container_id: str, bundle: Path, pid_file: Path) -> int:
+        """Create and start a container that nobody monitors; returns the pid of its process."""
+        await self._run(
+            "run", "--detach", "--bundle", str(bundle), "--pid-file", str(pid_file), container_id
+        )
+        return int(pid_file.read_text())
+
+    async def _run(self, *words: str, stdin: str = "") -> str:
+        """Output of a subcommand. Raises AgentError, TimedOutError."""
+        command = [self.path, *self.arguments, *words]
+        out_read, out_write = os.pipe()
+        err_read, err_write = os.pipe()
+        fds = [out_write, err_write]
+        in_read = subprocess.DEVNULL
+        if stdin:
+            in_read, in_write = os.pipe()
+            os.write(in_write, stdin.encode())
+            os.close(in_write)
+            fds.append(in_read)
+        output = PipeReader(out_read, limit=_OUTPUT)
+        errors = PipeReader(err_read, limit=_OUTPUT)
+        try:
+            try:
+                child = spawn(command, stdin=in_read, stdout=out_write, stderr=err_write)
+            finally:
+                for fd in fds:
+                    os.close(fd)
+            async with killed_on_exit(child), asyncio.timeout(_LIMIT_S):
+                status = await child.wait()
+        except TimeoutError:
+            raise TimedOutError(f"{self.name} {words[0]} {words[-1]} took over {_LIMIT_S} s") from None
+        finally:
+            text, words_of_failure = _taken(output), _taken(errors)
+        if status:
+            raise AgentError(f"{self.name} {words[0]}: {plain_words(words_of_failure)}")
+        return text
+
+
+def _taken(reader: PipeReader) -> str:
+    """What has arrived; a process that outlives its parent may keep the pipe open for ever."""
+    reader.drain()
+    reader.close()
+    return bytes(reader.data).decode(errors="replace")
+
+
+def plain_words(text: str) -> str:
+    """The last line of a runtime's stderr without time and level."""
+    lines = [line for line in text.strip().splitlines() if line.strip()]
+    last = lines[-1] if lines else "failed without a word"
+    return _LOG_PREFIX.sub("", last).strip().strip('"')

@@ -1,0 +1,81 @@
+"""`mounts` of the OCI specification: kernel file systems, files of the pod, then what was asked."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from pathlib import PurePosixPath
+
+from criagent.runtime.spec_inputs import OciObject, ResolvedMount, SpecInputs
+
+_SAFE = ["nosuid", "noexec", "nodev"]
+
+
+def oci_mounts(inputs: SpecInputs) -> list[OciObject]:
+    """All mounts in the order in which the runtime makes them.
+
+    A requested mount takes the place of one of ours at the same path.
+    """
+    requested = {_clean(mount.request.container_path) for mount in inputs.mounts}
+    ours = [*_kernel(inputs), *_pod_files(inputs)]
+    kept = [mount for mount in ours if mount["destination"] not in requested]
+    ordered = sorted(
+        inputs.mounts, key=lambda mount: _clean(mount.request.container_path).count("/")
+    )
+    return [*kept, *(_bind(mount) for mount in ordered)]
+
+
+def rootfs_propagation(mounts: Iterable[ResolvedMount]) -> str:
+    """`linux.rootfsPropagation`: as open as the most open mount needs it."""
+    wanted = {mount.propagation for mount in mounts}
+    for propagation in ("rshared", "rslave"):
+        if propagation in wanted:
+            return propagation
+    return ""
+
+
+def _kernel(inputs: SpecInputs) -> list[OciObject]:
+    security = inputs.container.spec.security
+    access = "rw" if security.privileged else "ro"
+    return [
+        _mount("/proc", "proc", "proc", _SAFE),
+        _mount("/dev", "tmpfs", "tmpfs", ["nosuid", "strictatime", "mode=755", "size=65536k"]),
+        _mount(
+            "/dev/pts",
+            "devpts",
+            "devpts",
+            ["nosuid", "noexec", "newinstance", "ptmxmode=0666", "mode=0620", "gid=5"],
+        ),
+        _mount("/dev/mqueue", "mqueue", "mqueue", _SAFE),
+        _mount("/sys", "sysfs", "sysfs", [*_SAFE, access]),
+        _mount("/sys/fs/cgroup", "cgroup", "cgroup", [*_SAFE, "relatime", access]),
+    ]
+
+
+def _pod_files(inputs: SpecInputs) -> list[OciObject]:
+    files = inputs.pod_files
+    access = "ro" if inputs.container.spec.security.readonly_rootfs else "rw"
+    shm = ["rbind", "rprivate", "rw", *_SAFE]
+    return [
+        _mount("/dev/shm", "bind", str(files.shm), shm),  # noqa: S108 - the container's
+        _mount("/etc/resolv.conf", "bind", str(files.resolv_conf), ["rbind", "rprivate", access]),
+        _mount("/etc/hostname", "bind", str(files.hostname), ["rbind", "rprivate", access]),
+        _mount("/etc/hosts", "bind", str(files.hosts), ["rbind", "rprivate", access]),
+    ]
+
+
+def _bind(mount: ResolvedMount) -> OciObject:
+    request = mount.request
+    options = ["rbind", mount.propagation]
+    if request.recursive_read_only:
+        options.append("rro")
+    options.append("ro" if request.readonly else "rw")
+    options += request.options
+    return _mount(_clean(request.container_path), "bind", mount.source, options)
+
+
+def _clean(path: str) -> str:
+    return str(PurePosixPath("/", path.lstrip("/")))
+
+
+def _mount(destination: str, kind: str, source: str, options: list[str]) -> OciObject:
+    return {"destination": destination, "type": kind, "source": source, "options": options}

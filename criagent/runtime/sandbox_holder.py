@@ -1,0 +1,127 @@
+"""PID 1 of a pod that shares its PID namespace: `catatonit -P`, as an OCI container of its own.
+
+Its root holds nothing but the static program, read-only, so a pod that looks through /proc/1/root
+sees no file of the host. No capability, uid 65535, seccomp; nobody monitors it but its pidfd.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import shutil
+from concurrent.futures import Executor
+from pathlib import Path
+
+import msgspec
+
+from criagent.aio import run_in
+from criagent.errors import AgentError
+from criagent.kernel import cgroupfs, process
+from criagent.model import ProcessRef, Sandbox
+from criagent.runtime.cgroups import CgroupDriver, container_cgroup, container_cgroups_path
+from criagent.runtime.oci import OciRuntime
+from criagent.runtime.paths import RuntimePaths
+from criagent.runtime.pod_namespaces import PodNamespaces
+from criagent.runtime.spec_inputs import OciObject
+
+_UID = 65535  # what pause images run as
+_PROGRAM = "/catatonit"
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class SandboxHolder:
+    """Starts, finds and removes holders; the container id is the sandbox id."""
+
+    runtime: OciRuntime
+    paths: RuntimePaths
+    namespaces: PodNamespaces
+    catatonit: Path
+    driver: CgroupDriver
+    seccomp: OciObject | None
+    fs: Executor
+
+    async def start(self, box: Sandbox) -> ProcessRef:
+        """Start the holder of `box`. Raises AgentError with the runtime's words."""
+        bundle = self.paths.holder(box.id)
+        spec = self._spec(box)
+
+        def write() -> None:
+            (bundle / "rootfs").mkdir(parents=True, exist_ok=True)
+            (bundle / "config.json").write_bytes(msgspec.json.encode(spec))
+
+        await run_in(self.fs, write)
+        pid = await self.runtime.run_detached(box.id, bundle, bundle / "pidfile")
+        ref = process.process_ref(pid)
+        if ref is None:
+            raise AgentError(f"the holder of sandbox {box.id} died at its start")
+        return ref
+
+    def alive(self, box: Sandbox) -> bool:
+        """Whether the holder lives, for a sandbox that has one."""
+        return box.holder is None or process.alive(box.holder)
+
+    async def remove(self, sandbox_id: str) -> None:
+        """Kill it and everything in its PID namespace; idempotent."""
+        if not self.paths.holder(sandbox_id).exists():
+            return
+        await self.runtime.delete(sandbox_id)
+        with contextlib.suppress(FileNotFoundError):
+            await run_in(self.fs, shutil.rmtree, self.paths.holder(sandbox_id))
+
+    async def remove_cgroup(self, box: Sandbox) -> None:
+        """A failed start leaves it behind."""
+        cgroup = container_cgroup(self.driver, box.spec.cgroup_parent, box.id)
+        await run_in(self.fs, cgroupfs.remove, cgroup)
+
+    def _spec(self, box: Sandbox) -> OciObject:
+        pins = self.namespaces.pins(box)
+        names = {"net": "network", "ipc": "ipc", "uts": "uts"}
+        namespaces: list[OciObject] = [{"type": "mount"}, {"type": "pid"}, {"type": "cgroup"}]
+        namespaces += [{"type": names[kind], "path": str(pin)} for kind, pin in pins.items()]
+        bind = {
+            "destination": _PROGRAM,
+            "type": "bind",
+            "source": str(self.catatonit),
+            "options": ["bind", "ro", "nosuid", "nodev"],
+        }
+        parent = box.spec.cgroup_parent
+        linux: OciObject = {
+            "namespaces": namespaces,
+            "cgroupsPath": container_cgroups_path(self.driver, parent, box.id),
+            "resources": {"devices": [{"allow": False, "access": "rwm"}]},
+        }
+        if self.seccomp is not None:
+            linux["seccomp"] = self.seccomp
+        none: list[str] = []
+        return {
+            "ociVersion": "1.0.2",
+            "process": {
+                "terminal": False,
+                "user": {"uid": _UID, "gid": _UID},
+                "args": [_PROGRAM, "-P"],
+                "env": ["PATH=/"],
+                "cwd": "/",
+                "capabilities": dict.fromkeys(
+                    ("bounding", "effective", "inheritable", "permitted", "ambient"), none
+                ),
+                "noNewPrivileges": True,
+                "oomScoreAdj": 0,
+            },
+            "root": {"path": "rootfs", "readonly": True},
+            "mounts": [
+                {
+                    "destination": "/proc",
+                    "type": "proc",
+                    "source": "proc",
+                    "options": ["nosuid", "noexec", "nodev"],
+                },
+                bind,
+                {
+                    "destination": "/dev",
+                    "type": "tmpfs",
+                    "source": "tmpfs",
+                    "options": ["nosuid", "noexec", "mode=755", "size=64k"],
+                },
+            ],
+            "linux": linux,
+        }

@@ -1,0 +1,49 @@
+"""Paths that a container may not see or write.
+
+Lists of the request are used as they are. Empty lists mean the defaults: the kubelet leaves them
+empty for procMount Unmasked only, which Kubernetes allows in a user namespace alone (KEP-4265).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from criagent.model import ContainerSecurity
+
+MASKED = (
+    "/proc/acpi",
+    "/proc/asound",
+    "/proc/interrupts",
+    "/proc/kcore",
+    "/proc/keys",
+    "/proc/latency_stats",
+    "/proc/sched_debug",
+    "/proc/scsi",
+    "/proc/timer_list",
+    "/proc/timer_stats",
+    "/sys/devices/virtual/powercap",  # energy counters: a side channel
+    "/sys/firmware",
+)
+READONLY = ("/proc/bus", "/proc/fs", "/proc/irq", "/proc/sys", "/proc/sysrq-trigger")
+
+
+def masked_paths(security: ContainerSecurity, thermal: Iterable[str]) -> list[str]:
+    """`linux.maskedPaths`; none for privileged containers."""
+    if security.privileged:
+        return []
+    if security.masked_paths:
+        extra = [path for path in security.masked_paths if path not in MASKED]
+        return [*MASKED, *thermal, *extra] if _is_default(security) else [*security.masked_paths]
+    return [*MASKED, *thermal]
+
+
+def readonly_paths(security: ContainerSecurity) -> list[str]:
+    """`linux.readonlyPaths`; none for privileged containers."""
+    if security.privileged:
+        return []
+    return list(security.readonly_paths or READONLY)
+
+
+def _is_default(security: ContainerSecurity) -> bool:
+    """Whether the list is the kubelet's default one, which newer paths may be added to."""
+    return {"/proc/kcore", "/proc/keys", "/proc/timer_list"} <= set(security.masked_paths)

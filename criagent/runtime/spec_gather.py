@@ -1,0 +1,147 @@
+"""Gathers what `build_spec` computes from: mounts, devices, namespaces and profiles of the node."""
+
+from __future__ import annotations
+
+import dataclasses
+from concurrent.futures import Executor
+from pathlib import Path
+from typing import Literal
+
+from criagent.aio import run_in
+from criagent.errors import InvalidRequestError, UnsupportedError
+from criagent.model import (
+    Container,
+    ContainerState,
+    ContainerUser,
+    Image,
+    NamespaceMode,
+    ProfileType,
+    Sandbox,
+)
+from criagent.runtime.capabilities import effective_capabilities
+from criagent.runtime.cgroups import CgroupDriver, container_cgroups_path
+from criagent.runtime.devices import resolve_devices
+from criagent.runtime.host_paths import HostPaths
+from criagent.runtime.paths import RuntimePaths
+from criagent.runtime.pod_namespaces import PodNamespaces, pod_hostname
+from criagent.runtime.seccomp import seccomp_profile
+from criagent.runtime.spec_inputs import (
+    ContainerNamespaces,
+    NodeFacts,
+    OciObject,
+    PodFiles,
+    ResolvedDevice,
+    SpecInputs,
+)
+from criagent.store.containers import ContainerStore
+
+_HOST_SHM = Path("/dev/shm")  # noqa: S108 - the node's own, for pods that share its IPC
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class SpecGatherer:
+    """Looks things up; the specification itself is a pure function of the result."""
+
+    store: ContainerStore
+    namespaces: PodNamespaces
+    host_paths: HostPaths
+    paths: RuntimePaths
+    driver: CgroupDriver
+    node: NodeFacts
+    fs: Executor
+
+    async def gather(self, row: Container, box: Sandbox, image: Image) -> SpecInputs:
+        """Everything for `row`, whose user is resolved.
+
+        Raises InvalidRequestError and UnsupportedError for what the node cannot give.
+        """
+        mounts = await self.host_paths.resolve(row.spec.mounts)
+        devices, seccomp = await run_in(self.fs, self._look, row)
+        return SpecInputs(
+            container=row,
+            sandbox=box,
+            image=image,
+            user=row.user or ContainerUser(uid=0, gid=0),
+            rootfs=self.paths.rootfs(row.id),
+            namespaces=self._namespaces(row, box),
+            mounts=mounts,
+            devices=devices,
+            pod_files=self._pod_files(box),
+            cgroups_path=container_cgroups_path(self.driver, box.spec.cgroup_parent, row.id),
+            hostname=pod_hostname(box),
+            seccomp=seccomp,
+            apparmor=self._apparmor(row),
+            node=self.node,
+        )
+
+    def _look(self, row: Container) -> tuple[tuple[ResolvedDevice, ...], OciObject | None]:
+        security = row.spec.security
+        profile = seccomp_profile(
+            security,
+            machine=self.node.machine,
+            capabilities=effective_capabilities(security, self.node.capabilities),
+        )
+        return resolve_devices(row.spec), profile
+
+    def _namespaces(self, row: Container, box: Sandbox) -> ContainerNamespaces:
+        pins = self.namespaces.pins(box)
+        return ContainerNamespaces(
+            network=pins.get("net"),
+            ipc=pins.get("ipc"),
+            uts=pins.get("uts"),
+            pid=self._pid_namespace(row, box),
+        )
+
+    def _pid_namespace(self, row: Container, box: Sandbox) -> Path | Literal["new"] | None:
+        options = row.spec.security.namespaces
+        if options.pid is NamespaceMode.NODE:
+            return None
+        if options.pid is NamespaceMode.TARGET:
+            return self._target(row, options.target_id)
+        if options.pid is NamespaceMode.POD and box.holder is not None:
+            return Path(f"/proc/{box.holder.pid}/ns/pid")
+        return "new"
+
+    def _target(self, row: Container, target_id: str) -> Path:
+        target = self.store.get(target_id)
+        if target is None or target.sandbox_id != row.sandbox_id:
+            raise InvalidRequestError(f"PID target {target_id[:80]!r} is no container of this pod")
+        if target.state is not ContainerState.RUNNING or target.init is None:
+            raise InvalidRequestError(f"PID target {target.id} is not running")
+        return Path(f"/proc/{target.init.pid}/ns/pid")
+
+    def _pod_files(self, box: Sandbox) -> PodFiles:
+        host_ipc = box.spec.security.namespaces.ipc is NamespaceMode.NODE
+        return PodFiles(
+            resolv_conf=self.paths.resolv_conf(box.id),
+            hostname=self.paths.hostname(box.id),
+            hosts=self.paths.hosts(box.id),
+            shm=_HOST_SHM if host_ipc else self.paths.shm(box.id),
+        )
+
+    def _apparmor(self, row: Container) -> str:
+        profile = row.spec.security.apparmor
+        if profile is None or profile.type is ProfileType.UNCONFINED or row.spec.security.privileged:
+            return ""
+        if profile.type is ProfileType.RUNTIME_DEFAULT:
+            return ""
+        if not self.node.apparmor:
+            raise UnsupportedError(
+                f'AppArmor profile "{profile.localhost_ref}" is asked for, but this node\'s kernel '
+                "has AppArmor off"
+            )
+        name = profile.localhost_ref.removeprefix("localhost/")
+        if not _loaded(name):
+            raise InvalidRequestError(
+                f'AppArmor profile "{name}" is not loaded on this node; apparmor_parser -r it'
+            )
+        return name
+
+
+def _loaded(name: str) -> bool:
+    path = Path("/sys/kernel/security/apparmor/profiles")
+    try:
+        lines = path.read_text().splitlines()
+    except OSError:
+        return False
+    return any(line.rpartition(" (")[0] == name for line in lines)

@@ -1,0 +1,46 @@
+"""Sysctls of a pod: only those of namespaces that are its own, only one plain value each.
+
+The value is written to the file of the name and nowhere else, so it cannot smuggle another one in
+(CVE-2022-0811); a name of a namespace shared with the host is refused (CVE-2022-0532).
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+
+from criagent.errors import InvalidRequestError
+
+_NAME = re.compile(r"[a-z][a-z0-9_]*(?:[./][A-Za-z0-9_:-]+)+")
+_VALUE = re.compile(r"[A-Za-z0-9_.,:\t -]{1,4096}")
+_IPC = re.compile(r"kernel\.(shm[a-z_]+|msg[a-z_]+|sem|auto_msgmni)|fs\.mqueue\.[a-z_]+")
+
+
+def normalised(name: str) -> str:
+    """`name` with dots; "net/ipv4/conf/eth0.1/x" keeps its inner dots as slashes (man 8 sysctl)."""
+    first_dot, first_slash = name.find("."), name.find("/")
+    if first_slash >= 0 and (first_dot < 0 or first_slash < first_dot):
+        return name.translate(str.maketrans("./", "/."))
+    return name
+
+
+def validate_sysctls(sysctls: Mapping[str, str], *, own_network: bool, own_ipc: bool) -> None:
+    """Raises InvalidRequestError for a name that is not the pod's to set, or an unsafe value."""
+    for name, value in sysctls.items():
+        dotted = normalised(name)
+        if not _NAME.fullmatch(name) or ".." in dotted or "//" in name:
+            raise InvalidRequestError(f"sysctl {name[:120]!r} is not a sysctl name")
+        if not _VALUE.fullmatch(value):
+            raise InvalidRequestError(f"sysctl {name}: the value {value[:80]!r} is not plain")
+        if dotted.startswith("net."):
+            if not own_network:
+                raise InvalidRequestError(
+                    f"sysctl {name} would change the node: the pod uses the host's network"
+                )
+        elif _IPC.fullmatch(dotted):
+            if not own_ipc:
+                raise InvalidRequestError(
+                    f"sysctl {name} would change the node: the pod uses the host's IPC namespace"
+                )
+        else:
+            raise InvalidRequestError(f"sysctl {name} is not namespaced; set it on the node")

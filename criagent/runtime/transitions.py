@@ -1,0 +1,31 @@
+"""Changes of a container's row, one at a time: read, change, write under the row's lock."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+from criagent.aio import KeyedLocks, finish
+from criagent.model import Container
+from criagent.store.containers import ContainerStore
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class Transitions:
+    """Several verbs touch one row; none may write over what another has just written."""
+
+    store: ContainerStore
+    locks: KeyedLocks
+
+    async def apply(self, container_id: str, **changes: Any) -> Container | None:  # noqa: ANN401
+        """Replace fields of the row; None when it is gone."""
+        return await finish(self._apply(container_id, changes))
+
+    async def _apply(self, container_id: str, changes: dict[str, Any]) -> Container | None:
+        async with self.locks.hold(container_id):
+            row = self.store.get(container_id)
+            if row is None:
+                return None
+            row = dataclasses.replace(row, **changes)
+            await self.store.update(row)
+            return row
