@@ -333,15 +333,15 @@ def write_archive(
     for image, wanted in chosen:
         manifest = parse_digest(image.manifest_digest)
         tags = [wanted] if wanted is not None else list(image.repo_tags)
-        for tag in tags or [None]:
+        names: list[str | None] = [*tags] or [None]
+        for tag in names:
             entry: dict[str, object] = {
                 "mediaType": _MANIFEST,
                 "digest": str(manifest),
                 "size": _path(files, manifest).stat().st_size,
             }
             if tag is not None:
-                names = {_NAMES[0]: tag, _NAMES[1]: tag.rpartition(":")[2]}
-                entry["annotations"] = names
+                entry["annotations"] = {_NAMES[0]: tag, _NAMES[1]: tag.rpartition(":")[2]}
             manifests.append(entry)
         listed.append(
             {

@@ -140,7 +140,8 @@ class RegistryClient:
             return Resolved(digest=digest, media_type=kind, content=content)
 
         need = "pull" if ":" in wanted else "resolve"
-        return await self._first(session, need, ask)
+        resolved: Resolved = await self._first(session, need, ask)
+        return resolved
 
     async def fetch_blob(self, session: Session, blob: Descriptor, progress: Progress) -> None:
         """Fetch a blob into the blob files, verified and durable; nothing to do when it is there.

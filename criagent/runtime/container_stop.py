@@ -12,6 +12,7 @@ import signal
 import time
 from concurrent.futures import Executor
 from functools import partial
+from typing import Any
 
 import structlog
 
@@ -105,10 +106,9 @@ class ContainerStopper:
         while not exited.done() and (left := self._left_s(container_id)) > 0:
             hurry.clear()
             sooner = asyncio.ensure_future(hurry.wait())
+            either: set[asyncio.Future[Any]] = {exited, sooner}
             try:
-                await asyncio.wait(
-                    {exited, sooner}, timeout=left, return_when=asyncio.FIRST_COMPLETED
-                )
+                await asyncio.wait(either, timeout=left, return_when=asyncio.FIRST_COMPLETED)
             finally:
                 sooner.cancel()
 

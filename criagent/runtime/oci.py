@@ -78,7 +78,7 @@ class OciRuntime:
 
     async def _run(self, *words: str, stdin: str = "") -> str:
         """Output of a subcommand. Raises AgentError, TimedOutError."""
-        command = [self.path, *self.arguments, *words]
+        command: list[str | Path] = [self.path, *self.arguments, *words]
         out_read, out_write = os.pipe()
         err_read, err_write = os.pipe()
         fds = [out_write, err_write]

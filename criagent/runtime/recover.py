@@ -11,14 +11,16 @@ from __future__ import annotations
 import asyncio
 import dataclasses
 import shutil
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from concurrent.futures import Executor
+from typing import TypeVar
 
 import structlog
 
 from criagent.aio import run_in
 from criagent.kernel import mount
-from criagent.model import Container, Sandbox
+from criagent.image.snapshots.overlay import OverlaySnapshots
+from criagent.model import ID_PATTERN, Container, Sandbox
 from criagent.net.pod_network import Networks
 from criagent.runtime.clock import Clock
 from criagent.runtime.container_recover import ContainerRecovery
@@ -31,6 +33,8 @@ from criagent.store.sandboxes import SandboxStore
 
 _ITEM_LIMIT_S = 10.0
 _AT_ONCE = 32
+
+R = TypeVar("R", Sandbox, Container)
 
 log: structlog.stdlib.BoundLogger = structlog.get_logger(__name__)
 
@@ -46,6 +50,7 @@ class Recovery:
     namespaces: PodNamespaces
     holder: SandboxHolder
     teardown: SandboxTeardown
+    snapshots: OverlaySnapshots
     paths: RuntimePaths
     clock: Clock
     boot_id: str
@@ -60,21 +65,23 @@ class Recovery:
         await self._each("sandbox", [b for b in self.sandboxes.all() if b.visible], self._sandbox)
         live = [box for box in self.sandboxes.all() if not box.released_at_ns]
         await self.networks.reconcile(live)
+        await self._orphan_layers()
         await run_in(self.fs, self._sweep)
         log.info(
             "recovered", sandboxes=len(self.sandboxes.all()), containers=len(self.containers.all())
         )
 
     def _raise_clock(self) -> None:
-        for row in (*self.sandboxes.all(), *self.containers.all()):
-            self.clock.raise_floor(row.created_at_ns)
+        times = [box.created_at_ns for box in self.sandboxes.all()]
+        times += [row.created_at_ns for row in self.containers.all()]
+        self.clock.raise_floor(max(times, default=0))
 
     async def _each(
-        self, noun: str, rows: list[Row], handle: Callable[[Row], Awaitable[None]]
+        self, noun: str, rows: Sequence[R], handle: Callable[[R], Awaitable[None]]
     ) -> None:
         gate = asyncio.Semaphore(_AT_ONCE)
 
-        async def one(row: Row) -> None:
+        async def one(row: R) -> None:
             async with gate:
                 try:
                     async with asyncio.timeout(_ITEM_LIMIT_S):
@@ -105,6 +112,14 @@ class Recovery:
             log.warning("sandbox_lost", sandbox_id=box.id, pod=box.spec.metadata.key)
             await self.teardown.mark_stopped(box)
 
+    async def _orphan_layers(self) -> None:
+        """Writable layers whose container's row never came to be."""
+        for snapshot in self.snapshots.store.all():
+            own = ID_PATTERN.fullmatch(snapshot.key) is not None
+            if own and self.containers.get(snapshot.key) is None:
+                await self.snapshots.unmount(self.paths.rootfs(snapshot.key))
+                await self.snapshots.remove(snapshot.key)
+
     def _sweep(self) -> None:
         """Directories of the run directory whose row is gone."""
         for directory, known in (
@@ -117,5 +132,3 @@ class Recovery:
                     shutil.rmtree(entry, ignore_errors=True)
                     log.warning("orphan_swept", path=str(entry))
 
-
-Row = Sandbox | Container

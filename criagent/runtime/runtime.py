@@ -5,12 +5,14 @@ from __future__ import annotations
 import asyncio
 import dataclasses
 from collections.abc import Sequence
+from typing import Any
 
-from criagent.aio import Owners
+from criagent.aio import Owners, run_in
 from criagent.errors import WrongStateError
 from criagent.model import Container, ContainerSpec, Resources, Sandbox, SandboxSpec
 from criagent.net.pod_network import Networks
 from criagent.runtime.cgroups import CgroupDriver
+from criagent.runtime.container_files import ContainerFiles
 from criagent.runtime.container_create import ContainerCreator
 from criagent.runtime.container_remove import ContainerRemover
 from criagent.runtime.container_start import ContainerStarter
@@ -41,6 +43,7 @@ class Runtime:
     cgroup_driver: CgroupDriver
     runner: SandboxRunner
     sandbox_stopper: SandboxStopper
+    files: ContainerFiles
     creator: ContainerCreator
     starter: ContainerStarter
     stopper: ContainerStopper
@@ -113,6 +116,20 @@ class Runtime:
         """Statistics of `rows`, read from the kernel's files without a fork."""
         return await self.stats.samples(rows)
 
+    async def describe(self, row: Container) -> dict[str, Any]:
+        """Facts for a verbose status: pid, handler, and the OCI specification while there is one."""
+        facts: dict[str, Any] = {
+            "sandboxID": row.sandbox_id,
+            "pid": row.init.pid if row.init and not row.finished_at_ns else 0,
+            "runtimeType": row.handler,
+            "cgroup": row.cgroup,
+        }
+        try:
+            facts["runtimeSpec"] = await run_in(self.files.fs, self.files.spec, row.id)
+        except FileNotFoundError:
+            facts["runtimeSpec"] = None
+        return facts
+
     async def recover(self) -> None:
         """Reconcile rows and kernel; must end before any call is served."""
         await self.recovery.run()
@@ -125,3 +142,4 @@ class Runtime:
             self.stop_owners.drain(limit_s),
         )
         await self.exits.close()
+        await self.stats.close()

@@ -11,6 +11,7 @@ import dataclasses
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import Executor
+from typing import Any
 
 from criagent.aio import run_in
 from criagent.image.snapshots.overlay import OverlaySnapshots
@@ -125,10 +126,13 @@ class ContainerStatsReader:
         )
         if row.state is not ContainerState.RUNNING or not row.cgroup:
             return sample
-        return dataclasses.replace(
-            sample,
+        measured: dict[str, Any] = {
             **self._cpu(row, sample.timestamp_ns),
             **_memory(row.cgroup),
+        }
+        return dataclasses.replace(
+            sample,
+            **measured,
             cpu_pressure=_pressure(row.cgroup, "cpu"),
             memory_pressure=_pressure(row.cgroup, "memory"),
             io_pressure=_pressure(row.cgroup, "io"),

@@ -1,0 +1,10 @@
+"""`python -m criagent` and the `criagent` command."""
+
+from __future__ import annotations
+
+import sys
+
+from criagent.cli.main import main
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,466 @@
+"""The parts of the daemon put together: each gets just what it needs, nothing is global."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+from criagent.aio import KeyedLocks, Owners
+from criagent.config import Config
+from criagent.image.blobs import BlobFiles
+from criagent.image.hosts import HostsDirectory
+from criagent.image.images import Images
+from criagent.image.layers import LayerUnpacker
+from criagent.image.proxy import ProxySettings, from_environment
+from criagent.image.pull import Puller
+from criagent.image.registry import RegistryClient
+from criagent.image.snapshots.overlay import OverlaySnapshots
+from criagent.image.unpack import UnpackWorkers
+from criagent.model import Container, Sandbox
+from criagent.net.bridge import BridgeConfig, BridgeNetwork
+from criagent.net.cni import CniConfig, CniNetwork
+from criagent.net.pod_network import Networks
+from criagent.runtime import clock as clocks
+from criagent.runtime.cgroups import CgroupDriver
+from criagent.runtime.container_create import ContainerCreator
+from criagent.runtime.container_files import ContainerFiles
+from criagent.runtime.container_recover import ContainerRecovery
+from criagent.runtime.container_remove import ContainerRemover
+from criagent.runtime.container_start import ContainerStarter
+from criagent.runtime.container_stop import ContainerStopper
+from criagent.runtime.exec_sync import ExecSync
+from criagent.runtime.exits import ExitWatcher
+from criagent.runtime.handlers import HandlerFacts, probe
+from criagent.runtime.host_paths import HostPaths
+from criagent.runtime.monitor import Conmon
+from criagent.runtime.node_facts import read_node_facts
+from criagent.runtime.oci import OciRuntime
+from criagent.runtime.oom import OomWatch
+from criagent.runtime.paths import RuntimePaths
+from criagent.runtime.pod_files import PodFileWriter
+from criagent.runtime.pod_namespaces import PodNamespaces
+from criagent.runtime.recover import Recovery
+from criagent.runtime.reopen_log import LogReopener
+from criagent.runtime.runtime import Runtime
+from criagent.runtime.sandbox_holder import SandboxHolder
+from criagent.runtime.sandbox_run import SandboxRunner
+from criagent.runtime.sandbox_stop import SandboxStopper
+from criagent.runtime.sandbox_teardown import SandboxTeardown
+from criagent.runtime.seccomp import default_profile
+from criagent.runtime.spec_gather import SpecGatherer
+from criagent.runtime.spec_inputs import NodeFacts
+from criagent.runtime.stats import ContainerStatsReader
+from criagent.runtime.transitions import Transitions
+from criagent.runtime.update_resources import ResourceUpdater
+from criagent.store.addresses import AddressStore
+from criagent.store.blobs import BlobStore
+from criagent.store.containers import ContainerStore
+from criagent.store.db import Database
+from criagent.store.images import ImageStore
+from criagent.store.sandboxes import SandboxStore
+from criagent.store.settings import SettingStore
+from criagent.store.snapshots import SnapshotStore
+
+_STOP_LIMIT_S = 10 * 365 * 24 * 3600.0  # a stop lasts as long as its grace period
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class Executors:
+    """The threads of the daemon; the database has its own."""
+
+    net: ThreadPoolExecutor
+    fs: ThreadPoolExecutor
+
+    @classmethod
+    def start(cls) -> Executors:
+        """One thread for netlink and nftables, a few for files."""
+        return cls(
+            net=ThreadPoolExecutor(1, thread_name_prefix="net"),
+            fs=ThreadPoolExecutor(4, thread_name_prefix="fs"),
+        )
+
+    def shutdown(self) -> None:
+        """Wait for what runs."""
+        self.net.shutdown()
+        self.fs.shutdown()
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class Stores:
+    """Every table."""
+
+    db: Database
+    sandboxes: SandboxStore
+    containers: ContainerStore
+    images: ImageStore
+    snapshots: SnapshotStore
+    blobs: BlobStore
+    addresses: AddressStore
+    settings: SettingStore
+
+    @classmethod
+    def open(cls, path: Path) -> Stores:
+        """Open the database. Raises CorruptError."""
+        db = Database.open(path)
+        snapshots, blobs = SnapshotStore(db), BlobStore(db)
+        return cls(
+            db=db,
+            sandboxes=SandboxStore(db),
+            containers=ContainerStore(db),
+            images=ImageStore(db, snapshots, blobs),
+            snapshots=snapshots,
+            blobs=blobs,
+            addresses=AddressStore(db),
+            settings=SettingStore(db),
+        )
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class ImageParts:
+    """The image room."""
+
+    images: Images
+    snapshots: OverlaySnapshots
+    workers: UnpackWorkers
+    client: RegistryClient
+
+    async def close(self) -> None:
+        """Stop pulls, workers and connections."""
+        await self.images.close()
+        await self.workers.close()
+        await self.client.close()
+
+
+def image_parts(
+    config: Config, stores: Stores, executors: Executors, clock: clocks.Clock
+) -> ImageParts:
+    """Everything about images."""
+    root, registry = config.storage.root, config.registry
+    files = BlobFiles(root / "blobs")
+    snapshots = OverlaySnapshots(root / "snapshots", stores.snapshots, executors.fs)
+    proxies = ProxySettings(
+        http=registry.http_proxy, https=registry.https_proxy, no_proxy=registry.no_proxy
+    )
+    client = RegistryClient(
+        hosts=HostsDirectory(registry.config_dirs),
+        docker_config=registry.docker_config,
+        proxies=from_environment(os.environ, proxies),
+        files=files,
+        fs=executors.fs,
+        range_bytes=registry.range_bytes,
+    )
+    workers = UnpackWorkers(registry.unpack_workers)
+    unpacker = LayerUnpacker(
+        snapshots=snapshots, files=files, workers=workers, now_ns=clock.now_ns
+    )
+    puller = Puller(
+        client=client,
+        files=files,
+        images=stores.images,
+        unpacker=unpacker,
+        fs=executors.fs,
+        parallel_blobs=registry.max_parallel_blobs,
+        progress_timeout_s=registry.progress_timeout_s,
+        now_ns=clock.now_ns,
+    )
+    images = Images(
+        store=stores.images,
+        blobs=stores.blobs,
+        files=files,
+        snapshots=snapshots,
+        unpacker=unpacker,
+        puller=puller,
+        fs=executors.fs,
+        root=root,
+        pinned=registry.pinned_images,
+        now_ns=clock.now_ns,
+    )
+    return ImageParts(images=images, snapshots=snapshots, workers=workers, client=client)
+
+
+def networks(config: Config, stores: Stores, executors: Executors) -> Networks:
+    """Both backends; new pods get the configured one."""
+    network = config.network
+    bridge = BridgeNetwork(
+        BridgeConfig(bridge=network.bridge, pod_cidrs=network.pod_cidrs, mtu=network.mtu),
+        stores.addresses,
+        stores.settings,
+        executors.net,
+        lambda: [box for box in stores.sandboxes.all() if not box.released_at_ns],
+    )
+    cni = CniNetwork(
+        CniConfig(
+            conf_dir=network.cni_conf_dir,
+            bin_dirs=network.cni_bin_dirs,
+            timeout_s=network.cni_timeout_s,
+            cache_dir=config.storage.run_dir / "cni",
+        ),
+        executors.fs,
+    )
+    return Networks([bridge, cni], network.backend)
+
+
+def detected_driver(configured: str) -> CgroupDriver:
+    """The configured cgroup driver, or systemd where it manages this system."""
+    if configured != "auto":
+        return CgroupDriver(configured)
+    systemd = Path("/run/systemd/system").is_dir() and Path("/run/systemd/private").exists()
+    return CgroupDriver.SYSTEMD if systemd else CgroupDriver.CGROUPFS
+
+
+async def probed_handlers(config: Config) -> tuple[HandlerFacts, ...]:
+    """What each configured OCI runtime is."""
+    return tuple(
+        [
+            await probe(name, handler.path, handler.type)
+            for name, handler in config.runtime.handlers.items()
+        ]
+    )
+
+
+def runtime(
+    config: Config,
+    stores: Stores,
+    executors: Executors,
+    clock: clocks.Clock,
+    images: ImageParts,
+    handlers: Sequence[HandlerFacts],
+) -> Runtime:
+    """Everything about pods and containers."""
+    return _RuntimeAssembly(config, stores, executors, clock, images, tuple(handlers)).build()
+
+
+class _RuntimeAssembly:
+    """The runtime room, built in the order in which its parts need one another."""
+
+    def __init__(
+        self,
+        config: Config,
+        stores: Stores,
+        executors: Executors,
+        clock: clocks.Clock,
+        images: ImageParts,
+        handlers: tuple[HandlerFacts, ...],
+    ) -> None:
+        self.config = config
+        self.stores = stores
+        self.fs = executors.fs
+        self.clock = clock
+        self.images = images
+        self.handlers = handlers
+        self.boot_id = clocks.boot_id()
+        self.driver = detected_driver(config.runtime.cgroup_driver)
+        self.paths = RuntimePaths(root=config.storage.root, run_dir=config.storage.run_dir)
+        self.networks = networks(config, stores, executors)
+        section = config.runtime
+        self.node = read_node_facts(
+            nofile=(section.nofile_soft, section.nofile_hard),
+            missing_controllers=section.missing_controllers,
+        )
+        self.runtimes = {
+            name: OciRuntime(
+                name=name,
+                path=handler.path,
+                type=handler.type,
+                root=self.paths.runtime_root(name),
+                driver=self.driver,
+            )
+            for name, handler in section.handlers.items()
+        }
+        self.sandbox_owners: Owners[Sandbox] = Owners(limit_s=section.create_timeout_s)
+        self.container_owners: Owners[Container] = Owners(limit_s=section.create_timeout_s)
+        self.stop_owners: Owners[None] = Owners(limit_s=_STOP_LIMIT_S)
+        self.transitions = Transitions(store=stores.containers, locks=KeyedLocks())
+
+    def build(self) -> Runtime:
+        """All verbs."""
+        self._pods()
+        self._containers()
+        sandbox_stopper = SandboxStopper(
+            store=self.stores.sandboxes,
+            containers=self.stores.containers,
+            owners=self.stop_owners,
+            creator=self.creator,
+            stopper=self.stopper,
+            remover=self.remover,
+            teardown=self.teardown,
+        )
+        return Runtime(
+            sandboxes=self.stores.sandboxes,
+            containers=self.stores.containers,
+            networks=self.networks,
+            paths=self.paths,
+            handlers=self.handlers,
+            cgroup_driver=self.driver,
+            runner=self.runner,
+            sandbox_stopper=sandbox_stopper,
+            files=self.files,
+            creator=self.creator,
+            starter=self.starter,
+            stopper=self.stopper,
+            remover=self.remover,
+            executor=self._executor(),
+            reopener=LogReopener(store=self.stores.containers, paths=self.paths, fs=self.fs),
+            updater=ResourceUpdater(
+                store=self.stores.containers,
+                transitions=self.transitions,
+                runtimes=self.runtimes,
+                node=self.node,
+            ),
+            stats=ContainerStatsReader(snapshots=self.images.snapshots, fs=self.fs),
+            exits=self.exits,
+            recovery=self._recovery(),
+            sandbox_owners=self.sandbox_owners,
+            container_owners=self.container_owners,
+            stop_owners=self.stop_owners,
+        )
+
+    def _pods(self) -> None:
+        self.namespaces = PodNamespaces(
+            paths=self.paths,
+            fs=self.fs,
+            unprivileged_ports=self.config.network.unprivileged_ports,
+        )
+        self.holder = SandboxHolder(
+            runtime=self.runtimes[self.config.runtime.default_handler],
+            paths=self.paths,
+            namespaces=self.namespaces,
+            catatonit=self.config.runtime.catatonit,
+            driver=self.driver,
+            seccomp=_default_seccomp(self.node),
+            fs=self.fs,
+        )
+        pod_files = PodFileWriter(paths=self.paths, fs=self.fs)
+        self.teardown = SandboxTeardown(
+            store=self.stores.sandboxes,
+            networks=self.networks,
+            namespaces=self.namespaces,
+            files=pod_files,
+            holder=self.holder,
+            clock=self.clock,
+        )
+        self.runner = SandboxRunner(
+            store=self.stores.sandboxes,
+            owners=self.sandbox_owners,
+            networks=self.networks,
+            namespaces=self.namespaces,
+            files=pod_files,
+            holder=self.holder,
+            teardown=self.teardown,
+            handlers=frozenset(facts.name for facts in self.handlers if not facts.problem),
+            clock=self.clock,
+            boot_id=self.boot_id,
+            new_id=clocks.new_id,
+        )
+
+    def _containers(self) -> None:
+        store, section = self.stores.containers, self.config.runtime
+        self.files = ContainerFiles(
+            paths=self.paths, snapshots=self.images.snapshots, fs=self.fs
+        )
+        self.exits = ExitWatcher(
+            store=store,
+            transitions=self.transitions,
+            paths=self.paths,
+            oom=OomWatch(),
+            clock=self.clock,
+            fs=self.fs,
+            boot_id=self.boot_id,
+        )
+        self.starter = ContainerStarter(
+            store=store,
+            sandboxes=self.stores.sandboxes,
+            owners=self.stop_owners,
+            runtimes=self.runtimes,
+            transitions=self.transitions,
+            clock=self.clock,
+        )
+        self.stopper = ContainerStopper(
+            store=store,
+            owners=self.stop_owners,
+            exits=self.exits,
+            transitions=self.transitions,
+            fs=self.fs,
+        )
+        self.remover = ContainerRemover(
+            store=store,
+            owners=self.stop_owners,
+            stopper=self.stopper,
+            runtimes=self.runtimes,
+            files=self.files,
+        )
+        gatherer = SpecGatherer(
+            store=store,
+            namespaces=self.namespaces,
+            host_paths=HostPaths(fs=self.fs, ours=(self.paths.root, self.paths.run_dir)),
+            paths=self.paths,
+            driver=self.driver,
+            node=self.node,
+            fs=self.fs,
+        )
+        self.creator = ContainerCreator(
+            store=store,
+            owners=self.container_owners,
+            images=self.images.images,
+            files=self.files,
+            gatherer=gatherer,
+            conmon=Conmon(
+                program=section.conmon, paths=self.paths, limit_s=section.create_timeout_s
+            ),
+            runtimes=self.runtimes,
+            exits=self.exits,
+            paths=self.paths,
+            driver=self.driver,
+            default_handler=section.default_handler,
+            clock=self.clock,
+            boot_id=self.boot_id,
+            new_id=clocks.new_id,
+        )
+
+    def _executor(self) -> ExecSync:
+        return ExecSync(
+            store=self.stores.containers,
+            files=self.files,
+            paths=self.paths,
+            runtimes=self.runtimes,
+            fs=self.fs,
+            own_cgroup=self.config.runtime.exec_cgroup,
+            drain_s=self.config.runtime.exec_drain_s,
+        )
+
+    def _recovery(self) -> Recovery:
+        return Recovery(
+            sandboxes=self.stores.sandboxes,
+            containers=self.stores.containers,
+            container_recovery=ContainerRecovery(
+                exits=self.exits,
+                remover=self.remover,
+                stopper=self.stopper,
+                transitions=self.transitions,
+                runtimes=self.runtimes,
+                paths=self.paths,
+                clock=self.clock,
+                boot_id=self.boot_id,
+            ),
+            networks=self.networks,
+            namespaces=self.namespaces,
+            holder=self.holder,
+            teardown=self.teardown,
+            snapshots=self.images.snapshots,
+            paths=self.paths,
+            clock=self.clock,
+            boot_id=self.boot_id,
+            fs=self.fs,
+        )
+
+
+def _default_seccomp(node: NodeFacts) -> dict[str, object] | None:
+    return default_profile(node.machine, frozenset()) if _has_seccomp() else None
+
+
+def _has_seccomp() -> bool:
+    return Path("/proc/sys/kernel/seccomp/actions_avail").exists()
+

@@ -1,0 +1,177 @@
+"""Images of the running agent: import and export archives, list, check, prune."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import IO, TYPE_CHECKING
+
+from criagent.cli.common import connection, failed, output_argument, show, table
+from criagent.cli.progress import Bar, size_text
+
+if TYPE_CHECKING:
+    import grpc
+
+_CHUNK = 1 << 20
+
+
+def arguments(command: argparse.ArgumentParser) -> None:
+    """One sub-command each."""
+    actions = command.add_subparsers(dest="action", metavar="ACTION", required=True)
+    action = actions.add_parser("import", help="import an OCI or Docker archive")
+    action.add_argument("file", help='archive, or "-" for standard input')
+    output_argument(action)
+    action = actions.add_parser("export", help="export images as one archive")
+    action.add_argument("file", help='archive to write, or "-" for standard output')
+    action.add_argument("images", nargs="+", metavar="IMAGE", help="reference or id")
+    action = actions.add_parser("ls", help="list images")
+    output_argument(action)
+    action = actions.add_parser("fsck", help="compare images with what is on disk")
+    action.add_argument("--repair", action="store_true", help="drop what is broken")
+    output_argument(action)
+    action = actions.add_parser("prune", help="remove what no image or container needs")
+    output_argument(action)
+
+
+def run(chosen: argparse.Namespace) -> int:
+    """Status 1 when fsck has findings that it did not repair, 3 without an agent."""
+    import grpc  # noqa: PLC0415
+
+    actions: dict[str, Callable[[argparse.Namespace, grpc.Channel], int]] = {
+        "import": _import,
+        "export": _export,
+        "ls": _list,
+        "fsck": _fsck,
+        "prune": _prune,
+    }
+    try:
+        with connection(chosen) as channel:
+            return actions[chosen.action](chosen, channel)
+    except grpc.RpcError as error:
+        return failed(error)
+    except OSError as error:
+        print(error, file=sys.stderr)  # noqa: T201
+        return 1
+
+
+def _import(chosen: argparse.Namespace, channel: grpc.Channel) -> int:
+    from criagent._proto import admin_pb2, admin_pb2_grpc  # noqa: PLC0415
+
+    total = 0 if chosen.file == "-" else Path(chosen.file).stat().st_size
+    source: IO[bytes] = (
+        sys.stdin.buffer if chosen.file == "-" else Path(chosen.file).open("rb")  # noqa: SIM115
+    )
+
+    def chunks() -> Iterator[admin_pb2.ImportImagesRequest]:
+        with Bar("import", total) as bar:
+            while data := source.read(_CHUNK):
+                bar.moved(len(data))
+                yield admin_pb2.ImportImagesRequest(chunk=data)
+
+    with source:
+        answer = admin_pb2_grpc.AdminStub(channel).ImportImages(chunks())
+    if chosen.output == "json":
+        show([{"id": image.id, "tags": list(image.tags)} for image in answer.images])
+    else:
+        for image in answer.images:
+            print(" ".join(image.tags) or image.id)  # noqa: T201
+    return 0
+
+
+def _export(chosen: argparse.Namespace, channel: grpc.Channel) -> int:
+    from criagent._proto import admin_pb2, admin_pb2_grpc  # noqa: PLC0415
+
+    if chosen.file == "-" and sys.stdout.isatty():
+        print("an archive is nothing for a terminal; redirect it", file=sys.stderr)  # noqa: T201
+        return 2
+    request = admin_pb2.ExportImagesRequest(images=chosen.images)
+    stream = admin_pb2_grpc.AdminStub(channel).ExportImages(request)
+    first = next(stream, None)  # before the file is touched: the call may fail
+    part = None if chosen.file == "-" else Path(chosen.file + ".part")
+    target: IO[bytes] = sys.stdout.buffer if part is None else part.open("wb")
+    try:
+        with Bar("export", 0) as bar:
+            while first is not None:
+                target.write(first.chunk)
+                bar.moved(len(first.chunk))
+                first = next(stream, None)
+        target.flush()
+    except BaseException:
+        if part is not None:
+            part.unlink(missing_ok=True)
+        raise
+    if part is not None:
+        target.close()
+        part.rename(chosen.file)
+    return 0
+
+
+def _list(chosen: argparse.Namespace, channel: grpc.Channel) -> int:
+    from criagent._proto import api_pb2, api_pb2_grpc  # noqa: PLC0415
+
+    answer = api_pb2_grpc.ImageServiceStub(channel).ListImages(api_pb2.ListImagesRequest())
+    images = sorted(answer.images, key=lambda image: (list(image.repo_tags), image.id))
+    if chosen.output == "json":
+        show(
+            [
+                {
+                    "id": image.id,
+                    "tags": list(image.repo_tags),
+                    "digests": list(image.repo_digests),
+                    "size": image.size,
+                    "pinned": image.pinned,
+                }
+                for image in images
+            ]
+        )
+        return 0
+    rows = [
+        (tag, image.id.removeprefix("sha256:")[:13], size_text(image.size))
+        for image in images
+        for tag in (image.repo_tags or ["<none>"])
+    ]
+    table(("IMAGE", "ID", "SIZE"), rows)
+    return 0
+
+
+def _fsck(chosen: argparse.Namespace, channel: grpc.Channel) -> int:
+    from criagent._proto import admin_pb2, admin_pb2_grpc  # noqa: PLC0415
+
+    request = admin_pb2.FsckRequest(repair=chosen.repair)
+    answer = admin_pb2_grpc.AdminStub(channel).Fsck(request)
+    if chosen.output == "json":
+        show(
+            [
+                {"object": f.object, "problem": f.problem, "repaired": f.repaired}
+                for f in answer.findings
+            ]
+        )
+    else:
+        for finding in answer.findings:
+            done = " (dropped)" if finding.repaired else ""
+            print(f"{finding.object}: {finding.problem}{done}")  # noqa: T201
+        if not answer.findings:
+            print("no problem found")  # noqa: T201
+    return 1 if any(not finding.repaired for finding in answer.findings) else 0
+
+
+def _prune(chosen: argparse.Namespace, channel: grpc.Channel) -> int:
+    from criagent._proto import admin_pb2, admin_pb2_grpc  # noqa: PLC0415
+
+    answer = admin_pb2_grpc.AdminStub(channel).Prune(admin_pb2.PruneRequest())
+    if chosen.output == "json":
+        show(
+            {
+                "freed_bytes": answer.freed_bytes,
+                "blobs": answer.blobs,
+                "snapshots": answer.snapshots,
+            }
+        )
+    else:
+        print(  # noqa: T201
+            f"freed {size_text(answer.freed_bytes)}: {answer.blobs} blobs, "
+            f"{answer.snapshots} snapshots"
+        )
+    return 0

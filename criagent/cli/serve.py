@@ -1,0 +1,22 @@
+"""Run the agent until SIGTERM. Containers keep running when it ends."""
+
+from __future__ import annotations
+
+import argparse
+
+from criagent.cli.common import configuration
+
+
+def arguments(command: argparse.ArgumentParser) -> None:
+    """None of its own."""
+
+
+def run(chosen: argparse.Namespace) -> int:
+    """Status 2 for a wrong configuration, 1 when it cannot start."""
+    config = configuration(chosen)
+    if config is None:
+        return 2
+    from criagent import daemon, logs  # noqa: PLC0415 - only this command pays for gRPC
+
+    logs.setup(chosen.log_level)
+    return daemon.serve(config)

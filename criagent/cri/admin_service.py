@@ -1,0 +1,138 @@
+"""The agent's own service, on the same socket: what its command line needs beside the CRI."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import AsyncIterator
+from concurrent.futures import Executor
+from pathlib import Path
+from typing import IO
+
+import grpc
+
+from criagent._proto import admin_pb2, admin_pb2_grpc
+from criagent.aio import finish, run_in
+from criagent.cri.runtime_service import agent_version
+from criagent.errors import InvalidRequestError
+from criagent.image.blobs import disk_full
+from criagent.image.images import Images, temporary
+from criagent.model import ContainerState, SandboxState
+from criagent.runtime.runtime import Runtime
+
+Context = grpc.aio.ServicerContext
+_CHUNK = 1 << 20
+
+
+class AdminService(admin_pb2_grpc.AdminServicer):
+    """Info, import, export, fsck and prune."""
+
+    def __init__(self, runtime: Runtime, images: Images, fs: Executor) -> None:
+        self._runtime = runtime
+        self._images = images
+        self._fs = fs
+
+    async def Info(
+        self, request: admin_pb2.InfoRequest, context: Context
+    ) -> admin_pb2.InfoResponse:
+        boxes = [box for box in self._runtime.sandboxes.all() if box.visible]
+        rows = [row for row in self._runtime.containers.all() if row.visible]
+        network = self._runtime.networks.default
+        condition = network.condition()
+        usage = self._images.fs_usage()
+        document = {
+            "version": agent_version(),
+            "sandboxes": {
+                "ready": sum(1 for box in boxes if box.state is SandboxState.READY),
+                "total": len(boxes),
+            },
+            "containers": {
+                state.name.lower(): sum(1 for row in rows if row.state is state)
+                for state in ContainerState
+                if state is not ContainerState.UNKNOWN
+            },
+            "images": len(self._images.all()),
+            "storage": {
+                "root": str(self._runtime.paths.root),
+                "run_dir": str(self._runtime.paths.run_dir),
+                "used_bytes": usage.used_bytes,
+            },
+            "cgroup_driver": str(self._runtime.cgroup_driver),
+            "network": {
+                "backend": network.backend,
+                "ready": condition.ready,
+                "message": condition.message,
+            },
+            "handlers": [
+                {
+                    "name": facts.name,
+                    "path": str(facts.path),
+                    "version": facts.version,
+                    "problem": facts.problem,
+                }
+                for facts in self._runtime.handlers
+            ],
+        }
+        return admin_pb2.InfoResponse(json=json.dumps(document))
+
+    async def ImportImages(
+        self, request_iterator: AsyncIterator[admin_pb2.ImportImagesRequest], context: Context
+    ) -> admin_pb2.ImportImagesResponse:
+        path = await run_in(self._fs, temporary, self._images.incoming())
+        try:
+            file = await run_in(self._fs, path.open, "wb")
+            try:
+                async for message in request_iterator:
+                    await run_in(self._fs, _write, file, message.chunk, path)
+            finally:
+                await finish(run_in(self._fs, file.close))
+            images = await self._images.import_archive(path)
+        finally:
+            await finish(run_in(self._fs, _unlink, path))
+        return admin_pb2.ImportImagesResponse(
+            images=[admin_pb2.ImportedImage(id=i.id, tags=i.repo_tags) for i in images]
+        )
+
+    async def ExportImages(
+        self, request: admin_pb2.ExportImagesRequest, context: Context
+    ) -> AsyncIterator[admin_pb2.ExportImagesResponse]:
+        if not request.images:
+            raise InvalidRequestError("name at least one image to export")
+        path = await run_in(self._fs, temporary, self._images.incoming())
+        try:
+            await self._images.export_archive(list(request.images), path)
+            file = await run_in(self._fs, path.open, "rb")
+            try:
+                while chunk := await run_in(self._fs, file.read, _CHUNK):
+                    yield admin_pb2.ExportImagesResponse(chunk=chunk)
+            finally:
+                await finish(run_in(self._fs, file.close))
+        finally:
+            await finish(run_in(self._fs, _unlink, path))
+
+    async def Fsck(
+        self, request: admin_pb2.FsckRequest, context: Context
+    ) -> admin_pb2.FsckResponse:
+        findings = await self._images.fsck(repair=request.repair)
+        return admin_pb2.FsckResponse(
+            findings=[
+                admin_pb2.Finding(problem=f.problem, object=f.object, repaired=f.repaired)
+                for f in findings
+            ]
+        )
+
+    async def Prune(
+        self, request: admin_pb2.PruneRequest, context: Context
+    ) -> admin_pb2.PruneResponse:
+        result = await self._images.prune()
+        return admin_pb2.PruneResponse(
+            freed_bytes=result.freed_bytes, blobs=result.blobs, snapshots=result.snapshots
+        )
+
+
+def _write(file: IO[bytes], chunk: bytes, path: Path) -> None:
+    with disk_full(path):
+        file.write(chunk)
+
+
+def _unlink(path: Path) -> None:
+    path.unlink(missing_ok=True)

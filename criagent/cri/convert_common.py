@@ -1,0 +1,145 @@
+"""Messages that several requests share, as domain values."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from criagent._proto import api_pb2
+from criagent.errors import InvalidRequestError
+from criagent.model import (
+    HugepageLimit,
+    IdMapping,
+    NamespaceMode,
+    NamespaceOptions,
+    ProfileType,
+    Resources,
+    SecurityProfile,
+    SELinuxOptions,
+    UserNamespace,
+)
+
+
+def required(text: str, field: str) -> str:
+    """`text`, which must not be empty. Raises InvalidRequestError naming `field`."""
+    if not text:
+        raise InvalidRequestError(f"{field} is required")
+    return text
+
+
+def enumerated(number: int, kind: type, field: str) -> int:
+    """`number` as a member of the enum `kind`. Raises InvalidRequestError for an unknown one."""
+    try:
+        return int(kind(number))
+    except ValueError:
+        raise InvalidRequestError(f"{field} has the unknown value {number}") from None
+
+
+def mode(number: int, field: str) -> NamespaceMode:
+    """A NamespaceMode."""
+    return NamespaceMode(enumerated(number, NamespaceMode, field))
+
+
+def namespaces(message: api_pb2.NamespaceOption) -> NamespaceOptions:
+    """NamespaceOption; an unset one is all POD, as protobuf has it."""
+    userns = None
+    if message.HasField("userns_options"):
+        options = message.userns_options
+        userns = UserNamespace(
+            mode=mode(options.mode, "userns_options.mode"),
+            uids=mappings(options.uids),
+            gids=mappings(options.gids),
+        )
+    return NamespaceOptions(
+        network=mode(message.network, "namespace_options.network"),
+        pid=mode(message.pid, "namespace_options.pid"),
+        ipc=mode(message.ipc, "namespace_options.ipc"),
+        target_id=message.target_id,
+        userns=userns,
+    )
+
+
+def mappings(messages: object) -> tuple[IdMapping, ...]:
+    """IDMapping entries."""
+    return tuple(
+        IdMapping(host_id=m.host_id, container_id=m.container_id, length=m.length)
+        for m in messages  # type: ignore[attr-defined]
+    )
+
+
+def namespaces_message(options: NamespaceOptions) -> api_pb2.NamespaceOption:
+    """NamespaceOption as it was asked for."""
+    return api_pb2.NamespaceOption(
+        network=int(options.network),
+        pid=int(options.pid),
+        ipc=int(options.ipc),
+        target_id=options.target_id,
+    )
+
+
+def profile(
+    message: api_pb2.SecurityProfile | None, legacy: str, field: str
+) -> SecurityProfile | None:
+    """A security profile from its message, or from the deprecated string before it."""
+    if message is not None:
+        kind = ProfileType(enumerated(message.profile_type, ProfileType, field))
+        return SecurityProfile(type=kind, localhost_ref=message.localhost_ref)
+    match legacy:
+        case "":
+            return None
+        case "runtime/default" | "docker/default":
+            return SecurityProfile(type=ProfileType.RUNTIME_DEFAULT)
+        case "unconfined":
+            return SecurityProfile(type=ProfileType.UNCONFINED)
+    if not legacy.startswith("localhost/"):
+        raise InvalidRequestError(f"{field}: {legacy[:200]!r} is no profile")
+    reference = legacy.removeprefix("localhost/")
+    return SecurityProfile(type=ProfileType.LOCALHOST, localhost_ref=reference)
+
+
+def selinux(message: api_pb2.SELinuxOption) -> SELinuxOptions:
+    """SELinuxOption."""
+    return SELinuxOptions(
+        user=message.user, role=message.role, type=message.type, level=message.level
+    )
+
+
+def resources(message: api_pb2.LinuxContainerResources) -> Resources:
+    """LinuxContainerResources."""
+    return Resources(
+        cpu_period=message.cpu_period,
+        cpu_quota=message.cpu_quota,
+        cpu_shares=message.cpu_shares,
+        memory_limit_in_bytes=message.memory_limit_in_bytes,
+        oom_score_adj=message.oom_score_adj,
+        cpuset_cpus=message.cpuset_cpus,
+        cpuset_mems=message.cpuset_mems,
+        hugepage_limits=tuple(
+            HugepageLimit(page_size=h.page_size, limit=h.limit) for h in message.hugepage_limits
+        ),
+        unified=dict(message.unified),
+        memory_swap_limit_in_bytes=message.memory_swap_limit_in_bytes,
+    )
+
+
+def resources_message(values: Resources) -> api_pb2.LinuxContainerResources:
+    """LinuxContainerResources in force."""
+    return api_pb2.LinuxContainerResources(
+        cpu_period=values.cpu_period,
+        cpu_quota=values.cpu_quota,
+        cpu_shares=values.cpu_shares,
+        memory_limit_in_bytes=values.memory_limit_in_bytes,
+        oom_score_adj=values.oom_score_adj,
+        cpuset_cpus=values.cpuset_cpus,
+        cpuset_mems=values.cpuset_mems,
+        hugepage_limits=[
+            api_pb2.HugepageLimit(page_size=h.page_size, limit=h.limit)
+            for h in values.hugepage_limits
+        ],
+        unified=values.unified,
+        memory_swap_limit_in_bytes=values.memory_swap_limit_in_bytes,
+    )
+
+
+def selected(labels: Mapping[str, str], wanted: Mapping[str, str]) -> bool:
+    """Whether `labels` have every wanted pair."""
+    return all(labels.get(key) == value for key, value in wanted.items())

@@ -1,0 +1,172 @@
+"""Containers: ContainerConfig to the domain, rows to Container and ContainerStatus."""
+
+from __future__ import annotations
+
+from criagent._proto import api_pb2
+from criagent.cri import convert_common as common
+from criagent.model import (
+    Container,
+    ContainerMetadata,
+    ContainerSecurity,
+    ContainerSpec,
+    ContainerState,
+    Device,
+    GroupsPolicy,
+    ImageMount,
+    KeyValue,
+    Mount,
+    MountPropagation,
+)
+
+
+def container_spec(config: api_pb2.ContainerConfig) -> ContainerSpec:
+    """What CreateContainer asks for. Raises InvalidRequestError naming the field."""
+    linux = config.linux
+    return ContainerSpec(
+        metadata=ContainerMetadata(
+            name=common.required(config.metadata.name, "config.metadata.name"),
+            attempt=config.metadata.attempt,
+        ),
+        image=common.required(config.image.image, "config.image.image"),
+        user_specified_image=config.image.user_specified_image,
+        command=tuple(config.command),
+        args=tuple(config.args),
+        working_dir=config.working_dir,
+        envs=tuple(KeyValue(key=item.key, value=item.value) for item in config.envs),
+        mounts=tuple(_mount(mount) for mount in config.mounts),
+        devices=tuple(
+            Device(
+                container_path=d.container_path, host_path=d.host_path, permissions=d.permissions
+            )
+            for d in config.devices
+        ),
+        cdi_devices=tuple(device.name for device in config.CDI_devices),
+        labels=dict(config.labels),
+        annotations=dict(config.annotations),
+        log_path=config.log_path,
+        stdin=config.stdin,
+        stdin_once=config.stdin_once,
+        tty=config.tty,
+        resources=common.resources(linux.resources),
+        security=_security(linux.security_context),
+        stop_signal=config.stop_signal,
+    )
+
+
+def container_message(row: Container) -> api_pb2.Container:
+    """The row as ListContainers shows it."""
+    return api_pb2.Container(
+        id=row.id,
+        pod_sandbox_id=row.sandbox_id,
+        metadata=_metadata(row),
+        image=_image(row),
+        image_ref=row.image_ref,
+        state=int(row.state),
+        created_at=row.created_at_ns,
+        labels=row.spec.labels,
+        annotations=row.spec.annotations,
+        image_id=row.image_id,
+    )
+
+
+def container_status(row: Container) -> api_pb2.ContainerStatus:
+    """The row as ContainerStatus shows it; `mounts` are those of the request and no others."""
+    exited = row.state is ContainerState.EXITED
+    status = api_pb2.ContainerStatus(
+        id=row.id,
+        metadata=_metadata(row),
+        state=int(row.state),
+        created_at=row.created_at_ns,
+        started_at=row.started_at_ns,
+        finished_at=row.finished_at_ns,
+        exit_code=row.exit_code if exited else 0,
+        image=_image(row),
+        image_ref=row.image_ref,
+        reason=row.reason,
+        message=row.message,
+        labels=row.spec.labels,
+        annotations=row.spec.annotations,
+        mounts=[_mount_message(mount) for mount in row.spec.mounts],
+        log_path=row.log_path,
+        resources=api_pb2.ContainerResources(linux=common.resources_message(row.resources)),
+        image_id=row.image_id,
+        stop_signal=row.spec.stop_signal,
+    )
+    if row.user is not None:
+        status.user.linux.uid = row.user.uid
+        status.user.linux.gid = row.user.gid
+        status.user.linux.supplemental_groups.extend(row.user.groups)
+    return status
+
+
+def _metadata(row: Container) -> api_pb2.ContainerMetadata:
+    metadata = row.spec.metadata
+    return api_pb2.ContainerMetadata(name=metadata.name, attempt=metadata.attempt)
+
+
+def _image(row: Container) -> api_pb2.ImageSpec:
+    return api_pb2.ImageSpec(
+        image=row.spec.image, user_specified_image=row.spec.user_specified_image
+    )
+
+
+def _mount(message: api_pb2.Mount) -> Mount:
+    image = None
+    if message.HasField("image"):
+        image = ImageMount(image=message.image.image)
+    return Mount(
+        container_path=message.container_path,
+        host_path=message.host_path,
+        readonly=message.readonly,
+        selinux_relabel=message.selinux_relabel,
+        propagation=MountPropagation(
+            common.enumerated(message.propagation, MountPropagation, "mounts.propagation")
+        ),
+        uid_mappings=common.mappings(message.uidMappings),
+        gid_mappings=common.mappings(message.gidMappings),
+        recursive_read_only=message.recursive_read_only,
+        image=image,
+        image_sub_path=message.image_sub_path,
+        options=tuple(message.mount_options),
+    )
+
+
+def _mount_message(mount: Mount) -> api_pb2.Mount:
+    return api_pb2.Mount(
+        container_path=mount.container_path,
+        host_path=mount.host_path,
+        readonly=mount.readonly,
+        selinux_relabel=mount.selinux_relabel,
+        propagation=int(mount.propagation),
+        recursive_read_only=mount.recursive_read_only,
+        mount_options=mount.options,
+    )
+
+
+def _security(message: api_pb2.LinuxContainerSecurityContext) -> ContainerSecurity:
+    seccomp = message.seccomp if message.HasField("seccomp") else None
+    apparmor = message.apparmor if message.HasField("apparmor") else None
+    capabilities = message.capabilities
+    return ContainerSecurity(
+        add_capabilities=tuple(capabilities.add_capabilities),
+        drop_capabilities=tuple(capabilities.drop_capabilities),
+        add_ambient_capabilities=tuple(capabilities.add_ambient_capabilities),
+        privileged=message.privileged,
+        namespaces=common.namespaces(message.namespace_options),
+        selinux=common.selinux(message.selinux_options)
+        if message.HasField("selinux_options")
+        else None,
+        run_as_user=message.run_as_user.value if message.HasField("run_as_user") else None,
+        run_as_group=message.run_as_group.value if message.HasField("run_as_group") else None,
+        run_as_username=message.run_as_username,
+        readonly_rootfs=message.readonly_rootfs,
+        supplemental_groups=tuple(message.supplemental_groups),
+        supplemental_groups_policy=GroupsPolicy(
+            common.enumerated(message.supplemental_groups_policy, GroupsPolicy, "groups policy")
+        ),
+        no_new_privs=message.no_new_privs,
+        masked_paths=tuple(message.masked_paths),
+        readonly_paths=tuple(message.readonly_paths),
+        seccomp=common.profile(seccomp, message.seccomp_profile_path, "seccomp"),
+        apparmor=common.profile(apparmor, message.apparmor_profile, "apparmor"),
+    )

@@ -1,0 +1,64 @@
+"""Statistics: samples to ContainerStats. What the kernel does not tell stays unset."""
+
+from __future__ import annotations
+
+from google.protobuf.message import Message
+
+from criagent._proto import api_pb2
+from criagent.runtime.stats import PressurePair, StatsSample
+
+
+def container_stats(sample: StatsSample) -> api_pb2.ContainerStats:
+    """One container's message."""
+    row = sample.container
+    message = api_pb2.ContainerStats(
+        attributes=api_pb2.ContainerAttributes(
+            id=row.id,
+            metadata=api_pb2.ContainerMetadata(
+                name=row.spec.metadata.name, attempt=row.spec.metadata.attempt
+            ),
+            labels=row.spec.labels,
+            annotations=row.spec.annotations,
+        ),
+        writable_layer=api_pb2.FilesystemUsage(
+            timestamp=sample.timestamp_ns,
+            fs_id=api_pb2.FilesystemIdentifier(mountpoint=sample.mountpoint),
+            used_bytes=api_pb2.UInt64Value(value=sample.writable_bytes),
+            inodes_used=api_pb2.UInt64Value(value=sample.writable_inodes),
+        ),
+    )
+    message.cpu.timestamp = sample.timestamp_ns
+    message.memory.timestamp = sample.timestamp_ns
+    _fill(message.cpu, "usage_core_nano_seconds", sample.cpu_usage_ns)
+    _fill(message.cpu, "usage_nano_cores", sample.cpu_nano_cores)
+    _fill(message.memory, "working_set_bytes", sample.memory_working_set)
+    _fill(message.memory, "available_bytes", sample.memory_available)
+    _fill(message.memory, "usage_bytes", sample.memory_usage)
+    _fill(message.memory, "rss_bytes", sample.memory_rss)
+    _fill(message.memory, "page_faults", sample.page_faults)
+    _fill(message.memory, "major_page_faults", sample.major_page_faults)
+    if sample.swap_usage is not None:
+        message.swap.timestamp = sample.timestamp_ns
+        _fill(message.swap, "swap_usage_bytes", sample.swap_usage)
+        _fill(message.swap, "swap_available_bytes", sample.swap_available)
+    if sample.cpu_pressure is not None:
+        message.cpu.psi.CopyFrom(_pressure(sample.cpu_pressure))
+    if sample.memory_pressure is not None:
+        message.memory.psi.CopyFrom(_pressure(sample.memory_pressure))
+    if sample.io_pressure is not None:
+        message.io.timestamp = sample.timestamp_ns
+        message.io.psi.CopyFrom(_pressure(sample.io_pressure))
+    return message
+
+
+def _fill(message: Message, field: str, value: int | None) -> None:
+    if value is not None:
+        getattr(message, field).value = value
+
+
+def _pressure(pair: PressurePair) -> api_pb2.PsiStats:
+    full, some = (
+        api_pb2.PsiData(Total=one.total_us, Avg10=one.avg10, Avg60=one.avg60, Avg300=one.avg300)
+        for one in (pair.full, pair.some)
+    )
+    return api_pb2.PsiStats(Full=full, Some=some)

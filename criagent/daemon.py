@@ -1,0 +1,188 @@
+"""`criagent serve`: lock, store, parts, recovery, gRPC server - and the same backwards.
+
+The lock is held for the daemon's life and taken before the socket is bound, so that a second daemon
+never touches the first one's state. Containers and their monitors outlive the daemon.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import fcntl
+import os
+import signal
+from collections.abc import Iterator
+from pathlib import Path
+
+import structlog
+
+# Forks of ours never happen beside a running server; the support for them costs threads and locks.
+os.environ.setdefault("GRPC_ENABLE_FORK_SUPPORT", "0")
+
+import grpc  # noqa: E402
+
+from criagent import assembly, faults, telemetry
+from criagent._proto import admin_pb2_grpc, api_pb2_grpc
+from criagent.config import Config
+from criagent.cri.admin_service import AdminService
+from criagent.cri.boundary import Boundary
+from criagent.cri.image_service import ImageService
+from criagent.cri.runtime_service import RuntimeService
+from criagent.errors import AgentError, UnavailableError
+from criagent.image.images import Images
+from criagent.kernel import cgroupfs
+from criagent.runtime.clock import Clock
+from criagent.runtime.runtime import Runtime
+from criagent.service_notify import notify
+
+log: structlog.stdlib.BoundLogger = structlog.get_logger(__name__)
+
+
+def serve(config: Config) -> int:
+    """Run until SIGTERM or SIGINT; returns the exit status, 1 when it cannot start."""
+    try:
+        with _lock(config.storage.root):
+            return asyncio.run(_serve(config))
+    except AgentError as error:
+        log.error("not_started", error=str(error))  # noqa: TRY400 - a clear text, no traceback
+        return 1
+
+
+async def _serve(config: Config) -> int:
+    faults.arm(config.debug.kill_at or None)
+    _own_cgroup()
+    executors = assembly.Executors.start()
+    try:
+        stores = assembly.Stores.open(config.storage.root / "state.db")
+        try:
+            await _Daemon(config, stores, executors).run()
+        finally:
+            stores.db.close()
+    finally:
+        executors.shutdown()
+    return 0
+
+
+class _Daemon:
+    def __init__(
+        self, config: Config, stores: assembly.Stores, executors: assembly.Executors
+    ) -> None:
+        self._config = config
+        self._stores = stores
+        self._executors = executors
+        self._recovered = False
+        self._stopping = asyncio.Event()
+
+    async def run(self) -> None:
+        """Serve until told to stop."""
+        loop = asyncio.get_running_loop()
+        for number in (signal.SIGTERM, signal.SIGINT):
+            loop.add_signal_handler(number, self._stopping.set)
+        config, clock = self._config, Clock()
+        metrics = telemetry.Telemetry(config.telemetry.otlp_endpoint)
+        images = assembly.image_parts(config, self._stores, self._executors, clock)
+        handlers = await assembly.probed_handlers(config)
+        runtime = assembly.runtime(
+            config, self._stores, self._executors, clock, images, handlers
+        )
+        for facts in handlers:
+            if facts.problem:
+                log.warning("handler_not_usable", handler=facts.name, problem=facts.problem)
+        runtime.paths.prepare()
+        self._gauges(metrics, runtime, images.images)
+        server = await self._listen(metrics, runtime, images.images)
+        try:
+            metrics.serve(config.telemetry.metrics_address, lambda: self._recovered)
+            await images.images.prepare()
+            await runtime.networks.start()
+            await runtime.recover()
+            self._recovered = True
+            notify("READY=1")
+            log.info("serving", socket=str(config.storage.socket))
+            await self._stopping.wait()
+        finally:
+            notify("STOPPING=1")
+            log.info("stopping")
+            await self._shut_down(server, runtime, images)
+            metrics.close()
+
+    async def _listen(
+        self, metrics: telemetry.Telemetry, runtime: Runtime, images: Images
+    ) -> grpc.aio.Server:
+        size = self._config.limits.grpc_message_bytes
+        server = grpc.aio.server(
+            interceptors=[Boundary(metrics, lambda: self._recovered)],
+            options=[
+                ("grpc.max_receive_message_length", size),
+                ("grpc.max_send_message_length", size),
+                ("grpc.so_reuseport", 0),
+            ],
+        )
+        api_pb2_grpc.add_RuntimeServiceServicer_to_server(RuntimeService(runtime), server)
+        api_pb2_grpc.add_ImageServiceServicer_to_server(ImageService(images), server)
+        admin_pb2_grpc.add_AdminServicer_to_server(
+            AdminService(runtime, images, self._executors.fs), server
+        )
+        socket = self._config.storage.socket
+        socket.parent.mkdir(parents=True, exist_ok=True)
+        socket.unlink(missing_ok=True)  # stale: the lock says that no daemon serves on it
+        mask = os.umask(0o117)  # from the first moment 0660
+        try:
+            server.add_insecure_port(f"unix:{socket}")
+            await server.start()
+        finally:
+            os.umask(mask)
+        return server
+
+    async def _shut_down(
+        self, server: grpc.aio.Server, runtime: Runtime, images: assembly.ImageParts
+    ) -> None:
+        limit_s = self._config.limits.shutdown_s
+        stopping = asyncio.create_task(server.stop(limit_s))  # no new calls from now on
+        await runtime.stop(limit_s)
+        await images.close()
+        await runtime.networks.stop()
+        await server.stop(0)
+        await stopping
+        self._config.storage.socket.unlink(missing_ok=True)
+
+    def _gauges(self, metrics: telemetry.Telemetry, runtime: Runtime, images: Images) -> None:
+        metrics.count(telemetry.SANDBOXES, "Pod sandboxes.", lambda: len(runtime.sandboxes.all()))
+        metrics.count(telemetry.CONTAINERS, "Containers.", lambda: len(runtime.containers.all()))
+        metrics.count(telemetry.IMAGES, "Images.", lambda: len(images.all()))
+
+
+@contextlib.contextmanager
+def _lock(root: Path) -> Iterator[None]:
+    try:
+        root.mkdir(parents=True, exist_ok=True, mode=0o700)
+        root.chmod(0o700)
+        fd = os.open(root / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    except OSError as exc:
+        raise UnavailableError(f"root directory {root} cannot be used: {exc.strerror}") from exc
+    try:
+        try:
+            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise UnavailableError(
+                f"another criagent serves with root directory {root}; stop it, or give this one a "
+                "storage.root of its own"
+            ) from None
+        yield
+    finally:
+        os.close(fd)
+
+
+def _own_cgroup() -> None:
+    """Leave the unit's own cgroup for a child of it, which monitors inherit.
+
+    systemd starts the next daemon in the unit's cgroup, and nothing may have enabled controllers
+    there (systemd.resource-control, Delegate=).
+    """
+    try:
+        own = cgroupfs.of_process(os.getpid())
+        if own.endswith(".service"):
+            cgroupfs.make(f"{own}/daemon")
+            cgroupfs.join(f"{own}/daemon", os.getpid())
+    except OSError as exc:
+        log.warning("cgroup_not_changed", error=str(exc))
