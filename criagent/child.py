@@ -68,14 +68,17 @@ def spawn(
     cwd: Path | None = None,
     new_session: bool = False,
 ) -> Child:
-    """Start `argv`. Raises FileNotFoundError and the like when it cannot be executed."""
+    """Start `argv`, with nothing of our environment but PATH unless `env` says otherwise.
+
+    Raises FileNotFoundError and the like when it cannot be executed.
+    """
     process = subprocess.Popen(
         [str(word) for word in argv],
         stdin=stdin,
         stdout=stdout,
         stderr=stderr,
         pass_fds=tuple(pass_fds),
-        env=None if env is None else dict(env),
+        env={"PATH": os.environ.get("PATH", os.defpath)} if env is None else dict(env),
         cwd=cwd,
         start_new_session=new_session,
     )

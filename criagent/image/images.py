@@ -177,8 +177,12 @@ class Images:
         return Pruned(freed_bytes=freed, blobs=count, snapshots=layers)
 
     async def prune(self) -> Pruned:
-        """`collect`, and also blobs and parts that belong to no image, when no pull runs."""
+        """`collect`, and also blobs and parts that belong to no image, when no pull runs.
+
+        The space is free when it returns.
+        """
         result = await self.collect()
+        await self.snapshots.empty_trash()
         if self.puller.busy:
             return result
         known = {parse_digest(blob.digest) for blob in self.blobs.all()}

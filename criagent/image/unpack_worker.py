@@ -16,6 +16,7 @@ import contextlib
 import errno
 import json
 import os
+import shutil
 import sys
 import tempfile
 from collections.abc import Iterator
@@ -179,9 +180,7 @@ def _merged(lowers: list[Path], root: Path) -> Iterator[Path]:
             yield target
         finally:
             mount.umount2(target)
-    for entry in work.iterdir():
-        entry.rmdir()
-    work.rmdir()
+    shutil.rmtree(work)
 
 
 @contextlib.contextmanager
