@@ -92,7 +92,7 @@ class Rollback:
             try:
                 async with asyncio.timeout(self._budget_s):
                     await undo()
-            except Exception as failure:
+            except Exception as failure:  # noqa: BLE001 - kept for recovery, told to the caller
                 self.clean = False
                 log.warning("undo_failed", step=name, error=repr(failure))
                 if error is not None:
@@ -147,7 +147,10 @@ class Owners(Generic[T]):
         return list(self._owners.values())
 
     def start(
-        self, key: str, fingerprint: object, work: Callable[[Owner[T]], Coroutine[object, object, T]]
+        self,
+        key: str,
+        fingerprint: object,
+        work: Callable[[Owner[T]], Coroutine[object, object, T]],
     ) -> Owner[T]:
         """Start `work` as the owner of `key`, which must be free."""
         if key in self._owners:

@@ -153,9 +153,7 @@ def image_parts(
         range_bytes=registry.range_bytes,
     )
     workers = UnpackWorkers(registry.unpack_workers)
-    unpacker = LayerUnpacker(
-        snapshots=snapshots, files=files, workers=workers, now_ns=clock.now_ns
-    )
+    unpacker = LayerUnpacker(snapshots=snapshots, files=files, workers=workers, now_ns=clock.now_ns)
     puller = Puller(
         client=client,
         files=files,
@@ -358,9 +356,7 @@ class _RuntimeAssembly:
 
     def _containers(self) -> None:
         store, section = self.stores.containers, self.config.runtime
-        self.files = ContainerFiles(
-            paths=self.paths, snapshots=self.images.snapshots, fs=self.fs
-        )
+        self.files = ContainerFiles(paths=self.paths, snapshots=self.images.snapshots, fs=self.fs)
         self.exits = ExitWatcher(
             store=store,
             transitions=self.transitions,
@@ -463,4 +459,3 @@ def _default_seccomp(node: NodeFacts) -> dict[str, object] | None:
 
 def _has_seccomp() -> bool:
     return Path("/proc/sys/kernel/seccomp/actions_avail").exists()
-

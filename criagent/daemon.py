@@ -19,10 +19,11 @@ import structlog
 # Forks of ours never happen beside a running server; the support for them costs threads and locks.
 os.environ.setdefault("GRPC_ENABLE_FORK_SUPPORT", "0")
 
-import grpc  # noqa: E402
+import grpc
 
 from criagent import assembly, faults, telemetry
 from criagent._proto import admin_pb2_grpc, api_pb2_grpc
+from criagent.aio import run_in
 from criagent.config import Config
 from criagent.cri.admin_service import AdminService
 from criagent.cri.boundary import Boundary
@@ -82,13 +83,11 @@ class _Daemon:
         metrics = telemetry.Telemetry(config.telemetry.otlp_endpoint)
         images = assembly.image_parts(config, self._stores, self._executors, clock)
         handlers = await assembly.probed_handlers(config)
-        runtime = assembly.runtime(
-            config, self._stores, self._executors, clock, images, handlers
-        )
+        runtime = assembly.runtime(config, self._stores, self._executors, clock, images, handlers)
         for facts in handlers:
             if facts.problem:
                 log.warning("handler_not_usable", handler=facts.name, problem=facts.problem)
-        runtime.paths.prepare()
+        await run_in(self._executors.fs, runtime.prepare)
         self._gauges(metrics, runtime, images.images)
         server = await self._listen(metrics, runtime, images.images)
         try:

@@ -16,10 +16,10 @@ from pathlib import Path
 from typing import Literal
 
 from criagent.config import Config
+from criagent.errors import AgentError
 from criagent.kernel import cgroupfs
 from criagent.kernel.mount import MountEntry, mountinfo
 from criagent.kernel.nftables import Nftables
-from criagent.errors import AgentError
 
 _NEEDED = ("SYS_ADMIN", "NET_ADMIN", "CHOWN", "DAC_OVERRIDE", "MKNOD", "SETUID", "SETGID", "KILL")
 _CONTROLLERS = ("cpu", "cpuset", "memory", "pids", "io")
@@ -116,7 +116,7 @@ def _kernel(_: Config) -> Iterator[Finding]:
 
 
 def _capabilities(_: Config) -> Iterator[Finding]:
-    from criagent.runtime.node_facts import held_capabilities  # noqa: PLC0415
+    from criagent.runtime.node_facts import held_capabilities
 
     held = held_capabilities()
     missing = [name for name in _NEEDED if f"CAP_{name}" not in held]
@@ -237,9 +237,7 @@ def _program(name: str, path: Path, kind: str, *, needed: bool) -> Finding:
 
 def _output(path: Path, word: str) -> str | None:
     try:
-        done = subprocess.run(
-            [path, word], capture_output=True, text=True, timeout=10, check=False
-        )
+        done = subprocess.run([path, word], capture_output=True, text=True, timeout=10, check=False)
     except (OSError, subprocess.TimeoutExpired):
         return None
     return done.stdout + done.stderr
@@ -284,7 +282,7 @@ def _cni(config: Config) -> Iterator[Finding]:
                 cure='set network.backend = "cni", or remove the file',
             )
         return
-    from criagent.net.cni_config import CniConfigError, find_plugin, load_first  # noqa: PLC0415
+    from criagent.net.cni_config import CniConfigError, find_plugin, load_first
 
     try:
         network = load_first(directory)

@@ -27,7 +27,11 @@ def setup(level: str) -> None:
         structlog.dev.ConsoleRenderer() if terminal else structlog.processors.JSONRenderer()
     )
     structlog.configure(
-        processors=[*shared, *([] if terminal else [structlog.processors.format_exc_info]), renderer],
+        processors=[
+            *shared,
+            *([] if terminal else [structlog.processors.format_exc_info]),
+            renderer,
+        ],
         wrapper_class=structlog.make_filtering_bound_logger(number),
         logger_factory=structlog.WriteLoggerFactory(file=sys.stderr),
         cache_logger_on_first_use=True,

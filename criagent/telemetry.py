@@ -59,7 +59,7 @@ class Telemetry:
         class Handler(BaseHTTPRequestHandler):
             timeout = _REQUEST_S
 
-            def do_GET(self) -> None:  # noqa: N802 - the library's name
+            def do_GET(self) -> None:
                 match self.path.partition("?")[0]:
                     case "/metrics":
                         self._answer(200, generate_latest(registry))
@@ -96,7 +96,7 @@ class _Server(ThreadingHTTPServer):
 
 def _exporting(endpoint: str) -> TracerProvider:
     try:
-        from opentelemetry.exporter.otlp.proto.http.trace_exporter import (  # noqa: PLC0415
+        from opentelemetry.exporter.otlp.proto.http.trace_exporter import (
             OTLPSpanExporter,
         )
     except ImportError:
@@ -104,9 +104,9 @@ def _exporting(endpoint: str) -> TracerProvider:
             "telemetry.otlp_endpoint is set, but the exporter is not installed: "
             "pip install criagent[otlp]"
         ) from None
-    from opentelemetry.sdk.resources import Resource  # noqa: PLC0415
-    from opentelemetry.sdk.trace import TracerProvider as Provider  # noqa: PLC0415
-    from opentelemetry.sdk.trace.export import BatchSpanProcessor  # noqa: PLC0415
+    from opentelemetry.sdk.resources import Resource
+    from opentelemetry.sdk.trace import TracerProvider as Provider
+    from opentelemetry.sdk.trace.export import BatchSpanProcessor
 
     provider = Provider(resource=Resource.create({"service.name": "criagent"}))
     provider.add_span_processor(BatchSpanProcessor(OTLPSpanExporter(endpoint=endpoint)))

@@ -1,4 +1,4 @@
-"""Generate criagent/_proto from the .proto files: `make proto`; a clean diff afterwards is a check."""
+"""Generate criagent/_proto from the .proto files: `make proto`; then a clean diff is a check."""
 
 from __future__ import annotations
 

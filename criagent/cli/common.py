@@ -23,14 +23,14 @@ def configuration(chosen: argparse.Namespace) -> Config | None:
         return load(chosen.config)
     except ConfigError as error:
         for problem in error.problems:
-            print(problem, file=sys.stderr)  # noqa: T201
+            print(problem, file=sys.stderr)
         return None
 
 
 @contextlib.contextmanager
 def connection(chosen: argparse.Namespace) -> Iterator[grpc.Channel]:
     """A channel to the agent's socket. Raises SystemExit(2) for a wrong configuration."""
-    import grpc  # noqa: PLC0415 - 100 ms that `criagent version` need not pay
+    import grpc
 
     socket = chosen.socket
     if socket is None:
@@ -46,12 +46,12 @@ def connection(chosen: argparse.Namespace) -> Iterator[grpc.Channel]:
 
 def failed(error: grpc.RpcError) -> int:
     """Print a call's failure; the exit status that it stands for."""
-    import grpc  # noqa: PLC0415
+    import grpc
 
     if error.code() is grpc.StatusCode.UNAVAILABLE:
-        print(f"the agent cannot be reached: {error.details()}", file=sys.stderr)  # noqa: T201
+        print(f"the agent cannot be reached: {error.details()}", file=sys.stderr)
         return UNREACHABLE
-    print(error.details(), file=sys.stderr)  # noqa: T201
+    print(error.details(), file=sys.stderr)
     return 1
 
 
@@ -64,7 +64,7 @@ def output_argument(command: argparse.ArgumentParser) -> None:
 
 def show(document: object) -> None:
     """JSON on standard output."""
-    print(json.dumps(document, indent=2))  # noqa: T201
+    print(json.dumps(document, indent=2))
 
 
 def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
@@ -72,4 +72,4 @@ def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
     widths = [max(len(row[i]) for row in [head, *rows]) for i in range(len(head))]
     for row in [head, *rows]:
         cells = (cell.ljust(width) for cell, width in zip(row, widths, strict=True))
-        print("  ".join(cells).rstrip())  # noqa: T201
+        print("  ".join(cells).rstrip())

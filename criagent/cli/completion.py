@@ -26,22 +26,22 @@ def arguments(command: argparse.ArgumentParser) -> None:
 
 def run(chosen: argparse.Namespace) -> int:
     """Always status 0. The script is made from the grammar itself."""
-    from criagent.cli.main import parser  # noqa: PLC0415 - it imports this module
+    from criagent.cli.main import parser
 
     words, nested = grammar(parser())
     if chosen.shell == "fish":
         for name in words:
-            print(f"complete -c criagent -n __fish_use_subcommand -a '{name}'")  # noqa: T201
+            print(f"complete -c criagent -n __fish_use_subcommand -a '{name}'")
         for name, inner in nested.items():
             for word in inner:
                 condition = f"'__fish_seen_subcommand_from {name}'"
-                print(f"complete -c criagent -n {condition} -a '{word}'")  # noqa: T201
+                print(f"complete -c criagent -n {condition} -a '{word}'")
         return 0
     cases = "\n".join(
         f'            {name}) words="{" ".join(inner)}" ;;' for name, inner in nested.items()
     )
     if chosen.shell == "zsh":
-        print("autoload -U +X bashcompinit && bashcompinit")  # noqa: T201
+        print("autoload -U +X bashcompinit && bashcompinit")
     sys.stdout.write(_BASH.format(words=" ".join(words), cases=cases))
     return 0
 

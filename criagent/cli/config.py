@@ -21,5 +21,5 @@ def run(chosen: argparse.Namespace) -> int:
         return 0
     if configuration(chosen) is None:
         return 2
-    print(f"{chosen.config}: no problem found")  # noqa: T201
+    print(f"{chosen.config}: no problem found")
     return 0

@@ -28,7 +28,7 @@ def run(chosen: argparse.Namespace) -> int:
     config = configuration(chosen)
     if config is None:
         return 2
-    from criagent.doctor import examine  # noqa: PLC0415
+    from criagent.doctor import examine
 
     findings = examine(config)
     if chosen.output == "json":
@@ -40,6 +40,6 @@ def run(chosen: argparse.Namespace) -> int:
 
 
 def _print(finding: Finding) -> None:
-    print(f"{finding.level:8}{finding.name:22}{finding.text}")  # noqa: T201
+    print(f"{finding.level:8}{finding.name:22}{finding.text}")
     if finding.cure:
-        print(f"{'':8}{'':22}cure: {finding.cure}")  # noqa: T201
+        print(f"{'':8}{'':22}cure: {finding.cure}")

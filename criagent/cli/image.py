@@ -37,7 +37,7 @@ def arguments(command: argparse.ArgumentParser) -> None:
 
 def run(chosen: argparse.Namespace) -> int:
     """Status 1 when fsck has findings that it did not repair, 3 without an agent."""
-    import grpc  # noqa: PLC0415
+    import grpc
 
     actions: dict[str, Callable[[argparse.Namespace, grpc.Channel], int]] = {
         "import": _import,
@@ -52,12 +52,12 @@ def run(chosen: argparse.Namespace) -> int:
     except grpc.RpcError as error:
         return failed(error)
     except OSError as error:
-        print(error, file=sys.stderr)  # noqa: T201
+        print(error, file=sys.stderr)
         return 1
 
 
 def _import(chosen: argparse.Namespace, channel: grpc.Channel) -> int:
-    from criagent._proto import admin_pb2, admin_pb2_grpc  # noqa: PLC0415
+    from criagent._proto import admin_pb2, admin_pb2_grpc
 
     total = 0 if chosen.file == "-" else Path(chosen.file).stat().st_size
     source: IO[bytes] = (
@@ -76,15 +76,15 @@ def _import(chosen: argparse.Namespace, channel: grpc.Channel) -> int:
         show([{"id": image.id, "tags": list(image.tags)} for image in answer.images])
     else:
         for image in answer.images:
-            print(" ".join(image.tags) or image.id)  # noqa: T201
+            print(" ".join(image.tags) or image.id)
     return 0
 
 
 def _export(chosen: argparse.Namespace, channel: grpc.Channel) -> int:
-    from criagent._proto import admin_pb2, admin_pb2_grpc  # noqa: PLC0415
+    from criagent._proto import admin_pb2, admin_pb2_grpc
 
     if chosen.file == "-" and sys.stdout.isatty():
-        print("an archive is nothing for a terminal; redirect it", file=sys.stderr)  # noqa: T201
+        print("an archive is nothing for a terminal; redirect it", file=sys.stderr)
         return 2
     request = admin_pb2.ExportImagesRequest(images=chosen.images)
     stream = admin_pb2_grpc.AdminStub(channel).ExportImages(request)
@@ -109,7 +109,7 @@ def _export(chosen: argparse.Namespace, channel: grpc.Channel) -> int:
 
 
 def _list(chosen: argparse.Namespace, channel: grpc.Channel) -> int:
-    from criagent._proto import api_pb2, api_pb2_grpc  # noqa: PLC0415
+    from criagent._proto import api_pb2, api_pb2_grpc
 
     answer = api_pb2_grpc.ImageServiceStub(channel).ListImages(api_pb2.ListImagesRequest())
     images = sorted(answer.images, key=lambda image: (list(image.repo_tags), image.id))
@@ -137,7 +137,7 @@ def _list(chosen: argparse.Namespace, channel: grpc.Channel) -> int:
 
 
 def _fsck(chosen: argparse.Namespace, channel: grpc.Channel) -> int:
-    from criagent._proto import admin_pb2, admin_pb2_grpc  # noqa: PLC0415
+    from criagent._proto import admin_pb2, admin_pb2_grpc
 
     request = admin_pb2.FsckRequest(repair=chosen.repair)
     answer = admin_pb2_grpc.AdminStub(channel).Fsck(request)
@@ -151,14 +151,14 @@ def _fsck(chosen: argparse.Namespace, channel: grpc.Channel) -> int:
     else:
         for finding in answer.findings:
             done = " (dropped)" if finding.repaired else ""
-            print(f"{finding.object}: {finding.problem}{done}")  # noqa: T201
+            print(f"{finding.object}: {finding.problem}{done}")
         if not answer.findings:
-            print("no problem found")  # noqa: T201
+            print("no problem found")
     return 1 if any(not finding.repaired for finding in answer.findings) else 0
 
 
 def _prune(chosen: argparse.Namespace, channel: grpc.Channel) -> int:
-    from criagent._proto import admin_pb2, admin_pb2_grpc  # noqa: PLC0415
+    from criagent._proto import admin_pb2, admin_pb2_grpc
 
     answer = admin_pb2_grpc.AdminStub(channel).Prune(admin_pb2.PruneRequest())
     if chosen.output == "json":
@@ -170,7 +170,7 @@ def _prune(chosen: argparse.Namespace, channel: grpc.Channel) -> int:
             }
         )
     else:
-        print(  # noqa: T201
+        print(
             f"freed {size_text(answer.freed_bytes)}: {answer.blobs} blobs, "
             f"{answer.snapshots} snapshots"
         )

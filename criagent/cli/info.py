@@ -16,9 +16,9 @@ def arguments(command: argparse.ArgumentParser) -> None:
 
 def run(chosen: argparse.Namespace) -> int:
     """Status 3 when the agent cannot be reached."""
-    import grpc  # noqa: PLC0415
+    import grpc
 
-    from criagent._proto import admin_pb2, admin_pb2_grpc  # noqa: PLC0415
+    from criagent._proto import admin_pb2, admin_pb2_grpc
 
     with connection(chosen) as channel:
         try:
@@ -33,16 +33,16 @@ def run(chosen: argparse.Namespace) -> int:
     return 0
 
 
-def _print(value: Any, indent: str) -> None:  # noqa: ANN401 - any JSON value
+def _print(value: Any, indent: str) -> None:
     for key, item in value.items():
         name = key.replace("_", " ").capitalize()
         if isinstance(item, dict):
-            print(f"{indent}{name}:")  # noqa: T201
+            print(f"{indent}{name}:")
             _print(item, indent + "  ")
         elif isinstance(item, list):
-            print(f"{indent}{name}:")  # noqa: T201
+            print(f"{indent}{name}:")
             for entry in item:
                 words = ", ".join(f"{k} {v}" for k, v in entry.items() if v)
-                print(f"{indent}  {words}")  # noqa: T201
+                print(f"{indent}  {words}")
         else:
-            print(f"{indent}{name}: {item}")  # noqa: T201
+            print(f"{indent}{name}: {item}")

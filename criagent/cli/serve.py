@@ -16,7 +16,7 @@ def run(chosen: argparse.Namespace) -> int:
     config = configuration(chosen)
     if config is None:
         return 2
-    from criagent import daemon, logs  # noqa: PLC0415 - only this command pays for gRPC
+    from criagent import daemon, logs
 
     logs.setup(chosen.log_level)
     return daemon.serve(config)

@@ -17,5 +17,5 @@ def run(chosen: argparse.Namespace) -> int:
         version = metadata.version("criagent")
     except metadata.PackageNotFoundError:
         version = "0.1.0"
-    print(f"criagent {version}")  # noqa: T201
+    print(f"criagent {version}")
     return 0

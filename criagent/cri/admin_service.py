@@ -6,7 +6,7 @@ import json
 from collections.abc import AsyncIterator
 from concurrent.futures import Executor
 from pathlib import Path
-from typing import IO
+from typing import IO, TYPE_CHECKING, Any
 
 import grpc
 
@@ -19,7 +19,8 @@ from criagent.image.images import Images, temporary
 from criagent.model import ContainerState, SandboxState
 from criagent.runtime.runtime import Runtime
 
-Context = grpc.aio.ServicerContext
+if TYPE_CHECKING:
+    Context = grpc.aio.ServicerContext[Any, Any]
 _CHUNK = 1 << 20
 
 
@@ -100,7 +101,7 @@ class AdminService(admin_pb2_grpc.AdminServicer):
         path = await run_in(self._fs, temporary, self._images.incoming())
         try:
             await self._images.export_archive(list(request.images), path)
-            file = await run_in(self._fs, path.open, "rb")
+            file: IO[bytes] = await run_in(self._fs, path.open, "rb")
             try:
                 while chunk := await run_in(self._fs, file.read, _CHUNK):
                     yield admin_pb2.ExportImagesResponse(chunk=chunk)

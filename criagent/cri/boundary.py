@@ -55,7 +55,7 @@ def status_of(error: Exception) -> tuple[StatusCode, str]:
     return StatusCode.INTERNAL, "internal error; see the agent's log"
 
 
-class Boundary(grpc.aio.ServerInterceptor):  # type: ignore[misc]
+class Boundary(grpc.aio.ServerInterceptor):  # type: ignore[type-arg] # generic in stubs only
     """Wraps every handler; `ready` says whether calls other than Version are served."""
 
     def __init__(self, telemetry: Telemetry, ready: Callable[[], bool]) -> None:
@@ -65,7 +65,7 @@ class Boundary(grpc.aio.ServerInterceptor):  # type: ignore[misc]
 
     async def intercept_service(
         self, continuation: Callable[[Any], Awaitable[Any]], details: grpc.HandlerCallDetails
-    ) -> Any:  # noqa: ANN401 - grpc's handler type is not public
+    ) -> Any:
         """Wrap the method's handler, once per method."""
         method = details.method
         if method not in self._handlers:
@@ -73,7 +73,7 @@ class Boundary(grpc.aio.ServerInterceptor):  # type: ignore[misc]
             self._handlers[method] = None if handler is None else self._wrapped(handler, method)
         return self._handlers[method]
 
-    def _wrapped(self, handler: Any, method: str) -> Any:  # noqa: ANN401
+    def _wrapped(self, handler: Any, method: str) -> Any:
         name = method.rpartition("/")[2]
         if handler.unary_unary is not None:
             return grpc.unary_unary_rpc_method_handler(
@@ -93,15 +93,15 @@ class Boundary(grpc.aio.ServerInterceptor):  # type: ignore[misc]
             handler.response_serializer,
         )
 
-    def _answering(self, call: Callable[..., Awaitable[Any]], name: str) -> Any:  # noqa: ANN401
-        async def answer(request: Any, context: Any) -> Any:  # noqa: ANN401
+    def _answering(self, call: Callable[..., Awaitable[Any]], name: str) -> Any:
+        async def answer(request: Any, context: Any) -> Any:
             async with self._call(name, context):
                 return await call(request, context)
 
         return answer
 
-    def _streaming(self, call: Callable[..., AsyncIterator[Any]], name: str) -> Any:  # noqa: ANN401
-        async def stream(request: Any, context: Any) -> AsyncIterator[Any]:  # noqa: ANN401
+    def _streaming(self, call: Callable[..., AsyncIterator[Any]], name: str) -> Any:
+        async def stream(request: Any, context: Any) -> AsyncIterator[Any]:
             async with self._call(name, context):
                 async for item in call(request, context):
                     yield item
@@ -109,7 +109,7 @@ class Boundary(grpc.aio.ServerInterceptor):  # type: ignore[misc]
         return stream
 
     @asynccontextmanager
-    async def _call(self, name: str, context: Any) -> AsyncIterator[None]:  # noqa: ANN401
+    async def _call(self, name: str, context: Any) -> AsyncIterator[None]:
         started = time.perf_counter()
         code, text = StatusCode.OK, ""
         carrier = dict(context.invocation_metadata() or ())

@@ -69,9 +69,9 @@ def mappings(messages: object) -> tuple[IdMapping, ...]:
 def namespaces_message(options: NamespaceOptions) -> api_pb2.NamespaceOption:
     """NamespaceOption as it was asked for."""
     return api_pb2.NamespaceOption(
-        network=int(options.network),
-        pid=int(options.pid),
-        ipc=int(options.ipc),
+        network=options.network,  # type: ignore[arg-type] # IntEnums with CRI's numbers
+        pid=options.pid,  # type: ignore[arg-type]
+        ipc=options.ipc,  # type: ignore[arg-type]
         target_id=options.target_id,
     )
 

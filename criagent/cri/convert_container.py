@@ -61,7 +61,7 @@ def container_message(row: Container) -> api_pb2.Container:
         metadata=_metadata(row),
         image=_image(row),
         image_ref=row.image_ref,
-        state=int(row.state),
+        state=row.state,  # type: ignore[arg-type] # an IntEnum with CRI's numbers
         created_at=row.created_at_ns,
         labels=row.spec.labels,
         annotations=row.spec.annotations,
@@ -75,7 +75,7 @@ def container_status(row: Container) -> api_pb2.ContainerStatus:
     status = api_pb2.ContainerStatus(
         id=row.id,
         metadata=_metadata(row),
-        state=int(row.state),
+        state=row.state,  # type: ignore[arg-type] # an IntEnum with CRI's numbers
         created_at=row.created_at_ns,
         started_at=row.started_at_ns,
         finished_at=row.finished_at_ns,
@@ -90,7 +90,7 @@ def container_status(row: Container) -> api_pb2.ContainerStatus:
         log_path=row.log_path,
         resources=api_pb2.ContainerResources(linux=common.resources_message(row.resources)),
         image_id=row.image_id,
-        stop_signal=row.spec.stop_signal,
+        stop_signal=row.spec.stop_signal,  # type: ignore[arg-type] # CRI's number
     )
     if row.user is not None:
         status.user.linux.uid = row.user.uid
@@ -137,7 +137,7 @@ def _mount_message(mount: Mount) -> api_pb2.Mount:
         host_path=mount.host_path,
         readonly=mount.readonly,
         selinux_relabel=mount.selinux_relabel,
-        propagation=int(mount.propagation),
+        propagation=mount.propagation,  # type: ignore[arg-type] # CRI's number
         recursive_read_only=mount.recursive_read_only,
         mount_options=mount.options,
     )

@@ -50,7 +50,7 @@ def sandbox_message(box: Sandbox) -> api_pb2.PodSandbox:
     return api_pb2.PodSandbox(
         id=box.id,
         metadata=_metadata(box),
-        state=int(box.state),
+        state=box.state,  # type: ignore[arg-type] # an IntEnum with CRI's numbers
         created_at=box.created_at_ns,
         labels=box.spec.labels,
         annotations=box.spec.annotations,
@@ -64,7 +64,7 @@ def sandbox_status(box: Sandbox) -> api_pb2.PodSandboxStatus:
     return api_pb2.PodSandboxStatus(
         id=box.id,
         metadata=_metadata(box),
-        state=int(box.state),
+        state=box.state,  # type: ignore[arg-type] # an IntEnum with CRI's numbers
         created_at=box.created_at_ns,
         network=api_pb2.PodSandboxNetworkStatus(
             ip=first, additional_ips=[api_pb2.PodIP(ip=address) for address in others]

@@ -4,17 +4,19 @@ from __future__ import annotations
 
 import json
 from collections.abc import AsyncIterator
+from typing import TYPE_CHECKING, Any
 
 import grpc
 
 from criagent._proto import api_pb2, api_pb2_grpc
-from criagent.cri.convert_image import filesystem_usage, image_message, registry_auth
 from criagent.cri.convert_common import required
+from criagent.cri.convert_image import filesystem_usage, image_message, registry_auth
 from criagent.cri.listing import Messages
 from criagent.image.images import Images
 from criagent.model import Image
 
-Context = grpc.aio.ServicerContext
+if TYPE_CHECKING:
+    Context = grpc.aio.ServicerContext[Any, Any]
 _CHUNK = 100
 
 
@@ -96,6 +98,4 @@ class ImageService(api_pb2_grpc.ImageServiceServicer):
         self, request: api_pb2.ImageFsInfoRequest, context: Context
     ) -> api_pb2.ImageFsInfoResponse:
         usage = filesystem_usage(self._images.fs_usage())
-        return api_pb2.ImageFsInfoResponse(
-            image_filesystems=[usage], container_filesystems=[usage]
-        )
+        return api_pb2.ImageFsInfoResponse(image_filesystems=[usage], container_filesystems=[usage])

@@ -6,7 +6,7 @@ import json
 import platform
 from collections.abc import AsyncIterator
 from importlib import metadata
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import grpc
 
@@ -21,7 +21,8 @@ from criagent.model import Container, Sandbox
 from criagent.runtime.cgroups import CgroupDriver
 from criagent.runtime.runtime import Runtime
 
-Context = grpc.aio.ServicerContext
+if TYPE_CHECKING:
+    Context = grpc.aio.ServicerContext[Any, Any]
 T = TypeVar("T")
 
 _KUBELET_API = "0.1.0"  # the kubelet refuses to start with any other text
@@ -42,7 +43,9 @@ class RuntimeService(api_pb2_grpc.RuntimeServiceServicer):
     def __init__(self, runtime: Runtime) -> None:
         self._runtime = runtime
         self._sandboxes = listing.Messages[Sandbox, api_pb2.PodSandbox](
-            runtime.sandboxes, lambda box: box.id, lambda b: sandbox_message(b) if b.visible else None
+            runtime.sandboxes,
+            lambda box: box.id,
+            lambda b: sandbox_message(b) if b.visible else None,
         )
         self._containers = listing.Messages[Container, api_pb2.Container](
             runtime.containers,
@@ -264,9 +267,7 @@ class RuntimeService(api_pb2_grpc.RuntimeServiceServicer):
     ) -> api_pb2.ListContainerStatsResponse:
         return api_pb2.ListContainerStatsResponse(stats=await self._stats(request.filter))
 
-    async def _stats(
-        self, wanted: api_pb2.ContainerStatsFilter
-    ) -> list[api_pb2.ContainerStats]:
+    async def _stats(self, wanted: api_pb2.ContainerStatsFilter) -> list[api_pb2.ContainerStats]:
         rows = [
             row
             for row in self._runtime.containers.all()
@@ -308,7 +309,7 @@ def _pieces(items: list[T]) -> list[list[T]]:
     return [items[at : at + _CHUNK] for at in range(0, len(items), _CHUNK)]
 
 
-def _later(name: str, streams: bool) -> Any:  # noqa: ANN401, FBT001 - a servicer method
+def _later(name: str, streams: bool) -> Any:  # noqa: FBT001 - a servicer method
     text = f"{name} is not in this release"
 
     async def answer(self: RuntimeService, request: object, context: Context) -> None:
@@ -318,7 +319,7 @@ def _later(name: str, streams: bool) -> Any:  # noqa: ANN401, FBT001 - a service
         self: RuntimeService, request: object, context: Context
     ) -> AsyncIterator[object]:
         raise UnsupportedError(text)
-        yield  # makes it a generator
+        yield  # type: ignore[unreachable] # makes it a generator
 
     return stream if streams else answer
 

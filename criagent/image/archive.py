@@ -117,9 +117,7 @@ class _Members:
         for number, member in enumerate(tar):
             if number > _MAX_MEMBERS:
                 raise InvalidRequestError(f"the archive has more than {_MAX_MEMBERS} members")
-            if member.isreg() and not member.sparse:
-                self.names[member.name.removeprefix("./")] = member
-            elif member.issym() or member.islnk():
+            if (member.isreg() and not member.sparse) or member.issym() or member.islnk():
                 self.names[member.name.removeprefix("./")] = member
 
     def open(self, name: str) -> IO[bytes]:
@@ -320,9 +318,7 @@ def _joined(one: Image, other: Image) -> Image:
     )
 
 
-def write_archive(
-    chosen: Sequence[tuple[Image, str | None]], files: BlobFiles, path: Path
-) -> None:
+def write_archive(chosen: Sequence[tuple[Image, str | None]], files: BlobFiles, path: Path) -> None:
     """Write images, each under the given tag or all of its own, to `path`.
 
     Raises NotFoundError when a blob is not on this node any more.

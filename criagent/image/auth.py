@@ -87,9 +87,10 @@ def _from_docker(registry: str, docker: Path) -> Credentials | None:
 
 def _decode(auth: str) -> tuple[str, str]:
     try:
-        username, colon, password = base64.b64decode(auth, validate=True).decode().partition(":")
+        text = base64.b64decode(auth, validate=True).decode()
     except (binascii.Error, UnicodeDecodeError):
-        colon = ""
+        text = ""
+    username, colon, password = text.partition(":")
     if not colon:
         raise InvalidRequestError("auth.auth is no base64 of user:password")
     return username, password.rstrip("\0")

@@ -34,18 +34,18 @@ class _Decoder(Protocol):
 
 def _gzip() -> _Decoder:
     try:
-        from isal import isal_zlib as codec  # noqa: PLC0415
+        from isal import isal_zlib as codec
     except ImportError:
-        import zlib as codec  # type: ignore[no-redef] # noqa: PLC0415
+        import zlib as codec  # type: ignore[no-redef]
     decoder: _Decoder = codec.decompressobj(31)
     return decoder
 
 
 def _zstd() -> _Decoder:
     try:
-        from compression import zstd  # type: ignore[import-not-found] # noqa: PLC0415
+        from compression import zstd  # type: ignore[import-not-found]
     except ImportError:
-        from backports import zstd  # noqa: PLC0415
+        from backports import zstd
     decoder: _Decoder = zstd.ZstdDecompressor()
     return decoder
 
@@ -87,7 +87,7 @@ def plain_chunks(source: IO[bytes], hasher: Callable[[bytes], object]) -> Iterat
 def _decoded(decoder: _Decoder, data: bytes) -> Iterator[bytes]:
     try:
         plain = decoder.decompress(data)
-    except Exception as exc:
+    except Exception as exc:  # noqa: BLE001 - each decoder has errors of its own
         raise BadLayerError(f"compressed data is damaged: {exc}") from None
     if plain:
         yield plain

@@ -22,7 +22,7 @@ class Digest:
     def __str__(self) -> str:
         return f"{self.algorithm}:{self.hex}"
 
-    def hasher(self) -> Any:  # noqa: ANN401 - hashlib's type has no public name
+    def hasher(self) -> Any:
         """A fresh hash object of the digest's algorithm."""
         return hashlib.new(self.algorithm)
 

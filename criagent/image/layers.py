@@ -102,8 +102,7 @@ class LayerUnpacker:
         try:
             async with asyncio.TaskGroup() as group:
                 tasks = [
-                    group.create_task(self._write(layer, layers, fetch, moved))
-                    for layer in missing
+                    group.create_task(self._write(layer, layers, fetch, moved)) for layer in missing
                 ]
             done = [await self._settle(task.result(), layers, moved) for task in tasks]
             if done:
@@ -132,9 +131,7 @@ class LayerUnpacker:
             return _Written(layer, snapshot, None)
         return _Written(layer, snapshot, result)
 
-    async def _settle(
-        self, written: _Written, layers: Sequence[Layer], moved: Moved
-    ) -> Snapshot:
+    async def _settle(self, written: _Written, layers: Sequence[Layer], moved: Moved) -> Snapshot:
         """Finish a layer once everything below it is finished."""
         layer, snapshot, result = written.layer, written.snapshot, written.result
         below = layers[: layers.index(layer)]

@@ -121,7 +121,9 @@ def parse_document(data: bytes, media_type: str) -> Document:
     if kind in ACCEPTED and (kind in _INDEXES) != document.is_index:
         raise CorruptError(f"malformed manifest: content is not the {kind} that it was served as")
     if document.media_type in ACCEPTED and (document.media_type in _INDEXES) != document.is_index:
-        raise CorruptError(f"malformed manifest: content is not its mediaType {document.media_type}")
+        raise CorruptError(
+            f"malformed manifest: content is not its mediaType {document.media_type}"
+        )
     if not document.is_index and (document.config is None or document.layers is None):
         raise CorruptError("malformed manifest: config and layers must both be there")
     if len(document.layers or ()) > _MAX_LAYERS or len(document.manifests or ()) > _MAX_ENTRIES:

@@ -149,7 +149,6 @@ class RegistryClient:
         Resumes a part that an earlier try left. Raises what `manifest` raises, ExhaustedError.
         """
 
-
         async def ask(host: Host) -> None:
             await self._fetch_from(session, host, blob, progress)
 
@@ -168,7 +167,7 @@ class RegistryClient:
                 break
             except RegistryError as exc:
                 transient = exc.status == 0 or exc.status >= 500 or exc.status == 429
-                if attempt == _ATTEMPTS or not transient or _size(part) <= had and attempt > 1:
+                if attempt == _ATTEMPTS or not transient or (_size(part) <= had and attempt > 1):
                     raise
                 log.info("blob_resumed", digest=blob.digest, at=_size(part), error=str(exc))
         await run_in(self._fs, self._files.verify_part, blob.parsed, blob.size)
@@ -205,9 +204,7 @@ class RegistryClient:
                 url=host.url,
             )
 
-    async def _first(
-        self, session: Session, need: str, ask: Callable[[Host], Any]
-    ) -> Any:  # noqa: ANN401 - what `ask` returns
+    async def _first(self, session: Session, need: str, ask: Callable[[Host], Any]) -> Any:
         """The first server's answer; the last server's error when none has one."""
         hosts = [host for host in session.hosts if need in host.capabilities]
         failure: Exception | None = None
@@ -288,7 +285,7 @@ class RegistryClient:
         headers: dict[str, str],
         data: dict[str, str] | None = None,
     ) -> aiohttp.ClientResponse:
-        import aiohttp  # noqa: PLC0415 - costs 160 ms and 15 MB, so only from the first pull on
+        import aiohttp
 
         if self._client is None:
             self._client = aiohttp.ClientSession(
@@ -312,7 +309,7 @@ class RegistryClient:
             )
         except (aiohttp.ClientError, TimeoutError, ValueError) as exc:
             raise RegistryError(
-                f"{method} {redacted(url)}: {exc or type(exc).__name__}",
+                f"{method} {redacted(url)}: {str(exc) or type(exc).__name__}",
                 method=method,
                 url=redacted(url),
             ) from exc
@@ -407,14 +404,14 @@ async def _bounded(response: aiohttp.ClientResponse, limit: int) -> bytes:
 
 
 async def _chunks(response: aiohttp.ClientResponse, url: str) -> AsyncIterator[bytes]:
-    import aiohttp  # noqa: PLC0415
+    import aiohttp
 
     try:
         async for chunk in response.content.iter_any():
             yield chunk
     except (aiohttp.ClientError, TimeoutError, OSError) as exc:
         raise RegistryError(
-            f"{redacted(url)} broke off: {exc or type(exc).__name__}", url=redacted(url)
+            f"{redacted(url)} broke off: {str(exc) or type(exc).__name__}", url=redacted(url)
         ) from exc
 
 
@@ -431,5 +428,3 @@ def _size(part: Path) -> int:
         return part.stat().st_size
     except FileNotFoundError:
         return 0
-
-

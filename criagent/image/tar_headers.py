@@ -17,7 +17,15 @@ _MAX_SPARSE = 100_000
 _MAX_SIZE = 1 << 46
 _ZERO = bytes(BLOCK)
 
-REGULAR, HARD_LINK, SYMLINK, CHAR, BLOCK_DEVICE, DIRECTORY, FIFO = b"0", b"1", b"2", b"3", b"4", b"5", b"6"
+REGULAR, HARD_LINK, SYMLINK, CHAR, BLOCK_DEVICE, DIRECTORY, FIFO = (
+    b"0",
+    b"1",
+    b"2",
+    b"3",
+    b"4",
+    b"5",
+    b"6",
+)
 
 
 @dataclass(slots=True, kw_only=True)
@@ -44,9 +52,7 @@ def entries(stream: LayerStream) -> Iterator[Entry]:
 
     Raises BadLayerError for anything malformed or beyond the limits.
     """
-    shared: dict[bytes, bytes] = {}
-    pax: dict[bytes, bytes] = {}
-    long_name = long_link = None
+    extensions = _Extensions()
     count = 0
     while True:
         header = stream.read(BLOCK)
@@ -55,36 +61,62 @@ def entries(stream: LayerStream) -> Iterator[Entry]:
         if len(header) < BLOCK:
             raise BadLayerError("the archive ends within a header")
         _verify(header)
-        kind = header[156:157]
-        if kind in b"xgLKX" and kind:
-            data = _extended(stream, header)
-            if kind in b"xX":
-                pax = {**pax, **parse_pax(data)}
-            elif kind == b"g":
-                shared.update(parse_pax(data))
-            elif kind == b"L":
-                long_name = data.rstrip(b"\0")
-            else:
-                long_link = data.rstrip(b"\0")
+        if extensions.take(stream, header):
             continue
         count += 1
         if count > _MAX_ENTRIES:
             raise BadLayerError(f"the archive has more than {_MAX_ENTRIES} members")
-        entry = _entry(header, {**shared, **pax}, long_name, long_link)
-        if kind == b"S":
-            entry.sparse = _old_sparse(stream, header)
-            entry.real_size = number(header[483:495])
-        elif entry.sparse is None and pax.get(b"GNU.sparse.major") == b"1":
-            _sparse_1_0(stream, entry)
-        if entry.sparse is not None:
-            _check_sparse(entry)
+        entry = _with_map(stream, header, extensions)
         end = stream.read_bytes + entry.size
         yield entry
-        if stream.read_bytes != end:
-            stream.skip(end - stream.read_bytes)
+        stream.skip(end - stream.read_bytes)
         if entry.kind == REGULAR:
-            stream.skip(-_recorded_size(header, pax) % BLOCK)
-        pax, long_name, long_link = {}, None, None
+            stream.skip(-_recorded_size(header, extensions.pax) % BLOCK)
+        extensions.next_member()
+
+
+class _Extensions:
+    """What headers in front of a member say about it."""
+
+    def __init__(self) -> None:
+        self.shared: dict[bytes, bytes] = {}
+        self.next_member()
+
+    def next_member(self) -> None:
+        """Forget what was said about one member only."""
+        self.pax: dict[bytes, bytes] = {}
+        self.long_name: bytes | None = None
+        self.long_link: bytes | None = None
+
+    def take(self, stream: LayerStream, header: bytes) -> bool:
+        """Read an extending header; False when `header` is a member's own."""
+        kind = header[156:157]
+        match kind:
+            case b"x" | b"X":
+                self.pax = {**self.pax, **parse_pax(_extended(stream, header))}
+            case b"g":
+                self.shared.update(parse_pax(_extended(stream, header)))
+            case b"L":
+                self.long_name = _extended(stream, header).rstrip(b"\0")
+            case b"K":
+                self.long_link = _extended(stream, header).rstrip(b"\0")
+            case _:
+                return False
+        return True
+
+
+def _with_map(stream: LayerStream, header: bytes, extensions: _Extensions) -> Entry:
+    """The member with its sparse map, wherever that stands."""
+    pax = {**extensions.shared, **extensions.pax}
+    entry = _entry(header, pax, extensions.long_name, extensions.long_link)
+    if header[156:157] == b"S":
+        entry.sparse = _old_sparse(stream, header)
+        entry.real_size = number(header[483:495])
+    elif entry.sparse is None and pax.get(b"GNU.sparse.major") == b"1":
+        _sparse_1_0(stream, entry)
+    if entry.sparse is not None:
+        _check_sparse(entry)
+    return entry
 
 
 def _recorded_size(header: bytes, pax: dict[bytes, bytes]) -> int:

@@ -83,7 +83,7 @@ def _served(request: Json) -> Json:
 
 def _extract(request: Json) -> Json:
     root, lowers = Path(request["root"]), [Path(lower) for lower in request["lowers"]]
-    with open(request["blob"], "rb", buffering=0) as file:  # noqa: PTH123 - raw reads
+    with open(request["blob"], "rb", buffering=0) as file:
         stream = LayerStream(_Counted(file))  # type: ignore[arg-type]
         try:
             with _merged(lowers, root) as target:

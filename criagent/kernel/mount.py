@@ -83,9 +83,7 @@ def detach_below(directory: Path) -> None:
         detach(entry.target)
 
 
-def overlay(
-    lowers: Sequence[Path], upper: Path | None, work: Path | None, target: Path
-) -> None:
+def overlay(lowers: Sequence[Path], upper: Path | None, work: Path | None, target: Path) -> None:
     """Mount an overlay of `lowers` (topmost first), writable when `upper` and `work` are given.
 
     By `lowerdir+` (Linux 6.7), which has no limit on the length of the list. OSError carries the
@@ -123,7 +121,14 @@ def overlay(
 def _set_string(context: int, key: bytes, value: bytes) -> None:
     with _kernel_words(context, value):
         syscall(
-            _FSCONFIG, "fsconfig", context, c_uint(_FSCONFIG_SET_STRING), key, value, 0, source=value
+            _FSCONFIG,
+            "fsconfig",
+            context,
+            c_uint(_FSCONFIG_SET_STRING),
+            key,
+            value,
+            0,
+            source=value,
         )
 
 

@@ -73,9 +73,7 @@ def veth(host: str, peer: str, bridge: int, netns: int, mtu: int) -> Request:
     info = _nest(
         _IFLA_LINKINFO,
         _attribute(_IFLA_INFO_KIND, b"veth"),
-        _nest(
-            _IFLA_INFO_DATA, _nest(_VETH_INFO_PEER, peer_part + _u32(_IFLA_MTU, mtu))
-        ),
+        _nest(_IFLA_INFO_DATA, _nest(_VETH_INFO_PEER, peer_part + _u32(_IFLA_MTU, mtu))),
     )
     body = (
         _link_header(0, _IFF_UP)

@@ -19,7 +19,7 @@ from typing import Any
 import structlog
 
 from criagent.aio import finish, run_in
-from criagent.child import PipeReader, spawn
+from criagent.child import Child, PipeReader, spawn
 from criagent.errors import AgentError, InvalidRequestError, TimedOutError
 from criagent.model import Sandbox
 from criagent.net.cni_config import (
@@ -205,11 +205,11 @@ class CniNetwork:
     async def _execute(
         self, program: Path, environment: dict[str, str], request: Json
     ) -> tuple[int, bytes, bytes]:
-        in_read, in_write = os.pipe()
         out_read, out_write = os.pipe()
         err_read, err_write = os.pipe()
         output = PipeReader(out_read, limit=_RESULT_LIMIT)
         errors = PipeReader(err_read, limit=1 << 14)
+        in_read, in_write = os.pipe()
         try:
             try:
                 child = spawn(
@@ -220,35 +220,36 @@ class CniNetwork:
                     env=environment,
                     new_session=True,
                 )
-            except OSError:
-                os.close(in_write)
-                raise
             finally:
                 for fd in (in_read, out_write, err_write):
                     os.close(fd)
-            try:
-                async with asyncio.timeout(self._config.timeout_s):
-                    await run_in(self._fs, _feed, in_write, json.dumps(request).encode())
-                    await output.ended()
-                    status = await child.wait()
-            except TimeoutError:
-                raise TimedOutError(
-                    f'CNI plugin "{program.name}" did not end within '
-                    f"{self._config.timeout_s:.0f} s; it was killed"
-                ) from None
-            finally:
-                if child.running:
-                    child.kill_group()
-                    await finish(_reaped(child.wait()))
+            status = await self._ended(child, in_write, request, output)
             errors.drain()
             if output.dropped:
                 raise AgentError(
                     f'CNI plugin "{program.name}" printed more than {_RESULT_LIMIT} bytes'
                 )
             return status, bytes(output.data), bytes(errors.data)
+        except TimeoutError:
+            raise TimedOutError(
+                f'CNI plugin "{program.name}" did not end within '
+                f"{self._config.timeout_s:.0f} s; it was killed"
+            ) from None
         finally:
             output.close()
             errors.close()
+
+    async def _ended(self, child: Child, stdin: int, request: Json, output: PipeReader) -> int:
+        """Feed the plugin and await it; its whole process group is dead when this fails."""
+        try:
+            async with asyncio.timeout(self._config.timeout_s):
+                await run_in(self._fs, _feed, stdin, json.dumps(request).encode())
+                await output.ended()
+                return await child.wait()
+        finally:
+            if child.running:
+                child.kill_group()
+                await finish(child.wait())
 
 
 def result_addresses(result: Json) -> tuple[str, ...]:
@@ -353,7 +354,3 @@ def _feed(fd: int, data: bytes) -> None:
             pipe.write(data)
     except BrokenPipeError:
         pass  # its exit status tells
-
-
-async def _reaped(waiting: Any) -> None:  # noqa: ANN401
-    await waiting

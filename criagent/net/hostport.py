@@ -87,7 +87,9 @@ def _host_ip(text: str) -> tuple[str, int]:
     return ("" if parsed.is_unspecified else str(parsed)), parsed.version
 
 
-def check_conflicts(box_id: str, wanted: Iterable[Forward], taken: dict[str, list[Forward]]) -> None:
+def check_conflicts(
+    box_id: str, wanted: Iterable[Forward], taken: dict[str, list[Forward]]
+) -> None:
     """Raise AlreadyExistsError when another sandbox has one of the host ports."""
     owners = {
         (f.version, f.protocol, f.host_port, ip): owner

@@ -11,7 +11,7 @@ from criagent.model import Resources
 from criagent.runtime.spec_inputs import OciObject
 
 _SCOPE_PREFIX = "cri"  # scope "cri-<id>.scope": cAdvisor takes the id after the last dash
-_DEFAULT_PARENT = "/cri"  # of pods without a cgroup_parent, under the cgroupfs driver
+DEFAULT_PARENT = "/cri"  # of pods without a cgroup_parent, under the cgroupfs driver
 _DEFAULT_SLICE = "system.slice"
 _SLICE = re.compile(r"[A-Za-z0-9_.:\\@]+(-[A-Za-z0-9_.:\\@]+)*\.slice")
 _PARENT = re.compile(r"/?[A-Za-z0-9_.:@\\-]+(/[A-Za-z0-9_.:@\\-]+)*/?")
@@ -171,4 +171,4 @@ def _slice_name(parent: str) -> str:
 def _pod_path(parent: str) -> str:
     validate_cgroup_parent(parent)
     path = parent.strip("/")
-    return f"/{path}" if path else _DEFAULT_PARENT
+    return f"/{path}" if path else DEFAULT_PARENT

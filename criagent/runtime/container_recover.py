@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import dataclasses
 import signal
 from collections.abc import Mapping
 from functools import cached_property
@@ -83,5 +82,3 @@ class ContainerRecovery:
             self._stops.add(task)
             task.add_done_callback(self._stops.discard)
         log.info("container_adopted", container_id=row.id)
-
-

@@ -7,7 +7,6 @@ the row, so that a restarted daemon goes on where the last one was.
 from __future__ import annotations
 
 import asyncio
-import dataclasses
 import signal
 import time
 from concurrent.futures import Executor

@@ -149,7 +149,7 @@ class ExitWatcher:
 
     def _oom_kills(self, row: Container) -> int:
         kills = self._oom.kills(row.id, row.cgroup) if row.cgroup else 0
-        if not kills and self._paths.oom_file(row.id).exists() and row.resources:
+        if not kills and self._paths.oom_file(row.id).exists():
             kills = 1
         return kills
 

@@ -33,9 +33,7 @@ def read_node_facts(
         apparmor=_says("/sys/module/apparmor/parameters/enabled", "Y"),
         selinux=Path("/sys/fs/selinux/enforce").exists(),
         machine=platform.machine(),
-        thermal_paths=tuple(
-            sorted(str(p) for p in _CPUS.glob("cpu[0-9]*/thermal_throttle"))
-        ),
+        thermal_paths=tuple(sorted(str(p) for p in _CPUS.glob("cpu[0-9]*/thermal_throttle"))),
     )
 
 

@@ -21,7 +21,9 @@ from criagent.runtime.spec_inputs import OciObject
 _LIMIT_S = 60.0
 _OUTPUT = 1 << 20
 _GONE = re.compile(r"does not exist|no such (process|file or directory)|not (exist|found|running)")
-_LOG_PREFIX = re.compile(r"^(\S+Z?:? )?(error|ERRO\S*)[: ]*|^time=\S+ level=\w+ msg=", re.IGNORECASE)
+_LOG_PREFIX = re.compile(
+    r"^(\S+Z?:? )?(error|ERRO\S*)[: ]*|^time=\S+ level=\w+ msg=", re.IGNORECASE
+)
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -99,7 +101,9 @@ class OciRuntime:
             async with killed_on_exit(child), asyncio.timeout(_LIMIT_S):
                 status = await child.wait()
         except TimeoutError:
-            raise TimedOutError(f"{self.name} {words[0]} {words[-1]} took over {_LIMIT_S} s") from None
+            raise TimedOutError(
+                f"{self.name} {words[0]} {words[-1]} took over {_LIMIT_S} s"
+            ) from None
         finally:
             text, words_of_failure = _taken(output), _taken(errors)
         if status:

@@ -1,8 +1,8 @@
 """Who was killed for want of memory: the last memory.events of every live container.
 
 With the systemd driver a scope and its files are gone when the exit is seen, so one inotify watches
-them all and keeps the last values. A kill counts, an `oom` event alone does not: the kernel may have
-found memory after all (kernel documentation, cgroup-v2, memory.events).
+them all and keeps the last values. A kill counts, an `oom` event alone does not: the kernel may
+have found memory after all (kernel documentation, cgroup-v2).
 """
 
 from __future__ import annotations

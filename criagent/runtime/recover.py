@@ -18,8 +18,8 @@ from typing import TypeVar
 import structlog
 
 from criagent.aio import run_in
-from criagent.kernel import mount
 from criagent.image.snapshots.overlay import OverlaySnapshots
+from criagent.kernel import mount
 from criagent.model import ID_PATTERN, Container, Sandbox
 from criagent.net.pod_network import Networks
 from criagent.runtime.clock import Clock
@@ -131,4 +131,3 @@ class Recovery:
                     mount.detach_below(entry)
                     shutil.rmtree(entry, ignore_errors=True)
                     log.warning("orphan_swept", path=str(entry))
-

@@ -9,11 +9,12 @@ from typing import Any
 
 from criagent.aio import Owners, run_in
 from criagent.errors import WrongStateError
+from criagent.kernel import cgroupfs
 from criagent.model import Container, ContainerSpec, Resources, Sandbox, SandboxSpec
 from criagent.net.pod_network import Networks
-from criagent.runtime.cgroups import CgroupDriver
-from criagent.runtime.container_files import ContainerFiles
+from criagent.runtime.cgroups import DEFAULT_PARENT, CgroupDriver
 from criagent.runtime.container_create import ContainerCreator
+from criagent.runtime.container_files import ContainerFiles
 from criagent.runtime.container_remove import ContainerRemover
 from criagent.runtime.container_start import ContainerStarter
 from criagent.runtime.container_stop import ContainerStopper
@@ -117,7 +118,7 @@ class Runtime:
         return await self.stats.samples(rows)
 
     async def describe(self, row: Container) -> dict[str, Any]:
-        """Facts for a verbose status: pid, handler, and the OCI specification while there is one."""
+        """Facts for a verbose status: pid, handler, the OCI specification while there is one."""
         facts: dict[str, Any] = {
             "sandboxID": row.sandbox_id,
             "pid": row.init.pid if row.init and not row.finished_at_ns else 0,
@@ -129,6 +130,14 @@ class Runtime:
         except FileNotFoundError:
             facts["runtimeSpec"] = None
         return facts
+
+    def prepare(self) -> None:
+        """Make the fixed directories and the cgroup of pods that name no parent; synchronous."""
+        self.paths.prepare()
+        for facts in self.handlers:
+            self.paths.runtime_root(facts.name).mkdir(exist_ok=True, mode=0o700)
+        if self.cgroup_driver is CgroupDriver.CGROUPFS:
+            cgroupfs.make(DEFAULT_PARENT)
 
     async def recover(self) -> None:
         """Reconcile rows and kernel; must end before any call is served."""

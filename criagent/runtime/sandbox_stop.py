@@ -42,7 +42,7 @@ class SandboxStopper:
             await self._own(f"stop:{box.id}", partial(self._stop, box.id))
 
     async def remove(self, sandbox_id: str) -> None:
-        """Stop the sandbox if need be, remove its containers, then its row; unknown ids are fine."""
+        """Stop the sandbox if need be, remove its containers and its row; unknown ids are fine."""
         box = self._find(sandbox_id)
         if box is not None:
             await self._own(f"remove:{box.id}", partial(self._remove, box.id))

@@ -1,4 +1,4 @@
-"""Take a sandbox's kernel objects away, from any half-state: shared by Stop, Remove and recovery."""
+"""Take a sandbox's kernel objects away from any half-state, for Stop, Remove and recovery."""
 
 from __future__ import annotations
 

@@ -105,9 +105,7 @@ def _localhost(path: str, machine: str, capabilities: frozenset[str]) -> OciObje
         raise InvalidRequestError(f"seccomp profile {path} is malformed: {exc}") from None
 
 
-def _oci_form(
-    document: dict[str, Any], machine: str, capabilities: frozenset[str]
-) -> OciObject:
+def _oci_form(document: dict[str, Any], machine: str, capabilities: frozenset[str]) -> OciObject:
     """A profile in Docker's form (archMap, includes, excludes) or the OCI one, as the OCI one."""
     profile: OciObject = {k: v for k, v in document.items() if k in _OCI_KEYS and v is not None}
     own = default.ARCHITECTURES.get(machine, [])

@@ -167,7 +167,7 @@ def container_cwd(spec: ContainerSpec, image: ImageConfig) -> str:
     cwd = spec.working_dir or image.working_dir or "/"
     if not cwd.startswith("/"):
         cwd = "/" + cwd
-    if "\0" in cwd or "/fd/" in cwd + "/" and "/proc/" in cwd:  # CVE-2024-21626
+    if "\0" in cwd or ("/fd/" in cwd + "/" and "/proc/" in cwd):  # CVE-2024-21626
         raise InvalidRequestError(
             f'container "{spec.metadata.name}": working directory {cwd!r} leads through /proc'
         )

@@ -121,7 +121,11 @@ class SpecGatherer:
 
     def _apparmor(self, row: Container) -> str:
         profile = row.spec.security.apparmor
-        if profile is None or profile.type is ProfileType.UNCONFINED or row.spec.security.privileged:
+        if (
+            profile is None
+            or profile.type is ProfileType.UNCONFINED
+            or row.spec.security.privileged
+        ):
             return ""
         if profile.type is ProfileType.RUNTIME_DEFAULT:
             return ""

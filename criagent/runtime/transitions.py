@@ -17,7 +17,7 @@ class Transitions:
     store: ContainerStore
     locks: KeyedLocks
 
-    async def apply(self, container_id: str, **changes: Any) -> Container | None:  # noqa: ANN401
+    async def apply(self, container_id: str, **changes: Any) -> Container | None:
         """Replace fields of the row; None when it is gone."""
         return await finish(self._apply(container_id, changes))
 

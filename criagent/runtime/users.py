@@ -14,7 +14,13 @@ from pathlib import Path
 
 from criagent.errors import InvalidRequestError
 from criagent.kernel.paths import read_in_root
-from criagent.model import ContainerSecurity, ContainerSpec, ContainerUser, GroupsPolicy, ImageConfig
+from criagent.model import (
+    ContainerSecurity,
+    ContainerSpec,
+    ContainerUser,
+    GroupsPolicy,
+    ImageConfig,
+)
 
 MAX_ID = 2**31 - 1
 _FILE_LIMIT = 4 * 1024 * 1024  # passwd of 40,000 users; an image with more is refused
@@ -78,7 +84,9 @@ def _account(rootfs: Path, user: str) -> _Account:
     uid = _number(user, "user")
     for fields in _records(rootfs, "etc/passwd", 4):
         if _NUMBER.fullmatch(fields[2]) and int(fields[2][:20]) == uid:
-            return _Account(name=fields[0], uid=uid, gid=_number(fields[3], f'gid of "{fields[0]}"'))
+            return _Account(
+                name=fields[0], uid=uid, gid=_number(fields[3], f'gid of "{fields[0]}"')
+            )
     return _Account(name="", uid=uid, gid=0)
 
 
@@ -118,7 +126,9 @@ def _records(rootfs: Path, path: str, least: int) -> Iterator[list[str]]:
     except (FileNotFoundError, NotADirectoryError):
         return
     except OSError as error:
-        raise InvalidRequestError(f"the image's /{path} cannot be read: {error.strerror}") from error
+        raise InvalidRequestError(
+            f"the image's /{path} cannot be read: {error.strerror}"
+        ) from error
     for line in data.decode("utf-8", "surrogateescape").split("\n"):
         fields = line.strip().split(":")
         if len(fields) >= least and fields[0] and not fields[0].startswith("#"):

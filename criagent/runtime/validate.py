@@ -13,7 +13,9 @@ from criagent.runtime.cgroups import validate_cgroup_parent
 from criagent.runtime.sysctls import validate_sysctls
 from criagent.runtime.users import check_id
 
-_HOSTNAME = re.compile(r"[A-Za-z0-9]([A-Za-z0-9-]*[A-Za-z0-9])?(\.[A-Za-z0-9]([A-Za-z0-9-]*[A-Za-z0-9])?)*")
+_HOSTNAME = re.compile(
+    r"[A-Za-z0-9]([A-Za-z0-9-]*[A-Za-z0-9])?(\.[A-Za-z0-9]([A-Za-z0-9-]*[A-Za-z0-9])?)*"
+)
 _NAME_LIMIT = 1024
 _LABELS_LIMIT = 1 << 20  # bytes; they are in every list answer
 

@@ -63,8 +63,8 @@ class Database:
         except sqlite3.DatabaseError as exc:
             connection.close()
             raise CorruptError(
-                f'state database "{path}" cannot be read ({exc}); restore it from a backup, or move '
-                "it away and remove all pods and images of this node"
+                f'state database "{path}" cannot be read ({exc}); restore it from a backup, or '
+                "move it away and remove all pods and images of this node"
             ) from exc
         except CorruptError:
             connection.close()
@@ -133,7 +133,7 @@ class Database:
             return [exc] * len(batch)
         return outcomes
 
-    def _savepoint(self, pending: _Pending) -> Any:  # noqa: ANN401 - the change's own type
+    def _savepoint(self, pending: _Pending) -> Any:
         run = self._connection.execute
         run("SAVEPOINT one")
         try:
@@ -189,7 +189,10 @@ def _is_full(outcome: object) -> bool:
 
 def _connect(path: Path) -> sqlite3.Connection:
     return sqlite3.connect(
-        f"{path.absolute().as_uri()}?mode=rw", uri=True, isolation_level=None, check_same_thread=False
+        f"{path.absolute().as_uri()}?mode=rw",
+        uri=True,
+        isolation_level=None,
+        check_same_thread=False,
     )
 
 
@@ -222,7 +225,9 @@ def _check(connection: sqlite3.Connection, path: Path) -> None:
         raise CorruptError(f'"{path}" is no state database of criagent; move it away')
     (verdict,) = connection.execute("PRAGMA quick_check(1)").fetchone()
     if verdict != "ok":
-        raise CorruptError(f'state database "{path}" is damaged: {verdict}; restore it from a backup')
+        raise CorruptError(
+            f'state database "{path}" is damaged: {verdict}; restore it from a backup'
+        )
     (version,) = connection.execute("PRAGMA user_version").fetchone()
     if version > len(_migrations()):
         raise CorruptError(

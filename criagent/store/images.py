@@ -55,7 +55,8 @@ class ImageStore:
     ) -> Image:
         """Add the image, or give an existing one of its id the new names; returns what is stored.
 
-        Tags that other images hold move here. Snapshots and blobs become visible in the same commit.
+        Tags that other images hold move here. Snapshots and blobs become visible in the same
+        commit.
         """
 
         def change(connection: sqlite3.Connection) -> list[Image]:

@@ -33,9 +33,7 @@ class SnapshotStore:
         """A new uncommitted row with a number of its own. Raises AlreadyExistsError."""
 
         def change(connection: sqlite3.Connection) -> Snapshot:
-            done = connection.execute(
-                "INSERT INTO snapshots (key, body) VALUES (?, ?)", (key, b"")
-            )
+            done = connection.execute("INSERT INTO snapshots (key, body) VALUES (?, ?)", (key, b""))
             snapshot = Snapshot(
                 number=int(done.lastrowid or 0),
                 key=key,

@@ -199,7 +199,18 @@ def debian_layers() -> list[bytes]:
     base.directory("tmp", 0o1777)
     base.directory("opt/owned", 0o750, uid=1234)
     base.symlink("bin", "usr/bin")
-    for program in ("bash", "cat", "ls", "id", "stat", "sleep", "env", "getfattr", "find", "sha256sum"):
+    for program in (
+        "bash",
+        "cat",
+        "ls",
+        "id",
+        "stat",
+        "sleep",
+        "env",
+        "getfattr",
+        "find",
+        "sha256sum",
+    ):
         base.program(Path(f"/usr/bin/{program}"), f"usr/bin/{program}")
     base.symlink("usr/bin/sh", "bash")
     base.file("etc/os-release", Path("/etc/os-release").read_bytes(), 0o644)

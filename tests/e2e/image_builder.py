@@ -10,8 +10,8 @@ import json
 import re
 import subprocess
 import tarfile
-from pathlib import Path, PurePosixPath
 from email.message import Message
+from pathlib import Path, PurePosixPath
 from typing import Any
 from urllib.parse import urljoin
 from urllib.request import Request, urlopen
@@ -129,7 +129,9 @@ class Image:
         }
 
 
-def image(layers: list[bytes], config: Json, *, arch: str = "amd64", compression: str = "gzip") -> Image:
+def image(
+    layers: list[bytes], config: Json, *, arch: str = "amd64", compression: str = "gzip"
+) -> Image:
     """An image of tar layers; "mixed" compresses them with gzip and zstd in turn."""
     blobs: dict[str, bytes] = {}
     descriptors = []

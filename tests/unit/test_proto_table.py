@@ -16,7 +16,10 @@ Row = tuple[str, str, str, str, str, str]
 
 def test_descriptors_equal_the_table() -> None:
     with TABLE.open() as file:
-        rows = {tuple(value or "" for value in row.values()) for row in csv.DictReader(file, delimiter="\t")}
+        rows = {
+            tuple(value or "" for value in row.values())
+            for row in csv.DictReader(file, delimiter="\t")
+        }
     assert rows == set(described())
 
 
@@ -39,14 +42,18 @@ def described() -> list[Row]:
 def of_message(message: Descriptor) -> list[Row]:
     rows: list[Row] = [("message", message.name, "", "", "", "")]
     for field in message.fields:
-        rows.append(("field", message.name, field.name, str(field.number), type_of(field), label(field)))
+        rows.append(
+            ("field", message.name, field.name, str(field.number), type_of(field), label(field))
+        )
     for enum in message.enum_types:
         rows += of_enum(enum, f"{message.name}.{enum.name}")
     return rows
 
 
 def of_enum(enum: EnumDescriptor, name: str) -> list[Row]:
-    return [("enum", name, value.name, str(value.number), "enum_value", "") for value in enum.values]
+    return [
+        ("enum", name, value.name, str(value.number), "enum_value", "") for value in enum.values
+    ]
 
 
 def type_of(field: FieldDescriptor) -> str:

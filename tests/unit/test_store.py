@@ -105,7 +105,7 @@ async def test_update_of_a_deleted_row_is_not_found(db: Database) -> None:
 async def test_ids_resolve_by_unique_prefix(db: Database) -> None:
     store = SandboxStore(db)
     await store.insert(box(1 << 252, name="a"))
-    await store.insert((other := box((1 << 252) + 1, name="b")))
+    await store.insert(other := box((1 << 252) + 1, name="b"))
     assert store.resolve(other.id) is store.get(other.id)
     with pytest.raises(InvalidRequestError, match="ambiguous"):
         store.resolve("10")
