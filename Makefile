@@ -3,7 +3,7 @@ CACHE := $(or $(XDG_CACHE_HOME),$(HOME)/.cache)/criagent
 VENV  := $(CACHE)/venv-$(shell sha256sum pyproject.toml requirements-dev.lock 2>/dev/null | sha256sum | cut -c1-16)
 PY    := $(VENV)/bin/python
 
-.PHONY: help proto venv demo test unit check
+.PHONY: help proto venv demo bench test unit check
 
 help:  ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST)
@@ -19,6 +19,9 @@ proto: $(PY)  ## generate criagent/_proto from proto/
 
 demo:  ## bare machine: a real image and real pods through crictl, then a clean node
 	tests/node/demo
+
+bench:  ## figures of docs/architecture.md as a table and as build/bench.json
+	CRIAGENT_ARGS="--log-level warning" tests/node/up python3 tests/bench/measure.py
 
 unit: $(PY)  ## pure tests, no root needed
 	$(PY) -m pytest tests/unit
