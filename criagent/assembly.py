@@ -37,7 +37,7 @@ from criagent.runtime.handlers import HandlerFacts, probe
 from criagent.runtime.host_paths import HostPaths
 from criagent.runtime.monitor import Conmon
 from criagent.runtime.node_facts import read_node_facts
-from criagent.runtime.oci import OciRuntime
+from criagent.runtime.oci import OciRuntime, SealedProgram
 from criagent.runtime.oom import OomWatch
 from criagent.runtime.paths import RuntimePaths
 from criagent.runtime.pod_files import PodFileWriter
@@ -261,7 +261,7 @@ class _RuntimeAssembly:
         self.runtimes = {
             name: OciRuntime(
                 name=name,
-                path=handler.path,
+                program=SealedProgram(handler.path),
                 type=handler.type,
                 root=self.paths.runtime_root(name),
                 driver=self.driver,
@@ -422,7 +422,6 @@ class _RuntimeAssembly:
             files=self.files,
             paths=self.paths,
             runtimes=self.runtimes,
-            fs=self.fs,
             own_cgroup=self.config.runtime.exec_cgroup,
             drain_s=self.config.runtime.exec_drain_s,
         )

@@ -8,6 +8,7 @@ import os
 from pathlib import Path
 
 ROOT = Path("/sys/fs/cgroup")
+_FILE = 1 << 16  # more than any of its files has; seq_file gives it in one read
 
 
 def directory(cgroup: str) -> Path:
@@ -68,9 +69,15 @@ def remove(cgroup: str) -> bool:
 def read(cgroup: str, name: str) -> str | None:
     """Content of one of its files; None when the kernel has no such file there."""
     try:
-        return (directory(cgroup) / name).read_text()
+        fd = os.open(f"/sys/fs/cgroup{cgroup}/{name}", os.O_RDONLY | os.O_CLOEXEC)
     except OSError:
         return None
+    try:
+        return os.read(fd, _FILE).decode()
+    except OSError:
+        return None
+    finally:
+        os.close(fd)
 
 
 def flat(text: str | None) -> dict[str, int]:

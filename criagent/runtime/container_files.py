@@ -16,6 +16,10 @@ from criagent.runtime.paths import RuntimePaths
 from criagent.runtime.spec_inputs import OciObject
 
 
+class _ProcessOnly(msgspec.Struct):
+    process: OciObject
+
+
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class ContainerFiles:
     """Writes and removes the bundle; every step is idempotent and needs the id alone."""
@@ -34,6 +38,11 @@ class ContainerFiles:
         data = (self.paths.container(container_id) / "config.json").read_bytes()
         document: OciObject = msgspec.json.decode(data)
         return document
+
+    def process(self, container_id: str) -> OciObject:
+        """The process object of config.json; what else is in there is not even parsed."""
+        data = (self.paths.container(container_id) / "config.json").read_bytes()
+        return msgspec.json.decode(data, type=_ProcessOnly).process
 
     async def remove(self, container_id: str, cgroup: str) -> None:
         """Unmount the rootfs, delete bundle, exit file and cgroup, drop the writable layer."""

@@ -11,13 +11,11 @@ import dataclasses
 import os
 import secrets
 from collections.abc import Mapping, Sequence
-from concurrent.futures import Executor
 from contextlib import AsyncExitStack
 from pathlib import Path
 
 import msgspec
 
-from criagent.aio import finish, run_in
 from criagent.child import Child, PipeReader, killed_on_exit, spawn
 from criagent.errors import TimedOutError, WrongStateError
 from criagent.kernel import cgroupfs
@@ -50,7 +48,6 @@ class ExecSync:
     files: ContainerFiles
     paths: RuntimePaths
     runtimes: Mapping[str, OciRuntime]
-    fs: Executor
     own_cgroup: bool
     drain_s: float
 
@@ -68,26 +65,21 @@ class ExecSync:
         file = directory / f"{name}.json"
         cgroup = f"{row.cgroup}/{name}" if self.own_cgroup and timeout_s > 0 else ""
 
-        def prepare() -> None:
-            process = self.files.spec(row.id)["process"]
+        # tmpfs and cgroupfs answer at once: a thread would cost more than the calls.
+        try:
+            process = self.files.process(row.id)
             file.write_bytes(msgspec.json.encode(process_spec(process, cmd, tty=False)))
             if cgroup:
                 cgroupfs.make(cgroup)
-
-        def clean() -> None:
+            return await self._run(row, file, cgroup, timeout_s)
+        finally:
             file.unlink(missing_ok=True)
             if cgroup:
                 cgroupfs.remove(cgroup)  # stays while background children live in it
 
-        try:
-            await run_in(self.fs, prepare)
-            return await self._run(row, file, cgroup, timeout_s)
-        finally:
-            await finish(run_in(self.fs, clean))
-
     async def _run(self, row: Container, file: Path, cgroup: str, timeout_s: int) -> ExecResult:
         runtime = self.runtimes[row.handler]
-        command: list[str | Path] = [runtime.path, f"--root={runtime.root}", "exec"]
+        command: list[str | Path] = [runtime.program.executable(), f"--root={runtime.root}", "exec"]
         if cgroup:
             command += ["--cgroup", cgroup.rpartition("/")[2]]
         command += ["--process", file, row.id]
@@ -105,7 +97,7 @@ class ExecSync:
                     code = await self._ended(child, output, errors)
             except BaseException as stopped:
                 if cgroup:
-                    await run_in(self.fs, cgroupfs.kill, cgroup)
+                    cgroupfs.kill(cgroup)
                 if isinstance(stopped, TimeoutError):
                     raise TimedOutError(
                         f"command timed out after {timeout_s} s in container {row.id}; its "

@@ -105,7 +105,7 @@ class Conmon:
         bundle = self.paths.container(row.id)
         command: list[str | Path] = [
             *(self.program, "--sync", "--api-version", "1", "--cid", row.id, "--cuuid", row.id),
-            *("--name", row.spec.metadata.name, "--runtime", runtime.path),
+            *("--name", row.spec.metadata.name, "--runtime", runtime.program.executable()),
             *("--bundle", bundle, "--container-pidfile", bundle / "pidfile"),
             *("--exit-dir", self.paths.exits, "--persist-dir", bundle),
             *("--log-level", "error", "--no-sync-log", "--full-attach"),

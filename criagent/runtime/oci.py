@@ -15,6 +15,7 @@ from pathlib import Path
 
 from criagent.child import PipeReader, killed_on_exit, spawn
 from criagent.errors import AgentError, TimedOutError
+from criagent.kernel.memfd import sealed_copy
 from criagent.runtime.cgroups import CgroupDriver
 from criagent.runtime.spec_inputs import OciObject
 
@@ -26,12 +27,45 @@ _LOG_PREFIX = re.compile(
 )
 
 
+class SealedProgram:
+    """A runtime's program as a sealed memory file, copied anew when the file on disk changes.
+
+    crun and runc guard against a container that overwrites them (CVE-2019-5736) by copying
+    themselves into such a file and executing that, at every call. Started from one they skip it,
+    which saves about 1 ms a call (docs/adr/0004-sealed-runtimes.md).
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._facts: tuple[int, int, int] | None = None
+        self._fd = -1
+
+    def executable(self) -> Path:
+        """A path to execute now; the file on disk itself where memory files do not work."""
+        try:
+            facts = self.path.stat()
+            seen = (facts.st_ino, facts.st_mtime_ns, facts.st_size)
+            if seen != self._facts:
+                fd = sealed_copy(self.path)
+                self.close()
+                self._fd, self._facts = fd, seen
+        except OSError:
+            return self.path
+        return Path(f"/proc/{os.getpid()}/fd/{self._fd}")
+
+    def close(self) -> None:
+        """Give the copy up."""
+        if self._fd >= 0:
+            os.close(self._fd)
+            self._fd, self._facts = -1, None
+
+
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class OciRuntime:
     """One handler's program with its state directory."""
 
     name: str
-    path: Path
+    program: SealedProgram
     type: str
     root: Path
     driver: CgroupDriver
@@ -80,7 +114,7 @@ class OciRuntime:
 
     async def _run(self, *words: str, stdin: str = "") -> str:
         """Output of a subcommand. Raises AgentError, TimedOutError."""
-        command: list[str | Path] = [self.path, *self.arguments, *words]
+        command: list[str | Path] = [self.program.executable(), *self.arguments, *words]
         out_read, out_write = os.pipe()
         err_read, err_write = os.pipe()
         fds = [out_write, err_write]
