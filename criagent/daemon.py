@@ -50,7 +50,6 @@ def serve(config: Config) -> int:
 
 
 async def _serve(config: Config) -> int:
-    faults.arm(config.debug.kill_at or None)
     _own_cgroup()
     executors = assembly.Executors.start()
     try:
@@ -96,6 +95,7 @@ class _Daemon:
             await runtime.networks.start()
             await runtime.recover()
             self._recovered = True
+            faults.arm(config.debug.kill_at or None)  # the verbs' points, not recovery's
             notify("READY=1")
             log.info("serving", socket=str(config.storage.socket))
             await self._stopping.wait()

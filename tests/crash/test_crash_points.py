@@ -1,0 +1,122 @@
+"""SIGKILL at every crash point; then the kubelet's retry, a whole life, and a node as before.
+
+One life of a pod goes through every verb: pull, run, create, start, stop, remove, remove image. The
+agent is armed to die at one point of it. It is started again, the call that failed is repeated as
+the kubelet would, the life goes on to its end, and nothing of it may be left in the node.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import agent
+import grpc
+import pytest
+from cri_client import BUSYBOX, Cri, api, container, pod
+from node_state import differences, settled_state
+
+pytestmark = [pytest.mark.root, pytest.mark.crash]
+
+_REACH = re.compile(r'faults\.reach\("([^"]+)"\)')
+_TRAP = "trap 'exit 7' TERM; while :; do sleep 0.05; done"
+# Reached only when the grace period is over before the container is.
+_WITHOUT_GRACE = {"container-stop:killed"}
+
+
+def points() -> list[str]:
+    """Every point that the source names."""
+    source = Path(__file__).parents[2] / "criagent"
+    return sorted({p for f in source.rglob("*.py") for p in _REACH.findall(f.read_text())})
+
+
+class Life:
+    """The steps of one pod's life; each may be repeated after a crash."""
+
+    def __init__(self, cri: Cri, grace: int) -> None:
+        self.cri = cri
+        self.grace = grace
+        self.config = pod(
+            "crash",
+            log_directory="/tmp/crash-logs",
+            port_mappings=[api.PortMapping(container_port=80, host_port=8081)],
+        )
+        # A shared PID namespace, so that the holder's points are passed too.
+        self.config.linux.security_context.namespace_options.pid = api.POD
+        self.box = self.row = ""
+
+    def steps(self) -> Iterator[Callable[[], None]]:
+        yield self.pull
+        yield self.run
+        yield self.create
+        yield self.start
+        yield self.stop
+        yield lambda: self.cri.remove(self.row)
+        yield lambda: self.cri.stop_pod(self.box)
+        yield lambda: self.cri.remove_pod(self.box)
+        yield lambda: self.cri.remove_image(BUSYBOX)
+
+    def pull(self) -> None:
+        self.cri.pull(BUSYBOX)
+
+    def run(self) -> None:
+        self.box = self.cri.run(self.config)
+        assert [box.id for box in self.cri.pods()] == [self.box]
+
+    def create(self) -> None:
+        config = container("main", ["sh", "-c", _TRAP])
+        config.linux.security_context.namespace_options.pid = api.POD
+        self.row = self.cri.create(self.box, config, self.config)
+        assert [row.id for row in self.cri.containers()] == [self.row]
+
+    def start(self) -> None:
+        self.cri.start(self.row)
+        assert self.cri.status(self.row).state == api.CONTAINER_RUNNING
+        assert self.cri.exec(self.row, "echo", "alive").stdout == b"alive\n"
+
+    def stop(self) -> None:
+        self.cri.stop(self.row, self.grace)
+        status = self.cri.status(self.row)
+        assert status.state == api.CONTAINER_EXITED
+        assert status.exit_code == (7 if self.grace else 137)
+        assert status.finished_at > status.started_at > status.created_at
+
+
+@pytest.fixture
+def idle_node() -> Iterator[dict[str, list[str]]]:
+    """A running agent without pods and images, and the node's state then; the same afterwards."""
+    if agent.running():
+        agent.stop()
+    cri = agent.start()
+    yield settled_state(cri)
+    cri.close()
+    if not agent.running():
+        agent.start().close()
+    cri = Cri()
+    for box in cri.pods():  # after a failure, so that the next case stands alone
+        cri.remove_pod(box.id)
+    for image in cri.images():
+        cri.remove_image(image.id)
+    cri.close()
+
+
+@pytest.mark.parametrize("point", points())
+def test_crash_is_survived_without_loss_or_leak(
+    point: str, idle_node: dict[str, list[str]]
+) -> None:
+    agent.stop()
+    life = Life(agent.start(f'[debug]\nkill_at = "{point}"\n'), 0 if point in _WITHOUT_GRACE else 20)
+    died = False
+    for step in life.steps():
+        try:
+            step()
+        except grpc.RpcError as error:
+            assert agent.died(), f"{error.code()}: {error.details()}"
+            died = True
+            life.cri.close()
+            life.cri = agent.start()
+            step()
+    assert died, f"nothing in the life of a pod reaches {point}"
+    assert differences(idle_node, settled_state(life.cri)) == ""
+    life.cri.close()
