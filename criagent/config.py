@@ -6,8 +6,11 @@ winning key by key. `load` reports every problem of every file at once.
 
 from __future__ import annotations
 
+import re
 import tomllib
+from collections.abc import Callable
 from dataclasses import dataclass, field, fields, is_dataclass
+from ipaddress import ip_address, ip_network
 from pathlib import Path
 from typing import Any, Literal
 
@@ -133,13 +136,18 @@ class ConfigError(Exception):
         self.problems = problems
 
 
+DEFAULT_PATH = Path("/etc/criagent/config.toml")
+
+
 def load(path: Path) -> Config:
-    """The configuration of `path` and its drop-ins; without the file, the defaults.
+    """The configuration of `path` and its drop-ins; the defaults when the default file is missing.
 
     Raises ConfigError with every problem found.
     """
     problems: list[str] = []
     values: dict[str, dict[str, Any]] = {}
+    if path != DEFAULT_PATH and not path.exists():
+        problems.append(f"{path}: no such file")
     for file in _files(path):
         try:
             document = tomllib.loads(file.read_text())
@@ -152,12 +160,20 @@ def load(path: Path) -> Config:
                 values.setdefault(name, {}).update(section)
     if problems:
         raise ConfigError(problems)
-    config = msgspec.convert(values, Config)
+    config: Config = msgspec.convert(values, Config, dec_hook=_path)
     if config.runtime.default_handler not in config.runtime.handlers:
         raise ConfigError(
             [f"{path}: runtime.default_handler: {config.runtime.default_handler!r} is no handler"]
         )
     return config
+
+
+def _path(kind: type, value: object) -> Path:
+    if kind is not Path or not isinstance(value, str):
+        raise NotImplementedError
+    if not value.startswith("/") or "\0" in value:
+        raise ValueError(f"want an absolute path, not {value!r}")
+    return Path(value)
 
 
 def _files(path: Path) -> list[Path]:
@@ -178,11 +194,66 @@ def _problems(name: str, section: object) -> list[str]:
         if key not in known:
             found.append(f"{name}.{key}: unknown key")
             continue
+        if key == "handlers" and isinstance(value, dict):
+            found += _handler_problems(f"{name}.{key}", value)
         try:
-            msgspec.convert({key: value}, type(default))
+            converted = msgspec.convert({key: value}, type(default), dec_hook=_path)
         except msgspec.ValidationError as exc:
             found.append(f"{name}.{key}: {exc}")
+            continue
+        if (check := _CHECKS.get(key)) and (text := check(getattr(converted, key))):
+            found.append(f"{name}.{key}: {text}")
+        elif isinstance(value, int | float) and not isinstance(value, bool) and value < 0:
+            found.append(f"{name}.{key}: want a number from 0 on, not {value}")
     return found
+
+
+def _handler_problems(name: str, handlers: dict[str, Any]) -> list[str]:
+    known = {f.name for f in fields(Handler)}
+    return [
+        f"{name}.{handler}.{key}: unknown key"
+        for handler, entry in handlers.items()
+        if isinstance(entry, dict)
+        for key in entry
+        if key not in known
+    ]
+
+
+def _check_cidrs(cidrs: tuple[str, ...]) -> str:
+    for cidr in cidrs:
+        try:
+            ip_network(cidr)
+        except ValueError as exc:
+            return f"{cidr!r} is no network: {exc}"
+    versions = [ip_network(cidr).version for cidr in cidrs]
+    if not versions or len(set(versions)) < len(versions):
+        return "want one network, or one of IPv4 and one of IPv6"
+    return ""
+
+
+def _check_bridge(name: str) -> str:
+    good = re.fullmatch(r"[A-Za-z0-9_.-]{1,15}", name)
+    return "" if good else f"{name!r} is no interface name of at most 15 characters"
+
+
+def _check_address(address: str) -> str:
+    if not address:
+        return ""
+    host, colon, port = address.rpartition(":")
+    try:
+        loopback = host == "localhost" or ip_address(host.strip("[]")).is_loopback
+    except ValueError:
+        loopback = False
+    if not colon or not loopback or not port.isdigit() or not 0 < int(port) < 65536:
+        return f'{address!r} is no loopback address with a port, such as "127.0.0.1:9880"'
+    return ""
+
+
+_CHECKS: dict[str, Callable[[Any], str]] = {
+    "pod_cidrs": _check_cidrs,
+    "bridge": _check_bridge,
+    "metrics_address": _check_address,
+}
 
 
 def default_text() -> str:

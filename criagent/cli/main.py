@@ -7,6 +7,8 @@ import importlib
 import sys
 from pathlib import Path
 
+from criagent.config import DEFAULT_PATH
+
 EPILOG = """exit status: 0 done; 1 failed, or a warning of doctor; 2 wrong usage or configuration,
 or a capability that is missing; 3 the daemon cannot be reached"""
 
@@ -29,7 +31,7 @@ def parser() -> argparse.ArgumentParser:
     top.add_argument(
         "--config",
         type=Path,
-        default=Path("/etc/criagent/config.toml"),
+        default=DEFAULT_PATH,
         help="configuration file (default: %(default)s)",
     )
     top.add_argument("--socket", type=Path, help="the agent's socket (default: as configured)")

@@ -87,6 +87,7 @@ class ContainerStopper:
                 faults.reach("container-stop:deadline")
                 if row.init is not None:
                     process.send_signal(row.init, signal_number(row.stop_signal))
+                log.info("container_stopping", container_id=row.id, signal=row.stop_signal)
                 faults.reach("container-stop:signalled")
                 await self._grace(row.id, exited, hurry)
             if not exited.done():

@@ -25,8 +25,8 @@ from criagent.runtime.spec_inputs import ResolvedMount
 
 _LIMIT_S = 5.0
 _LOCAL = frozenset(
-    "bpf btrfs cgroup2 debugfs devtmpfs ext2 ext3 ext4 f2fs hugetlbfs mqueue nsfs overlay proc ramfs "
-    "securityfs squashfs erofs sysfs tmpfs tracefs vfat xfs zfs bcachefs devpts".split()
+    "bpf btrfs cgroup2 debugfs devtmpfs ext2 ext3 ext4 f2fs hugetlbfs mqueue nsfs overlay proc "
+    "ramfs securityfs squashfs erofs sysfs tmpfs tracefs vfat xfs zfs bcachefs devpts".split()
 )
 _LOOK = """import json, os, sys
 path = sys.argv[1]

@@ -61,8 +61,8 @@ BY_CAPABILITY = {
     "CAP_DAC_READ_SEARCH": ("open_by_handle_at",),
     "CAP_SYS_ADMIN": tuple(
         """
-        bpf clone clone3 fanotify_init fsconfig fsmount fsopen fspick lookup_dcookie lsm_get_self_attr
-        lsm_list_modules lsm_set_self_attr mount mount_setattr move_mount open_tree
+        bpf clone clone3 fanotify_init fsconfig fsmount fsopen fspick lookup_dcookie
+        lsm_get_self_attr lsm_list_modules lsm_set_self_attr mount mount_setattr move_mount open_tree
         open_tree_attr perf_event_open quotactl quotactl_fd setdomainname sethostname setns syslog
         umount umount2 unshare
         """.split()

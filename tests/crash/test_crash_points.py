@@ -106,7 +106,9 @@ def test_crash_is_survived_without_loss_or_leak(
     point: str, idle_node: dict[str, list[str]]
 ) -> None:
     agent.stop()
-    life = Life(agent.start(f'[debug]\nkill_at = "{point}"\n'), 0 if point in _WITHOUT_GRACE else 20)
+    life = Life(
+        agent.start(f'[debug]\nkill_at = "{point}"\n'), 0 if point in _WITHOUT_GRACE else 20
+    )
     died = False
     for step in life.steps():
         try:

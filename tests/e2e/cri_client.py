@@ -54,9 +54,7 @@ class Cri:
     def create(
         self, box: str, config: api.ContainerConfig, pod: api.PodSandboxConfig, timeout: float = 60
     ) -> str:
-        request = api.CreateContainerRequest(
-            pod_sandbox_id=box, config=config, sandbox_config=pod
-        )
+        request = api.CreateContainerRequest(pod_sandbox_id=box, config=config, sandbox_config=pod)
         return str(self.runtime.CreateContainer(request, timeout=timeout).container_id)
 
     def start(self, row: str) -> None:

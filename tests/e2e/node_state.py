@@ -1,4 +1,4 @@
-"""Everything that pods and images leave in a node when something leaks: to compare before, after."""
+"""Everything that pods and images leave in a node when something leaks."""
 
 from __future__ import annotations
 
@@ -7,9 +7,9 @@ import sqlite3
 import subprocess
 from pathlib import Path
 
-from criagent._proto import admin_pb2, admin_pb2_grpc
-
 from cri_client import Cri
+
+from criagent._proto import admin_pb2, admin_pb2_grpc
 
 RUN, ROOT = Path("/run/criagent"), Path("/var/lib/criagent")
 _PROGRAMS = {"conmon", "crun", "runc", "catatonit", "sleep", "httpd", "cat"}
@@ -26,16 +26,10 @@ def node_state() -> dict[str, list[str]]:
         ),
         "links": sorted(path.name for path in Path("/sys/class/net").iterdir()),
         "nftables": _output("nft", "list", "ruleset"),
-        "cgroups": sorted(
-            str(path) for path in Path("/sys/fs/cgroup").rglob("*") if path.is_dir()
-        ),
+        "cgroups": sorted(str(path) for path in Path("/sys/fs/cgroup").rglob("*") if path.is_dir()),
         "processes": _processes(),
         "addresses": _addresses(),
-        "files": sorted(
-            str(path)
-            for top in (RUN, ROOT)
-            for path in _below(top)
-        ),
+        "files": sorted(str(path) for top in (RUN, ROOT) for path in _below(top)),
     }
 
 

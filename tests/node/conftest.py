@@ -1,0 +1,101 @@
+"""Tests against the agent of a test node: `tests/node/up python3 -m pytest tests/node`.
+
+Every test must leave the node as it found it: mounts, links, rules, cgroups, processes, addresses,
+files. They fail without root, they are never skipped.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import agent
+import pytest
+from cri_client import BUSYBOX, DEBIAN, Cri, api, container, pod
+from node_state import differences, settled_state
+
+
+@pytest.fixture(scope="session", autouse=True)
+def images() -> None:
+    """The images that tests share are there before the first state is taken."""
+    assert os.geteuid() == 0, "these tests need root in a test node; see tests/node/up"
+    cri = Cri()
+    cri.pull(BUSYBOX)
+    cri.pull(DEBIAN)
+    cri.close()
+
+
+@pytest.fixture
+def cri() -> Iterator[Cri]:
+    """A client of the running agent."""
+    if not agent.running():
+        agent.start().close()
+    client = Cri()
+    yield client
+    client.close()
+
+
+@pytest.fixture(autouse=True)
+def nothing_leaks(cri: Cri) -> Iterator[None]:
+    """Compare the node before and after."""
+    before = settled_state(cri)
+    yield
+    if not agent.running():
+        agent.start().close()
+    with_fresh = Cri()
+    for box in with_fresh.pods():
+        with_fresh.remove_pod(box.id)
+    after = settled_state(with_fresh)
+    with_fresh.close()
+    assert differences(before, after) == ""
+
+
+class Pods:
+    """Makes pods and containers with names of their own."""
+
+    def __init__(self, cri: Cri, logs: Path, name: str) -> None:
+        self.cri = cri
+        self.logs = logs
+        self._name = name
+        self._count = 0
+
+    def config(self, **fields: object) -> api.PodSandboxConfig:
+        self._count += 1
+        return pod(f"{self._name}-{self._count}", log_directory=str(self.logs), **fields)
+
+    def sandbox(
+        self, change: Callable[[api.PodSandboxConfig], object] = lambda _: None
+    ) -> tuple[str, api.PodSandboxConfig]:
+        config = self.config()
+        change(config)
+        return self.cri.run(config), config
+
+    def running(
+        self,
+        *command: str,
+        change: Callable[[api.ContainerConfig], object] = lambda _: None,
+        box: tuple[str, api.PodSandboxConfig] | None = None,
+    ) -> str:
+        """The id of a started container in a pod of its own."""
+        sandbox, config = box or self.sandbox()
+        self._count += 1
+        wanted = container(f"c{self._count}", command or ("sleep", "100000"))
+        change(wanted)
+        row = self.cri.create(sandbox, wanted, config)
+        self.cri.start(row)
+        return row
+
+    def log(self, row: str) -> str:
+        """Plain content of a container's log."""
+        path = Path(self.cri.status(row).log_path)
+        return "".join(
+            line.split(" ", 3)[3] + ("\n" if " F " in line[:60] else "")
+            for line in path.read_text().splitlines()
+        )
+
+
+@pytest.fixture
+def pods(cri: Cri, tmp_path: Path, request: pytest.FixtureRequest) -> Pods:
+    """A maker of pods for this test."""
+    return Pods(cri, tmp_path, request.node.name[:40].replace("[", "-").replace("]", ""))

@@ -1,0 +1,150 @@
+"""The agent ends and comes back; containers do not notice."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+from pathlib import Path
+
+import agent
+import pytest
+from conftest import Pods
+from cri_client import Cri, api
+from waiting import until
+
+pytestmark = pytest.mark.root
+
+COUNT = "i=0; while :; do i=$((i+1)); echo line $i; sleep 0.02; done"
+
+
+def restart(how: str) -> Cri:
+    """End the agent by SIGTERM or SIGKILL and start it again."""
+    agent.kill() if how == "kill" else agent.stop()
+    return agent.start()
+
+
+@pytest.mark.parametrize("how", ["kill", "stop"])
+def test_running_container_is_found_again_and_its_log_goes_on(pods: Pods, how: str) -> None:
+    row = pods.running("sh", "-c", COUNT)
+    before = pods.cri.status(row)
+    pods.cri = restart(how)
+    after = pods.cri.status(row)
+    assert after.state == api.CONTAINER_RUNNING
+    assert after.started_at == before.started_at
+    lines = len(pods.log(row).splitlines())
+    until(lambda: len(pods.log(row).splitlines()) > lines + 5, "more output")
+    numbers = [int(line.split()[1]) for line in pods.log(row).splitlines()]
+    assert numbers == list(range(1, len(numbers) + 1))
+    assert pods.cri.exec(row, "echo", "hello").stdout == b"hello\n"
+
+
+@pytest.mark.parametrize(("command", "code"), [("exit 3", 3), ("exit 0", 0)])
+def test_exit_while_the_agent_is_down_has_its_code(pods: Pods, command: str, code: int) -> None:
+    script = f"while [ ! -e /tmp/go ]; do sleep 0.02; done; {command}"
+    change = {"host": str(pods.logs)}
+    row = pods.running(
+        "sh",
+        "-c",
+        script.replace("/tmp/go", "/host/go"),
+        change=lambda c: c.mounts.add(container_path="/host", host_path=change["host"]),
+    )
+    pid = init_pid(pods.cri, row)
+    agent.kill()
+    (pods.logs / "go").touch()
+    until(lambda: not Path(f"/proc/{pid}").exists(), "the exit")
+    until(lambda: Path(f"/run/criagent/exits/{row}").exists(), "the exit file")
+    pods.cri = agent.start()
+    status = pods.cri.status(row)
+    assert (status.state, status.exit_code) == (api.CONTAINER_EXITED, code)
+    assert status.reason == ("Completed" if code == 0 else "Error")
+    assert status.finished_at > status.started_at
+
+
+def test_a_stop_goes_on_after_a_restart(pods: Pods) -> None:
+    row = pods.running("sh", "-c", "trap '' TERM; while :; do sleep 1; done")
+    request = api.StopContainerRequest(container_id=row, timeout=3)
+    waiting = pods.cri.runtime.StopContainer.future(request, timeout=30)
+    until(lambda: "container_stopping" in agent.LOG.read_text(), "the stop")
+    agent.kill()
+    waiting.exception()
+    pods.cri = agent.start()
+    until(lambda: pods.cri.status(row).state == api.CONTAINER_EXITED, "SIGKILL at the deadline")
+    assert pods.cri.status(row).exit_code == 137
+
+
+def test_a_container_without_its_monitor_is_stopped(pods: Pods) -> None:
+    row = pods.running()
+    pid = init_pid(pods.cri, row)
+    os.kill(monitor_pid(row), signal.SIGKILL)
+    until(lambda: pods.cri.status(row).state == api.CONTAINER_EXITED, "the stop")
+    status = pods.cri.status(row)
+    assert (status.reason, status.exit_code) == ("ContainerMonitorLost", 255)
+    until(lambda: not Path(f"/proc/{pid}").exists(), "the end of its process")
+
+
+def test_a_sandbox_whose_namespaces_are_gone_is_not_ready(pods: Pods) -> None:
+    box, _ = pods.sandbox()
+    agent.stop()
+    subprocess.run(["umount", f"/run/criagent/sandboxes/{box}/ns/net"], check=True)
+    pods.cri = agent.start()
+    assert pods.cri.pod_status(box).state == api.SANDBOX_NOTREADY
+
+
+def test_names_and_annotations_are_the_same_after_a_restart(pods: Pods) -> None:
+    box, config = pods.sandbox(lambda c: c.annotations.update({"a/b": "ü\n\0 odd"}))
+    before = pods.cri.pod_status(box)
+    pods.cri = restart("kill")
+    assert pods.cri.pod_status(box) == before
+    assert dict(before.annotations) == dict(config.annotations)
+
+
+def test_a_second_agent_is_refused(pods: Pods) -> None:
+    box, _ = pods.sandbox()
+    command = ["python3", "-m", "criagent", "serve"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=30, check=False)
+    assert done.returncode == 1
+    assert "another criagent serves" in done.stderr
+    assert pods.cri.pod_status(box).state == api.SANDBOX_READY
+
+
+@pytest.mark.parametrize("damage", ["truncated", "other program's", "newer", "empty"])
+def test_a_wrong_state_database_is_refused_and_kept(damage: str, tmp_path: Path) -> None:
+    config = tmp_path / "config.toml"
+    root = tmp_path / "root"
+    config.write_text(
+        f'[storage]\nroot = "{root}"\nrun_dir = "{tmp_path}/run"\n'
+        f'socket = "{tmp_path}/run/agent.sock"\n[telemetry]\nmetrics_address = ""\n'
+    )
+    root.mkdir()
+    good = Path("/var/lib/criagent/state.db").read_bytes()
+    content = {
+        "truncated": good[: len(good) // 2 + 100],
+        "other program's": good[:68] + b"\0\0\0\1" + good[72:],
+        "newer": good[:60] + b"\0\0\1\0" + good[64:],
+        "empty": b"",
+    }[damage]
+    (root / "state.db").write_bytes(content)
+    command = ["python3", "-m", "criagent", "--config", str(config), "serve"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=30, check=False)
+    assert done.returncode == 1, done.stderr
+    assert "state.db" in done.stderr
+    assert "Traceback" not in done.stderr
+    assert (root / "state.db").read_bytes() == content
+
+
+def init_pid(cri: Cri, row: str) -> int:
+    """The container's main process, by the verbose status."""
+    request = api.ContainerStatusRequest(container_id=row, verbose=True)
+    text = cri.runtime.ContainerStatus(request).info["info"]
+    return int(text.partition('"pid": ')[2].partition(",")[0])
+
+
+def monitor_pid(row: str) -> int:
+    """conmon of a container."""
+    for entry in Path("/proc").iterdir():
+        if entry.name.isdigit():
+            words = (entry / "cmdline").read_bytes().split(b"\0")
+            if words[0].endswith(b"conmon") and row.encode() in words:
+                return int(entry.name)
+    raise AssertionError("no monitor")
