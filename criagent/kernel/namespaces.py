@@ -127,5 +127,11 @@ def link_up(name: str) -> None:
 
 def _write_sysctl(name: str, value: str) -> None:
     path = Path("/proc/sys", *name.split("."))
-    with path.open("w") as file:
-        file.write(value)
+    fd = os.open(path, os.O_WRONLY | os.O_CLOEXEC)
+    try:
+        os.write(fd, value.encode())
+    except OSError as exc:
+        exc.filename = str(path)
+        raise
+    finally:
+        os.close(fd)

@@ -12,10 +12,12 @@ from concurrent.futures import Executor
 from pathlib import Path
 
 from criagent.aio import run_in
+from criagent.errors import InvalidRequestError
 from criagent.kernel.namespaces import is_pinned, pin_namespaces, unpin
 from criagent.model import NamespaceMode, Sandbox
 from criagent.runtime.paths import RuntimePaths
 
+_SYSCTLS = "/proc/sys/"
 _PORTS_SYSCTL = "net.ipv4.ip_unprivileged_port_start"
 
 
@@ -28,7 +30,10 @@ class PodNamespaces:
     unprivileged_ports: bool
 
     async def create(self, box: Sandbox) -> None:
-        """Make and pin the namespaces that `box` has of its own, with hostname and sysctls."""
+        """Make and pin the namespaces that `box` has of its own, with hostname and sysctls.
+
+        Raises InvalidRequestError for a sysctl that this kernel does not have or take.
+        """
         targets = self.pins(box)
         directory = self.paths.netns(box.id).parent
         sysctls = dict(box.spec.sysctls)
@@ -41,7 +46,13 @@ class PodNamespaces:
                 hostname = pod_hostname(box) if "uts" in targets else None
                 pin_namespaces(targets, sysctls=sysctls, hostname=hostname)
 
-        await run_in(self.fs, make)
+        try:
+            await run_in(self.fs, make)
+        except OSError as exc:
+            if not str(exc.filename).startswith(_SYSCTLS):
+                raise
+            name = str(exc.filename).removeprefix(_SYSCTLS).replace("/", ".")
+            raise InvalidRequestError(f"sysctl {name}: {exc.strerror}") from exc
 
     def pins(self, box: Sandbox) -> dict[str, Path]:
         """Pin by kind ("net", "ipc", "uts") of each namespace that is the pod's own."""

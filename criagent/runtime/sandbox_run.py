@@ -98,6 +98,7 @@ class SandboxRunner:
         await self.store.insert(box)
         faults.reach("sandbox-run:row")
         owner.stage = "namespaces"
+        undo.push("files", partial(self.files.remove, box.id))
         undo.push("namespaces", partial(self.namespaces.remove, box.id))
         await self.namespaces.create(box)
         faults.reach("sandbox-run:namespaces")
@@ -110,7 +111,6 @@ class SandboxRunner:
             )
             faults.reach("sandbox-run:network")
         owner.stage = "pod files"
-        undo.push("files", partial(self.files.remove, box.id))
         await self.files.write(box)
         faults.reach("sandbox-run:files")
         if box.spec.security.namespaces.pid is NamespaceMode.POD:
