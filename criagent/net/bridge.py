@@ -6,6 +6,7 @@ eleven digits. Netlink and nftables calls run in the network thread. IPv6 follow
 
 from __future__ import annotations
 
+import asyncio
 import dataclasses
 import os
 import subprocess
@@ -17,8 +18,9 @@ from pathlib import Path
 import structlog
 
 from criagent.aio import run_in
-from criagent.errors import InvalidRequestError
+from criagent.errors import AgentError, InvalidRequestError
 from criagent.kernel import namespaces, netlink
+from criagent.kernel.nft_events import NftEvents
 from criagent.kernel.nftables import Nftables
 from criagent.model import Protocol, Sandbox
 from criagent.net import hostport
@@ -64,6 +66,8 @@ class BridgeNetwork:
         self._mtu = 1500
         self._failure = "the network has not started"
         self._forwards: dict[str, list[hostport.Forward]] = {}
+        self._events: NftEvents | None = None
+        self._repair: asyncio.Task[None] | None = None
 
     @property
     def cidrs(self) -> tuple[str, ...]:
@@ -84,9 +88,17 @@ class BridgeNetwork:
         }
         await run_in(self._net, self._start)
         self._failure = ""
+        self._events = NftEvents()
+        asyncio.get_running_loop().add_reader(self._events, self._rules_changed)
 
     async def stop(self) -> None:
-        """Nothing runs in the background; pods keep their network."""
+        """Stop looking after the rules; pods keep their network."""
+        if self._events is not None:
+            asyncio.get_running_loop().remove_reader(self._events)
+            self._events.close()
+            self._events = None
+        if self._repair is not None:
+            await asyncio.wait({self._repair})
 
     def condition(self) -> NetworkCondition:
         """Ready once the bridge is up."""
@@ -122,8 +134,8 @@ class BridgeNetwork:
         gone = self._forwards.get(box.id)
         if gone is None:
             gone = hostport.forwards(box, self._addresses.of(box.id))
-        await run_in(self._net, self._detach, box.id, gone)
         self._forwards.pop(box.id, None)
+        await run_in(self._net, self._detach, box.id, gone)
         await self._addresses.release(box.id)
 
     async def reconcile(self, live: Sequence[Sandbox]) -> None:
@@ -135,7 +147,52 @@ class BridgeNetwork:
         names = {_veth_name(box_id) for box_id in known}
         await run_in(self._net, self._sweep, names)
 
+    def _rules_changed(self) -> None:
+        """Somebody deleted rules; when they were ours, they come back."""
+        if self._events is not None and self._events.deletes(hostport.NAME) and not self._repair:
+            self._repair = asyncio.create_task(self._restore(), name="nftables")
+            self._repair.add_done_callback(self._restored)
+
+    def _restored(self, task: asyncio.Task[None]) -> None:
+        self._repair = None
+        if not task.cancelled() and (failure := task.exception()):
+            self._failure = f"the nftables rules were deleted and cannot be put back: {failure}"
+            log.error("rules_not_restored", error=str(failure))
+
+    async def _restore(self) -> None:
+        """Write the table until it is there with nobody else's deletion after it."""
+        while True:
+            await run_in(self._net, self._write_table)
+            if self._events is not None:
+                self._events.deletes(hostport.NAME)  # our own rewriting is among the events
+            if await run_in(self._net, self._table_there):
+                log.warning("rules_restored", table=hostport.TABLE)
+                self._failure = ""
+                return
+
     # The rest runs in the network thread.
+
+    def _write_table(self) -> None:
+        if self._nft is None:
+            raise RuntimeError("rules before start")
+        live = [f for held in self._forwards.values() for f in held]
+        self._nft.run(hostport.table(self._config.bridge, self.cidrs, live))
+
+    def _table_there(self) -> bool:
+        try:
+            return self._nft is not None and bool(self._nft.run(f"list table {hostport.TABLE}"))
+        except AgentError:
+            return False
+
+    def _change_rules(self, commands: str) -> None:
+        """Apply `commands`; should the table be gone, write it whole, as it has to be now."""
+        try:
+            if self._nft is not None:
+                self._nft.run(commands)
+        except AgentError:
+            if self._table_there():
+                raise
+            self._write_table()
 
     def _start(self) -> None:
         if self._nft is None:
@@ -151,8 +208,7 @@ class BridgeNetwork:
             gateway = network[1]
             routes.send([netlink.address(self._index, gateway, network.prefixlen)], exist_ok=True)
         self._switches(name)
-        live = [f for held in self._forwards.values() for f in held]
-        self._nft.run(hostport.table(name, self.cidrs, live))
+        self._write_table()
 
     def _switches(self, name: str) -> None:
         _sysctl("net/ipv4/ip_forward", "1")
@@ -188,12 +244,12 @@ class BridgeNetwork:
         gateways = [network[1] for network in self._networks]
         namespaces.in_netns(netns, lambda: _configure(addresses, gateways))
         if wanted:
-            self._nft.run(hostport.add_commands(wanted))
+            self._change_rules(hostport.add_commands(wanted))
             _forget_flows(wanted)
 
     def _detach(self, sandbox_id: str, gone: Sequence[hostport.Forward]) -> None:
-        if gone and self._nft is not None:
-            self._nft.run(hostport.delete_commands(gone))
+        if gone:
+            self._change_rules(hostport.delete_commands(gone))
         index = netlink.index_of(_veth_name(sandbox_id))
         if index is not None and self._routes is not None:
             self._routes.send([netlink.delete_link(index)])

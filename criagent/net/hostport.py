@@ -15,7 +15,8 @@ from ipaddress import ip_address
 from criagent.errors import AlreadyExistsError, InvalidRequestError
 from criagent.model import Protocol, Sandbox
 
-TABLE = "inet criagent"
+NAME = "criagent"
+TABLE = f"inet {NAME}"
 
 _MAPS = {
     4: ("hostports4", "hostports4_ip"),

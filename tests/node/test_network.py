@@ -1,0 +1,165 @@
+"""The built-in network seen from a pod, from the node, and after somebody flushed the rules."""
+
+from __future__ import annotations
+
+import socket
+import subprocess
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+from conftest import Pods
+from cri_client import api
+from waiting import until
+
+pytestmark = pytest.mark.root
+
+
+@contextmanager
+def server(address: str, port: int) -> Iterator[None]:
+    """A TCP server of the node that says "node" to whoever connects."""
+    family = socket.AF_INET6 if ":" in address else socket.AF_INET
+    with socket.socket(family) as listener:
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        listener.bind((address, port))
+        listener.listen()
+
+        def answer() -> None:
+            while True:
+                try:
+                    client, _ = listener.accept()
+                except OSError:
+                    return
+                client.sendall(b"node")
+                client.close()
+
+        thread = threading.Thread(target=answer, daemon=True)
+        thread.start()
+        yield
+        listener.shutdown(socket.SHUT_RDWR)
+        thread.join()
+
+
+def talks(pods: Pods, row: str, address: str, port: int) -> bool:
+    command = f"echo | nc -w 2 {address} {port}"
+    return pods.cri.exec(row, "sh", "-c", command).stdout == b"node"
+
+
+def test_a_pod_has_its_addresses_routes_and_names(pods: Pods) -> None:
+    box, config = pods.sandbox(lambda c: setattr(c, "hostname", "my-pod"))
+    row = pods.running(box=(box, config))
+    network = pods.cri.pod_status(box).network
+    addresses = pods.cri.exec(row, "ip", "addr", "show", "eth0").stdout.decode()
+    assert f"{network.ip}/32" in addresses
+    assert f"{network.additional_ips[0].ip}/128" in addresses
+    assert pods.cri.exec(row, "hostname").stdout == b"my-pod\n"
+    assert pods.cri.exec(row, "cat", "/etc/hostname").stdout == b"my-pod\n"
+    assert b"default via 10.88.0.1" in pods.cri.exec(row, "ip", "route").stdout
+    assert pods.cri.exec(row, "ping", "-c", "1", "-W", "2", "10.88.0.1").exit_code == 0
+
+
+def test_pods_reach_one_another_over_both_families(pods: Pods) -> None:
+    box, config = pods.sandbox()
+    serve = "while :; do echo pod | nc -l -p 7000; done"
+    server_row = pods.running("sh", "-c", serve, box=(box, config))
+    client = pods.running()
+    network = pods.cri.pod_status(box).network
+    for address in (network.ip, network.additional_ips[0].ip):
+        until(
+            lambda address=address: pods.cri.exec(
+                client, "sh", "-c", f"echo | nc -w 1 {address} 7000"
+            ).stdout
+            == b"pod\n",
+            f"an answer of {address}",
+        )
+    assert pods.cri.status(server_row).state == api.CONTAINER_RUNNING
+
+
+def test_the_hosts_loopback_is_out_of_reach(pods: Pods) -> None:
+    row = pods.running()
+    with server("127.0.0.1", 7100):
+        assert not talks(pods, row, "127.0.0.1", 7100)
+        assert not talks(pods, row, "10.88.0.1", 7100)
+        # The attack: a route for 127.0.0.0/8 to the gateway (needs NET_ADMIN in the pod).
+        subprocess.run(
+            ["nsenter", f"--net={netns(pods, row)}", "sh", "-c", ROUTE_LOOPBACK], check=True
+        )
+        done = subprocess.run(
+            ["nsenter", f"--net={netns(pods, row)}", "busybox", "nc", "-w", "2", "127.0.0.9", "7100"],
+            input=b"\n",
+            capture_output=True,
+            check=False,
+        )
+        assert done.stdout != b"node"
+
+
+ROUTE_LOOPBACK = """
+echo 1 > /proc/sys/net/ipv4/conf/all/route_localnet
+echo 1 > /proc/sys/net/ipv4/conf/eth0/route_localnet
+ip addr del 127.0.0.1/8 dev lo
+ip route add 127.0.0.0/8 via 10.88.0.1 dev eth0 onlink
+"""
+
+
+def test_only_what_the_node_offers_on_all_addresses_listens_on_the_gateway(pods: Pods) -> None:
+    row = pods.running()
+    with server("0.0.0.0", 7200):
+        assert talks(pods, row, "10.88.0.1", 7200)
+    script = "for p in $(seq 1 1024); do echo | nc -w 1 10.88.0.1 $p && echo open $p; done; true"
+    found = pods.cri.exec(row, "sh", "-c", script, timeout=60).stdout
+    assert found == b""
+
+
+def test_host_ports_lead_to_the_pod_and_go_with_it(pods: Pods) -> None:
+    def ports(config: api.PodSandboxConfig) -> None:
+        config.port_mappings.add(host_port=7300, container_port=80)
+        config.port_mappings.add(host_port=7301, container_port=80, host_ip="127.0.0.1")
+
+    box, config = pods.sandbox(ports)
+    script = "mkdir /www; echo page > /www/index.html; exec httpd -f -h /www"
+    pods.running("sh", "-c", script, box=(box, config))
+    other = pods.running()
+    until(lambda: fetched("http://127.0.0.1:7300/") == "page\n", "the page")
+    assert fetched("http://127.0.0.1:7301/") == "page\n"
+    assert fetched("http://10.88.0.1:7300/") == "page\n"
+    assert fetched("http://10.88.0.1:7301/") == ""
+    through = pods.cri.exec(other, "wget", "-qO-", "http://10.88.0.1:7300/").stdout
+    assert through == b"page\n"
+    pods.cri.stop_pod(box)
+    assert fetched("http://127.0.0.1:7300/") == ""
+
+
+def test_rules_come_back_after_a_foreign_flush(pods: Pods) -> None:
+    box, config = pods.sandbox(
+        lambda c: c.port_mappings.add(host_port=7400, container_port=80)
+    )
+    script = "mkdir /www; echo page > /www/index.html; exec httpd -f -h /www"
+    pods.running("sh", "-c", script, box=(box, config))
+    until(lambda: fetched("http://127.0.0.1:7400/") == "page\n", "the page")
+    rules = subprocess.check_output(["nft", "list", "ruleset"])
+    subprocess.run(["nft", "flush", "ruleset"], check=True)
+    until(lambda: subprocess.check_output(["nft", "list", "ruleset"]) == rules, "the rules", 5)
+    assert fetched("http://127.0.0.1:7400/") == "page\n"
+
+
+def test_a_host_network_pod_uses_the_nodes_own(pods: Pods) -> None:
+    def host(config: api.PodSandboxConfig) -> None:
+        config.linux.security_context.namespace_options.network = api.NODE
+
+    box, config = pods.sandbox(host)
+    row = pods.running(box=(box, config))
+    assert pods.cri.pod_status(box).network.ip == ""
+    assert b"cri0" in pods.cri.exec(row, "ip", "link").stdout
+    assert pods.cri.exec(row, "hostname").stdout == Path("/proc/sys/kernel/hostname").read_bytes()
+
+
+def netns(pods: Pods, row: str) -> str:
+    found = next(c for c in pods.cri.containers() if c.id == row)
+    return f"/run/criagent/sandboxes/{found.pod_sandbox_id}/ns/net"
+
+
+def fetched(url: str) -> str:
+    command = ["curl", "-s", "--max-time", "2", url]
+    return subprocess.run(command, capture_output=True, text=True, check=False).stdout
