@@ -103,9 +103,10 @@ class BlobFiles:
                     yield Digest(folder.name, entry.name), entry.stat().st_size
 
     def parts(self) -> Iterator[Path]:
-        """Every unfinished download."""
+        """Every unfinished download, and the records of finished ranges."""
         for folder in self._root.iterdir():
             yield from folder.glob("*.part")
+            yield from folder.glob("*.ranges")
 
 
 @contextmanager

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import json
-import os
 import re
 import time
 from collections.abc import AsyncIterator, Callable
@@ -28,8 +27,9 @@ from criagent.errors import (
     RegistryError,
 )
 from criagent.image.auth import Credentials, RegistryAuth, credentials_for
-from criagent.image.blobs import BlobFiles, disk_full
+from criagent.image.blobs import BlobFiles
 from criagent.image.digest import Digest, digest_of, parse_digest
+from criagent.image.download import Downloader, Source
 from criagent.image.hosts import Host, HostsDirectory
 from criagent.image.manifest import ACCEPTED, MAX_DOCUMENT, Descriptor
 from criagent.image.proxy import ProxySettings
@@ -41,7 +41,6 @@ if TYPE_CHECKING:
 _MAX_REDIRECTS = 5
 _MAX_TOKEN = 1 << 20
 _CHUNK = 1 << 20
-_ATTEMPTS = 5  # of one blob; each goes on where the last one broke off
 _CHALLENGE = re.compile(r'([a-zA-Z]+)="([^"]*)"')
 
 log: structlog.stdlib.BoundLogger = structlog.get_logger(__name__)
@@ -102,7 +101,7 @@ class RegistryClient:
         self._proxies = proxies
         self._files = files
         self._fs = fs
-        self._range_bytes = range_bytes
+        self._downloader = Downloader(files, fs, range_bytes=range_bytes)
         self._parts = KeyedLocks()
         self._client: aiohttp.ClientSession | None = None
 
@@ -150,59 +149,18 @@ class RegistryClient:
         """
 
         async def ask(host: Host) -> None:
-            await self._fetch_from(session, host, blob, progress)
+            path = f"{session.reference.repository}/blobs/{blob.digest}"
+            source = Source(
+                where=host.url,
+                get=lambda headers: self._get(session, host, path, headers),
+                chunks=lambda response: _chunks(response, host.url),
+                moved=progress.moved,
+            )
+            await self._downloader.download(blob, source)
 
         async with self._parts.hold(blob.digest):  # two pulls may want the same blob
             if not await run_in(self._fs, self._files.has, blob.parsed):
                 await self._first(session, "pull", ask)
-
-    async def _fetch_from(
-        self, session: Session, host: Host, blob: Descriptor, progress: Progress
-    ) -> None:
-        part = self._files.part(blob.parsed)
-        for attempt in range(1, _ATTEMPTS + 1):
-            had = _size(part)
-            try:
-                await self._receive(session, host, blob, progress)
-                break
-            except RegistryError as exc:
-                transient = exc.status == 0 or exc.status >= 500 or exc.status == 429
-                if attempt == _ATTEMPTS or not transient or (_size(part) <= had and attempt > 1):
-                    raise
-                log.info("blob_resumed", digest=blob.digest, at=_size(part), error=str(exc))
-        await run_in(self._fs, self._files.verify_part, blob.parsed, blob.size)
-        await run_in(self._fs, self._files.finish, blob.parsed)
-
-    async def _receive(
-        self, session: Session, host: Host, blob: Descriptor, progress: Progress
-    ) -> None:
-        part = self._files.part(blob.parsed)
-        start = min(_size(part), blob.size)
-        if start == blob.size and part.exists():
-            return
-        path = f"{session.reference.repository}/blobs/{blob.digest}"
-        headers = {"Range": f"bytes={start}-"} if start else {}
-        async with self._get(session, host, path, headers) as response:
-            if start and response.status != 206:
-                start = 0
-            with disk_full(part):
-                fd = os.open(part, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o600)
-            try:
-                os.ftruncate(fd, start)
-                async for chunk in _chunks(response, host.url):
-                    if start + len(chunk) > blob.size:
-                        raise CorruptError(f"blob {blob.digest} is longer than {blob.size} bytes")
-                    await run_in(self._fs, _write, fd, chunk, start, part)
-                    start += len(chunk)
-                    progress.moved(len(chunk))
-            finally:
-                os.close(fd)
-        if start < blob.size:
-            raise RegistryError(
-                f"{host.url} ended blob {blob.digest} after {start} of {blob.size} bytes",
-                method="GET",
-                url=host.url,
-            )
 
     async def _first(self, session: Session, need: str, ask: Callable[[Host], Any]) -> Any:
         """The first server's answer; the last server's error when none has one."""
@@ -413,18 +371,3 @@ async def _chunks(response: aiohttp.ClientResponse, url: str) -> AsyncIterator[b
         raise RegistryError(
             f"{redacted(url)} broke off: {str(exc) or type(exc).__name__}", url=redacted(url)
         ) from exc
-
-
-def _write(fd: int, chunk: bytes, offset: int, part: Path) -> None:
-    with disk_full(part):
-        view = memoryview(chunk)
-        while view:
-            done = os.pwrite(fd, view, offset)
-            view, offset = view[done:], offset + done
-
-
-def _size(part: Path) -> int:
-    try:
-        return part.stat().st_size
-    except FileNotFoundError:
-        return 0

@@ -135,9 +135,7 @@ def user(**fields: object) -> Callable[[api.ContainerConfig], object]:
             "/proc/nothing/here",
         ),
         (
-            lambda c: c.mounts.add(
-                container_path="/x", host_path="/tmp", recursive_read_only=True
-            ),
+            lambda c: c.mounts.add(container_path="/x", host_path="/tmp", recursive_read_only=True),
             INVALID,
             "readonly",
         ),
@@ -261,7 +259,7 @@ def test_a_full_network_says_so_and_recovers(pods: Pods) -> None:
     try:
         boxes = [pods.sandbox()[0] for _ in range(5)]
         full = grpc.StatusCode.RESOURCE_EXHAUSTED
-        refused(lambda: pods.sandbox(), full, "10.99.0.0/29")
+        refused(pods.sandbox, full, "10.99.0.0/29")
         pods.cri.remove_pod(boxes[0])
         assert pods.cri.pod_status(pods.sandbox()[0]).network.ip == "10.99.0.2"
         assert len(pods.cri.pods()) == 5

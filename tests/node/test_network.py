@@ -68,10 +68,10 @@ def test_pods_reach_one_another_over_both_families(pods: Pods) -> None:
     network = pods.cri.pod_status(box).network
     for address in (network.ip, network.additional_ips[0].ip):
         until(
-            lambda address=address: pods.cri.exec(
-                client, "sh", "-c", f"echo | nc -w 1 {address} 7000"
-            ).stdout
-            == b"pod\n",
+            lambda address=address: (
+                pods.cri.exec(client, "sh", "-c", f"echo | nc -w 1 {address} 7000").stdout
+                == b"pod\n"
+            ),
             f"an answer of {address}",
         )
     assert pods.cri.status(server_row).state == api.CONTAINER_RUNNING
@@ -87,7 +87,16 @@ def test_the_hosts_loopback_is_out_of_reach(pods: Pods) -> None:
             ["nsenter", f"--net={netns(pods, row)}", "sh", "-c", ROUTE_LOOPBACK], check=True
         )
         done = subprocess.run(
-            ["nsenter", f"--net={netns(pods, row)}", "busybox", "nc", "-w", "2", "127.0.0.9", "7100"],
+            [
+                "nsenter",
+                f"--net={netns(pods, row)}",
+                "busybox",
+                "nc",
+                "-w",
+                "2",
+                "127.0.0.9",
+                "7100",
+            ],
             input=b"\n",
             capture_output=True,
             check=False,
@@ -132,9 +141,7 @@ def test_host_ports_lead_to_the_pod_and_go_with_it(pods: Pods) -> None:
 
 
 def test_rules_come_back_after_a_foreign_flush(pods: Pods) -> None:
-    box, config = pods.sandbox(
-        lambda c: c.port_mappings.add(host_port=7400, container_port=80)
-    )
+    box, config = pods.sandbox(lambda c: c.port_mappings.add(host_port=7400, container_port=80))
     script = "mkdir /www; echo page > /www/index.html; exec httpd -f -h /www"
     pods.running("sh", "-c", script, box=(box, config))
     until(lambda: fetched("http://127.0.0.1:7400/") == "page\n", "the page")

@@ -24,7 +24,9 @@ pytestmark = pytest.mark.root
 Members = list[tuple[tarfile.TarInfo, bytes]]
 
 
-def member(name: str, content: bytes = b"", kind: bytes = tarfile.REGTYPE, **facts: object) -> tuple:
+def member(
+    name: str, content: bytes = b"", kind: bytes = tarfile.REGTYPE, **facts: object
+) -> tuple:
     entry = tarfile.TarInfo(name)
     entry.type, entry.size = kind, len(content)
     for key, value in facts.items():
@@ -115,10 +117,17 @@ async def test_impossible_members_fail_the_layer(place: Place, members: Members)
     [
         [member("/outside", b"x")],
         [member("link", kind=SYMLINK, linkname="../outside"), member("link", b"x")],
-        [member("link", kind=SYMLINK, linkname="/outside", mode=0o777), member("link", b"", mode=0o777)],
+        [
+            member("link", kind=SYMLINK, linkname="/outside", mode=0o777),
+            member("link", b"", mode=0o777),
+        ],
         [member("up", kind=SYMLINK, linkname=".."), member("up/outside", b"x")],
         [member("up", kind=SYMLINK, linkname="../../.."), member("up/outside", b"x")],
-        [member("d", kind=DIR), member("d", kind=SYMLINK, linkname=".."), member("d/outside", b"x")],
+        [
+            member("d", kind=DIR),
+            member("d", kind=SYMLINK, linkname=".."),
+            member("d/outside", b"x"),
+        ],
         [member("proc", kind=SYMLINK, linkname="/proc/self/root"), member("proc", kind=DIR)],
     ],
 )

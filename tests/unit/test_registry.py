@@ -100,7 +100,10 @@ async def manifest(client: RegistryClient, server: Server, name: str = "a/b:tag"
 
 
 async def fetch(
-    client: RegistryClient, server: Server, blob: Descriptor = BLOB, auth: RegistryAuth | None = None
+    client: RegistryClient,
+    server: Server,
+    blob: Descriptor = BLOB,
+    auth: RegistryAuth | None = None,
 ) -> None:
     session = client.session(parse_reference(f"127.0.0.1:{server.port}/a/b:tag"), auth)
     async with asyncio.timeout(10):
@@ -115,9 +118,7 @@ def answering(*responses: web.Response | Exception) -> Handler:
         response = left.pop(0) if len(left) > 1 else left[0]
         if isinstance(response, Exception):
             raise response
-        return web.Response(
-            status=response.status, body=response.body, headers=response.headers
-        )
+        return web.Response(status=response.status, body=response.body, headers=response.headers)
 
     return handler
 
