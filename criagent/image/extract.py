@@ -36,6 +36,10 @@ class NeedsLowersError(Exception):
     """The layer cannot be written without the layers below it."""
 
 
+class TooLargeError(Exception):
+    """The layer needs more space than the disk has."""
+
+
 @dataclass(slots=True)
 class Extracted:
     """What a layer took, and the directories that only its files' paths imply."""
@@ -93,7 +97,7 @@ class Extractor:
         self._result.inodes += 1
         self._result.used_bytes += -(-max(entry.size, 1) // _FRAME) * _FRAME
         if self._result.used_bytes > self._limit:
-            raise BadLayerError(f"the layer grows beyond the {self._limit} bytes that are free")
+            raise TooLargeError(f"the layer grows beyond the {self._limit} bytes that are free")
         if entry.uid > _MAX_ID or entry.gid > _MAX_ID or min(entry.uid, entry.gid) < 0:
             raise BadLayerError(f"{path!r} has the impossible owner {entry.uid}:{entry.gid}")
         if entry.kind == tar.DIRECTORY:

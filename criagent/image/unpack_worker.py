@@ -24,7 +24,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from criagent.image.decompress import BadLayerError, LayerStream
-from criagent.image.extract import Extractor, NeedsLowersError
+from criagent.image.extract import Extractor, NeedsLowersError, TooLargeError
 from criagent.kernel import mount
 from criagent.kernel.namespaces import CLONE_NEWNS, unshare
 from criagent.kernel.paths import open_in_root
@@ -34,7 +34,7 @@ from criagent.kernel.syscalls import check, libc
 _KEPT = (0, 1, 2, 3, 4, 21, 27, 31)  # CHOWN DAC_OVERRIDE DAC_READ_SEARCH FOWNER FSETID
 # SYS_ADMIN (mounts, trusted.* attributes) MKNOD SETFCAP
 _PROGRESS_BYTES = 8 << 20
-_SPARE = 64 << 20  # bytes of the disk that no layer may take
+_SPARE = 1 << 20  # bytes of the disk that no layer may take
 
 Json = dict[str, Any]
 
@@ -72,6 +72,8 @@ def _served(request: Json) -> Json:
         return {"ok": _OPS[request["op"]](request)}
     except BadLayerError as exc:
         return {"error": str(exc), "kind": "layer"}
+    except TooLargeError as exc:
+        return {"error": str(exc), "kind": "full"}
     except NeedsLowersError as exc:
         return {"error": str(exc), "kind": "lowers"}
     except OSError as exc:

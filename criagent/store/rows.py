@@ -94,7 +94,8 @@ class RowStore(Generic[R]):
             if not done.rowcount:
                 raise NotFoundError(f"{self.noun} {row.id!r} not found")
 
-        await self._db.write(change, then=lambda _: self._committed(row))
+        # Exits and stops must get written on a full disk; only new objects are refused there.
+        await self._db.write(change, then=lambda _: self._committed(row), frees=True)
 
     async def delete(self, row_id: str) -> None:
         """Forget the object; nothing happens when it is gone already."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import gzip
 import hashlib
 import io
@@ -16,7 +17,7 @@ from pathlib import Path
 import pytest
 from backports import zstd
 
-from criagent.errors import CorruptError
+from criagent.errors import CorruptError, ExhaustedError
 from criagent.image.unpack import LayerFile, NeedsLowers, Unpacked, UnpackWorkers
 
 pytestmark = pytest.mark.root
@@ -132,10 +133,8 @@ async def test_impossible_members_fail_the_layer(place: Place, members: Members)
     ],
 )
 async def test_links_never_lead_out_of_the_layer(place: Place, members: Members) -> None:
-    try:
+    with contextlib.suppress(CorruptError, NeedsLowers):
         await place.unpack(tar(*members))
-    except (CorruptError, NeedsLowers):
-        pass
     assert place.is_untouched()
     assert sorted(p.name for p in place.top.iterdir()) == ["blob1", "layer1", "outside"]
 
@@ -279,7 +278,7 @@ async def test_a_layer_larger_than_the_disk_is_refused_early(place: Place) -> No
     entry.size = 1 << 40
     packed = gzip.compress(entry.tobuf(tarfile.GNU_FORMAT) + bytes(1 << 20))
     before = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss
-    with pytest.raises(CorruptError, match="grows beyond"):
+    with pytest.raises(ExhaustedError, match="grows beyond"):
         await place.unpack(b"", packed)
     assert resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss < max(before, 100_000)
 

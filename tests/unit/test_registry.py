@@ -305,7 +305,8 @@ async def test_mirrors_come_first_and_the_registry_itself_last(
     folder = tmp_path / "certs.d" / "example.test"
     folder.mkdir(parents=True)
     (folder / "hosts.toml").write_text(
-        f'server = "{server.url}"\n[host."http://127.0.0.1:1"]\ncapabilities = ["pull", "resolve"]\n'
+        f'server = "{server.url}"\n[host."http://127.0.0.1:1"]\n'
+        'capabilities = ["pull", "resolve"]\n'
     )
     server.handler = answering(web.Response(body=json.dumps({"schemaVersion": 2}).encode()))
     session = client.session(parse_reference("example.test/x:1"), None)
