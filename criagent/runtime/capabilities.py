@@ -33,29 +33,41 @@ DEFAULT = frozenset(
 def effective_capabilities(
     security: ContainerSecurity, available: frozenset[str]
 ) -> frozenset[str]:
-    """Names that a root process of the container holds. Raises InvalidRequestError."""
+    """Names that a root process of the container holds. Raises InvalidRequestError.
+
+    In containerd's order: the defaults or, for "ALL", everything; then nothing for a drop of
+    "ALL"; then named ones are added; last, named ones are dropped, so a drop always wins.
+    """
+    add, drop = _names(security.add_capabilities), _names(security.drop_capabilities)
     if security.privileged:
         return available
-    add, drop = _names(security.add_capabilities), _names(security.drop_capabilities)
-    held = set() if "ALL" in drop else set(DEFAULT)
-    if "ALL" in add:
-        held = set(available) - {name for name in drop if name != "ALL"}
-    else:
-        held -= drop
-    held |= add - {"ALL"}  # adding a named one wins over dropping it, as with containerd
-    return frozenset(held & available)
+    held = set(available) if "ALL" in add else set(DEFAULT)
+    if "ALL" in drop:
+        held = set()
+    return frozenset((held | add) - drop) & available
 
 
 def capability_sets(security: ContainerSecurity, available: frozenset[str]) -> dict[str, list[str]]:
-    """`process.capabilities`; what the daemon itself lacks cannot be handed on."""
-    held = _ordered(effective_capabilities(security, available))
-    ambient = _ordered(_names(security.add_ambient_capabilities) & available)
+    """`process.capabilities`; what the daemon itself lacks is left out, as it cannot be handed on.
+
+    Raises InvalidRequestError for unknown names, and for an ambient capability that the container
+    does not hold: the kernel keeps the ambient set within the permitted one (man 7 capabilities).
+    """
+    held = effective_capabilities(security, available)
+    asked = _names(security.add_ambient_capabilities)
+    ambient = held if "ALL" in asked else asked & available
+    if missing := ambient - held:
+        raise InvalidRequestError(
+            f"ambient capabilities {_ordered(missing)} are not among the container's capabilities; "
+            "list them in add_capabilities too"
+        )
+    names = _ordered(held)
     return {
-        "bounding": held,
-        "effective": held,
-        "permitted": held,
-        "inheritable": ambient,
-        "ambient": ambient,
+        "bounding": names,
+        "effective": names,
+        "permitted": names,
+        "inheritable": _ordered(ambient),
+        "ambient": _ordered(ambient),
     }
 
 

@@ -4,14 +4,20 @@ from __future__ import annotations
 
 import os
 import stat
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 from criagent.errors import InvalidRequestError
+from criagent.kernel.mount import MountEntry, mountinfo
 from criagent.model import ContainerSpec, Device
+from criagent.runtime.host_paths import local_path
 from criagent.runtime.spec_inputs import OciObject, ResolvedDevice
 
-_NOT_FOR_PRIVILEGED = {"console", "pts", "shm", "mqueue", ".udev", ".lxc", ".lxd-mounts"}
+# Of /dev itself: what every container has of its own, or what leads elsewhere.
+_NOT_HANDED_ON = frozenset(
+    {"console", "pts", "shm", "mqueue", "fd", ".udev", ".lxc", ".lxd-mounts"}
+)
+_DEV = Path("/dev")
 _ACCESS = frozenset("rwm")
 # What the runtime makes in every /dev (OCI runtime specification, "Default Devices"), and ptys.
 _ALWAYS: tuple[tuple[str, int | None, int | None], ...] = (
@@ -34,12 +40,13 @@ def resolve_devices(spec: ContainerSpec) -> tuple[ResolvedDevice, ...]:
     """
     found: dict[str, ResolvedDevice] = {}
     if spec.security.privileged:
-        for path in _nodes(Path("/dev"), skip=_NOT_FOR_PRIVILEGED):
+        for path in _nodes(_DEV):
             device = _node(path, str(path), "rwm")
             if device is not None:
                 found[device.path] = device
+    table = mountinfo() if spec.devices else []
     for request in spec.devices:
-        for device in _requested(request):
+        for device in _requested(request, table):
             found[device.path] = device
     return tuple(found.values())
 
@@ -80,21 +87,19 @@ def device_rules(devices: Iterable[ResolvedDevice], *, privileged: bool) -> list
     return rules
 
 
-def _requested(request: Device) -> Iterator[ResolvedDevice]:
+def _requested(request: Device, table: Sequence[MountEntry]) -> Iterator[ResolvedDevice]:
     access = request.permissions or "rwm"
-    if not set(access) <= _ACCESS:
+    if not set(access) <= _ACCESS or len(set(access)) != len(access):
         raise InvalidRequestError(
             f"device {request.host_path}: permissions {access[:20]!r} are not of r, w and m"
         )
     host, target = request.host_path, request.container_path or request.host_path
-    if not host.startswith("/") or not target.startswith("/") or "\0" in host + target:
-        raise InvalidRequestError(f"device {host[:200]!r}: paths must be absolute")
-    try:
-        real = Path(host).resolve(strict=True)
-    except (OSError, RuntimeError) as exc:
-        raise InvalidRequestError(f"device {host} is not on this node: {exc}") from None
+    for text in (host, target):
+        if not text.startswith("/") or "\0" in text or ".." in text.split("/"):
+            raise InvalidRequestError(f"device {text[:200]!r}: paths must be absolute and plain")
+    real = _real(host, table)
     if real.is_dir():
-        for path in _nodes(real, skip=set()):
+        for path in _nodes(real):
             device = _node(path, f"{target.rstrip('/')}/{path.relative_to(real)}", access)
             if device is not None:
                 yield device
@@ -105,12 +110,29 @@ def _requested(request: Device) -> Iterator[ResolvedDevice]:
     yield device
 
 
-def _nodes(directory: Path, *, skip: set[str]) -> Iterator[Path]:
-    for entry in os.scandir(directory):
-        if entry.name in skip:
+def _real(host: str, table: Sequence[MountEntry]) -> Path:
+    """The path without symlinks. One on a network file system is refused without a look at it."""
+    try:
+        real = local_path(host, table)
+        if real is None:
+            raise InvalidRequestError(f"device {host}: devices lie on local file systems only")
+        os.lstat(real)
+    except OSError as exc:
+        raise InvalidRequestError(f"device {host} is not on this node: {exc.strerror}") from None
+    return Path(real)
+
+
+def _nodes(directory: Path) -> Iterator[Path]:
+    """Everything below `directory` that is neither a directory nor a symlink."""
+    try:
+        entries = sorted(os.scandir(directory), key=lambda entry: entry.name)
+    except FileNotFoundError:
+        return  # unplugged meanwhile
+    for entry in entries:
+        if directory == _DEV and entry.name in _NOT_HANDED_ON:
             continue
         if entry.is_dir(follow_symlinks=False):
-            yield from _nodes(Path(entry.path), skip=set())
+            yield from _nodes(Path(entry.path))
         elif not entry.is_symlink():
             yield Path(entry.path)
 

@@ -7,29 +7,35 @@ child process with a time limit, which may be left behind in the kernel's uninte
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import dataclasses
+import errno
 import json
 import os
+import stat
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Executor
 from pathlib import Path
 from typing import Literal
 
 from criagent.aio import run_in
-from criagent.child import PipeReader, spawn
-from criagent.errors import InvalidRequestError, TimedOutError
+from criagent.child import Child, PipeReader, spawn
+from criagent.errors import InvalidRequestError, TimedOutError, UnsupportedError
 from criagent.kernel.mount import MountEntry, mountinfo
 from criagent.model import Mount, MountPropagation
 from criagent.runtime.spec_inputs import ResolvedMount
 
 _LIMIT_S = 5.0
+_LINKS = 40  # as the kernel (man 7 path_resolution)
 _LOCAL = frozenset(
-    "bpf btrfs cgroup2 debugfs devtmpfs ext2 ext3 ext4 f2fs hugetlbfs mqueue nsfs overlay proc "
-    "ramfs securityfs squashfs erofs sysfs tmpfs tracefs vfat xfs zfs bcachefs devpts".split()
+    "bcachefs binfmt_misc bpf btrfs cgroup cgroup2 configfs debugfs devpts devtmpfs efivarfs erofs "
+    "exfat ext2 ext3 ext4 f2fs hugetlbfs iso9660 mqueue nsfs overlay proc pstore ramfs rootfs "
+    "securityfs selinuxfs squashfs sysfs tmpfs tracefs vfat xfs zfs".split()
 )
 _LOOK = """import json, os, sys
 path = sys.argv[1]
+os.umask(0o022)
 try:
     if not os.path.exists(path):
         os.makedirs(path, 0o755)
@@ -47,135 +53,191 @@ _PROPAGATION: dict[MountPropagation, Literal["rprivate", "rslave", "rshared"]] =
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class HostPaths:
-    """Resolves the mounts of a container. `ours` are directories that must not be kept private."""
+    """Resolves the mounts of a container. `ours` are directories that must not be kept private.
+
+    `program` is called with a path and prints one JSON object: {"real": …} or {"error": …}.
+    """
 
     fs: Executor
     ours: tuple[Path, ...]
+    table: Callable[[], Sequence[MountEntry]] = mountinfo
+    program: tuple[str, ...] = (sys.executable, "-I", "-S", "-c", _LOOK)
+    limit_s: float = _LIMIT_S
+    _hung: dict[str, Child] = dataclasses.field(default_factory=dict, init=False)
 
     async def resolve(self, mounts: Sequence[Mount]) -> tuple[ResolvedMount, ...]:
         """Each mount's source without symlinks, made as a directory when it is missing.
 
-        Raises InvalidRequestError for a path or propagation that cannot be, TimedOutError for a
-        file system that does not answer.
+        Raises InvalidRequestError for a path or propagation that cannot be, UnsupportedError for
+        an image as a volume, TimedOutError for a file system that does not answer.
         """
-        if not mounts:
-            return ()
-        table = await run_in(self.fs, mountinfo)
-        found = []
         for mount in mounts:
             _check(mount)
-            source = await self._source(mount.host_path, table)
-            _check_propagation(mount, source, table)
-            propagation = _PROPAGATION[mount.propagation]
-            if propagation == "rprivate" and self._holds_ours(source):
-                propagation = "rslave"  # a private copy would keep our unmounted overlays alive
-            found.append(ResolvedMount(request=mount, source=source, propagation=propagation))
+        if not mounts:
+            return ()
+        table, sources = await run_in(self.fs, self._look_directly, mounts)
+        found = []
+        for mount, local in zip(mounts, sources, strict=True):
+            source = local
+            if source is None:
+                source = await self._look_in_child(mount.host_path)
+                table = _by_target(await run_in(self.fs, self.table))  # autofs may have mounted it
+            found.append(self._resolved(mount, source, table))
         return tuple(found)
 
-    def _holds_ours(self, source: str) -> bool:
-        return any(own.is_relative_to(source) or Path(source) == own for own in self.ours)
-
-    async def _source(self, path: str, table: Sequence[MountEntry]) -> str:
-        if path_is_local(path, table):
-            real = await run_in(self.fs, _look_directly, path, table)
-            if real is not None:
-                return real
-        return await _look_in_child(path)
-
-
-def path_is_local(path: str, table: Sequence[MountEntry]) -> bool:
-    """Whether the path's mount is of a file system that always answers, as its text goes."""
-    return mount_of(path, table).fstype in _LOCAL
-
-
-def mount_of(path: str, table: Sequence[MountEntry]) -> MountEntry:
-    """The mount that holds `path`, the topmost where several are stacked."""
-    best = None
-    for entry in table:
-        target = entry.target.rstrip("/")
-        if (path == target or path.startswith(target + "/")) and (
-            best is None or len(target) >= len(best.target.rstrip("/"))
-        ):
-            best = entry
-    if best is None:
-        raise InvalidRequestError(f"host path {path[:200]!r} is on no mount of this node")
-    return best
-
-
-def _look_directly(path: str, table: Sequence[MountEntry]) -> str | None:
-    """The real path; None when a symlink leads to a file system that may not answer."""
-    current = os.path.normpath(path)
-    for _ in range(40):
-        link = _first_link(current, table)
-        if link is None:
-            return None
-        at, target = link
-        if not target:
+    def _look_directly(
+        self, mounts: Sequence[Mount]
+    ) -> tuple[dict[str, MountEntry], list[str | None]]:
+        table = self.table()
+        sources = []
+        for mount in mounts:
             try:
-                if not os.path.lexists(current):
-                    os.makedirs(current, 0o755)
+                sources.append(local_path(mount.host_path, table, make=True))
             except OSError as exc:
-                raise InvalidRequestError(
-                    f"host path {path} cannot be made: {exc.strerror}"
-                ) from None
-            return current
-        rest = current[len(at) :].lstrip("/")
-        current = os.path.normpath(os.path.join(os.path.dirname(at), target, rest))
-    raise InvalidRequestError(f"host path {path} has too many symbolic links")
+                raise InvalidRequestError(f"host path {mount.host_path}: {exc.strerror}") from None
+        return _by_target(table), sources
 
-
-def _first_link(path: str, table: Sequence[MountEntry]) -> tuple[str, str] | None:
-    """The first symlink on `path` with its target, ("", "") without one, None off local ground."""
-    prefix = ""
-    for part in path.strip("/").split("/"):
-        prefix = f"{prefix}/{part}"
-        if not path_is_local(prefix, table):
-            return None
-        if os.path.islink(prefix):
-            return prefix, os.readlink(prefix)
-    return "", ""
-
-
-async def _look_in_child(path: str) -> str:
-    read, write = os.pipe()
-    reader = PipeReader(read, limit=1 << 16)
-    try:
+    def _resolved(
+        self, mount: Mount, source: str, table: Mapping[str, MountEntry]
+    ) -> ResolvedMount:
         try:
-            child = spawn([sys.executable, "-I", "-S", "-c", _LOOK, path], stdout=write)
-        finally:
-            os.close(write)
-        try:
-            async with asyncio.timeout(_LIMIT_S):
-                line = await reader.line()
-        except TimeoutError:
-            child.kill()  # it may not die before its file system answers; nobody waits for it
-            raise TimedOutError(
-                f"host path {path} does not answer within {_LIMIT_S:.0f} s; its file system hangs"
+            source.encode()
+        except UnicodeEncodeError:
+            raise InvalidRequestError(
+                f"host path {mount.host_path} leads to {source!r}, which is not UTF-8 and cannot "
+                "be said to the OCI runtime"
             ) from None
-    finally:
-        reader.close()
-    answer = json.loads(line or b'{"error": "the child died"}')
-    if "error" in answer:
-        raise InvalidRequestError(f"host path {path}: {answer['error']}")
-    return str(answer["real"])
+        _check_propagation(mount, source, table)
+        propagation = _PROPAGATION[mount.propagation]
+        if propagation == "rprivate" and any(own.is_relative_to(source) for own in self.ours):
+            propagation = "rslave"  # a private copy would keep our unmounted overlays alive
+        return ResolvedMount(request=mount, source=source, propagation=propagation)
+
+    async def _look_in_child(self, path: str) -> str:
+        hung = self._hung.get(path)
+        if hung is not None and hung.running:  # one abandoned child for a path is enough
+            raise TimedOutError(f"host path {path} still does not answer; its file system hangs")
+        self._hung.pop(path, None)
+        read, write = os.pipe()
+        reader = PipeReader(read, limit=1 << 16)
+        try:
+            try:
+                child = spawn([*self.program, path], stdout=write)
+            finally:
+                os.close(write)
+            line = await self._answer(child, reader, path)
+        finally:
+            reader.close()
+        answer = json.loads(line or b'{"error": "the process that looked at it died"}')
+        if "error" in answer:
+            raise InvalidRequestError(f"host path {path}: {answer['error']}")
+        return str(answer["real"])
+
+    async def _answer(self, child: Child, reader: PipeReader, path: str) -> bytes | None:
+        try:
+            async with asyncio.timeout(self.limit_s):
+                line = await reader.line()
+                child.kill()  # it has nothing left to say; its interpreter's end takes longer
+                await child.wait()
+                return line
+        except (TimeoutError, asyncio.CancelledError) as exc:
+            child.kill()  # it may not die before its file system answers; nobody waits for it
+            self._hung[path] = child
+            if isinstance(exc, asyncio.CancelledError):
+                raise
+            raise TimedOutError(
+                f"host path {path} does not answer within {self.limit_s:g} s; its file system hangs"
+            ) from None
+
+
+def local_path(path: str, table: Sequence[MountEntry], *, make: bool = False) -> str | None:
+    """`path` without symlinks; None when it leads to a file system that may not answer.
+
+    Walks as the kernel does (man 7 path_resolution), but looks at each mount point in `table`
+    before it is touched. With `make`, missing directories of `path` are made with mode 0755; what
+    a dangling symlink names is never made. Raises OSError.
+    """
+    remote = {entry.target for entry in table if entry.fstype not in _LOCAL}
+    if "/" in remote:
+        return None
+    waiting = [(part, True) for part in reversed(path.split("/"))]
+    done: list[str] = []
+    links = 0
+    while waiting:
+        part, asked = waiting.pop()
+        if part in {"", "."}:
+            continue
+        if part == "..":
+            del done[-1:]
+            continue
+        here = "/" + "/".join([*done, part])
+        if here in remote:
+            return None
+        target = _link(here, make=make and asked)
+        if target is None:
+            done.append(part)
+            continue
+        links += 1
+        if links > _LINKS:
+            raise OSError(errno.ELOOP, os.strerror(errno.ELOOP), path)
+        if target.startswith("/"):
+            done.clear()
+        waiting += [(step, False) for step in reversed(target.split("/"))]
+    return "/" + "/".join(done)
+
+
+def _link(path: str, *, make: bool) -> str | None:
+    """Target of the symlink `path`, None for anything else, which is made if it may be."""
+    try:
+        mode = os.lstat(path).st_mode
+    except FileNotFoundError:
+        if not make:
+            raise
+        with contextlib.suppress(FileExistsError):
+            os.mkdir(path, 0o755)
+        mode = os.lstat(path).st_mode
+    return os.readlink(path) if stat.S_ISLNK(mode) else None
+
+
+def _by_target(table: Sequence[MountEntry]) -> dict[str, MountEntry]:
+    return {entry.target: entry for entry in table}  # of stacked ones the last is the topmost
+
+
+def _holder(path: str, table: Mapping[str, MountEntry]) -> MountEntry:
+    """The mount that holds `path`."""
+    here = path
+    while here not in table:
+        if here == "/":
+            raise InvalidRequestError(f"host path {path[:200]!r} is on no mount of this node")
+        here = here.rpartition("/")[0] or "/"
+    return table[here]
 
 
 def _check(mount: Mount) -> None:
-    if mount.recursive_read_only:
-        if not mount.readonly:
-            raise InvalidRequestError(
-                f"mount {mount.container_path}: recursive_read_only needs readonly"
-            )
-        if mount.propagation is not MountPropagation.PRIVATE:
-            raise InvalidRequestError(
-                f"mount {mount.container_path}: recursive_read_only needs private propagation"
-            )
+    if mount.image is not None:
+        raise UnsupportedError(
+            f"mount {mount.container_path}: image volumes are not supported by this release"
+        )
+    if not mount.host_path.startswith("/") or "\0" in mount.host_path:
+        raise InvalidRequestError(
+            f"mount {mount.container_path}: host_path {mount.host_path[:200]!r} is not absolute"
+        )
+    if not mount.recursive_read_only:
+        return
+    if not mount.readonly:
+        raise InvalidRequestError(
+            f"mount {mount.container_path}: recursive_read_only needs readonly"
+        )
+    if mount.propagation is not MountPropagation.PRIVATE:
+        raise InvalidRequestError(
+            f"mount {mount.container_path}: recursive_read_only needs private propagation"
+        )
 
 
-def _check_propagation(mount: Mount, source: str, table: Sequence[MountEntry]) -> None:
+def _check_propagation(mount: Mount, source: str, table: Mapping[str, MountEntry]) -> None:
     if mount.propagation is MountPropagation.PRIVATE:
         return
-    holder = mount_of(source, table)
+    holder = _holder(source, table)
     if holder.shared:
         return
     if mount.propagation is MountPropagation.HOST_TO_CONTAINER and holder.slave:

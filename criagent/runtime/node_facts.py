@@ -13,6 +13,7 @@ from criagent.runtime.capabilities import NAMES
 from criagent.runtime.spec_inputs import NodeFacts
 
 _CPUS = Path("/sys/devices/system/cpu")
+_NR_OPEN = Path("/proc/sys/fs/nr_open")
 
 
 def read_node_facts(
@@ -22,14 +23,15 @@ def read_node_facts(
     capabilities = held_capabilities()
     _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
     may_raise = "CAP_SYS_RESOURCE" in capabilities or most == resource.RLIM_INFINITY
-    hard = nofile[1] if may_raise else min(nofile[1], most)
+    # fs.nr_open bounds everybody (man 2 getrlimit).
+    hard = min(nofile[1], int(_NR_OPEN.read_text()) if may_raise else most)
     return NodeFacts(
         capabilities=capabilities,
         nofile=(min(nofile[0], hard), hard),
         oom_score_floor=-1000 if "CAP_SYS_RESOURCE" in capabilities else _own_oom_score(),
         controllers=controllers(),
         missing_controllers=missing_controllers,
-        swap=Path("/proc/swaps").read_text().count("\n") > 0 and "memory" in controllers(),
+        swap=counts_swap(),
         apparmor=_says("/sys/module/apparmor/parameters/enabled", "Y"),
         selinux=Path("/sys/fs/selinux/enforce").exists(),
         machine=platform.machine(),
@@ -47,9 +49,25 @@ def held_capabilities() -> frozenset[str]:
 
 
 def controllers() -> frozenset[str]:
-    """Controllers of the cgroup v2 tree that containers can have."""
-    text = cgroupfs.read("/", "cgroup.controllers")
-    return frozenset((text or "").split())
+    """Controllers of the cgroup v2 tree that containers can have.
+
+    A cgroup with processes cannot pass on further controllers to its children, unless it is the
+    root of all (cgroup v2, "No Internal Process Constraint"): only what it passes on already is
+    usable then, as for a daemon in a container.
+    """
+    passed_on = frozenset((cgroupfs.read("/", "cgroup.subtree_control") or "").split())
+    is_root = cgroupfs.read("/", "cgroup.type") is None
+    if is_root or not cgroupfs.read("/", "cgroup.procs"):
+        return passed_on | frozenset((cgroupfs.read("/", "cgroup.controllers") or "").split())
+    return passed_on
+
+
+def counts_swap() -> bool:
+    """Whether some cgroup has memory.swap.max; the root never has, so its children are asked."""
+    if "memory" not in controllers() or not Path("/proc/swaps").exists():
+        return False
+    asked = [entry for entry in cgroupfs.ROOT.iterdir() if (entry / "memory.max").exists()]
+    return not asked or any((entry / "memory.swap.max").exists() for entry in asked)
 
 
 def _own_oom_score() -> int:

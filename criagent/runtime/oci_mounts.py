@@ -13,15 +13,21 @@ _SAFE = ["nosuid", "noexec", "nodev"]
 def oci_mounts(inputs: SpecInputs) -> list[OciObject]:
     """All mounts in the order in which the runtime makes them.
 
-    A requested mount takes the place of one of ours at the same path.
+    As containerd: kernel file systems first, then the pod's files and requested mounts, the
+    outer before the inner, so that a requested /etc does not hide /etc/resolv.conf. A requested
+    mount takes the place of one of ours at the same path; with a requested /dev, nothing of ours
+    is mounted below it but /dev/shm.
     """
     requested = {_clean(mount.request.container_path) for mount in inputs.mounts}
-    ours = [*_kernel(inputs), *_pod_files(inputs)]
-    kept = [mount for mount in ours if mount["destination"] not in requested]
-    ordered = sorted(
-        inputs.mounts, key=lambda mount: _clean(mount.request.container_path).count("/")
-    )
-    return [*kept, *(_bind(mount) for mount in ordered)]
+
+    def kept(mounts: Iterable[OciObject]) -> list[OciObject]:
+        return [mount for mount in mounts if mount["destination"] not in requested]
+
+    kernel = kept(_kernel(inputs))
+    if "/dev" in requested:
+        kernel = [mount for mount in kernel if not mount["destination"].startswith("/dev/")]
+    binds = [*kept(_pod_files(inputs)), *(_bind(mount) for mount in inputs.mounts)]
+    return [*kernel, *sorted(binds, key=lambda mount: str(mount["destination"]).count("/"))]
 
 
 def rootfs_propagation(mounts: Iterable[ResolvedMount]) -> str:

@@ -10,14 +10,15 @@ from __future__ import annotations
 ALWAYS = tuple(
     """
     accept accept4 access adjtimex alarm arch_prctl bind brk cachestat capget capset chdir chmod
-    chown chown32 clock_getres clock_getres_time64 clock_gettime clock_gettime64 clock_nanosleep
-    clock_nanosleep_time64 close close_range connect copy_file_range creat dup dup2 dup3
+    chown chown32 clock_adjtime clock_adjtime64 clock_getres clock_getres_time64 clock_gettime
+    clock_gettime64 clock_nanosleep clock_nanosleep_time64 close close_range connect
+    copy_file_range creat dup dup2 dup3
     epoll_create epoll_create1 epoll_ctl epoll_ctl_old epoll_pwait epoll_pwait2 epoll_wait
     epoll_wait_old eventfd eventfd2 execve execveat exit exit_group faccessat faccessat2 fadvise64
     fadvise64_64 fallocate fanotify_mark fchdir fchmod fchmodat fchmodat2 fchown fchown32 fchownat
     fcntl fcntl64 fdatasync fgetxattr flistxattr flock fork fremovexattr fsetxattr fstat fstat64
     fstatat64 fstatfs fstatfs64 fsync ftruncate ftruncate64 futex futex_requeue futex_time64
-    futex_wait futex_waitv futex_wake futimesat get_mempolicy get_robust_list get_thread_area
+    futex_wait futex_waitv futex_wake futimesat get_robust_list get_thread_area
     getcpu getcwd getdents getdents64 getegid getegid32 geteuid geteuid32 getgid getgid32
     getgroups getgroups32 getitimer getpeername getpgid getpgrp getpid getppid getpriority
     getrandom getresgid getresgid32 getresuid getresuid32 getrlimit getrusage getsid getsockname
@@ -26,8 +27,8 @@ ALWAYS = tuple(
     io_pgetevents_time64 io_setup io_submit ioctl ioprio_get ioprio_set ipc kill
     landlock_add_rule landlock_create_ruleset landlock_restrict_self lchown lchown32 lgetxattr
     link linkat listen listmount listxattr listxattrat llistxattr _llseek lremovexattr lseek
-    lsetxattr lstat lstat64 madvise map_shadow_stack mbind membarrier memfd_create memfd_secret
-    migrate_pages mincore mkdir mkdirat mknod mknodat mlock mlock2 mlockall mmap mmap2
+    lsetxattr lstat lstat64 madvise map_shadow_stack membarrier memfd_create memfd_secret
+    mincore mkdir mkdirat mknod mknodat mlock mlock2 mlockall mmap mmap2
     modify_ldt mprotect mq_getsetattr mq_notify mq_open mq_timedreceive mq_timedreceive_time64
     mq_timedsend mq_timedsend_time64 mq_unlink mremap mseal msgctl msgget msgrcv msgsnd msync
     munlock munlockall munmap name_to_handle_at nanosleep newfstatat _newselect open openat
@@ -41,8 +42,8 @@ ALWAYS = tuple(
     sched_getaffinity sched_getattr sched_getparam sched_getscheduler sched_rr_get_interval
     sched_rr_get_interval_time64 sched_setaffinity sched_setattr sched_setparam
     sched_setscheduler sched_yield seccomp select semctl semget semop semtimedop
-    semtimedop_time64 send sendfile sendfile64 sendmmsg sendmsg sendto set_mempolicy
-    set_mempolicy_home_node set_robust_list set_thread_area set_tid_address setfsgid setfsgid32
+    semtimedop_time64 send sendfile sendfile64 sendmmsg sendmsg sendto
+    set_robust_list set_thread_area set_tid_address setfsgid setfsgid32
     setfsuid setfsuid32 setgid setgid32 setgroups setgroups32 setitimer setpgid setpriority
     setregid setregid32 setresgid setresgid32 setresuid setresuid32 setreuid setreuid32
     setrlimit setsid setsockopt setuid setuid32 setxattr setxattrat shmat shmctl shmdt shmget
@@ -52,9 +53,24 @@ ALWAYS = tuple(
     timer_settime timer_settime64 timerfd_create timerfd_gettime timerfd_gettime64
     timerfd_settime timerfd_settime64 times tkill truncate truncate64 ugetrlimit umask uname
     unlink unlinkat uretprobe utime utimensat utimensat_time64 utimes vfork vmsplice wait4
-    waitid waitpid write writev process_vm_readv process_vm_writev riscv_hwprobe
+    waitid waitpid write writev process_vm_readv process_vm_writev
     """.split()
 )
+
+# Calls that only some architectures have; 32-bit ARM programs cannot even start without set_tls.
+BY_MACHINE = {
+    "aarch64": (
+        "arm_fadvise64_64",
+        "arm_sync_file_range",
+        "breakpoint",
+        "cacheflush",
+        "set_tls",
+        "sync_file_range2",
+    ),
+    "ppc64le": ("swapcontext", "sync_file_range2"),
+    "riscv64": ("riscv_flush_icache", "riscv_hwprobe"),
+    "s390x": ("s390_guarded_storage", "s390_pci_mmio_read", "s390_pci_mmio_write"),
+}
 
 # Calls that a capability of the container opens.
 BY_CAPABILITY = {
@@ -62,14 +78,23 @@ BY_CAPABILITY = {
     "CAP_SYS_ADMIN": tuple(
         """
         bpf clone clone3 fanotify_init fsconfig fsmount fsopen fspick lookup_dcookie
-        lsm_get_self_attr lsm_list_modules lsm_set_self_attr mount mount_setattr move_mount open_tree
-        open_tree_attr perf_event_open quotactl quotactl_fd setdomainname sethostname setns syslog
-        umount umount2 unshare
+        lsm_get_self_attr lsm_list_modules lsm_set_self_attr mount mount_setattr move_mount
+        open_tree open_tree_attr perf_event_open quotactl quotactl_fd setdomainname sethostname
+        setns syslog umount umount2 unshare
         """.split()
     ),
     "CAP_SYS_BOOT": ("reboot",),
     "CAP_SYS_CHROOT": ("chroot",),
     "CAP_SYS_MODULE": ("delete_module", "finit_module", "init_module"),
+    # As with Docker: programs that place memory on NUMA nodes bring the capability.
+    "CAP_SYS_NICE": (
+        "get_mempolicy",
+        "mbind",
+        "migrate_pages",
+        "move_pages",
+        "set_mempolicy",
+        "set_mempolicy_home_node",
+    ),
     "CAP_SYS_PACCT": ("acct",),
     "CAP_SYS_PTRACE": ("kcmp", "pidfd_getfd", "process_madvise"),
     "CAP_SYS_RAWIO": ("iopl", "ioperm"),
@@ -87,6 +112,8 @@ PERSONALITIES = (0x0, 0x8, 0x20000, 0x20008, 0xFFFFFFFF)
 NAMESPACE_FLAGS = 0x7E020080
 
 REFUSED_FAMILIES = (38, 40)  # AF_ALG, AF_VSOCK
+FAMILIES = 46  # AF_MAX: families from here on do not exist
+FAMILIES_BLOCK = 32  # the largest power of two below it
 
 ARCHITECTURES = {
     "x86_64": ["SCMP_ARCH_X86_64", "SCMP_ARCH_X86", "SCMP_ARCH_X32"],

@@ -1,7 +1,9 @@
 """Paths that a container may not see or write.
 
-Lists of the request are used as they are. Empty lists mean the defaults: the kubelet leaves them
-empty for procMount Unmasked only, which Kubernetes allows in a user namespace alone (KEP-4265).
+A list of the request is used as it is, but for one case: the kubelet's own default list is
+completed with the paths that became known later. An empty list means the defaults: the kubelet
+sends none for procMount Unmasked only, which Kubernetes allows in a user namespace alone
+(KEP-4265), and other callers that say nothing should not get an open /proc.
 """
 
 from __future__ import annotations

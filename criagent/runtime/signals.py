@@ -35,7 +35,8 @@ def stop_signal(cri: int, image: str) -> str:
         return _CRI[cri]
     if not image:
         return "SIGTERM"
-    if image.isdigit():
+    image = image.strip()
+    if image.isascii() and image.isdigit():
         number = int(image) if len(image) < 4 else 0
         return _name(number, image)
     name = image.upper().removeprefix("SIG")

@@ -1,7 +1,8 @@
 """Sysctls of a pod: only those of namespaces that are its own, only one plain value each.
 
 The value is written to the file of the name and nowhere else, so it cannot smuggle another one in
-(CVE-2022-0811); a name of a namespace shared with the host is refused (CVE-2022-0532).
+(CVE-2022-0811); a name of a namespace shared with the host is refused (CVE-2022-0532). Those of
+the UTS namespace are refused always: the hostname of a pod has a field of its own.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ from criagent.errors import InvalidRequestError
 
 _NAME = re.compile(r"[a-z][a-z0-9_]*(?:[./][A-Za-z0-9_:-]+)+")
 _VALUE = re.compile(r"[A-Za-z0-9_.,:\t -]{1,4096}")
+_UTS = {"kernel.hostname", "kernel.domainname"}
 _IPC = re.compile(r"kernel\.(shm[a-z_]+|msg[a-z_]+|sem|auto_msgmni)|fs\.mqueue\.[a-z_]+")
 
 
@@ -26,10 +28,14 @@ def normalised(name: str) -> str:
 
 def validate_sysctls(sysctls: Mapping[str, str], *, own_network: bool, own_ipc: bool) -> None:
     """Raises InvalidRequestError for a name that is not the pod's to set, or an unsafe value."""
+    seen: set[str] = set()
     for name, value in sysctls.items():
         dotted = normalised(name)
         if not _NAME.fullmatch(name) or ".." in dotted or "//" in name:
             raise InvalidRequestError(f"sysctl {name[:120]!r} is not a sysctl name")
+        if dotted in seen:
+            raise InvalidRequestError(f"sysctl {name} is given twice, with dots and with slashes")
+        seen.add(dotted)
         if not _VALUE.fullmatch(value):
             raise InvalidRequestError(f"sysctl {name}: the value {value[:80]!r} is not plain")
         if dotted.startswith("net."):
@@ -42,5 +48,7 @@ def validate_sysctls(sysctls: Mapping[str, str], *, own_network: bool, own_ipc: 
                 raise InvalidRequestError(
                     f"sysctl {name} would change the node: the pod uses the host's IPC namespace"
                 )
+        elif dotted in _UTS:
+            raise InvalidRequestError(f"sysctl {name} is not for a pod to set; use its hostname")
         else:
             raise InvalidRequestError(f"sysctl {name} is not namespaced; set it on the node")

@@ -4,20 +4,37 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable
+from ipaddress import ip_address
 from pathlib import PurePosixPath
 
 from criagent.errors import InvalidRequestError, UnsupportedError
-from criagent.model import ContainerSpec, Mount, NamespaceMode, Sandbox, SandboxSpec
+from criagent.model import (
+    ContainerSecurity,
+    ContainerSpec,
+    Mount,
+    NamespaceMode,
+    ProfileType,
+    Sandbox,
+    SandboxSpec,
+    SecurityProfile,
+    UserNamespace,
+)
 from criagent.net.resolv import resolv_conf
+from criagent.runtime.capabilities import NAMES, capability_sets
 from criagent.runtime.cgroups import validate_cgroup_parent
 from criagent.runtime.sysctls import validate_sysctls
 from criagent.runtime.users import check_id
 
-_HOSTNAME = re.compile(
-    r"[A-Za-z0-9]([A-Za-z0-9-]*[A-Za-z0-9])?(\.[A-Za-z0-9]([A-Za-z0-9-]*[A-Za-z0-9])?)*"
-)
+_LABEL = r"[A-Za-z0-9]([A-Za-z0-9-]{0,61}[A-Za-z0-9])?"
+_HOSTNAME = re.compile(rf"{_LABEL}(\.{_LABEL})*")
 _NAME_LIMIT = 1024
 _LABELS_LIMIT = 1 << 20  # bytes; they are in every list answer
+# Files below /proc that a bind may hide (lxcfs does); anything else there would undo a protection
+# that runtimes rely on (CVE-2019-16884, CVE-2023-27561).
+_PROC_FILES = frozenset(
+    "cpuinfo diskstats loadavg meminfo slabinfo stat swaps sys/crypto/fips_enabled "
+    "sys/kernel/ns_last_pid uptime".split()
+)
 
 
 def validate_sandbox_spec(spec: SandboxSpec) -> None:
@@ -39,8 +56,14 @@ def validate_sandbox_spec(spec: SandboxSpec) -> None:
     _labels(what, spec.labels, spec.annotations)
     namespaces = spec.security.namespaces
     _namespaces(what, namespaces.network, namespaces.ipc, namespaces.pid)
-    if namespaces.userns is not None and namespaces.userns.mode is NamespaceMode.POD:
-        raise UnsupportedError(f"{what}: user namespaces are not supported by this release")
+    _user_namespace(what, namespaces.userns)
+    _profiles(what, spec.security.seccomp, spec.security.apparmor)
+    _ids(
+        what,
+        spec.security.run_as_user,
+        spec.security.run_as_group,
+        *spec.security.supplemental_groups,
+    )
     validate_sysctls(
         spec.sysctls,
         own_network=namespaces.network is not NamespaceMode.NODE,
@@ -52,6 +75,8 @@ def validate_sandbox_spec(spec: SandboxSpec) -> None:
         for port in (mapping.host_port, mapping.container_port):
             if not 0 <= port < 65536:
                 raise InvalidRequestError(f"{what}: port {port} is not within 0..65535")
+        if mapping.host_ip:
+            _address(what, mapping.host_ip)
 
 
 def validate_container_spec(spec: ContainerSpec, box: Sandbox) -> None:
@@ -62,25 +87,65 @@ def validate_container_spec(spec: ContainerSpec, box: Sandbox) -> None:
     if spec.log_path:
         _log_path(what, spec.log_path)
     for mount in spec.mounts:
-        _mount(what, mount)
+        _mount(what, mount, privileged=spec.security.privileged)
     for item in spec.envs:
         if not item.key or "=" in item.key or "\0" in item.key or b"\0" in item.value:
             raise InvalidRequestError(f"{what}: environment variable {item.key[:80]!r} is invalid")
     if spec.cdi_devices:
         raise UnsupportedError(f"{what}: CDI devices are not supported by this release")
-    security = spec.security
+    if not -1000 <= spec.resources.oom_score_adj <= 1000:
+        score = spec.resources.oom_score_adj
+        raise InvalidRequestError(f"{what}: oom_score_adj {score} is not within -1000..1000")
+    _security(what, spec.security, box)
+
+
+def _security(what: str, security: ContainerSecurity, box: Sandbox) -> None:
     if security.privileged and not box.spec.security.privileged:
         raise InvalidRequestError(f"{what}: a privileged container needs a privileged sandbox")
     if security.run_as_user is not None and security.run_as_username:
         raise InvalidRequestError(f"{what}: run_as_user and run_as_username exclude one another")
-    for number in (security.run_as_user, security.run_as_group, *security.supplemental_groups):
-        if number is not None:
-            check_id(number, f"{what}: id")
+    _ids(what, security.run_as_user, security.run_as_group, *security.supplemental_groups)
     if security.namespaces.pid is NamespaceMode.TARGET and not security.namespaces.target_id:
         raise InvalidRequestError(f"{what}: PID mode TARGET needs target_id")
-    userns = security.namespaces.userns
-    if userns is not None and userns.mode is NamespaceMode.POD:
+    _user_namespace(what, security.namespaces.userns)
+    _profiles(what, security.seccomp, security.apparmor)
+    capability_sets(security, frozenset(NAMES))  # raises for unknown names
+    for path in (*security.masked_paths, *security.readonly_paths):
+        _absolute(f"{what}: masked or readonly path", path)
+
+
+def _ids(what: str, *numbers: int | None) -> None:
+    for number in numbers:
+        if number is not None:
+            check_id(number, f"{what}: id")
+
+
+def _user_namespace(what: str, userns: UserNamespace | None) -> None:
+    if userns is None:
+        return
+    if userns.mode is NamespaceMode.POD:
         raise UnsupportedError(f"{what}: user namespaces are not supported by this release")
+    if userns.mode is not NamespaceMode.NODE:
+        raise InvalidRequestError(f"{what}: user namespace mode {userns.mode.name} is unknown")
+    if userns.uids or userns.gids:
+        raise InvalidRequestError(f"{what}: id mappings make no sense in the node's user namespace")
+
+
+def _profiles(what: str, seccomp: SecurityProfile | None, apparmor: SecurityProfile | None) -> None:
+    """Localhost references: a file for seccomp, the name of a loaded profile for AppArmor."""
+    if seccomp is not None and seccomp.type is ProfileType.LOCALHOST:
+        _absolute(f"{what}: seccomp profile", seccomp.localhost_ref.removeprefix("localhost/"))
+    if apparmor is not None and apparmor.type is ProfileType.LOCALHOST:
+        name = apparmor.localhost_ref.removeprefix("localhost/")
+        if not name or len(name) > _NAME_LIMIT or not name.isprintable():
+            raise InvalidRequestError(f"{what}: AppArmor profile {name[:80]!r} is no profile name")
+
+
+def _address(what: str, text: str) -> None:
+    try:
+        ip_address(text)
+    except ValueError:
+        raise InvalidRequestError(f"{what}: host_ip {text[:80]!r} is no address") from None
 
 
 def _namespaces(what: str, *modes: NamespaceMode) -> None:
@@ -98,6 +163,9 @@ def _plain(what: str, text: str) -> None:
         raise InvalidRequestError(f"{what} is empty")
     if len(text) > _NAME_LIMIT or any(character in text for character in "\0\n\r"):
         raise InvalidRequestError(f"{what} {text[:80]!r} is too long or more than one line")
+    # Names go into paths and into CNI_ARGS, whose entries these characters would cut.
+    if text in {".", ".."} or any(character in text for character in "/;="):
+        raise InvalidRequestError(f'{what} {text[:80]!r} contains "/", ";" or "="')
 
 
 def _absolute(what: str, path: str) -> None:
@@ -113,12 +181,20 @@ def _log_path(what: str, path: str) -> None:
         )
 
 
-def _mount(what: str, mount: Mount) -> None:
+def _mount(what: str, mount: Mount, *, privileged: bool) -> None:
     target = mount.container_path
-    if not target or "\0" in target or PurePosixPath("/", target) == PurePosixPath("/"):
+    place = PurePosixPath("/", target.lstrip("/"))  # PurePosixPath keeps a leading "//"
+    if not target or "\0" in target or place == PurePosixPath("/"):
         raise InvalidRequestError(f"{what}: mount: container_path {target[:200]!r} is invalid")
     if ".." in PurePosixPath(target).parts:
         raise InvalidRequestError(f'{what}: mount: container_path {target[:200]!r} has ".."')
+    if place.is_relative_to("/proc"):
+        below = str(place.relative_to("/proc"))
+        if below not in _PROC_FILES and not (below == "." and privileged):
+            raise InvalidRequestError(
+                f"{what}: mount: container_path {target[:200]!r} would hide a part of /proc; "
+                "mount it elsewhere, such as /host/proc"
+            )
     if mount.image is not None:
         raise UnsupportedError(f"{what}: image volumes are not supported by this release")
     if not mount.host_path.startswith("/") or "\0" in mount.host_path:
@@ -135,6 +211,6 @@ def _printable(path: str) -> bool:
 
 
 def _labels(what: str, *maps: dict[str, str]) -> None:
-    pairs: Iterable[tuple[str, str]] = (pair for labels in maps for pair in labels.items())
-    if sum(len(key) + len(value) for key, value in pairs) > _LABELS_LIMIT:
+    texts: Iterable[str] = (text for labels in maps for pair in labels.items() for text in pair)
+    if sum(len(text.encode()) for text in texts) > _LABELS_LIMIT:
         raise InvalidRequestError(f"{what}: labels and annotations exceed {_LABELS_LIMIT} bytes")
