@@ -3,7 +3,7 @@ CACHE := $(or $(XDG_CACHE_HOME),$(HOME)/.cache)/criagent
 VENV  := $(CACHE)/venv-$(shell sha256sum pyproject.toml requirements-dev.lock 2>/dev/null | sha256sum | cut -c1-16)
 PY    := $(VENV)/bin/python
 
-.PHONY: help proto venv demo bench test unit check
+.PHONY: help proto venv demo bench test unit node conformance check
 
 help:  ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST)
@@ -26,8 +26,18 @@ bench:  ## figures of docs/architecture.md as a table and as build/bench.json
 unit: $(PY)  ## pure tests, no root needed
 	$(PY) -m pytest tests/unit
 
-check: $(PY)  ## linters and types
-	$(VENV)/bin/ruff check criagent tests
-	$(VENV)/bin/mypy criagent
+check: $(PY)  ## linters, types, import rules
+	$(VENV)/bin/ruff check criagent tests proto
+	$(VENV)/bin/ruff format --check criagent tests proto
+	$(VENV)/bin/mypy
+	PYTHONPATH=. $(VENV)/bin/lint-imports
 
-test: unit  ## all tests that this machine can run
+node: $(PY)  ## pods, restarts, networks, crashes in the test node; needs root
+	tests/node/up python3 -m pytest -q -p no:cacheprovider tests/node
+	tests/node/up python3 -m pytest -q -p no:cacheprovider tests/crash
+
+conformance:  ## critest, judged by tests/conformance/expected.toml
+	CRIAGENT_ARGS="--log-level warning" tests/node/up tests/conformance/run
+
+test: unit node conformance  ## all tests that this machine can run; prints what is skipped and why
+	@echo "not run here: the VM tier (systemd driver, limits, AppArmor), which is to come"

@@ -114,6 +114,8 @@ class BridgeNetwork:
         parsed = [_network(cidr) for cidr in cidrs]
         await self._settings.put(_CIDR_SETTING, ",".join(str(network) for network in parsed))
         await run_in(self._net, self._start)
+        if self._events is not None:
+            self._events.deletes(hostport.NAME)  # our own
 
     async def attach(self, box: Sandbox, netns: Path) -> Attachment:
         """Addresses, veth pair, routes and host ports of a new sandbox.
