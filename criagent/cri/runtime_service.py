@@ -324,7 +324,7 @@ def _later(name: str, streams: bool) -> Any:  # noqa: FBT001 - a servicer method
     return stream if streams else answer
 
 
-_NOT_YET = {
+NOT_YET = {
     "Exec": False,
     "Attach": False,
     "PortForward": False,
@@ -340,5 +340,5 @@ _NOT_YET = {
     "StreamPodSandboxMetrics": True,
     "UpdatePodSandboxResources": False,
 }
-for _name, _streams in _NOT_YET.items():
+for _name, _streams in NOT_YET.items():
     setattr(RuntimeService, _name, _later(_name, _streams))

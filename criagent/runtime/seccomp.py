@@ -180,9 +180,7 @@ def _oci_form(profile: _Profile, machine: str, capabilities: frozenset[str]) -> 
         if value is not None:
             result[key] = value
     result["syscalls"] = [
-        _oci_rule(rule)
-        for rule in profile.syscalls or ()
-        if _applies(rule, machine, capabilities)
+        _oci_rule(rule) for rule in profile.syscalls or () if _applies(rule, machine, capabilities)
     ]
     return result
 

@@ -1,0 +1,58 @@
+"""docs/cri-support.md names every call and field of the protocol, and tells the truth on calls."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+from google.protobuf.descriptor import Descriptor
+
+from criagent._proto import api_pb2
+from criagent.cri.runtime_service import NOT_YET
+
+_PAGE = (Path(__file__).parents[2] / "docs" / "cri-support.md").read_text()
+_STATES = {"done", "ignored", "refused", "later"}
+
+
+def rows() -> Iterator[tuple[str, str, str, str]]:
+    """(section, name, state, note) of every table row."""
+    section = ""
+    for line in _PAGE.splitlines():
+        if line.startswith("#"):
+            section = line.lstrip("# ")
+        cells = [cell.strip() for cell in line.strip("|").split("|")]
+        if line.startswith("| ") and cells[0] not in {"RPC", "field"}:
+            yield section, cells[0], cells[1], cells[2] if len(cells) > 2 else ""
+
+
+def messages() -> Iterator[Descriptor]:
+    pending = list(api_pb2.DESCRIPTOR.message_types_by_name.values())
+    while pending:
+        message = pending.pop()
+        if not message.GetOptions().map_entry:
+            yield message
+            pending += message.nested_types
+
+
+def test_every_field_stands_once_and_nothing_else_does() -> None:
+    prefix = api_pb2.DESCRIPTOR.package + "."
+    real = sorted(
+        (message.full_name.removeprefix(prefix), field.name)
+        for message in messages()
+        for field in message.fields
+    )
+    assert sorted((s, n) for s, n, _, _ in rows() if s != "Calls") == real
+
+
+def test_every_call_stands_once_with_what_it_does() -> None:
+    services = api_pb2.DESCRIPTOR.services_by_name.values()
+    real = {m.name: "later" if m.name in NOT_YET else "done" for s in services for m in s.methods}
+    assert {n: state for s, n, state, _ in rows() if s == "Calls"} == real
+
+
+def test_states_are_known_and_whatever_is_not_done_has_its_reason() -> None:
+    for section, name, state, note in rows():
+        assert state in _STATES, (section, name)
+        if state in {"ignored", "refused"}:
+            assert re.search(r"\w", note), (section, name)
