@@ -6,6 +6,7 @@ winning key by key. `load` reports every problem of every file at once.
 
 from __future__ import annotations
 
+import math
 import re
 import tomllib
 from collections.abc import Callable
@@ -13,6 +14,7 @@ from dataclasses import dataclass, field, fields, is_dataclass
 from ipaddress import ip_address, ip_network
 from pathlib import Path
 from typing import Any, Literal
+from urllib.parse import urlsplit
 
 import msgspec
 
@@ -146,9 +148,8 @@ def load(path: Path) -> Config:
     """
     problems: list[str] = []
     values: dict[str, dict[str, Any]] = {}
-    if path != DEFAULT_PATH and not path.exists():
-        problems.append(f"{path}: no such file")
-    for file in _files(path):
+    origins: dict[str, Path] = {}  # where a key was set last
+    for file in _files(path, problems):
         try:
             document = tomllib.loads(file.read_text())
         except (tomllib.TOMLDecodeError, UnicodeDecodeError, OSError) as exc:
@@ -158,14 +159,34 @@ def load(path: Path) -> Config:
             problems += [f"{file}: {text}" for text in _problems(name, section)]
             if isinstance(section, dict):
                 values.setdefault(name, {}).update(section)
+                origins |= {f"{name}.{key}": file for key in section}
     if problems:
         raise ConfigError(problems)
     config: Config = msgspec.convert(values, Config, dec_hook=_path)
-    if config.runtime.default_handler not in config.runtime.handlers:
+    if found := _contradictions(config):
         raise ConfigError(
-            [f"{path}: runtime.default_handler: {config.runtime.default_handler!r} is no handler"]
+            [
+                f"{next((origins[key] for key in keys if key in origins), path)}: {keys[0]}: {text}"
+                for keys, text in found
+            ]
         )
     return config
+
+
+def _contradictions(config: Config) -> list[tuple[tuple[str, ...], str]]:
+    """What only several keys together get wrong: those keys, and a text on the first of them."""
+    runtime, storage = config.runtime, config.storage
+    found: list[tuple[tuple[str, ...], str]] = []
+    if runtime.default_handler not in runtime.handlers:
+        keys = ("runtime.default_handler", "runtime.handlers")
+        found.append((keys, f"{runtime.default_handler!r} is no handler"))
+    if runtime.nofile_soft > runtime.nofile_hard:
+        keys = ("runtime.nofile_soft", "runtime.nofile_hard")
+        found.append((keys, f"{runtime.nofile_soft} is above nofile_hard {runtime.nofile_hard}"))
+    if storage.root == storage.run_dir:
+        keys = ("storage.run_dir", "storage.root")
+        found.append((keys, "is the root directory too; want a directory on tmpfs of its own"))
+    return found
 
 
 def _path(kind: type, value: object) -> Path:
@@ -176,8 +197,14 @@ def _path(kind: type, value: object) -> Path:
     return Path(value)
 
 
-def _files(path: Path) -> list[Path]:
-    main = [path] if path.exists() else []
+def _files(path: Path, problems: list[str]) -> list[Path]:
+    main = []
+    try:
+        path.stat()
+        main.append(path)
+    except OSError as exc:
+        if path != DEFAULT_PATH or not isinstance(exc, FileNotFoundError):
+            problems.append(f"{path}: {(exc.strerror or str(exc)).lower()}")
     return main + sorted((path.parent / "config.d").glob("*.toml"))
 
 
@@ -203,8 +230,11 @@ def _problems(name: str, section: object) -> list[str]:
             continue
         if (check := _CHECKS.get(key)) and (text := check(getattr(converted, key))):
             found.append(f"{name}.{key}: {text}")
-        elif isinstance(value, int | float) and not isinstance(value, bool) and value < 0:
-            found.append(f"{name}.{key}: want a number from 0 on, not {value}")
+        elif isinstance(value, int | float) and not isinstance(value, bool):
+            lowest_ok = value >= 0 if key in _MAY_BE_ZERO else value > 0
+            if not (lowest_ok and math.isfinite(value)):
+                above = "from 0 on" if key in _MAY_BE_ZERO else "above 0"
+                found.append(f"{name}.{key}: want a number {above}, not {value}")
     return found
 
 
@@ -225,6 +255,8 @@ def _check_cidrs(cidrs: tuple[str, ...]) -> str:
             ip_network(cidr)
         except ValueError as exc:
             return f"{cidr!r} is no network: {exc}"
+        if ip_network(cidr).num_addresses < _FEWEST_ADDRESSES:
+            return f"{cidr!r} has no room for pods beside its gateway"
     versions = [ip_network(cidr).version for cidr in cidrs]
     if not versions or len(set(versions)) < len(versions):
         return "want one network, or one of IPv4 and one of IPv6"
@@ -232,7 +264,9 @@ def _check_cidrs(cidrs: tuple[str, ...]) -> str:
 
 
 def _check_bridge(name: str) -> str:
-    good = re.fullmatch(r"[A-Za-z0-9_.-]{1,15}", name)
+    # "all" and "default" are directories of their own beside the interfaces' sysctls
+    taken = name in {".", "..", "all", "default", "lo"}
+    good = re.fullmatch(r"[A-Za-z0-9_.-]{1,15}", name) and not taken
     return "" if good else f"{name!r} is no interface name of at most 15 characters"
 
 
@@ -244,12 +278,42 @@ def _check_address(address: str) -> str:
         loopback = host == "localhost" or ip_address(host.strip("[]")).is_loopback
     except ValueError:
         loopback = False
-    if not colon or not loopback or not port.isdigit() or not 0 < int(port) < 65536:
+    number = int(port) if re.fullmatch(r"[0-9]{1,5}", port) else 0
+    if not colon or not loopback or not 0 < number < 65536:
         return f'{address!r} is no loopback address with a port, such as "127.0.0.1:9880"'
     return ""
 
 
+def _check_socket(path: Path) -> str:
+    # sun_path of man 7 unix, with its closing zero
+    size = len(str(path).encode())
+    return "" if size <= 107 else f"is {size} bytes long; a socket's path has room for 107"
+
+
+def _check_mtu(mtu: int) -> str:
+    if mtu == 0 or 1280 <= mtu <= 65535:  # IPv6 needs 1280 (RFC 8200 section 5)
+        return ""
+    return f"want 0, or a size from 1280 to 65535, not {mtu}"
+
+
+def _check_endpoint(url: str) -> str:
+    if not url:
+        return ""
+    try:
+        parts = urlsplit(url)
+        good = parts.scheme in {"http", "https"} and bool(parts.hostname) and parts.port != 0
+    except ValueError:
+        good = False
+    return "" if good else 'want a URL such as "http://127.0.0.1:4318/v1/traces"'
+
+
+_MAY_BE_ZERO = frozenset({"mtu", "exec_drain_s", "shutdown_s"})
+_FEWEST_ADDRESSES = 4  # network, gateway, a pod, broadcast
+
 _CHECKS: dict[str, Callable[[Any], str]] = {
+    "socket": _check_socket,
+    "mtu": _check_mtu,
+    "otlp_endpoint": _check_endpoint,
     "pod_cidrs": _check_cidrs,
     "bridge": _check_bridge,
     "metrics_address": _check_address,

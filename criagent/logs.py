@@ -1,7 +1,7 @@
 """Logging: JSON lines on stderr, or readable ones when stderr is a terminal.
 
-An event is a constant name, its facts are keys. Credentials never get here: their types have no
-repr.
+An event is a constant name, its facts are keys. Credentials never get here: their types
+show nothing in their repr, and tracebacks carry no local variables.
 """
 
 from __future__ import annotations
@@ -24,12 +24,16 @@ def setup(level: str) -> None:
     ]
     terminal = sys.stderr.isatty()
     renderer: structlog.typing.Processor = (
-        structlog.dev.ConsoleRenderer() if terminal else structlog.processors.JSONRenderer()
+        # not the pretty tracebacks: those print local variables, so credentials too
+        structlog.dev.ConsoleRenderer(exception_formatter=structlog.dev.plain_traceback)
+        if terminal
+        else structlog.processors.JSONRenderer()
     )
+    exceptions = [] if terminal else [structlog.processors.format_exc_info]
     structlog.configure(
         processors=[
             *shared,
-            *([] if terminal else [structlog.processors.format_exc_info]),
+            *exceptions,
             renderer,
         ],
         wrapper_class=structlog.make_filtering_bound_logger(number),
@@ -42,7 +46,7 @@ def setup(level: str) -> None:
             foreign_pre_chain=shared,
             processors=[
                 structlog.stdlib.ProcessorFormatter.remove_processors_meta,
-                structlog.processors.format_exc_info,
+                *exceptions,
                 renderer,
             ],
         )

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import socket
 from collections.abc import Callable
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from socketserver import TCPServer
 from threading import Thread
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
+import structlog
 from opentelemetry import trace
 from prometheus_client import CollectorRegistry, Gauge, Histogram, ProcessCollector
 from prometheus_client.exposition import CONTENT_TYPE_LATEST, generate_latest
 
-from criagent.errors import UnsupportedError
+from criagent.errors import UnavailableError, UnsupportedError
 
 if TYPE_CHECKING:
     from opentelemetry.sdk.trace import TracerProvider
@@ -23,6 +26,8 @@ IMAGES = "criagent_images"
 
 _BUCKETS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 60, 300)
 _REQUEST_S = 5.0
+
+log: structlog.stdlib.BoundLogger = structlog.get_logger(__name__)
 
 
 class Telemetry:
@@ -49,7 +54,7 @@ class Telemetry:
     def serve(self, address: str, healthy: Callable[[], bool]) -> None:
         """Answer /metrics and /healthz on `address` ("host:port"); "" = nowhere.
 
-        Raises OSError when the address is taken.
+        Raises UnavailableError when the address is taken or is none of this node.
         """
         if not address:
             return
@@ -62,15 +67,15 @@ class Telemetry:
             def do_GET(self) -> None:
                 match self.path.partition("?")[0]:
                     case "/metrics":
-                        self._answer(200, generate_latest(registry))
+                        self._answer(200, generate_latest(registry), CONTENT_TYPE_LATEST)
                     case "/healthz":
                         self._answer(*((200, b"ok\n") if healthy() else (503, b"recovering\n")))
                     case _:
                         self._answer(404, b"")
 
-            def _answer(self, status: int, body: bytes) -> None:
+            def _answer(self, status: int, body: bytes, kind: str = "text/plain") -> None:
                 self.send_response(status)
-                self.send_header("Content-Type", CONTENT_TYPE_LATEST)
+                self.send_header("Content-Type", kind)
                 self.send_header("Content-Length", str(len(body)))
                 self.end_headers()
                 self.wfile.write(body)
@@ -78,7 +83,13 @@ class Telemetry:
             def log_message(self, *_: object) -> None:
                 """Scrapes are no events."""
 
-        self._server = _Server((host.strip("[]"), int(port)), Handler)
+        try:
+            self._server = _Server((host.strip("[]"), int(port)), Handler)
+        except OSError as exc:
+            raise UnavailableError(
+                f"metrics cannot be served on {address}: {exc.strerror}; "
+                'change telemetry.metrics_address, or set it to "" for none'
+            ) from exc
         Thread(target=self._server.serve_forever, name="metrics", daemon=True).start()
 
     def close(self) -> None:
@@ -86,12 +97,30 @@ class Telemetry:
         if self._server is not None:
             self._server.shutdown()
             self._server.server_close()
+            self._server = None
         if self._provider is not None:
             self._provider.shutdown()
 
 
 class _Server(ThreadingHTTPServer):
     daemon_threads = True
+
+    def __init__(
+        self, address: tuple[str, int], handler: type[BaseHTTPRequestHandler]
+    ) -> None:
+        if ":" in address[0]:
+            self.address_family = socket.AF_INET6
+        super().__init__(address, handler)
+
+    def server_bind(self) -> None:
+        """As the base class, without its look-up of the host's name, which can hang for seconds."""
+        TCPServer.server_bind(self)
+        self.server_name, self.server_port = str(self.server_address[0]), self.server_address[1]
+
+    def handle_error(self, request: Any, client_address: Any) -> None:
+        """One event; the base class prints a traceback between the lines of the log."""
+        del request, client_address
+        log.debug("scrape_failed", exc_info=True)
 
 
 def _exporting(endpoint: str) -> TracerProvider:
