@@ -34,6 +34,7 @@ from criagent.runtime.container_stop import ContainerStopper
 from criagent.runtime.exec_sync import ExecSync
 from criagent.runtime.exits import ExitWatcher
 from criagent.runtime.handlers import HandlerFacts, probe
+from criagent.runtime.holder_watch import HolderWatch
 from criagent.runtime.host_paths import HostPaths
 from criagent.runtime.monitor import Conmon
 from criagent.runtime.node_facts import read_node_facts
@@ -340,6 +341,7 @@ class _RuntimeAssembly:
             holder=self.holder,
             clock=self.clock,
         )
+        self.watch = HolderWatch(self.stores.sandboxes, self.teardown)
         self.runner = SandboxRunner(
             store=self.stores.sandboxes,
             owners=self.sandbox_owners,
@@ -347,6 +349,7 @@ class _RuntimeAssembly:
             namespaces=self.namespaces,
             files=pod_files,
             holder=self.holder,
+            watch=self.watch,
             teardown=self.teardown,
             handlers=frozenset(facts.name for facts in self.handlers if not facts.problem),
             clock=self.clock,
@@ -443,6 +446,7 @@ class _RuntimeAssembly:
             networks=self.networks,
             namespaces=self.namespaces,
             holder=self.holder,
+            watch=self.watch,
             teardown=self.teardown,
             snapshots=self.images.snapshots,
             paths=self.paths,

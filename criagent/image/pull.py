@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import Executor
 from dataclasses import dataclass
 
@@ -19,7 +19,7 @@ from criagent.aio import run_in
 from criagent.errors import CorruptError, RegistryError
 from criagent.image.auth import RegistryAuth
 from criagent.image.blobs import BlobFiles
-from criagent.image.digest import Digest
+from criagent.image.digest import Digest, parse_digest
 from criagent.image.layers import LayerUnpacker
 from criagent.image.manifest import (
     MAX_DOCUMENT,
@@ -164,11 +164,17 @@ class Puller:
         gate = asyncio.Semaphore(self._parallel)
         fetched = self._documents(top, chosen)
         async with self._unpacker.unpacked(chosen.layers, fetch, progress.moved) as snapshots:
+            # A layer that a container kept may have outlived its blob, which an export needs.
+            for layer in await run_in(self._fs, self._without_blob, chosen.layers):
+                await fetch(layer)
             faults.reach("pull-image:unpacked")
             image = await self._images.put(image, snapshots, fetched)
         faults.reach("pull-image:committed")
         log.info("image_pulled", image=str(reference), id=image.id, received=progress.bytes)
         return image
+
+    def _without_blob(self, layers: Sequence[Layer]) -> list[Layer]:
+        return [layer for layer in layers if not self._files.has(parse_digest(layer.digest))]
 
     @staticmethod
     def _documents(top: Resolved, chosen: Chosen) -> list[Blob]:

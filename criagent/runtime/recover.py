@@ -24,6 +24,7 @@ from criagent.model import ID_PATTERN, Container, Sandbox
 from criagent.net.pod_network import Networks
 from criagent.runtime.clock import Clock
 from criagent.runtime.container_recover import ContainerRecovery
+from criagent.runtime.holder_watch import HolderWatch
 from criagent.runtime.paths import RuntimePaths
 from criagent.runtime.pod_namespaces import PodNamespaces
 from criagent.runtime.sandbox_holder import SandboxHolder
@@ -49,6 +50,7 @@ class Recovery:
     networks: Networks
     namespaces: PodNamespaces
     holder: SandboxHolder
+    watch: HolderWatch
     teardown: SandboxTeardown
     snapshots: OverlaySnapshots
     paths: RuntimePaths
@@ -111,6 +113,8 @@ class Recovery:
         if not await self.namespaces.intact(box) or not self.holder.alive(box):
             log.warning("sandbox_lost", sandbox_id=box.id, pod=box.spec.metadata.key)
             await self.teardown.mark_stopped(box)
+        else:
+            self.watch.watch(box)
 
     async def _orphan_layers(self) -> None:
         """Writable layers whose container's row never came to be."""

@@ -150,5 +150,6 @@ class Runtime:
             self.container_owners.drain(limit_s),
             self.stop_owners.drain(limit_s),
         )
+        await self.recovery.watch.close()
         await self.exits.close()
         await self.stats.close()

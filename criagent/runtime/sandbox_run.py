@@ -20,6 +20,7 @@ from criagent.errors import AlreadyExistsError, InvalidRequestError, NameReserve
 from criagent.model import NamespaceMode, Sandbox, SandboxId, SandboxSpec
 from criagent.net.pod_network import Networks
 from criagent.runtime.clock import Clock
+from criagent.runtime.holder_watch import HolderWatch
 from criagent.runtime.pod_files import PodFileWriter
 from criagent.runtime.pod_namespaces import PodNamespaces
 from criagent.runtime.sandbox_holder import SandboxHolder
@@ -42,6 +43,7 @@ class SandboxRunner:
     namespaces: PodNamespaces
     files: PodFileWriter
     holder: SandboxHolder
+    watch: HolderWatch
     teardown: SandboxTeardown
     handlers: frozenset[str]
     clock: Clock
@@ -121,6 +123,7 @@ class SandboxRunner:
         owner.stage = "commit"
         box = dataclasses.replace(box, ready_at_ns=self.clock.now_ns())
         await self.store.update(box)
+        self.watch.watch(box)
         faults.reach("sandbox-run:ready")
         return box
 

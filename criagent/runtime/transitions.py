@@ -26,6 +26,14 @@ class Transitions:
             row = self.store.get(container_id)
             if row is None:
                 return None
-            row = dataclasses.replace(row, **changes)
+            row = _in_order(dataclasses.replace(row, **changes))
             await self.store.update(row)
             return row
+
+
+def _in_order(row: Container) -> Container:
+    """Times of files are coarser than the clock: an exit is never told to precede its start."""
+    if row.finished_at_ns and row.finished_at_ns <= max(row.started_at_ns, row.created_at_ns):
+        earliest = max(row.started_at_ns, row.created_at_ns) + 1
+        return dataclasses.replace(row, finished_at_ns=earliest)
+    return row
