@@ -1,0 +1,61 @@
+"""Holders of shared PID namespaces, watched: with its holder a pod's processes are gone."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+
+import structlog
+
+from criagent.kernel import process
+from criagent.model import Sandbox
+from criagent.runtime.sandbox_teardown import SandboxTeardown
+from criagent.store.sandboxes import SandboxStore
+
+log: structlog.stdlib.BoundLogger = structlog.get_logger(__name__)
+
+
+class HolderWatch:
+    """One pidfd per holder on the event loop; the sandbox becomes NOTREADY when it fires."""
+
+    def __init__(self, store: SandboxStore, teardown: SandboxTeardown) -> None:
+        self._store = store
+        self._teardown = teardown
+        self._pidfds: dict[str, int] = {}
+        self._tasks: set[asyncio.Task[None]] = set()
+
+    def watch(self, box: Sandbox) -> None:
+        """Follow the holder of `box`, if it has one, until it ends."""
+        if box.holder is None or box.id in self._pidfds:
+            return
+        fd = process.open_pidfd(box.holder)
+        if fd is None:
+            self._ended(box.id)
+            return
+        self._pidfds[box.id] = fd
+        asyncio.get_running_loop().add_reader(fd, self._ended, box.id)
+
+    async def close(self) -> None:
+        """Stop watching."""
+        for box_id in list(self._pidfds):
+            self._forget(box_id)
+        if self._tasks:
+            await asyncio.wait(self._tasks)
+
+    def _ended(self, box_id: str) -> None:
+        self._forget(box_id)
+        task = asyncio.create_task(self._mark(box_id), name=f"holder:{box_id}")
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    async def _mark(self, box_id: str) -> None:
+        box = self._store.get(box_id)
+        if box is not None and not box.stopped_at_ns:
+            log.warning("holder_died", sandbox_id=box_id, pod=box.spec.metadata.key)
+            await self._teardown.mark_stopped(box)
+
+    def _forget(self, box_id: str) -> None:
+        fd = self._pidfds.pop(box_id, None)
+        if fd is not None:
+            asyncio.get_running_loop().remove_reader(fd)
+            os.close(fd)
