@@ -1,0 +1,270 @@
+"""Containers of every kind: handlers, users, mounts, signals, logs, statistics, shared PIDs."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+from pathlib import Path
+
+import grpc
+import pytest
+from conftest import Pods
+from cri_client import DEBIAN, api, container
+from waiting import until
+
+pytestmark = pytest.mark.root
+
+HTTPD = "registry.k8s.io/e2e-test-images/httpd:2.4.39-4"
+
+
+def test_runc_is_a_handler_like_crun(pods: Pods) -> None:
+    config = pods.config()
+    box = pods.cri.run(config, handler="runc")
+    row = pods.running(
+        "sh", "-c", "trap 'exit 5' TERM; while :; do sleep 0.1; done", box=(box, config)
+    )
+    assert pods.cri.exec(row, "echo", "runc").stdout == b"runc\n"
+    with pytest.raises(grpc.RpcError) as caught:
+        pods.cri.exec(row, "sleep", "100", timeout=1)
+    assert caught.value.code() is grpc.StatusCode.DEADLINE_EXCEEDED
+    pods.cri.stop(row, 20)
+    assert pods.cri.status(row).exit_code == 5
+    assert pods.cri.pod_status(box).runtime_handler == "runc"
+    assert Path(f"/run/criagent/runtime/runc/{row}").exists()
+    pods.cri.remove(row)
+
+
+@pytest.mark.parametrize(
+    ("script", "code", "reason"),
+    [
+        ("exit 0", 0, "Completed"),
+        ("exit 3", 3, "Error"),
+        ("kill -9 $$", 137, "Error"),
+    ],
+)
+def test_exit_codes_reasons_and_times(pods: Pods, script: str, code: int, reason: str) -> None:
+    row = pods.running("sh", "-c", f"sh -c '{script}'; exit $?")
+    until(lambda: pods.cri.status(row).state == api.CONTAINER_EXITED, "the exit")
+    status = pods.cri.status(row)
+    assert (status.exit_code, status.reason) == (code, reason)
+    assert status.created_at < status.started_at < status.finished_at
+
+
+def test_output_is_whole_when_the_exit_is_told(pods: Pods) -> None:
+    row = pods.running("sh", "-c", "seq 1 20000; echo err >&2; printf no-newline")
+    until(lambda: pods.cri.status(row).state == api.CONTAINER_EXITED, "the exit")
+    lines = Path(pods.cri.status(row).log_path).read_text().splitlines()
+    assert sum(1 for line in lines if " stdout F " in line) == 20000
+    assert [line.split(" ", 3)[1:] for line in lines if "stderr" in line] == [
+        ["stderr", "F", "err"]
+    ]
+    assert any(line.endswith(" stdout P no-newline") for line in lines)
+
+
+def test_a_log_is_reopened_without_loss(pods: Pods) -> None:
+    row = pods.running("sh", "-c", "i=0; while :; do i=$((i+1)); echo $i; done")
+    log = Path(pods.cri.status(row).log_path)
+    for number in range(5):
+        until(lambda: log.stat().st_size > 20_000, "output")
+        log.rename(f"{log}.{number}")
+        pods.cri.runtime.ReopenContainerLog(api.ReopenContainerLogRequest(container_id=row))
+        assert log.exists()
+    pods.cri.stop(row)
+    files = [Path(f"{log}.{number}") for number in range(5)] + [log]
+    lines = [line for file in files for line in file.read_text().splitlines()]
+    # A part (P) goes on in the next line; its newline is the log's own.
+    parts = [line.split(" ", 3) for line in lines]
+    text = "".join(part[3] + ("\n" if part[2] == "F" else "") for part in parts)
+    numbers = [int(number) for number in text.splitlines()[:-1]]
+    assert len(numbers) > 1000
+    assert numbers == list(range(1, len(numbers) + 1))
+    with pytest.raises(grpc.RpcError) as caught:
+        pods.cri.runtime.ReopenContainerLog(api.ReopenContainerLogRequest(container_id=row))
+    assert caught.value.code() is grpc.StatusCode.FAILED_PRECONDITION
+
+
+def test_a_shared_pid_namespace_shows_no_file_of_the_host(pods: Pods) -> None:
+    def shared(config: api.PodSandboxConfig) -> None:
+        config.linux.security_context.namespace_options.pid = api.POD
+        config.linux.security_context.privileged = True
+
+    def joins(config: api.ContainerConfig) -> None:
+        config.linux.security_context.namespace_options.pid = api.POD
+        config.linux.security_context.privileged = True
+
+    box = pods.sandbox(shared)
+    row = pods.running(box=box, change=joins)
+    other = pods.running("sleep", "4242", box=box, change=joins)
+    listed = pods.cri.exec(row, "ls", "/proc/1/root/").stdout.split()
+    assert set(listed) <= {b"catatonit", b"proc", b"dev"}
+    assert b"4242" in pods.cri.exec(row, "ps", "-o", "args").stdout
+    holder = pods.cri.exec(row, "cat", "/proc/1/status").stdout.decode()
+    assert "Uid:\t65535" in holder
+    assert "CapBnd:\t0000000000000000" in holder
+    pods.cri.stop(other)
+
+
+def test_the_death_of_a_holder_makes_the_sandbox_not_ready(pods: Pods) -> None:
+    def shared(config: api.PodSandboxConfig) -> None:
+        config.linux.security_context.namespace_options.pid = api.POD
+
+    box, _ = pods.sandbox(shared)
+    pid = Path(f"/run/criagent/sandboxes/{box}/holder/pidfile").read_text()
+    os.kill(int(pid), 9)
+    until(lambda: pods.cri.pod_status(box).state == api.SANDBOX_NOTREADY, "NOTREADY")
+
+
+def test_mounts_propagate_as_asked(pods: Pods, tmp_path: Path) -> None:
+    shared = tmp_path / "shared"
+    shared.mkdir()
+    subprocess.run(["mount", "-t", "tmpfs", "tmpfs", shared], check=True)
+    subprocess.run(["mount", "--make-shared", shared], check=True)
+
+    def mounts(config: api.ContainerConfig) -> None:
+        for name, mode in (("private", 0), ("slave", 1), ("both", 2)):
+            config.mounts.add(container_path=f"/{name}", host_path=str(shared), propagation=mode)
+        config.linux.security_context.privileged = True
+
+    try:
+        box = pods.sandbox(lambda c: setattr(c.linux.security_context, "privileged", True))
+        row = pods.running(box=box, change=mounts)
+        (shared / "sub").mkdir()
+        subprocess.run(["mount", "-t", "tmpfs", "tmpfs", shared / "sub"], check=True)
+        (shared / "sub/file").write_text("x")
+        seen = {
+            name: pods.cri.exec(row, "ls", f"/{name}/sub").stdout
+            for name in ("private", "slave", "both")
+        }
+        assert seen == {"private": b"", "slave": b"file\n", "both": b"file\n"}
+        subprocess.run(["umount", shared / "sub"], check=True)
+        pods.cri.exec(row, "mkdir", "/both/up")
+        assert pods.cri.exec(row, "mount", "-t", "tmpfs", "t", "/both/up").exit_code == 0
+        assert subprocess.run(["mountpoint", "-q", shared / "up"], check=False).returncode == 0
+        pods.cri.exec(row, "umount", "/both/up")
+        assert [m.propagation for m in pods.cri.status(row).mounts] == [0, 1, 2]
+        pods.cri.stop_pod(box[0])
+        pods.cri.remove_pod(box[0])
+    finally:
+        subprocess.run(["umount", "-R", shared], check=True)
+
+
+def test_a_missing_host_directory_is_made_and_symlinks_are_followed(
+    pods: Pods, tmp_path: Path
+) -> None:
+    (tmp_path / "real").mkdir()
+    (tmp_path / "real/file").write_text("found")
+    (tmp_path / "link").symlink_to("real")
+
+    def mounts(config: api.ContainerConfig) -> None:
+        config.mounts.add(container_path="/made", host_path=str(tmp_path / "new/deep"))
+        config.mounts.add(container_path="/link", host_path=str(tmp_path / "link"), readonly=True)
+
+    row = pods.running(change=mounts)
+    assert pods.cri.exec(row, "cat", "/link/file").stdout == b"found"
+    assert pods.cri.exec(row, "touch", "/link/x").exit_code != 0
+    assert pods.cri.exec(row, "touch", "/made/x").exit_code == 0
+    assert (tmp_path / "new/deep/x").exists()
+
+
+def test_the_rich_image_arrives_as_it_was_made(pods: Pods) -> None:
+    row = pods.running(change=lambda c: setattr(c.image, "image", DEBIAN))
+    script = """
+    ls /srv/data /var/lib/app; stat -c '%a %u' /opt/owned; cat /opt/owned/added
+    stat -c %h /srv/linked /srv/data/original; bash /usr/bin/through-link
+    stat -c '%a' /srv/setuid; getfattr --only-values -n user.colour /srv/attributed; echo
+    stat -c '%s' /srv/sparse; stat -c '%F %t:%T' /srv/null
+    """
+    found = pods.cri.exec(row, "bash", "-c", script).stdout.decode()
+    assert found.split("\n")[:5] == ["/srv/data:", "original", "original-too", "", "/var/lib/app:"]
+    assert found.split("\n")[5:] == [
+        "new",
+        "750 1234",
+        "below an implied directory",
+        "2",
+        "2",
+        "through",
+        "4755",
+        "blue",
+        "1048576",
+        "character special file 1:3",
+        "",
+    ]
+
+
+def test_an_image_in_use_keeps_its_layers(pods: Pods) -> None:
+    pods.cri.pull(HTTPD)
+    box = pods.sandbox()
+    row = pods.running(box=box, change=lambda c: setattr(c.image, "image", HTTPD))
+    pods.cri.remove_image(HTTPD)
+    assert pods.cri.exec(row, "cat", "/www/index.html").stdout.startswith(b"<html>")
+    assert pods.cri.status(row).image_id.startswith("sha256:")
+    pods.cri.pull(HTTPD)  # and whole again: an export needs the blobs that went meanwhile
+    command = ["python3", "-m", "criagent", "image", "export", "-", HTTPD]
+    assert subprocess.run(command, capture_output=True, check=True).stdout
+    pods.cri.remove_pod(box[0])
+    pods.cri.remove_image(HTTPD)
+
+
+def test_statistics_tell_what_the_kernel_knows(pods: Pods) -> None:
+    row = pods.running("sh", "-c", "head -c 3000000 /dev/zero > /big; sleep 1000")
+
+    def stats() -> api.ContainerStats:
+        request = api.ContainerStatsRequest(container_id=row)
+        return pods.cri.runtime.ContainerStats(request).stats
+
+    until(lambda: stats().writable_layer.used_bytes.value > 2_900_000, "the count", 40)
+    found = stats()
+    assert found.attributes.id == row
+    assert found.cpu.usage_core_nano_seconds.value > 0
+    assert found.cpu.HasField("psi")
+    if not Path("/sys/fs/cgroup/cgroup.controllers").read_text().count("memory"):
+        assert not found.memory.HasField("usage_bytes")
+
+
+def test_a_privileged_container_needs_a_privileged_pod_and_sees_devices(pods: Pods) -> None:
+    def privileged(config: api.PodSandboxConfig | api.ContainerConfig) -> None:
+        config.linux.security_context.privileged = True
+
+    row = pods.running(box=pods.sandbox(privileged), change=privileged)
+    assert b"fuse" in pods.cri.exec(row, "ls", "/dev").stdout
+    plain = pods.running()
+    assert b"fuse" not in pods.cri.exec(plain, "ls", "/dev").stdout
+    status = pods.cri.exec(row, "cat", "/proc/self/status").stdout
+    assert b"Seccomp:\t0" in status
+
+
+def test_stdin_once_and_tty_are_created(pods: Pods) -> None:
+    def tty(config: api.ContainerConfig) -> None:
+        config.tty = config.stdin = True
+
+    row = pods.running("sh", "-c", "tty; sleep 100", change=tty)
+    until(lambda: "/dev/pts/0" in pods.log(row), "the name of the terminal")
+
+
+def test_image_archives_go_out_and_come_back(pods: Pods) -> None:
+    criagent = ["python3", "-m", "criagent", "image"]
+    pods.cri.pull(HTTPD)
+    archive = subprocess.run([*criagent, "export", "-", HTTPD], capture_output=True, check=True)
+    before = {i.id: sorted(i.repo_tags) for i in pods.cri.images()}
+    pods.cri.remove_image(HTTPD)
+    done = subprocess.run(
+        [*criagent, "import", "-"], input=archive.stdout, capture_output=True, check=True
+    )
+    assert done.stdout.decode().strip() == HTTPD
+    assert {i.id: sorted(i.repo_tags) for i in pods.cri.images()} == before
+    box = pods.sandbox()
+    row = pods.running(
+        "cat", "/www/index.html", box=box, change=lambda c: setattr(c.image, "image", HTTPD)
+    )
+    until(lambda: "It works!" in pods.log(row), "its output")
+    pods.cri.remove_pod(box[0])
+    pods.cri.remove_image(HTTPD)
+
+
+def test_a_container_of_a_stopped_pod_cannot_start(pods: Pods) -> None:
+    box, config = pods.sandbox()
+    row = pods.cri.create(box, container("late", ["sleep", "1"]), config)
+    pods.cri.stop_pod(box)
+    with pytest.raises(grpc.RpcError) as caught:
+        pods.cri.start(row)
+    assert caught.value.code() is grpc.StatusCode.FAILED_PRECONDITION
