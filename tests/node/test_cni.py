@@ -1,0 +1,142 @@
+"""The CNI backend with Debian's own plug-ins: a bridge of their making, host-local addresses."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+
+import agent
+import grpc
+import pytest
+from conftest import Pods
+from cri_client import Cri, api
+from waiting import until
+
+pytestmark = pytest.mark.root
+
+DIRECTORY = Path("/etc/cni/net.d")
+FILE = DIRECTORY / "10-test.conflist"
+NETWORK = {
+    "cniVersion": "1.0.0",
+    "name": "test",
+    "plugins": [
+        {
+            "type": "bridge",
+            "bridge": "cni-test",
+            "isGateway": True,
+            "ipMasq": False,
+            "ipam": {
+                "type": "host-local",
+                "ranges": [[{"subnet": "10.77.0.0/24"}]],
+                "routes": [{"dst": "0.0.0.0/0"}],
+                "dataDir": "/run/cni-test",
+            },
+        },
+    ],
+}
+
+
+@pytest.fixture
+def cni(pods: Pods) -> Iterator[Pods]:
+    """An agent whose pods are on CNI networks; the directory is empty at first."""
+    agent.stop()
+    DIRECTORY.mkdir(parents=True, exist_ok=True)
+    pods.cri = agent.start('[network]\nbackend = "cni"\ncni_timeout_s = 3.0\n')
+    yield pods
+    for box in pods.cri.pods():
+        pods.cri.remove_pod(box.id)
+    agent.stop()
+    FILE.unlink(missing_ok=True)
+    subprocess.run(["ip", "link", "del", "cni-test"], check=False, capture_output=True)
+    agent.start().close()
+
+
+def condition(cri: Cri) -> api.RuntimeCondition:
+    status = cri.runtime.Status(api.StatusRequest()).status
+    return next(c for c in status.conditions if c.type == "NetworkReady")
+
+
+def test_readiness_follows_the_directory(cni: Pods) -> None:
+    assert not condition(cni.cri).status
+    assert condition(cni.cri).reason == "NetworkPluginNotReady"
+    assert str(DIRECTORY) in condition(cni.cri).message
+    FILE.write_text("{broken")
+    assert "no JSON" in condition(cni.cri).message
+    with pytest.raises(grpc.RpcError):
+        cni.sandbox()
+    FILE.write_text(json.dumps(NETWORK).replace("bridge", "../../bin/sh", 1))
+    assert "../../bin/sh" in condition(cni.cri).message
+    FILE.write_text(json.dumps(NETWORK).replace('"bridge"', '"no-such-plugin"', 1))
+    assert "no-such-plugin" in condition(cni.cri).message
+    FILE.write_text(json.dumps(NETWORK))
+    until(lambda: condition(cni.cri).status, "readiness", 1)
+
+
+def test_pods_get_addresses_and_give_them_back(cni: Pods) -> None:
+    FILE.write_text(json.dumps(NETWORK))
+    box, config = cni.sandbox()
+    row = cni.running(box=(box, config))
+    address = cni.cri.pod_status(box).network.ip
+    assert address.startswith("10.77.0.")
+    assert address.encode() in cni.cri.exec(row, "ip", "addr").stdout
+    assert cni.cri.exec(row, "ping", "-c", "1", "-W", "2", "10.77.0.1").exit_code == 0
+    assert Path("/run/cni-test/test", address).exists()
+    cni.cri.stop_pod(box)
+    assert not Path("/run/cni-test/test", address).exists()
+
+
+def test_teardown_follows_the_row_when_the_configuration_is_gone(cni: Pods) -> None:
+    FILE.write_text(json.dumps(NETWORK))
+    box, _ = cni.sandbox()
+    address = cni.cri.pod_status(box).network.ip
+    FILE.unlink()
+    agent.stop()
+    cni.cri = agent.start()  # the built-in backend is the default again
+    assert cni.cri.pod_status(box).network.ip == address
+    cni.cri.remove_pod(box)
+    assert not Path("/run/cni-test/test", address).exists()
+
+
+def test_a_plugin_that_hangs_is_killed_and_undone(cni: Pods) -> None:
+    plugin = Path("/opt/cni/bin/hangs")
+    plugin.parent.mkdir(parents=True, exist_ok=True)
+    plugin.write_text(
+        '#!/bin/sh\nif [ "$CNI_COMMAND" = ADD ]; then sleep 6543 & wait; fi\n'
+        "echo $CNI_COMMAND >> /run/hangs.log\n"
+    )
+    plugin.chmod(0o755)
+    plugins = [{"type": "hangs"}]
+    FILE.write_text(json.dumps({**NETWORK, "plugins": plugins}))
+    try:
+        with pytest.raises(grpc.RpcError) as caught:
+            cni.sandbox()
+        assert caught.value.code() is grpc.StatusCode.DEADLINE_EXCEEDED
+        assert '"hangs"' in caught.value.details()
+        assert "DEL" in Path("/run/hangs.log").read_text()
+        assert subprocess.run(["pgrep", "-f", "sleep 6543"], check=False).returncode == 1
+        assert cni.cri.pods() == []
+    finally:
+        plugin.unlink()
+        Path("/run/hangs.log").unlink(missing_ok=True)
+
+
+@pytest.mark.parametrize(
+    "output",
+    ["not json", "[]", "{}", '{"ips": [{"address": "300.1.1.1/24"}]}', '{"ips": [7]}', '{"ips": 5}'],
+)
+def test_malformed_results_fail_the_pod(cni: Pods, output: str) -> None:
+    plugin = Path("/opt/cni/bin/odd")
+    plugin.parent.mkdir(parents=True, exist_ok=True)
+    plugin.write_text(f"#!/bin/sh\ncat <<'E'\n{output}\nE\n")
+    plugin.chmod(0o755)
+    FILE.write_text(json.dumps({**NETWORK, "plugins": [{"type": "odd"}]}))
+    try:
+        with pytest.raises(grpc.RpcError) as caught:
+            cni.sandbox()
+        assert caught.value.code() is grpc.StatusCode.INTERNAL
+        assert "CNI" in caught.value.details()
+        assert cni.cri.pods() == []
+    finally:
+        plugin.unlink()
