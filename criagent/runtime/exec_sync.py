@@ -1,7 +1,7 @@
 """ExecSync: the OCI runtime's exec, straight from the daemon, with pipes and limits.
 
-With a time limit it runs in a sub-cgroup beside init, so that the limit kills its whole tree by
-cgroup.kill and nothing else. A normal exit leaves background children alone.
+It runs in a sub-cgroup beside init, so that a time limit, or a caller that leaves, kills its whole
+tree by cgroup.kill and nothing else. A normal exit leaves background children alone.
 """
 
 from __future__ import annotations
@@ -63,7 +63,7 @@ class ExecSync:
         name = _PREFIX + secrets.token_hex(8)
         directory = self.paths.container(row.id)
         file = directory / f"{name}.json"
-        cgroup = f"{row.cgroup}/{name}" if self.own_cgroup and timeout_s > 0 else ""
+        cgroup = f"{row.cgroup}/{name}" if self.own_cgroup else ""
 
         # tmpfs and cgroupfs answer at once: a thread would cost more than the calls.
         try:
