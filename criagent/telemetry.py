@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import socket
+import sys
 from collections.abc import Callable
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from socketserver import TCPServer
@@ -118,7 +119,9 @@ class _Server(ThreadingHTTPServer):
     def handle_error(self, request: Any, client_address: Any) -> None:
         """One event; the base class prints a traceback between the lines of the log."""
         del request, client_address
-        log.debug("scrape_failed", exc_info=True)
+        error = sys.exception()
+        if not isinstance(error, ConnectionError | TimeoutError):  # the reader may leave any time
+            log.error("scrape_failed", error=repr(error))
 
 
 def _exporting(endpoint: str) -> TracerProvider:

@@ -124,7 +124,14 @@ def test_a_plugin_that_hangs_is_killed_and_undone(cni: Pods) -> None:
 
 @pytest.mark.parametrize(
     "output",
-    ["not json", "[]", "{}", '{"ips": [{"address": "300.1.1.1/24"}]}', '{"ips": [7]}', '{"ips": 5}'],
+    [
+        "not json",
+        "[]",
+        "{}",
+        '{"ips": [{"address": "300.1.1.1/24"}]}',
+        '{"ips": [7]}',
+        '{"ips": 5}',
+    ],
 )
 def test_malformed_results_fail_the_pod(cni: Pods, output: str) -> None:
     plugin = Path("/opt/cni/bin/odd")
