@@ -55,7 +55,7 @@ def status_of(error: Exception) -> tuple[StatusCode, str]:
     return StatusCode.INTERNAL, "internal error; see the agent's log"
 
 
-class Boundary(grpc.aio.ServerInterceptor):  # type: ignore[type-arg] # generic in stubs only
+class Boundary(grpc.aio.ServerInterceptor):
     """Wraps every handler; `ready` says whether calls other than Version are served."""
 
     def __init__(self, telemetry: Telemetry, ready: Callable[[], bool]) -> None:
