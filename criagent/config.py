@@ -204,7 +204,8 @@ def _files(path: Path, problems: list[str]) -> list[Path]:
         main.append(path)
     except OSError as exc:
         if path != DEFAULT_PATH or not isinstance(exc, FileNotFoundError):
-            problems.append(f"{path}: {(exc.strerror or str(exc)).lower()}")
+            missing = isinstance(exc, FileNotFoundError)
+            problems.append(f"{path}: {'no such file' if missing else exc.strerror or exc}")
     return main + sorted((path.parent / "config.d").glob("*.toml"))
 
 
@@ -267,7 +268,7 @@ def _check_bridge(name: str) -> str:
     # "all" and "default" are directories of their own beside the interfaces' sysctls
     taken = name in {".", "..", "all", "default", "lo"}
     good = re.fullmatch(r"[A-Za-z0-9_.-]{1,15}", name) and not taken
-    return "" if good else f"{name!r} is no interface name of at most 15 characters"
+    return "" if good else f"{name!r} is no free interface name of at most 15 characters"
 
 
 def _check_address(address: str) -> str:

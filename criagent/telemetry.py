@@ -27,6 +27,7 @@ IMAGES = "criagent_images"
 
 _BUCKETS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 60, 300)
 _REQUEST_S = 5.0
+_LAST_SPANS_S = 2.0  # a collector that is gone would hold a restart for seconds
 
 log: structlog.stdlib.BoundLogger = structlog.get_logger(__name__)
 
@@ -94,13 +95,15 @@ class Telemetry:
         Thread(target=self._server.serve_forever, name="metrics", daemon=True).start()
 
     def close(self) -> None:
-        """Stop answering and send the last spans."""
+        """Stop answering and send the last spans, for two seconds at most."""
         if self._server is not None:
             self._server.shutdown()
             self._server.server_close()
             self._server = None
         if self._provider is not None:
-            self._provider.shutdown()
+            last = Thread(target=self._provider.shutdown, name="last-spans", daemon=True)
+            last.start()
+            last.join(_LAST_SPANS_S)
 
 
 class _Server(ThreadingHTTPServer):
@@ -138,6 +141,9 @@ def _exporting(endpoint: str) -> TracerProvider:
     from opentelemetry.sdk.trace import TracerProvider as Provider
     from opentelemetry.sdk.trace.export import BatchSpanProcessor
 
-    provider = Provider(resource=Resource.create({"service.name": "criagent"}))
+    provider = Provider(
+        resource=Resource.create({"service.name": "criagent"}),
+        shutdown_on_exit=False,  # `close` does it
+    )
     provider.add_span_processor(BatchSpanProcessor(OTLPSpanExporter(endpoint=endpoint)))
     return provider

@@ -7,9 +7,10 @@ import contextlib
 import json
 import sys
 from collections.abc import Iterator, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING
 
-from criagent.config import Config, ConfigError, load
+from criagent.config import DEFAULT_PATH, Config, ConfigError, load
 
 if TYPE_CHECKING:
     import grpc
@@ -17,10 +18,16 @@ if TYPE_CHECKING:
 UNREACHABLE = 3
 
 
+def config_path(chosen: argparse.Namespace) -> Path:
+    """The main configuration file."""
+    path: Path | None = chosen.config
+    return DEFAULT_PATH if path is None else path
+
+
 def configuration(chosen: argparse.Namespace) -> Config | None:
     """The configuration, or None after every problem was printed."""
     try:
-        return load(chosen.config)
+        return load(config_path(chosen))
     except ConfigError as error:
         for problem in error.problems:
             print(problem, file=sys.stderr)
@@ -48,8 +55,12 @@ def failed(error: grpc.RpcError) -> int:
     """Print a call's failure; the exit status that it stands for."""
     import grpc
 
-    if error.code() is grpc.StatusCode.UNAVAILABLE:
-        print(f"the agent cannot be reached: {error.details()}", file=sys.stderr)
+    if error.code() in {grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.DEADLINE_EXCEEDED}:
+        print(
+            f"the agent cannot be reached: {error.details()}\n"
+            "cure: see whether it runs (systemctl status criagent), and be root",
+            file=sys.stderr,
+        )
         return UNREACHABLE
     print(error.details(), file=sys.stderr)
     return 1

@@ -6,16 +6,28 @@ import argparse
 import sys
 
 _BASH = """_criagent() {{
-    local words="{words}" at
+    local words="{words}" at word="${{COMP_WORDS[COMP_CWORD]}}"
     for at in "${{COMP_WORDS[@]:1:COMP_CWORD-1}}"; do
         case $at in
 {cases}
         esac
     done
-    COMPREPLY=($(compgen -W "$words" -- "${{COMP_WORDS[COMP_CWORD]}}"))
-    [ ${{#COMPREPLY[@]}} -gt 0 ] || COMPREPLY=($(compgen -f -- "${{COMP_WORDS[COMP_CWORD]}}"))
+    mapfile -t COMPREPLY < <(compgen -W "$words" -- "$word")
+    [ ${{#COMPREPLY[@]}} -gt 0 ] || mapfile -t COMPREPLY < <(compgen -f -- "$word")
 }}
-complete -F _criagent criagent
+complete -o filenames -F _criagent criagent
+"""
+_ZSH = """(( $+functions[compdef] )) || {{ autoload -U compinit && compinit }}
+_criagent() {{
+    local names="{words}" at
+    for at in "${{(@)words[2,CURRENT-1]}}"; do
+        case $at in
+{cases}
+        esac
+    done
+    compadd -- ${{=names}} || _files
+}}
+compdef _criagent criagent
 """
 
 
@@ -30,20 +42,28 @@ def run(chosen: argparse.Namespace) -> int:
 
     words, nested = grammar(parser())
     if chosen.shell == "fish":
-        for name in words:
-            print(f"complete -c criagent -n __fish_use_subcommand -a '{name}'")
-        for name, inner in nested.items():
-            for word in inner:
-                condition = f"'__fish_seen_subcommand_from {name}'"
-                print(f"complete -c criagent -n {condition} -a '{word}'")
+        _fish(words, nested)
         return 0
+    variable, script = ("names", _ZSH) if chosen.shell == "zsh" else ("words", _BASH)
     cases = "\n".join(
-        f'            {name}) words="{" ".join(inner)}" ;;' for name, inner in nested.items()
+        f'            {name}) {variable}="{" ".join(inner)}" ;;' for name, inner in nested.items()
     )
-    if chosen.shell == "zsh":
-        print("autoload -U +X bashcompinit && bashcompinit")
-    sys.stdout.write(_BASH.format(words=" ".join(words), cases=cases))
+    sys.stdout.write(script.format(words=" ".join(words), cases=cases))
     return 0
+
+
+def _fish(words: list[str], nested: dict[str, list[str]]) -> None:
+    conditions = {"__fish_use_subcommand": words}
+    conditions |= {f"__fish_seen_subcommand_from {name}": inner for name, inner in nested.items()}
+    for condition, candidates in conditions.items():
+        for word in candidates:
+            print(f"complete -c criagent -n '{condition}' {_fish_word(word)}")
+
+
+def _fish_word(word: str) -> str:
+    if word.startswith("--"):
+        return f"-l {word[2:]}"
+    return f"-s {word[1:]}" if word.startswith("-") else f"-a '{word}'"
 
 
 def grammar(parser: argparse.ArgumentParser) -> tuple[list[str], dict[str, list[str]]]:

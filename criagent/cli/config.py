@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import sys
 
-from criagent.cli.common import configuration
+from criagent.cli.common import config_path, configuration
 from criagent.config import default_text
 
 
@@ -21,5 +21,5 @@ def run(chosen: argparse.Namespace) -> int:
         return 0
     if configuration(chosen) is None:
         return 2
-    print(f"{chosen.config}: no problem found")
+    print(f"{config_path(chosen)}: no problem found")
     return 0

@@ -10,7 +10,8 @@ import argparse
 import dataclasses
 from typing import TYPE_CHECKING
 
-from criagent.cli.common import configuration, output_argument, show
+from criagent.cli.common import config_path, output_argument, show
+from criagent.config import Config, ConfigError, load
 
 if TYPE_CHECKING:
     from criagent.doctor import Finding
@@ -24,22 +25,30 @@ def arguments(command: argparse.ArgumentParser) -> None:
 
 
 def run(chosen: argparse.Namespace) -> int:
-    """The worst finding's status; 2 for a wrong configuration."""
-    config = configuration(chosen)
-    if config is None:
-        return 2
+    """The worst finding's status; a wrong configuration is one, and the rest uses the defaults."""
+    from criagent.cli import node_checks
     from criagent.doctor import examine
 
-    findings = examine(config)
+    problems: list[str] = []
+    try:
+        config = load(config_path(chosen))
+    except ConfigError as error:
+        config, problems = Config(), error.problems
+    findings = [
+        *node_checks.configuration(config_path(chosen), problems),
+        *examine(config),
+        *node_checks.system(node_checks.gather(), config),
+    ]
     if chosen.output == "json":
         show([dataclasses.asdict(finding) for finding in findings])
     else:
-        for finding in findings:
-            _print(finding)
-    return max((_STATUS[finding.level] for finding in findings), default=0)
+        _print(findings)
+    return max(_STATUS[finding.level] for finding in findings)
 
 
-def _print(finding: Finding) -> None:
-    print(f"{finding.level:8}{finding.name:22}{finding.text}")
-    if finding.cure:
-        print(f"{'':8}{'':22}cure: {finding.cure}")
+def _print(findings: list[Finding]) -> None:
+    width = max(len(finding.name) for finding in findings)
+    for finding in findings:
+        print(f"{finding.level:7}  {finding.name:{width}}  {finding.text}")
+        if finding.cure:
+            print(f"{'':7}  {'':{width}}  cure: {finding.cure}")

@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
+import os
+import secrets
+import stat
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -36,7 +40,7 @@ def arguments(command: argparse.ArgumentParser) -> None:
 
 
 def run(chosen: argparse.Namespace) -> int:
-    """Status 1 when fsck has findings that it did not repair, 3 without an agent."""
+    """Status 1 for a failure or findings that fsck did not repair, 3 without an agent."""
     import grpc
 
     actions: dict[str, Callable[[argparse.Namespace, grpc.Channel], int]] = {
@@ -51,6 +55,8 @@ def run(chosen: argparse.Namespace) -> int:
             return actions[chosen.action](chosen, channel)
     except grpc.RpcError as error:
         return failed(error)
+    except BrokenPipeError:
+        raise
     except OSError as error:
         print(error, file=sys.stderr)
         return 1
@@ -59,6 +65,9 @@ def run(chosen: argparse.Namespace) -> int:
 def _import(chosen: argparse.Namespace, channel: grpc.Channel) -> int:
     from criagent._proto import admin_pb2, admin_pb2_grpc
 
+    if chosen.file == "-" and sys.stdin.isatty():
+        print("an archive does not come from a terminal; redirect it", file=sys.stderr)
+        return 2
     total = 0 if chosen.file == "-" else Path(chosen.file).stat().st_size
     source: IO[bytes] = (
         sys.stdin.buffer if chosen.file == "-" else Path(chosen.file).open("rb")  # noqa: SIM115
@@ -89,23 +98,35 @@ def _export(chosen: argparse.Namespace, channel: grpc.Channel) -> int:
     request = admin_pb2.ExportImagesRequest(images=chosen.images)
     stream = admin_pb2_grpc.AdminStub(channel).ExportImages(request)
     first = next(stream, None)  # before the file is touched: the call may fail
-    part = None if chosen.file == "-" else Path(chosen.file + ".part")
-    target: IO[bytes] = sys.stdout.buffer if part is None else part.open("wb")
-    try:
-        with Bar("export", 0) as bar:
-            while first is not None:
-                target.write(first.chunk)
-                bar.moved(len(first.chunk))
-                first = next(stream, None)
+    with _target(chosen.file) as target, Bar("export", 0) as bar:
+        while first is not None:
+            target.write(first.chunk)
+            bar.moved(len(first.chunk))
+            first = next(stream, None)
         target.flush()
-    except BaseException:
-        if part is not None:
-            part.unlink(missing_ok=True)
-        raise
-    if part is not None:
-        target.close()
-        part.rename(chosen.file)
     return 0
+
+
+@contextlib.contextmanager
+def _target(name: str) -> Iterator[IO[bytes]]:
+    """What an archive is written to; a file appears under its name only when it is complete."""
+    if name == "-":
+        yield sys.stdout.buffer
+        return
+    path = Path(name).resolve()
+    if path.exists() and not stat.S_ISREG(path.stat().st_mode):
+        with path.open("wb") as device:  # a pipe or a device is written to, never replaced
+            yield device
+        return
+    part = path.with_name(f".{path.name}.{secrets.token_hex(4)}.part")
+    try:
+        # exclusive: never through a link that somebody else put there
+        with os.fdopen(os.open(part, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666), "wb") as file:
+            yield file
+        part.rename(path)
+    except BaseException:
+        part.unlink(missing_ok=True)
+        raise
 
 
 def _list(chosen: argparse.Namespace, channel: grpc.Channel) -> int:

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import argparse
 import importlib
+import os
 import sys
 from pathlib import Path
-
-from criagent.config import DEFAULT_PATH
 
 EPILOG = """exit status: 0 done; 1 failed, or a warning of doctor; 2 wrong usage or configuration,
 or a capability that is missing; 3 the daemon cannot be reached"""
@@ -23,16 +22,18 @@ COMMANDS = {
 }
 
 
-def parser() -> argparse.ArgumentParser:
-    """The whole grammar; each command's module adds its own arguments."""
+def parser(words: list[str] | None = None) -> argparse.ArgumentParser:
+    """The whole grammar, or that of the commands among `words`: only their modules are imported."""
     top = argparse.ArgumentParser(
-        prog="criagent", description="Kubernetes node agent (CRI).", epilog=EPILOG
+        prog="criagent",
+        description="Kubernetes node agent (CRI).",
+        epilog=EPILOG,
+        allow_abbrev=False,
     )
     top.add_argument(
         "--config",
         type=Path,
-        default=DEFAULT_PATH,
-        help="configuration file (default: %(default)s)",
+        help="configuration file (default: /etc/criagent/config.toml)",
     )
     top.add_argument("--socket", type=Path, help="the agent's socket (default: as configured)")
     top.add_argument(
@@ -43,6 +44,9 @@ def parser() -> argparse.ArgumentParser:
     )
     commands = top.add_subparsers(dest="command", metavar="COMMAND", required=True)
     for name, text in COMMANDS.items():
+        if words is not None and name not in words:
+            commands.add_parser(name, help=text)
+            continue
         module = importlib.import_module(f"criagent.cli.{name}")
         command = commands.add_parser(name, help=text, description=module.__doc__, epilog=EPILOG)
         module.arguments(command)
@@ -52,11 +56,14 @@ def parser() -> argparse.ArgumentParser:
 
 def main(words: list[str] | None = None) -> int:
     """Run one command; returns the exit status."""
-    chosen = parser().parse_args(words)
+    words = sys.argv[1:] if words is None else words
+    chosen = parser(words).parse_args(words)
     try:
         status: int = chosen.run(chosen)
+        sys.stdout.flush()
     except BrokenPipeError:
-        sys.stderr.close()  # the reader of our output has left
+        # The reader of our output has left; the interpreter's own flush must not complain again.
+        os.dup2(os.open(os.devnull, os.O_WRONLY | os.O_CLOEXEC), 1)
         return 1
     except KeyboardInterrupt:
         return 130

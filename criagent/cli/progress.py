@@ -47,7 +47,7 @@ class Bar:
             full = min(self._done / self._total, 1.0)
             bar = ("=" * int(full * _WIDTH)).ljust(_WIDTH)
             text += f" of {size_text(self._total)} [{bar}] {full:.0%}"
-        sys.stderr.write(text)
+        sys.stderr.write(text + "\033[K")  # the rest of a longer line before
         sys.stderr.flush()
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import dataclasses
 
 from criagent.cli.common import configuration
 
@@ -16,6 +17,9 @@ def run(chosen: argparse.Namespace) -> int:
     config = configuration(chosen)
     if config is None:
         return 2
+    if chosen.socket is not None:
+        storage = dataclasses.replace(config.storage, socket=chosen.socket.absolute())
+        config = dataclasses.replace(config, storage=storage)
     from criagent import daemon, logs
 
     logs.setup(chosen.log_level)

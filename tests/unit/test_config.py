@@ -71,8 +71,77 @@ def test_all_problems_of_all_files_are_listed(tmp_path: Path) -> None:
         ('runtime.handlers.x = { path = "/bin/x", typ = "crun" }', "runtime.handlers.x.typ"),
         ('runtime.cgroup_driver = "v1"', "runtime.cgroup_driver"),
         ("registry = 3", "registry"),
+        ('storage.rot = "/x"', "storage.rot"),
+        ("telemetry.otlp_endpoint = 4318", "telemetry.otlp_endpoint"),
+        ('telemetry.otlp_endpoint = "127.0.0.1:4318"', "telemetry.otlp_endpoint"),
+        ('telemetry.otlp_endpoint = "http://[::1/x"', "telemetry.otlp_endpoint"),
+        ('telemetry.metrics_address = "127.0.0.1"', "telemetry.metrics_address"),
+        ('telemetry.metrics_address = "127.0.0.1:²"', "telemetry.metrics_address"),
+        ('network.bridge = ".."', "network.bridge"),
+        ('network.bridge = "all"', "network.bridge"),
+        ('network.bridge = "a/b"', "network.bridge"),
+        ('network.pod_cidrs = ["10.0.0.1/16"]', "network.pod_cidrs"),
+        ('network.pod_cidrs = ["10.0.0.0/32"]', "network.pod_cidrs"),
+        ("network.mtu = 68", "network.mtu"),
+        ("network.mtu = -1", "network.mtu"),
+        ("network.cni_timeout_s = nan", "network.cni_timeout_s"),
+        ("limits.shutdown_s = inf", "limits.shutdown_s"),
+        ("limits.grpc_message_bytes = true", "limits.grpc_message_bytes"),
+        ("registry.max_parallel_blobs = 0", "registry.max_parallel_blobs"),
+        ("registry.unpack_workers = 0", "registry.unpack_workers"),
+        ("registry.range_bytes = 1.5", "registry.range_bytes"),
+        ("runtime.nofile_soft = 600000", "runtime.nofile_soft"),
+        ('runtime.handlers.x = { type = "crun" }', "runtime.handlers"),
+        ('runtime.handlers.x = { path = "bin/x" }', "runtime.handlers"),
+        ('runtime.conmon = "conmon"', "runtime.conmon"),
+        ('network.cni_bin_dirs = ["/a", "b"]', "network.cni_bin_dirs"),
+        ('storage.run_dir = "/var/lib/criagent"', "storage.run_dir"),
+        (f'storage.socket = "/{"x" * 107}"', "storage.socket"),
     ],
 )
 def test_bad_values_name_their_key(tmp_path: Path, text: str, key: str) -> None:
     (tmp_path / "config.toml").write_text(text)
     assert all(key in problem for problem in problems(tmp_path / "config.toml"))
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        'telemetry.metrics_address = ""',
+        'telemetry.metrics_address = "[::1]:9880"',
+        'telemetry.metrics_address = "localhost:1"',
+        'telemetry.otlp_endpoint = "https://collector.example:4318/v1/traces"',
+        'network.pod_cidrs = ["fd00::/64"]',
+        "network.mtu = 1280",
+        "limits.shutdown_s = 0",
+        "runtime.nofile_hard = 1024",
+        'runtime.handlers.mine = { path = "/opt/crun" }\nruntime.default_handler = "mine"',
+        f'storage.socket = "/{"x" * 106}"',
+    ],
+)
+def test_good_values_are_taken(tmp_path: Path, text: str) -> None:
+    (tmp_path / "config.toml").write_text(text)
+    load(tmp_path / "config.toml")
+
+
+def test_keys_that_contradict_each_other_name_the_file_that_set_them(tmp_path: Path) -> None:
+    (tmp_path / "config.d").mkdir()
+    (tmp_path / "config.toml").write_text('[runtime]\ndefault_handler = "kata"\n')
+    (tmp_path / "config.d" / "50.toml").write_text("[runtime]\nnofile_hard = 10\n")
+    handler, limit = problems(tmp_path / "config.toml")
+    assert handler.startswith(f"{tmp_path}/config.toml: runtime.default_handler")
+    assert limit.startswith(f"{tmp_path}/config.d/50.toml: runtime.nofile_soft")
+
+
+def test_a_file_that_cannot_be_read_is_a_problem_not_a_crash(tmp_path: Path) -> None:
+    (tmp_path / "config.toml").mkdir()
+    assert "config.toml" in problems(tmp_path / "config.toml")[0]
+    (tmp_path / "file").write_text("")
+    assert "file/config.toml" in problems(tmp_path / "file" / "config.toml")[0]
+    (tmp_path / "binary.toml").write_bytes(b"\xff\xfe")
+    assert "binary.toml" in problems(tmp_path / "binary.toml")[0]
+
+
+def test_the_file_in_deploy_is_the_default_text() -> None:
+    deployed = Path(__file__).parents[2] / "deploy" / "config.toml"
+    assert deployed.read_text() == default_text()
