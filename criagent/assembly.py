@@ -24,6 +24,7 @@ from criagent.net.bridge import BridgeConfig, BridgeNetwork
 from criagent.net.cni import CniConfig, CniNetwork
 from criagent.net.pod_network import Networks
 from criagent.runtime import clock as clocks
+from criagent.runtime.attach import Attacher
 from criagent.runtime.cgroups import CgroupDriver
 from criagent.runtime.container_create import ContainerCreator
 from criagent.runtime.container_files import ContainerFiles
@@ -31,6 +32,7 @@ from criagent.runtime.container_recover import ContainerRecovery
 from criagent.runtime.container_remove import ContainerRemover
 from criagent.runtime.container_start import ContainerStarter
 from criagent.runtime.container_stop import ContainerStopper
+from criagent.runtime.exec_stream import ExecStreamer
 from criagent.runtime.exec_sync import ExecSync
 from criagent.runtime.exits import ExitWatcher
 from criagent.runtime.handlers import HandlerFacts, probe
@@ -44,6 +46,7 @@ from criagent.runtime.paths import RuntimePaths
 from criagent.runtime.pod_files import PodFileWriter
 from criagent.runtime.pod_namespaces import PodNamespaces
 from criagent.runtime.recover import Recovery
+from criagent.runtime.port_forward import PortForwarder
 from criagent.runtime.reopen_log import LogReopener
 from criagent.runtime.runtime import Runtime
 from criagent.runtime.sandbox_holder import SandboxHolder
@@ -302,6 +305,16 @@ class _RuntimeAssembly:
             stopper=self.stopper,
             remover=self.remover,
             executor=self._executor(),
+            streamer=ExecStreamer(
+                store=self.stores.containers,
+                files=self.files,
+                paths=self.paths,
+                runtimes=self.runtimes,
+            ),
+            attacher=Attacher(store=self.stores.containers, paths=self.paths),
+            forwarder=PortForwarder(
+                store=self.stores.sandboxes, namespaces=self.namespaces, fs=self.fs
+            ),
             reopener=LogReopener(store=self.stores.containers, paths=self.paths, fs=self.fs),
             updater=ResourceUpdater(
                 store=self.stores.containers,

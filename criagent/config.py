@@ -95,6 +95,16 @@ class Runtime:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Streaming:
+    """Exec, attach and port-forward. The kubelet connects from this node."""
+
+    address: str = "127.0.0.1"
+    port: int = 0  # a free one; the URL names it
+    tls_cert: str = ""  # files of a certificate and its key; without them plain HTTP
+    tls_key: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Limits:
     """Sizes and times of the daemon itself."""
 
@@ -125,6 +135,7 @@ class Config:
     network: Network = Network()
     registry: Registry = Registry()
     runtime: Runtime = Runtime()
+    streaming: Streaming = Streaming()
     limits: Limits = Limits()
     telemetry: Telemetry = Telemetry()
     debug: Debug = Debug()

@@ -35,6 +35,7 @@ from criagent.kernel import cgroupfs
 from criagent.runtime.clock import Clock
 from criagent.runtime.runtime import Runtime
 from criagent.service_notify import notify
+from criagent.streaming.server import Listener, StreamingServer
 
 log: structlog.stdlib.BoundLogger = structlog.get_logger(__name__)
 
@@ -88,8 +89,12 @@ class _Daemon:
                 log.warning("handler_not_usable", handler=facts.name, problem=facts.problem)
         await run_in(self._executors.fs, runtime.prepare)
         self._gauges(metrics, runtime, images.images)
-        server = await self._listen(metrics, runtime, images.images)
+        streaming = StreamingServer(
+            self._listener(), runtime.streamer, runtime.attacher, runtime.forwarder
+        )
+        server = await self._listen(metrics, runtime, images.images, streaming)
         try:
+            await streaming.start()
             metrics.serve(config.telemetry.metrics_address, lambda: self._recovered)
             await images.images.prepare()
             await runtime.networks.start()
@@ -102,11 +107,25 @@ class _Daemon:
         finally:
             notify("STOPPING=1")
             log.info("stopping")
+            await streaming.close()
             await self._shut_down(server, runtime, images)
             metrics.close()
 
+    def _listener(self) -> Listener:
+        section = self._config.streaming
+        return Listener(
+            address=section.address,
+            port=section.port,
+            tls_cert=Path(section.tls_cert) if section.tls_cert else None,
+            tls_key=Path(section.tls_key) if section.tls_key else None,
+        )
+
     async def _listen(
-        self, metrics: telemetry.Telemetry, runtime: Runtime, images: Images
+        self,
+        metrics: telemetry.Telemetry,
+        runtime: Runtime,
+        images: Images,
+        streaming: StreamingServer,
     ) -> grpc.aio.Server:
         size = self._config.limits.grpc_message_bytes
         server = grpc.aio.server(
@@ -117,7 +136,7 @@ class _Daemon:
                 ("grpc.so_reuseport", 0),
             ],
         )
-        api_pb2_grpc.add_RuntimeServiceServicer_to_server(RuntimeService(runtime), server)
+        api_pb2_grpc.add_RuntimeServiceServicer_to_server(RuntimeService(runtime, streaming), server)
         api_pb2_grpc.add_ImageServiceServicer_to_server(ImageService(images), server)
         admin_pb2_grpc.add_AdminServicer_to_server(
             AdminService(runtime, images, self._executors.fs), server

@@ -20,6 +20,8 @@ from criagent.errors import InvalidRequestError, NotFoundError, UnsupportedError
 from criagent.model import Container, Sandbox
 from criagent.runtime.cgroups import CgroupDriver
 from criagent.runtime.runtime import Runtime
+from criagent.streaming.server import StreamingServer
+from criagent.streaming.sessions import AttachSession, ExecSession, PortForwardSession
 
 if TYPE_CHECKING:
     Context = grpc.aio.ServicerContext[Any, Any]
@@ -40,8 +42,9 @@ def agent_version() -> str:
 class RuntimeService(api_pb2_grpc.RuntimeServiceServicer):
     """Pods and containers. Calls that this release lacks say so with UNIMPLEMENTED."""
 
-    def __init__(self, runtime: Runtime) -> None:
+    def __init__(self, runtime: Runtime, streaming: StreamingServer) -> None:
         self._runtime = runtime
+        self._streaming = streaming
         self._sandboxes = listing.Messages[Sandbox, api_pb2.PodSandbox](
             runtime.sandboxes,
             lambda box: box.id,
@@ -278,6 +281,45 @@ class RuntimeService(api_pb2_grpc.RuntimeServiceServicer):
         ]
         return [container_stats(sample) for sample in await self._runtime.list_stats(rows)]
 
+    # Streams: a one-time URL of the streaming server.
+
+    async def Exec(self, request: api_pb2.ExecRequest, context: Context) -> api_pb2.ExecResponse:
+        _check_streams(request, request.tty and request.stderr)
+        if not request.cmd:
+            raise InvalidRequestError("exec: the command is empty")
+        session = ExecSession(
+            container_id=self._visible(request.container_id).id,
+            cmd=tuple(request.cmd),
+            tty=request.tty,
+            stdin=request.stdin,
+            stdout=request.stdout,
+            stderr=request.stderr,
+        )
+        return api_pb2.ExecResponse(url=self._streaming.exec(session))
+
+    async def Attach(
+        self, request: api_pb2.AttachRequest, context: Context
+    ) -> api_pb2.AttachResponse:
+        _check_streams(request, request.tty and request.stderr)
+        session = AttachSession(
+            container_id=self._visible(request.container_id).id,
+            tty=request.tty,
+            stdin=request.stdin,
+            stdout=request.stdout,
+            stderr=request.stderr,
+        )
+        return api_pb2.AttachResponse(url=self._streaming.attach(session))
+
+    async def PortForward(
+        self, request: api_pb2.PortForwardRequest, context: Context
+    ) -> api_pb2.PortForwardResponse:
+        for port in request.port:
+            if not 0 < port < 65536:
+                raise InvalidRequestError(f"port {port} is not within 1..65535")
+        box = self._runtime.sandboxes.resolve(request.pod_sandbox_id)
+        session = PortForwardSession(sandbox_id=box.id, ports=tuple(request.port))
+        return api_pb2.PortForwardResponse(url=self._streaming.port_forward(session))
+
     # Lists in pieces (KEP-5825).
 
     async def StreamPodSandboxes(
@@ -305,6 +347,15 @@ class RuntimeService(api_pb2_grpc.RuntimeServiceServicer):
         return row
 
 
+def _check_streams(
+    request: api_pb2.ExecRequest | api_pb2.AttachRequest, tty_and_stderr: bool  # noqa: FBT001
+) -> None:
+    if tty_and_stderr:
+        raise InvalidRequestError("tty and stderr exclude one another: a terminal has one output")
+    if not (request.stdin or request.stdout or request.stderr):
+        raise InvalidRequestError("one of stdin, stdout and stderr must be set")
+
+
 def _pieces(items: list[T]) -> list[list[T]]:
     return [items[at : at + _CHUNK] for at in range(0, len(items), _CHUNK)]
 
@@ -325,9 +376,6 @@ def _later(name: str, streams: bool) -> Any:  # noqa: FBT001 - a servicer method
 
 
 NOT_YET = {
-    "Exec": False,
-    "Attach": False,
-    "PortForward": False,
     "PodSandboxStats": False,
     "ListPodSandboxStats": False,
     "StreamPodSandboxStats": True,

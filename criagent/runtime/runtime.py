@@ -12,16 +12,19 @@ from criagent.errors import WrongStateError
 from criagent.kernel import cgroupfs
 from criagent.model import Container, ContainerSpec, Resources, Sandbox, SandboxSpec
 from criagent.net.pod_network import Networks
+from criagent.runtime.attach import Attacher
 from criagent.runtime.cgroups import DEFAULT_PARENT, CgroupDriver
 from criagent.runtime.container_create import ContainerCreator
 from criagent.runtime.container_files import ContainerFiles
 from criagent.runtime.container_remove import ContainerRemover
 from criagent.runtime.container_start import ContainerStarter
 from criagent.runtime.container_stop import ContainerStopper
+from criagent.runtime.exec_stream import ExecStreamer
 from criagent.runtime.exec_sync import ExecResult, ExecSync
 from criagent.runtime.exits import ExitWatcher
 from criagent.runtime.handlers import HandlerFacts
 from criagent.runtime.paths import RuntimePaths
+from criagent.runtime.port_forward import PortForwarder
 from criagent.runtime.recover import Recovery
 from criagent.runtime.reopen_log import LogReopener
 from criagent.runtime.sandbox_run import SandboxRunner
@@ -50,6 +53,9 @@ class Runtime:
     stopper: ContainerStopper
     remover: ContainerRemover
     executor: ExecSync
+    streamer: ExecStreamer
+    attacher: Attacher
+    forwarder: PortForwarder
     reopener: LogReopener
     updater: ResourceUpdater
     stats: ContainerStatsReader

@@ -1,0 +1,74 @@
+"""PortForward: sockets made inside a pod's network namespace, to its localhost alone."""
+
+from __future__ import annotations
+
+import asyncio
+import dataclasses
+import socket
+from concurrent.futures import Executor
+
+from criagent.aio import run_in
+from criagent.errors import InvalidRequestError, NotFoundError, WrongStateError
+from criagent.kernel.namespaces import in_netns
+from criagent.model import Sandbox, SandboxState
+from criagent.runtime.pod_namespaces import PodNamespaces
+from criagent.store.sandboxes import SandboxStore
+
+_CONNECT_S = 10.0
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class PortForwarder:
+    """Connects to ports of pods."""
+
+    store: SandboxStore
+    namespaces: PodNamespaces
+    fs: Executor
+
+    def check(self, sandbox_id: str) -> Sandbox:
+        """The READY sandbox. Raises NotFoundError, WrongStateError."""
+        box = self.store.resolve(sandbox_id)
+        if not box.visible:
+            raise NotFoundError(f"sandbox {box.id!r} not found")
+        if box.state is not SandboxState.READY:
+            raise WrongStateError(f"sandbox {box.id} is not ready")
+        return box
+
+    async def connect(
+        self, sandbox_id: str, port: int
+    ) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
+        """A connection to the port on 127.0.0.1, or else ::1, of the pod.
+
+        Raises InvalidRequestError for a port out of range, OSError when nothing listens.
+        """
+        if not 0 < port < 65536:
+            raise InvalidRequestError(f"port {port} is not within 1..65535")
+        box = self.check(sandbox_id)
+        failure: OSError | None = None
+        for family, host in ((socket.AF_INET, "127.0.0.1"), (socket.AF_INET6, "::1")):
+            try:
+                made = await self._socket(box, family)
+            except OSError as exc:  # a node without IPv6
+                failure = failure or exc
+                continue
+            try:
+                async with asyncio.timeout(_CONNECT_S):
+                    await asyncio.get_running_loop().sock_connect(made, (host, port))
+                return await asyncio.open_connection(sock=made)
+            except (OSError, TimeoutError) as exc:
+                made.close()
+                failure = failure or (exc if isinstance(exc, OSError) else OSError(str(exc)))
+            except BaseException:
+                made.close()
+                raise
+        raise failure or OSError(f"port {port} cannot be reached")
+
+    async def _socket(self, box: Sandbox, family: socket.AddressFamily) -> socket.socket:
+        def make() -> socket.socket:
+            made = socket.socket(family, socket.SOCK_STREAM | socket.SOCK_CLOEXEC)
+            made.setblocking(False)
+            return made
+
+        if not box.network_backend:
+            return make()
+        return await run_in(self.fs, in_netns, self.namespaces.netns(box), make)

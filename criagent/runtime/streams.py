@@ -1,0 +1,75 @@
+"""Descriptors as coroutines use them: pipes, terminals, packet sockets. Nothing is buffered here."""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import fcntl
+import os
+import struct
+import termios
+
+_CHUNK = 32 << 10
+
+
+class Pipe:
+    """One end of a pipe, or a terminal's master; closed once."""
+
+    def __init__(self, fd: int) -> None:
+        os.set_blocking(fd, False)
+        self._fd = fd
+
+    async def read(self) -> bytes:
+        """The next bytes, b"" at the end. A terminal ends with EIO (man 4 pty)."""
+        while self._fd >= 0:
+            try:
+                return os.read(self._fd, _CHUNK)
+            except BlockingIOError:
+                await self._ready(write=False)
+            except OSError as exc:
+                if exc.errno != errno.EIO:
+                    raise
+                return b""
+        return b""
+
+    async def write(self, data: bytes) -> None:
+        """Write everything. Raises BrokenPipeError when nobody reads any more."""
+        view = memoryview(data)
+        while view:
+            if self._fd < 0:
+                raise BrokenPipeError
+            try:
+                view = view[os.write(self._fd, view) :]
+            except BlockingIOError:
+                await self._ready(write=True)
+
+    def resize(self, width: int, height: int) -> None:
+        """Tell a terminal its size (man 4 tty_ioctl)."""
+        if self._fd >= 0:
+            size = struct.pack("HHHH", height, width, 0, 0)
+            fcntl.ioctl(self._fd, termios.TIOCSWINSZ, size)
+
+    def close(self) -> None:
+        """Close the descriptor; idempotent."""
+        if self._fd >= 0:
+            loop = asyncio.get_running_loop()
+            loop.remove_reader(self._fd)
+            loop.remove_writer(self._fd)
+            os.close(self._fd)
+            self._fd = -1
+
+    async def _ready(self, *, write: bool) -> None:
+        loop = asyncio.get_running_loop()
+        ready: asyncio.Future[None] = loop.create_future()
+
+        def wake() -> None:
+            if not ready.done():
+                ready.set_result(None)
+
+        fd = self._fd
+        (loop.add_writer if write else loop.add_reader)(fd, wake)
+        try:
+            await ready
+        finally:
+            if self._fd == fd:
+                (loop.remove_writer if write else loop.remove_reader)(fd)

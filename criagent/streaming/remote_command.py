@@ -1,0 +1,160 @@
+"""Exec and attach: bytes between a client's channels and a process or a monitor."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import Coroutine
+from contextlib import AsyncExitStack
+
+import structlog
+
+from criagent.errors import AgentError
+from criagent.runtime.attach import Attacher, Attachment, TooSlow
+from criagent.runtime.exec_stream import ExecProcess, ExecStreamer, Size
+from criagent.runtime.streams import Pipe
+from criagent.streaming.channels import Channels, ClientGone, Outcome
+from criagent.streaming.sessions import AttachSession, ExecSession
+
+_FIRST_SIZE_S = 0.25  # clients send the size of their terminal at once, or never
+_DRAIN_S = 1.0
+
+log: structlog.stdlib.BoundLogger = structlog.get_logger(__name__)
+
+
+async def run_exec(streamer: ExecStreamer, session: ExecSession, channels: Channels) -> None:
+    """Run the session's command to its end; a client that leaves ends it."""
+    try:
+        async with AsyncExitStack() as stack:
+            sizes = channels.sizes()
+            size = await _first_size(channels) if session.tty else None
+            process = await streamer.start(
+                stack,
+                session.container_id,
+                session.cmd,
+                tty=session.tty,
+                stdin=session.stdin,
+                size=size,
+            )
+            del sizes
+            outcome = await _until_gone(channels, _converse(process, channels))
+    except AgentError as exc:
+        outcome = Outcome(failure=str(exc))
+    if outcome is not None:
+        await channels.finish(outcome)
+
+
+async def run_attach(attacher: Attacher, session: AttachSession, channels: Channels) -> None:
+    """Show a container's output and feed its stdin until it exits or the client leaves."""
+    try:
+        attachment = attacher.connect(session.container_id)
+    except AgentError as exc:
+        await channels.finish(Outcome(failure=str(exc)))
+        return
+    try:
+        outcome = await _until_gone(channels, _show(attachment, session, channels))
+    finally:
+        attachment.close()
+    if outcome is not None:
+        await channels.finish(outcome)
+
+
+async def _until_gone(
+    channels: Channels, work: Coroutine[object, object, Outcome]
+) -> Outcome | None:
+    """The work's outcome; None when the client left before it, which ends the work."""
+    task = asyncio.create_task(work)
+    gone = asyncio.create_task(channels.gone.wait())
+    try:
+        await asyncio.wait({task, gone}, return_when=asyncio.FIRST_COMPLETED)
+        if task.done():
+            return task.result()
+        return None
+    except ClientGone:
+        return None
+    finally:
+        for one in (task, gone):
+            one.cancel()
+            with contextlib.suppress(asyncio.CancelledError, ClientGone):
+                await one
+
+
+async def _first_size(channels: Channels) -> Size | None:
+    try:
+        async with asyncio.timeout(_FIRST_SIZE_S):
+            async for size in channels.sizes():
+                return size
+    except TimeoutError:
+        pass
+    return None
+
+
+async def _converse(process: ExecProcess, channels: Channels) -> Outcome:
+    async def outward(pipe: Pipe | None, *, stderr: bool) -> None:
+        while pipe is not None and (data := await pipe.read()):
+            await channels.write(data, stderr=stderr)
+
+    async def inward() -> None:
+        if process.stdin is None:
+            return
+        with contextlib.suppress(BrokenPipeError):
+            async for data in channels.stdin():
+                await process.stdin.write(data)
+        if process.terminal is None:
+            process.stdin.close()
+        elif not channels.gone.is_set():
+            with contextlib.suppress(BrokenPipeError):
+                await process.stdin.write(b"\x04")  # the end of file of a terminal
+
+    async def resize() -> None:
+        async for size in channels.sizes():
+            if process.terminal is not None:
+                process.terminal.resize(size.width, size.height)
+
+    output = [
+        asyncio.create_task(outward(process.stdout, stderr=False)),
+        asyncio.create_task(outward(process.stderr, stderr=True)),
+    ]
+    others = [asyncio.create_task(inward()), asyncio.create_task(resize())]
+    try:
+        code = await process.wait()
+        # A background child may hold the pipes for ever; what is there now is passed on.
+        done, _ = await asyncio.wait(output, timeout=_DRAIN_S)
+        for task in done:
+            task.result()
+        return Outcome(code=code)
+    finally:
+        await _cancelled([*output, *others])
+
+
+async def _show(attachment: Attachment, session: AttachSession, channels: Channels) -> Outcome:
+    async def inward() -> None:
+        if not session.stdin:
+            return
+        with contextlib.suppress(OSError):
+            async for data in channels.stdin():
+                await attachment.write(data)
+            attachment.end_stdin()
+
+    async def resize() -> None:
+        async for size in channels.sizes():
+            attachment.resize(size.width, size.height)
+
+    tasks = [asyncio.create_task(inward()), asyncio.create_task(resize())]
+    try:
+        while (packet := await attachment.read()) is not None:
+            stderr, data = packet
+            await channels.write(data, stderr=stderr)
+    except TooSlow:
+        return Outcome(failure="the client reads too slowly; attach again")
+    finally:
+        await _cancelled(tasks)
+    return Outcome()
+
+
+async def _cancelled(tasks: list[asyncio.Task[None]]) -> None:
+    for task in tasks:
+        task.cancel()
+    for result in await asyncio.gather(*tasks, return_exceptions=True):
+        if isinstance(result, Exception) and not isinstance(result, ClientGone | OSError):
+            log.warning("stream_failed", error=repr(result))
