@@ -45,8 +45,8 @@ from criagent.runtime.oom import OomWatch
 from criagent.runtime.paths import RuntimePaths
 from criagent.runtime.pod_files import PodFileWriter
 from criagent.runtime.pod_namespaces import PodNamespaces
-from criagent.runtime.recover import Recovery
 from criagent.runtime.port_forward import PortForwarder
+from criagent.runtime.recover import Recovery
 from criagent.runtime.reopen_log import LogReopener
 from criagent.runtime.runtime import Runtime
 from criagent.runtime.sandbox_holder import SandboxHolder

@@ -136,7 +136,9 @@ class _Daemon:
                 ("grpc.so_reuseport", 0),
             ],
         )
-        api_pb2_grpc.add_RuntimeServiceServicer_to_server(RuntimeService(runtime, streaming), server)
+        api_pb2_grpc.add_RuntimeServiceServicer_to_server(
+            RuntimeService(runtime, streaming), server
+        )
         api_pb2_grpc.add_ImageServiceServicer_to_server(ImageService(images), server)
         admin_pb2_grpc.add_AdminServicer_to_server(
             AdminService(runtime, images, self._executors.fs), server

@@ -348,7 +348,8 @@ class RuntimeService(api_pb2_grpc.RuntimeServiceServicer):
 
 
 def _check_streams(
-    request: api_pb2.ExecRequest | api_pb2.AttachRequest, tty_and_stderr: bool  # noqa: FBT001
+    request: api_pb2.ExecRequest | api_pb2.AttachRequest,
+    tty_and_stderr: bool,  # noqa: FBT001
 ) -> None:
     if tty_and_stderr:
         raise InvalidRequestError("tty and stderr exclude one another: a terminal has one output")

@@ -140,9 +140,7 @@ class ExecStreamer:
         errors = Pipe(err_read)
         stack.callback(errors.close)
         try:
-            child = spawn(
-                [*command, "--tty", "--console-socket", path, row.id], stderr=err_write
-            )
+            child = spawn([*command, "--tty", "--console-socket", path, row.id], stderr=err_write)
         finally:
             os.close(err_write)
         await stack.enter_async_context(killed_on_exit(child))
@@ -174,7 +172,6 @@ async def _console(listener: socket.socket, child: Child, errors: Pipe) -> int:
         if not accepting.done():
             accepting.cancel()
     with connection:
-        connection.setblocking(True)
         connection.settimeout(_CONSOLE_S)
         _, fds, _, _ = await asyncio.to_thread(socket.recv_fds, connection, 4096, 1)
     if not fds:

@@ -57,7 +57,7 @@ class PortForwarder:
                 return await asyncio.open_connection(sock=made)
             except (OSError, TimeoutError) as exc:
                 made.close()
-                failure = failure or (exc if isinstance(exc, OSError) else OSError(str(exc)))
+                failure = failure or exc  # TimeoutError is an OSError
             except BaseException:
                 made.close()
                 raise
@@ -66,7 +66,7 @@ class PortForwarder:
     async def _socket(self, box: Sandbox, family: socket.AddressFamily) -> socket.socket:
         def make() -> socket.socket:
             made = socket.socket(family, socket.SOCK_STREAM | socket.SOCK_CLOEXEC)
-            made.setblocking(False)
+            made.settimeout(0)
             return made
 
         if not box.network_backend:

@@ -1,4 +1,4 @@
-"""Descriptors as coroutines use them: pipes, terminals, packet sockets. Nothing is buffered here."""
+"""Descriptors as coroutines use them: pipes and terminals. Nothing is buffered here."""
 
 from __future__ import annotations
 

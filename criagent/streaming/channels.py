@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import base64
+import contextlib
 import json
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
@@ -209,10 +210,8 @@ class WebSocketChannels:
         versioned = self._socket.subprotocol[:2] in {"v4", "v5"}
         text = outcome.status() if versioned else outcome.text().encode()
         if text:
-            try:
+            with contextlib.suppress(ClientGone):
                 await self._send(ERROR, text)
-            except ClientGone:
-                pass  # nobody is left to hear it
 
     async def _take(self, message: bytes) -> None:
         if not message:

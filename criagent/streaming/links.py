@@ -1,4 +1,4 @@
-"""SPDY streams as coroutines use them, over any carrier of bytes: a TCP connection or a WebSocket."""
+"""SPDY streams as coroutines use them, over TCP or within a WebSocket."""
 
 from __future__ import annotations
 

@@ -46,7 +46,6 @@ _HEAD_LIMIT = 16 << 10
 _LINGER_S = 10.0  # for the client to take the last bytes and close
 _CHUNK = 64 << 10
 _FORWARD_PROTOCOL = "portforward.k8s.io"
-_TUNNEL = "SPDY/3.1+portforward.k8s.io"
 
 log: structlog.stdlib.BoundLogger = structlog.get_logger(__name__)
 
@@ -237,7 +236,7 @@ class _Connection:
             ("X-Stream-Protocol-Version", protocol),
         ]
         response = h11.InformationalResponse(status_code=101, headers=headers)
-        while self._http.next_event() not in {h11.PAUSED, h11.NEED_DATA}:
+        while (event := self._http.next_event()) is not h11.PAUSED and event is not h11.NEED_DATA:
             pass  # the end of a request without a body
         self._writer.write(self._http.send(response) or b"")
         await self._writer.drain()
@@ -275,7 +274,7 @@ class _Connection:
 
     async def _websocket(self, session: Session) -> None:
         forwarding = isinstance(session, PortForwardSession)
-        known = (_TUNNEL,) if forwarding else WEBSOCKET_PROTOCOLS
+        known = (websocket.TUNNEL,) if forwarding else WEBSOCKET_PROTOCOLS
         socket = await websocket.accept(self._head, known, self._reader, self._writer)
         if socket is None:
             return

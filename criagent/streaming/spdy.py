@@ -11,7 +11,13 @@ import struct
 from dataclasses import dataclass, field
 
 from criagent.streaming import spdy_frames as frames
-from criagent.streaming.spdy_frames import Frame, FrameReader, HeaderDecoder, HeaderEncoder, SpdyError
+from criagent.streaming.spdy_frames import (
+    Frame,
+    FrameReader,
+    HeaderDecoder,
+    HeaderEncoder,
+    SpdyError,
+)
 
 INITIAL_WINDOW = 64 << 10
 _SETTING_INITIAL_WINDOW = 7

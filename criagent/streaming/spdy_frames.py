@@ -1,7 +1,7 @@
 """SPDY/3.1 frames: bytes to values and back, with limits. Sans-IO, no state but header compression.
 
-SPDY protocol draft 3.1, section 2. Header blocks share one zlib stream per direction, so blocks must
-be decoded in the order of the wire and encoded in it.
+SPDY protocol draft 3.1, section 2. Header blocks share one zlib stream per direction, so blocks
+must be decoded in the order of the wire and encoded in it.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""The server's side of one WebSocket (RFC 6455), by the sans-IO half of the `websockets` library."""
+"""The server's side of one WebSocket (RFC 6455), by the sans-IO half of `websockets`."""
 
 from __future__ import annotations
 
@@ -9,8 +9,15 @@ from websockets.frames import Frame, Opcode
 from websockets.http11 import Request
 from websockets.protocol import State
 from websockets.server import ServerProtocol
+from websockets.typing import Subprotocol
+
+TUNNEL = "spdy-tunnel.portforward.k8s.io"
 
 _MAX_MESSAGE = 1 << 20
+# Kubernetes names this subprotocol with a slash, which is no token (RFC 9110) and which the library
+# rightly refuses; it knows the protocol by another name.
+_TUNNEL = b"SPDY/3.1+portforward.k8s.io"
+_TUNNEL_TOKEN = TUNNEL.encode()
 
 
 class WebSocket:
@@ -91,13 +98,11 @@ async def accept(
     The client's first subprotocol that is among ours is taken; one that asks for none gets "".
     """
 
-    def choose(_: ServerProtocol, offered: Sequence[str]) -> str | None:
+    def choose(_: ServerProtocol, offered: Sequence[Subprotocol]) -> Subprotocol | None:
         return next((name for name in offered if name in subprotocols), None)
 
-    protocol = ServerProtocol(
-        select_subprotocol=choose, max_size=_MAX_MESSAGE  # type: ignore[arg-type] # str is its alias
-    )
-    protocol.receive_data(head)
+    protocol = ServerProtocol(select_subprotocol=choose, max_size=_MAX_MESSAGE)
+    protocol.receive_data(head.replace(_TUNNEL, _TUNNEL_TOKEN))
     requests = [event for event in protocol.events_received() if isinstance(event, Request)]
     if not requests:
         return None
@@ -107,7 +112,7 @@ async def accept(
         response = protocol.reject(400, f"none of {', '.join(offered)} is supported\n")
     protocol.send_response(response)
     for data in protocol.data_to_send():
-        writer.write(data)
+        writer.write(data.replace(_TUNNEL_TOKEN, _TUNNEL))
     await writer.drain()
     if response.status_code != 101:
         return None
