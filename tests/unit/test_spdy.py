@@ -1,0 +1,158 @@
+"""SPDY frames and connections: round trips, any split of the bytes, hostile frames."""
+
+from __future__ import annotations
+
+import struct
+import zlib
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from criagent.streaming import spdy_frames as frames
+from criagent.streaming.spdy import Data, Event, Opened, Reset, SpdyConnection, Window
+from criagent.streaming.spdy_frames import (
+    DICTIONARY,
+    FrameReader,
+    HeaderDecoder,
+    HeaderEncoder,
+    SpdyError,
+    control_frame,
+    data_frame,
+    number,
+)
+
+HEADERS = st.dictionaries(
+    st.text("abcdefghijklmnopqrstuvwxyz-", min_size=1, max_size=20),
+    st.text(st.characters(codec="latin-1"), max_size=50),
+    max_size=8,
+)
+
+
+def syn_stream(
+    encoder: HeaderEncoder, stream: int, headers: dict[str, str], flags: int = 0
+) -> bytes:
+    block = encoder.encode(headers)
+    return control_frame(frames.SYN_STREAM, number(stream) + number(0) + b"\0\0" + block, flags)
+
+
+def conversation() -> bytes:
+    encoder = HeaderEncoder()
+    return b"".join(
+        (
+            syn_stream(encoder, 1, {"streamtype": "error"}),
+            syn_stream(encoder, 3, {"streamtype": "stdin"}),
+            data_frame(3, b"hello"),
+            control_frame(frames.PING, number(7)),
+            control_frame(frames.SETTINGS, number(1) + number(7) + number(100_000)),
+            control_frame(frames.WINDOW_UPDATE, number(3) + number(1000)),
+            data_frame(3, b" world", fin=True),
+            syn_stream(encoder, 5, {"streamtype": "resize", "x": "y"}, frames.FLAG_FIN),
+            control_frame(frames.RST_STREAM, number(1) + number(5)),
+        )
+    )
+
+
+EVENTS: list[Event] = [
+    Opened(1, {"streamtype": "error"}, False),
+    Opened(3, {"streamtype": "stdin"}, False),
+    Data(3, b"hello", False),
+    Window(3),
+    Data(3, b" world", True),
+    Opened(5, {"streamtype": "resize", "x": "y"}, True),
+    Reset(1),
+]
+
+
+def test_the_dictionary_is_the_protocols() -> None:
+    assert (len(DICTIONARY), zlib.adler32(DICTIONARY)) == (1423, 0xE3C6A7C2)
+
+
+@given(st.lists(HEADERS, max_size=5))
+def test_header_blocks_share_one_stream(blocks: list[dict[str, str]]) -> None:
+    encoder, decoder = HeaderEncoder(), HeaderDecoder()
+    for headers in blocks:
+        assert decoder.decode(encoder.encode(headers)) == headers
+
+
+@given(st.lists(st.integers(1, 60), max_size=60))
+def test_any_split_of_the_bytes_gives_the_same_events(sizes: list[int]) -> None:
+    connection, data, events = SpdyConnection(), conversation(), []
+    for size in sizes:
+        events += connection.receive_data(data[:size])
+        data = data[size:]
+    events += connection.receive_data(data)
+    assert events == EVENTS
+    assert connection.data_to_send() == control_frame(frames.PING, number(7))
+
+
+@given(st.binary(max_size=300))
+def test_hostile_bytes_end_the_connection_or_do_nothing(data: bytes) -> None:
+    connection = SpdyConnection()
+    try:
+        connection.receive_data(data)
+    except SpdyError:
+        assert connection.data_to_send()
+
+
+@given(st.binary(min_size=8, max_size=60), st.integers(1, 12))
+def test_hostile_payloads_of_every_kind(payload: bytes, kind: int) -> None:
+    connection = SpdyConnection()
+    try:
+        connection.receive_data(conversation() + control_frame(kind, payload))
+    except SpdyError:
+        assert connection.data_to_send()
+
+
+def test_a_frame_of_sixteen_megabytes_is_refused_by_its_header() -> None:
+    with pytest.raises(SpdyError):
+        FrameReader().feed(struct.pack("!II", 1, 0xFFFFFF))
+
+
+def test_a_header_block_bomb_is_refused() -> None:
+    plain = number(1) + number(1) + b"a" + number(50_000_000) + bytes(50_000_000)
+    packer = zlib.compressobj(zdict=DICTIONARY)
+    block = packer.compress(plain) + packer.flush(zlib.Z_SYNC_FLUSH)
+    with pytest.raises(SpdyError, match="more than"):
+        HeaderDecoder().decode(block)
+
+
+def test_a_flood_of_streams_is_refused_one_by_one() -> None:
+    connection, encoder = SpdyConnection(), HeaderEncoder()
+    opened = 0
+    for stream in range(1, 8001, 2):
+        opened += len(connection.receive_data(syn_stream(encoder, stream, {})))
+    assert opened == 2048
+
+
+def test_a_million_resets_cost_nothing() -> None:
+    connection = SpdyConnection()
+    resets = control_frame(frames.RST_STREAM, number(1) + number(5)) * 10_000
+    for _ in range(100):
+        assert connection.receive_data(resets) == []
+    assert connection.data_to_send() == b""
+
+
+def test_windows_hold_back_a_peer_that_keeps_them_and_nobody_else() -> None:
+    for keeps in (False, True):
+        connection, encoder = SpdyConnection(), HeaderEncoder()
+        connection.receive_data(syn_stream(encoder, 1, {}))
+        if keeps:
+            connection.receive_data(control_frame(frames.WINDOW_UPDATE, number(1) + number(1)))
+        connection.send_data(1, bytes(200_000))
+        assert connection.unsent(1) == (200_000 - 65_537 if keeps else 0)
+    connection.receive_data(control_frame(frames.WINDOW_UPDATE, number(1) + number(200_000)))
+    assert connection.unsent(1) == 0
+
+
+def test_an_end_after_held_back_bytes_comes_with_the_last_of_them() -> None:
+    connection, encoder = SpdyConnection(), HeaderEncoder()
+    connection.receive_data(syn_stream(encoder, 1, {}))
+    connection.receive_data(control_frame(frames.WINDOW_UPDATE, number(1) + number(1)))
+    connection.send_data(1, bytes(70_000), fin=True)
+    first = FrameReader().feed(connection.data_to_send())
+    assert not any(frame.flags for frame in first)
+    connection.receive_data(control_frame(frames.WINDOW_UPDATE, number(1) + number(70_000)))
+    last = FrameReader().feed(connection.data_to_send())
+    assert last[-1].flags == frames.FLAG_FIN
+    assert sum(len(frame.payload) for frame in (*first, *last)) == 70_000
