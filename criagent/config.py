@@ -319,10 +319,25 @@ def _check_endpoint(url: str) -> str:
     return "" if good else 'want a URL such as "http://127.0.0.1:4318/v1/traces"'
 
 
-_MAY_BE_ZERO = frozenset({"mtu", "exec_drain_s", "shutdown_s"})
+_MAY_BE_ZERO = frozenset({"port", "mtu", "exec_drain_s", "shutdown_s"})
 _FEWEST_ADDRESSES = 4  # network, gateway, a pod, broadcast
 
+
+def _check_port(port: int) -> str:
+    return "" if 0 <= port < 65536 else f"{port} is not within 0..65535"
+
+
+def _check_listen_address(address: str) -> str:
+    try:
+        ip_address(address)
+    except ValueError:
+        return f"{address!r} is no IP address"
+    return ""
+
+
 _CHECKS: dict[str, Callable[[Any], str]] = {
+    "port": _check_port,
+    "address": _check_listen_address,
     "socket": _check_socket,
     "mtu": _check_mtu,
     "otlp_endpoint": _check_endpoint,

@@ -20,13 +20,14 @@ from typing import IO
 import msgspec
 
 from criagent.errors import CorruptError, InvalidRequestError, NotFoundError
-from criagent.image.blobs import BlobFiles, disk_full
-from criagent.image.decompress import GZIP_MAGIC, ZSTD_MAGIC, BadLayerError, plain_chunks
+from criagent.image.blobs import BlobFiles, disk_full, removed_on_error
+from criagent.image.decompress import BadLayerError, is_compressed, plain_chunks
 from criagent.image.digest import Digest, digest_of, parse_digest
 from criagent.image.manifest import (
     MAX_DOCUMENT,
     Descriptor,
     Document,
+    Platform,
     canonical_json,
     choose_platform,
     host_platform,
@@ -64,7 +65,7 @@ class _Entry(msgspec.Struct, rename="camel"):
     size: int
     media_type: str = ""
     annotations: dict[str, str] | None = None
-    platform: dict[str, object] | None = None
+    platform: Platform | None = None
 
 
 class _Index(msgspec.Struct, rename="camel"):
@@ -74,7 +75,8 @@ class _Index(msgspec.Struct, rename="camel"):
 def read_archive(path: Path, files: BlobFiles) -> list[ArchivedImage]:
     """Take the blobs of every image for this platform into `files`.
 
-    Raises InvalidRequestError for what is no image archive, CorruptError for wrong content.
+    Raises InvalidRequestError for what is no image archive, CorruptError for wrong content,
+    NotFoundError when no image is for this platform, UnsupportedError for schema 1.
     """
     try:
         with _plain(path) as file, tarfile.open(fileobj=file, mode="r:") as tar:
@@ -94,7 +96,7 @@ def _plain(path: Path) -> Iterator[IO[bytes]]:
     with path.open("rb") as file:
         magic = file.read(4)
         file.seek(0)
-        if magic[:2] != GZIP_MAGIC and magic != ZSTD_MAGIC:
+        if not is_compressed(magic):
             yield file
             return
         plain = path.with_name(path.name + ".plain")
@@ -115,8 +117,10 @@ class _Members:
         self._tar = tar
         self.names: dict[str, tarfile.TarInfo] = {}
         for number, member in enumerate(tar):
-            if number > _MAX_MEMBERS:
+            if number >= _MAX_MEMBERS:
                 raise InvalidRequestError(f"the archive has more than {_MAX_MEMBERS} members")
+            if member.size < 0:  # tarfile would go backwards
+                raise InvalidRequestError(f"the archive's {member.name[:200]!r} has no real size")
             if (member.isreg() and not member.sparse) or member.issym() or member.islnk():
                 self.names[member.name.removeprefix("./")] = member
 
@@ -156,6 +160,8 @@ def _read_layout(members: _Members, files: BlobFiles) -> list[ArchivedImage]:
         raise CorruptError(f"malformed index.json: {exc}") from None
     found: dict[str, ArchivedImage] = {}
     for entry in index.manifests:
+        if entry.platform is not None and not _fits(entry.platform):
+            continue
         manifest = _manifest_of(members, Descriptor(entry.digest, entry.size, entry.media_type))
         if manifest is None:
             continue
@@ -168,6 +174,11 @@ def _read_layout(members: _Members, files: BlobFiles) -> list[ArchivedImage]:
     if not found:
         raise NotFoundError(f"the archive has no image for {host_platform()}")
     return list(found.values())
+
+
+def _fits(platform: Platform) -> bool:
+    here = host_platform()
+    return (platform.os, platform.architecture) == (here.os, here.architecture)
 
 
 def _manifest_of(
@@ -194,6 +205,7 @@ def _take(
     if config is None:
         raise CorruptError(f"manifest {digest} has no configuration")
     content = _checked(members, config.parsed)
+    image_layers(document, parse_configuration(content))  # malformed ones cost no disk
     files.store(config.parsed, content)
     layers = document.layers or []
     for layer in layers:
@@ -206,7 +218,9 @@ def _archived(
 ) -> ArchivedImage:
     configuration = parse_configuration(config_content)
     layers = image_layers(document, configuration)
-    config = digest_of(config_content)
+    if document.config is None:
+        raise CorruptError(f"manifest {digest} has no configuration")
+    config = document.config.parsed
     references = [parse_reference(tag) for tag in tags]
     image = Image(
         id=str(config),
@@ -271,13 +285,14 @@ def _checked(members: _Members, digest: Digest) -> bytes:
 def _take_blob(members: _Members, files: BlobFiles, digest: Digest, size: int) -> None:
     if files.has(digest):
         return
-    part = files.part(digest)
+    part = files.own_part(digest)
     name = f"blobs/{digest.algorithm}/{digest.hex}"
-    with disk_full(part), members.open(name) as source, part.open("wb") as target:
-        while chunk := source.read(_CHUNK):
-            target.write(chunk)
-    files.verify_part(digest, size)
-    files.finish(digest)
+    with removed_on_error(part):
+        with disk_full(part), members.open(name) as source, part.open("wb") as target:
+            while chunk := source.read(_CHUNK):
+                target.write(chunk)
+        files.verify_part(digest, size, part)
+        files.finish(digest, part)
 
 
 def _take_unnamed(members: _Members, files: BlobFiles, name: str) -> tuple[Digest, int]:
@@ -289,11 +304,12 @@ def _take_unnamed(members: _Members, files: BlobFiles, name: str) -> tuple[Diges
             size += len(chunk)
     digest = Digest("sha256", hasher.hexdigest())
     if not files.has(digest):
-        part = files.part(digest)
-        with disk_full(part), members.open(name) as source, part.open("wb") as target:
-            while chunk := source.read(_CHUNK):
-                target.write(chunk)
-        files.finish(digest)
+        part = files.own_part(digest)
+        with removed_on_error(part):
+            with disk_full(part), members.open(name) as source, part.open("wb") as target:
+                while chunk := source.read(_CHUNK):
+                    target.write(chunk)
+            files.finish(digest, part)
     return digest, size
 
 

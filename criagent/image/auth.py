@@ -6,7 +6,6 @@ Credentials never show in a repr, and belong to one registry host.
 from __future__ import annotations
 
 import base64
-import binascii
 import json
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -45,16 +44,23 @@ class Credentials:
         return "Basic " + base64.b64encode(pair).decode()
 
 
-def credentials_for(registry: str, auth: RegistryAuth | None, docker: Path) -> Credentials | None:
+def credentials_for(
+    registry: str, auth: RegistryAuth | None, docker: Path, *, mirror: bool = False
+) -> Credentials | None:
     """Credentials for `registry`, or None to go without.
 
-    Those of the call count when their server address is this registry's or empty. Raises
-    InvalidRequestError for an `auth` that is no base64 of user:password.
+    Those of the call count when their server address is this registry's, or empty: then they are
+    for the registry that the image names, and not for a `mirror` of it, which has to be named or
+    stand in docker's file. Raises InvalidRequestError for an `auth` that is no base64 of
+    user:password.
     """
+    registry = _canonical(registry.lower())
+    if mirror and auth is not None and _host(auth.server_address) != registry:
+        auth = None
     if auth is not None and any(
         (auth.username, auth.auth, auth.identity_token, auth.registry_token)
     ):
-        if auth.server_address and _host(auth.server_address) != _canonical(registry):
+        if auth.server_address and _host(auth.server_address) != registry:
             return None
         username, password = auth.username, auth.password
         if auth.auth and not username:
@@ -73,10 +79,10 @@ def _from_docker(registry: str, docker: Path) -> Credentials | None:
         with docker.open("rb") as file:
             document = json.loads(file.read(_MAX_CONFIG))
         entries = document.get("auths", {}).items()
-    except (OSError, ValueError, AttributeError):
+    except (OSError, ValueError, AttributeError, RecursionError):
         return None
     for server, entry in entries:
-        if _host(server) == _canonical(registry) and isinstance(entry, dict):
+        if _host(server) == registry and isinstance(entry, dict):
             if token := entry.get("identitytoken"):
                 return Credentials(identity_token=str(token))
             if entry.get("auth"):
@@ -88,7 +94,7 @@ def _from_docker(registry: str, docker: Path) -> Credentials | None:
 def _decode(auth: str) -> tuple[str, str]:
     try:
         text = base64.b64decode(auth, validate=True).decode()
-    except (binascii.Error, UnicodeDecodeError):
+    except ValueError:  # of base64 and of UTF-8 alike
         text = ""
     username, colon, password = text.partition(":")
     if not colon:
@@ -97,7 +103,10 @@ def _decode(auth: str) -> tuple[str, str]:
 
 
 def _host(address: str) -> str:
-    split = urlsplit(address if "//" in address else f"//{address}")
+    try:
+        split = urlsplit(address if "//" in address else f"//{address}")
+    except ValueError:
+        return ""
     return _canonical(split.netloc.rpartition("@")[2].lower())
 
 

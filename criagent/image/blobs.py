@@ -7,6 +7,7 @@ survives a cancel so that the next try goes on from there, then synced and renam
 from __future__ import annotations
 
 import errno
+import itertools
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -23,6 +24,7 @@ class BlobFiles:
 
     def __init__(self, root: Path) -> None:
         self._root = root
+        self._count = itertools.count()
 
     def prepare(self) -> None:
         """Make the directory; idempotent."""
@@ -36,6 +38,10 @@ class BlobFiles:
     def part(self, digest: Digest) -> Path:
         """Where its download grows."""
         return self._root / digest.algorithm / f"{digest.hex}.part"
+
+    def own_part(self, digest: Digest) -> Path:
+        """A part that no other writer of the same blob has; it is not resumed."""
+        return self._root / digest.algorithm / f"{digest.hex}.{next(self._count)}.part"
 
     def has(self, digest: Digest) -> bool:
         """Whether the blob is here, whole."""
@@ -55,13 +61,15 @@ class BlobFiles:
         """Put a small blob whose digest was checked."""
         if self.has(digest):
             return
-        with disk_full(self._root), self.part(digest).open("wb") as file:
-            file.write(content)
-        self.finish(digest)
+        part = self.own_part(digest)
+        with removed_on_error(part):
+            with disk_full(self._root), part.open("wb") as file:
+                file.write(content)
+            self.finish(digest, part)
 
-    def finish(self, digest: Digest) -> None:
+    def finish(self, digest: Digest, part: Path) -> None:
         """Make a verified part durable under its final name."""
-        part, path = self.part(digest), self.path(digest)
+        path = self.path(digest)
         with disk_full(self._root):
             fd = os.open(part, os.O_RDONLY | os.O_CLOEXEC)
             try:
@@ -75,9 +83,8 @@ class BlobFiles:
             finally:
                 os.close(folder)
 
-    def verify_part(self, digest: Digest, size: int) -> None:
+    def verify_part(self, digest: Digest, size: int, part: Path) -> None:
         """Hash the finished part; a wrong one is deleted. Raises CorruptError."""
-        part = self.part(digest)
         hasher, length = digest.hasher(), 0
         with part.open("rb") as file:
             while chunk := file.read(_CHUNK):
@@ -86,8 +93,8 @@ class BlobFiles:
         if length != size or hasher.hexdigest() != digest.hex:
             part.unlink()
             raise CorruptError(
-                f"blob {digest}: received {length} bytes with digest sha256:{hasher.hexdigest()}, "
-                f"want {size} bytes"
+                f"blob {digest}: received {length} bytes with digest "
+                f"{digest.algorithm}:{hasher.hexdigest()}, want {size} bytes"
             )
 
     def remove(self, digest: Digest) -> None:
@@ -107,6 +114,16 @@ class BlobFiles:
         for folder in self._root.iterdir():
             yield from folder.glob("*.part")
             yield from folder.glob("*.ranges")
+
+
+@contextmanager
+def removed_on_error(part: Path) -> Iterator[None]:
+    """Delete `part` when the block fails."""
+    try:
+        yield
+    except BaseException:
+        part.unlink(missing_ok=True)
+        raise
 
 
 @contextmanager

@@ -14,10 +14,12 @@ from collections.abc import Callable, Iterator
 from typing import IO, Protocol
 
 _READ = 1 << 18
-_QUEUED = 16  # chunks; about 16 MiB at gzip's usual ratio
+_CHUNK = 1 << 20  # most that is decompressed at once: a bomb makes a thousand times its input
+_QUEUED = 16  # chunks
 
 GZIP_MAGIC = b"\x1f\x8b"
 ZSTD_MAGIC = b"\x28\xb5\x2f\xfd"
+_ZSTD_SKIPPABLE = b"\x2a\x4d\x18"  # after a byte 0x5?; pzstd begins with such a frame
 
 
 class BadLayerError(Exception):
@@ -57,9 +59,7 @@ def plain_chunks(source: IO[bytes], hasher: Callable[[bytes], object]) -> Iterat
     BadLayerError for damaged or truncated data.
     """
     first = source.read(_READ)
-    make = {GZIP_MAGIC: _gzip, ZSTD_MAGIC[:2]: _zstd}.get(first[:2])
-    if first[:2] == ZSTD_MAGIC[:2] and first[:4] != ZSTD_MAGIC:
-        make = None
+    make = _gzip if first[:2] == GZIP_MAGIC else _zstd if _is_zstd(first[:4]) else None
     if make is None:
         while first:
             hasher(first)
@@ -70,27 +70,39 @@ def plain_chunks(source: IO[bytes], hasher: Callable[[bytes], object]) -> Iterat
     pending = first
     while pending:
         hasher(pending)
-        yield from _decoded(decoder, pending)
-        while decoder.eof and decoder.unused_data:
-            rest = decoder.unused_data
-            if not rest.strip(b"\0"):  # padding after the last member
-                break
-            decoder = make()
-            yield from _decoded(decoder, rest)
+        while (
+            pending := pending.lstrip(b"\0") if decoder.eof else pending
+        ):  # padding after a member
+            if decoder.eof:
+                decoder = make()
+            yield from _decoded(decoder, pending)
+            pending = decoder.unused_data if decoder.eof else b""
         pending = source.read(_READ)
-        if pending and decoder.eof:
-            decoder = make()
     if not decoder.eof:
         raise BadLayerError("compressed data ends too soon")
 
 
+def is_compressed(magic: bytes) -> bool:
+    """Whether a file that begins with these four bytes is gzip or zstd."""
+    return magic[:2] == GZIP_MAGIC or _is_zstd(magic)
+
+
+def _is_zstd(magic: bytes) -> bool:
+    skippable = magic[1:] == _ZSTD_SKIPPABLE and magic[0] >> 4 == 5
+    return magic == ZSTD_MAGIC or skippable
+
+
 def _decoded(decoder: _Decoder, data: bytes) -> Iterator[bytes]:
-    try:
-        plain = decoder.decompress(data)
-    except Exception as exc:  # noqa: BLE001 - each decoder has errors of its own
-        raise BadLayerError(f"compressed data is damaged: {exc}") from None
-    if plain:
-        yield plain
+    """What `data` decodes to, in pieces of bounded size, up to the end of the member."""
+    plain = b""
+    while not decoder.eof and (data or len(plain) == _CHUNK):
+        try:
+            plain = decoder.decompress(data, _CHUNK)
+        except Exception as exc:  # noqa: BLE001 - each decoder has errors of its own
+            raise BadLayerError(f"compressed data is damaged: {exc}") from None
+        data = getattr(decoder, "unconsumed_tail", b"")  # zstd keeps it to itself
+        if plain:
+            yield plain
 
 
 class LayerStream:

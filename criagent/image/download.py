@@ -66,6 +66,23 @@ class Downloader:
 
     async def download(self, blob: Descriptor, source: Source) -> None:
         """The blob, verified and durable. Raises RegistryError, CorruptError, ExhaustedError."""
+        resumed = _size(self._files.part(blob.parsed)) > 0
+        try:
+            await self._attempt(blob, source)
+        except CorruptError:
+            await run_in(self._fs, self._forget, blob)
+            if not resumed:
+                raise
+            # What another server or an earlier crash left may be what is wrong.
+            log.info("blob_restarted", digest=blob.digest, host=source.where)
+            try:
+                await self._attempt(blob, source)
+            except CorruptError:
+                await run_in(self._fs, self._forget, blob)
+                raise
+
+    async def _attempt(self, blob: Descriptor, source: Source) -> None:
+        """Go on from what is there, verify and finish."""
         if blob.size > 2 * self._range:
             try:
                 await self._in_ranges(blob, source)
@@ -74,8 +91,9 @@ class Downloader:
                 await self._in_one(blob, source)
         else:
             await self._in_one(blob, source)
-        await run_in(self._fs, self._files.verify_part, blob.parsed, blob.size)
-        await run_in(self._fs, self._files.finish, blob.parsed)
+        part = self._files.part(blob.parsed)
+        await run_in(self._fs, self._files.verify_part, blob.parsed, blob.size, part)
+        await run_in(self._fs, self._files.finish, blob.parsed, part)
         await run_in(self._fs, self._ranges(blob).unlink, True)  # noqa: FBT003 - missing_ok
 
     async def _in_one(self, blob: Descriptor, source: Source) -> None:

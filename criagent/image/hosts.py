@@ -22,7 +22,10 @@ ALL = frozenset({"pull", "resolve", "push"})
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Host:
-    """One server to ask, with how to reach it. `url` ends before "/v2"."""
+    """One server to ask, with how to reach it. `url` ends before "/v2".
+
+    Made anew for each pull, which loads the TLS settings once and so shares connections.
+    """
 
     url: str
     mirror: bool = False
@@ -31,7 +34,8 @@ class Host:
     ca: tuple[Path, ...] = ()
     client: tuple[tuple[Path, Path | None], ...] = ()
     header: tuple[tuple[str, str], ...] = ()
-    api: str = field(default="/v2")
+    api: str = "/v2"
+    _loaded: list[ssl.SSLContext] = field(default_factory=list, repr=False, compare=False)
 
     @property
     def authority(self) -> str:
@@ -39,9 +43,11 @@ class Host:
         return urlsplit(self.url).netloc
 
     def tls(self) -> ssl.SSLContext | None:
-        """The TLS settings, None for plain HTTP."""
+        """The TLS settings, None for plain HTTP. Raises OSError for files that cannot be used."""
         if not self.url.startswith("https:"):
             return None
+        if self._loaded:
+            return self._loaded[0]
         context = ssl.create_default_context()
         if self.skip_verify:
             context.check_hostname = False
@@ -50,6 +56,7 @@ class Host:
             context.load_verify_locations(file)
         for certificate, key in self.client:
             context.load_cert_chain(certificate, key)
+        self._loaded.append(context)
         return context
 
 
@@ -109,7 +116,7 @@ def _from_toml(folder: Path, registry: str) -> list[Host]:
         server = str(document.get("server") or default_url(registry))
         top = {k: v for k, v in document.items() if k not in {"host", "server"}}
         return [*mirrors, _host(server, top, folder, mirror=False)]
-    except (OSError, ValueError, TypeError, AttributeError) as exc:
+    except (OSError, ValueError, TypeError, AttributeError, IndexError) as exc:
         raise InvalidRequestError(f"{file}: {exc}") from exc
 
 
@@ -118,6 +125,8 @@ def _host(url: str, entry: dict[str, Any], folder: Path, *, mirror: bool) -> Hos
     override = bool(entry.get("override_path", False))
     api = "" if override or urlsplit(url).path.endswith("/v2") else "/v2"
     capabilities = entry.get("capabilities")
+    if capabilities is not None and not isinstance(capabilities, list):
+        raise ValueError("capabilities: want a list such as ['pull', 'resolve']")
     headers = [
         (name, str(value))
         for name, values in entry.get("header", {}).items()

@@ -28,7 +28,7 @@ from criagent.image.blobs import BlobFiles
 from criagent.image.digest import Digest, parse_digest
 from criagent.image.layers import LayerUnpacker
 from criagent.image.pull import Puller
-from criagent.image.reference import Reference, parse_reference
+from criagent.image.reference import parse_reference
 from criagent.image.snapshots.overlay import OverlaySnapshots
 from criagent.model import Blob, Image, Layer, Snapshot
 from criagent.store.blobs import BlobStore
@@ -74,6 +74,10 @@ class Images:
     pinned: tuple[str, ...]
     now_ns: Callable[[], int]
     background: set[asyncio.Task[None]] = dataclasses.field(default_factory=set)
+    # Blobs are removed under this lock, and no pull or import starts meanwhile: it would count on
+    # a blob that is about to go.
+    sweeping: asyncio.Lock = dataclasses.field(default_factory=asyncio.Lock)
+    importing: set[Path] = dataclasses.field(default_factory=set)
 
     def all(self) -> list[Image]:
         """Every image."""
@@ -107,7 +111,10 @@ class Images:
         """PullImage: see `Puller.pull`. Raises InvalidRequestError for a malformed reference."""
         if text.startswith("sha256:") or (len(text) == _BARE_ID and self.store.find(text)):
             raise InvalidRequestError(f"{text[:80]!r} is an image id, not a reference to pull")
-        return await self.puller.pull(parse_reference(text).with_default_tag(), auth)
+        reference = parse_reference(text).with_default_tag()
+        async with self.sweeping:
+            pass  # from here to the puller's "busy" nothing is awaited
+        return await self.puller.pull(reference, auth)
 
     async def remove(self, text: str) -> None:
         """Forget the image with all its names; unknown ones are fine.
@@ -165,8 +172,8 @@ class Images:
                 freed, layers = freed + snapshot.used_bytes, layers + 1
         faults.reach("remove-image:layers")
         count = 0
-        if not self.puller.busy:
-            for blob in self._unused_blobs():
+        async with self.sweeping:
+            for blob in [] if self._busy() else self._unused_blobs():
                 await self.blobs.delete(blob.digest)
                 await run_in(self.fs, self.files.remove, parse_digest(blob.digest))
                 freed, count = freed + blob.size, count + 1
@@ -183,10 +190,11 @@ class Images:
         """
         result = await self.collect()
         await self.snapshots.empty_trash()
-        if self.puller.busy:
-            return result
-        known = {parse_digest(blob.digest) for blob in self.blobs.all()}
-        freed, count = await run_in(self.fs, _drop_strays, self.files, known)
+        async with self.sweeping:
+            if self._busy():
+                return result
+            known = {parse_digest(blob.digest) for blob in self.blobs.all()}
+            freed, count = await run_in(self.fs, _drop_strays, self.files, known)
         return dataclasses.replace(
             result, freed_bytes=result.freed_bytes + freed, blobs=result.blobs + count
         )
@@ -196,11 +204,13 @@ class Images:
 
         Raises InvalidRequestError for what is no archive, CorruptError for wrong content.
         """
-        found = await run_in(self.fs, archive.read_archive, path, self.files)
-        images = []
-        for entry in found:
-            images.append(await self._import(entry))
-        return images
+        async with self.sweeping:
+            self.importing.add(path)
+        try:
+            found = await run_in(self.fs, archive.read_archive, path, self.files)
+            return [await self._import(entry) for entry in found]
+        finally:
+            self.importing.discard(path)
 
     async def _import(self, entry: archive.ArchivedImage) -> Image:
         async def fetch(_: Layer) -> None:
@@ -217,7 +227,8 @@ class Images:
 
         Raises NotFoundError for an image or blob that is not there.
         """
-        chosen = [(self.resolve(name), _tag(name)) for name in names]
+        images = [(self.resolve(name), name) for name in names]
+        chosen = [(image, _tag(name, image)) for image, name in images]
         await run_in(self.fs, archive.write_archive, chosen, self.files, path)
 
     async def fsck(self, *, repair: bool) -> list[Finding]:
@@ -243,6 +254,10 @@ class Images:
         await self.puller.close()
         for task in list(self.background):
             await finish(_ended(task))
+
+    def _busy(self) -> bool:
+        """Whether a pull or an import may count on blobs that no image has yet."""
+        return self.puller.busy or bool(self.importing)
 
     def _unused_layers(self) -> list[Snapshot]:
         """Committed layers to drop, the topmost first."""
@@ -271,12 +286,12 @@ async def _ended(task: asyncio.Task[None]) -> None:
     await asyncio.wait({task})
 
 
-def _tag(name: str) -> str | None:
-    """The name to export under; an id has none."""
-    if name.startswith("sha256:") or len(name) == _BARE_ID:
+def _tag(name: str, image: Image) -> str | None:
+    """The tag to export under; an id, which may be short, and a digest have none."""
+    if name.startswith("sha256:"):
         return None
-    reference: Reference = parse_reference(name).with_default_tag()
-    return reference.tagged
+    tag = parse_reference(name).with_default_tag().tagged
+    return tag if tag in image.repo_tags else None
 
 
 def _drop_old_parts(files: BlobFiles, now_ns: int) -> None:

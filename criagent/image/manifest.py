@@ -81,7 +81,7 @@ class _Process(msgspec.Struct, frozen=True, rename="pascal"):
 
 
 class _RootFs(msgspec.Struct, frozen=True):
-    diff_ids: list[str]
+    diff_ids: list[str] | None  # null for an image without layers
 
 
 class _Configuration(msgspec.Struct, frozen=True):
@@ -124,8 +124,8 @@ def parse_document(data: bytes, media_type: str) -> Document:
         raise CorruptError(
             f"malformed manifest: content is not its mediaType {document.media_type}"
         )
-    if not document.is_index and (document.config is None or document.layers is None):
-        raise CorruptError("malformed manifest: config and layers must both be there")
+    if not document.is_index and document.config is None:  # no layers may be null, as Go writes it
+        raise CorruptError("malformed manifest: config must be there")
     if len(document.layers or ()) > _MAX_LAYERS or len(document.manifests or ()) > _MAX_ENTRIES:
         raise CorruptError("malformed manifest: too many entries")
     for entry in (*(document.layers or ()), *(document.manifests or ())):
@@ -142,7 +142,8 @@ def parse_configuration(data: bytes) -> Configuration:
         raw = msgspec.json.decode(data, type=_Configuration)
     except (msgspec.MsgspecError, RecursionError, UnicodeDecodeError) as exc:
         raise CorruptError(f"malformed image configuration: {exc}") from None
-    for diff_id in raw.rootfs.diff_ids:
+    diff_ids = tuple(raw.rootfs.diff_ids or ())
+    for diff_id in diff_ids:
         _digest(diff_id)
     process = raw.config or _Process()
     return Configuration(
@@ -156,7 +157,7 @@ def parse_configuration(data: bytes) -> Configuration:
             volumes=tuple(process.volumes or ()),
             labels=dict(process.labels or {}),
         ),
-        diff_ids=tuple(raw.rootfs.diff_ids),
+        diff_ids=diff_ids,
         platform=Platform(raw.architecture, raw.os, raw.variant),
         created=raw.created or "",
     )

@@ -26,7 +26,7 @@ class ProxySettings:
         proxy = self.https if split.scheme == "https" else self.http
         if not proxy or self._direct(host):
             return None
-        return proxy
+        return proxy if "://" in proxy else f"http://{proxy}"  # as curl and Go read it
 
     def _direct(self, host: str) -> bool:
         try:

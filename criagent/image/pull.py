@@ -7,7 +7,6 @@ stops it. Blobs arrive and layers unpack side by side; what was fetched stays fo
 from __future__ import annotations
 
 import asyncio
-import contextlib
 from collections.abc import Callable, Sequence
 from concurrent.futures import Executor
 from dataclasses import dataclass
@@ -15,7 +14,7 @@ from dataclasses import dataclass
 import structlog
 
 from criagent import faults
-from criagent.aio import run_in
+from criagent.aio import finish, run_in
 from criagent.errors import CorruptError, RegistryError
 from criagent.image.auth import RegistryAuth
 from criagent.image.blobs import BlobFiles
@@ -83,11 +82,12 @@ class Puller:
         self._timeout_s = progress_timeout_s
         self._now_ns = now_ns
         self._flights: dict[_Key, _Flight] = {}
+        self._tasks: set[asyncio.Task[Image]] = set()  # also those that are being cancelled
 
     @property
     def busy(self) -> bool:
         """Whether any pull is under way."""
-        return bool(self._flights)
+        return bool(self._tasks)
 
     async def pull(self, reference: Reference, auth: RegistryAuth | None) -> Image:
         """The image of `reference` in this platform's form, unpacked.
@@ -99,6 +99,7 @@ class Puller:
         if flight is None:
             task = asyncio.create_task(self._watched(reference, auth), name=f"pull:{reference}")
             flight = self._flights[key] = _Flight(task)
+            self._tasks.add(task)
             task.add_done_callback(lambda done: self._landed(key, done))
         flight.waiters += 1
         try:
@@ -112,12 +113,13 @@ class Puller:
 
     async def close(self) -> None:
         """Stop the pulls under way; their parts stay for the next try."""
-        tasks = [flight.task for flight in self._flights.values()]
+        tasks = list(self._tasks)
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
 
     def _landed(self, key: _Key, task: asyncio.Task[Image]) -> None:
+        self._tasks.discard(task)
         flight = self._flights.get(key)
         if flight is not None and flight.task is task:
             del self._flights[key]
@@ -125,7 +127,7 @@ class Puller:
             task.exception()  # raised by the waiters
 
     async def _watched(self, reference: Reference, auth: RegistryAuth | None) -> Image:
-        """The pull, ended when no byte has moved for the configured time."""
+        """The pull, ended when a server has sent nothing for the configured time."""
         progress = Progress()
         work = asyncio.create_task(self._pull(reference, auth, progress))
         try:
@@ -141,15 +143,14 @@ class Puller:
         finally:
             if not work.done():
                 work.cancel()
-                with contextlib.suppress(asyncio.CancelledError):
-                    await work
+                await finish(_ended(work))
 
     async def _pull(
         self, reference: Reference, auth: RegistryAuth | None, progress: Progress
     ) -> Image:
         session = self._client.session(reference, auth)
         wanted = str(reference.digest) if reference.digest else reference.tag or "latest"
-        top = await self._client.manifest(session, wanted)
+        top = await self._client.manifest(session, wanted, progress)
         faults.reach("pull-image:resolved")
         chosen = await self._choose(session, top, progress)
         image = _image(chosen, top.digest, reference, self._now_ns())
@@ -187,7 +188,7 @@ class Puller:
         document, digest = parse_document(top.content, top.media_type), top.digest
         if document.is_index:
             entry = choose_platform(document, host_platform())
-            inner = await self._client.manifest(session, entry.digest)
+            inner = await self._client.manifest(session, entry.digest, progress)
             document, digest = parse_document(inner.content, inner.media_type), inner.digest
             if document.is_index:
                 raise CorruptError(f"{session.reference}: an index within an index")
@@ -208,6 +209,13 @@ class Puller:
             config=config,
             layers=image_layers(document, configuration),
         )
+
+
+async def _ended(work: asyncio.Task[Image]) -> None:
+    """Wait for a cancelled pull; its own error tells less than why it was cancelled."""
+    await asyncio.wait({work})
+    if not work.cancelled():
+        work.exception()
 
 
 def image_layers(document: Document, configuration: Configuration) -> tuple[Layer, ...]:

@@ -7,6 +7,7 @@ A short name means docker.io, and a name without a slash its `library`. The repo
 from __future__ import annotations
 
 import dataclasses
+import ipaddress
 import re
 
 from criagent.errors import InvalidRequestError
@@ -73,13 +74,24 @@ def parse_reference(text: str) -> Reference:
     if first in {"docker.io", "index.docker.io"}:
         first = "docker.io"
         path = path if "/" in path else f"library/{path}"
-    if _DOMAIN.fullmatch(first) is None:
+    if not _is_registry(first):
         raise _invalid(text, f"the registry {first!r} is invalid")
     if _PATH.fullmatch(path) is None:
         raise _invalid(text, "the repository must be lower-case letters, digits and separators")
     if len(first) + 1 + len(path) > _MAX_NAME:
         raise _invalid(text, f"the name is longer than {_MAX_NAME} characters")
     return Reference(registry=first, repository=path, tag=tag, digest=digest)
+
+
+def _is_registry(text: str) -> bool:
+    if _DOMAIN.fullmatch(text) is None:
+        return False
+    if text.startswith("["):
+        try:
+            ipaddress.IPv6Address(text[1:].partition("]")[0])
+        except ValueError:
+            return False
+    return True
 
 
 def _invalid(text: str, why: str) -> InvalidRequestError:

@@ -10,7 +10,7 @@ import contextlib
 import json
 import re
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Iterator
 from concurrent.futures import Executor
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -47,11 +47,27 @@ log: structlog.stdlib.BoundLogger = structlog.get_logger(__name__)
 
 
 class Progress:
-    """Watches one pull: `moved` counts bytes, `stalled_s` is the time since the last one."""
+    """Watches one pull: `moved` counts bytes, `stalled_s` is the time since the last one.
+
+    The clock runs only while an answer of a server is awaited: a pull may also wait for another
+    one that brings the same layer, for a worker, or for the disk.
+    """
 
     def __init__(self) -> None:
         self.bytes = 0
         self._last = time.monotonic()
+        self._receiving = 0
+
+    @contextlib.contextmanager
+    def receiving(self) -> Iterator[None]:
+        """An exchange with a server."""
+        if not self._receiving:
+            self._last = time.monotonic()
+        self._receiving += 1
+        try:
+            yield
+        finally:
+            self._receiving -= 1
 
     def moved(self, count: int) -> None:
         """`count` bytes were received or unpacked."""
@@ -60,8 +76,8 @@ class Progress:
 
     @property
     def stalled_s(self) -> float:
-        """Seconds since the last byte."""
-        return time.monotonic() - self._last
+        """Seconds since the last byte that a server sent, 0 while none is asked."""
+        return time.monotonic() - self._last if self._receiving else 0.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -78,7 +94,7 @@ class Session:
     """One pull's view of a repository: credentials and the tokens that were handed out."""
 
     reference: Reference
-    credentials: Credentials | None
+    credentials: dict[str, Credentials | None]  # by the host's URL
     hosts: list[Host]
     tokens: dict[str, str] = field(default_factory=dict)
 
@@ -112,11 +128,19 @@ class RegistryClient:
 
     def session(self, reference: Reference, auth: RegistryAuth | None) -> Session:
         """Begin a pull. Raises InvalidRequestError for a bad hosts.toml or `auth`."""
-        credentials = credentials_for(reference.registry, auth, self._docker_config)
         hosts = self._hosts.hosts(reference.registry)
+        credentials = {
+            host.url: credentials_for(
+                host.authority if host.mirror else reference.registry,
+                auth,
+                self._docker_config,
+                mirror=host.mirror,
+            )
+            for host in hosts
+        }
         return Session(reference=reference, credentials=credentials, hosts=hosts)
 
-    async def manifest(self, session: Session, wanted: str) -> Resolved:
+    async def manifest(self, session: Session, wanted: str, progress: Progress) -> Resolved:
         """The manifest or index `wanted` (a tag or digest).
 
         Raises NotFoundError, RegistryDeniedError, RegistryError, CorruptError.
@@ -125,7 +149,7 @@ class RegistryClient:
         async def ask(host: Host) -> Resolved:
             path = f"{session.reference.repository}/manifests/{wanted}"
             headers = {"Accept": ", ".join(ACCEPTED)}
-            async with self._get(session, host, path, headers) as response:
+            async with self._watched(progress, session, host, path, headers) as response:
                 content = await _bounded(response, MAX_DOCUMENT)
                 kind = response.headers.get("Content-Type", "")
             digest = digest_of(content)
@@ -152,7 +176,7 @@ class RegistryClient:
             path = f"{session.reference.repository}/blobs/{blob.digest}"
             source = Source(
                 where=host.url,
-                get=lambda headers: self._get(session, host, path, headers),
+                get=lambda headers: self._watched(progress, session, host, path, headers),
                 chunks=lambda response: _chunks(response, host.url),
                 moved=progress.moved,
             )
@@ -177,6 +201,19 @@ class RegistryClient:
         raise failure or RegistryError(
             f"no host of {session.reference.registry} has the capability {need}"
         )
+
+    @contextlib.asynccontextmanager
+    async def _watched(
+        self,
+        progress: Progress,
+        session: Session,
+        host: Host,
+        path: str,
+        headers: dict[str, str],
+    ) -> AsyncIterator[aiohttp.ClientResponse]:
+        with progress.receiving():
+            async with self._get(session, host, path, headers) as response:
+                yield response
 
     @contextlib.asynccontextmanager
     async def _get(
@@ -216,8 +253,15 @@ class RegistryClient:
             location = response.headers.get("Location")
             if response.status not in {301, 302, 303, 307, 308} or not location:
                 return response
-            target = urljoin(url, location)
-            old, new = urlsplit(url), urlsplit(target)
+            try:
+                target = urljoin(url, location)
+                old, new = urlsplit(url), urlsplit(target)
+            except ValueError as exc:
+                raise RegistryError(
+                    f"{redacted(url)} redirects to a malformed address: {exc}",
+                    method="GET",
+                    url=redacted(url),
+                ) from None
             if new.scheme not in {"http", "https"} or (old.scheme, new.scheme) == ("https", "http"):
                 raise RegistryError(
                     f"{redacted(url)} redirects from https to {new.scheme}; refused",
@@ -252,8 +296,8 @@ class RegistryClient:
                 timeout=aiohttp.ClientTimeout(total=None, sock_connect=30),
                 headers={"User-Agent": "criagent"},
             )
-        tls = host.tls()
         try:
+            tls = host.tls()
             return await stack.enter_async_context(
                 self._client.request(
                     method,
@@ -265,7 +309,7 @@ class RegistryClient:
                     allow_redirects=False,
                 )
             )
-        except (aiohttp.ClientError, TimeoutError, ValueError) as exc:
+        except (aiohttp.ClientError, OSError, ValueError) as exc:  # OSError: of TLS files too
             raise RegistryError(
                 f"{method} {redacted(url)}: {str(exc) or type(exc).__name__}",
                 method=method,
@@ -276,7 +320,7 @@ class RegistryClient:
         self, session: Session, host: Host, response: aiohttp.ClientResponse
     ) -> str:
         """The Authorization header that the challenge of a 401 asks for."""
-        credentials = session.credentials
+        credentials = session.credentials.get(host.url)
         for challenge in response.headers.getall("WWW-Authenticate", []):
             scheme, _, rest = challenge.partition(" ")
             if scheme.lower() == "bearer":
@@ -294,12 +338,15 @@ class RegistryClient:
 
     async def _token(self, session: Session, host: Host, challenge: dict[str, str]) -> str:
         realm = challenge.get("realm", "")
-        old, new = urlsplit(host.url), urlsplit(realm)
+        try:
+            old, new = urlsplit(host.url), urlsplit(realm)
+        except ValueError:
+            raise RegistryError(f"{host.url} names the token realm {realm[:200]!r}") from None
         if new.scheme not in {"http", "https"} or (old.scheme, new.scheme) == ("https", "http"):
             raise RegistryError(f"{host.url} names the token realm {realm[:200]!r}; refused")
         scope = challenge.get("scope") or f"repository:{session.reference.repository}:pull"
         query = {"service": challenge.get("service", ""), "scope": scope}
-        credentials = session.credentials
+        credentials = session.credentials.get(host.url)
         async with contextlib.AsyncExitStack() as stack:
             if credentials is not None and credentials.identity_token:
                 form = {
@@ -329,7 +376,7 @@ def _bearer(content: bytes, realm: str) -> str:
     try:
         answer = json.loads(content)
         token = answer.get("token") or answer["access_token"]
-    except (ValueError, KeyError, AttributeError):
+    except (ValueError, KeyError, AttributeError, RecursionError):
         raise RegistryError(f"{redacted(realm)} answered no token") from None
     return f"Bearer {token}"
 

@@ -15,6 +15,7 @@ _MAX_EXTENDED = 1 << 20  # bytes of one pax or long-name record
 _MAX_ENTRIES = 4_000_000
 _MAX_SPARSE = 100_000
 _MAX_SIZE = 1 << 46
+_MAX_MAJOR, _MAX_MINOR = (1 << 12) - 1, (1 << 20) - 1  # of a Linux device number
 _ZERO = bytes(BLOCK)
 
 REGULAR, HARD_LINK, SYMLINK, CHAR, BLOCK_DEVICE, DIRECTORY, FIFO = (
@@ -80,6 +81,7 @@ class _Extensions:
 
     def __init__(self) -> None:
         self.shared: dict[bytes, bytes] = {}
+        self._shared_size = 0
         self.next_member()
 
     def next_member(self) -> None:
@@ -87,21 +89,27 @@ class _Extensions:
         self.pax: dict[bytes, bytes] = {}
         self.long_name: bytes | None = None
         self.long_link: bytes | None = None
+        self._size = self._shared_size
 
     def take(self, stream: LayerStream, header: bytes) -> bool:
         """Read an extending header; False when `header` is a member's own."""
         kind = header[156:157]
+        if kind not in {b"x", b"X", b"g", b"L", b"K"}:
+            return False
+        data = _extended(stream, header)
+        self._size += len(data)
+        if self._size > 2 * _MAX_EXTENDED:
+            raise BadLayerError(f"extended headers are larger than {2 * _MAX_EXTENDED} bytes")
         match kind:
             case b"x" | b"X":
-                self.pax = {**self.pax, **parse_pax(_extended(stream, header))}
+                self.pax.update(parse_pax(data))
             case b"g":
-                self.shared.update(parse_pax(_extended(stream, header)))
+                self.shared.update(parse_pax(data))
+                self._shared_size = sum(len(k) + len(v) for k, v in self.shared.items())
             case b"L":
-                self.long_name = _extended(stream, header).rstrip(b"\0")
-            case b"K":
-                self.long_link = _extended(stream, header).rstrip(b"\0")
+                self.long_name = data.rstrip(b"\0")
             case _:
-                return False
+                self.long_link = data.rstrip(b"\0")
         return True
 
 
@@ -207,8 +215,12 @@ def _entry(
         size=size,
         xattrs={k[13:]: v for k, v in pax.items() if k.startswith(b"SCHILY.xattr.")},
     )
+    if b"\0" in entry.name + entry.link or any(b"\0" in key for key in entry.xattrs):
+        raise BadLayerError(f"a name of the member {entry.name[:200]!r} has a NUL byte")
     if kind in {CHAR, BLOCK_DEVICE}:
         entry.major, entry.minor = number(header[329:337]), number(header[337:345])
+        if not (0 <= entry.major <= _MAX_MAJOR and 0 <= entry.minor <= _MAX_MINOR):
+            raise BadLayerError(f"impossible device {entry.major}:{entry.minor}")
     if b"GNU.sparse.map" in pax:
         entry.sparse = _pairs(pax[b"GNU.sparse.map"].split(b","))
     if b"GNU.sparse.realsize" in pax or b"GNU.sparse.size" in pax:

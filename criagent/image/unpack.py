@@ -130,7 +130,11 @@ class UnpackWorkers:
     @asynccontextmanager
     async def _worker(self) -> AsyncIterator[_Worker]:
         async with self._turns:
-            worker = self._idle.pop() if self._idle else await _Worker.start()
+            worker = self._idle.pop() if self._idle else None
+            if worker is not None and not worker.alive:  # the kernel may kill for memory
+                worker.dismiss()
+                worker = None
+            worker = worker or await _Worker.start()
             try:
                 yield worker
             except BaseException:
@@ -186,8 +190,14 @@ class _Worker:
             raise
         return worker
 
+    @property
+    def alive(self) -> bool:
+        """Whether it has not ended, as far as the loop has heard."""
+        return self._child.running
+
     async def ask(self, request: Json, moved: Callable[[int], None]) -> Json:
-        os.write(self._requests, json.dumps(request).encode() + b"\n")
+        with contextlib.suppress(BrokenPipeError):  # the end of its answers tells it
+            os.write(self._requests, json.dumps(request).encode() + b"\n")
         return await self._read(moved)
 
     async def _read(self, moved: Callable[[int], None]) -> Json:

@@ -96,7 +96,7 @@ async def manifest(client: RegistryClient, server: Server, name: str = "a/b:tag"
     reference = parse_reference(f"127.0.0.1:{server.port}/{name}")
     session = client.session(reference, None)
     wanted = str(reference.digest) if reference.digest else reference.tag or ""
-    return (await client.manifest(session, wanted)).content
+    return (await client.manifest(session, wanted, Progress())).content
 
 
 async def fetch(
@@ -310,4 +310,4 @@ async def test_mirrors_come_first_and_the_registry_itself_last(
     )
     server.handler = answering(web.Response(body=json.dumps({"schemaVersion": 2}).encode()))
     session = client.session(parse_reference("example.test/x:1"), None)
-    assert (await client.manifest(session, "1")).content
+    assert (await client.manifest(session, "1", Progress())).content

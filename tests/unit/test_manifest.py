@@ -1,0 +1,253 @@
+"""Manifests and configurations from anywhere: parsed, or refused with the documented errors."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from criagent.errors import CorruptError, NotFoundError, UnsupportedError
+from criagent.image.manifest import (
+    DOCKER_LIST,
+    DOCKER_MANIFEST,
+    MAX_DOCUMENT,
+    OCI_INDEX,
+    OCI_MANIFEST,
+    Document,
+    Platform,
+    canonical_json,
+    chain_ids,
+    choose_platform,
+    parse_configuration,
+    parse_document,
+)
+from criagent.image.pull import image_layers
+
+A, B = ("sha256:" + letter * 64 for letter in "ab")
+ENTRY = {"digest": A, "size": 1}
+MANIFEST: dict[str, Any] = {"schemaVersion": 2, "config": ENTRY, "layers": [ENTRY]}
+INDEX: dict[str, Any] = {"schemaVersion": 2, "manifests": [ENTRY]}
+
+
+def parse(document: object, kind: str = "") -> Document:
+    return parse_document(json.dumps(document).encode(), kind)
+
+
+@pytest.mark.parametrize(
+    ("document", "kind"),
+    [
+        (MANIFEST, ""),
+        (MANIFEST, OCI_MANIFEST),
+        (MANIFEST, DOCKER_MANIFEST),
+        (MANIFEST, f"{OCI_MANIFEST}; charset=utf-8"),
+        (MANIFEST, "text/plain"),
+        ({**MANIFEST, "mediaType": OCI_MANIFEST}, OCI_MANIFEST),
+        ({**MANIFEST, "layers": []}, ""),
+        ({**MANIFEST, "layers": None}, ""),
+        ({**MANIFEST, "unknown": {"a": [1]}}, ""),
+        (INDEX, OCI_INDEX),
+        (INDEX, DOCKER_LIST),
+        ({**INDEX, "manifests": []}, ""),
+    ],
+)
+def test_good_documents(document: dict[str, Any], kind: str) -> None:
+    assert parse(document, kind).is_index == ("manifests" in document)
+
+
+@pytest.mark.parametrize(
+    "document",
+    [
+        {},
+        [],
+        None,
+        1,
+        {"schemaVersion": 2},
+        {**MANIFEST, "manifests": [ENTRY]},
+        {"layers": [ENTRY]},
+        {**MANIFEST, "config": None},
+        {**MANIFEST, "config": {"digest": A}},
+        {**MANIFEST, "config": {"digest": A, "size": -1}},
+        {**MANIFEST, "config": {"digest": A, "size": 1 << 53}},
+        {**MANIFEST, "config": {"digest": A, "size": "1"}},
+        {**MANIFEST, "config": {"digest": "sha256:../../x", "size": 1}},
+        {**MANIFEST, "layers": [{"digest": "x", "size": 1}]},
+        {**MANIFEST, "layers": {}},
+        {**MANIFEST, "layers": [ENTRY] * 501},
+        {**INDEX, "manifests": [ENTRY] * 1001},
+        {**INDEX, "manifests": [{"digest": "", "size": 1}]},
+        {**MANIFEST, "mediaType": OCI_INDEX},
+        {**INDEX, "mediaType": OCI_MANIFEST},
+    ],
+)
+def test_bad_documents(document: object) -> None:
+    with pytest.raises(CorruptError):
+        parse(document)
+
+
+@pytest.mark.parametrize(
+    ("document", "kind"), [(MANIFEST, OCI_INDEX), (INDEX, OCI_MANIFEST), (MANIFEST, DOCKER_LIST)]
+)
+def test_a_document_is_what_it_was_served_as(document: dict[str, Any], kind: str) -> None:
+    with pytest.raises(CorruptError, match="served as"):
+        parse(document, kind)
+
+
+def test_schema_1_says_what_to_do() -> None:
+    with pytest.raises(UnsupportedError, match="push it again"):
+        parse({"schemaVersion": 1, "fsLayers": []})
+
+
+@pytest.mark.parametrize(
+    "data",
+    [b"", b"{", b"\xff", b"[" * 100_000, b'{"layers":' * 50_000, b" " * (MAX_DOCUMENT + 1)],
+    ids=["empty", "cut", "no text", "nested", "nested maps", "large"],
+)
+def test_what_is_no_document(data: bytes) -> None:
+    with pytest.raises(CorruptError):
+        parse_document(data, "")
+    with pytest.raises(CorruptError):
+        parse_configuration(data)
+
+
+JSON = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text(max_size=8),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=8), inner),
+    max_leaves=8,
+)
+FIELDS = ["schemaVersion", "mediaType", "config", "layers", "manifests", "digest", "size"]
+CONFIG_FIELDS = ["rootfs", "diff_ids", "config", "Env", "Cmd", "User", "Volumes", "created"]
+
+
+def mutated(base: dict[str, Any], fields: list[str]) -> st.SearchStrategy[dict[str, Any]]:
+    changes = st.dictionaries(
+        st.sampled_from(fields), JSON | st.dictionaries(st.sampled_from(fields), JSON), max_size=3
+    )
+    return changes.map(lambda change: {**base, **change})
+
+
+@given(mutated(MANIFEST, FIELDS) | mutated(INDEX, FIELDS), st.sampled_from(["", OCI_INDEX]))
+def test_mutated_documents_parse_or_are_corrupt(document: dict[str, Any], kind: str) -> None:
+    try:
+        parsed = parse(document, kind)
+    except (CorruptError, UnsupportedError):
+        return
+    for entry in (*(parsed.layers or ()), *(parsed.manifests or ())):
+        assert entry.parsed
+        assert entry.size >= 0
+
+
+@given(st.binary(max_size=200))
+def test_any_bytes_parse_or_are_corrupt(data: bytes) -> None:
+    for parse_any in (lambda d: parse_document(d, ""), parse_configuration):
+        with contextlib.suppress(CorruptError, UnsupportedError):
+            parse_any(data)
+
+
+@given(mutated({"rootfs": {"diff_ids": [A]}}, CONFIG_FIELDS))
+def test_mutated_configurations_parse_or_are_corrupt(document: dict[str, Any]) -> None:
+    with contextlib.suppress(CorruptError):
+        parse_configuration(json.dumps(document).encode())
+
+
+def test_a_configuration_carries_everything_over() -> None:
+    document = {
+        "architecture": "amd64",
+        "os": "linux",
+        "created": "2026-01-01T00:00:00Z",
+        "rootfs": {"type": "layers", "diff_ids": [A, B]},
+        "config": {
+            "User": "1:2",
+            "Env": ["A=b", "C"],
+            "Entrypoint": ["/e"],
+            "Cmd": ["c"],
+            "WorkingDir": "/w",
+            "StopSignal": "SIGINT",
+            "Volumes": {"/v": {}},
+            "Labels": {"k": "v"},
+        },
+    }
+    parsed = parse_configuration(json.dumps(document).encode())
+    config = parsed.config
+    assert (config.user, config.env, config.entrypoint) == ("1:2", ("A=b", "C"), ("/e",))
+    assert (config.cmd, config.working_dir, config.stop_signal) == (("c",), "/w", "SIGINT")
+    assert (config.volumes, config.labels) == (("/v",), {"k": "v"})
+    assert parsed.diff_ids == (A, B)
+    assert str(parsed.platform) == "linux/amd64"
+
+
+@pytest.mark.parametrize(
+    "document",
+    [
+        {"rootfs": {"diff_ids": None}},  # Go's writing of an image without layers
+        {"rootfs": {"diff_ids": []}, "config": None},
+        {"rootfs": {"diff_ids": []}, "config": {"Env": None, "Cmd": None, "Labels": None}},
+    ],
+)
+def test_nulls_of_go_are_empty(document: dict[str, Any]) -> None:
+    parsed = parse_configuration(json.dumps(document).encode())
+    assert (parsed.diff_ids, parsed.config.env, parsed.config.cmd) == ((), (), ())
+
+
+@pytest.mark.parametrize(
+    "document", [{}, {"rootfs": {}}, {"rootfs": {"diff_ids": ["x"]}}, {"rootfs": {"diff_ids": [1]}}]
+)
+def test_bad_configurations(document: dict[str, Any]) -> None:
+    with pytest.raises(CorruptError):
+        parse_configuration(json.dumps(document).encode())
+
+
+def test_layers_and_diff_ids_must_pair_up() -> None:
+    configuration = parse_configuration(canonical_json({"rootfs": {"diff_ids": [A, B]}}))
+    with pytest.raises(CorruptError, match="1 layers but 2"):
+        image_layers(parse(MANIFEST), configuration)
+    layers = image_layers(parse({**MANIFEST, "layers": [ENTRY, ENTRY]}), configuration)
+    assert [layer.chain_id for layer in layers] == list(chain_ids((A, B)))
+
+
+def test_chain_ids_name_all_that_is_below() -> None:
+    assert chain_ids(()) == ()
+    assert chain_ids((A,)) == (A,)
+    assert chain_ids((A, B))[0] == A
+    assert chain_ids((A, A))[1] not in {A, chain_ids((A, B))[1]}
+    assert chain_ids((A, B, A))[:2] == chain_ids((A, B))
+
+
+def index(*platforms: dict[str, str] | None) -> Document:
+    entries = []
+    for number, one in enumerate(platforms):
+        entry: dict[str, Any] = {"digest": f"sha256:{number:064x}", "size": 1}
+        entries.append(entry if one is None else {**entry, "platform": one})
+    return parse({"manifests": entries})
+
+
+def linux(architecture: str, variant: str = "") -> dict[str, str]:
+    return {"os": "linux", "architecture": architecture, "variant": variant}
+
+
+@pytest.mark.parametrize(
+    ("platforms", "wanted", "chosen"),
+    [
+        ((linux("arm64"), linux("amd64")), linux("amd64"), 1),
+        ((linux("amd64", "v3"), linux("amd64")), linux("amd64"), 1),
+        ((linux("amd64", "v2"),), linux("amd64"), 0),
+        ((linux("arm64", "v8"),), linux("arm64"), 0),
+        (({"os": "windows", "architecture": "amd64"}, linux("amd64")), linux("amd64"), 1),
+        ((None,), linux("amd64"), 0),
+        ((linux("unknown"), linux("amd64"), linux("amd64")), linux("amd64"), 1),
+    ],
+)
+def test_the_fitting_platform_is_chosen(
+    platforms: tuple[Any, ...], wanted: dict[str, str], chosen: int
+) -> None:
+    entry = choose_platform(index(*platforms), Platform(**wanted))
+    assert entry.digest == f"sha256:{chosen:064x}"
+
+
+@pytest.mark.parametrize("platforms", [(), (linux("s390x"),), (None, None)])
+def test_no_fitting_platform_says_what_there_is(platforms: tuple[Any, ...]) -> None:
+    with pytest.raises(NotFoundError, match="linux/amd64"):
+        choose_platform(index(*platforms), Platform("amd64", "linux"))

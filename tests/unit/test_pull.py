@@ -1,0 +1,345 @@
+"""Pulls against a registry in this process: shared, cancelled, stalled, refused."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import pytest
+from aiohttp import web
+
+from criagent.errors import (
+    CorruptError,
+    NotFoundError,
+    RegistryError,
+)
+from criagent.image.auth import RegistryAuth
+from criagent.image.digest import parse_digest
+from criagent.image.manifest import OCI_INDEX, host_platform
+from criagent.model import Image, Snapshot
+from tests.fakes.pulling import (
+    LARGE,
+    SMALL,
+    Json,
+    Node,
+    Registry,
+    digest,
+    entry,
+    name,
+)
+
+
+@pytest.fixture
+async def registry() -> AsyncIterator[Registry]:
+    one = Registry()
+    await one.start()
+    yield one
+    await one.stop()
+
+
+@pytest.fixture
+async def mirror() -> AsyncIterator[Registry]:
+    one = Registry()
+    await one.start()
+    yield one
+    await one.stop()
+
+
+@pytest.fixture
+async def node(tmp_path: Path) -> AsyncIterator[Node]:
+    one = Node(tmp_path)
+    yield one
+    await one.close()
+
+
+async def test_an_image_arrives_whole(registry: Registry, node: Node) -> None:
+    image_id = registry.image(SMALL, LARGE, config={"config": {"Cmd": ["sh"]}})
+    image = await node.pull(name(registry))
+    assert image.id == image_id
+    assert image.repo_tags == (name(registry),)
+    assert image.repo_digests == (f"{name(registry, 'a/b')}@{image.manifest_digest}",)
+    assert (image.config.cmd, image.pulled_at_ns) == (("sh",), 7)
+    for content in (SMALL, LARGE):
+        assert node.files.path(parse_digest(digest(content))).read_bytes() == content
+    assert {row.digest for row in node.rows.all()} == {str(d) for d, _ in node.files.all()}
+    assert node.images.find(name(registry)) == image
+    assert not node.puller.busy
+
+
+async def test_a_second_pull_asks_for_no_blob_again(registry: Registry, node: Node) -> None:
+    registry.image(SMALL, LARGE)
+    await node.pull(name(registry))
+    registry.asked.clear()
+    await node.pull(name(registry))
+    assert [path for path in registry.asked if "/blobs/" in path] == []
+
+
+async def test_the_index_gives_this_platform(registry: Registry, node: Node) -> None:
+    here = host_platform()
+    image_id = registry.image(SMALL, tags=("inner",))
+    inner = entry(registry.content["inner"])
+    other = {"digest": "sha256:" + "0" * 64, "size": 1}
+    index = {
+        "schemaVersion": 2,
+        "manifests": [
+            {**other, "platform": {"os": "linux", "architecture": "s390x"}},
+            {**inner, "platform": {"os": here.os, "architecture": here.architecture}},
+        ],
+    }
+    registry.put(json.dumps(index).encode(), OCI_INDEX, "multi")
+    image = await node.pull(name(registry, "a/b:multi"))
+    top = digest(registry.content["multi"])
+    assert (image.id, image.manifest_digest) == (image_id, inner["digest"])
+    assert image.repo_digests == (f"{name(registry, 'a/b')}@{top}",)
+    by_digest = await node.pull(name(registry, f"a/b@{top}"))
+    assert (by_digest.id, by_digest.repo_tags) == (image_id, image.repo_tags)
+
+
+async def test_an_image_without_layers(registry: Registry, node: Node) -> None:
+    image_id = registry.image(config={"rootfs": {"type": "layers", "diff_ids": None}})
+    assert (await node.pull(name(registry))).id == image_id
+
+
+async def test_pulls_of_one_image_are_one(registry: Registry, node: Node) -> None:
+    registry.image(SMALL)
+    images = await asyncio.gather(*(node.pull(name(registry)) for _ in range(10)))
+    assert len(set(map(str, images))) == 1
+    assert registry.blobs(SMALL) == 1
+    assert sum(path.endswith("/manifests/1") for path in registry.asked) == 1
+
+
+async def test_two_tags_share_their_blobs(registry: Registry, node: Node) -> None:
+    registry.image(SMALL, LARGE, tags=("1", "2", "3"))
+    await asyncio.gather(*(node.pull(name(registry, f"a/b:{tag}")) for tag in "123"))
+    assert registry.blobs(SMALL) == 1
+    (image,) = node.images.all()
+    assert sorted(image.repo_tags) == [name(registry, f"a/b:{tag}") for tag in "123"]
+
+
+async def test_other_credentials_are_another_pull(registry: Registry, node: Node) -> None:
+    registry.image(SMALL)
+    await asyncio.gather(
+        node.pull(name(registry)), node.pull(name(registry), RegistryAuth(username="u"))
+    )
+    assert sum(path.endswith("/manifests/1") for path in registry.asked) == 2
+
+
+class Gate:
+    """A hook that holds requests for a path back until it opens."""
+
+    def __init__(self, end: str) -> None:
+        self._end = end
+        self.reached = asyncio.Event()
+        self.opened = asyncio.Event()
+
+    async def __call__(self, request: web.BaseRequest) -> None:
+        if request.path.endswith(self._end):
+            self.reached.set()
+            await self.opened.wait()
+
+
+async def waiters(node: Node, registry: Registry, count: int) -> list[asyncio.Task[Image]]:
+    return [asyncio.create_task(node.pull(name(registry))) for _ in range(count)]
+
+
+async def test_the_first_waiter_may_leave(registry: Registry, node: Node) -> None:
+    image_id = registry.image(SMALL)
+    registry.hook = gate = Gate(digest(SMALL))
+    first, second = await waiters(node, registry, 2)
+    await gate.reached.wait()
+    first.cancel()
+    await asyncio.wait({first})
+    assert first.cancelled()
+    gate.opened.set()
+    assert (await second).id == image_id
+    assert registry.blobs(SMALL) == 1
+
+
+async def test_the_last_waiter_stops_the_pull(registry: Registry, node: Node) -> None:
+    image_id = registry.image(SMALL)
+    registry.hook = gate = Gate(digest(SMALL))
+    tasks = await waiters(node, registry, 3)
+    await gate.reached.wait()
+    for task in tasks:
+        assert node.puller.busy
+        task.cancel()
+        await asyncio.wait({task})
+    await node.puller.close()  # returns when it has stopped
+    assert not node.puller.busy
+    assert node.images.all() == []
+    gate.opened.set()
+    assert (await node.pull(name(registry))).id == image_id
+
+
+async def test_a_cancelled_pull_is_busy_until_it_has_stopped(
+    registry: Registry, node: Node
+) -> None:
+    """What collects blobs relies on it."""
+    registry.image(SMALL)
+    stopping, stop = asyncio.Event(), asyncio.Event()
+
+    @contextlib.asynccontextmanager
+    async def slow(*_: object) -> AsyncIterator[list[Snapshot]]:
+        try:
+            node.unpacker.entered.set()
+            await asyncio.Event().wait()
+            yield []
+        finally:
+            stopping.set()
+            await stop.wait()
+
+    node.unpacker.unpacked = slow  # type: ignore[method-assign, assignment]
+    (task,) = await waiters(node, registry, 1)
+    await node.unpacker.entered.wait()
+    task.cancel()
+    await asyncio.wait({task})
+    await stopping.wait()
+    assert node.puller.busy
+    stop.set()
+    await node.puller.close()
+    assert not node.puller.busy
+
+
+async def test_a_failure_reaches_every_waiter_and_the_next_pull_works(
+    registry: Registry, node: Node
+) -> None:
+    registry.image(SMALL)
+    node.unpacker.failure = CorruptError("broken layer")
+    done = await asyncio.gather(*await waiters(node, registry, 3), return_exceptions=True)
+    assert [str(error) for error in done] == ["broken layer"] * 3
+    assert node.images.all() == []
+    node.unpacker.failure = None
+    await node.pull(name(registry))
+
+
+@pytest.mark.parametrize("where", ["/manifests/1", "config", "layer", "within"])
+async def test_a_silent_server_ends_the_pull(
+    registry: Registry, tmp_path: Path, where: str
+) -> None:
+    image_id = registry.image(SMALL, LARGE)
+    silent = asyncio.Event()
+    ends = {"config": image_id, "layer": digest(SMALL), "within": digest(SMALL)}
+
+    async def hook(request: web.BaseRequest) -> web.StreamResponse | None:
+        if not request.path.endswith(ends.get(where, where)):
+            return None
+        response = web.StreamResponse(headers={"Content-Length": str(len(SMALL))})
+        if where == "within":
+            await response.prepare(request)
+            await response.write(SMALL[:10])
+        await silent.wait()
+        return response
+
+    registry.hook = hook
+    node = Node(tmp_path, timeout_s=0.2)
+    with pytest.raises(RegistryError, match="stalled"):
+        await node.pull(name(registry))
+    silent.set()
+    await node.close()
+    assert node.images.all() == []
+
+
+async def test_a_slow_server_is_no_silent_one(registry: Registry, tmp_path: Path) -> None:
+    """Bytes keep a pull alive that lasts longer than the time-out."""
+    registry.image(SMALL)
+    node = Node(tmp_path, timeout_s=0.3)
+    loop = asyncio.get_running_loop()
+
+    async def hook(request: web.BaseRequest) -> web.StreamResponse | None:
+        if not request.path.endswith(digest(SMALL)):
+            return None
+        response = web.StreamResponse(headers={"Content-Length": str(len(SMALL))})
+        await response.prepare(request)
+        for at in range(0, len(SMALL), 24):
+            pause = asyncio.Event()
+            loop.call_later(0.1, pause.set)
+            await pause.wait()
+            await response.write(SMALL[at : at + 24])
+        return response
+
+    registry.hook = hook
+    start = loop.time()
+    await node.pull(name(registry))
+    assert loop.time() - start > 0.6
+    await node.close()
+
+
+async def test_waiting_without_a_request_is_no_stall(registry: Registry, tmp_path: Path) -> None:
+    """Unpacking, syncing, and another pull that brings the same layer may last."""
+    registry.image(SMALL)
+    node = Node(tmp_path, timeout_s=0.05)
+    node.unpacker.hold.clear()
+    (task,) = await waiters(node, registry, 1)
+    await node.unpacker.entered.wait()
+    done, _ = await asyncio.wait({task}, timeout=0.3)
+    assert not done
+    node.unpacker.hold.set()
+    await task
+    await node.close()
+
+
+async def test_a_pull_that_waits_for_anothers_blob_does_not_stall(
+    registry: Registry, tmp_path: Path
+) -> None:
+    """The first has a long way to go, byte by byte; the second asks nobody meanwhile."""
+    registry.image(SMALL, tags=("1", "2"))
+    node = Node(tmp_path, timeout_s=0.3)
+    loop = asyncio.get_running_loop()
+
+    async def hook(request: web.BaseRequest) -> web.StreamResponse | None:
+        if not request.path.endswith(digest(SMALL)):
+            return None
+        response = web.StreamResponse(headers={"Content-Length": str(len(SMALL))})
+        await response.prepare(request)
+        for at in range(0, len(SMALL), 24):
+            pause = asyncio.Event()
+            loop.call_later(0.1, pause.set)
+            await pause.wait()
+            await response.write(SMALL[at : at + 24])
+        return response
+
+    registry.hook = hook
+    await asyncio.gather(*(node.pull(name(registry, f"a/b:{tag}")) for tag in "12"))
+    assert registry.blobs(SMALL) == 1
+    await node.close()
+
+
+@pytest.mark.parametrize(
+    ("manifest", "error"),
+    [
+        ({}, CorruptError),
+        ({"config": entry(b"x"), "layers": []}, NotFoundError),
+        ({"config": {"digest": digest(b"x"), "size": 9 << 20}, "layers": []}, CorruptError),
+        ({"manifests": []}, NotFoundError),
+        ({"manifests": [entry(b"x")]}, NotFoundError),
+    ],
+)
+async def test_bad_manifests(
+    registry: Registry, node: Node, manifest: Json, error: type[Exception]
+) -> None:
+    registry.put(json.dumps({"schemaVersion": 2, **manifest}).encode(), "", "1")
+    with pytest.raises(error):
+        await node.pull(name(registry))
+    assert node.images.all() == []
+
+
+async def test_an_index_within_an_index_is_refused(registry: Registry, node: Node) -> None:
+    inner = registry.put(json.dumps({"schemaVersion": 2, "manifests": []}).encode())
+    registry.put(json.dumps({"schemaVersion": 2, "manifests": [inner]}).encode(), "", "1")
+    with pytest.raises(CorruptError, match="index within"):
+        await node.pull(name(registry))
+
+
+async def test_close_stops_everything(registry: Registry, node: Node) -> None:
+    registry.image(SMALL)
+    registry.hook = gate = Gate(digest(SMALL))
+    tasks = await waiters(node, registry, 2)
+    await gate.reached.wait()
+    await node.puller.close()
+    assert not node.puller.busy
+    done = await asyncio.gather(*tasks, return_exceptions=True)
+    assert all(isinstance(error, asyncio.CancelledError) for error in done)
+    gate.opened.set()
