@@ -19,8 +19,7 @@ import structlog
 
 from criagent.aio import run_in
 from criagent.errors import AgentError, InvalidRequestError
-from criagent.kernel import namespaces, netlink
-from criagent.kernel.nft_events import NftEvents
+from criagent.kernel import namespaces, netlink, nft_events
 from criagent.kernel.nftables import Nftables
 from criagent.model import Protocol, Sandbox
 from criagent.net import hostport
@@ -29,6 +28,7 @@ from criagent.store.addresses import AddressStore
 from criagent.store.settings import SettingStore
 
 _CIDR_SETTING = "pod_cidrs"
+_PAUSE_S = 0.1  # between two times that deleted rules are put back
 
 log: structlog.stdlib.BoundLogger = structlog.get_logger(__name__)
 
@@ -66,8 +66,11 @@ class BridgeNetwork:
         self._mtu = 1500
         self._failure = "the network has not started"
         self._forwards: dict[str, list[hostport.Forward]] = {}
-        self._events: NftEvents | None = None
+        self._events: nft_events.NftEvents | None = None
         self._repair: asyncio.Task[None] | None = None
+        # Generations of the ruleset: when the table was written whole, when of it was deleted.
+        self._written = 0
+        self._deleted = 0
 
     @property
     def cidrs(self) -> tuple[str, ...]:
@@ -86,9 +89,9 @@ class BridgeNetwork:
             for box in self._live()
             if box.network_backend == self.backend
         }
+        self._events = nft_events.NftEvents()
         await run_in(self._net, self._start)
         self._failure = ""
-        self._events = NftEvents()
         asyncio.get_running_loop().add_reader(self._events, self._rules_changed)
 
     async def stop(self) -> None:
@@ -98,6 +101,7 @@ class BridgeNetwork:
             self._events.close()
             self._events = None
         if self._repair is not None:
+            self._repair.cancel()
             await asyncio.wait({self._repair})
 
     def condition(self) -> NetworkCondition:
@@ -114,8 +118,6 @@ class BridgeNetwork:
         parsed = [_network(cidr) for cidr in cidrs]
         await self._settings.put(_CIDR_SETTING, ",".join(str(network) for network in parsed))
         await run_in(self._net, self._start)
-        if self._events is not None:
-            self._events.deletes(hostport.NAME)  # our own
 
     async def attach(self, box: Sandbox, netns: Path) -> Attachment:
         """Addresses, veth pair, routes and host ports of a new sandbox.
@@ -133,10 +135,11 @@ class BridgeNetwork:
     async def detach(self, box: Sandbox, netns: Path | None) -> None:
         """Take rules, veth and addresses away; the veth first, so that no traffic is left."""
         del netns
-        gone = self._forwards.get(box.id)
+        gone = self._forwards.pop(box.id, None)
         if gone is None:
             gone = hostport.forwards(box, self._addresses.of(box.id))
-        self._forwards.pop(box.id, None)
+            # A sandbox that was refused for a taken host port never had it.
+            gone = hostport.unclaimed(gone, self._forwards)
         await run_in(self._net, self._detach, box.id, gone)
         await self._addresses.release(box.id)
 
@@ -150,35 +153,55 @@ class BridgeNetwork:
         await run_in(self._net, self._sweep, names)
 
     def _rules_changed(self) -> None:
-        """Somebody deleted rules; when they were ours, they come back."""
-        if self._events is not None and self._events.deletes(hostport.NAME) and not self._repair:
+        """Somebody changed rules; when ours were deleted, they come back."""
+        if self._damaged() and self._repair is None:
             self._repair = asyncio.create_task(self._restore(), name="nftables")
             self._repair.add_done_callback(self._restored)
+
+    def _damaged(self) -> bool:
+        """Whether rules of ours were deleted after the last time that we wrote them all."""
+        if self._events is not None:
+            deleted = self._events.deletions(hostport.NAME)
+            self._deleted = max(self._deleted, self._written + 1 if deleted is None else deleted)
+        return self._deleted > self._written
 
     def _restored(self, task: asyncio.Task[None]) -> None:
         self._repair = None
         if not task.cancelled() and (failure := task.exception()):
-            self._failure = f"the nftables rules were deleted and cannot be put back: {failure}"
-            log.error("rules_not_restored", error=str(failure))
+            log.error("rules_not_watched", error=repr(failure))
 
     async def _restore(self) -> None:
-        """Write the table until it is there with nobody else's deletion after it."""
-        while True:
-            await run_in(self._net, self._write_table)
-            if self._events is not None:
-                self._events.deletes(hostport.NAME)  # our own rewriting is among the events
-            if await run_in(self._net, self._table_there):
-                log.warning("rules_restored", table=hostport.TABLE)
+        """Write the table until nobody has deleted of it afterwards.
+
+        While that fails, the condition says so.
+        """
+        while self._damaged():
+            try:
+                await run_in(self._net, self._write_table)
+            except (AgentError, OSError) as exc:
+                self._failure = f"the nftables rules were deleted and cannot be put back: {exc}"
+                log.warning("rules_not_restored", error=str(exc))
+            else:
                 self._failure = ""
-                return
+                log.warning("rules_restored", table=hostport.TABLE)
+            # Whoever deletes rules often does so several times.
+            await asyncio.sleep(_PAUSE_S)
 
     # The rest runs in the network thread.
 
     def _write_table(self) -> None:
         if self._nft is None:
             raise RuntimeError("rules before start")
-        live = [f for held in self._forwards.values() for f in held]
-        self._nft.run(hostport.table(self._config.bridge, self.cidrs, live))
+        # A copy made in one step: verbs change the dict in the event loop's thread.
+        live = [f for held in list(self._forwards.values()) for f in held]
+        before = self._written
+        # Should others commit in between, ours is a later one, and is taken for a deletion once.
+        self._written = nft_events.generation() + 1
+        try:
+            self._nft.run(hostport.table(self._config.bridge, self.cidrs, live))
+        except BaseException:
+            self._written = before
+            raise
 
     def _table_there(self) -> bool:
         try:

@@ -1,27 +1,30 @@
 """The CNI pod network: plugins of the node's configuration, run as child processes.
 
-The configuration that was used and its result are kept in the sandbox's row, so that DEL gets them
-whatever the directory says by then. A plugin that hangs is killed with its process group.
+The configuration that was used and its result are kept in a file from before the first ADD, and in
+the sandbox's row afterwards, so that DEL gets them whatever the directory says by then.
 """
 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import os
+import re
 from collections.abc import Sequence
 from concurrent.futures import Executor
 from dataclasses import dataclass
-from ipaddress import ip_address, ip_network
+from ipaddress import ip_network
 from pathlib import Path
 from typing import Any
 
 import structlog
 
-from criagent.aio import finish, run_in
-from criagent.child import Child, PipeReader, spawn
-from criagent.errors import AgentError, InvalidRequestError, TimedOutError
+from criagent.aio import run_in
+from criagent.errors import AgentError, CorruptError, InvalidRequestError
+from criagent.kernel import namespaces
 from criagent.model import Sandbox
+from criagent.net import cni_result
 from criagent.net.cni_config import (
     CniConfigError,
     NetworkList,
@@ -29,11 +32,13 @@ from criagent.net.cni_config import (
     load_first,
     parse,
 )
+from criagent.net.cni_plugin import run_plugin
 from criagent.net.pod_network import Attachment, NetworkCondition
 
 _INTERFACE = "eth0"
-_RESULT_LIMIT = 1 << 20
-_MAX_ADDRESSES = 64
+_QUESTION_LIMIT_S = 10.0  # for STATUS and GC, on which no pod waits
+_STATUS_EVERY_S = 4.0  # the kubelet asks for our condition every 5 s
+_ARGUMENT = re.compile(r"[^;=\x00-\x1f]*")
 
 Json = dict[str, Any]
 
@@ -46,8 +51,19 @@ class CniConfig:
 
     conf_dir: Path
     bin_dirs: tuple[Path, ...]
-    timeout_s: float
-    cache_dir: Path
+    timeout_s: float  # of one plugin
+    cache_dir: Path  # attachments under way; gone after a boot
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Call:
+    """One verb for all plugins of a network; `box` is None for those about the network itself."""
+
+    command: str
+    network: NetworkList
+    limit_s: float
+    box: Sandbox | None = None
+    netns: Path | None = None
 
 
 class CniNetwork:
@@ -58,36 +74,38 @@ class CniNetwork:
     def __init__(self, config: CniConfig, fs: Executor) -> None:
         self._config = config
         self._fs = fs
-        self._seen: tuple[object, ...] | None = None
-        self._current: NetworkList | None = None
-        self._problem = ""
+        self._seen: object = None
+        self._loaded: NetworkList | None = None
+        self._broken = "the configuration has not been read"
+        self._status_problem = ""
+        self._status_task: asyncio.Task[None] | None = None
+        self._status_at = 0.0
 
     async def start(self) -> None:
         """Read the directory once; it may still be empty."""
         self.condition()
+        if self._status_task is not None:
+            await asyncio.wait({self._status_task})
 
     async def stop(self) -> None:
-        """Nothing runs in the background."""
+        """End a STATUS that is under way; pods keep their network."""
+        if self._status_task is not None:
+            self._status_task.cancel()
+            await asyncio.wait({self._status_task})
 
     def condition(self) -> NetworkCondition:
         """Ready while the directory's first configuration can be used; looks at each call.
 
-        One stat per file, so the kubelet's next Status shows a change.
+        One stat per file and plugin, so the kubelet's next Status shows a change. STATUS of a 1.1.0
+        configuration is asked in the background and counts from its answer on.
         """
-        seen = _fingerprint(self._config.conf_dir)
-        if seen != self._seen:
-            self._seen = seen
-            try:
-                self._current = load_first(self._config.conf_dir)
-                for plugin in self._current.plugins:
-                    find_plugin(plugin["type"], self._config.bin_dirs)
-                self._problem = ""
-            except CniConfigError as exc:
-                self._current, self._problem = None, str(exc)
-                self._seen = None  # a plugin may be installed without a change here
-        if self._current is None:
+        problem = self._look()
+        if not problem and self._loaded is not None and self._loaded.knows("STATUS"):
+            self._ask_status()
+            problem = self._status_problem
+        if problem:
             return NetworkCondition(
-                ready=False, reason="NetworkPluginNotReady", message=f"cni: {self._problem}"
+                ready=False, reason="NetworkPluginNotReady", message=f"cni: {problem}"
             )
         return NetworkCondition(ready=True)
 
@@ -103,198 +121,200 @@ class CniNetwork:
                 raise InvalidRequestError(f"pod CIDR {cidr[:80]!r} is no network: {exc}") from None
 
     async def attach(self, box: Sandbox, netns: Path) -> Attachment:
-        """ADD of every plugin in order. Raises AgentError with the plugin's words."""
-        if not self.condition().ready or self._current is None:
-            raise AgentError(f"the pod network is not ready: {self._problem}")
-        network = self._current
+        """ADD of every plugin in order; after a failure `detach` takes back what was done.
+
+        Raises AgentError with the plugin's words, TimedOutError for one that hangs,
+        InvalidRequestError for metadata that CNI_ARGS cannot carry.
+        """
+        for key, value in _arguments(box):
+            if not _ARGUMENT.fullmatch(value):
+                raise InvalidRequestError(
+                    f"{key} {value[:80]!r} has a character that CNI_ARGS cannot carry"
+                )
+        problem = self._look()
+        network = self._loaded
+        if problem or network is None:
+            raise AgentError(f"the pod network is not ready: {problem}")
+        limit_s = self._config.timeout_s
+        call = _Call(command="ADD", network=network, limit_s=limit_s, box=box, netns=netns)
         result: Json | None = None
-        try:
-            for plugin in network.plugins:
-                answer = await self._run("ADD", box, netns, network, plugin, result)
-                result = answer or result
-            addresses = result_addresses(result or {})
-        except BaseException:
+        kept = _encode(network, result)
+        for plugin in network.plugins:
+            await run_in(self._fs, _keep, self._kept_file(box), kept)
+            output = await self._run(call, plugin, result)
+            result = cni_result.parse_result(output, plugin["type"]) or result
             kept = _encode(network, result)
-            await finish(self._delete(box, netns, kept))
-            raise
-        return Attachment(addresses=addresses, cni_result=_encode(network, result))
+        await run_in(self._fs, _keep, self._kept_file(box), kept)
+        addresses = cni_result.addresses(result or {}, network.plugins[-1]["type"], _INTERFACE)
+        return Attachment(addresses=addresses, cni_result=kept)
 
     async def detach(self, box: Sandbox, netns: Path | None) -> None:
-        """DEL of every plugin, the last one first; fine when it was never attached."""
-        kept = box.cni_result
-        if not kept:
-            if self._current is None:
-                return
-            kept = _encode(self._current, None)  # a crash in the midst of ADD kept no result
-        await self._delete(box, netns, kept)
+        """DEL of every plugin, the last one first; fine when it was never attached.
+
+        All are called even if one fails; the first failure is raised as AgentError.
+        """
+        kept = box.cni_result or await run_in(self._fs, _kept, self._kept_file(box))
+        if kept:
+            network, result = _decode(kept, box)
+        elif self._look() or self._loaded is None:
+            return
+        else:
+            network, result = self._loaded, None  # the node was booted since ADD, if there was one
+        if netns is not None and not namespaces.is_pinned(netns):
+            netns = None
+        limit_s = self._config.timeout_s
+        call = _Call(command="DEL", network=network, limit_s=limit_s, box=box, netns=netns)
+        failure: AgentError | None = None
+        for plugin in reversed(network.plugins):
+            try:
+                await self._run(call, plugin, result if network.keeps_result_for_del else None)
+            except AgentError as exc:
+                log.warning("cni_del_failed", sandbox_id=box.id, error=str(exc))
+                failure = failure or exc
+        if failure is not None:
+            raise failure
+        await run_in(self._fs, _forget, self._kept_file(box))
 
     async def check(self, box: Sandbox, netns: Path) -> None:
-        """CHECK of every plugin. Raises AgentError with the words of the one that complains."""
-        network, result = _decode(box.cni_result)
-        if network.version >= "0.4.0":
+        """CHECK of every plugin, where the version has it and the configuration allows it.
+
+        Raises AgentError with the words of the one that complains.
+        """
+        network, result = _decode(box.cni_result, box)
+        limit_s = self._config.timeout_s
+        call = _Call(command="CHECK", network=network, limit_s=limit_s, box=box, netns=netns)
+        if network.knows("CHECK"):
             for plugin in network.plugins:
-                await self._run("CHECK", box, netns, network, plugin, result)
+                await self._run(call, plugin, result)
 
     async def status(self) -> None:
-        """STATUS of every plugin, where the configuration's version has it. Raises AgentError."""
-        network = self._current
-        if network is not None and network.version >= "1.1.0":
+        """STATUS of every plugin, where the version has it. Raises AgentError."""
+        network = self._loaded
+        if network is not None and network.knows("STATUS"):
+            call = _Call(command="STATUS", network=network, limit_s=_QUESTION_LIMIT_S)
             for plugin in network.plugins:
-                await self._run("STATUS", None, None, network, plugin, None)
+                await self._run(call, plugin, None)
 
     async def reconcile(self, live: Sequence[Sandbox]) -> None:
         """GC with the attachments that are still wanted, where the version has it."""
-        network = self._current
-        if network is None or network.version < "1.1.0":
+        network = self._loaded
+        if network is None or not network.knows("GC"):
             return
         valid = [{"containerID": box.id, "ifname": _INTERFACE} for box in live]
+        call = _Call(command="GC", network=network, limit_s=_QUESTION_LIMIT_S)
         for plugin in network.plugins:
-            extended = {**plugin, "cni.dev/valid-attachments": valid}
             try:
-                await self._run("GC", None, None, network, extended, None)
+                await self._run(call, {**plugin, "cni.dev/valid-attachments": valid}, None)
             except AgentError as exc:
-                log.info("cni_gc_failed", plugin=plugin["type"], error=str(exc))
+                log.warning("cni_gc_failed", error=str(exc))
 
-    async def _delete(self, box: Sandbox, netns: Path | None, kept: bytes) -> None:
-        network, result = _decode(kept)
-        for plugin in reversed(network.plugins):
-            await self._run("DEL", box, netns, network, plugin, result)
+    def _look(self) -> str:
+        """What keeps the network from being used, after a look at the directories; "" = nothing."""
+        seen = _fingerprint(self._config.conf_dir)
+        if seen != self._seen:
+            self._seen = seen
+            self._status_at, self._status_problem = 0.0, "STATUS has not been answered yet"
+            try:
+                self._loaded, self._broken = load_first(self._config.conf_dir), ""
+            except CniConfigError as exc:
+                self._loaded, self._broken = None, str(exc)
+        if self._loaded is None:
+            return self._broken
+        try:
+            for plugin in self._loaded.plugins:
+                find_plugin(plugin["type"], self._config.bin_dirs)
+        except CniConfigError as exc:
+            return str(exc)
+        return ""
 
-    async def _run(
-        self,
-        command: str,
-        box: Sandbox | None,
-        netns: Path | None,
-        network: NetworkList,
-        plugin: Json,
-        previous: Json | None,
-    ) -> Json | None:
+    def _ask_status(self) -> None:
+        now = asyncio.get_running_loop().time()
+        asking = self._status_task is not None and not self._status_task.done()
+        if not asking and (not self._status_at or now - self._status_at >= _STATUS_EVERY_S):
+            self._status_at = now
+            self._status_task = asyncio.create_task(self._keep_status(), name="cni-status")
+
+    async def _keep_status(self) -> None:
+        asked = self._seen
+        problem = ""
+        try:
+            await self.status()
+        except AgentError as exc:
+            problem = str(exc)
+        if asked == self._seen:  # else it is an answer about another configuration
+            self._status_problem = problem
+
+    def _kept_file(self, box: Sandbox) -> Path:
+        return self._config.cache_dir / f"{box.id}.json"
+
+    async def _run(self, call: _Call, plugin: Json, previous: Json | None) -> bytes:
+        """One plugin's stdout. Raises AgentError when it fails, in its own words."""
         program = await run_in(self._fs, find_plugin, plugin["type"], self._config.bin_dirs)
         environment = {
-            "CNI_COMMAND": command,
+            "CNI_COMMAND": call.command,
             "CNI_PATH": ":".join(str(path) for path in self._config.bin_dirs),
             "PATH": os.environ.get("PATH", os.defpath),
         }
-        if box is not None:
-            metadata = box.spec.metadata
-            environment |= {
-                "CNI_CONTAINERID": box.id,
-                "CNI_NETNS": "" if netns is None else str(netns),
-                "CNI_IFNAME": _INTERFACE,
-                "CNI_ARGS": ";".join(
-                    (
-                        "IgnoreUnknown=1",
-                        f"K8S_POD_NAMESPACE={metadata.namespace}",
-                        f"K8S_POD_NAME={metadata.name}",
-                        f"K8S_POD_INFRA_CONTAINER_ID={box.id}",
-                        f"K8S_POD_UID={metadata.uid}",
-                    )
-                ),
-            }
-        request = {**plugin, "name": network.name, "cniVersion": network.version}
-        if box is not None and (arguments := _capability_arguments(plugin, box)):
-            request["runtimeConfig"] = arguments
+        request = {**plugin, "name": call.network.name, "cniVersion": call.network.version}
         request.pop("capabilities", None)
+        if call.box is not None:
+            arguments = [
+                f"{key}={value}"
+                for key, value in _arguments(call.box)
+                if _ARGUMENT.fullmatch(value)  # the rest was refused, and DEL goes without it
+            ]
+            environment |= {
+                "CNI_CONTAINERID": call.box.id,
+                "CNI_NETNS": "" if call.netns is None else str(call.netns),
+                "CNI_IFNAME": _INTERFACE,
+                "CNI_ARGS": ";".join(["IgnoreUnknown=1", *arguments]),
+            }
+            if runtime_config := _runtime_config(plugin, call.box):
+                request["runtimeConfig"] = runtime_config
         if previous is not None:
             request["prevResult"] = previous
-        status, output, errors = await self._execute(program, environment, request)
+        status, output, errors = await run_plugin(program, environment, request, call.limit_s)
         if status:
-            raise AgentError(f'CNI plugin "{plugin["type"]}" {command}: {_words(output, errors)}')
-        return _result(output, plugin["type"]) if command == "ADD" else None
+            text = cni_result.words(output, errors)
+            raise AgentError(f'CNI plugin "{plugin["type"]}" {call.command}: {text}')
+        return output
 
-    async def _execute(
-        self, program: Path, environment: dict[str, str], request: Json
-    ) -> tuple[int, bytes, bytes]:
-        out_read, out_write = os.pipe()
-        err_read, err_write = os.pipe()
-        output = PipeReader(out_read, limit=_RESULT_LIMIT)
-        errors = PipeReader(err_read, limit=1 << 14)
-        in_read, in_write = os.pipe()
+
+def _fingerprint(directory: Path) -> object:
+    """Equal to the last one while no file of `directory` has changed."""
+    found: list[tuple[str, int, int, int, int]] = []
+    try:
+        with os.scandir(directory) as entries:
+            names = sorted(entry.name for entry in entries)
+    except OSError:
+        return None, directory
+    for name in names:
         try:
-            try:
-                child = spawn(
-                    [program],
-                    stdin=in_read,
-                    stdout=out_write,
-                    stderr=err_write,
-                    env=environment,
-                    new_session=True,
-                )
-            finally:
-                for fd in (in_read, out_write, err_write):
-                    os.close(fd)
-            status = await self._ended(child, in_write, request, output)
-            errors.drain()
-            if output.dropped:
-                raise AgentError(
-                    f'CNI plugin "{program.name}" printed more than {_RESULT_LIMIT} bytes'
-                )
-            return status, bytes(output.data), bytes(errors.data)
-        except TimeoutError:
-            raise TimedOutError(
-                f'CNI plugin "{program.name}" did not end within '
-                f"{self._config.timeout_s:.0f} s; it was killed"
-            ) from None
-        finally:
-            output.close()
-            errors.close()
-
-    async def _ended(self, child: Child, stdin: int, request: Json, output: PipeReader) -> int:
-        """Feed the plugin and await it; its whole process group is dead when this fails."""
-        try:
-            async with asyncio.timeout(self._config.timeout_s):
-                await run_in(self._fs, _feed, stdin, json.dumps(request).encode())
-                await output.ended()
-                return await child.wait()
-        finally:
-            if child.running:
-                child.kill_group()
-                await finish(child.wait())
-
-
-def result_addresses(result: Json) -> tuple[str, ...]:
-    """Addresses of the pod's interface. Raises AgentError for malformed or missing ones."""
-    interfaces = result.get("interfaces")
-    found = []
-    entries = result.get("ips")
-    if not isinstance(entries, list) or not entries or len(entries) > _MAX_ADDRESSES:
-        raise AgentError("the CNI result has no ips, or too many")
-    for entry in entries:
-        text = entry.get("address") if isinstance(entry, dict) else None
-        try:
-            address = ip_address(str(text).partition("/")[0])
-        except ValueError:
-            raise AgentError(
-                f"the CNI result has the malformed address {str(text)[:80]!r}"
-            ) from None
-        index = entry.get("interface")
-        if isinstance(interfaces, list) and isinstance(index, int):
-            if not 0 <= index < len(interfaces):
-                raise AgentError(f"the CNI result names interface {index}, which it does not list")
-            if not interfaces[index].get("sandbox"):
-                continue  # an address of the host's end
-        found.append(str(address))
+            facts = os.stat(directory / name)
+        except OSError:
+            found.append((name, 0, 0, 0, 0))
+        else:
+            times = facts.st_mtime_ns, facts.st_ctime_ns
+            found.append((name, *times, facts.st_size, facts.st_ino))
     return tuple(found)
 
 
-def _fingerprint(directory: Path) -> tuple[object, ...]:
-    try:
-        return tuple(
-            sorted(
-                (entry.name, facts.st_mtime_ns, facts.st_size, facts.st_ino)
-                for entry in os.scandir(directory)
-                for facts in (entry.stat(),)
-            )
-        )
-    except OSError:
-        return ()
+def _arguments(box: Sandbox) -> list[tuple[str, str]]:
+    """CNI_ARGS as Kubernetes' plugins know them."""
+    metadata = box.spec.metadata
+    return [
+        ("K8S_POD_NAMESPACE", metadata.namespace),
+        ("K8S_POD_NAME", metadata.name),
+        ("K8S_POD_INFRA_CONTAINER_ID", box.id),
+        ("K8S_POD_UID", metadata.uid),
+    ]
 
 
-def _capability_arguments(plugin: Json, box: Sandbox) -> Json:
-    """runtimeConfig: what the plugin declares and the pod asks for (CNI conventions.md)."""
+def _runtime_config(plugin: Json, box: Sandbox) -> Json:
+    """What the plugin declares and the pod asks for (CNI conventions.md)."""
     declared = plugin.get("capabilities")
     declared = declared if isinstance(declared, dict) else {}
-    arguments: Json = {}
+    found: Json = {}
     ports = [
         {
             "hostPort": mapping.host_port,
@@ -306,51 +326,51 @@ def _capability_arguments(plugin: Json, box: Sandbox) -> Json:
         if mapping.host_port
     ]
     if declared.get("portMappings") and ports:
-        arguments["portMappings"] = ports
+        found["portMappings"] = ports
     if declared.get("dns") and box.spec.dns is not None:
         dns = box.spec.dns
-        arguments["dns"] = {
+        found["dns"] = {
             "servers": list(dns.servers),
             "searches": list(dns.searches),
             "options": list(dns.options),
         }
     if declared.get("io.kubernetes.cri.pod-annotations"):
-        arguments["io.kubernetes.cri.pod-annotations"] = box.spec.annotations
-    return arguments
+        found["io.kubernetes.cri.pod-annotations"] = box.spec.annotations
+    return found
 
 
 def _encode(network: NetworkList, result: Json | None) -> bytes:
     return json.dumps({"network": network.document, "result": result}).encode()
 
 
-def _decode(kept: bytes) -> tuple[NetworkList, Json | None]:
-    document = json.loads(kept)
-    return parse(document["network"], "the sandbox's row"), document["result"]
-
-
-def _result(output: bytes, kind: str) -> Json:
+def _decode(kept: bytes, box: Sandbox) -> tuple[NetworkList, Json | None]:
     try:
-        result = json.loads(output)
-    except (ValueError, RecursionError):
-        raise AgentError(f'CNI plugin "{kind}" printed no JSON: {output[:200]!r}') from None
-    if not isinstance(result, dict):
-        raise AgentError(f'CNI plugin "{kind}" printed no JSON object')
-    return result
+        document = json.loads(kept)
+        return parse(document["network"], f"sandbox {box.id}"), document["result"]
+    except (ValueError, KeyError, TypeError, RecursionError) as exc:
+        raise CorruptError(f"the kept CNI result of sandbox {box.id} is damaged: {exc}") from None
 
 
-def _words(output: bytes, errors: bytes) -> str:
-    """The plugin's own words: the error object of the specification, or its stderr."""
+def _keep(file: Path, data: bytes) -> None:
+    new = file.with_suffix(".new")
+    while True:
+        file.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        try:
+            new.write_bytes(data)
+        except FileNotFoundError:
+            continue  # another sandbox's `_forget` has just removed the empty directory
+        new.replace(file)
+        return
+
+
+def _kept(file: Path) -> bytes:
     try:
-        answer = json.loads(output)
-        text = f"{answer.get('msg', '')} {answer.get('details', '')}".strip()
-    except (ValueError, AttributeError, RecursionError):
-        text = ""
-    return (text or errors.decode(errors="replace").strip() or "failed without a word")[:1000]
+        return file.read_bytes()
+    except FileNotFoundError:
+        return b""
 
 
-def _feed(fd: int, data: bytes) -> None:
-    try:
-        with os.fdopen(fd, "wb") as pipe:
-            pipe.write(data)
-    except BrokenPipeError:
-        pass  # its exit status tells
+def _forget(file: Path) -> None:
+    file.unlink(missing_ok=True)
+    with contextlib.suppress(OSError):  # others are in it, or it is not there
+        file.parent.rmdir()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import stat
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,6 +13,7 @@ from typing import Any
 from criagent.errors import AgentError
 
 VERSIONS = ("0.3.0", "0.3.1", "0.4.0", "1.0.0", "1.1.0")
+_DEFAULT_VERSION = "0.3.1"
 _SUFFIXES = {".conflist", ".conf", ".json"}
 _LIMIT = 1 << 20
 _TYPE = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
@@ -31,17 +33,43 @@ class NetworkList:
     name: str
     version: str
     plugins: tuple[Json, ...]
+    disable_check: bool = False
+    disable_gc: bool = False
 
     @property
     def document(self) -> Json:
         """The list as JSON."""
-        return {"name": self.name, "cniVersion": self.version, "plugins": list(self.plugins)}
+        return {
+            "name": self.name,
+            "cniVersion": self.version,
+            "plugins": list(self.plugins),
+            "disableCheck": self.disable_check,
+            "disableGC": self.disable_gc,
+        }
+
+    def knows(self, command: str) -> bool:
+        """Whether plugins of this list may be called with `command`."""
+        match command:
+            case "CHECK":
+                return self.version >= "0.4.0" and not self.disable_check
+            case "GC":
+                return self.version >= "1.1.0" and not self.disable_gc
+            case "STATUS":
+                return self.version >= "1.1.0"
+            case _:
+                return True
+
+    @property
+    def keeps_result_for_del(self) -> bool:
+        """Whether DEL gets the result of ADD as prevResult."""
+        return self.version >= "0.4.0"
 
 
 def load_first(directory: Path) -> NetworkList:
-    """The first configuration of `directory` in name order, as kubelets and runtimes choose it.
+    """The first configuration of `directory` in name order, as runtimes choose it.
 
-    Raises CniConfigError when there is none, or the first one is broken.
+    Raises CniConfigError when there is none, or the first one is broken: passing over it would put
+    pods on another network than the one that the node is meant to have.
     """
     try:
         files = sorted(p for p in directory.iterdir() if p.suffix in _SUFFIXES)
@@ -55,12 +83,16 @@ def load_first(directory: Path) -> NetworkList:
 def load(file: Path) -> NetworkList:
     """The list or single configuration in `file`. Raises CniConfigError."""
     try:
+        if not stat.S_ISREG(file.stat().st_mode):
+            raise CniConfigError(f"{file} is no regular file")
         with file.open("rb") as stream:
             data = stream.read(_LIMIT + 1)
         if len(data) > _LIMIT:
             raise CniConfigError(f"{file} is larger than {_LIMIT} bytes")
         document = json.loads(data)
-    except (OSError, ValueError, RecursionError) as exc:
+    except OSError as exc:
+        raise CniConfigError(f"{file} cannot be read: {exc.strerror}") from None
+    except (ValueError, RecursionError) as exc:
         raise CniConfigError(f"{file} is no JSON: {exc}") from None
     if not isinstance(document, dict):
         raise CniConfigError(f"{file} is no JSON object")
@@ -72,19 +104,46 @@ def load(file: Path) -> NetworkList:
 def parse(document: Json, source: str) -> NetworkList:
     """`document` as a list. Raises CniConfigError naming `source`."""
     name, plugins = document.get("name"), document.get("plugins")
-    version = document.get("cniVersion", "0.3.1")
     if not isinstance(name, str) or not _NAME.fullmatch(name):
-        raise CniConfigError(f"{source}: the network's name {name!r} is missing or invalid")
-    if version not in VERSIONS:
-        raise CniConfigError(f"{source}: cniVersion {version!r} is not one of {list(VERSIONS)}")
+        raise CniConfigError(
+            f"{source}: the network's name {str(name)[:80]!r} is missing or invalid"
+        )
+    version = _version(document, source)
     if not isinstance(plugins, list) or not plugins:
         raise CniConfigError(f"{source}: it has no plugins")
     for plugin in plugins:
         kind = plugin.get("type") if isinstance(plugin, dict) else None
         # A type with a slash would run any program of the host (CVE-2021-20206).
         if not isinstance(kind, str) or not _TYPE.fullmatch(kind):
-            raise CniConfigError(f"{source}: the plugin type {kind!r} is missing or invalid")
-    return NetworkList(name=name, version=version, plugins=tuple(plugins))
+            raise CniConfigError(
+                f"{source}: the plugin type {str(kind)[:80]!r} is missing or invalid"
+            )
+        ipam = plugin.get("ipam")
+        kind = ipam.get("type", "none") if isinstance(ipam, dict) else "none"
+        if not isinstance(kind, str) or (kind and not _TYPE.fullmatch(kind)):
+            raise CniConfigError(f"{source}: the ipam type {str(kind)[:80]!r} is invalid")
+    return NetworkList(
+        name=name,
+        version=version,
+        plugins=tuple(plugins),
+        disable_check=document.get("disableCheck") in (True, "true"),
+        disable_gc=document.get("disableGC") in (True, "true"),
+    )
+
+
+def _version(document: Json, source: str) -> str:
+    """The highest version of `cniVersion` and `cniVersions` that is known here."""
+    offered = document.get("cniVersions", [])
+    if not isinstance(offered, list):
+        raise CniConfigError(f"{source}: cniVersions is no list")
+    if "cniVersion" in document or not offered:
+        offered = [*offered, document.get("cniVersion", _DEFAULT_VERSION)]
+    known = [version for version in VERSIONS if version in offered]
+    if not known:
+        raise CniConfigError(
+            f"{source}: cniVersion {str(offered)[:80]} is not one of {list(VERSIONS)}"
+        )
+    return known[-1]
 
 
 def find_plugin(kind: str, directories: Sequence[Path]) -> Path:

@@ -82,6 +82,8 @@ def _host_ip(text: str) -> tuple[str, int]:
     if not text:
         return "", 0
     try:
+        if "%" in text:  # a zone may be any text, and this one becomes part of an nft command
+            raise ValueError
         parsed = ip_address(text)
     except ValueError:
         raise InvalidRequestError(f"port mapping has the invalid host_ip {text[:80]!r}") from None
@@ -112,6 +114,17 @@ def check_conflicts(
                 )
 
 
+def unclaimed(gone: Iterable[Forward], taken: dict[str, list[Forward]]) -> list[Forward]:
+    """Those of `gone` whose element in the maps belongs to no forward in `taken`."""
+    held = {_key(forward) for forwards_ in taken.values() for forward in forwards_}
+    return [forward for forward in gone if _key(forward) not in held]
+
+
+def _key(forward: Forward) -> tuple[str, str]:
+    name, element = forward.element
+    return name, element.partition(" : ")[0]
+
+
 def add_commands(wanted: Sequence[Forward]) -> str:
     """Commands that add the forwards, in one transaction."""
     return "".join(
@@ -122,10 +135,7 @@ def add_commands(wanted: Sequence[Forward]) -> str:
 
 def delete_commands(gone: Sequence[Forward]) -> str:
     """Commands that take the forwards away; nft destroys only what is there."""
-    return "".join(
-        f"destroy element {TABLE} {name} {{ {element.partition(' : ')[0]} }}\n"
-        for name, element in (f.element for f in gone)
-    )
+    return "".join(f"destroy element {TABLE} {name} {{ {key} }}\n" for name, key in map(_key, gone))
 
 
 def table(bridge: str, cidrs: Sequence[str], live: Iterable[Forward]) -> str:

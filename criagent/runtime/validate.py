@@ -143,9 +143,12 @@ def _profiles(what: str, seccomp: SecurityProfile | None, apparmor: SecurityProf
 
 def _address(what: str, text: str) -> None:
     try:
+        zoned = "%" in text  # ip_address takes any text as a zone
         ip_address(text)
     except ValueError:
-        raise InvalidRequestError(f"{what}: host_ip {text[:80]!r} is no address") from None
+        zoned = True
+    if zoned:
+        raise InvalidRequestError(f"{what}: host_ip {text[:80]!r} is no address")
 
 
 def _namespaces(what: str, *modes: NamespaceMode) -> None:

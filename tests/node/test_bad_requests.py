@@ -291,6 +291,7 @@ def test_bad_references_are_refused(cri: Cri, name: str, code: grpc.StatusCode, 
 
 
 def test_calls_of_later_releases_say_so(cri: Cri) -> None:
-    refused(lambda: cri.runtime.Exec(api.ExecRequest()), UNSUPPORTED, "Exec")
+    metrics = api.ListMetricDescriptorsRequest()
+    refused(lambda: cri.runtime.ListMetricDescriptors(metrics), UNSUPPORTED, "Metric")
     events = cri.runtime.GetContainerEvents(api.GetEventsRequest())
     refused(lambda: next(iter(events)), UNSUPPORTED, "GetContainerEvents")

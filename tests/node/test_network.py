@@ -9,10 +9,13 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+import grpc
 import pytest
 from conftest import Pods
 from cri_client import api
 from waiting import until
+
+from criagent.kernel.nft_events import generation
 
 pytestmark = pytest.mark.root
 
@@ -138,6 +141,61 @@ def test_host_ports_lead_to_the_pod_and_go_with_it(pods: Pods) -> None:
     assert through == b"page\n"
     pods.cri.stop_pod(box)
     assert fetched("http://127.0.0.1:7300/") == ""
+
+
+def test_a_host_port_takes_no_traffic_for_other_addresses(pods: Pods) -> None:
+    def wants(config: api.PodSandboxConfig) -> None:
+        config.port_mappings.add(host_port=7360, container_port=80)
+
+    pods.sandbox(wants)
+    other, config = pods.sandbox()
+    pods.running("sh", "-c", "while :; do echo other | nc -l -p 7360; done", box=(other, config))
+    client = pods.running()
+    address = pods.cri.pod_status(other).network.ip
+    until(
+        lambda: (
+            pods.cri.exec(client, "sh", "-c", f"echo | nc -w 1 {address} 7360").stdout == b"other\n"
+        ),
+        "an answer of the other pod",
+    )
+
+
+def test_a_pod_that_is_refused_a_host_port_does_not_take_it_from_its_owner(pods: Pods) -> None:
+    def wants(config: api.PodSandboxConfig) -> None:
+        config.port_mappings.add(host_port=7350, container_port=80)
+
+    box, config = pods.sandbox(wants)
+    script = "mkdir /www; echo page > /www/index.html; exec httpd -f -h /www"
+    pods.running("sh", "-c", script, box=(box, config))
+    until(lambda: fetched("http://127.0.0.1:7350/") == "page\n", "the page")
+    with pytest.raises(grpc.RpcError, match="7350"):
+        pods.sandbox(wants)
+    assert fetched("http://127.0.0.1:7350/") == "page\n"
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        "delete table inet criagent",
+        "flush table inet criagent",
+        "flush chain inet criagent postrouting",
+        "flush ruleset",
+        "flush ruleset; add table inet criagent",
+    ],
+)
+def test_rules_come_back_after_every_kind_of_foreign_deletion(pods: Pods, command: str) -> None:
+    rules = subprocess.check_output(["nft", "list", "ruleset"])
+    for _ in range(5):  # some of them hit the agent while it writes
+        subprocess.run(["nft", command], check=False, capture_output=True)
+    until(lambda: subprocess.check_output(["nft", "list", "ruleset"]) == rules, command, 5)
+    # What the agent writes is no reason for it to write again.
+    row = pods.running()
+
+    def quiet() -> bool:
+        before = generation()
+        return pods.cri.exec(row, "sleep", "0.3").exit_code == 0 and generation() == before
+
+    until(quiet, "an unchanged ruleset", 5)
 
 
 def test_rules_come_back_after_a_foreign_flush(pods: Pods) -> None:

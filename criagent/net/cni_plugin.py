@@ -1,0 +1,85 @@
+"""One run of a CNI plugin: a child process in a session of its own, with a limit of time."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from criagent.aio import finish
+from criagent.child import Child, PipeReader, spawn
+from criagent.errors import AgentError, TimedOutError
+from criagent.net.cni_result import LIMIT_BYTES
+
+_STDERR_BYTES = 1 << 14
+
+
+async def run_plugin(
+    program: Path, environment: Mapping[str, str], request: Mapping[str, Any], limit_s: float
+) -> tuple[int, bytes, bytes]:
+    """Exit status, stdout and stderr of `program`, with `request` as JSON on its stdin.
+
+    When it returns or raises, cancelled too, the plugin is gone; after a time-out or a cancellation
+    so is its whole process group. Raises TimedOutError after `limit_s`, AgentError when it cannot
+    be executed or prints more than LIMIT_BYTES.
+    """
+    out_read, out_write = os.pipe()
+    err_read, err_write = os.pipe()
+    output = PipeReader(out_read, limit=LIMIT_BYTES)
+    errors = PipeReader(err_read, limit=_STDERR_BYTES)
+    try:
+        stdin = _request_file(request)
+        try:
+            child = spawn(
+                [program],
+                stdin=stdin,
+                stdout=out_write,
+                stderr=err_write,
+                env=environment,
+                new_session=True,
+            )
+        except OSError as exc:
+            raise AgentError(f"CNI plugin {program} cannot be executed: {exc.strerror}") from None
+        finally:
+            for fd in (stdin, out_write, err_write):
+                os.close(fd)
+        status = await _ended(child, program, limit_s)
+        # Not to the end of the pipes: a daemon that the plugin left behind may hold them.
+        output.drain()
+        errors.drain()
+    finally:
+        output.close()
+        errors.close()
+    if output.dropped:
+        raise AgentError(f'CNI plugin "{program.name}" printed more than {LIMIT_BYTES} bytes')
+    return status, bytes(output.data), bytes(errors.data)
+
+
+def _request_file(request: Mapping[str, Any]) -> int:
+    """A file in memory: unlike a pipe it takes any size at once, read or not."""
+    fd = os.memfd_create("cni-request", os.MFD_CLOEXEC)
+    try:
+        with os.fdopen(fd, "wb", closefd=False) as file:
+            file.write(json.dumps(request).encode())
+        os.lseek(fd, 0, os.SEEK_SET)
+    except BaseException:
+        os.close(fd)
+        raise
+    return fd
+
+
+async def _ended(child: Child, program: Path, limit_s: float) -> int:
+    try:
+        async with asyncio.timeout(limit_s):
+            return await child.wait()
+    except TimeoutError:
+        raise TimedOutError(
+            f'CNI plugin "{program.name}" did not end within {limit_s:g} s; it was killed'
+        ) from None
+    finally:
+        if child.running:
+            child.kill_group()
+            await finish(child.wait())

@@ -1,0 +1,91 @@
+"""What a CNI plugin prints (CNI specification 1.1.0, section 5), read with limits.
+
+The plugins are the node's own, but their output is not trusted further than the sandbox's row:
+addresses are parsed and written back in their canonical form.
+"""
+
+from __future__ import annotations
+
+import json
+from ipaddress import ip_interface
+from typing import Any
+
+from criagent.errors import AgentError
+
+LIMIT_BYTES = 1 << 20
+_MAX_ADDRESSES = 64
+_MAX_WORDS = 1000
+
+Json = dict[str, Any]
+
+
+def parse_result(output: bytes, kind: str) -> Json:
+    """The JSON object that plugin `kind` printed. Raises AgentError naming the plugin."""
+    try:
+        result = json.loads(output)
+    except (ValueError, RecursionError):
+        raise AgentError(f'CNI plugin "{kind}" printed no JSON: {output[:200]!r}') from None
+    if not isinstance(result, dict):
+        raise AgentError(f'CNI plugin "{kind}" printed no JSON object')
+    return result
+
+
+def addresses(result: Json, kind: str, interface: str) -> tuple[str, ...]:
+    """Addresses of the pod's `interface`, else those of other interfaces in the pod.
+
+    Raises AgentError naming plugin `kind` for malformed, too many or no addresses.
+    """
+    who = f'the result of CNI plugin "{kind}"'
+    entries = result.get("ips")
+    if not isinstance(entries, list) or not entries:
+        raise AgentError(f"{who} has no ips")
+    if len(entries) > _MAX_ADDRESSES:
+        raise AgentError(f"{who} has {len(entries)} ips; at most {_MAX_ADDRESSES} are taken")
+    wanted: list[str] = []
+    others: list[str] = []
+    for entry in entries:
+        address = _address(entry, who)
+        owner = _owner(entry, result.get("interfaces"), who)
+        if owner is None or owner.get("name") == interface:
+            wanted.append(address)
+        elif owner.get("sandbox"):
+            others.append(address)
+    found = tuple(dict.fromkeys(wanted or others))
+    if not found:
+        raise AgentError(f"{who} has no ips of an interface in the pod")
+    return found
+
+
+def words(output: bytes, errors: bytes) -> str:
+    """Why a plugin failed: its error object, else its stderr."""
+    try:
+        answer = json.loads(output)
+        text = f"{answer.get('msg', '')} {answer.get('details', '')}".strip()
+    except (ValueError, AttributeError, RecursionError):
+        text = ""
+    return (text or errors.decode(errors="replace").strip() or "failed without a word")[:_MAX_WORDS]
+
+
+def _address(entry: object, who: str) -> str:
+    text = entry.get("address") if isinstance(entry, dict) else None
+    try:
+        if not isinstance(text, str) or "%" in text:  # a zone would be the host's
+            raise ValueError
+        return str(ip_interface(text).ip)
+    except ValueError:
+        raise AgentError(f"{who} has the malformed address {str(text)[:80]!r}") from None
+
+
+def _owner(entry: Json, interfaces: object, who: str) -> Json | None:
+    """The interface that the entry names, or None when it names none: then it is the pod's."""
+    index = entry.get("interface")
+    if index is None:
+        return None
+    listed = interfaces if isinstance(interfaces, list) else []
+    if type(index) is not int or not 0 <= index < len(listed):
+        raise AgentError(f"{who} names interface {str(index)[:20]!r}, which it does not list")
+    if not isinstance(listed[index], dict):
+        raise AgentError(f"{who} has a malformed interface")
+    # An address of the host's end belongs to an interface without a sandbox.
+    owner: Json = listed[index]
+    return owner if owner.get("sandbox") else {}

@@ -1,0 +1,105 @@
+"""Addresses and words of CNI plugins' output."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import pytest
+
+from criagent.errors import AgentError
+from criagent.net import cni_result
+
+INTERFACES = [
+    {"name": "cni0"},
+    {"name": "eth0", "sandbox": "/run/netns/x"},
+    {"name": "net1", "sandbox": "/run/netns/x"},
+]
+
+
+def addresses(result: dict[str, Any]) -> tuple[str, ...]:
+    return cni_result.addresses(result, "bridge", "eth0")
+
+
+def test_addresses_lose_their_prefix_and_keep_their_order() -> None:
+    ips = [{"address": "10.1.0.2/16"}, {"address": "fd00:0::2/64", "gateway": "fd00::1"}]
+    assert addresses({"ips": ips}) == ("10.1.0.2", "fd00::2")
+
+
+def test_addresses_of_the_pods_interface_come_alone() -> None:
+    ips = [
+        {"address": "10.1.0.1/16", "interface": 0},
+        {"address": "10.9.0.2/16", "interface": 2},
+        {"address": "10.1.0.2/16", "interface": 1},
+    ]
+    assert addresses({"interfaces": INTERFACES, "ips": ips}) == ("10.1.0.2",)
+
+
+def test_another_interface_in_the_pod_counts_when_eth0_has_none() -> None:
+    ips = [{"address": "10.9.0.2/16", "interface": 2}, {"address": "10.1.0.1/16", "interface": 0}]
+    assert addresses({"interfaces": INTERFACES, "ips": ips}) == ("10.9.0.2",)
+
+
+@pytest.mark.parametrize(
+    ("ips", "words"),
+    [
+        (None, "no ips"),
+        ([], "no ips"),
+        ({"address": "10.1.0.2/16"}, "no ips"),
+        ([{"address": "10.1.0.2/16"}] * 65, "65 ips"),
+        ([{}], "malformed address 'None'"),
+        (["10.1.0.2/16"], "malformed address"),
+        ([{"address": 17}], "malformed address '17'"),
+        ([{"address": "10.1.0.2/33"}], "malformed address"),
+        ([{"address": "10.1.0.2/16; nameserver"}], "malformed address"),
+        ([{"address": "fe80::1%eth0/64"}], "malformed address"),
+        ([{"address": "\u0661.1.1.1/8"}], "malformed address"),
+        ([{"address": "x" * 1_000_000}], "malformed address 'x{80}'"),
+        ([{"address": "10.1.0.2/16", "interface": 3}], "interface '3', which"),
+        ([{"address": "10.1.0.2/16", "interface": -1}], "interface '-1', which"),
+        ([{"address": "10.1.0.2/16", "interface": True}], "interface 'True', which"),
+        ([{"address": "10.1.0.2/16", "interface": "1"}], "which it does not list"),
+        ([{"address": "10.1.0.2/16", "interface": 0}], "no ips of an interface in the pod"),
+    ],
+)
+def test_malformed_ips_are_refused_by_the_plugins_name(ips: object, words: str) -> None:
+    with pytest.raises(AgentError, match=f'CNI plugin "bridge".*{words}'):
+        addresses({"interfaces": INTERFACES, "ips": ips})
+
+
+@pytest.mark.parametrize("interfaces", [None, {}, "eth0", [7]])
+def test_malformed_interfaces_are_refused(interfaces: object) -> None:
+    with pytest.raises(AgentError, match='CNI plugin "bridge"'):
+        addresses({"interfaces": interfaces, "ips": [{"address": "10.1.0.2/16", "interface": 0}]})
+
+
+@pytest.mark.parametrize("output", [b"", b"no", b"\xff\xfe", b'{"a": ', b"[" * 100_000])
+def test_output_that_is_no_json_is_refused(output: bytes) -> None:
+    with pytest.raises(AgentError, match='CNI plugin "bridge" printed no JSON'):
+        cni_result.parse_result(output, "bridge")
+
+
+@pytest.mark.parametrize("output", [b"[]", b"null", b"17", b'"text"'])
+def test_output_that_is_no_object_is_refused(output: bytes) -> None:
+    with pytest.raises(AgentError, match="printed no JSON object"):
+        cni_result.parse_result(output, "bridge")
+
+
+@pytest.mark.parametrize(
+    ("output", "errors", "expected"),
+    [
+        (b'{"code": 11, "msg": "no ip", "details": "pool full"}', b"", "no ip pool full"),
+        (b'{"code": 11, "msg": "no ip"}', b"noise", "no ip"),
+        (b"", b" panic: \xff \n", "panic: \ufffd"),
+        (b"[1]", b"", "failed without a word"),
+        (b"", b"", "failed without a word"),
+    ],
+)
+def test_a_failure_is_told_in_the_plugins_words(
+    output: bytes, errors: bytes, expected: str
+) -> None:
+    assert cni_result.words(output, errors) == expected
+
+
+def test_long_words_are_cut() -> None:
+    assert len(cni_result.words(json.dumps({"msg": "x" * 100_000}).encode(), b"")) == 1000
