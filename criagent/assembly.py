@@ -45,6 +45,7 @@ from criagent.runtime.oom import OomWatch
 from criagent.runtime.paths import RuntimePaths
 from criagent.runtime.pod_files import PodFileWriter
 from criagent.runtime.pod_namespaces import PodNamespaces
+from criagent.runtime.pod_stats import PodStatsReader
 from criagent.runtime.port_forward import PortForwarder
 from criagent.runtime.recover import Recovery
 from criagent.runtime.reopen_log import LogReopener
@@ -281,6 +282,7 @@ class _RuntimeAssembly:
         """All verbs."""
         self._pods()
         self._containers()
+        self.stats = ContainerStatsReader(snapshots=self.images.snapshots, fs=self.fs)
         sandbox_stopper = SandboxStopper(
             store=self.stores.sandboxes,
             containers=self.stores.containers,
@@ -322,7 +324,14 @@ class _RuntimeAssembly:
                 runtimes=self.runtimes,
                 node=self.node,
             ),
-            stats=ContainerStatsReader(snapshots=self.images.snapshots, fs=self.fs),
+            stats=self.stats,
+            pod_stats=PodStatsReader(
+                containers=self.stores.containers,
+                stats=self.stats,
+                namespaces=self.namespaces,
+                driver=self.driver,
+                fs=self.fs,
+            ),
             exits=self.exits,
             recovery=self._recovery(),
             sandbox_owners=self.sandbox_owners,

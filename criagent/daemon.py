@@ -27,6 +27,7 @@ from criagent.aio import run_in
 from criagent.config import Config
 from criagent.cri.admin_service import AdminService
 from criagent.cri.boundary import Boundary
+from criagent.cri.events import Events
 from criagent.cri.image_service import ImageService
 from criagent.cri.runtime_service import RuntimeService
 from criagent.errors import AgentError, UnavailableError
@@ -72,6 +73,7 @@ class _Daemon:
         self._stores = stores
         self._executors = executors
         self._recovered = False
+        self._events: Events | None = None
         self._stopping = asyncio.Event()
 
     async def run(self) -> None:
@@ -108,6 +110,8 @@ class _Daemon:
             notify("STOPPING=1")
             log.info("stopping")
             await streaming.close()
+            if self._events is not None:
+                self._events.close()
             await self._shut_down(server, runtime, images)
             metrics.close()
 
@@ -136,9 +140,9 @@ class _Daemon:
                 ("grpc.so_reuseport", 0),
             ],
         )
-        api_pb2_grpc.add_RuntimeServiceServicer_to_server(
-            RuntimeService(runtime, streaming), server
-        )
+        service = RuntimeService(runtime, streaming)
+        self._events = service.events
+        api_pb2_grpc.add_RuntimeServiceServicer_to_server(service, server)
         api_pb2_grpc.add_ImageServiceServicer_to_server(ImageService(images), server)
         admin_pb2_grpc.add_AdminServicer_to_server(
             AdminService(runtime, images, self._executors.fs), server

@@ -5,6 +5,7 @@ from __future__ import annotations
 from google.protobuf.message import Message
 
 from criagent._proto import api_pb2
+from criagent.runtime.pod_stats import PodSample
 from criagent.runtime.stats import PressurePair, StatsSample
 
 
@@ -48,6 +49,49 @@ def container_stats(sample: StatsSample) -> api_pb2.ContainerStats:
     if sample.io_pressure is not None:
         message.io.timestamp = sample.timestamp_ns
         message.io.psi.CopyFrom(_pressure(sample.io_pressure))
+    return message
+
+
+def pod_stats(sample: PodSample) -> api_pb2.PodSandboxStats:
+    """One pod's message."""
+    box = sample.box
+    metadata = box.spec.metadata
+    message = api_pb2.PodSandboxStats(
+        attributes=api_pb2.PodSandboxAttributes(
+            id=box.id,
+            metadata=api_pb2.PodSandboxMetadata(
+                name=metadata.name,
+                uid=metadata.uid,
+                namespace=metadata.namespace,
+                attempt=metadata.attempt,
+            ),
+            labels=box.spec.labels,
+            annotations=box.spec.annotations,
+        )
+    )
+    linux = message.linux
+    linux.cpu.timestamp = linux.memory.timestamp = sample.timestamp_ns
+    _fill(linux.cpu, "usage_core_nano_seconds", sample.cgroup.get("cpu_usage_ns"))
+    for field, key in (
+        ("working_set_bytes", "memory_working_set"),
+        ("available_bytes", "memory_available"),
+        ("usage_bytes", "memory_usage"),
+        ("rss_bytes", "memory_rss"),
+        ("page_faults", "page_faults"),
+        ("major_page_faults", "major_page_faults"),
+    ):
+        _fill(linux.memory, field, sample.cgroup.get(key))
+    linux.process.timestamp = sample.timestamp_ns
+    _fill(linux.process, "process_count", sample.processes)
+    linux.network.timestamp = sample.timestamp_ns
+    for number, interface in enumerate(sample.interfaces):
+        target = linux.network.default_interface if not number else linux.network.interfaces.add()
+        target.name = interface.name
+        _fill(target, "rx_bytes", interface.rx_bytes)
+        _fill(target, "rx_errors", interface.rx_errors)
+        _fill(target, "tx_bytes", interface.tx_bytes)
+        _fill(target, "tx_errors", interface.tx_errors)
+    linux.containers.extend(container_stats(one) for one in sample.containers)
     return message
 
 

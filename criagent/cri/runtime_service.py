@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import platform
+import time
 from collections.abc import AsyncIterator
 from importlib import metadata
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -15,7 +16,8 @@ from criagent.cri import listing
 from criagent.cri.convert_common import resources, selected
 from criagent.cri.convert_container import container_message, container_spec, container_status
 from criagent.cri.convert_sandbox import sandbox_message, sandbox_spec, sandbox_status
-from criagent.cri.convert_stats import container_stats
+from criagent.cri.convert_stats import container_stats, pod_stats
+from criagent.cri.events import Events
 from criagent.errors import InvalidRequestError, NotFoundError, UnsupportedError
 from criagent.model import Container, Sandbox
 from criagent.runtime.cgroups import CgroupDriver
@@ -45,6 +47,7 @@ class RuntimeService(api_pb2_grpc.RuntimeServiceServicer):
     def __init__(self, runtime: Runtime, streaming: StreamingServer) -> None:
         self._runtime = runtime
         self._streaming = streaming
+        self.events = Events(runtime.sandboxes, runtime.containers, time.time_ns)
         self._sandboxes = listing.Messages[Sandbox, api_pb2.PodSandbox](
             runtime.sandboxes,
             lambda box: box.id,
@@ -170,7 +173,12 @@ class RuntimeService(api_pb2_grpc.RuntimeServiceServicer):
         box = self._runtime.sandboxes.resolve(request.pod_sandbox_id)
         if not box.visible:
             raise NotFoundError(f"sandbox {box.id!r} not found")
-        response = api_pb2.PodSandboxStatusResponse(status=sandbox_status(box))
+        rows = [row for row in self._runtime.containers.of_sandbox(box.id) if row.visible]
+        response = api_pb2.PodSandboxStatusResponse(
+            status=sandbox_status(box),
+            containers_statuses=[container_status(row) for row in rows],
+            timestamp=time.time_ns(),
+        )
         if request.verbose:
             response.info["info"] = json.dumps(
                 {
@@ -281,6 +289,55 @@ class RuntimeService(api_pb2_grpc.RuntimeServiceServicer):
         ]
         return [container_stats(sample) for sample in await self._runtime.list_stats(rows)]
 
+    # Pods as a whole.
+
+    async def PodSandboxStats(
+        self, request: api_pb2.PodSandboxStatsRequest, context: Context
+    ) -> api_pb2.PodSandboxStatsResponse:
+        box = self._runtime.sandboxes.resolve(request.pod_sandbox_id)
+        if not box.visible:
+            raise NotFoundError(f"sandbox {box.id!r} not found")
+        (sample,) = await self._runtime.pod_stats.samples([box], time.time_ns())
+        return api_pb2.PodSandboxStatsResponse(stats=pod_stats(sample))
+
+    async def ListPodSandboxStats(
+        self, request: api_pb2.ListPodSandboxStatsRequest, context: Context
+    ) -> api_pb2.ListPodSandboxStatsResponse:
+        stats = await self._pod_stats(request.filter)
+        return api_pb2.ListPodSandboxStatsResponse(stats=stats)
+
+    async def StreamPodSandboxStats(
+        self, request: api_pb2.StreamPodSandboxStatsRequest, context: Context
+    ) -> AsyncIterator[api_pb2.StreamPodSandboxStatsResponse]:
+        for piece in _pieces(await self._pod_stats(request.filter)):
+            yield api_pb2.StreamPodSandboxStatsResponse(pod_sandbox_stats=piece)
+
+    async def _pod_stats(
+        self, wanted: api_pb2.PodSandboxStatsFilter
+    ) -> list[api_pb2.PodSandboxStats]:
+        boxes = [
+            box
+            for box in self._runtime.sandboxes.all()
+            if box.visible
+            and box.id.startswith(wanted.id)
+            and selected(box.spec.labels, wanted.label_selector)
+        ]
+        samples = await self._runtime.pod_stats.samples(boxes, time.time_ns())
+        return [pod_stats(sample) for sample in samples]
+
+    async def UpdatePodSandboxResources(
+        self, request: api_pb2.UpdatePodSandboxResourcesRequest, context: Context
+    ) -> api_pb2.UpdatePodSandboxResourcesResponse:
+        # The kubelet writes the pod's cgroup itself; an error here would refuse its resize.
+        self._runtime.sandboxes.resolve(request.pod_sandbox_id)
+        return api_pb2.UpdatePodSandboxResourcesResponse()
+
+    async def GetContainerEvents(
+        self, request: api_pb2.GetEventsRequest, context: Context
+    ) -> AsyncIterator[api_pb2.ContainerEventResponse]:
+        async for event in self.events.subscribe():
+            yield event
+
     # Streams: a one-time URL of the streaming server.
 
     async def Exec(self, request: api_pb2.ExecRequest, context: Context) -> api_pb2.ExecResponse:
@@ -377,17 +434,12 @@ def _later(name: str, streams: bool) -> Any:  # noqa: FBT001 - a servicer method
 
 
 NOT_YET = {
-    "PodSandboxStats": False,
-    "ListPodSandboxStats": False,
-    "StreamPodSandboxStats": True,
     "CheckpointContainer": False,
     "CheckpointPod": False,
     "RestorePod": False,
-    "GetContainerEvents": True,
     "ListMetricDescriptors": False,
     "ListPodSandboxMetrics": False,
     "StreamPodSandboxMetrics": True,
-    "UpdatePodSandboxResources": False,
 }
 for _name, _streams in NOT_YET.items():
     setattr(RuntimeService, _name, _later(_name, _streams))

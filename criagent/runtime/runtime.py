@@ -24,6 +24,7 @@ from criagent.runtime.exec_sync import ExecResult, ExecSync
 from criagent.runtime.exits import ExitWatcher
 from criagent.runtime.handlers import HandlerFacts
 from criagent.runtime.paths import RuntimePaths
+from criagent.runtime.pod_stats import PodStatsReader
 from criagent.runtime.port_forward import PortForwarder
 from criagent.runtime.recover import Recovery
 from criagent.runtime.reopen_log import LogReopener
@@ -59,6 +60,7 @@ class Runtime:
     reopener: LogReopener
     updater: ResourceUpdater
     stats: ContainerStatsReader
+    pod_stats: PodStatsReader
     exits: ExitWatcher
     recovery: Recovery
     sandbox_owners: Owners[Sandbox]

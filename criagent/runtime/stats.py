@@ -151,6 +151,13 @@ class ContainerStatsReader:
         return {"cpu_usage_ns": usage, "cpu_nano_cores": cores}
 
 
+def cgroup_sample(cgroup: str) -> dict[str, int | None]:
+    """CPU time and memory of any cgroup; what the kernel does not tell is left out or None."""
+    usage_us = cgroupfs.flat(cgroupfs.read(cgroup, "cpu.stat")).get("usage_usec")
+    cpu = {} if usage_us is None else {"cpu_usage_ns": usage_us * 1000}
+    return {**cpu, **_memory(cgroup)}
+
+
 def _memory(cgroup: str) -> dict[str, int | None]:
     usage = _number(cgroup, "memory.current")
     if usage is None:

@@ -293,5 +293,5 @@ def test_bad_references_are_refused(cri: Cri, name: str, code: grpc.StatusCode, 
 def test_calls_of_later_releases_say_so(cri: Cri) -> None:
     metrics = api.ListMetricDescriptorsRequest()
     refused(lambda: cri.runtime.ListMetricDescriptors(metrics), UNSUPPORTED, "Metric")
-    events = cri.runtime.GetContainerEvents(api.GetEventsRequest())
-    refused(lambda: next(iter(events)), UNSUPPORTED, "GetContainerEvents")
+    checkpoint = api.CheckpointContainerRequest()
+    refused(lambda: cri.runtime.CheckpointContainer(checkpoint), UNSUPPORTED, "Checkpoint")

@@ -23,7 +23,7 @@ LEASES = Path("/var/lib/cni/networks/test")
 
 
 def conflist(*more: dict[str, Any], version: str = "1.0.0") -> str:
-    ranges = [[{"subnet": "10.99.0.0/24"}], [{"subnet": "fd00:10:99::/64"}]]
+    ranges = [[{"subnet": "10.66.0.0/24"}], [{"subnet": "fd00:10:99::/64"}]]
     bridge = {
         "type": "bridge",
         "bridge": "cnitest0",
@@ -100,11 +100,11 @@ def test_bridge_and_host_local_connect_and_let_go(
 
     async def use(network: CniNetwork) -> None:
         found = await network.attach(box(), netns)
-        assert found.addresses == ("10.99.0.2", "fd00:10:99::2")
+        assert found.addresses == ("10.66.0.2", "fd00:10:99::2")
         shown = inside(netns, "ip", "addr", "show", "eth0")
-        assert "10.99.0.2/24" in shown
+        assert "10.66.0.2/24" in shown
         assert "fd00:10:99::2/64" in shown
-        assert " 0% packet loss" in inside(netns, "busybox", "ping", "-c1", "-W2", "10.99.0.1")
+        assert " 0% packet loss" in inside(netns, "busybox", "ping", "-c1", "-W2", "10.66.0.1")
         row = replace(box(), addresses=found.addresses, cni_result=found.cni_result)
         await network.check(row, netns)
         (directory / "10-test.conflist").unlink()
@@ -121,7 +121,7 @@ def test_the_lease_comes_back_when_the_namespace_is_gone(directory: Path, netns:
 
     async def use(network: CniNetwork) -> None:
         found = await network.attach(box(), netns)
-        assert leases() == ["10.99.0.2", "fd00:10:99::2"]
+        assert leases() == ["10.66.0.2", "fd00:10:99::2"]
         unpin(netns)
         row = replace(box(), addresses=found.addresses, cni_result=found.cni_result)
         await network.detach(row, netns)
@@ -137,7 +137,7 @@ def test_a_chain_that_breaks_leaves_nothing(directory: Path, netns: Path) -> Non
     async def use(network: CniNetwork) -> None:
         with pytest.raises(Exception, match='CNI plugin "tuning" ADD'):
             await network.attach(box(), netns)
-        assert leases() == ["10.99.0.2", "fd00:10:99::2"]
+        assert leases() == ["10.66.0.2", "fd00:10:99::2"]
         await network.detach(box(), netns)
         assert leases() == []
 

@@ -1,0 +1,125 @@
+"""GetContainerEvents: what happens to pods and containers, told once it is in the rows.
+
+Each subscriber has a bounded queue. One that does not keep up is let go and has to list anew, which
+kubelets do by themselves: a gap that nobody told of would be worse.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Callable
+
+from criagent._proto import api_pb2
+from criagent.cri.convert_container import container_status
+from criagent.cri.convert_sandbox import sandbox_status
+from criagent.errors import ExhaustedError
+from criagent.model import Container, Sandbox
+from criagent.store.containers import ContainerStore
+from criagent.store.sandboxes import SandboxStore
+
+_QUEUE = 1000
+
+_Queue = asyncio.Queue["api_pb2.ContainerEventResponse | None"]
+
+
+class Events:
+    """Listens to the stores from its making on."""
+
+    def __init__(
+        self, sandboxes: SandboxStore, containers: ContainerStore, now_ns: Callable[[], int]
+    ) -> None:
+        self._sandboxes = sandboxes
+        self._containers = containers
+        self._now_ns = now_ns
+        self._queues: set[_Queue] = set()
+        self._overrun: set[_Queue] = set()
+        self._closed = False
+        self._boxes: dict[str, Sandbox] = {box.id: box for box in sandboxes.all()}
+        self._rows: dict[str, Container] = {row.id: row for row in containers.all()}
+        sandboxes.listeners.append(self._sandbox)
+        containers.listeners.append(self._container)
+
+    async def subscribe(self) -> AsyncIterator[api_pb2.ContainerEventResponse]:
+        """Events from now on, until the agent stops. Raises ExhaustedError when too slow."""
+        queue: _Queue = asyncio.Queue(_QUEUE)
+        self._queues.add(queue)
+        try:
+            while not self._closed and (event := await queue.get()) is not None:
+                yield event
+            if queue in self._overrun:
+                raise ExhaustedError(
+                    f"more than {_QUEUE} events were not read; list and come again"
+                )
+        finally:
+            self._queues.discard(queue)
+            self._overrun.discard(queue)
+
+    def close(self) -> None:
+        """End every subscription."""
+        self._closed = True
+        for queue in list(self._queues):
+            self._end(queue)
+
+    def _container(self, row_id: str, row: Container | None) -> None:
+        before = self._rows.get(row_id)
+        if row is None:
+            self._rows.pop(row_id, None)
+            if before is not None and before.visible:
+                self._tell(row_id, before.sandbox_id, api_pb2.CONTAINER_DELETED_EVENT)
+            return
+        self._rows[row_id] = row
+        if row.visible and (before is None or not before.visible):
+            self._tell(row_id, row.sandbox_id, api_pb2.CONTAINER_CREATED_EVENT)
+        if row.started_at_ns and not (before and before.started_at_ns):
+            self._tell(row_id, row.sandbox_id, api_pb2.CONTAINER_STARTED_EVENT)
+        if row.finished_at_ns and not (before and before.finished_at_ns):
+            self._tell(row_id, row.sandbox_id, api_pb2.CONTAINER_STOPPED_EVENT)
+
+    def _sandbox(self, box_id: str, box: Sandbox | None) -> None:
+        before = self._boxes.get(box_id)
+        if box is None:
+            self._boxes.pop(box_id, None)
+            if before is not None and before.visible:
+                self._tell(box_id, box_id, api_pb2.CONTAINER_DELETED_EVENT, before)
+            return
+        self._boxes[box_id] = box
+        if box.ready_at_ns and not (before and before.ready_at_ns):
+            self._tell(box_id, box_id, api_pb2.CONTAINER_CREATED_EVENT)
+            self._tell(box_id, box_id, api_pb2.CONTAINER_STARTED_EVENT)
+        if box.stopped_at_ns and not (before and before.stopped_at_ns):
+            self._tell(box_id, box_id, api_pb2.CONTAINER_STOPPED_EVENT)
+
+    def _tell(
+        self,
+        object_id: str,
+        sandbox_id: str,
+        kind: api_pb2.ContainerEventType,
+        gone: Sandbox | None = None,
+    ) -> None:
+        if not self._queues:
+            return
+        box = gone or self._sandboxes.get(sandbox_id)
+        event = api_pb2.ContainerEventResponse(
+            container_id=object_id,
+            container_event_type=kind,
+            created_at=self._now_ns(),
+            pod_sandbox_status=None if box is None else sandbox_status(box),
+            containers_statuses=[
+                container_status(row)
+                for row in self._containers.of_sandbox(sandbox_id)
+                if row.visible
+            ],
+        )
+        for queue in list(self._queues):
+            try:
+                queue.put_nowait(event)
+            except asyncio.QueueFull:
+                self._overrun.add(queue)
+                self._end(queue)
+
+    def _end(self, queue: _Queue) -> None:
+        """Nothing more is put into `queue`, and its reader finds the end at once."""
+        self._queues.discard(queue)
+        while not queue.empty():
+            queue.get_nowait()
+        queue.put_nowait(None)
