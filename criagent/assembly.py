@@ -413,21 +413,12 @@ class _RuntimeAssembly:
             runtimes=self.runtimes,
             files=self.files,
         )
-        gatherer = SpecGatherer(
-            store=store,
-            namespaces=self.namespaces,
-            host_paths=HostPaths(fs=self.fs, ours=(self.paths.root, self.paths.run_dir)),
-            paths=self.paths,
-            driver=self.driver,
-            node=self.node,
-            fs=self.fs,
-        )
         self.creator = ContainerCreator(
             store=store,
             owners=self.container_owners,
             images=self.images.images,
             files=self.files,
-            gatherer=gatherer,
+            gatherer=self._gatherer(),
             conmon=Conmon(
                 program=section.conmon, paths=self.paths, limit_s=section.create_timeout_s
             ),
@@ -439,6 +430,17 @@ class _RuntimeAssembly:
             clock=self.clock,
             boot_id=self.boot_id,
             new_id=clocks.new_id,
+        )
+
+    def _gatherer(self) -> SpecGatherer:
+        return SpecGatherer(
+            store=self.stores.containers,
+            namespaces=self.namespaces,
+            host_paths=HostPaths(fs=self.fs, ours=(self.paths.root, self.paths.run_dir)),
+            paths=self.paths,
+            driver=self.driver,
+            node=self.node,
+            fs=self.fs,
         )
 
     def _executor(self) -> ExecSync:
