@@ -126,7 +126,8 @@ def link_up(name: str) -> None:
 
 
 def _write_sysctl(name: str, value: str) -> None:
-    path = Path("/proc/sys", *name.split("."))
+    # A slash stands for a dot within a part, as in net.ipv4.conf.eth0/100.forwarding.
+    path = Path("/proc/sys", *(part.replace("/", ".") for part in name.split(".")))
     fd = os.open(path, os.O_WRONLY | os.O_CLOEXEC)
     try:
         os.write(fd, value.encode())

@@ -57,7 +57,7 @@ def pod_cgroup(driver: CgroupDriver, parent: str) -> str:
 
 def validate_cgroup_parent(parent: str) -> None:
     """Raises InvalidRequestError unless `parent` is empty or a plain path."""
-    if parent and (not _PARENT.fullmatch(parent) or ".." in parent.split("/")):
+    if parent and (not _PARENT.fullmatch(parent) or {".", ".."} & set(parent.split("/"))):
         raise InvalidRequestError(f"cgroup_parent {parent!r} is not a plain cgroup path")
 
 

@@ -16,6 +16,7 @@ from criagent.errors import InvalidRequestError
 from criagent.kernel.namespaces import is_pinned, pin_namespaces, unpin
 from criagent.model import NamespaceMode, Sandbox
 from criagent.runtime.paths import RuntimePaths
+from criagent.runtime.sysctls import normalised
 
 _SYSCTLS = "/proc/sys/"
 _PORTS_SYSCTL = "net.ipv4.ip_unprivileged_port_start"
@@ -36,7 +37,7 @@ class PodNamespaces:
         """
         targets = self.pins(box)
         directory = self.paths.netns(box.id).parent
-        sysctls = dict(box.spec.sysctls)
+        sysctls = {normalised(name): value for name, value in box.spec.sysctls.items()}
         if self.unprivileged_ports and "net" in targets:
             sysctls.setdefault(_PORTS_SYSCTL, "0")
 

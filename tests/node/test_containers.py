@@ -268,3 +268,15 @@ def test_a_container_of_a_stopped_pod_cannot_start(pods: Pods) -> None:
     with pytest.raises(grpc.RpcError) as caught:
         pods.cri.start(row)
     assert caught.value.code() is grpc.StatusCode.FAILED_PRECONDITION
+
+
+def test_sysctls_are_set_in_either_spelling(pods: Pods) -> None:
+    def sysctls(config: api.PodSandboxConfig) -> None:
+        config.linux.sysctls["net.ipv4.tcp_syncookies"] = "0"
+        config.linux.sysctls["net/ipv4/ip_unprivileged_port_start"] = "1000"
+        config.linux.sysctls["kernel.msgmax"] = "4096"
+
+    row = pods.running(box=pods.sandbox(sysctls))
+    names = ("net/ipv4/tcp_syncookies", "net/ipv4/ip_unprivileged_port_start", "kernel/msgmax")
+    found = pods.cri.exec(row, "cat", *(f"/proc/sys/{name}" for name in names)).stdout
+    assert found.split() == [b"0", b"1000", b"4096"]
