@@ -111,6 +111,30 @@ def many(cri: Cri, figures: Figures) -> None:
         figures.add(f"{PODS} pods down, 10 at once", PODS / took, "pods/s", 25, least=True)
 
 
+def thousand(cri: Cri, figures: Figures) -> None:
+    """List calls of 1000 containers while 50 more are created; only with BENCH_MANY=1."""
+    config = pod("thousand", log_directory="/tmp/bench-logs")
+    box = cri.run(config)
+    with ThreadPoolExecutor(10) as threads:
+
+        def create(number: int) -> None:
+            cri.create(box, container(f"c{number}", SLEEP), config)
+
+        list(threads.map(create, range(1000)))
+        creates = [threads.submit(create, number) for number in range(1000, 1050)]
+        listing = api.ListContainersRequest()
+        times = []
+        while not all(done.done() for done in creates):
+            times.append(timed(lambda: cri.runtime.ListContainers(listing)))
+        times.sort()
+        figures.add("ListContainers, 1000, during creates (p50)", times[len(times) // 2], "ms", 20)
+        figures.add(
+            "ListContainers, 1000, during creates (p99)", times[len(times) * 99 // 100], "ms", 20
+        )
+        figures.add("agent RSS with 1000 containers", rss_mb(), "MB", 200)
+    cri.remove_pod(box)
+
+
 def monitor_pss_mb() -> float:
     found = []
     for entry in Path("/proc").iterdir():
@@ -133,6 +157,8 @@ def main() -> None:
     down(cri, box, row)
     serial(cri, figures)
     many(cri, figures)
+    if os.environ.get("BENCH_MANY"):
+        thousand(cri, figures)
     cri.remove_image(BUSYBOX)
     target = Path("/src/build/bench.json")
     target.parent.mkdir(exist_ok=True)
