@@ -1,24 +1,14 @@
-"""The parts of the daemon put together: each gets just what it needs, nothing is global."""
+"""The runtime and network rooms put together."""
 
 from __future__ import annotations
 
-import dataclasses
-import os
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from criagent.aio import KeyedLocks, Owners
+from criagent.assembly.images import ImageParts
+from criagent.assembly.stores import Executors, Stores
 from criagent.config import Config
-from criagent.image.blobs import BlobFiles
-from criagent.image.hosts import HostsDirectory
-from criagent.image.images import Images
-from criagent.image.layers import LayerUnpacker
-from criagent.image.proxy import ProxySettings, from_environment
-from criagent.image.pull import Puller
-from criagent.image.registry import RegistryClient
-from criagent.image.snapshots.overlay import OverlaySnapshots
-from criagent.image.unpack import UnpackWorkers
 from criagent.model import Container, Sandbox
 from criagent.net.bridge import BridgeConfig, BridgeNetwork
 from criagent.net.cni import CniConfig, CniNetwork
@@ -60,128 +50,8 @@ from criagent.runtime.spec_inputs import NodeFacts
 from criagent.runtime.stats import ContainerStatsReader
 from criagent.runtime.transitions import Transitions
 from criagent.runtime.update_resources import ResourceUpdater
-from criagent.store.addresses import AddressStore
-from criagent.store.blobs import BlobStore
-from criagent.store.containers import ContainerStore
-from criagent.store.db import Database
-from criagent.store.images import ImageStore
-from criagent.store.sandboxes import SandboxStore
-from criagent.store.settings import SettingStore
-from criagent.store.snapshots import SnapshotStore
 
 _STOP_LIMIT_S = 10 * 365 * 24 * 3600.0  # a stop lasts as long as its grace period
-
-
-@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
-class Executors:
-    """The threads of the daemon; the database has its own."""
-
-    net: ThreadPoolExecutor
-    fs: ThreadPoolExecutor
-
-    @classmethod
-    def start(cls) -> Executors:
-        """One thread for netlink and nftables, a few for files."""
-        return cls(
-            net=ThreadPoolExecutor(1, thread_name_prefix="net"),
-            fs=ThreadPoolExecutor(4, thread_name_prefix="fs"),
-        )
-
-    def shutdown(self) -> None:
-        """Wait for what runs."""
-        self.net.shutdown()
-        self.fs.shutdown()
-
-
-@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
-class Stores:
-    """Every table."""
-
-    db: Database
-    sandboxes: SandboxStore
-    containers: ContainerStore
-    images: ImageStore
-    snapshots: SnapshotStore
-    blobs: BlobStore
-    addresses: AddressStore
-    settings: SettingStore
-
-    @classmethod
-    def open(cls, path: Path) -> Stores:
-        """Open the database. Raises CorruptError."""
-        db = Database.open(path)
-        snapshots, blobs = SnapshotStore(db), BlobStore(db)
-        return cls(
-            db=db,
-            sandboxes=SandboxStore(db),
-            containers=ContainerStore(db),
-            images=ImageStore(db, snapshots, blobs),
-            snapshots=snapshots,
-            blobs=blobs,
-            addresses=AddressStore(db),
-            settings=SettingStore(db),
-        )
-
-
-@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
-class ImageParts:
-    """The image room."""
-
-    images: Images
-    snapshots: OverlaySnapshots
-    workers: UnpackWorkers
-    client: RegistryClient
-
-    async def close(self) -> None:
-        """Stop pulls, workers and connections."""
-        await self.images.close()
-        await self.workers.close()
-        await self.client.close()
-
-
-def image_parts(
-    config: Config, stores: Stores, executors: Executors, clock: clocks.Clock
-) -> ImageParts:
-    """Everything about images."""
-    root, registry = config.storage.root, config.registry
-    files = BlobFiles(root / "blobs")
-    snapshots = OverlaySnapshots(root / "snapshots", stores.snapshots, executors.fs)
-    proxies = ProxySettings(
-        http=registry.http_proxy, https=registry.https_proxy, no_proxy=registry.no_proxy
-    )
-    client = RegistryClient(
-        hosts=HostsDirectory(registry.config_dirs),
-        docker_config=registry.docker_config,
-        proxies=from_environment(os.environ, proxies),
-        files=files,
-        fs=executors.fs,
-        range_bytes=registry.range_bytes,
-    )
-    workers = UnpackWorkers(registry.unpack_workers)
-    unpacker = LayerUnpacker(snapshots=snapshots, files=files, workers=workers, now_ns=clock.now_ns)
-    puller = Puller(
-        client=client,
-        files=files,
-        images=stores.images,
-        unpacker=unpacker,
-        fs=executors.fs,
-        parallel_blobs=registry.max_parallel_blobs,
-        progress_timeout_s=registry.progress_timeout_s,
-        now_ns=clock.now_ns,
-    )
-    images = Images(
-        store=stores.images,
-        blobs=stores.blobs,
-        files=files,
-        snapshots=snapshots,
-        unpacker=unpacker,
-        puller=puller,
-        fs=executors.fs,
-        root=root,
-        pinned=registry.pinned_images,
-        now_ns=clock.now_ns,
-    )
-    return ImageParts(images=images, snapshots=snapshots, workers=workers, client=client)
 
 
 def networks(config: Config, stores: Stores, executors: Executors) -> Networks:

@@ -1,0 +1,80 @@
+"""The image room put together."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+
+from criagent.assembly.stores import Executors, Stores
+from criagent.config import Config
+from criagent.image.blobs import BlobFiles
+from criagent.image.hosts import HostsDirectory
+from criagent.image.images import Images
+from criagent.image.layers import LayerUnpacker
+from criagent.image.proxy import ProxySettings, from_environment
+from criagent.image.pull import Puller
+from criagent.image.registry import RegistryClient
+from criagent.image.snapshots.overlay import OverlaySnapshots
+from criagent.image.unpack import UnpackWorkers
+from criagent.runtime import clock as clocks
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class ImageParts:
+    """The image room."""
+
+    images: Images
+    snapshots: OverlaySnapshots
+    workers: UnpackWorkers
+    client: RegistryClient
+
+    async def close(self) -> None:
+        """Stop pulls, workers and connections."""
+        await self.images.close()
+        await self.workers.close()
+        await self.client.close()
+
+
+def image_parts(
+    config: Config, stores: Stores, executors: Executors, clock: clocks.Clock
+) -> ImageParts:
+    """Everything about images."""
+    root, registry = config.storage.root, config.registry
+    files = BlobFiles(root / "blobs")
+    snapshots = OverlaySnapshots(root / "snapshots", stores.snapshots, executors.fs)
+    proxies = ProxySettings(
+        http=registry.http_proxy, https=registry.https_proxy, no_proxy=registry.no_proxy
+    )
+    client = RegistryClient(
+        hosts=HostsDirectory(registry.config_dirs),
+        docker_config=registry.docker_config,
+        proxies=from_environment(os.environ, proxies),
+        files=files,
+        fs=executors.fs,
+        range_bytes=registry.range_bytes,
+    )
+    workers = UnpackWorkers(registry.unpack_workers)
+    unpacker = LayerUnpacker(snapshots=snapshots, files=files, workers=workers, now_ns=clock.now_ns)
+    puller = Puller(
+        client=client,
+        files=files,
+        images=stores.images,
+        unpacker=unpacker,
+        fs=executors.fs,
+        parallel_blobs=registry.max_parallel_blobs,
+        progress_timeout_s=registry.progress_timeout_s,
+        now_ns=clock.now_ns,
+    )
+    images = Images(
+        store=stores.images,
+        blobs=stores.blobs,
+        files=files,
+        snapshots=snapshots,
+        unpacker=unpacker,
+        puller=puller,
+        fs=executors.fs,
+        root=root,
+        pinned=registry.pinned_images,
+        now_ns=clock.now_ns,
+    )
+    return ImageParts(images=images, snapshots=snapshots, workers=workers, client=client)

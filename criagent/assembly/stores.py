@@ -1,0 +1,67 @@
+"""Threads and tables: what every other part stands on."""
+
+from __future__ import annotations
+
+import dataclasses
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+from criagent.store.addresses import AddressStore
+from criagent.store.blobs import BlobStore
+from criagent.store.containers import ContainerStore
+from criagent.store.db import Database
+from criagent.store.images import ImageStore
+from criagent.store.sandboxes import SandboxStore
+from criagent.store.settings import SettingStore
+from criagent.store.snapshots import SnapshotStore
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class Executors:
+    """The threads of the daemon; the database has its own."""
+
+    net: ThreadPoolExecutor
+    fs: ThreadPoolExecutor
+
+    @classmethod
+    def start(cls) -> Executors:
+        """One thread for netlink and nftables, a few for files."""
+        return cls(
+            net=ThreadPoolExecutor(1, thread_name_prefix="net"),
+            fs=ThreadPoolExecutor(4, thread_name_prefix="fs"),
+        )
+
+    def shutdown(self) -> None:
+        """Wait for what runs."""
+        self.net.shutdown()
+        self.fs.shutdown()
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class Stores:
+    """Every table."""
+
+    db: Database
+    sandboxes: SandboxStore
+    containers: ContainerStore
+    images: ImageStore
+    snapshots: SnapshotStore
+    blobs: BlobStore
+    addresses: AddressStore
+    settings: SettingStore
+
+    @classmethod
+    def open(cls, path: Path) -> Stores:
+        """Open the database. Raises CorruptError."""
+        db = Database.open(path)
+        snapshots, blobs = SnapshotStore(db), BlobStore(db)
+        return cls(
+            db=db,
+            sandboxes=SandboxStore(db),
+            containers=ContainerStore(db),
+            images=ImageStore(db, snapshots, blobs),
+            snapshots=snapshots,
+            blobs=blobs,
+            addresses=AddressStore(db),
+            settings=SettingStore(db),
+        )
