@@ -3,7 +3,7 @@ CACHE := $(or $(XDG_CACHE_HOME),$(HOME)/.cache)/criagent
 VENV  := $(CACHE)/venv-$(shell sha256sum pyproject.toml requirements-dev.lock 2>/dev/null | sha256sum | cut -c1-16)
 PY    := $(VENV)/bin/python
 
-.PHONY: help proto venv demo bench test unit node conformance check
+.PHONY: help proto venv demo bench test unit node critest conformance check
 
 help:  ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST)
@@ -37,8 +37,11 @@ node: $(PY)  ## pods, restarts, networks, crashes in the test node; needs root
 	tests/node/up python3 -m pytest -q -p no:cacheprovider tests/node
 	tests/node/up python3 -m pytest -q -p no:cacheprovider tests/crash
 
-conformance:  ## critest, judged by tests/conformance/expected.toml
+critest:  ## critest whole, once, in a random order (SEED=); judged by tests/conformance/expected.toml
 	CRIAGENT_ARGS="--log-level warning" tests/node/up tests/conformance/run
 
-test: unit node conformance  ## all tests that this machine can run; prints what is skipped and why
+conformance:  ## critest thrice (SEEDS="1 2 3"), its streaming over WebSocket, its benchmarks
+	CRIAGENT_ARGS="--log-level warning" tests/node/up tests/conformance/all
+
+test: unit node critest  ## all tests that this machine can run; prints what is skipped and why
 	@echo "not run here: the VM tier (systemd driver, limits, AppArmor), which is to come"
