@@ -33,6 +33,7 @@ from criagent.cri.runtime_service import RuntimeService
 from criagent.errors import AgentError, UnavailableError
 from criagent.image.images import Images
 from criagent.kernel import cgroupfs
+from criagent.operator_metrics import OperatorMetrics
 from criagent.runtime.clock import Clock
 from criagent.runtime.runtime import Runtime
 from criagent.service_notify import notify
@@ -73,6 +74,7 @@ class _Daemon:
         self._stores = stores
         self._executors = executors
         self._recovered = False
+        self._recovery_s = 0.0
         self._events: Events | None = None
         self._stopping = asyncio.Event()
 
@@ -90,7 +92,6 @@ class _Daemon:
             if facts.problem:
                 log.warning("handler_not_usable", handler=facts.name, problem=facts.problem)
         await run_in(self._executors.fs, runtime.prepare)
-        self._gauges(metrics, runtime, images.images)
         streaming = StreamingServer(
             self._listener(), runtime.streamer, runtime.attacher, runtime.forwarder
         )
@@ -98,9 +99,11 @@ class _Daemon:
         try:
             await streaming.start()
             metrics.serve(config.telemetry.metrics_address, lambda: self._recovered)
+            began = loop.time()
             await images.images.prepare()
             await runtime.networks.start()
             await runtime.recover()
+            self._recovery_s = loop.time() - began
             self._recovered = True
             faults.arm(config.debug.kill_at or None)  # the verbs' points, not recovery's
             notify("READY=1")
@@ -132,8 +135,9 @@ class _Daemon:
         streaming: StreamingServer,
     ) -> grpc.aio.Server:
         size = self._config.limits.grpc_message_bytes
+        boundary = Boundary(metrics, lambda: self._recovered)
         server = grpc.aio.server(
-            interceptors=[Boundary(metrics, lambda: self._recovered)],
+            interceptors=[boundary],
             options=[
                 ("grpc.max_receive_message_length", size),
                 ("grpc.max_send_message_length", size),
@@ -142,6 +146,16 @@ class _Daemon:
         )
         service = RuntimeService(runtime, streaming)
         self._events = service.events
+        OperatorMetrics(
+            loop=asyncio.get_running_loop(),
+            runtime=runtime,
+            images=images,
+            boundary=boundary,
+            events=service.events,
+            streaming=streaming,
+            ready=lambda: self._recovered,
+            recovery_s=lambda: self._recovery_s,
+        ).register(metrics)
         api_pb2_grpc.add_RuntimeServiceServicer_to_server(service, server)
         api_pb2_grpc.add_ImageServiceServicer_to_server(ImageService(images), server)
         admin_pb2_grpc.add_AdminServicer_to_server(
@@ -169,11 +183,6 @@ class _Daemon:
         await server.stop(0)
         await stopping
         self._config.storage.socket.unlink(missing_ok=True)
-
-    def _gauges(self, metrics: telemetry.Telemetry, runtime: Runtime, images: Images) -> None:
-        metrics.count(telemetry.SANDBOXES, "Pod sandboxes.", lambda: len(runtime.sandboxes.all()))
-        metrics.count(telemetry.CONTAINERS, "Containers.", lambda: len(runtime.containers.all()))
-        metrics.count(telemetry.IMAGES, "Images.", lambda: len(images.all()))
 
 
 @contextlib.contextmanager

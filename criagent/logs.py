@@ -8,9 +8,11 @@ from __future__ import annotations
 
 import logging
 import sys
+from collections import Counter
 
 import structlog
 
+LINES: Counter[str] = Counter()  # lines written since the start, by level
 LEVELS = ("debug", "info", "warning", "error")
 
 
@@ -20,6 +22,7 @@ def setup(level: str) -> None:
     shared: list[structlog.typing.Processor] = [
         structlog.contextvars.merge_contextvars,
         structlog.stdlib.add_log_level,
+        _counted,
         structlog.processors.TimeStamper(fmt="iso", utc=True),
     ]
     terminal = sys.stderr.isatty()
@@ -52,3 +55,10 @@ def setup(level: str) -> None:
         )
     )
     logging.basicConfig(handlers=[handler], level=logging.WARNING, force=True)
+
+
+def _counted(
+    _logger: object, _method: str, event: structlog.typing.EventDict
+) -> structlog.typing.EventDict:
+    LINES[event.get("level", "")] += 1
+    return event

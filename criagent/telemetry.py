@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import socket
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from socketserver import TCPServer
 from threading import Thread
@@ -12,8 +12,16 @@ from typing import TYPE_CHECKING, Any
 
 import structlog
 from opentelemetry import trace
-from prometheus_client import CollectorRegistry, Gauge, Histogram, ProcessCollector
+from prometheus_client import (
+    CollectorRegistry,
+    Histogram,
+    Metric,
+    ProcessCollector,
+    disable_created_metrics,
+)
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
 from prometheus_client.exposition import CONTENT_TYPE_LATEST, generate_latest
+from prometheus_client.registry import Collector
 
 from criagent.errors import UnavailableError, UnsupportedError
 
@@ -21,9 +29,8 @@ if TYPE_CHECKING:
     from opentelemetry.sdk.trace import TracerProvider
 
 RPC_SECONDS = "criagent_rpc_seconds"
-SANDBOXES = "criagent_sandboxes"
-CONTAINERS = "criagent_containers"
-IMAGES = "criagent_images"
+
+Value = float | Mapping[str, float]
 
 _BUCKETS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 60, 300)
 _REQUEST_S = 5.0
@@ -36,6 +43,8 @@ class Telemetry:
     """The daemon's metrics and tracer."""
 
     def __init__(self, otlp_endpoint: str = "") -> None:
+        # A second series for each, which nobody asks for.
+        disable_created_metrics()  # type: ignore[no-untyped-call]
         self.registry = CollectorRegistry()
         ProcessCollector(registry=self.registry)
         self.rpc_seconds = Histogram(
@@ -45,13 +54,28 @@ class Telemetry:
             registry=self.registry,
             buckets=_BUCKETS,
         )
+        self._rpcs: dict[tuple[str, str], Histogram] = {}
         self._provider = _exporting(otlp_endpoint) if otlp_endpoint else None
         self.tracer = trace.get_tracer("criagent", tracer_provider=self._provider)
         self._server: ThreadingHTTPServer | None = None
 
-    def count(self, name: str, text: str, value: Callable[[], float]) -> None:
-        """A gauge that is asked when metrics are read."""
-        Gauge(name, text, registry=self.registry).set_function(value)
+    def gauge(self, name: str, text: str, value: Callable[[], Value], label: str = "") -> None:
+        """A gauge that is asked when metrics are read, from the thread of the reader.
+
+        With `label`, `value` gives a number for each value of the label.
+        """
+        self.registry.register(_Asked(GaugeMetricFamily, name, text, label, value))
+
+    def counter(self, name: str, text: str, value: Callable[[], Value], label: str = "") -> None:
+        """The same for a number that only grows; "_total" is added to `name`."""
+        self.registry.register(_Asked(CounterMetricFamily, name, text, label, value))
+
+    def rpc(self, method: str, code: str, took_s: float) -> None:
+        """A call has ended."""
+        child = self._rpcs.get((method, code))
+        if child is None:
+            child = self._rpcs[method, code] = self.rpc_seconds.labels(method, code)
+        child.observe(took_s)
 
     def serve(self, address: str, healthy: Callable[[], bool]) -> None:
         """Answer /metrics and /healthz on `address` ("host:port"); "" = nowhere.
@@ -104,6 +128,36 @@ class Telemetry:
             last = Thread(target=self._provider.shutdown, name="last-spans", daemon=True)
             last.start()
             last.join(_LAST_SPANS_S)
+
+
+class _Asked(Collector):
+    """One family whose value is asked for at each reading."""
+
+    def __init__(
+        self,
+        family: type[GaugeMetricFamily | CounterMetricFamily],
+        name: str,
+        text: str,
+        label: str,
+        value: Callable[[], Value],
+    ) -> None:
+        self._family = family
+        self._name = name
+        self._text = text
+        self._labels: Sequence[str] = (label,) if label else ()
+        self._value = value
+
+    def describe(self) -> list[Metric]:
+        """The family without a value: registering asks for none."""
+        return [self._family(self._name, self._text, labels=self._labels)]
+
+    def collect(self) -> Iterator[Metric]:
+        """The family now."""
+        family = self._family(self._name, self._text, labels=self._labels)
+        value = self._value()
+        for label, number in value.items() if isinstance(value, Mapping) else [("", value)]:
+            family.add_metric((label,) if self._labels else (), number)
+        yield family
 
 
 class _Server(ThreadingHTTPServer):

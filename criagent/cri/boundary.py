@@ -62,6 +62,19 @@ class Boundary(grpc.aio.ServerInterceptor):
         self._telemetry = telemetry
         self._ready = ready
         self._handlers: dict[str, Any] = {}
+        self._calls: dict[object, tuple[str, bool, float]] = {}
+
+    def in_flight(self) -> dict[str, float]:
+        """How many calls are being served, by method; may be asked from any thread."""
+        counts: dict[str, float] = {}
+        for name, _, _ in list(self._calls.values()):
+            counts[name] = counts.get(name, 0) + 1
+        return counts
+
+    def oldest_s(self) -> float:
+        """For how long the oldest call that has one answer has waited for it; 0 for none."""
+        started = [at for _, streams, at in list(self._calls.values()) if not streams]
+        return time.perf_counter() - min(started) if started else 0.0
 
     async def intercept_service(
         self, continuation: Callable[[Any], Awaitable[Any]], details: grpc.HandlerCallDetails
@@ -95,22 +108,23 @@ class Boundary(grpc.aio.ServerInterceptor):
 
     def _answering(self, call: Callable[..., Awaitable[Any]], name: str) -> Any:
         async def answer(request: Any, context: Any) -> Any:
-            async with self._call(name, context):
+            async with self._call(name, context, streams=False):
                 return await call(request, context)
 
         return answer
 
     def _streaming(self, call: Callable[..., AsyncIterator[Any]], name: str) -> Any:
         async def stream(request: Any, context: Any) -> AsyncIterator[Any]:
-            async with self._call(name, context):
+            async with self._call(name, context, streams=True):
                 async for item in call(request, context):
                     yield item
 
         return stream
 
     @asynccontextmanager
-    async def _call(self, name: str, context: Any) -> AsyncIterator[None]:
+    async def _call(self, name: str, context: Any, *, streams: bool) -> AsyncIterator[None]:
         started = time.perf_counter()
+        self._calls[context] = (name, streams, started)
         code, text = StatusCode.OK, ""
         carrier = dict(context.invocation_metadata() or ())
         tracer = self._telemetry.tracer
@@ -137,10 +151,11 @@ class Boundary(grpc.aio.ServerInterceptor):
                     log.exception("call_failed")
                 await context.abort(code, text)
             finally:
+                del self._calls[context]
                 self._account(name, code, text, time.perf_counter() - started)
 
     def _account(self, name: str, code: StatusCode, text: str, took_s: float) -> None:
-        self._telemetry.rpc_seconds.labels(method=name, code=code.name).observe(took_s)
+        self._telemetry.rpc(name, code.name, took_s)
         quiet = any(word in name for word in _QUIET) and code is StatusCode.OK
         facts: dict[str, object] = {"code": code.name, "ms": round(took_s * 1000, 2)}
         if text:

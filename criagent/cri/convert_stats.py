@@ -5,8 +5,10 @@ from __future__ import annotations
 from google.protobuf.message import Message
 
 from criagent._proto import api_pb2
-from criagent.runtime.pod_stats import PodSample
+from criagent.runtime.pod_stats import Interface, PodSample
 from criagent.runtime.stats import PressurePair, StatsSample
+
+_DEFAULT_INTERFACE = "eth0"  # what bridge and CNI networks call the pod's first one
 
 
 def container_stats(sample: StatsSample) -> api_pb2.ContainerStats:
@@ -83,16 +85,24 @@ def pod_stats(sample: PodSample) -> api_pb2.PodSandboxStats:
         _fill(linux.memory, field, sample.cgroup.get(key))
     linux.process.timestamp = sample.timestamp_ns
     _fill(linux.process, "process_count", sample.processes)
-    linux.network.timestamp = sample.timestamp_ns
-    for number, interface in enumerate(sample.interfaces):
-        target = linux.network.default_interface if not number else linux.network.interfaces.add()
-        target.name = interface.name
-        _fill(target, "rx_bytes", interface.rx_bytes)
-        _fill(target, "rx_errors", interface.rx_errors)
-        _fill(target, "tx_bytes", interface.tx_bytes)
-        _fill(target, "tx_errors", interface.tx_errors)
+    if sample.interfaces:  # the kubelet falls over a network without a default interface
+        linux.network.timestamp = sample.timestamp_ns
+        linux.network.interfaces.extend(_interface(one) for one in sample.interfaces)
+        named = {one.name: one for one in linux.network.interfaces}
+        default = named.get(_DEFAULT_INTERFACE, linux.network.interfaces[0])
+        linux.network.default_interface.CopyFrom(default)
     linux.containers.extend(container_stats(one) for one in sample.containers)
     return message
+
+
+def _interface(interface: Interface) -> api_pb2.NetworkInterfaceUsage:
+    return api_pb2.NetworkInterfaceUsage(
+        name=interface.name,
+        rx_bytes=api_pb2.UInt64Value(value=interface.rx_bytes),
+        rx_errors=api_pb2.UInt64Value(value=interface.rx_errors),
+        tx_bytes=api_pb2.UInt64Value(value=interface.tx_bytes),
+        tx_errors=api_pb2.UInt64Value(value=interface.tx_errors),
+    )
 
 
 def _fill(message: Message, field: str, value: int | None) -> None:

@@ -34,10 +34,16 @@ class Events:
         self._queues: set[_Queue] = set()
         self._overrun: set[_Queue] = set()
         self._closed = False
+        self.dropped = 0  # subscribers that were too slow
         self._boxes: dict[str, Sandbox] = {box.id: box for box in sandboxes.all()}
         self._rows: dict[str, Container] = {row.id: row for row in containers.all()}
         sandboxes.listeners.append(self._sandbox)
         containers.listeners.append(self._container)
+
+    @property
+    def subscribers(self) -> int:
+        """How many are listening."""
+        return len(self._queues)
 
     async def subscribe(self) -> AsyncIterator[api_pb2.ContainerEventResponse]:
         """Events from now on, until the agent stops. Raises ExhaustedError when too slow."""
@@ -115,6 +121,7 @@ class Events:
                 queue.put_nowait(event)
             except asyncio.QueueFull:
                 self._overrun.add(queue)
+                self.dropped += 1
                 self._end(queue)
 
     def _end(self, queue: _Queue) -> None:

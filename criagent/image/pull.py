@@ -7,6 +7,7 @@ stops it. Blobs arrive and layers unpack side by side; what was fetched stays fo
 from __future__ import annotations
 
 import asyncio
+from collections import Counter
 from collections.abc import Callable, Sequence
 from concurrent.futures import Executor
 from dataclasses import dataclass
@@ -83,11 +84,17 @@ class Puller:
         self._now_ns = now_ns
         self._flights: dict[_Key, _Flight] = {}
         self._tasks: set[asyncio.Task[Image]] = set()  # also those that are being cancelled
+        self.results: Counter[str] = Counter()  # pulls ended: ok, failed, cancelled
 
     @property
     def busy(self) -> bool:
         """Whether any pull is under way."""
         return bool(self._tasks)
+
+    @property
+    def running(self) -> int:
+        """How many pulls are under way; callers who join one make none."""
+        return len(self._tasks)
 
     async def pull(self, reference: Reference, auth: RegistryAuth | None) -> Image:
         """The image of `reference` in this platform's form, unpacked.
@@ -123,8 +130,10 @@ class Puller:
         flight = self._flights.get(key)
         if flight is not None and flight.task is task:
             del self._flights[key]
-        if not task.cancelled():
-            task.exception()  # raised by the waiters
+        if task.cancelled():
+            self.results["cancelled"] += 1
+        else:
+            self.results["failed" if task.exception() else "ok"] += 1  # raised by the waiters
 
     async def _watched(self, reference: Reference, auth: RegistryAuth | None) -> Image:
         """The pull, ended when a server has sent nothing for the configured time."""

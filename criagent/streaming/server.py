@@ -80,6 +80,11 @@ class StreamingServer:
         self._tasks: set[asyncio.Task[None]] = set()
         self._port = 0
 
+    @property
+    def connections(self) -> int:
+        """How many connections are open."""
+        return len(self._tasks)
+
     async def start(self) -> None:
         """Listen. Raises OSError when the address is taken or a certificate cannot be read."""
         context = None

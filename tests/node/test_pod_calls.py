@@ -97,6 +97,7 @@ def test_statistics_of_a_pod_tell_its_network_and_containers(pods: Pods) -> None
     linux = pods.cri.runtime.PodSandboxStats(request).stats.linux
     assert linux.network.default_interface.name == "eth0"
     assert linux.network.default_interface.rx_bytes.value > 100
+    assert list(linux.network.interfaces) == [linux.network.default_interface]
     assert linux.cpu.usage_core_nano_seconds.value > 0
     assert [c.attributes.id for c in linux.containers] == [row]
     listed = pods.cri.runtime.ListPodSandboxStats(api.ListPodSandboxStatsRequest()).stats
@@ -107,3 +108,13 @@ def test_statistics_of_a_pod_tell_its_network_and_containers(pods: Pods) -> None
     pods.cri.remove_pod(box[0])
 
     os.rmdir("/sys/fs/cgroup/test-pod")
+
+
+def test_a_pod_on_the_hosts_network_has_no_network_of_its_own(pods: Pods) -> None:
+    def on_host(config: api.PodSandboxConfig) -> None:
+        config.linux.security_context.namespace_options.network = api.NODE
+
+    box = pods.sandbox(on_host)
+    request = api.PodSandboxStatsRequest(pod_sandbox_id=box[0])
+    stats = pods.cri.runtime.PodSandboxStats(request).stats
+    assert not stats.linux.HasField("network")

@@ -52,16 +52,22 @@ def samples(text: str) -> dict[str, float]:
 
 def test_metrics_tell_calls_gauges_and_the_process(metrics: Telemetry) -> None:
     count = [3.0]
-    metrics.count(telemetry.SANDBOXES, "Pod sandboxes.", lambda: count[0])
-    metrics.rpc_seconds.labels("RunPodSandbox", "OK").observe(0.02)
+    metrics.gauge("criagent_x", "X.", lambda: count[0])
+    metrics.gauge("criagent_y", "Y.", lambda: {"a": 1.0, "b": count[0]}, label="kind")
+    metrics.counter("criagent_z", "Z.", lambda: {"a": 5.0}, label="kind")
+    metrics.rpc("RunPodSandbox", "OK", 0.02)
+    metrics.rpc("RunPodSandbox", "OK", 0.03)
     port = free_port()
     metrics.serve(f"127.0.0.1:{port}", lambda: True)
     found = samples(get(port, "/metrics")[1])
-    assert found[telemetry.SANDBOXES] == 3
-    assert found[telemetry.RPC_SECONDS + "_count" + "OKRunPodSandbox"] == 1
+    assert found["criagent_x"] == 3
+    assert found["criagent_ya"] == 1
+    assert found["criagent_yb"] == 3
+    assert found["criagent_z_totala"] == 5
+    assert found[telemetry.RPC_SECONDS + "_count" + "OKRunPodSandbox"] == 2
     assert found["process_resident_memory_bytes"] > 0
     count[0] = 4
-    assert samples(get(port, "/metrics?x=1")[1])[telemetry.SANDBOXES] == 4
+    assert samples(get(port, "/metrics?x=1")[1])["criagent_x"] == 4
 
 
 def test_health_follows_the_callback_and_unknown_paths_are_404(metrics: Telemetry) -> None:
@@ -117,7 +123,7 @@ def test_a_gauge_that_fails_is_an_event_not_a_traceback(
     def broken() -> float:
         raise RuntimeError("no store")
 
-    metrics.count(telemetry.IMAGES, "Images.", broken)
+    metrics.gauge("criagent_x", "X.", broken)
     port = free_port()
     metrics.serve(f"127.0.0.1:{port}", lambda: True)
     with pytest.raises(http.client.RemoteDisconnected):

@@ -1,0 +1,189 @@
+"""What operators see at /metrics beside the timings of calls; docs/metrics.md lists every name.
+
+Values are asked for when somebody reads, in the reader's thread, from facts that the rooms keep
+anyway: nothing here is counted on the way of a call but exits and starts, one addition each.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import dataclasses
+from collections import Counter
+from collections.abc import Callable
+
+from criagent import logs
+from criagent.cri.boundary import Boundary
+from criagent.cri.events import Events
+from criagent.cri.runtime_service import agent_version
+from criagent.image.images import Images
+from criagent.model import Container, ContainerState, Sandbox, SandboxState
+from criagent.runtime.runtime import Runtime
+from criagent.store.containers import ContainerStore
+from criagent.store.sandboxes import SandboxStore
+from criagent.streaming.server import StreamingServer
+from criagent.telemetry import Telemetry
+
+_LOOP_S = 2.0
+
+
+class Tallies:
+    """Starts and ends since the agent's own start, heard from the rows."""
+
+    def __init__(self, sandboxes: SandboxStore, containers: ContainerStore) -> None:
+        self.exits: Counter[str] = Counter()  # by reason
+        self.container_starts = 0
+        self.sandbox_starts = 0
+        self._ready: set[str] = {box.id for box in sandboxes.all() if box.ready_at_ns}
+        self._started: set[str] = {row.id for row in containers.all() if row.started_at_ns}
+        self._ended: set[str] = {row.id for row in containers.all() if row.finished_at_ns}
+        sandboxes.listeners.append(self._sandbox)
+        containers.listeners.append(self._container)
+
+    def _sandbox(self, box_id: str, box: Sandbox | None) -> None:
+        if box is None:
+            self._ready.discard(box_id)
+        elif box.ready_at_ns and box_id not in self._ready:
+            self._ready.add(box_id)
+            self.sandbox_starts += 1
+
+    def _container(self, row_id: str, row: Container | None) -> None:
+        if row is None:
+            self._started.discard(row_id)
+            self._ended.discard(row_id)
+            return
+        if row.started_at_ns and row_id not in self._started:
+            self._started.add(row_id)
+            self.container_starts += 1
+        if row.started_at_ns and row.finished_at_ns and row_id not in self._ended:
+            self._ended.add(row_id)
+            self.exits[row.reason or "Unknown"] += 1
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class OperatorMetrics:
+    """The parts whose facts are told."""
+
+    loop: asyncio.AbstractEventLoop
+    runtime: Runtime
+    images: Images
+    boundary: Boundary
+    events: Events
+    streaming: StreamingServer
+    ready: Callable[[], bool]
+    recovery_s: Callable[[], float]
+
+    def register(self, metrics: Telemetry) -> None:
+        """Add every name. Raises ValueError when one is there already."""
+        self._agent(metrics)
+        self._pods(metrics)
+        self._images(metrics)
+
+    def _agent(self, to: Telemetry) -> None:
+        version = agent_version()
+        to.gauge(
+            "criagent_build_info", "1, with the version.", lambda: {version: 1.0}, label="version"
+        )
+        to.gauge("criagent_ready", "1 once recovery is done.", lambda: float(self.ready()))
+        to.gauge(
+            "criagent_recovery_seconds", "Time that recovery took at this start.", self.recovery_s
+        )
+        to.gauge(
+            "criagent_condition",
+            "1 where the CRI Status reports the condition as true.",
+            self._conditions,
+            label="type",
+        )
+        to.gauge(
+            "criagent_rpcs_in_flight",
+            "Calls being served.",
+            self.boundary.in_flight,
+            label="method",
+        )
+        to.gauge(
+            "criagent_rpc_oldest_seconds",
+            "Age of the oldest call under way, streams aside.",
+            self.boundary.oldest_s,
+        )
+        to.gauge(
+            "criagent_event_streams",
+            "Subscribers of GetContainerEvents.",
+            lambda: self.events.subscribers,
+        )
+        to.counter(
+            "criagent_event_streams_dropped",
+            "Subscribers let go because they did not keep up.",
+            lambda: self.events.dropped,
+        )
+        to.gauge(
+            "criagent_streaming_connections",
+            "Connections of exec, attach and port-forward.",
+            lambda: self.streaming.connections,
+        )
+        to.counter(
+            "criagent_log_lines",
+            "Lines of the agent's log.",
+            lambda: {level: float(logs.LINES[level]) for level in ("warning", "error")},
+            label="level",
+        )
+
+    def _pods(self, to: Telemetry) -> None:
+        tallies = Tallies(self.runtime.sandboxes, self.runtime.containers)
+        to.gauge("criagent_sandboxes", "Pod sandboxes.", self._sandboxes, label="state")
+        to.gauge("criagent_containers", "Containers.", self._containers, label="state")
+        to.counter(
+            "criagent_sandbox_starts", "Sandboxes made ready.", lambda: tallies.sandbox_starts
+        )
+        to.counter(
+            "criagent_container_starts", "Containers started.", lambda: tallies.container_starts
+        )
+        to.counter(
+            "criagent_container_exits",
+            "Ends of started containers.",
+            lambda: {reason: float(number) for reason, number in list(tallies.exits.items())},
+            label="reason",
+        )
+
+    def _images(self, to: Telemetry) -> None:
+        images, puller = self.images, self.images.puller
+        to.gauge("criagent_images", "Images.", lambda: len(images.all()))
+        to.gauge(
+            "criagent_image_fs_used_bytes",
+            "Blobs, layers and writable layers, as ImageFsInfo tells.",
+            lambda: images.fs_usage().used_bytes,
+        )
+        to.gauge(
+            "criagent_image_fs_used_inodes",
+            "Their inodes, as ImageFsInfo tells.",
+            lambda: images.fs_usage().inodes_used,
+        )
+        to.gauge("criagent_pulls_in_flight", "Pulls under way.", lambda: puller.running)
+        to.counter(
+            "criagent_pulls",
+            "Pulls ended; callers that joined one are not counted.",
+            lambda: {
+                result: float(puller.results[result]) for result in ("ok", "failed", "cancelled")
+            },
+            label="result",
+        )
+
+    def _conditions(self) -> dict[str, float]:
+        """Asked on the loop, where Status asks too; nothing while the loop does not answer."""
+
+        async def ask() -> dict[str, float]:
+            usable = any(not facts.problem for facts in self.runtime.handlers)
+            network = self.runtime.networks.default.condition()
+            return {"RuntimeReady": float(usable), "NetworkReady": float(network.ready)}
+
+        try:
+            return asyncio.run_coroutine_threadsafe(ask(), self.loop).result(_LOOP_S)
+        except TimeoutError:
+            return {}
+
+    def _sandboxes(self) -> dict[str, float]:
+        counts = Counter(box.state.name for box in self.runtime.sandboxes.all() if box.visible)
+        return {state.name.lower(): float(counts[state.name]) for state in SandboxState}
+
+    def _containers(self) -> dict[str, float]:
+        counts = Counter(row.state.name for row in self.runtime.containers.all() if row.visible)
+        states = (ContainerState.CREATED, ContainerState.RUNNING, ContainerState.EXITED)
+        return {state.name.lower(): float(counts[state.name]) for state in states}
