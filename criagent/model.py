@@ -236,10 +236,19 @@ class KeyValue:
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class ImageMount:
-    """An image as a volume: reference or id as asked for, and the id it was resolved to."""
+    """An image asked for as a volume: reference or id, and what the user wrote."""
 
     image: str
-    image_id: str = ""
+    user_specified_image: str = ""
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class ImageVolume:
+    """An image that a container has as a volume; keeps its layers while the row lives."""
+
+    mount: int  # place in the request's mounts
+    image_id: str
+    top: str  # chain ID of its topmost layer, "" = it has none
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -337,6 +346,7 @@ class Container:
     handler: str  # resolved name of the OCI runtime handler
     image_id: str = ""
     image_ref: str = ""  # repo digest (or id) reported as ContainerStatus.image_ref
+    image_volumes: tuple[ImageVolume, ...] = ()
     user: ContainerUser | None = None
     log_path: str = ""  # absolute, "" = none
     stop_signal: str = "SIGTERM"  # effective, kernel spelling

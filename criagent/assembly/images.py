@@ -68,6 +68,7 @@ def image_parts(
     images = Images(
         store=stores.images,
         blobs=stores.blobs,
+        containers=stores.containers,
         files=files,
         snapshots=snapshots,
         unpacker=unpacker,

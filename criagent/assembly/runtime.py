@@ -28,6 +28,7 @@ from criagent.runtime.exits import ExitWatcher
 from criagent.runtime.handlers import HandlerFacts, probe
 from criagent.runtime.holder_watch import HolderWatch
 from criagent.runtime.host_paths import HostPaths
+from criagent.runtime.image_volumes import ImageVolumes
 from criagent.runtime.monitor import Conmon
 from criagent.runtime.node_facts import read_node_facts
 from criagent.runtime.oci import OciRuntime, SealedProgram
@@ -287,6 +288,7 @@ class _RuntimeAssembly:
             store=store,
             owners=self.container_owners,
             images=self.images.images,
+            volumes=ImageVolumes(images=self.images.images, paths=self.paths, fs=self.fs),
             files=self.files,
             gatherer=self._gatherer(),
             conmon=Conmon(

@@ -86,7 +86,7 @@ def container_status(row: Container) -> api_pb2.ContainerStatus:
         message=row.message,
         labels=row.spec.labels,
         annotations=row.spec.annotations,
-        mounts=[_mount_message(mount) for mount in row.spec.mounts],
+        mounts=_mount_messages(row),
         log_path=row.log_path,
         resources=api_pb2.ContainerResources(linux=common.resources_message(row.resources)),
         image_id=row.image_id,
@@ -113,7 +113,9 @@ def _image(row: Container) -> api_pb2.ImageSpec:
 def _mount(message: api_pb2.Mount) -> Mount:
     image = None
     if message.HasField("image"):
-        image = ImageMount(image=message.image.image)
+        image = ImageMount(
+            image=message.image.image, user_specified_image=message.image.user_specified_image
+        )
     return Mount(
         container_path=message.container_path,
         host_path=message.host_path,
@@ -131,6 +133,16 @@ def _mount(message: api_pb2.Mount) -> Mount:
     )
 
 
+def _mount_messages(row: Container) -> list[api_pb2.Mount]:
+    messages = [_mount_message(mount) for mount in row.spec.mounts]
+    for volume in row.image_volumes:
+        # The kubelet's collection spares images that are named so; image_ref goes to the pod.
+        image, asked = messages[volume.mount].image, row.spec.mounts[volume.mount].image
+        image.image = image.image_ref = volume.image_id
+        image.user_specified_image = "" if asked is None else asked.user_specified_image
+    return messages
+
+
 def _mount_message(mount: Mount) -> api_pb2.Mount:
     return api_pb2.Mount(
         container_path=mount.container_path,
@@ -139,6 +151,7 @@ def _mount_message(mount: Mount) -> api_pb2.Mount:
         selinux_relabel=mount.selinux_relabel,
         propagation=mount.propagation,  # type: ignore[arg-type] # CRI's number
         recursive_read_only=mount.recursive_read_only,
+        image_sub_path=mount.image_sub_path,
         mount_options=mount.options,
     )
 

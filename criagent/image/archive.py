@@ -31,7 +31,7 @@ from criagent.image.manifest import (
     canonical_json,
     choose_platform,
     host_platform,
-    parse_configuration,
+    image_configuration,
     parse_document,
 )
 from criagent.image.pull import image_layers
@@ -205,7 +205,7 @@ def _take(
     if config is None:
         raise CorruptError(f"manifest {digest} has no configuration")
     content = _checked(members, config.parsed)
-    image_layers(document, parse_configuration(content))  # malformed ones cost no disk
+    image_layers(document, image_configuration(document, content))  # malformed ones cost no disk
     files.store(config.parsed, content)
     layers = document.layers or []
     for layer in layers:
@@ -216,7 +216,7 @@ def _take(
 def _archived(
     digest: Digest, document: Document, config_content: bytes, tags: Sequence[str]
 ) -> ArchivedImage:
-    configuration = parse_configuration(config_content)
+    configuration = image_configuration(document, config_content)
     layers = image_layers(document, configuration)
     if document.config is None:
         raise CorruptError(f"manifest {digest} has no configuration")

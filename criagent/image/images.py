@@ -32,6 +32,7 @@ from criagent.image.reference import parse_reference
 from criagent.image.snapshots.overlay import OverlaySnapshots
 from criagent.model import Blob, Image, Layer, Snapshot
 from criagent.store.blobs import BlobStore
+from criagent.store.containers import ContainerStore
 from criagent.store.images import ImageStore
 
 _BARE_ID = 64
@@ -65,6 +66,7 @@ class Images:
 
     store: ImageStore
     blobs: BlobStore
+    containers: ContainerStore
     files: BlobFiles
     snapshots: OverlaySnapshots
     unpacker: LayerUnpacker
@@ -119,7 +121,7 @@ class Images:
     async def remove(self, text: str) -> None:
         """Forget the image with all its names; unknown ones are fine.
 
-        Layers stay while a container uses them.
+        Layers stay while a container uses them, as its root or as a volume.
         """
         image = self.find(text)
         if image is not None:
@@ -264,6 +266,7 @@ class Images:
         rows = {s.key: s for s in self.snapshots.store.all()}
         needed = {layer.chain_id for image in self.all() for layer in image.layers}
         pending = [s.parent for s in rows.values() if not s.committed]
+        pending += [v.top for row in self.containers.all() for v in row.image_volumes]
         while pending:
             key = pending.pop()
             if key and key not in needed:

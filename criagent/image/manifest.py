@@ -20,6 +20,10 @@ OCI_MANIFEST = "application/vnd.oci.image.manifest.v1+json"
 DOCKER_LIST = "application/vnd.docker.distribution.manifest.list.v2+json"
 DOCKER_MANIFEST = "application/vnd.docker.distribution.manifest.v2+json"
 ACCEPTED = (OCI_INDEX, OCI_MANIFEST, DOCKER_LIST, DOCKER_MANIFEST)
+_IMAGE_CONFIGS = {
+    "application/vnd.oci.image.config.v1+json",
+    "application/vnd.docker.container.image.v1+json",
+}
 _INDEXES = {OCI_INDEX, DOCKER_LIST}
 
 _ARCHITECTURES = {"x86_64": "amd64", "aarch64": "arm64", "armv7l": "arm", "ppc64le": "ppc64le"}
@@ -59,6 +63,7 @@ class Document(msgspec.Struct, frozen=True, rename="camel"):
 
     schema_version: int = 0
     media_type: str = ""
+    artifact_type: str = ""
     config: Descriptor | None = None
     layers: list[Descriptor] | None = None
     manifests: list[Descriptor] | None = None
@@ -161,6 +166,24 @@ def parse_configuration(data: bytes) -> Configuration:
         platform=Platform(raw.architecture, raw.os, raw.variant),
         created=raw.created or "",
     )
+
+
+def image_configuration(document: Document, data: bytes) -> Configuration:
+    """The configuration `data` that the manifest `document` names.
+
+    Raises CorruptError, UnsupportedError for an artifact that is no container image.
+    """
+    try:
+        return parse_configuration(data)
+    except CorruptError:
+        kind = "" if document.config is None else document.config.media_type
+        if document.artifact_type or (kind and kind not in _IMAGE_CONFIGS):
+            kind = (document.artifact_type or kind)[:200]
+            raise UnsupportedError(
+                f"it is an OCI artifact ({kind}), not a container image; only images can be "
+                "pulled, run and mounted"
+            ) from None
+        raise
 
 
 def host_platform() -> Platform:

@@ -16,7 +16,7 @@ import structlog
 
 from criagent import faults
 from criagent.aio import finish, run_in
-from criagent.errors import CorruptError, RegistryError
+from criagent.errors import CorruptError, RegistryError, UnsupportedError
 from criagent.image.auth import RegistryAuth
 from criagent.image.blobs import BlobFiles
 from criagent.image.digest import Digest, parse_digest
@@ -29,7 +29,7 @@ from criagent.image.manifest import (
     chain_ids,
     choose_platform,
     host_platform,
-    parse_configuration,
+    image_configuration,
     parse_document,
 )
 from criagent.image.reference import Reference
@@ -210,7 +210,10 @@ class Puller:
             raise CorruptError(f"{session.reference}: the configuration is too large")
         await self._client.fetch_blob(session, config, progress)
         content = await run_in(self._fs, self._files.read, config.parsed, MAX_DOCUMENT)
-        configuration = parse_configuration(content)
+        try:
+            configuration = image_configuration(document, content)
+        except UnsupportedError as exc:
+            raise UnsupportedError(f"{session.reference}: {exc}") from None
         return Chosen(
             digest=digest,
             document=document,

@@ -24,6 +24,7 @@ from criagent.model import (
     ContainerId,
     ContainerSpec,
     Image,
+    ImageVolume,
     Sandbox,
     Snapshot,
     container_key,
@@ -32,6 +33,7 @@ from criagent.runtime.cgroups import CgroupDriver, container_cgroup
 from criagent.runtime.clock import Clock
 from criagent.runtime.container_files import ContainerFiles
 from criagent.runtime.exits import ExitWatcher
+from criagent.runtime.image_volumes import ImageVolumes
 from criagent.runtime.monitor import Conmon
 from criagent.runtime.oci import OciRuntime
 from criagent.runtime.paths import RuntimePaths
@@ -54,6 +56,7 @@ class ContainerCreator:
     store: ContainerStore
     owners: Owners[Container]
     images: Images
+    volumes: ImageVolumes
     files: ContainerFiles
     gatherer: SpecGatherer
     conmon: Conmon
@@ -69,8 +72,9 @@ class ContainerCreator:
     async def create(self, box: Sandbox, spec: ContainerSpec) -> Container:
         """The CREATED container of `spec` in `box`, made unless that was done or is under way.
 
-        Raises InvalidRequestError, NotFoundError for an image that is not here, AlreadyExistsError
-        when another container has the name, AgentError with the OCI runtime's words.
+        Raises InvalidRequestError, NotFoundError for an image that is not here, be it a volume's,
+        AlreadyExistsError when another container has the name, AgentError with the OCI runtime's
+        words.
         """
         validate_container_spec(spec, box)
         key = container_key(box.id, spec.metadata)
@@ -79,7 +83,8 @@ class ContainerCreator:
             if (existing := self.store.by_key(key)) is not None:
                 return _same(existing, spec)
             image = self.images.resolve(spec.image)
-            owner = self.owners.start(key, spec, partial(self._create, box, spec, image))
+            volumes = self.volumes.find(spec)
+            owner = self.owners.start(key, spec, partial(self._create, box, spec, image, volumes))
         elif owner.fingerprint != spec:
             raise NameReservedError(
                 f'container name "{key}" is being made with another configuration '
@@ -97,9 +102,14 @@ class ContainerCreator:
             await finish(_ended(tasks))
 
     async def _create(
-        self, box: Sandbox, spec: ContainerSpec, image: Image, owner: Owner[Container]
+        self,
+        box: Sandbox,
+        spec: ContainerSpec,
+        image: Image,
+        volumes: tuple[ImageVolume, ...],
+        owner: Owner[Container],
     ) -> Container:
-        row = self._row(box, spec, image)
+        row = dataclasses.replace(self._row(box, spec, image), image_volumes=volumes)
         undo = Rollback(step_budget_s=_UNDO_BUDGET_S)
         try:
             async with undo:
@@ -143,12 +153,15 @@ class ContainerCreator:
         owner.stage = "root file system"
         await self.files.snapshots.mount_container(snapshot, image, self.paths.rootfs(row.id))
         faults.reach("container-create:mount")
+        owner.stage = "image volumes"
+        volumes = await self.volumes.mount(row)
+        faults.reach("container-create:volumes")
         owner.stage = "specification"
         user = await run_in(
             self.files.fs, resolve_user, self.paths.rootfs(row.id), row.spec, image.config
         )
         row = dataclasses.replace(row, user=user)
-        inputs = await self.gatherer.gather(row, box, image)
+        inputs = await self.gatherer.gather(row, box, image, volumes)
         await run_in(self.files.fs, self._write, row, build_spec(inputs))
         faults.reach("container-create:bundle")
         owner.stage = "conmon and the OCI runtime"

@@ -45,13 +45,17 @@ class ContainerFiles:
         return msgspec.json.decode(data, type=_ProcessOnly).process
 
     async def remove(self, container_id: str, cgroup: str) -> None:
-        """Unmount the rootfs, delete bundle, exit file and cgroup, drop the writable layer."""
+        """Unmount rootfs and volumes, delete bundle, exit file, cgroup and writable layer."""
         await run_in(self.fs, self._remove, container_id, cgroup)
         await self.snapshots.remove(container_id)
 
     def _remove(self, container_id: str, cgroup: str) -> None:
         bundle = self.paths.container(container_id)
         mount.detach(self.paths.rootfs(container_id))
+        volumes = self.paths.image_volumes(container_id)
+        if volumes.exists():
+            for volume in volumes.iterdir():
+                mount.detach(volume)
         with contextlib.suppress(FileNotFoundError):
             shutil.rmtree(bundle)
         self.paths.exit_file(container_id).unlink(missing_ok=True)

@@ -21,7 +21,7 @@ from typing import Literal
 
 from criagent.aio import run_in
 from criagent.child import Child, PipeReader, spawn
-from criagent.errors import InvalidRequestError, TimedOutError, UnsupportedError
+from criagent.errors import InvalidRequestError, TimedOutError
 from criagent.kernel.mount import MountEntry, mountinfo
 from criagent.model import Mount, MountPropagation
 from criagent.runtime.spec_inputs import ResolvedMount
@@ -68,8 +68,8 @@ class HostPaths:
     async def resolve(self, mounts: Sequence[Mount]) -> tuple[ResolvedMount, ...]:
         """Each mount's source without symlinks, made as a directory when it is missing.
 
-        Raises InvalidRequestError for a path or propagation that cannot be, UnsupportedError for
-        an image as a volume, TimedOutError for a file system that does not answer.
+        Raises InvalidRequestError for a path or propagation that cannot be, TimedOutError for a
+        file system that does not answer.
         """
         for mount in mounts:
             _check(mount)
@@ -214,23 +214,9 @@ def _holder(path: str, table: Mapping[str, MountEntry]) -> MountEntry:
 
 
 def _check(mount: Mount) -> None:
-    if mount.image is not None:
-        raise UnsupportedError(
-            f"mount {mount.container_path}: image volumes are not supported by this release"
-        )
     if not mount.host_path.startswith("/") or "\0" in mount.host_path:
         raise InvalidRequestError(
             f"mount {mount.container_path}: host_path {mount.host_path[:200]!r} is not absolute"
-        )
-    if not mount.recursive_read_only:
-        return
-    if not mount.readonly:
-        raise InvalidRequestError(
-            f"mount {mount.container_path}: recursive_read_only needs readonly"
-        )
-    if mount.propagation is not MountPropagation.PRIVATE:
-        raise InvalidRequestError(
-            f"mount {mount.container_path}: recursive_read_only needs private propagation"
         )
 
 
@@ -244,6 +230,6 @@ def _check_propagation(mount: Mount, source: str, table: Mapping[str, MountEntry
         return
     want = "shared" if mount.propagation is MountPropagation.BIDIRECTIONAL else "shared or slave"
     raise InvalidRequestError(
-        f"mount {mount.container_path}: {source} lies on {holder.target}, which is not a {want} "
-        f"mount; `mount --make-rshared {holder.target}` on the node"
+        f'mount {mount.container_path}: path "{source}" is mounted on "{holder.target}" but it is '
+        f"not a {want} mount; `mount --make-rshared {holder.target}` on the node"
     )

@@ -72,6 +72,14 @@ class RuntimePaths:
         """Where the container's overlay is mounted."""
         return self.container(container_id) / "rootfs"
 
+    def image_volumes(self, container_id: str) -> Path:
+        """Where the container's image volumes are mounted."""
+        return self.container(container_id) / "volumes"
+
+    def image_volume(self, container_id: str, number: int) -> Path:
+        """Where the image of the container's mount `number` is mounted."""
+        return self.image_volumes(container_id) / str(number)
+
     def exit_file(self, container_id: str) -> Path:
         """Where conmon leaves the exit code."""
         return self.run_dir / "exits" / container_id

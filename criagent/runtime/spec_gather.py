@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Mapping
 from concurrent.futures import Executor
 from pathlib import Path
 from typing import Literal
@@ -22,6 +23,7 @@ from criagent.runtime.capabilities import effective_capabilities
 from criagent.runtime.cgroups import CgroupDriver, container_cgroups_path
 from criagent.runtime.devices import resolve_devices
 from criagent.runtime.host_paths import HostPaths
+from criagent.runtime.image_volumes import merged
 from criagent.runtime.paths import RuntimePaths
 from criagent.runtime.pod_namespaces import PodNamespaces, pod_hostname
 from criagent.runtime.seccomp import seccomp_profile
@@ -31,6 +33,7 @@ from criagent.runtime.spec_inputs import (
     OciObject,
     PodFiles,
     ResolvedDevice,
+    ResolvedMount,
     SpecInputs,
 )
 from criagent.store.containers import ContainerStore
@@ -50,12 +53,14 @@ class SpecGatherer:
     node: NodeFacts
     fs: Executor
 
-    async def gather(self, row: Container, box: Sandbox, image: Image) -> SpecInputs:
-        """Everything for `row`, whose user is resolved.
+    async def gather(
+        self, row: Container, box: Sandbox, image: Image, volumes: Mapping[int, ResolvedMount]
+    ) -> SpecInputs:
+        """Everything for `row`, whose user is resolved. `volumes` are its mounted image volumes.
 
         Raises InvalidRequestError and UnsupportedError for what the node cannot give.
         """
-        mounts = await self.host_paths.resolve(row.spec.mounts)
+        of_host = await self.host_paths.resolve([m for m in row.spec.mounts if m.image is None])
         devices, seccomp = await run_in(self.fs, self._look, row)
         return SpecInputs(
             container=row,
@@ -64,7 +69,7 @@ class SpecGatherer:
             user=row.user or ContainerUser(uid=0, gid=0),
             rootfs=self.paths.rootfs(row.id),
             namespaces=self._namespaces(row, box),
-            mounts=mounts,
+            mounts=merged(row.spec.mounts, volumes, of_host),
             devices=devices,
             pod_files=self._pod_files(box),
             cgroups_path=container_cgroups_path(self.driver, box.spec.cgroup_parent, row.id),

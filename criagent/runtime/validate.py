@@ -12,6 +12,7 @@ from criagent.model import (
     ContainerSecurity,
     ContainerSpec,
     Mount,
+    MountPropagation,
     NamespaceMode,
     ProfileType,
     Sandbox,
@@ -22,6 +23,7 @@ from criagent.model import (
 from criagent.net.resolv import resolv_conf
 from criagent.runtime.capabilities import NAMES, capability_sets
 from criagent.runtime.cgroups import validate_cgroup_parent
+from criagent.runtime.image_volumes import check_image_mount
 from criagent.runtime.sysctls import validate_sysctls
 from criagent.runtime.users import check_id
 
@@ -198,12 +200,17 @@ def _mount(what: str, mount: Mount, *, privileged: bool) -> None:
                 f"{what}: mount: container_path {target[:200]!r} would hide a part of /proc; "
                 "mount it elsewhere, such as /host/proc"
             )
-    if mount.image is not None:
-        raise UnsupportedError(f"{what}: image volumes are not supported by this release")
-    if not mount.host_path.startswith("/") or "\0" in mount.host_path:
+    check_image_mount(what, mount)
+    if mount.image is None and (not mount.host_path.startswith("/") or "\0" in mount.host_path):
         raise InvalidRequestError(f"{what}: mount: host_path {mount.host_path[:200]!r} is invalid")
     if mount.uid_mappings or mount.gid_mappings:
         raise UnsupportedError(f"{what}: mount {target}: id mappings need a user namespace")
+    if mount.recursive_read_only and not mount.readonly:
+        raise InvalidRequestError(f"{what}: mount {target}: recursive_read_only needs readonly")
+    if mount.recursive_read_only and mount.propagation is not MountPropagation.PRIVATE:
+        raise InvalidRequestError(
+            f"{what}: mount {target}: recursive_read_only needs private propagation"
+        )
     unknown = set(mount.options) - {"noexec", "nodev", "nosuid"}
     if unknown:
         raise InvalidRequestError(f"{what}: mount {target}: unknown options {sorted(unknown)}")

@@ -67,6 +67,8 @@ class Life:
     def create(self) -> None:
         config = container("main", ["sh", "-c", _TRAP])
         config.linux.security_context.namespace_options.pid = api.POD
+        mount = config.mounts.add(container_path="/volume", readonly=True, image_sub_path="etc")
+        mount.image.image = BUSYBOX
         self.row = self.cri.create(self.box, config, self.config)
         assert [row.id for row in self.cri.containers()] == [self.row]
 

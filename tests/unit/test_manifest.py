@@ -22,6 +22,7 @@ from criagent.image.manifest import (
     canonical_json,
     chain_ids,
     choose_platform,
+    image_configuration,
     parse_configuration,
     parse_document,
 )
@@ -198,6 +199,37 @@ def test_nulls_of_go_are_empty(document: dict[str, Any]) -> None:
 def test_bad_configurations(document: dict[str, Any]) -> None:
     with pytest.raises(CorruptError):
         parse_configuration(json.dumps(document).encode())
+
+
+CONFIG = "application/vnd.oci.image.config.v1+json"
+
+
+@pytest.mark.parametrize(
+    ("artifact", "kind", "data", "told"),
+    [
+        ("application/vnd.example.model", CONFIG, {}, "application/vnd.example.model"),
+        ("", "application/vnd.oci.empty.v1+json", {}, "application/vnd.oci.empty.v1"),
+        ("", "application/vnd.cncf.helm.config.v1+json", {"name": "chart"}, "helm"),
+        ("", CONFIG, {}, None),
+        ("", "", {}, None),
+        ("application/vnd.example", CONFIG, {"rootfs": {"diff_ids": []}}, ""),
+        ("", "application/octet-stream", {"rootfs": {"diff_ids": []}}, ""),
+    ],
+)
+def test_artifacts_are_told_from_damaged_images(
+    artifact: str, kind: str, data: dict[str, Any], told: str | None
+) -> None:
+    config = {**ENTRY, "mediaType": kind}
+    document = parse({**MANIFEST, "artifactType": artifact, "config": config})
+    content = json.dumps(data).encode()
+    if told == "":
+        assert image_configuration(document, content).diff_ids == ()
+    elif told is None:
+        with pytest.raises(CorruptError):
+            image_configuration(document, content)
+    else:
+        with pytest.raises(UnsupportedError, match=told):
+            image_configuration(document, content)
 
 
 def test_layers_and_diff_ids_must_pair_up() -> None:

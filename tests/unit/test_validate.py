@@ -17,6 +17,7 @@ from criagent.model import (
     ImageMount,
     KeyValue,
     Mount,
+    MountPropagation,
     NamespaceMode,
     NamespaceOptions,
     PortMapping,
@@ -228,6 +229,24 @@ def test_containers_that_kubernetes_sends_are_taken(spec: ContainerSpec) -> None
         (mounted("/x", "relative"), "host_path"),
         (mounted("/x", "/a\0b"), "host_path"),
         (mounted("/x", options=("suid",)), "suid"),
+        (mounted("/x", recursive_read_only=True), "recursive_read_only needs readonly"),
+        (
+            mounted(
+                "/x",
+                recursive_read_only=True,
+                readonly=True,
+                propagation=MountPropagation.HOST_TO_CONTAINER,
+            ),
+            "private propagation",
+        ),
+        (mounted("/x", image_sub_path="etc"), "image_sub_path"),
+        (mounted("/x", "", image=ImageMount(image="v")), "^ImageVolumeMountFailed: .*readonly"),
+        (mounted("/x", "", readonly=True, image=ImageMount(image="")), "image.image"),
+        (mounted("/x", "/y", readonly=True, image=ImageMount(image="v")), "host_path"),
+        (
+            mounted("/x", "", readonly=True, image=ImageMount(image="v"), image_sub_path="a/../b"),
+            "relative image_sub_path",
+        ),
         (secured(privileged=True), "privileged sandbox"),
         (secured(run_as_user=4294967296), "4294967296"),
         (secured(run_as_user=-1), "-1"),
@@ -257,7 +276,6 @@ def test_bad_containers_are_refused_with_the_field(spec: ContainerSpec, field: s
     ("spec", "feature"),
     [
         (work(cdi_devices=("vendor.com/gpu=0",)), "CDI"),
-        (mounted("/x", "", image=ImageMount(image="volume")), "image volumes"),
         (mounted("/x", uid_mappings=(IdMapping(host_id=1, container_id=0, length=1),)), "mapping"),
     ],
 )

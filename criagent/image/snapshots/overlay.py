@@ -36,12 +36,14 @@ class OverlaySnapshots:
         self.store = store
         self._fs = fs
         self._empty = root / "empty"
+        self._fillers = (self._empty, root / "empty-too")
 
     def prepare(self) -> None:
         """Make the fixed directories; idempotent."""
         self.root.mkdir(parents=True, exist_ok=True, mode=0o700)
         (self.root / "trash").mkdir(exist_ok=True, mode=0o700)
-        self._empty.mkdir(exist_ok=True)
+        for filler in self._fillers:
+            filler.mkdir(exist_ok=True)
 
     def tree(self, snapshot: Snapshot) -> Path:
         """The layer's files, or the container's upper directory."""
@@ -79,6 +81,32 @@ class OverlaySnapshots:
                 mount.overlay(lowers, upper, upper.with_name("work"), target)
             except OSError as exc:
                 raise AgentError(f"overlay of {image.id} at {target}: {exc}") from exc
+
+        await run_in(self._fs, call)
+
+    def chain(self, top: str) -> list[str]:
+        """Chain IDs of the layers up to `top`, lowest first; none for ""."""
+        found = []
+        while top:
+            found.append(top)
+            snapshot = self.store.get(top)
+            top = "" if snapshot is None else snapshot.parent
+        return found[::-1]
+
+    async def mount_image(self, top: str, target: Path) -> None:
+        """Mount the committed layers up to `top` ("" = none) at `target`, read-only for everybody.
+
+        Raises NotFoundError when a layer is not there, AgentError.
+        """
+        lowers = self.lowers(self.chain(top))
+        lowers += self._fillers[: max(0, 2 - len(lowers))]  # overlayfs wants two without an upper
+
+        def call() -> None:
+            target.mkdir(parents=True, exist_ok=True)
+            try:
+                mount.overlay(lowers, None, None, target)
+            except OSError as exc:
+                raise AgentError(f"overlay of image volume {target}: {exc}") from exc
 
         await run_in(self._fs, call)
 

@@ -1,0 +1,150 @@
+"""Images as volumes (KEP-4639): an image's layers, mounted read-only below the container's bundle.
+
+Each volume is an overlay of its own at `containers/<id>/volumes/<n>`, n being the mount's place in
+the request; the container gets a read-only bind of it or of a directory within. The row names the
+images, and so keeps their layers, from before the first mount until after the last is gone.
+Texts of failure begin with the word by which the kubelet counts them.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import errno
+import os
+import stat
+from collections.abc import Mapping, Sequence
+from concurrent.futures import Executor
+from pathlib import Path, PurePosixPath
+
+from criagent.aio import run_in
+from criagent.errors import InvalidRequestError, NotFoundError
+from criagent.image.images import Images
+from criagent.kernel.paths import open_in_root
+from criagent.model import Container, ContainerSpec, ImageVolume, Mount, MountPropagation
+from criagent.runtime.paths import RuntimePaths
+from criagent.runtime.spec_inputs import ResolvedMount
+
+FAILED = "ImageVolumeMountFailed"
+
+
+def check_image_mount(what: str, mount: Mount) -> None:
+    """Rules that need no look at the image. Raises InvalidRequestError."""
+    problem = _problem(mount)
+    if problem:
+        raise InvalidRequestError(
+            f"{FAILED}: {what}: mount {mount.container_path[:200]}: an image volume {problem}"
+        )
+
+
+def _problem(mount: Mount) -> str:
+    path = PurePosixPath(mount.image_sub_path)
+    if mount.image is None:
+        return "" if not mount.image_sub_path else "is what image_sub_path needs"
+    if not mount.image.image:
+        return "needs image.image"
+    if mount.host_path:
+        return "has no host_path"
+    if not mount.readonly:
+        return "is always read-only: readonly must be true"
+    if mount.propagation is MountPropagation.BIDIRECTIONAL:
+        return "takes no mounts that could propagate from it"
+    if path.is_absolute() or ".." in path.parts or "\0" in mount.image_sub_path:
+        return f"needs a relative image_sub_path without '..', not {mount.image_sub_path[:200]!r}"
+    return ""
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class ImageVolumes:
+    """Finds the images of volumes and mounts them."""
+
+    images: Images
+    paths: RuntimePaths
+    fs: Executor
+
+    def find(self, spec: ContainerSpec) -> tuple[ImageVolume, ...]:
+        """The images that `spec` mounts. Raises NotFoundError, InvalidRequestError."""
+        found = []
+        for number, mount in enumerate(spec.mounts):
+            if mount.image is None:
+                continue
+            name, place = _name(mount), mount.container_path
+            try:
+                image = self.images.find(mount.image.image)
+            except InvalidRequestError as exc:
+                raise InvalidRequestError(f"{FAILED}: mount {place}: {exc}") from None
+            if image is None:
+                raise NotFoundError(
+                    f'{FAILED}: mount {place}: image "{name[:500]}" is not on this node; '
+                    "pull it first"
+                )
+            top = image.layers[-1].chain_id if image.layers else ""
+            found.append(ImageVolume(mount=number, image_id=image.id, top=top))
+        return tuple(found)
+
+    async def mount(self, row: Container) -> Mapping[int, ResolvedMount]:
+        """Mount the row's image volumes; the sources of its mounts by their number.
+
+        They are taken away with the bundle (`ContainerFiles.remove`). Raises NotFoundError for an
+        absent sub-path, InvalidRequestError for one that is no directory, AgentError.
+        """
+        sources = {}
+        for volume in row.image_volumes:
+            request = row.spec.mounts[volume.mount]
+            target = self.paths.image_volume(row.id, volume.mount)
+            await self.images.snapshots.mount_image(volume.top, target)
+            source = await run_in(self.fs, _source, target, request)
+            slave = request.propagation is MountPropagation.HOST_TO_CONTAINER
+            sources[volume.mount] = ResolvedMount(
+                request=request, source=source, propagation="rslave" if slave else "rprivate"
+            )
+        return sources
+
+
+def merged(
+    mounts: Sequence[Mount], volumes: Mapping[int, ResolvedMount], others: Sequence[ResolvedMount]
+) -> tuple[ResolvedMount, ...]:
+    """Image volumes and the other mounts in the order of the request."""
+    rest = iter(others)
+    return tuple(
+        volumes[number] if mount.image is not None else next(rest)
+        for number, mount in enumerate(mounts)
+    )
+
+
+def _name(mount: Mount) -> str:
+    """The image as its user knows it; the kubelet asks for it by id."""
+    image = mount.image
+    return "" if image is None else image.user_specified_image or image.image
+
+
+def _source(volume: Path, mount: Mount) -> str:
+    """The directory to bind, without symlinks. The mount is read-only, so it stays what it is."""
+    if not mount.image_sub_path:
+        return str(volume)
+    place = f"{FAILED}: mount {mount.container_path}: image_sub_path {mount.image_sub_path!r}"
+    image = _name(mount)
+    root = os.open(volume, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        fd = open_in_root(root, mount.image_sub_path, os.O_PATH)
+    except OSError as exc:
+        if exc.errno == errno.ENOENT:
+            raise NotFoundError(f'{place} does not exist in image "{image}"') from None
+        raise InvalidRequestError(f'{place} of image "{image}": {exc.strerror}') from None
+    finally:
+        os.close(root)
+    try:
+        if not stat.S_ISDIR(os.fstat(fd).st_mode):
+            raise InvalidRequestError(
+                f'{place} of image "{image}" is no directory; an image volume shows directories, '
+                "so name the one that holds it"
+            )
+        source = os.readlink(f"/proc/self/fd/{fd}")
+    finally:
+        os.close(fd)
+    try:
+        source.encode()
+    except UnicodeEncodeError:
+        raise InvalidRequestError(
+            f"{place} leads to {source!r}, which is not UTF-8 and cannot be said to the OCI runtime"
+        ) from None
+    return source
