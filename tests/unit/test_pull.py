@@ -15,10 +15,11 @@ from criagent.errors import (
     CorruptError,
     NotFoundError,
     RegistryError,
+    UnsupportedError,
 )
 from criagent.image.auth import RegistryAuth
 from criagent.image.digest import parse_digest
-from criagent.image.manifest import OCI_INDEX, host_platform
+from criagent.image.manifest import OCI_INDEX, OCI_MANIFEST, host_platform
 from criagent.model import Image, Snapshot
 from tests.fakes.pulling import (
     LARGE,
@@ -75,6 +76,23 @@ async def test_a_second_pull_asks_for_no_blob_again(registry: Registry, node: No
     registry.asked.clear()
     await node.pull(name(registry))
     assert [path for path in registry.asked if "/blobs/" in path] == []
+
+
+async def test_an_artifact_is_refused_with_its_name_and_kind(
+    registry: Registry, node: Node
+) -> None:
+    layer, config = registry.put(SMALL), registry.put(b"{}")
+    manifest = {
+        "schemaVersion": 2,
+        "artifactType": "application/vnd.example.model",
+        "config": {**config, "mediaType": "application/vnd.oci.empty.v1+json"},
+        "layers": [layer],
+    }
+    registry.put(json.dumps(manifest).encode(), OCI_MANIFEST, "1")
+    with pytest.raises(UnsupportedError, match=r"a/b:1: .*OCI artifact .*vnd\.example\.model"):
+        await node.pull(name(registry))
+    assert registry.blobs(SMALL) == 0
+    assert node.images.all() == []
 
 
 async def test_the_index_gives_this_platform(registry: Registry, node: Node) -> None:
