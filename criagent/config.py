@@ -68,6 +68,8 @@ class Handler:
 
     path: Path
     type: Literal["crun", "runc"] = "crun"
+    # for runtimes that bring devices of their own, such as those of virtual machines
+    privileged_without_host_devices: bool = False
 
 
 def _handlers() -> dict[str, Handler]:
@@ -92,6 +94,8 @@ class Runtime:
     create_timeout_s: float = 240.0  # the kubelet's own limit for RunPodSandbox
     nofile_soft: int = 1024
     nofile_hard: int = 524288
+    cdi_spec_dirs: tuple[Path, ...] = (Path("/etc/cdi"), Path("/var/run/cdi"))  # later ones win
+    device_ownership_from_security_context: bool = False  # requested devices are the user's
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -58,6 +58,7 @@ def examine(config: Config) -> list[Finding]:
         _nftables,
         _conntrack,
         _cni,
+        _cdi,
         _lsm,
     ]
     return [finding for check in checks for finding in check(config)]
@@ -300,6 +301,21 @@ def _cni(config: Config) -> Iterator[Finding]:
                 cure=f"update the CNI plugins to {_FLOORS['cni'][0]} or newer",
             )
     yield Finding(name="CNI", level="ok", text=f'network "{network.name}"')
+
+
+def _cdi(config: Config) -> Iterator[Finding]:
+    from criagent.runtime.cdi_folders import CdiFolders
+
+    registry = CdiFolders(config.runtime.cdi_spec_dirs, quiet=True).registry()
+    for problem in registry.problems:
+        yield Finding(
+            name="CDI",
+            level="warning",
+            text=problem,
+            cure="correct or remove the file; its devices cannot be had",
+        )
+    if not registry.problems:
+        yield Finding(name="CDI", level="ok", text=f"{len(registry.devices)} devices")
 
 
 def _lsm(_: Config) -> Iterator[Finding]:

@@ -15,6 +15,8 @@ from criagent.net.cni import CniConfig, CniNetwork
 from criagent.net.pod_network import Networks
 from criagent.runtime import clock as clocks
 from criagent.runtime.attach import Attacher
+from criagent.runtime.cdi_devices import CdiDevices
+from criagent.runtime.cdi_folders import CdiFolders
 from criagent.runtime.cgroups import CgroupDriver
 from criagent.runtime.container_create import ContainerCreator
 from criagent.runtime.container_files import ContainerFiles
@@ -305,6 +307,7 @@ class _RuntimeAssembly:
         )
 
     def _gatherer(self) -> SpecGatherer:
+        section = self.config.runtime
         return SpecGatherer(
             store=self.stores.containers,
             namespaces=self.namespaces,
@@ -312,6 +315,14 @@ class _RuntimeAssembly:
             paths=self.paths,
             driver=self.driver,
             node=self.node,
+            cdi=CdiDevices(
+                folders=CdiFolders(section.cdi_spec_dirs),
+                handlers={facts.name: facts for facts in self.handlers},
+            ),
+            owned_devices=section.device_ownership_from_security_context,
+            no_host_devices=frozenset(
+                name for name, h in section.handlers.items() if h.privileged_without_host_devices
+            ),
             fs=self.fs,
         )
 

@@ -162,6 +162,7 @@ class ContainerCreator:
         )
         row = dataclasses.replace(row, user=user)
         inputs = await self.gatherer.gather(row, box, image, volumes)
+        row = dataclasses.replace(row, user=inputs.user)
         await run_in(self.files.fs, self._write, row, build_spec(inputs))
         faults.reach("container-create:bundle")
         owner.stage = "conmon and the OCI runtime"

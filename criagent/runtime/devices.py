@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import stat
 from collections.abc import Iterable, Iterator, Sequence
@@ -9,7 +10,7 @@ from pathlib import Path
 
 from criagent.errors import InvalidRequestError
 from criagent.kernel.mount import MountEntry, mountinfo
-from criagent.model import ContainerSpec, Device
+from criagent.model import ContainerSecurity, ContainerSpec, Device
 from criagent.runtime.host_paths import local_path
 from criagent.runtime.spec_inputs import OciObject, ResolvedDevice
 
@@ -33,13 +34,17 @@ _ALWAYS: tuple[tuple[str, int | None, int | None], ...] = (
 )
 
 
-def resolve_devices(spec: ContainerSpec) -> tuple[ResolvedDevice, ...]:
-    """The host's nodes behind the request; all of /dev for a privileged container.
+def resolve_devices(
+    spec: ContainerSpec, *, host_devices: bool, owned: bool = False
+) -> tuple[ResolvedDevice, ...]:
+    """The host's nodes behind the request, and before them all of /dev with `host_devices`.
 
+    With `owned`, requested nodes belong to the security context's user and group where these are
+    not root's, so that a container without privileges can open them.
     Looks at the host: call it in a thread. Raises InvalidRequestError for what is no device.
     """
     found: dict[str, ResolvedDevice] = {}
-    if spec.security.privileged:
+    if host_devices:
         for path in _nodes(_DEV):
             device = _node(path, str(path), "rwm")
             if device is not None:
@@ -47,8 +52,14 @@ def resolve_devices(spec: ContainerSpec) -> tuple[ResolvedDevice, ...]:
     table = mountinfo() if spec.devices else []
     for request in spec.devices:
         for device in _requested(request, table):
-            found[device.path] = device
+            found[device.path] = _owned(device, spec.security) if owned else device
     return tuple(found.values())
+
+
+def _owned(device: ResolvedDevice, security: ContainerSecurity) -> ResolvedDevice:
+    return dataclasses.replace(
+        device, uid=security.run_as_user or device.uid, gid=security.run_as_group or device.gid
+    )
 
 
 def device_nodes(devices: Iterable[ResolvedDevice]) -> list[OciObject]:
@@ -67,9 +78,9 @@ def device_nodes(devices: Iterable[ResolvedDevice]) -> list[OciObject]:
     ]
 
 
-def device_rules(devices: Iterable[ResolvedDevice], *, privileged: bool) -> list[OciObject]:
+def device_rules(devices: Iterable[ResolvedDevice], *, all_devices: bool) -> list[OciObject]:
     """`linux.resources.devices`: deny everything, then allow one by one; mknod stays possible."""
-    if privileged:
+    if all_devices:
         return [{"allow": True, "access": "rwm"}]
     rules: list[OciObject] = [
         {"allow": False, "access": "rwm"},

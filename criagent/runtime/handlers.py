@@ -8,6 +8,7 @@ import json
 import os
 import re
 from pathlib import Path
+from typing import Any
 
 from criagent.child import PipeReader, killed_on_exit, spawn
 
@@ -25,6 +26,9 @@ class HandlerFacts:
     version: str = ""
     recursive_read_only: bool = False
     user_namespaces: bool = False
+    net_devices: bool = False
+    intel_rdt: bool = False
+    intel_rdt_schemata: bool = False
     problem: str = ""
 
 
@@ -40,14 +44,27 @@ async def probe(name: str, path: Path, kind: str) -> HandlerFacts:
         return dataclasses.replace(facts, problem=f"{path} --version hangs")
     match = _VERSION.search(version)
     options: set[str] = set()
+    linux: dict[str, Any] = {}
     try:
         features = json.loads(await output_of([path, "features"]))
         options = set(features.get("mountOptions") or ())
+        linux = dict(features.get("linux") or {})
     except (OSError, TimeoutError, ValueError, AttributeError):
         pass  # an older runtime without the subcommand has none of them
     return dataclasses.replace(
-        facts, version=match[1] if match else "", recursive_read_only="rro" in options
+        facts,
+        version=match[1] if match else "",
+        recursive_read_only="rro" in options,
+        net_devices=_has(linux, "netDevices", "enabled"),
+        intel_rdt=_has(linux, "intelRdt", "enabled"),
+        intel_rdt_schemata=_has(linux, "intelRdt", "schemata"),
     )
+
+
+def _has(features: dict[str, Any], part: str, name: str) -> bool:
+    """Whether `linux.PART.NAME` of the features is true (OCI runtime specification, features)."""
+    found = features.get(part)
+    return isinstance(found, dict) and found.get(name) is True
 
 
 async def output_of(command: list[str | Path]) -> str:

@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from criagent.errors import InvalidRequestError
 from criagent.model import ContainerSpec, ImageConfig, KeyValue
 from criagent.runtime.capabilities import capability_sets
+from criagent.runtime.cdi_edits import apply_cdi
 from criagent.runtime.cgroups import resources_to_oci
 from criagent.runtime.devices import device_nodes, device_rules
 from criagent.runtime.oci_mounts import oci_mounts, rootfs_propagation
@@ -52,13 +53,14 @@ def build_spec(inputs: SpecInputs) -> OciObject:
     """
     spec = inputs.container.spec
     security = spec.security
-    return {
+    made: OciObject = {
         "ociVersion": OCI_VERSION,
         "process": _process(inputs),
         "root": {"path": str(inputs.rootfs), "readonly": security.readonly_rootfs},
         "mounts": oci_mounts(inputs),
         "linux": _linux(inputs),
     }
+    return apply_cdi(made, inputs.cdi)
 
 
 def process_spec(process: OciObject, args: Sequence[str], *, tty: bool) -> OciObject:
@@ -120,7 +122,7 @@ def _linux(inputs: SpecInputs) -> OciObject:
         missing=node.missing_controllers,
         swap=node.swap,
     )
-    resources["devices"] = device_rules(inputs.devices, privileged=security.privileged)
+    resources["devices"] = device_rules(inputs.devices, all_devices=inputs.all_devices)
     linux: OciObject = {
         "cgroupsPath": inputs.cgroups_path,
         # Like containerd: a privileged container sees the node's whole cgroup tree.

@@ -20,6 +20,7 @@ from criagent.model import (
     Sandbox,
 )
 from criagent.runtime.capabilities import effective_capabilities
+from criagent.runtime.cdi_devices import CdiDevices
 from criagent.runtime.cgroups import CgroupDriver, container_cgroups_path
 from criagent.runtime.devices import resolve_devices
 from criagent.runtime.host_paths import HostPaths
@@ -28,6 +29,7 @@ from criagent.runtime.paths import RuntimePaths
 from criagent.runtime.pod_namespaces import PodNamespaces, pod_hostname
 from criagent.runtime.seccomp import seccomp_profile
 from criagent.runtime.spec_inputs import (
+    CdiEdits,
     ContainerNamespaces,
     NodeFacts,
     OciObject,
@@ -42,8 +44,20 @@ _HOST_SHM = Path("/dev/shm")  # noqa: S108 - the node's own, for pods that share
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class _Looked:
+    """What a thread found on the host."""
+
+    devices: tuple[ResolvedDevice, ...]
+    seccomp: OciObject | None
+    cdi: CdiEdits
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class SpecGatherer:
-    """Looks things up; the specification itself is a pure function of the result."""
+    """Looks things up; the specification itself is a pure function of the result.
+
+    Privileged containers of the handlers `no_host_devices` get no device of the node by themselves.
+    """
 
     store: ContainerStore
     namespaces: PodNamespaces
@@ -51,6 +65,9 @@ class SpecGatherer:
     paths: RuntimePaths
     driver: CgroupDriver
     node: NodeFacts
+    cdi: CdiDevices
+    owned_devices: bool
+    no_host_devices: frozenset[str]
     fs: Executor
 
     async def gather(
@@ -61,32 +78,46 @@ class SpecGatherer:
         Raises InvalidRequestError and UnsupportedError for what the node cannot give.
         """
         of_host = await self.host_paths.resolve([m for m in row.spec.mounts if m.image is None])
-        devices, seccomp = await run_in(self.fs, self._look, row)
+        looked = await run_in(self.fs, self._look, row)
+        user = row.user or ContainerUser(uid=0, gid=0)
         return SpecInputs(
             container=row,
             sandbox=box,
             image=image,
-            user=row.user or ContainerUser(uid=0, gid=0),
+            user=dataclasses.replace(
+                user, groups=tuple(dict.fromkeys((*user.groups, *looked.cdi.groups)))
+            ),
             rootfs=self.paths.rootfs(row.id),
             namespaces=self._namespaces(row, box),
             mounts=merged(row.spec.mounts, volumes, of_host),
-            devices=devices,
+            devices=looked.devices,
             pod_files=self._pod_files(box),
             cgroups_path=container_cgroups_path(self.driver, box.spec.cgroup_parent, row.id),
             hostname=pod_hostname(box),
-            seccomp=seccomp,
+            seccomp=looked.seccomp,
             apparmor=self._apparmor(row),
             node=self.node,
+            all_devices=self._host_devices(row),
+            cdi=looked.cdi,
         )
 
-    def _look(self, row: Container) -> tuple[tuple[ResolvedDevice, ...], OciObject | None]:
+    def _host_devices(self, row: Container) -> bool:
+        return row.spec.security.privileged and row.handler not in self.no_host_devices
+
+    def _look(self, row: Container) -> _Looked:
         security = row.spec.security
         profile = seccomp_profile(
             security,
             machine=self.node.machine,
             capabilities=effective_capabilities(security, self.node.capabilities),
         )
-        return resolve_devices(row.spec), profile
+        return _Looked(
+            devices=resolve_devices(
+                row.spec, host_devices=self._host_devices(row), owned=self.owned_devices
+            ),
+            seccomp=profile,
+            cdi=self.cdi.edits(row.spec.cdi_devices, row.handler),
+        )
 
     def _namespaces(self, row: Container, box: Sandbox) -> ContainerNamespaces:
         pins = self.namespaces.pins(box)

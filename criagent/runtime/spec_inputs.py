@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from criagent.model import Container, ContainerUser, Image, Mount, Sandbox
+from criagent.runtime import cdi_specs
 
 OciObject = dict[str, Any]  # a JSON object of the OCI runtime specification
 
@@ -72,6 +73,33 @@ class ResolvedDevice:
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class CdiNode:
+    """A device node that a CDI device brings. Without an owner it is the container user's."""
+
+    path: str
+    kind: Literal["c", "b", "p"]
+    major: int
+    minor: int
+    mode: int | None
+    uid: int | None
+    gid: int | None
+    access: str  # of "rwm", "" = none
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class CdiEdits:
+    """What the CDI devices of a container change, in order; `groups` are the user's besides."""
+
+    env: tuple[str, ...] = ()
+    nodes: tuple[CdiNode, ...] = ()
+    mounts: tuple[cdi_specs.Mount, ...] = ()
+    hooks: tuple[cdi_specs.Hook, ...] = ()
+    groups: tuple[int, ...] = ()
+    net_devices: tuple[cdi_specs.NetDevice, ...] = ()
+    intel_rdt: cdi_specs.IntelRdt | None = None
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class SpecInputs:
     """Everything `build_spec` needs; nothing is looked up while it runs."""
 
@@ -82,10 +110,12 @@ class SpecInputs:
     rootfs: Path
     namespaces: ContainerNamespaces
     mounts: tuple[ResolvedMount, ...]
-    devices: tuple[ResolvedDevice, ...]  # requested ones, or all of the node when privileged
+    devices: tuple[ResolvedDevice, ...]  # requested ones, and all of the node when privileged
     pod_files: PodFiles
     cgroups_path: str
     hostname: str  # what $HOSTNAME says
     seccomp: OciObject | None
     apparmor: str  # loaded profile name, "" = none
     node: NodeFacts
+    all_devices: bool = False  # every device may be opened
+    cdi: CdiEdits = CdiEdits()

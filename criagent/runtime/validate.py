@@ -22,6 +22,7 @@ from criagent.model import (
 )
 from criagent.net.resolv import resolv_conf
 from criagent.runtime.capabilities import NAMES, capability_sets
+from criagent.runtime.cdi_specs import is_device_name
 from criagent.runtime.cgroups import validate_cgroup_parent
 from criagent.runtime.image_volumes import check_image_mount
 from criagent.runtime.sysctls import validate_sysctls
@@ -31,6 +32,7 @@ _LABEL = r"[A-Za-z0-9]([A-Za-z0-9-]{0,61}[A-Za-z0-9])?"
 _HOSTNAME = re.compile(rf"{_LABEL}(\.{_LABEL})*")
 _NAME_LIMIT = 1024
 _LABELS_LIMIT = 1 << 20  # bytes; they are in every list answer
+_CDI_LIMIT = 1000  # of one container
 # Files below /proc that a bind may hide (lxcfs does); anything else there would undo a protection
 # that runtimes rely on (CVE-2019-16884, CVE-2023-27561).
 _PROC_FILES = frozenset(
@@ -93,12 +95,21 @@ def validate_container_spec(spec: ContainerSpec, box: Sandbox) -> None:
     for item in spec.envs:
         if not item.key or "=" in item.key or "\0" in item.key or b"\0" in item.value:
             raise InvalidRequestError(f"{what}: environment variable {item.key[:80]!r} is invalid")
-    if spec.cdi_devices:
-        raise UnsupportedError(f"{what}: CDI devices are not supported by this release")
+    _cdi_devices(what, spec.cdi_devices)
     if not -1000 <= spec.resources.oom_score_adj <= 1000:
         score = spec.resources.oom_score_adj
         raise InvalidRequestError(f"{what}: oom_score_adj {score} is not within -1000..1000")
     _security(what, spec.security, box)
+
+
+def _cdi_devices(what: str, names: tuple[str, ...]) -> None:
+    if len(names) > _CDI_LIMIT:
+        raise InvalidRequestError(f"{what}: over {_CDI_LIMIT} CDI devices")
+    for name in names:
+        if not is_device_name(name):
+            raise InvalidRequestError(
+                f"{what}: CDI device {name[:200]!r} is not of the form vendor/class=name"
+            )
 
 
 def _security(what: str, security: ContainerSecurity, box: Sandbox) -> None:

@@ -22,14 +22,18 @@ DISK = ResolvedDevice(
 )
 
 
-def resolve(*devices: Device, privileged: bool = False) -> tuple[ResolvedDevice, ...]:
+def resolve(
+    *devices: Device, host_devices: bool = False, owned: bool = False, **security: Any
+) -> tuple[ResolvedDevice, ...]:
     return resolve_devices(
         ContainerSpec(
             metadata=ContainerMetadata(name="c"),
             image="i",
             devices=devices,
-            security=ContainerSecurity(privileged=privileged),
-        )
+            security=ContainerSecurity(**security),
+        ),
+        host_devices=host_devices,
+        owned=owned,
     )
 
 
@@ -76,23 +80,23 @@ def allowed(rules: list[dict[str, Any]], kind: str, major: int, minor: int, acce
 def test_an_unprivileged_container_opens_harmless_devices_only(
     kind: str, major: int, minor: int, open_: bool
 ) -> None:
-    rules = device_rules((), privileged=False)
+    rules = device_rules((), all_devices=False)
     assert allowed(rules, kind, major, minor, "rw") is open_
 
 
 def test_the_first_rule_denies_everything() -> None:
-    assert device_rules((DISK,), privileged=False)[0] == {"allow": False, "access": "rwm"}
+    assert device_rules((DISK,), all_devices=False)[0] == {"allow": False, "access": "rwm"}
 
 
 def test_a_requested_device_opens_as_far_as_asked() -> None:
-    rules = device_rules((DISK,), privileged=False)
+    rules = device_rules((DISK,), all_devices=False)
     assert allowed(rules, "b", 8, 0, "r")
     assert not allowed(rules, "b", 8, 0, "w")
     assert not allowed(rules, "b", 8, 1, "r")
 
 
 def test_a_privileged_container_opens_everything() -> None:
-    assert allowed(device_rules((), privileged=True), "b", 8, 0, "rwm")
+    assert allowed(device_rules((), all_devices=True), "b", 8, 0, "rwm")
 
 
 def test_nodes_look_like_the_hosts() -> None:
@@ -170,13 +174,35 @@ def test_a_loop_and_a_fifo_are_refused_at_once(tmp_path: Path) -> None:
 
 
 def test_a_privileged_container_has_the_nodes_devices_once() -> None:
-    found = resolve(device("/dev/null", "/dev/null", "r"), privileged=True)
+    found = resolve(device("/dev/null", "/dev/null", "r"), host_devices=True)
     paths = [item.path for item in found]
     assert len(paths) == len(set(paths))
     assert "/dev/zero" in paths
     assert not any(path.startswith(("/dev/pts/", "/dev/shm/", "/dev/mqueue/")) for path in paths)
     assert next(item for item in found if item.path == "/dev/null").access == "r"
     assert {item.kind for item in found} <= {"b", "c"}
+
+
+@pytest.mark.parametrize(
+    ("owned", "security", "uid", "gid"),
+    [
+        (True, {"run_as_user": 1000, "run_as_group": 2000}, 1000, 2000),
+        (True, {"run_as_user": 1000}, 1000, 0),
+        (True, {"run_as_user": 0, "run_as_group": 0}, 0, 0),
+        (True, {}, 0, 0),
+        (False, {"run_as_user": 1000, "run_as_group": 2000}, 0, 0),
+    ],
+)
+def test_requested_nodes_can_belong_to_the_security_contexts_user(
+    owned: bool, security: dict[str, Any], uid: int, gid: int
+) -> None:
+    (found,) = resolve(device("/dev/null"), owned=owned, **security)
+    assert (found.uid, found.gid) == (uid, gid)
+
+
+def test_the_nodes_own_devices_keep_their_owners() -> None:
+    found = resolve(device("/dev/null"), host_devices=True, owned=True, run_as_user=1000)
+    assert {item.uid for item in found if item.path in {"/dev/null", "/dev/zero"}} == {1000, 0}
 
 
 def test_facts_about_this_node_stay_within_what_it_can_give() -> None:

@@ -193,7 +193,7 @@ def test_namespaces_are_entered_by_path_and_the_nodes_are_left_out() -> None:
 
 
 def test_a_privileged_container_is_not_held_back() -> None:
-    spec = built(security={"privileged": True}, seccomp=None)
+    spec = built(security={"privileged": True}, seccomp=None, all_devices=True)
     linux = spec["linux"]
     assert "seccomp" not in linux
     assert linux["maskedPaths"] == linux["readonlyPaths"] == []

@@ -247,6 +247,8 @@ def test_containers_that_kubernetes_sends_are_taken(spec: ContainerSpec) -> None
             mounted("/x", "", readonly=True, image=ImageMount(image="v"), image_sub_path="a/../b"),
             "relative image_sub_path",
         ),
+        (work(cdi_devices=("gpu",)), "vendor/class=name"),
+        (work(cdi_devices=("vendor.com/gpu=0",) * 1001), "1000 CDI"),
         (secured(privileged=True), "privileged sandbox"),
         (secured(run_as_user=4294967296), "4294967296"),
         (secured(run_as_user=-1), "-1"),
@@ -275,7 +277,6 @@ def test_bad_containers_are_refused_with_the_field(spec: ContainerSpec, field: s
 @pytest.mark.parametrize(
     ("spec", "feature"),
     [
-        (work(cdi_devices=("vendor.com/gpu=0",)), "CDI"),
         (mounted("/x", uid_mappings=(IdMapping(host_id=1, container_id=0, length=1),)), "mapping"),
     ],
 )
