@@ -190,7 +190,12 @@ class _RuntimeAssembly:
             forwarder=PortForwarder(
                 store=self.stores.sandboxes, namespaces=self.namespaces, fs=self.fs
             ),
-            reopener=LogReopener(store=self.stores.containers, paths=self.paths, fs=self.fs),
+            reopener=LogReopener(
+                store=self.stores.containers,
+                paths=self.paths,
+                fs=self.fs,
+                owners=Owners(limit_s=self.config.runtime.create_timeout_s),
+            ),
             updater=ResourceUpdater(
                 store=self.stores.containers,
                 transitions=self.transitions,
@@ -334,6 +339,7 @@ class _RuntimeAssembly:
             runtimes=self.runtimes,
             own_cgroup=self.config.runtime.exec_cgroup,
             drain_s=self.config.runtime.exec_drain_s,
+            message_bytes=self.config.limits.grpc_message_bytes,
         )
 
     def _recovery(self) -> Recovery:

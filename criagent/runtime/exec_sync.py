@@ -26,14 +26,15 @@ from criagent.runtime.paths import RuntimePaths
 from criagent.runtime.spec import process_spec
 from criagent.store.containers import ContainerStore
 
-# CRI: ExecSyncResponse holds 16 MiB of each stream, but the whole message has the same limit.
-_OUTPUT = (16 << 20) - (64 << 10)
+# CRI: up to 16 MiB of each stream; but the kubelet takes no message over 16 MiB, so both share it.
+_OUTPUT = 16 << 20
+_OTHER_FIELDS = 64 << 10
 _PREFIX = "exec-"
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class ExecResult:
-    """Exit code (128 + number for a signal) and output, what exceeds 16 MiB dropped."""
+    """Exit code (128 + number for a signal) and output, cut so that it fits one message."""
 
     stdout: bytes
     stderr: bytes
@@ -50,6 +51,7 @@ class ExecSync:
     runtimes: Mapping[str, OciRuntime]
     own_cgroup: bool
     drain_s: float
+    message_bytes: int
 
     async def run(self, container_id: str, cmd: Sequence[str], timeout_s: int) -> ExecResult:
         """Run `cmd` in a running container; `timeout_s` 0 = no limit.
@@ -84,8 +86,9 @@ class ExecSync:
             command += ["--cgroup", cgroup.rpartition("/")[2]]
         command += ["--process", file, row.id]
         async with AsyncExitStack() as stack:
-            output, stdout = _pipe(stack)
-            errors, stderr = _pipe(stack)
+            limit = max(min(self.message_bytes, _OUTPUT) - _OTHER_FIELDS, 0)
+            output, stdout = _pipe(stack, limit)
+            errors, stderr = _pipe(stack, limit)
             try:
                 child = spawn(command, stdout=stdout, stderr=stderr)
             finally:
@@ -104,9 +107,10 @@ class ExecSync:
                         "processes were killed"
                     ) from None
                 raise
+            kept_output, kept_errors = shared(len(output.data), len(errors.data), limit)
             return ExecResult(
-                stdout=bytes(output.data),
-                stderr=bytes(errors.data),
+                stdout=bytes(output.data[:kept_output]),
+                stderr=bytes(errors.data[:kept_errors]),
                 exit_code=code if code >= 0 else 128 - code,
             )
 
@@ -121,8 +125,14 @@ class ExecSync:
         return code
 
 
-def _pipe(stack: AsyncExitStack) -> tuple[PipeReader, int]:
+def shared(stdout: int, stderr: int, limit: int) -> tuple[int, int]:
+    """How many bytes of each stream are kept: what fits, at least half of `limit` of each."""
+    kept_errors = min(stderr, max(limit // 2, limit - stdout))
+    return min(stdout, limit - kept_errors), kept_errors
+
+
+def _pipe(stack: AsyncExitStack, limit: int) -> tuple[PipeReader, int]:
     read, write = os.pipe()
-    reader = PipeReader(read, limit=_OUTPUT)
+    reader = PipeReader(read, limit=limit)
     stack.callback(reader.close)
     return reader, write

@@ -1,87 +1,184 @@
 """ReopenContainerLog: conmon opens the log anew under its name, after the kubelet renamed it.
 
-conmon gives no acknowledgement, so the new file is awaited in its directory.
+conmon opens `<log>.tmp` and renames it over the log, whatever is there; it dies when it cannot, and
+says nothing when it can. So a log that it still writes to stays as it is, one that is not its own
+is moved aside first, the opening is rehearsed, its descriptor tells that it is done, and a command
+that it did not take in time is taken back: the kubelet then gives the log its old name again.
 """
 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import dataclasses
 import errno
 import os
+import stat
+import time
 from concurrent.futures import Executor
 from pathlib import Path
 
-from criagent.aio import run_in
+from criagent import faults
+from criagent.aio import Owners, run_in
 from criagent.errors import AgentError, ExhaustedError, TimedOutError, WrongStateError
+from criagent.kernel import process
 from criagent.kernel.inotify import IN_MOVED_TO, Inotify
-from criagent.model import ContainerState
+from criagent.model import Container, ContainerState
 from criagent.runtime.paths import RuntimePaths
 from criagent.store.containers import ContainerStore
 
 _LIMIT_S = 10.0
+_LOOK_S = 0.25  # for a monitor that died meanwhile; its success is told by inotify
 _REOPEN = b"2 0 0\n"
+_FULL = {errno.ENOSPC, errno.EDQUOT}
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class LogReopener:
-    """The ReopenContainerLog verb."""
+    """The ReopenContainerLog verb. `owners` is its own."""
 
     store: ContainerStore
     paths: RuntimePaths
     fs: Executor
+    owners: Owners[None]
 
     async def reopen(self, container_id: str) -> None:
-        """Return when the container writes to a new file of its log's name.
+        """Return when the container writes to the file of its log's name, a new one if need be.
 
         Raises NotFoundError, WrongStateError when it is not running, ExhaustedError when the disk
-        is full (conmon would die of it), TimedOutError.
+        is full and AgentError when the file cannot be made (conmon would die of either),
+        TimedOutError. After an error the container goes on writing to the file that it had.
         """
         row = self.store.resolve(container_id)
+        while (owner := self.owners.get(row.id)) is not None and owner.task is not None:
+            await asyncio.wait({owner.task})  # it may have begun before our caller's rename
+        await self.owners.join(self.owners.start(row.id, None, lambda _: self._reopen(row)))
+
+    async def close(self, limit_s: float) -> None:
+        """Finish what is under way."""
+        await self.owners.drain(limit_s)
+
+    async def _reopen(self, row: Container) -> None:
         if row.state is not ContainerState.RUNNING:
             raise WrongStateError(f"container {row.id} is not running; its log stays closed")
         if not row.log_path:
             return
         log = Path(row.log_path)
-        await run_in(self.fs, _check_directory, log)
-        inotify = Inotify()
+        if await run_in(self.fs, _written_by_monitor, row, log):
+            return  # conmon would replace it, and its lines would be gone
+        await run_in(self.fs, _rehearse, log)
+        faults.reach("reopen-log:rehearsed")
+        control = self.paths.container(row.id) / "ctl"
+        moved = asyncio.Event()
         loop = asyncio.get_running_loop()
-        seen = asyncio.Event()
+        inotify = Inotify()
 
         def readable() -> None:
             if any(name == log.name for _, _, name in inotify.events()):
-                seen.set()
+                moved.set()
 
         try:
             inotify.add(log.parent, IN_MOVED_TO)
             loop.add_reader(inotify.fd, readable)
-            await run_in(self.fs, _tell, self.paths.container(row.id) / "ctl", row.id)
-            async with asyncio.timeout(_LIMIT_S):
-                await seen.wait()
-        except TimeoutError:
-            raise TimedOutError(f"conmon of container {row.id} did not reopen {log}") from None
+            await run_in(self.fs, _tell, control, row.id, log)
+            faults.reach("reopen-log:told")
+            await self._reopened(row, log, moved)
+        except BaseException:
+            await run_in(self.fs, _take_back, control, log)
+            raise
         finally:
             loop.remove_reader(inotify.fd)
             inotify.close()
 
+    async def _reopened(self, row: Container, log: Path, moved: asyncio.Event) -> None:
+        try:
+            async with asyncio.timeout(_LIMIT_S):
+                while not await run_in(self.fs, _written_by_monitor, row, log):
+                    with contextlib.suppress(TimeoutError):
+                        await asyncio.wait_for(moved.wait(), _LOOK_S)
+                    moved.clear()
+        except TimeoutError:
+            raise TimedOutError(
+                f"conmon of container {row.id} did not reopen {log} within {_LIMIT_S:.0f} s"
+            ) from None
 
-def _check_directory(log: Path) -> None:
+
+def _written_by_monitor(row: Container, log: Path) -> bool:
+    """Whether the monitor has the file of this name open. Raises WrongStateError without one."""
+    if row.monitor is None or not process.alive(row.monitor):
+        raise WrongStateError(f"container {row.id} has just exited; its log stays closed")
     try:
-        facts = os.statvfs(log.parent)
+        wanted = log.stat()
+        for entry in os.scandir(f"/proc/{row.monitor.pid}/fd"):
+            with contextlib.suppress(FileNotFoundError):
+                found = entry.stat()
+                if (found.st_dev, found.st_ino) == (wanted.st_dev, wanted.st_ino):
+                    return True
+    except (FileNotFoundError, ProcessLookupError):
+        pass
+    return False
+
+
+def _rehearse(log: Path) -> None:
+    """Make conmon's temporary file, and room under the log's name."""
+    try:
+        if not os.statvfs(log.parent).f_bavail:
+            raise ExhaustedError(f"no space left on {log.parent} for a new log file")
+        with contextlib.suppress(FileNotFoundError):
+            facts = log.lstat()
+            if stat.S_ISDIR(facts.st_mode):
+                raise AgentError(f"the log's name {log} is a directory's; remove it")
+            if facts.st_size:
+                log.rename(_free_name(log))
+        fd = os.open(
+            _temporary(log), os.O_WRONLY | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o640
+        )
+        os.close(fd)
     except FileNotFoundError:
         raise AgentError(f"the log directory {log.parent} is gone; restart the container") from None
-    if not facts.f_bavail:
-        raise ExhaustedError(f"no space left on {log.parent} for a new log file")
+    except OSError as exc:
+        words = f"log {log} cannot be made anew: {exc.strerror}"
+        raise (ExhaustedError(words) if exc.errno in _FULL else AgentError(words)) from None
 
 
-def _tell(control: Path, container_id: str) -> None:
+def _temporary(log: Path) -> Path:
+    return log.with_name(f"{log.name}.tmp")
+
+
+def _free_name(log: Path) -> Path:
+    """A name as the kubelet gives to rotated logs, so that it cleans up after us."""
+    name = f"{log.name}.{time.strftime('%Y%m%d-%H%M%S', time.gmtime())}"
+    found, number = log.with_name(name), 0
+    while found.exists():
+        number += 1
+        found = log.with_name(f"{name}.{number}")
+    return found
+
+
+def _tell(control: Path, container_id: str, log: Path) -> None:
     try:
         fd = os.open(control, os.O_WRONLY | os.O_NONBLOCK | os.O_CLOEXEC)
     except OSError as exc:
         if exc.errno in {errno.ENXIO, errno.ENOENT}:
-            raise WrongStateError(f"container {container_id} has just exited") from None
+            raise WrongStateError(
+                f"container {container_id} has just exited; its log {log} stays closed"
+            ) from None
         raise
     try:
         os.write(fd, _REOPEN)
     finally:
         os.close(fd)
+
+
+def _take_back(control: Path, log: Path) -> None:
+    """Withdraw a command that conmon has not read; others in the FIFO stay."""
+    with contextlib.suppress(OSError):
+        fd = os.open(control, os.O_RDWR | os.O_NONBLOCK | os.O_CLOEXEC)
+        try:
+            lines = os.read(fd, 1 << 16).splitlines(keepends=True)
+            os.write(fd, b"".join(line for line in lines if line != _REOPEN))
+        finally:
+            os.close(fd)
+    with contextlib.suppress(OSError):
+        if not _temporary(log).lstat().st_size:
+            _temporary(log).unlink()

@@ -157,6 +157,7 @@ class Runtime:
             self.sandbox_owners.drain(limit_s),
             self.container_owners.drain(limit_s),
             self.stop_owners.drain(limit_s),
+            self.reopener.close(limit_s),
         )
         await self.recovery.watch.close()
         await self.exits.close()

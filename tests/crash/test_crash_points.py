@@ -51,6 +51,7 @@ class Life:
         yield self.run
         yield self.create
         yield self.start
+        yield self.rotate
         yield self.stop
         yield lambda: self.cri.remove(self.row)
         yield lambda: self.cri.stop_pod(self.box)
@@ -76,6 +77,14 @@ class Life:
         self.cri.start(self.row)
         assert self.cri.status(self.row).state == api.CONTAINER_RUNNING
         assert self.cri.exec(self.row, "echo", "alive").stdout == b"alive\n"
+
+    def rotate(self) -> None:
+        log = Path(self.cri.status(self.row).log_path)
+        if log.exists():
+            log.rename(f"{log}.old")
+        self.cri.runtime.ReopenContainerLog(api.ReopenContainerLogRequest(container_id=self.row))
+        assert log.exists()
+        assert not Path(f"{log}.tmp").exists()
 
     def stop(self) -> None:
         self.cri.stop(self.row, self.grace)

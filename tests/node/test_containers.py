@@ -50,39 +50,6 @@ def test_exit_codes_reasons_and_times(pods: Pods, script: str, code: int, reason
     assert status.created_at < status.started_at < status.finished_at
 
 
-def test_output_is_whole_when_the_exit_is_told(pods: Pods) -> None:
-    row = pods.running("sh", "-c", "seq 1 20000; echo err >&2; printf no-newline")
-    until(lambda: pods.cri.status(row).state == api.CONTAINER_EXITED, "the exit")
-    lines = Path(pods.cri.status(row).log_path).read_text().splitlines()
-    assert sum(1 for line in lines if " stdout F " in line) == 20000
-    assert [line.split(" ", 3)[1:] for line in lines if "stderr" in line] == [
-        ["stderr", "F", "err"]
-    ]
-    assert any(line.endswith(" stdout P no-newline") for line in lines)
-
-
-def test_a_log_is_reopened_without_loss(pods: Pods) -> None:
-    row = pods.running("sh", "-c", "i=0; while :; do i=$((i+1)); echo $i; done")
-    log = Path(pods.cri.status(row).log_path)
-    for number in range(5):
-        until(lambda: log.stat().st_size > 20_000, "output")
-        log.rename(f"{log}.{number}")
-        pods.cri.runtime.ReopenContainerLog(api.ReopenContainerLogRequest(container_id=row))
-        assert log.exists()
-    pods.cri.stop(row)
-    files = [Path(f"{log}.{number}") for number in range(5)] + [log]
-    lines = [line for file in files for line in file.read_text().splitlines()]
-    # A part (P) goes on in the next line; its newline is the log's own.
-    parts = [line.split(" ", 3) for line in lines]
-    text = "".join(part[3] + ("\n" if part[2] == "F" else "") for part in parts)
-    numbers = [int(number) for number in text.splitlines()[:-1]]
-    assert len(numbers) > 1000
-    assert numbers == list(range(1, len(numbers) + 1))
-    with pytest.raises(grpc.RpcError) as caught:
-        pods.cri.runtime.ReopenContainerLog(api.ReopenContainerLogRequest(container_id=row))
-    assert caught.value.code() is grpc.StatusCode.FAILED_PRECONDITION
-
-
 def test_a_shared_pid_namespace_shows_no_file_of_the_host(pods: Pods) -> None:
     def shared(config: api.PodSandboxConfig) -> None:
         config.linux.security_context.namespace_options.pid = api.POD

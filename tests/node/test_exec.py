@@ -55,6 +55,18 @@ def test_endless_output_is_capped_and_the_agent_stays_small(pods: Pods) -> None:
     until(lambda: agent_facts()["rss_kb"] - before < 80_000, "the memory's return")
 
 
+def test_both_streams_share_the_room_of_one_message(pods: Pods) -> None:
+    row = pods.running()
+    script = "head -c 20000000 /dev/zero >&2 & head -c 20000000 /dev/zero; wait; exit 3"
+    answer = pods.cri.exec(row, "sh", "-c", script, timeout=60)
+    assert answer.exit_code == 3
+    assert min(len(answer.stdout), len(answer.stderr)) > 8_000_000
+    assert len(answer.SerializeToString()) < 16 << 20
+    little = pods.cri.exec(row, "sh", "-c", "head -c 20000000 /dev/zero; echo why >&2", timeout=60)
+    assert little.stderr == b"why\n"
+    assert len(little.stdout) > 16_000_000
+
+
 @pytest.mark.parametrize(
     ("command", "code", "words"),
     [

@@ -1,0 +1,263 @@
+"""Logs: every byte once over rotations, parts of long lines, whole before the exit is told."""
+
+from __future__ import annotations
+
+import os
+import re
+import signal
+import socket
+import threading
+import time
+from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
+
+import grpc
+import pytest
+from conftest import Pods
+from cri_client import Cri, api
+from waiting import until
+
+pytestmark = pytest.mark.root
+
+MiB = 1 << 20
+LINE = 1000  # characters of a counted line
+_ENTRY = re.compile(rb"\S+ (stdout|stderr) ([FP]) (.*)", re.DOTALL)
+
+
+def reopen(cri: Cri, row: str) -> None:
+    request = api.ReopenContainerLogRequest(container_id=row)
+    cri.runtime.ReopenContainerLog(request, timeout=60)
+
+
+def entries(path: Path) -> Iterator[tuple[bytes, bytes, bytes]]:
+    """Stream, tag and content of each entry of a log."""
+    with path.open("rb") as file:
+        for line in file:
+            assert line.endswith(b"\n"), f"torn entry in {path.name}"
+            match = _ENTRY.fullmatch(line[:-1])
+            assert match, line[:80]
+            yield match[1], match[2], match[3]
+
+
+class Counted:
+    """A stream of counted lines out of log files, which may end within a line."""
+
+    def __init__(self, width: int = 0) -> None:
+        self.last = 0
+        self._width = width
+        self._part = b""
+
+    def read(self, path: Path) -> None:
+        for _, tag, content in entries(path):
+            self._part += content
+            if tag == b"F":
+                assert int(self._part) == self.last + 1
+                assert not self._width or len(self._part) == self._width
+                self.last += 1
+                self._part = b""
+
+    def take(self, path: Path) -> None:
+        """Read a final file and delete it."""
+        self.read(path)
+        path.unlink()
+
+    def end(self) -> int:
+        assert self._part == b""
+        return self.last
+
+
+@pytest.mark.timeout(600)
+def test_a_gibibyte_is_rotated_without_losing_or_doubling_a_byte(pods: Pods) -> None:
+    number = (1 << 30) // (LINE + 1) + 1
+    row = pods.running("awk", f'BEGIN {{ while (i++ < {number}) printf "%0{LINE}d\\n", i }}')
+    log = Path(pods.cri.status(row).log_path)
+    counted = Counted(LINE)
+    reads: list[Future[None]] = []
+
+    def exited() -> bool:
+        return bool(pods.cri.status(row).state == api.CONTAINER_EXITED)
+
+    start = time.monotonic()
+    with ThreadPoolExecutor(1) as reader:
+        while not exited():
+            until(lambda: log.stat().st_size > 16 * MiB or exited(), "16 MiB of output", 60)
+            old = log.rename(f"{log}.{len(reads)}")
+            try:
+                reopen(pods.cri, row)
+            except grpc.RpcError as error:
+                assert error.code() is grpc.StatusCode.FAILED_PRECONDITION  # it exited meanwhile
+            reads.append(reader.submit(counted.take, old))  # nobody writes to it any more
+        took_s = time.monotonic() - start
+        for read in reads:
+            read.result()
+    if log.exists():
+        counted.take(log)
+    assert counted.end() == number
+    assert len(reads) > took_s, "more than one rotation a second"
+
+
+def test_a_log_is_reopened_again_and_again(pods: Pods) -> None:
+    row = pods.running("sh", "-c", "i=0; while :; do i=$((i+1)); echo $i; done")
+    log = Path(pods.cri.status(row).log_path)
+    files = []
+    for number in range(100):
+        files.append(log.rename(f"{log}.{number}"))
+        reopen(pods.cri, row)
+        assert log.exists()
+    pods.cri.stop(row)
+    counted = Counted()
+    for file in [*files, log]:
+        counted.read(file)
+    assert counted.last > 1000
+    with pytest.raises(grpc.RpcError) as caught:
+        reopen(pods.cri, row)
+    assert caught.value.code() is grpc.StatusCode.FAILED_PRECONDITION
+
+
+def numbers(pods: Pods) -> tuple[str, Path]:
+    """A container that has written numbers and goes on when it gets a line, and its log."""
+    script = "seq 1 1000; read x; seq 1001 2000; sleep 100000"
+    row = pods.running("sh", "-c", script, change=lambda c: setattr(c, "stdin", True))
+    log = Path(pods.cri.status(row).log_path)
+    until(lambda: log.read_bytes().endswith(b" 1000\n"), "the first half")
+    return row, log
+
+
+def go_on(row: str) -> None:
+    """A line on the container's stdin, by its monitor's attach socket."""
+    with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as client:
+        client.connect(f"/run/criagent/containers/{row}/attach")
+        client.send(b"go\n")
+
+
+def content(*logs: Path) -> list[int]:
+    """The numbers in the logs; a line may begin in one and end in the next."""
+    parts = [
+        text + (b"\n" if tag == b"F" else b"") for log in logs for _, tag, text in entries(log)
+    ]
+    return [int(line) for line in b"".join(parts).splitlines()]
+
+
+def test_a_log_that_was_not_renamed_keeps_its_lines(pods: Pods) -> None:
+    row, log = numbers(pods)
+    for _ in range(3):
+        reopen(pods.cri, row)
+    go_on(row)
+    until(lambda: log.read_bytes().endswith(b" 2000\n"), "the second half")
+    assert content(log) == list(range(1, 2001))
+
+
+def test_calls_at_once_make_one_file(pods: Pods) -> None:
+    row, log = numbers(pods)
+    old = log.rename(f"{log}.old")
+    with ThreadPoolExecutor(8) as threads:
+        calls = [threads.submit(reopen, pods.cri, row) for _ in range(8)]
+        go_on(row)
+        for call in calls:
+            call.result()
+    until(lambda: log.read_bytes().endswith(b" 2000\n"), "the second half")
+    assert content(old, log) == list(range(1, 2001))
+
+
+def test_a_file_of_somebody_else_is_moved_aside(pods: Pods) -> None:
+    row, log = numbers(pods)
+    old = log.rename(f"{log}.old")
+    log.write_text("not the container's\n")
+    reopen(pods.cri, row)
+    (aside,) = set(log.parent.glob(f"{log.name}.*")) - {old}
+    assert re.fullmatch(rf"{re.escape(log.name)}\.\d{{8}}-\d{{6}}", aside.name)
+    assert aside.read_text() == "not the container's\n"
+    go_on(row)
+    until(lambda: log.read_bytes().endswith(b" 2000\n"), "the second half")
+    assert content(old, log) == list(range(1, 2001))
+
+
+@pytest.mark.parametrize("trap", ["temporary is a directory", "log is a directory"])
+def test_a_log_that_cannot_be_made_anew_costs_nobody(pods: Pods, trap: str) -> None:
+    row, log = numbers(pods)
+    old = log.rename(f"{log}.old")
+    blocker = Path(f"{log}.tmp") if trap.startswith("temporary") else log
+    blocker.mkdir()
+    with pytest.raises(grpc.RpcError) as caught:
+        reopen(pods.cri, row)
+    assert caught.value.code() is grpc.StatusCode.INTERNAL
+    assert str(log) in caught.value.details()
+    go_on(row)
+    until(lambda: old.read_bytes().endswith(b" 2000\n"), "the second half in the old file")
+    assert pods.cri.status(row).state == api.CONTAINER_RUNNING
+    blocker.rmdir()
+    reopen(pods.cri, row)
+    assert content(old, log) == list(range(1, 2001))
+
+
+def test_a_monitor_that_answers_late_replaces_nothing(pods: Pods) -> None:
+    row, log = numbers(pods)
+    monitor = next(
+        int(path.parent.name)
+        for path in Path("/proc").glob("[0-9]*/cmdline")
+        if path.read_bytes().startswith(b"/usr/bin/conmon\0") and row.encode() in path.read_bytes()
+    )
+    os.kill(monitor, signal.SIGSTOP)
+    try:
+        old = log.rename(f"{log}.old")
+        with pytest.raises(grpc.RpcError) as caught:
+            reopen(pods.cri, row)
+        assert caught.value.code() is grpc.StatusCode.DEADLINE_EXCEEDED
+        old.rename(log)  # as the kubelet does after an error
+    finally:
+        os.kill(monitor, signal.SIGCONT)
+    go_on(row)
+    until(lambda: log.read_bytes().endswith(b" 2000\n"), "the second half")
+    assert content(log) == list(range(1, 2001))
+    assert sorted(path.name for path in log.parent.iterdir()) == [log.name]
+
+
+def test_long_lines_come_in_parts(pods: Pods) -> None:
+    script = "head -c 100000 /dev/zero | tr '\\0' x; echo; echo short; printf 'without an end'"
+    row = pods.running("sh", "-c", script)
+    until(lambda: pods.cri.status(row).state == api.CONTAINER_EXITED, "the exit")
+    found = [(tag, text) for _, tag, text in entries(Path(pods.cri.status(row).log_path))]
+    lines = [b""]
+    for tag, text in found:
+        assert len(text) <= 8192
+        lines[-1] += text
+        if tag == b"F":
+            lines.append(b"")
+    assert lines == [b"x" * 100_000, b"short", b"without an end"]
+    assert [tag for tag, _ in found].count(b"F") == 2
+
+
+def test_output_is_whole_when_the_exit_is_told(pods: Pods) -> None:
+    """By the event, which is the first to tell, and by the status; for both streams."""
+    sizes: dict[str, int] = {}
+    stream = pods.cri.runtime.GetContainerEvents(api.GetEventsRequest())
+    heard = threading.Event()
+
+    def listen() -> None:
+        try:
+            for event in stream:
+                heard.set()
+                if event.container_event_type == api.CONTAINER_STOPPED_EVENT:
+                    for status in event.containers_statuses:
+                        sizes.setdefault(status.id, Path(status.log_path).stat().st_size)
+        except grpc.RpcError as error:
+            assert error.code() is grpc.StatusCode.CANCELLED
+
+    listener = threading.Thread(target=listen)
+    listener.start()
+    box = pods.sandbox()
+    until(lambda: heard.is_set() or pods.running("true"), "the subscription")
+    for number in range(10):
+        row = pods.running("sh", "-c", f"seq 1 {20000 * number}; echo err >&2", box=box)
+        until(lambda row=row: pods.cri.status(row).state == api.CONTAINER_EXITED, "the exit")
+        log = Path(pods.cri.status(row).log_path)
+        size = log.stat().st_size
+        found = list(entries(log))
+        streams = [stream for stream, _, _ in found]
+        assert streams.count(b"stdout") >= 20000 * number
+        assert streams.count(b"stderr") == 1
+        until(lambda row=row: row in sizes, "the event")
+        assert sizes[row] == size == log.stat().st_size
+    stream.cancel()
+    listener.join()
