@@ -156,6 +156,8 @@ class _RuntimeAssembly:
         self._pods()
         self._containers()
         self.stats = ContainerStatsReader(snapshots=self.images.snapshots, fs=self.fs)
+        for store in (self.stores.sandboxes, self.stores.containers):
+            store.listeners.append(self._forget_stats)
         sandbox_stopper = SandboxStopper(
             store=self.stores.sandboxes,
             containers=self.stores.containers,
@@ -204,6 +206,7 @@ class _RuntimeAssembly:
             ),
             stats=self.stats,
             pod_stats=PodStatsReader(
+                sandboxes=self.stores.sandboxes,
                 containers=self.stores.containers,
                 stats=self.stats,
                 namespaces=self.namespaces,
@@ -216,6 +219,10 @@ class _RuntimeAssembly:
             container_owners=self.container_owners,
             stop_owners=self.stop_owners,
         )
+
+    def _forget_stats(self, row_id: str, row: object) -> None:
+        if row is None:
+            self.stats.forget(row_id)
 
     def _pods(self) -> None:
         self.namespaces = PodNamespaces(

@@ -1,4 +1,7 @@
-"""Statistics: samples to ContainerStats. What the kernel does not tell stays unset."""
+"""Statistics: samples to ContainerStats and PodSandboxStats.
+
+What the kernel does not tell stays unset.
+"""
 
 from __future__ import annotations
 
@@ -6,9 +9,11 @@ from google.protobuf.message import Message
 
 from criagent._proto import api_pb2
 from criagent.runtime.pod_stats import Interface, PodSample
-from criagent.runtime.stats import PressurePair, StatsSample
+from criagent.runtime.stats import StatsSample
+from criagent.runtime.usage import Pressure, PressurePair, Usage
 
 _DEFAULT_INTERFACE = "eth0"  # what bridge and CNI networks call the pod's first one
+_Value = api_pb2.UInt64Value
 
 
 def container_stats(sample: StatsSample) -> api_pb2.ContainerStats:
@@ -30,27 +35,13 @@ def container_stats(sample: StatsSample) -> api_pb2.ContainerStats:
             inodes_used=api_pb2.UInt64Value(value=sample.writable_inodes),
         ),
     )
-    message.cpu.timestamp = sample.timestamp_ns
-    message.memory.timestamp = sample.timestamp_ns
-    _fill(message.cpu, "usage_core_nano_seconds", sample.cpu_usage_ns)
-    _fill(message.cpu, "usage_nano_cores", sample.cpu_nano_cores)
-    _fill(message.memory, "working_set_bytes", sample.memory_working_set)
-    _fill(message.memory, "available_bytes", sample.memory_available)
-    _fill(message.memory, "usage_bytes", sample.memory_usage)
-    _fill(message.memory, "rss_bytes", sample.memory_rss)
-    _fill(message.memory, "page_faults", sample.page_faults)
-    _fill(message.memory, "major_page_faults", sample.major_page_faults)
-    if sample.swap_usage is not None:
+    usage = sample.usage or Usage()
+    _use(message, usage, sample.cpu_nano_cores, sample.timestamp_ns)
+    if usage.swap is not None:
         message.swap.timestamp = sample.timestamp_ns
-        _fill(message.swap, "swap_usage_bytes", sample.swap_usage)
-        _fill(message.swap, "swap_available_bytes", sample.swap_available)
-    if sample.cpu_pressure is not None:
-        message.cpu.psi.CopyFrom(_pressure(sample.cpu_pressure))
-    if sample.memory_pressure is not None:
-        message.memory.psi.CopyFrom(_pressure(sample.memory_pressure))
-    if sample.io_pressure is not None:
-        message.io.timestamp = sample.timestamp_ns
-        message.io.psi.CopyFrom(_pressure(sample.io_pressure))
+        message.swap.swap_usage_bytes.value = usage.swap
+        if usage.swap_available is not None:
+            message.swap.swap_available_bytes.value = usage.swap_available
     return message
 
 
@@ -72,36 +63,57 @@ def pod_stats(sample: PodSample) -> api_pb2.PodSandboxStats:
         )
     )
     linux = message.linux
-    linux.cpu.timestamp = linux.memory.timestamp = sample.timestamp_ns
-    _fill(linux.cpu, "usage_core_nano_seconds", sample.cgroup.get("cpu_usage_ns"))
-    for field, key in (
-        ("working_set_bytes", "memory_working_set"),
-        ("available_bytes", "memory_available"),
-        ("usage_bytes", "memory_usage"),
-        ("rss_bytes", "memory_rss"),
-        ("page_faults", "page_faults"),
-        ("major_page_faults", "major_page_faults"),
-    ):
-        _fill(linux.memory, field, sample.cgroup.get(key))
-    linux.process.timestamp = sample.timestamp_ns
-    _fill(linux.process, "process_count", sample.processes)
+    _use(linux, sample.usage, sample.cpu_nano_cores, sample.timestamp_ns)
+    if sample.processes is not None:
+        linux.process.timestamp = sample.timestamp_ns
+        linux.process.process_count.value = sample.processes
     if sample.interfaces:  # the kubelet falls over a network without a default interface
         linux.network.timestamp = sample.timestamp_ns
-        linux.network.interfaces.extend(_interface(one) for one in sample.interfaces)
-        named = {one.name: one for one in linux.network.interfaces}
-        default = named.get(_DEFAULT_INTERFACE, linux.network.interfaces[0])
-        linux.network.default_interface.CopyFrom(default)
+        default = next(
+            (one for one in sample.interfaces if one.name == _DEFAULT_INTERFACE),
+            sample.interfaces[0],
+        )
+        linux.network.default_interface.CopyFrom(_interface(default))
+        linux.network.interfaces.extend(
+            _interface(one) for one in sample.interfaces if one is not default
+        )
     linux.containers.extend(container_stats(one) for one in sample.containers)
     return message
+
+
+def _use(
+    message: api_pb2.ContainerStats | api_pb2.LinuxPodSandboxStats,
+    usage: Usage,
+    nano_cores: int | None,
+    now_ns: int,
+) -> None:
+    """CPU, memory and pressure, which containers and pods have alike."""
+    cpu, memory = message.cpu, message.memory
+    cpu.timestamp = memory.timestamp = now_ns
+    _fill(cpu, "usage_core_nano_seconds", usage.cpu_ns)
+    _fill(cpu, "usage_nano_cores", nano_cores)
+    _fill(memory, "working_set_bytes", usage.working_set)
+    _fill(memory, "available_bytes", usage.available)
+    _fill(memory, "usage_bytes", usage.memory)
+    _fill(memory, "rss_bytes", usage.rss)
+    _fill(memory, "page_faults", usage.page_faults)
+    _fill(memory, "major_page_faults", usage.major_page_faults)
+    if usage.cpu_pressure is not None:
+        cpu.psi.CopyFrom(_pressure(usage.cpu_pressure))
+    if usage.memory_pressure is not None:
+        memory.psi.CopyFrom(_pressure(usage.memory_pressure))
+    if usage.io_pressure is not None:
+        message.io.timestamp = now_ns
+        message.io.psi.CopyFrom(_pressure(usage.io_pressure))
 
 
 def _interface(interface: Interface) -> api_pb2.NetworkInterfaceUsage:
     return api_pb2.NetworkInterfaceUsage(
         name=interface.name,
-        rx_bytes=api_pb2.UInt64Value(value=interface.rx_bytes),
-        rx_errors=api_pb2.UInt64Value(value=interface.rx_errors),
-        tx_bytes=api_pb2.UInt64Value(value=interface.tx_bytes),
-        tx_errors=api_pb2.UInt64Value(value=interface.tx_errors),
+        rx_bytes=_Value(value=interface.rx_bytes),
+        rx_errors=_Value(value=interface.rx_errors),
+        tx_bytes=_Value(value=interface.tx_bytes),
+        tx_errors=_Value(value=interface.tx_errors),
     )
 
 
@@ -111,8 +123,13 @@ def _fill(message: Message, field: str, value: int | None) -> None:
 
 
 def _pressure(pair: PressurePair) -> api_pb2.PsiStats:
-    full, some = (
-        api_pb2.PsiData(Total=one.total_us, Avg10=one.avg10, Avg60=one.avg60, Avg300=one.avg300)
-        for one in (pair.full, pair.some)
+    return api_pb2.PsiStats(Full=_line(pair.full), Some=_line(pair.some))
+
+
+def _line(pressure: Pressure) -> api_pb2.PsiData:
+    return api_pb2.PsiData(
+        Total=pressure.total_us * 1000,  # the CRI counts nanoseconds
+        Avg10=pressure.avg10,
+        Avg60=pressure.avg60,
+        Avg300=pressure.avg300,
     )
-    return api_pb2.PsiStats(Full=full, Some=some)

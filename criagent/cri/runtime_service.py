@@ -7,17 +7,17 @@ import platform
 import time
 from collections.abc import AsyncIterator
 from importlib import metadata
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any
 
 import grpc
 
 from criagent._proto import api_pb2, api_pb2_grpc
 from criagent.cri import listing
-from criagent.cri.convert_common import resources, selected
+from criagent.cri.convert_common import resources
 from criagent.cri.convert_container import container_message, container_spec, container_status
 from criagent.cri.convert_sandbox import sandbox_message, sandbox_spec, sandbox_status
-from criagent.cri.convert_stats import container_stats, pod_stats
 from criagent.cri.events import Events
+from criagent.cri.stats_service import StatsCalls, pieces
 from criagent.errors import InvalidRequestError, NotFoundError, UnsupportedError
 from criagent.model import Container, Sandbox
 from criagent.runtime.cgroups import CgroupDriver
@@ -27,10 +27,8 @@ from criagent.streaming.sessions import AttachSession, ExecSession, PortForwardS
 
 if TYPE_CHECKING:
     Context = grpc.aio.ServicerContext[Any, Any]
-T = TypeVar("T")
 
 _KUBELET_API = "0.1.0"  # the kubelet refuses to start with any other text
-_CHUNK = 100  # items of a streamed list at once
 
 
 def agent_version() -> str:
@@ -41,11 +39,11 @@ def agent_version() -> str:
         return "0.1.0"
 
 
-class RuntimeService(api_pb2_grpc.RuntimeServiceServicer):
+class RuntimeService(StatsCalls, api_pb2_grpc.RuntimeServiceServicer):
     """Pods and containers. Calls that this release lacks say so with UNIMPLEMENTED."""
 
     def __init__(self, runtime: Runtime, streaming: StreamingServer) -> None:
-        self._runtime = runtime
+        super().__init__(runtime)
         self._streaming = streaming
         self.events = Events(runtime.sandboxes, runtime.containers, time.time_ns)
         self._sandboxes = listing.Messages[Sandbox, api_pb2.PodSandbox](
@@ -266,64 +264,7 @@ class RuntimeService(api_pb2_grpc.RuntimeServiceServicer):
             stdout=result.stdout, stderr=result.stderr, exit_code=result.exit_code
         )
 
-    async def ContainerStats(
-        self, request: api_pb2.ContainerStatsRequest, context: Context
-    ) -> api_pb2.ContainerStatsResponse:
-        row = self._visible(request.container_id)
-        sample = await self._runtime.container_stats(row.id)
-        return api_pb2.ContainerStatsResponse(stats=container_stats(sample))
-
-    async def ListContainerStats(
-        self, request: api_pb2.ListContainerStatsRequest, context: Context
-    ) -> api_pb2.ListContainerStatsResponse:
-        return api_pb2.ListContainerStatsResponse(stats=await self._stats(request.filter))
-
-    async def _stats(self, wanted: api_pb2.ContainerStatsFilter) -> list[api_pb2.ContainerStats]:
-        rows = [
-            row
-            for row in self._runtime.containers.all()
-            if row.visible
-            and row.id.startswith(wanted.id)
-            and row.sandbox_id.startswith(wanted.pod_sandbox_id)
-            and selected(row.spec.labels, wanted.label_selector)
-        ]
-        return [container_stats(sample) for sample in await self._runtime.list_stats(rows)]
-
     # Pods as a whole.
-
-    async def PodSandboxStats(
-        self, request: api_pb2.PodSandboxStatsRequest, context: Context
-    ) -> api_pb2.PodSandboxStatsResponse:
-        box = self._runtime.sandboxes.resolve(request.pod_sandbox_id)
-        if not box.visible:
-            raise NotFoundError(f"sandbox {box.id!r} not found")
-        (sample,) = await self._runtime.pod_stats.samples([box], time.time_ns())
-        return api_pb2.PodSandboxStatsResponse(stats=pod_stats(sample))
-
-    async def ListPodSandboxStats(
-        self, request: api_pb2.ListPodSandboxStatsRequest, context: Context
-    ) -> api_pb2.ListPodSandboxStatsResponse:
-        stats = await self._pod_stats(request.filter)
-        return api_pb2.ListPodSandboxStatsResponse(stats=stats)
-
-    async def StreamPodSandboxStats(
-        self, request: api_pb2.StreamPodSandboxStatsRequest, context: Context
-    ) -> AsyncIterator[api_pb2.StreamPodSandboxStatsResponse]:
-        for piece in _pieces(await self._pod_stats(request.filter)):
-            yield api_pb2.StreamPodSandboxStatsResponse(pod_sandbox_stats=piece)
-
-    async def _pod_stats(
-        self, wanted: api_pb2.PodSandboxStatsFilter
-    ) -> list[api_pb2.PodSandboxStats]:
-        boxes = [
-            box
-            for box in self._runtime.sandboxes.all()
-            if box.visible
-            and box.id.startswith(wanted.id)
-            and selected(box.spec.labels, wanted.label_selector)
-        ]
-        samples = await self._runtime.pod_stats.samples(boxes, time.time_ns())
-        return [pod_stats(sample) for sample in samples]
 
     async def UpdatePodSandboxResources(
         self, request: api_pb2.UpdatePodSandboxResourcesRequest, context: Context
@@ -382,26 +323,14 @@ class RuntimeService(api_pb2_grpc.RuntimeServiceServicer):
     async def StreamPodSandboxes(
         self, request: api_pb2.StreamPodSandboxesRequest, context: Context
     ) -> AsyncIterator[api_pb2.StreamPodSandboxesResponse]:
-        for piece in _pieces(listing.sandboxes(self._sandboxes.all(), request.filter)):
+        for piece in pieces(listing.sandboxes(self._sandboxes.all(), request.filter)):
             yield api_pb2.StreamPodSandboxesResponse(pod_sandboxes=piece)
 
     async def StreamContainers(
         self, request: api_pb2.StreamContainersRequest, context: Context
     ) -> AsyncIterator[api_pb2.StreamContainersResponse]:
-        for piece in _pieces(listing.containers(self._containers.all(), request.filter)):
+        for piece in pieces(listing.containers(self._containers.all(), request.filter)):
             yield api_pb2.StreamContainersResponse(containers=piece)
-
-    async def StreamContainerStats(
-        self, request: api_pb2.StreamContainerStatsRequest, context: Context
-    ) -> AsyncIterator[api_pb2.StreamContainerStatsResponse]:
-        for piece in _pieces(await self._stats(request.filter)):
-            yield api_pb2.StreamContainerStatsResponse(container_stats=piece)
-
-    def _visible(self, container_id: str) -> Container:
-        row = self._runtime.containers.resolve(container_id)
-        if not row.visible:
-            raise NotFoundError(f"container {row.id!r} not found")
-        return row
 
 
 def _check_streams(
@@ -412,10 +341,6 @@ def _check_streams(
         raise InvalidRequestError("tty and stderr exclude one another: a terminal has one output")
     if not (request.stdin or request.stdout or request.stderr):
         raise InvalidRequestError("one of stdin, stdout and stderr must be set")
-
-
-def _pieces(items: list[T]) -> list[list[T]]:
-    return [items[at : at + _CHUNK] for at in range(0, len(items), _CHUNK)]
 
 
 def _later(name: str, streams: bool) -> Any:  # noqa: FBT001 - a servicer method

@@ -8,6 +8,7 @@ import os
 from pathlib import Path
 
 ROOT = Path("/sys/fs/cgroup")
+UNLIMITED = -1
 _FILE = 1 << 16  # more than any of its files has; seq_file gives it in one read
 
 
@@ -78,6 +79,86 @@ def read(cgroup: str, name: str) -> str | None:
         return None
     finally:
         os.close(fd)
+
+
+class Reader:
+    """The files of one cgroup, of one and the same even when its name is taken anew meanwhile.
+
+    A file that the kernel lacks there, and every file of a cgroup that is gone, reads as None or
+    as empty. To be used as a context manager.
+    """
+
+    def __init__(self, cgroup: str) -> None:
+        self._path = directory(cgroup)
+        self._fd = -1
+
+    def __enter__(self) -> Reader:
+        with contextlib.suppress(OSError):
+            self._fd = os.open(self._path, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._fd >= 0:
+            os.close(self._fd)
+
+    def raw(self, name: str) -> bytes | None:
+        """Content of a file that the kernel gives in one read: any but cgroup.procs and threads."""
+        if self._fd < 0:
+            return None
+        try:
+            fd = os.open(name, os.O_RDONLY | os.O_CLOEXEC, dir_fd=self._fd)
+        except OSError:
+            return None
+        try:
+            return os.read(fd, _FILE)
+        except OSError:
+            return None
+        finally:
+            os.close(fd)
+
+    def limit(self, name: str) -> int | None:
+        """A single number; UNLIMITED where it says "max"."""
+        text = self.raw(name)
+        if not text:
+            return None
+        return UNLIMITED if text.startswith(b"max") else int(text)
+
+    def number(self, name: str) -> int | None:
+        """A single number; None where it says "max"."""
+        found = self.limit(name)
+        return None if found == UNLIMITED else found
+
+    def flat(self, name: str) -> dict[bytes, int] | None:
+        """A flat keyed file: "key value" lines."""
+        words = (self.raw(name) or b"").split()
+        return dict(zip(words[::2], map(int, words[1::2]), strict=True)) if words else None
+
+    def nested(self, name: str) -> dict[bytes, dict[bytes, bytes]]:
+        """A nested keyed file: "key a=1 b=2" lines."""
+        found = {}
+        for line in (self.raw(name) or b"").splitlines():
+            key, *pairs = line.split()
+            found[key] = {a: b for a, sign, b in (pair.partition(b"=") for pair in pairs) if sign}
+        return found
+
+
+def processes(cgroup: str, most: int = 1 << 20) -> list[int] | None:
+    """The processes in it and below, `most` at the utmost; None when it is gone."""
+    found: list[int] = []
+    pending = [os.fspath(directory(cgroup))]
+    top = True
+    while pending and len(found) < most:
+        path = pending.pop()
+        try:
+            with open(f"{path}/cgroup.procs", "rb") as file:
+                found += map(int, file.read().split())
+            if os.stat(path).st_nlink > 2:  # kernfs counts children there
+                pending += [one.path for one in os.scandir(path) if one.is_dir()]
+        except OSError as exc:
+            if top and exc.errno != errno.EOPNOTSUPP:  # a threaded cgroup tells no processes
+                return None
+        top = False
+    return found[:most]
 
 
 def flat(text: str | None) -> dict[str, int]:

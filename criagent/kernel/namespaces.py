@@ -10,7 +10,7 @@ import os
 import socket
 import struct
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from ctypes import c_int
 from pathlib import Path
 from typing import TypeVar
@@ -73,6 +73,26 @@ def in_netns(path: Path, call: Callable[[], T]) -> T:
         return call()
 
     return in_thread(run)
+
+
+def in_each_netns(paths: Sequence[Path], call: Callable[[], T]) -> list[T | None]:
+    """Run `call` inside each of the network namespaces pinned at `paths`, in one thread.
+
+    None stands for a namespace that is gone.
+    """
+
+    def enter(path: Path) -> T | None:
+        try:
+            fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+            try:
+                setns(fd, CLONE_NEWNET)
+            finally:
+                os.close(fd)
+            return call()
+        except OSError:
+            return None
+
+    return in_thread(lambda: [enter(path) for path in paths]) if paths else []
 
 
 def pin_namespaces(

@@ -2,20 +2,23 @@
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
+import time
+from collections import Counter
 from collections.abc import Sequence
 from concurrent.futures import Executor
 from pathlib import Path
 
 from criagent.aio import run_in
 from criagent.kernel import cgroupfs
-from criagent.kernel.namespaces import in_netns
+from criagent.kernel.namespaces import in_each_netns
 from criagent.model import Sandbox, SandboxState
 from criagent.runtime.cgroups import CgroupDriver, pod_cgroup
 from criagent.runtime.pod_namespaces import PodNamespaces
-from criagent.runtime.stats import ContainerStatsReader, StatsSample, cgroup_sample
+from criagent.runtime.stats import ContainerStatsReader, StatsSample
+from criagent.runtime.usage import Usage, read_usage, total
 from criagent.store.containers import ContainerStore
+from criagent.store.sandboxes import SandboxStore
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -24,18 +27,26 @@ class Interface:
 
     name: str
     rx_bytes: int
+    rx_packets: int
     rx_errors: int
+    rx_dropped: int
     tx_bytes: int
+    tx_packets: int
     tx_errors: int
+    tx_dropped: int
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class PodSample:
-    """One pod. `cgroup` holds what its own cgroup tells, nothing for a pod without a parent."""
+    """One pod. `usage` is that of its own cgroup, or the sum of its containers without one.
+
+    `interfaces` is empty for a pod on the host's network, and for one that is not ready.
+    """
 
     box: Sandbox
     timestamp_ns: int
-    cgroup: dict[str, int | None]
+    usage: Usage
+    cpu_nano_cores: int | None
     processes: int | None
     interfaces: tuple[Interface, ...]
     containers: tuple[StatsSample, ...]
@@ -45,50 +56,86 @@ class PodSample:
 class PodStatsReader:
     """Reads pod samples in the fs executor."""
 
+    sandboxes: SandboxStore
     containers: ContainerStore
     stats: ContainerStatsReader
     namespaces: PodNamespaces
     driver: CgroupDriver
     fs: Executor
 
-    async def samples(self, boxes: Sequence[Sandbox], now_ns: int) -> list[PodSample]:
+    async def samples(self, boxes: Sequence[Sandbox]) -> list[PodSample]:
         """One sample a sandbox, in order."""
         rows = [row for box in boxes for row in self.containers.of_sandbox(box.id) if row.visible]
-        of_container = {s.container.id: s for s in await self.stats.samples(rows)}
-        kernel = await run_in(self.fs, lambda: [self._read(box) for box in boxes])
-        return [
-            PodSample(
-                box=box,
-                timestamp_ns=now_ns,
-                cgroup=values,
-                processes=processes,
-                interfaces=interfaces,
-                containers=tuple(
-                    of_container[row.id]
-                    for row in self.containers.of_sandbox(box.id)
-                    if row.id in of_container
-                ),
-            )
-            for box, (values, processes, interfaces) in zip(boxes, kernel, strict=True)
+        of_box: dict[str, list[StatsSample]] = {box.id: [] for box in boxes}
+        for sample in await self.stats.samples(rows):
+            of_box[sample.container.sandbox_id].append(sample)
+        own = self.own_cgroups()
+        async with self.stats.reading:
+            return await run_in(self.fs, self._read, boxes, of_box, own)
+
+    def own_cgroups(self) -> dict[str, str]:
+        """The cgroup of each ready pod that has one for itself, by sandbox id.
+
+        A pod without a parent, and pods that share theirs, have none.
+        """
+        ready = [box for box in self.sandboxes.all() if box.state is SandboxState.READY]
+        users = Counter(box.spec.cgroup_parent for box in ready)
+        return {
+            box.id: pod_cgroup(self.driver, box.spec.cgroup_parent)
+            for box in ready
+            if box.spec.cgroup_parent and users[box.spec.cgroup_parent] == 1
+        }
+
+    def interfaces(self, boxes: Sequence[Sandbox]) -> dict[str, tuple[Interface, ...]]:
+        """The interfaces of those that are ready with a network of their own; synchronous."""
+        connected = [
+            box for box in boxes if box.state is SandboxState.READY and box.network_backend
         ]
+        pins = [self.namespaces.netns(box) for box in connected]
+        found = in_each_netns(pins, _interfaces)
+        return {box.id: one or () for box, one in zip(connected, found, strict=True)}
 
     def _read(
-        self, box: Sandbox
-    ) -> tuple[dict[str, int | None], int | None, tuple[Interface, ...]]:
-        if box.state is not SandboxState.READY:
-            return {}, None, ()
-        values: dict[str, int | None] = {}
-        processes = None
-        if box.spec.cgroup_parent:
-            cgroup = pod_cgroup(self.driver, box.spec.cgroup_parent)
-            values = cgroup_sample(cgroup)
-            pids = (cgroupfs.read(cgroup, "pids.current") or "").strip()
-            processes = int(pids) if pids.isdigit() else None
-        interfaces: tuple[Interface, ...] = ()
-        if box.network_backend:
-            with contextlib.suppress(OSError):  # the pod was stopped a moment ago
-                interfaces = in_netns(self.namespaces.netns(box), _interfaces)
-        return values, processes, interfaces
+        self,
+        boxes: Sequence[Sandbox],
+        of_box: dict[str, list[StatsSample]],
+        own: dict[str, str],
+    ) -> list[PodSample]:
+        interfaces = self.interfaces(boxes)
+        return [
+            self._sample(box, tuple(of_box[box.id]), own.get(box.id), interfaces) for box in boxes
+        ]
+
+    def _sample(
+        self,
+        box: Sandbox,
+        containers: tuple[StatsSample, ...],
+        cgroup: str | None,
+        interfaces: dict[str, tuple[Interface, ...]],
+    ) -> PodSample:
+        running = [sample for sample in containers if sample.usage is not None]
+        rate: int | None = None
+        if cgroup is not None:
+            usage = read_usage(cgroup)
+            if usage.cpu_ns is not None:
+                rate = self.stats.rates.rate(box.id, time.monotonic_ns(), usage.cpu_ns)
+            found = cgroupfs.processes(cgroup)
+            processes = None if found is None else len(found)
+        else:
+            usage = total(sample.usage for sample in running if sample.usage is not None)
+            rates = [one.cpu_nano_cores for one in running if one.cpu_nano_cores is not None]
+            rate = sum(rates) if rates else None
+            counts = [cgroupfs.processes(sample.container.cgroup) for sample in running]
+            processes = sum(len(found) for found in counts if found is not None)
+        return PodSample(
+            box=box,
+            timestamp_ns=self.stats.now_ns(),
+            usage=usage,
+            cpu_nano_cores=rate,
+            processes=processes,
+            interfaces=interfaces.get(box.id, ()),
+            containers=containers,
+        )
 
 
 def _interfaces() -> tuple[Interface, ...]:
@@ -107,9 +154,13 @@ def parse_interfaces(text: str) -> list[Interface]:
             Interface(
                 name=name.strip(),
                 rx_bytes=fields[0],
+                rx_packets=fields[1],
                 rx_errors=fields[2],
+                rx_dropped=fields[3],
                 tx_bytes=fields[8],
+                tx_packets=fields[9],
                 tx_errors=fields[10],
+                tx_dropped=fields[11],
             )
         )
     return found

@@ -1,0 +1,149 @@
+"""What a cgroup uses, from its files, in the units of the CRI. Pure but for the reading.
+
+A file that the kernel lacks leaves its values None, never zero.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterable
+
+from criagent.kernel import cgroupfs
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class Pressure:
+    """One line of a pressure file (kernel documentation, accounting/psi)."""
+
+    total_us: int
+    avg10: float
+    avg60: float
+    avg300: float
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class PressurePair:
+    """Time in which all tasks, and in which some, were stalled."""
+
+    full: Pressure
+    some: Pressure
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class Usage:
+    """Nanoseconds and bytes; None = the kernel does not tell."""
+
+    cpu_ns: int | None = None
+    memory: int | None = None
+    working_set: int | None = None
+    available: int | None = None  # up to the limit; None without one
+    rss: int | None = None
+    page_faults: int | None = None
+    major_page_faults: int | None = None
+    swap: int | None = None
+    swap_available: int | None = None  # up to the limit; None without one
+    cpu_pressure: PressurePair | None = None
+    memory_pressure: PressurePair | None = None
+    io_pressure: PressurePair | None = None
+
+
+def read_usage(cgroup: str) -> Usage:
+    """The usage of `cgroup` with everything below it; empty when it is gone."""
+    with cgroupfs.Reader(cgroup) as files:
+        cpu_us = (files.flat("cpu.stat") or {}).get(b"usage_usec")
+        memory, working_set, stat = memory_of(files)
+        limit = None if memory is None else files.number("memory.max")
+        swap = None if memory is None else files.number("memory.swap.current")
+        swap_limit = None if swap is None else files.number("memory.swap.max")
+        return Usage(
+            cpu_ns=None if cpu_us is None else cpu_us * 1000,
+            memory=memory,
+            working_set=working_set,
+            available=_left(limit, working_set),
+            rss=stat.get(b"anon"),
+            page_faults=stat.get(b"pgfault"),
+            major_page_faults=stat.get(b"pgmajfault"),
+            swap=swap,
+            swap_available=_left(swap_limit, swap),
+            cpu_pressure=pressure(files, "cpu"),
+            memory_pressure=pressure(files, "memory"),
+            io_pressure=pressure(files, "io"),
+        )
+
+
+def memory_of(files: cgroupfs.Reader) -> tuple[int | None, int | None, dict[bytes, int]]:
+    """Usage, working set as the kubelet and cAdvisor count it, and memory.stat."""
+    usage = files.number("memory.current")
+    if usage is None:
+        return None, None, {}
+    stat = files.flat("memory.stat") or {}
+    return usage, max(usage - stat.get(b"inactive_file", 0), 0), stat
+
+
+def pressure(files: cgroupfs.Reader, kind: str) -> PressurePair | None:
+    """A pressure file; None where the kernel has none or has it switched off."""
+    lines = {
+        name: Pressure(
+            total_us=int(values[b"total"]),
+            avg10=float(values[b"avg10"]),
+            avg60=float(values[b"avg60"]),
+            avg300=float(values[b"avg300"]),
+        )
+        for name, values in files.nested(f"{kind}.pressure").items()
+    }
+    if b"some" not in lines:
+        return None
+    return PressurePair(full=lines.get(b"full", _NONE), some=lines[b"some"])
+
+
+def total(usages: Iterable[Usage]) -> Usage:
+    """The sum of what several cgroups tell; limits and pressure have none."""
+    parts = list(usages)
+    return Usage(
+        cpu_ns=_sum(part.cpu_ns for part in parts),
+        memory=_sum(part.memory for part in parts),
+        working_set=_sum(part.working_set for part in parts),
+        rss=_sum(part.rss for part in parts),
+        page_faults=_sum(part.page_faults for part in parts),
+        major_page_faults=_sum(part.major_page_faults for part in parts),
+        swap=_sum(part.swap for part in parts),
+    )
+
+
+class CpuRates:
+    """Nanoseconds of CPU time per second, by the difference of two samples of the same cgroup.
+
+    Callers come as they like: a second one within a second gets the rate that the first one got,
+    and a sample older than two minutes is not compared with. One thread at a time.
+    """
+
+    def __init__(self) -> None:
+        self._samples: dict[str, tuple[int, int, int | None]] = {}
+
+    def rate(self, key: str, now_ns: int, usage_ns: int) -> int | None:
+        """The rate of `key` at `now_ns` of a clock that is never set; None for the first one."""
+        then_ns, before, rate = self._samples.get(key, (0, 0, None))
+        if then_ns and now_ns - then_ns < _WINDOW_NS[0] and usage_ns >= before:
+            return rate
+        rate = None
+        if then_ns and now_ns - then_ns <= _WINDOW_NS[1] and usage_ns >= before:
+            rate = (usage_ns - before) * 10**9 // (now_ns - then_ns)
+        self._samples[key] = (now_ns, usage_ns, rate)
+        return rate
+
+    def forget(self, key: str) -> None:
+        """The cgroup is gone for good."""
+        self._samples.pop(key, None)
+
+
+def _sum(values: Iterable[int | None]) -> int | None:
+    told = [value for value in values if value is not None]
+    return sum(told) if told else None
+
+
+def _left(limit: int | None, used: int | None) -> int | None:
+    return None if limit is None or used is None else max(limit - used, 0)
+
+
+_NONE = Pressure(total_us=0, avg10=0.0, avg60=0.0, avg300=0.0)
+_WINDOW_NS = (10**9, 120 * 10**9)
