@@ -35,6 +35,7 @@ from criagent.image.images import Images
 from criagent.kernel import cgroupfs
 from criagent.operator_metrics import OperatorMetrics
 from criagent.runtime.clock import Clock
+from criagent.runtime.handlers import monitor_problem
 from criagent.runtime.runtime import Runtime
 from criagent.service_notify import notify
 from criagent.streaming.server import Listener, StreamingServer
@@ -49,7 +50,9 @@ def serve(config: Config) -> int:
             return asyncio.run(_serve(config))
     except AgentError as error:
         log.error("not_started", error=str(error))  # noqa: TRY400 - a clear text, no traceback
-        return 1
+    except OSError as error:  # a full or broken disk; names what it could not use
+        log.error("not_started", error=str(error))  # noqa: TRY400
+    return 1
 
 
 async def _serve(config: Config) -> int:
@@ -87,10 +90,15 @@ class _Daemon:
         metrics = telemetry.Telemetry(config.telemetry.otlp_endpoint)
         images = assembly.image_parts(config, self._stores, self._executors, clock)
         handlers = await assembly.probed_handlers(config)
-        runtime = assembly.runtime(config, self._stores, self._executors, clock, images, handlers)
+        monitor = await monitor_problem(config.runtime.conmon)
+        runtime = assembly.runtime(
+            config, self._stores, self._executors, clock, images, handlers, monitor
+        )
         for facts in handlers:
             if facts.problem:
                 log.warning("handler_not_usable", handler=facts.name, problem=facts.problem)
+        if monitor:
+            log.error("conmon_not_usable", problem=monitor)
         await run_in(self._executors.fs, runtime.prepare)
         streaming = StreamingServer(
             self._listener(), runtime.streamer, runtime.attacher, runtime.forwarder

@@ -360,7 +360,8 @@ class Container:
     exit_code: int = 0
     reason: str = ""
     message: str = ""
-    stop_deadline_ns: int = 0  # a stop is in progress; SIGKILL at this time
+    # A stop is in progress; SIGKILL at this time of CLOCK_BOOTTIME, which nobody can set.
+    stop_deadline_boot_ns: int = 0
     oom_kills_seen: int = 0
 
     @property

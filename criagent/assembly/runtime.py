@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -104,9 +105,11 @@ def runtime(
     clock: clocks.Clock,
     images: ImageParts,
     handlers: Sequence[HandlerFacts],
+    monitor_problem: str = "",
 ) -> Runtime:
     """Everything about pods and containers."""
-    return _RuntimeAssembly(config, stores, executors, clock, images, tuple(handlers)).build()
+    parts = _RuntimeAssembly(config, stores, executors, clock, images, tuple(handlers))
+    return dataclasses.replace(parts.build(), monitor_problem=monitor_problem)
 
 
 class _RuntimeAssembly:

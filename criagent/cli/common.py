@@ -67,9 +67,12 @@ def failed(error: grpc.RpcError) -> int:
 
 
 def output_argument(command: argparse.ArgumentParser) -> None:
-    """--output."""
+    """--output, and --json for short."""
     command.add_argument(
         "--output", choices=("text", "json"), default="text", help="form of the answer"
+    )
+    command.add_argument(
+        "--json", dest="output", action="store_const", const="json", help="same as --output json"
     )
 
 

@@ -1,4 +1,4 @@
-"""Check this node: kernel, cgroups, programs and their versions, configuration.
+"""Check this node: kernel, cgroups, disk, programs and their versions, network, configuration.
 
 Each finding that is not ok has its cure. Status 0 = all ok, 1 = warnings, 2 = something that pods
 need is missing.
@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+from collections.abc import Iterator, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from criagent.cli.common import config_path, output_argument, show
@@ -26,7 +28,6 @@ def arguments(command: argparse.ArgumentParser) -> None:
 
 def run(chosen: argparse.Namespace) -> int:
     """The worst finding's status; a wrong configuration is one, and the rest uses the defaults."""
-    from criagent.cli import node_checks
     from criagent.doctor import examine
 
     problems: list[str] = []
@@ -34,16 +35,22 @@ def run(chosen: argparse.Namespace) -> int:
         config = load(config_path(chosen))
     except ConfigError as error:
         config, problems = Config(), error.problems
-    findings = [
-        *node_checks.configuration(config_path(chosen), problems),
-        *examine(config),
-        *node_checks.system(node_checks.gather(), config),
-    ]
+    findings = [*_configuration(config_path(chosen), problems), *examine(config)]
     if chosen.output == "json":
         show([dataclasses.asdict(finding) for finding in findings])
     else:
         _print(findings)
     return max(_STATUS[finding.level] for finding in findings)
+
+
+def _configuration(path: Path, problems: Sequence[str]) -> Iterator[Finding]:
+    from criagent.doctor.finding import error, fine
+
+    cure = "correct it; `criagent config default` prints every key"
+    for problem in problems:
+        yield error("configuration", problem, cure)
+    if not problems:
+        yield fine("configuration", str(path))
 
 
 def _print(findings: list[Finding]) -> None:

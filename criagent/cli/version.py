@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import argparse
-from importlib import metadata
+
+from criagent.version import VERSION
 
 
 def arguments(command: argparse.ArgumentParser) -> None:
@@ -13,9 +14,5 @@ def arguments(command: argparse.ArgumentParser) -> None:
 def run(chosen: argparse.Namespace) -> int:
     """Always status 0."""
     del chosen
-    try:
-        version = metadata.version("criagent")
-    except metadata.PackageNotFoundError:
-        version = "0.1.0"
-    print(f"criagent {version}")
+    print(f"criagent {VERSION}")
     return 0

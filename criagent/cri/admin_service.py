@@ -12,12 +12,12 @@ import grpc
 
 from criagent._proto import admin_pb2, admin_pb2_grpc
 from criagent.aio import finish, run_in
-from criagent.cri.runtime_service import agent_version
 from criagent.errors import InvalidRequestError
 from criagent.image.blobs import disk_full
 from criagent.image.images import Images, temporary
 from criagent.model import ContainerState, SandboxState
 from criagent.runtime.runtime import Runtime
+from criagent.version import VERSION
 
 if TYPE_CHECKING:
     Context = grpc.aio.ServicerContext[Any, Any]
@@ -41,7 +41,7 @@ class AdminService(admin_pb2_grpc.AdminServicer):
         condition = network.condition()
         usage = self._images.fs_usage()
         document = {
-            "version": agent_version(),
+            "version": VERSION,
             "sandboxes": {
                 "ready": sum(1 for box in boxes if box.state is SandboxState.READY),
                 "total": len(boxes),

@@ -6,7 +6,6 @@ import json
 import platform
 import time
 from collections.abc import AsyncIterator
-from importlib import metadata
 from typing import TYPE_CHECKING, Any
 
 import grpc
@@ -24,19 +23,12 @@ from criagent.runtime.cgroups import CgroupDriver
 from criagent.runtime.runtime import Runtime
 from criagent.streaming.server import StreamingServer
 from criagent.streaming.sessions import AttachSession, ExecSession, PortForwardSession
+from criagent.version import VERSION
 
 if TYPE_CHECKING:
     Context = grpc.aio.ServicerContext[Any, Any]
 
 _KUBELET_API = "0.1.0"  # the kubelet refuses to start with any other text
-
-
-def agent_version() -> str:
-    """The version of this package."""
-    try:
-        return metadata.version("criagent")
-    except metadata.PackageNotFoundError:
-        return "0.1.0"
 
 
 class RuntimeService(StatsCalls, api_pb2_grpc.RuntimeServiceServicer):
@@ -45,7 +37,7 @@ class RuntimeService(StatsCalls, api_pb2_grpc.RuntimeServiceServicer):
     def __init__(self, runtime: Runtime, streaming: StreamingServer) -> None:
         super().__init__(runtime)
         self._streaming = streaming
-        self.events = Events(runtime.sandboxes, runtime.containers, time.time_ns)
+        self.events = Events(runtime.sandboxes, runtime.containers, runtime.runner.clock.now_ns)
         self._sandboxes = listing.Messages[Sandbox, api_pb2.PodSandbox](
             runtime.sandboxes,
             lambda box: box.id,
@@ -65,7 +57,7 @@ class RuntimeService(StatsCalls, api_pb2_grpc.RuntimeServiceServicer):
         return api_pb2.VersionResponse(
             version=_KUBELET_API,
             runtime_name="criagent",
-            runtime_version=agent_version(),
+            runtime_version=VERSION,
             runtime_api_version="v1",
         )
 
@@ -73,16 +65,15 @@ class RuntimeService(StatsCalls, api_pb2_grpc.RuntimeServiceServicer):
         self, request: api_pb2.StatusRequest, context: Context
     ) -> api_pb2.StatusResponse:
         network = self._runtime.networks.default.condition()
-        problems = [h.problem for h in self._runtime.handlers if h.problem]
-        usable = any(not h.problem for h in self._runtime.handlers)
+        problem = self._runtime.problem
         response = api_pb2.StatusResponse(
             status=api_pb2.RuntimeStatus(
                 conditions=[
                     api_pb2.RuntimeCondition(
                         type="RuntimeReady",
-                        status=usable,
-                        reason="" if usable else "NoUsableHandler",
-                        message="" if usable else "; ".join(problems),
+                        status=not problem,
+                        reason="ProgramNotUsable" if problem else "",
+                        message=problem,
                     ),
                     api_pb2.RuntimeCondition(
                         type="NetworkReady",
@@ -175,7 +166,7 @@ class RuntimeService(StatsCalls, api_pb2_grpc.RuntimeServiceServicer):
         response = api_pb2.PodSandboxStatusResponse(
             status=sandbox_status(box),
             containers_statuses=[container_status(row) for row in rows],
-            timestamp=time.time_ns(),
+            timestamp=self._runtime.runner.clock.now_ns(),
         )
         if request.verbose:
             response.info["info"] = json.dumps(

@@ -12,6 +12,11 @@ UNLIMITED = -1
 _FILE = 1 << 16  # more than any of its files has; seq_file gives it in one read
 
 
+def unified() -> bool:
+    """Whether cgroup v2 alone is mounted on /sys/fs/cgroup."""
+    return (ROOT / "cgroup.controllers").exists()
+
+
 def directory(cgroup: str) -> Path:
     """The directory of `cgroup`, a path such as "/kubepods/pod1/abc"."""
     return ROOT / cgroup.strip("/")

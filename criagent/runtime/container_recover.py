@@ -77,8 +77,8 @@ class ContainerRecovery:
             # The last daemon died between starting it and saying so.
             row = await self._transitions.apply(row.id, started_at_ns=self._clock.now_ns()) or row
         self._exits.adopt(row)
-        if row.stop_deadline_ns:
-            task = asyncio.create_task(self._stopper.stop_by(row, row.stop_deadline_ns))
+        if row.stop_deadline_boot_ns:
+            task = asyncio.create_task(self._stopper.stop_by(row, row.stop_deadline_boot_ns))
             self._stops.add(task)
             task.add_done_callback(self._stops.discard)
         log.info("container_adopted", container_id=row.id)

@@ -1,7 +1,8 @@
 """Stop a container: its stop signal, the grace period, then SIGKILL to all of its cgroup.
 
 One task per container does it. A later call only moves its deadline forward, and the deadline is in
-the row, so that a restarted daemon goes on where the last one was.
+the row, so that a restarted daemon goes on where the last one was. It is a time of CLOCK_BOOTTIME:
+setting the wall clock neither cuts a grace period short nor makes it longer.
 """
 
 from __future__ import annotations
@@ -62,12 +63,12 @@ class ContainerStopper:
             return
         if not row.ready_at_ns or row.state is ContainerState.EXITED:
             return
-        await self.stop_by(row, time.time_ns() + min(max(timeout_s, 0), _MAX_GRACE_S) * 10**9)
+        await self.stop_by(row, _boot_ns() + min(max(timeout_s, 0), _MAX_GRACE_S) * 10**9)
 
     async def stop_by(self, row: Container, deadline_ns: int) -> None:
         """Stop a container with SIGKILL at `deadline_ns`, or at an earlier deadline it has."""
-        if row.stop_deadline_ns:
-            deadline_ns = min(deadline_ns, row.stop_deadline_ns)
+        if row.stop_deadline_boot_ns:
+            deadline_ns = min(deadline_ns, row.stop_deadline_boot_ns)
         known = self._deadlines.get(row.id)
         if known is None or deadline_ns < known:
             self._deadlines[row.id] = deadline_ns
@@ -83,7 +84,7 @@ class ContainerStopper:
         try:
             if self._left_s(row.id) > 0 and row.started_at_ns:
                 owner.stage = f"grace period after {row.stop_signal}"
-                await self._transitions.apply(row.id, stop_deadline_ns=self._deadlines[row.id])
+                await self._transitions.apply(row.id, stop_deadline_boot_ns=self._deadlines[row.id])
                 faults.reach("container-stop:deadline")
                 if row.init is not None:
                     process.send_signal(row.init, signal_number(row.stop_signal))
@@ -128,4 +129,8 @@ class ContainerStopper:
             await self._exits.settle(row_now)  # nothing watched it
 
     def _left_s(self, container_id: str) -> float:
-        return (self._deadlines[container_id] - time.time_ns()) / 1e9
+        return (self._deadlines[container_id] - _boot_ns()) / 1e9
+
+
+def _boot_ns() -> int:
+    return time.clock_gettime_ns(time.CLOCK_BOOTTIME)

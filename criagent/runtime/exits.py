@@ -96,7 +96,7 @@ class ExitWatcher:
             exit_code=code,
             reason=str(reason),
             message=_message(reason),
-            stop_deadline_ns=0,
+            stop_deadline_boot_ns=0,
             oom_kills_seen=kills,
         )
         log.info("container_exited", container_id=row.id, code=code, reason=str(reason))

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from criagent.child import PipeReader, killed_on_exit, spawn
+from criagent.runtime.program_floors import too_old
 
 _LIMIT_S = 10.0
 _VERSION = re.compile(r"version[: ]+v?([0-9]+\.[0-9]+(?:\.[0-9]+)?\S*)")
@@ -38,10 +39,13 @@ async def probe(name: str, path: Path, kind: str) -> HandlerFacts:
     try:
         version = await output_of([path, "--version"])
     except OSError as exc:
-        problem = f"{path} cannot be run: {exc.strerror}; install {kind}"
+        problem = f"{path} cannot be run: {exc.strerror}; install {kind}, and restart criagent"
         return dataclasses.replace(facts, problem=problem)
     except TimeoutError:
         return dataclasses.replace(facts, problem=f"{path} --version hangs")
+    if problem := too_old(kind, version):
+        problem = f"{path}: {problem}; install a newer one, and restart criagent"
+        return dataclasses.replace(facts, problem=problem)
     match = _VERSION.search(version)
     options: set[str] = set()
     linux: dict[str, Any] = {}
@@ -65,6 +69,17 @@ def _has(features: dict[str, Any], part: str, name: str) -> bool:
     """Whether `linux.PART.NAME` of the features is true (OCI runtime specification, features)."""
     found = features.get(part)
     return isinstance(found, dict) and found.get(name) is True
+
+
+async def monitor_problem(path: Path) -> str:
+    """Why conmon at `path` cannot be used; "" = it can. Asked once at start."""
+    try:
+        problem = too_old("conmon", await output_of([path, "--version"]))
+    except OSError as exc:
+        return f"{path} cannot be run: {exc.strerror}; install conmon, and restart criagent"
+    except TimeoutError:
+        return f"{path} --version hangs"
+    return f"{path}: {problem}; install a newer one, and restart criagent" if problem else ""
 
 
 async def output_of(command: list[str | Path]) -> str:

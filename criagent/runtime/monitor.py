@@ -64,6 +64,10 @@ class Conmon:
                     cwd=self.paths.container(row.id),
                     new_session=True,
                 )
+            except OSError as exc:
+                raise AgentError(
+                    f"{exc.filename or self.program} cannot be used: {exc.strerror}; install conmon"
+                ) from exc
             finally:
                 os.close(reply_write)
                 os.close(error_write)

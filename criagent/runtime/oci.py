@@ -25,6 +25,12 @@ _GONE = re.compile(r"does not exist|no such (process|file or directory)|not (exi
 _LOG_PREFIX = re.compile(
     r"^(\S+Z?:? )?(error|ERRO\S*)[: ]*|^time=\S+ level=\w+ msg=", re.IGNORECASE
 )
+# What a runtime says: what to do about it.
+_CURES = {
+    "cannot open sd-bus": "start D-Bus (systemctl start dbus.socket), through which crun makes "
+    'scopes; or set runtime.default_handler = "runc", which can do without',
+    "systemd not running on this host": 'set runtime.cgroup_driver = "auto"',
+}
 
 
 class SealedProgram:
@@ -153,7 +159,9 @@ def _taken(reader: PipeReader) -> str:
 
 
 def plain_words(text: str) -> str:
-    """The last line of a runtime's stderr without time and level."""
+    """The last line of a runtime's stderr without time and level, with the cure of a known one."""
     lines = [line for line in text.strip().splitlines() if line.strip()]
     last = lines[-1] if lines else "failed without a word"
-    return _LOG_PREFIX.sub("", last).strip().strip('"')
+    plain = _LOG_PREFIX.sub("", last).strip().strip('"')
+    cure = next((cure for words, cure in _CURES.items() if words in plain), "")
+    return f"{plain}; {cure}" if cure else plain

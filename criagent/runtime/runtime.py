@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from criagent.aio import Owners, run_in
-from criagent.errors import WrongStateError
+from criagent.errors import UnsupportedError, WrongStateError
 from criagent.kernel import cgroupfs
 from criagent.model import Container, ContainerSpec, Resources, Sandbox, SandboxSpec
 from criagent.net.pod_network import Networks
@@ -66,9 +66,14 @@ class Runtime:
     sandbox_owners: Owners[Sandbox]
     container_owners: Owners[Container]
     stop_owners: Owners[None]
+    monitor_problem: str = ""  # why conmon cannot be used, "" = it can
 
     async def run_pod_sandbox(self, spec: SandboxSpec) -> Sandbox:
-        """RunPodSandbox: see `SandboxRunner.run`."""
+        """RunPodSandbox: see `SandboxRunner.run`.
+
+        Raises WrongStateError while a program that its containers need cannot be used.
+        """
+        self._require(spec.runtime_handler)
         return await self.runner.run(spec)
 
     async def stop_pod_sandbox(self, sandbox_id: str) -> None:
@@ -91,6 +96,7 @@ class Runtime:
         box = self.sandboxes.resolve(sandbox_id)
         if not box.ready_at_ns or box.stopped_at_ns:
             raise WrongStateError(f'sandbox "{box.id}" is not ready: it was stopped')
+        self._require(box.spec.runtime_handler)
         return await self.creator.create(box, spec)
 
     async def start_container(self, container_id: str) -> None:
@@ -139,8 +145,29 @@ class Runtime:
             facts["runtimeSpec"] = None
         return facts
 
+    @property
+    def problem(self) -> str:
+        """Why no pod of the default handler can run; "" = they can. Does not look at the disk."""
+        return self._problem_of(self.creator.default_handler)
+
+    def _problem_of(self, handler: str) -> str:
+        found = [facts.problem for facts in self.handlers if facts.name == handler]
+        return "; ".join(text for text in (*found, self.monitor_problem) if text)
+
+    def _require(self, handler: str) -> None:
+        if problem := self._problem_of(handler or self.creator.default_handler):
+            raise WrongStateError(f"this node cannot run containers: {problem}")
+
     def prepare(self) -> None:
-        """Make the fixed directories and the cgroup of pods that name no parent; synchronous."""
+        """Make the fixed directories and the cgroup of pods that name no parent; synchronous.
+
+        Raises UnsupportedError without cgroup v2.
+        """
+        if not cgroupfs.unified():
+            raise UnsupportedError(
+                "no cgroup v2 tree is on /sys/fs/cgroup (v1 and hybrid layouts do not do); boot "
+                "with systemd.unified_cgroup_hierarchy=1, and see `criagent doctor`"
+            )
         self.paths.prepare()
         for facts in self.handlers:
             self.paths.runtime_root(facts.name).mkdir(exist_ok=True, mode=0o700)

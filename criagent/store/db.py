@@ -12,7 +12,7 @@ import contextlib
 import os
 import sqlite3
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from importlib import resources
@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from criagent.aio import finish
-from criagent.errors import CorruptError, ExhaustedError
+from criagent.errors import CorruptError, ExhaustedError, UnavailableError
 
 T = TypeVar("T")
 
@@ -52,10 +52,12 @@ class Database:
     def open(cls, path: Path) -> Database:
         """Open or create the database at `path` and migrate it to this version's schema.
 
-        Raises CorruptError for a damaged, foreign or newer file; the file is left as it was.
+        Raises CorruptError for a damaged, foreign or newer file, and UnavailableError when it
+        cannot be written; the file is left as it was.
         """
         if not path.exists():
-            _create(path)
+            with _writable(path):
+                _create(path)
         connection = _connect(path)
         try:
             _check(connection, path)
@@ -69,7 +71,8 @@ class Database:
         except CorruptError:
             connection.close()
             raise
-        _migrate(connection)
+        with _writable(path):
+            _migrate(connection)
         return cls(connection, path)
 
     def read(self, query: str, *values: object) -> list[Any]:
@@ -201,6 +204,17 @@ def _configure(connection: sqlite3.Connection) -> None:
     connection.execute("PRAGMA journal_mode = WAL")
     connection.execute("PRAGMA synchronous = FULL")
     connection.execute("PRAGMA foreign_keys = ON")
+
+
+@contextlib.contextmanager
+def _writable(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except sqlite3.OperationalError as exc:
+        raise UnavailableError(
+            f'state database "{path}" cannot be written ({exc}); make room on its disk, or choose '
+            "another storage.root"
+        ) from exc
 
 
 def _create(path: Path) -> None:

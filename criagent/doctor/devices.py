@@ -1,0 +1,32 @@
+"""CDI specifications: which devices pods can have, and which files are of no use."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from criagent.config import Config
+from criagent.doctor.finding import Finding, fine, warning
+from criagent.runtime.cdi_folders import CdiFolders
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DeviceFacts:
+    """What the configured directories hold."""
+
+    devices: int = 0
+    problems: tuple[str, ...] = ()
+
+
+def read(config: Config) -> DeviceFacts:
+    """Read the specifications."""
+    registry = CdiFolders(config.runtime.cdi_spec_dirs, quiet=True).registry()
+    return DeviceFacts(devices=len(registry.devices), problems=tuple(registry.problems))
+
+
+def judge(facts: DeviceFacts) -> Iterator[Finding]:
+    """Findings on `facts`."""
+    for problem in facts.problems:
+        yield warning("CDI", problem, "correct or remove the file; its devices cannot be had")
+    if not facts.problems:
+        yield fine("CDI", f"{facts.devices} devices")

@@ -1,0 +1,48 @@
+"""The outcome of one check."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+Level = Literal["ok", "warning", "error"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Finding:
+    """`error` = pods cannot run, `warning` = some cannot, or not safely. Those two have a cure."""
+
+    name: str
+    level: Level
+    text: str
+    cure: str = ""
+
+
+def fine(name: str, text: str) -> Finding:
+    """A finding that asks for nothing."""
+    return Finding(name=name, level="ok", text=text)
+
+
+def warning(name: str, text: str, cure: str) -> Finding:
+    """A finding that some pods, or their safety, depend on."""
+    return Finding(name=name, level="warning", text=text, cure=cure)
+
+
+def error(name: str, text: str, cure: str) -> Finding:
+    """A finding that every pod depends on."""
+    return Finding(name=name, level="error", text=text, cure=cure)
+
+
+def content(path: str) -> str:
+    """A kernel file without white space round it; "" for one that is not there."""
+    try:
+        return Path(path).read_text().strip()
+    except OSError:
+        return ""
+
+
+def number(path: str) -> int | None:
+    """The number in a kernel file; None for one that is not there or holds something else."""
+    text = content(path)
+    return int(text) if text.isdecimal() else None

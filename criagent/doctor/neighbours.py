@@ -1,0 +1,67 @@
+"""Other container runtimes of this node, and which one the kubelet uses."""
+
+from __future__ import annotations
+
+import re
+import socket
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from criagent.config import Config
+from criagent.doctor.finding import Finding, content, fine, warning
+
+_SOCKETS = (
+    "/run/containerd/containerd.sock",
+    "/run/crio/crio.sock",
+    "/run/cri-dockerd.sock",
+)
+_KUBELET = ("/var/lib/kubelet/kubeadm-flags.env", "/var/lib/kubelet/config.yaml")
+_ENDPOINT = re.compile(
+    r"^[^#\n]*(?:--container-runtime-endpoint[= ]|containerRuntimeEndpoint:\s*)[\"']?(?:unix://)?"
+    r"([^\s\"']+)",
+    re.MULTILINE,
+)
+_CURE = "drain the node and switch the kubelet's endpoint (docs/operations.md, Moving a node)"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class NeighbourFacts:
+    """Sockets (without links) that somebody listens on, and the kubelet's, "" = not known."""
+
+    sockets: tuple[str, ...] = ()
+    kubelet: str = ""
+
+
+def read() -> NeighbourFacts:
+    """Look at this node."""
+    listening = {str(Path(path).resolve()) for path in _SOCKETS if _listens(path)}
+    found = [match[1] for path in _KUBELET for match in _ENDPOINT.finditer(content(path))]
+    kubelet = str(Path(found[0]).resolve()) if found else ""
+    return NeighbourFacts(sockets=tuple(sorted(listening)), kubelet=kubelet)
+
+
+def judge(facts: NeighbourFacts, config: Config) -> Iterator[Finding]:
+    """Findings on `facts`."""
+    own = str(config.storage.socket.resolve())
+    if facts.kubelet == own:
+        yield fine("kubelet", "uses this agent")
+    elif facts.kubelet:
+        yield warning("kubelet", f"uses {facts.kubelet}, not {own}", _CURE)
+    for other in facts.sockets:
+        if other == own:
+            continue
+        if facts.kubelet == own:
+            yield fine("other runtime", f"{other}; the kubelet does not use it")
+        else:
+            yield warning("other runtime", f"something serves on {other}", _CURE)
+
+
+def _listens(path: str) -> bool:
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as trial:
+        trial.settimeout(1.0)
+        try:
+            trial.connect(path)
+        except OSError:
+            return False
+    return True

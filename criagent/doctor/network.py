@@ -1,0 +1,174 @@
+"""Pod networking: nftables and forwarding, or the CNI configuration and its plugins."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from criagent.config import Config
+from criagent.doctor.finding import Finding, content, error, fine, warning
+from criagent.doctor.programs import FLOORS, answer_of, below_floor
+from criagent.errors import AgentError
+from criagent.kernel.nftables import Nftables
+from criagent.net.cni_config import CniConfigError, find_plugin, load_first
+from criagent.runtime.program_floors import dotted, parse_version
+
+_FORWARDING = {
+    4: "/proc/sys/net/ipv4/ip_forward",
+    6: "/proc/sys/net/ipv6/conf/all/forwarding",
+}
+_BRIDGED = "/proc/sys/net/bridge/bridge-nf-call-iptables"
+_DROPS = re.compile(r"hook forward priority [^;]*; policy drop;")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class NetworkFacts:
+    """Contents of kernel files ("" = not there), and what was found of the chosen backend."""
+
+    forward4: str = "1"
+    forward6: str = "1"
+    bridged: str = "1"  # whether bridged packets pass through iptables
+    nftables_problem: str = ""
+    forward_dropped: bool = False
+    cni_file: str = ""  # a file in the configuration directory
+    cni_name: str = ""
+    cni_problem: str = ""
+    cni_plugins: tuple[tuple[str, str], ...] = ()  # (path, what it says to --version)
+
+
+def read(config: Config) -> NetworkFacts:
+    """Look at this node."""
+    builtin = config.network.backend == "builtin"
+    problem, chains = _chains() if builtin else ("", "")
+    files = _files(config.network.cni_conf_dir)
+    name, cni_problem, plugins = ("", "", ()) if builtin else _cni(config)
+    return NetworkFacts(
+        forward4=content(_FORWARDING[4]),
+        forward6=content(_FORWARDING[6]),
+        bridged=content(_BRIDGED),
+        nftables_problem=problem,
+        forward_dropped=bool(_DROPS.search(chains)),
+        cni_file=str(files[0]) if files else "",
+        cni_name=name,
+        cni_problem=cni_problem,
+        cni_plugins=plugins,
+    )
+
+
+def judge(facts: NetworkFacts, config: Config) -> Iterator[Finding]:
+    """Findings on `facts`."""
+    if config.network.backend == "builtin":
+        yield from _judge_builtin(facts, config)
+    else:
+        yield from _judge_cni(facts)
+
+
+def _judge_builtin(facts: NetworkFacts, config: Config) -> Iterator[Finding]:
+    if facts.nftables_problem:
+        yield error(
+            "nftables", facts.nftables_problem, "install libnftables1; be root; modprobe nf_tables"
+        )
+    else:
+        yield fine("nftables", "libnftables works")
+    yield _forwarding(facts, config)
+    if facts.forward_dropped:
+        yield warning(
+            "firewall",
+            "a forward chain drops what it does not know: pods may not reach other nodes",
+            "accept the pods' networks there (Docker: iptables -P FORWARD ACCEPT; firewalld: put "
+            f"{config.network.bridge} into the trusted zone)",
+        )
+    if facts.cni_file:
+        yield warning(
+            "CNI",
+            f"{facts.cni_file} is not used: network.backend is builtin",
+            'set network.backend = "cni", or remove the file',
+        )
+
+
+def _forwarding(facts: NetworkFacts, config: Config) -> Finding:
+    name = "forwarding"
+    families = {6 if ":" in cidr else 4 for cidr in config.network.pod_cidrs}
+    values = {4: facts.forward4, 6: facts.forward6}
+    unknown = sorted(family for family in families if not values[family])
+    if unknown:
+        return error(
+            name,
+            f"the kernel has no IPv{unknown[0]}, but network.pod_cidrs does",
+            "take that network out of network.pod_cidrs, or enable the protocol",
+        )
+    off = sorted(family for family in families if values[family] == "0")
+    if off:
+        return fine(
+            name, f"off for {' and '.join(f'IPv{family}' for family in off)}; serve switches it on"
+        )
+    return fine(name, "on")
+
+
+def _judge_cni(facts: NetworkFacts) -> Iterator[Finding]:
+    if facts.forward4 == "0":
+        yield warning(
+            "forwarding",
+            "off for IPv4, and most CNI networks need it",
+            "sysctl -w net.ipv4.ip_forward=1; the same in /etc/sysctl.d/",
+        )
+    else:
+        yield fine("forwarding", "on")
+    if facts.bridged == "1":
+        yield fine("br_netfilter", "bridged packets pass through iptables")
+    else:
+        there = "off" if facts.bridged else "not loaded"
+        yield warning(
+            "br_netfilter",
+            f"{there}: on a bridge network a Service whose pod is on the same node does not answer",
+            "modprobe br_netfilter; sysctl -w net.bridge.bridge-nf-call-iptables=1; the same in "
+            "/etc/modules-load.d/ and /etc/sysctl.d/",
+        )
+    if facts.cni_problem:
+        yield error(
+            "CNI",
+            facts.cni_problem,
+            "install a CNI network, or correct the file; the agent sees it at once",
+        )
+        return
+    for path, answer in facts.cni_plugins:
+        version = parse_version(answer)
+        if version is not None and below_floor(version, FLOORS["cni"]):
+            yield warning(
+                "CNI",
+                f"{path} {dotted(version)}: known security problems",
+                f"update the CNI plugins to {FLOORS['cni'][0]} or newer",
+            )
+    yield fine("CNI", f'network "{facts.cni_name}"')
+
+
+def _chains() -> tuple[str, str]:
+    """(why nftables does not work, its chains)."""
+    try:
+        nft = Nftables()
+        try:
+            return "", nft.run("list chains")
+        finally:
+            nft.close()
+    except AgentError as exc:
+        return str(exc), ""
+
+
+def _files(directory: Path) -> list[Path]:
+    try:
+        return sorted(path for path in directory.iterdir() if path.is_file())
+    except OSError:
+        return []
+
+
+def _cni(config: Config) -> tuple[str, str, tuple[tuple[str, str], ...]]:
+    """(name of the network, what is wrong with it, its plugins)."""
+    section = config.network
+    try:
+        network = load_first(section.cni_conf_dir)
+        paths = [find_plugin(p["type"], section.cni_bin_dirs) for p in network.plugins]
+    except CniConfigError as exc:
+        return "", str(exc), ()
+    return network.name, "", tuple((str(path), answer_of(path) or "") for path in paths)

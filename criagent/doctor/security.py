@@ -1,0 +1,99 @@
+"""Capabilities, seccomp, AppArmor, SELinux, user namespaces."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from criagent.doctor.finding import Finding, content, error, fine, number, warning
+from criagent.runtime.node_facts import held_capabilities
+
+_NEEDED = ("SYS_ADMIN", "NET_ADMIN", "CHOWN", "DAC_OVERRIDE", "MKNOD", "SETUID", "SETGID", "KILL")
+_ALL = frozenset(f"CAP_{name}" for name in (*_NEEDED, "SYS_RESOURCE"))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SecurityFacts:
+    """Contents of kernel files, "" = not there."""
+
+    capabilities: frozenset[str] = _ALL
+    seccomp: bool = True
+    apparmor: str = ""
+    apparmor_parser: bool = True
+    selinux: str = ""
+    modules: str = ""
+    user_namespaces: int | None = 100_000  # user.max_user_namespaces; None = not in this kernel
+
+
+def read() -> SecurityFacts:
+    """Look at this node."""
+    return SecurityFacts(
+        capabilities=held_capabilities(),
+        seccomp=Path("/proc/sys/kernel/seccomp/actions_avail").exists(),
+        apparmor=content("/sys/module/apparmor/parameters/enabled"),
+        apparmor_parser=shutil.which("apparmor_parser") is not None,
+        selinux=content("/sys/fs/selinux/enforce"),
+        modules=content("/sys/kernel/security/lsm"),
+        user_namespaces=number("/proc/sys/user/max_user_namespaces"),
+    )
+
+
+def judge(facts: SecurityFacts) -> Iterator[Finding]:
+    """Findings on `facts`."""
+    yield from _capabilities(facts)
+    if facts.seccomp:
+        yield fine("seccomp", "available")
+    else:
+        yield warning(
+            "seccomp",
+            "not in this kernel; RuntimeDefault cannot be enforced",
+            "boot a kernel with CONFIG_SECCOMP_FILTER",
+        )
+    yield fine("security modules", facts.modules or "none to be seen")
+    yield _apparmor(facts)
+    selinux = {"": "off", "0": "permissive", "1": "enforcing"}
+    yield fine("SELinux", selinux.get(facts.selinux, facts.selinux))
+    if facts.user_namespaces:
+        yield fine("user namespaces", f"up to {facts.user_namespaces}")
+    else:
+        yield _no_user_namespaces(known=facts.user_namespaces is not None)
+
+
+def _capabilities(facts: SecurityFacts) -> Iterator[Finding]:
+    missing = [name for name in _NEEDED if f"CAP_{name}" not in facts.capabilities]
+    if missing:
+        yield error(
+            "capabilities",
+            f"missing {', '.join(missing)}",
+            "run as root with these capabilities",
+        )
+        return
+    yield fine("capabilities", "all that are needed")
+    if "CAP_SYS_RESOURCE" not in facts.capabilities:
+        yield warning(
+            "CAP_SYS_RESOURCE",
+            "missing: oom_score_adj cannot be lowered nor limits raised for containers",
+            "give the service CAP_SYS_RESOURCE",
+        )
+
+
+def _no_user_namespaces(*, known: bool) -> Finding:
+    text, cure = "not in this kernel", "boot a kernel with CONFIG_USER_NS"
+    if known:
+        text = "none allowed"
+        cure = "sysctl -w user.max_user_namespaces=65536; the same in /etc/sysctl.d/"
+    return warning("user namespaces", f"{text}: pods with hostUsers: false cannot run", cure)
+
+
+def _apparmor(facts: SecurityFacts) -> Finding:
+    if facts.apparmor != "Y":
+        return fine("AppArmor", "off: pods that ask for a profile are refused")
+    if facts.apparmor_parser:
+        return fine("AppArmor", "on")
+    return warning(
+        "AppArmor",
+        "on, but apparmor_parser is missing: no profile can be loaded",
+        "install apparmor",
+    )

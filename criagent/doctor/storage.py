@@ -1,0 +1,130 @@
+"""The root directory: its file system, space, inodes, mount options."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from criagent.config import Config
+from criagent.doctor.finding import Finding, error, fine, warning
+from criagent.kernel.mount import MountEntry, mountinfo
+
+_UPPERDIRS = frozenset({"ext4", "xfs", "btrfs", "tmpfs", "f2fs", "bcachefs"})
+# Below these the kubelet evicts pods (its defaults imagefs.available, nodefs.inodesFree).
+_LOW_SPACE, _LOW_INODES = 0.15, 0.05
+_NO_SPACE, _NO_INODES = 100 << 20, 1000
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StorageFacts:
+    """Of storage.root, or of its next directory above that is there."""
+
+    existing: Path = Path("/var/lib")
+    fstype: str = "ext4"
+    options: frozenset[str] = frozenset()
+    read_only: bool = False
+    writable: bool = True
+    total_bytes: int = 100 << 30
+    free_bytes: int = 50 << 30
+    total_inodes: int = 0  # 0 = the file system has no fixed number
+    free_inodes: int = 0
+    run_fstype: str = "tmpfs"  # of storage.run_dir
+
+
+def read(config: Config) -> StorageFacts:
+    """Look at this node."""
+    existing = _existing(config.storage.root)
+    size = os.statvfs(existing)
+    entry, run = _mount_of(existing), _mount_of(_existing(config.storage.run_dir))
+    return StorageFacts(
+        existing=existing,
+        fstype=entry.fstype if entry else "",
+        options=entry.options if entry else frozenset(),
+        read_only=bool(size.f_flag & os.ST_RDONLY),
+        writable=os.access(existing, os.W_OK),
+        total_bytes=size.f_blocks * size.f_frsize,
+        free_bytes=size.f_bavail * size.f_frsize,
+        total_inodes=size.f_files,
+        free_inodes=size.f_favail,
+        run_fstype=run.fstype if run else "",
+    )
+
+
+def judge(facts: StorageFacts, config: Config) -> Iterator[Finding]:
+    """Findings on `facts`."""
+    yield _root(facts, config)
+    yield _space(facts)
+    yield _inodes(facts)
+    if facts.run_fstype == "tmpfs":
+        yield fine("storage.run_dir", f"{config.storage.run_dir} (tmpfs)")
+    else:
+        yield warning(
+            "storage.run_dir",
+            f"{config.storage.run_dir} is on {facts.run_fstype}, which outlives a reboot",
+            "choose a directory on tmpfs, such as /run/criagent",
+        )
+
+
+def _root(facts: StorageFacts, config: Config) -> Finding:
+    name, root = "storage.root", config.storage.root
+    if facts.read_only:
+        return error(
+            name,
+            f"{facts.existing} is on a read-only file system",
+            "remount it writable (see dmesg for a disk error), or choose another storage.root",
+        )
+    if not facts.writable:
+        return error(name, f"{facts.existing} cannot be written", "be root")
+    if facts.fstype not in _UPPERDIRS:
+        return error(
+            name,
+            f"{root} is on {facts.fstype}, which an overlay cannot write to",
+            "put storage.root on ext4, xfs (ftype=1) or btrfs",
+        )
+    if "noexec" in facts.options:
+        return error(name, f"{root} is mounted noexec: no program of an image starts", "remount it")
+    if hindering := sorted({"nosuid", "nodev"} & facts.options):
+        return warning(
+            name,
+            f"{root} is mounted {','.join(hindering)}: containers' root file systems are too",
+            "remount it without",
+        )
+    return fine(name, f"{root} ({facts.fstype})")
+
+
+def _space(facts: StorageFacts) -> Finding:
+    name, free = "disk space", facts.free_bytes
+    part = free / facts.total_bytes if facts.total_bytes else 1.0
+    text = f"{free / 1e9:.1f} GB free of {facts.total_bytes / 1e9:.1f} GB"
+    cure = "criagent image prune, remove what is not needed, or give it a larger disk"
+    if free < _NO_SPACE:
+        return error(name, f"{text}: images cannot be pulled", cure)
+    if part < _LOW_SPACE:
+        return warning(name, f"{text}: the kubelet evicts pods below {_LOW_SPACE:.0%}", cure)
+    return fine(name, text)
+
+
+def _inodes(facts: StorageFacts) -> Finding:
+    name, free = "inodes", facts.free_inodes
+    if not facts.total_inodes:
+        return fine(name, "not limited")
+    text = f"{free} free of {facts.total_inodes}"
+    cure = "criagent image prune, or make the file system with more of them (mkfs.ext4 -N)"
+    if free < _NO_INODES:
+        return error(name, f"{text}: images cannot be pulled", cure)
+    if free / facts.total_inodes < _LOW_INODES:
+        return warning(name, f"{text}: the kubelet evicts pods below {_LOW_INODES:.0%}", cure)
+    return fine(name, text)
+
+
+def _existing(path: Path) -> Path:
+    return next(place for place in (path, *path.parents) if place.exists())
+
+
+def _mount_of(path: Path) -> MountEntry | None:
+    place = path.resolve()
+    holders = [entry for entry in mountinfo() if place.is_relative_to(entry.target)]
+    # of mounts stacked on one place the last one counts
+    return max(reversed(holders), key=lambda entry: len(entry.target), default=None)

@@ -1,0 +1,317 @@
+"""`doctor` judges facts: every problem of a node has its finding, and a cure when it is not ok."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+import pytest
+
+from criagent.config import Config, Handler, Network, Runtime
+from criagent.doctor import (
+    Finding,
+    cgroups,
+    devices,
+    limits,
+    neighbours,
+    network,
+    programs,
+    security,
+    storage,
+    system,
+    unit,
+)
+from criagent.doctor.programs import below_floor
+from criagent.runtime.program_floors import parse_version, too_old
+
+CNI = Config(network=Network(backend="cni"))
+RUNC = {"runc": Handler(path="/usr/sbin/runc", type="runc")}  # type: ignore[arg-type]
+GOOD = {"crun": "crun version 1.30", "runc": "runc version 1.5.0"}
+
+
+def one(found: Iterable[Finding], name: str) -> Finding:
+    """The only finding of that name; everything that is not ok has a cure."""
+    all_found = list(found)
+    assert all(entry.cure for entry in all_found if entry.level != "ok")
+    assert not any(entry.cure for entry in all_found if entry.level == "ok")
+    (finding,) = [entry for entry in all_found if entry.name == name]
+    return finding
+
+
+def judged(finding: Finding, level: str, part: str) -> None:
+    assert (finding.level, part in finding.text + finding.cure) == (level, True), finding
+
+
+@pytest.mark.parametrize(
+    ("facts", "name", "level", "part"),
+    [
+        ({"distribution": "debian", "release": "12"}, "system", "ok", ""),
+        ({"distribution": "debian", "release": "11"}, "system", "warning", "Debian 12"),
+        ({"distribution": "ubuntu", "release": "22.04"}, "system", "warning", "24.04"),
+        ({"distribution": "ubuntu", "release": "24.04"}, "system", "ok", ""),
+        ({"distribution": "arch"}, "system", "ok", "not among the tested"),
+        ({}, "kernel", "ok", "6.12"),
+        ({"kernel": "6.7.1-cloud"}, "kernel", "ok", "6.7.1"),
+        ({"kernel": "6.6.9"}, "kernel", "error", "lowerdir+"),
+        ({"kernel": "5.10.0"}, "kernel", "error", "cgroup.kill"),
+        ({"filesystems": frozenset({"ext4"})}, "overlay", "error", "modprobe overlay"),
+        ({"openat2": 38}, "openat2", "error", "Linux 5.6"),
+        ({"openat2": 1}, "openat2", "error", "seccomp"),
+        ({"pidfd": 38}, "pidfd", "error", "Linux 5.4"),
+        ({"behind_s": 3600.0}, "clock", "warning", "3600 s behind"),
+        ({"behind_s": -5.0}, "clock", "ok", ""),
+    ],
+)
+def test_system(facts: dict[str, Any], name: str, level: str, part: str) -> None:
+    judged(one(system.judge(system.SystemFacts(**facts)), name), level, part)
+
+
+@pytest.mark.parametrize(
+    ("facts", "runtime", "name", "level", "part"),
+    [
+        ({"fstype": "tmpfs"}, {}, "cgroups", "error", "v1 or hybrid"),
+        ({"fstype": ""}, {}, "cgroups", "error", "unified_cgroup_hierarchy"),
+        ({"writable": False}, {}, "cgroups", "error", "read-only"),
+        ({}, {}, "controllers", "ok", "memory"),
+        ({"controllers": frozenset({"cpu"})}, {}, "controllers", "warning", "refused"),
+        (
+            {"controllers": frozenset()},
+            {"missing_controllers": "ignore"},
+            "controllers",
+            "warning",
+            "do not hold",
+        ),
+        ({}, {}, "cgroup driver", "ok", "cgroupfs"),
+        ({"systemd": True, "bus": True}, {}, "cgroup driver", "ok", "systemd"),
+        ({"systemd": True}, {}, "cgroup driver", "error", "crun creates scopes"),
+        (
+            {"systemd": True},
+            {"handlers": RUNC, "default_handler": "runc"},
+            "cgroup driver",
+            "warning",
+            "runc asks systemd directly",
+        ),
+        (
+            {"systemd": True, "bus": True},
+            {"cgroup_driver": "cgroupfs"},
+            "cgroup driver",
+            "warning",
+            "two owners",
+        ),
+        ({}, {"cgroup_driver": "systemd"}, "cgroup driver", "error", "does not manage"),
+    ],
+)
+def test_cgroups(
+    facts: dict[str, Any], runtime: dict[str, Any], name: str, level: str, part: str
+) -> None:
+    found = cgroups.judge(cgroups.CgroupFacts(**facts), Config(runtime=Runtime(**runtime)))
+    judged(one(found, name), level, part)
+
+
+@pytest.mark.parametrize(
+    ("facts", "name", "level", "part"),
+    [
+        ({}, "storage.root", "ok", "ext4"),
+        ({"read_only": True}, "storage.root", "error", "read-only"),
+        ({"writable": False}, "storage.root", "error", "be root"),
+        ({"fstype": "nfs4"}, "storage.root", "error", "nfs4"),
+        ({"fstype": "overlay"}, "storage.root", "error", "ext4, xfs"),
+        ({"options": frozenset({"noexec"})}, "storage.root", "error", "noexec"),
+        ({"options": frozenset({"nosuid", "nodev"})}, "storage.root", "warning", "nodev,nosuid"),
+        ({}, "disk space", "ok", "GB free"),
+        ({"free_bytes": 10 << 30}, "disk space", "warning", "15%"),
+        ({"free_bytes": 1 << 20}, "disk space", "error", "prune"),
+        ({}, "inodes", "ok", "not limited"),
+        ({"total_inodes": 10**6, "free_inodes": 40_000}, "inodes", "warning", "5%"),
+        ({"total_inodes": 10**6, "free_inodes": 10}, "inodes", "error", "mkfs.ext4 -N"),
+        ({"run_fstype": "ext4"}, "storage.run_dir", "warning", "outlives a reboot"),
+    ],
+)
+def test_storage(facts: dict[str, Any], name: str, level: str, part: str) -> None:
+    judged(one(storage.judge(storage.StorageFacts(**facts), Config()), name), level, part)
+
+
+@pytest.mark.parametrize(
+    ("facts", "name", "level", "part"),
+    [
+        ({}, "handler crun", "ok", "1.30"),
+        ({"handlers": {"runc": "runc version 1.5.0"}}, "handler crun", "error", "install crun"),
+        ({"handlers": {"crun": "crun version 1.30"}}, "handler runc", "warning", "install runc"),
+        ({"handlers": {**GOOD, "crun": "crun version 1.2"}}, "handler crun", "error", "--cgroup"),
+        ({"handlers": {**GOOD, "crun": "crun 1.21"}}, "handler crun", "warning", "1.28"),
+        ({"handlers": {**GOOD, "crun": "crun 1.29.0"}}, "handler crun", "warning", "not 1.29.0"),
+        ({"handlers": {**GOOD, "crun": "hm"}}, "handler crun", "warning", "tells no version"),
+        ({}, "conmon", "ok", "2.1.13"),
+        ({"conmon": None}, "conmon", "error", "install conmon"),
+        ({"conmon": "conmon version 2.0.22"}, "conmon", "error", "came with 2.0.23"),
+        ({"conmon": "conmon version 2.1.0"}, "conmon", "warning", "2.1.2"),
+        ({"catatonit": False}, "catatonit", "error", "install catatonit"),
+        ({"conntrack": False}, "conntrack", "warning", "install conntrack"),
+    ],
+)
+def test_programs(facts: dict[str, Any], name: str, level: str, part: str) -> None:
+    found = programs.judge(programs.ProgramFacts(**{"handlers": GOOD, **facts}), Config())
+    judged(one(found, name), level, part)
+
+
+@pytest.mark.parametrize(
+    ("facts", "config", "name", "level", "part"),
+    [
+        ({}, Config(), "nftables", "ok", "works"),
+        ({"nftables_problem": "no"}, Config(), "nftables", "error", "libnftables1"),
+        ({}, Config(), "forwarding", "ok", "on"),
+        ({"forward6": "0"}, Config(), "forwarding", "ok", "off for IPv6"),
+        ({"forward6": ""}, Config(), "forwarding", "error", "no IPv6"),
+        (
+            {"forward6": ""},
+            Config(network=Network(pod_cidrs=("10.0.0.0/16",))),
+            "forwarding",
+            "ok",
+            "on",
+        ),
+        ({"forward_dropped": True}, Config(), "firewall", "warning", "FORWARD ACCEPT"),
+        ({"cni_file": "/x/10.conf"}, Config(), "CNI", "warning", 'backend = "cni"'),
+        ({"cni_name": "net"}, CNI, "CNI", "ok", '"net"'),
+        ({"cni_problem": "/x is no JSON"}, CNI, "CNI", "error", "/x is no JSON"),
+        ({"forward4": "0"}, CNI, "forwarding", "warning", "ip_forward=1"),
+        ({"bridged": ""}, CNI, "br_netfilter", "warning", "not loaded"),
+        ({"bridged": "0"}, CNI, "br_netfilter", "warning", "modprobe br_netfilter"),
+        ({}, CNI, "br_netfilter", "ok", ""),
+    ],
+)
+def test_network(facts: dict[str, Any], config: Config, name: str, level: str, part: str) -> None:
+    judged(one(network.judge(network.NetworkFacts(**facts), config), name), level, part)
+
+
+def test_an_old_cni_plugin_is_named_beside_the_network() -> None:
+    facts = network.NetworkFacts(cni_name="n", cni_plugins=(("/opt/cni/bin/bridge", "v1.1.1"),))
+    found = [entry for entry in network.judge(facts, CNI) if entry.name == "CNI"]
+    assert [entry.level for entry in found] == ["warning", "ok"]
+    assert "/opt/cni/bin/bridge 1.1.1" in found[0].text
+
+
+@pytest.mark.parametrize(
+    ("facts", "name", "level", "part"),
+    [
+        ({"capabilities": frozenset({"CAP_KILL"})}, "capabilities", "error", "SYS_ADMIN"),
+        ({}, "capabilities", "ok", ""),
+        ({"seccomp": False}, "seccomp", "warning", "CONFIG_SECCOMP_FILTER"),
+        ({"apparmor": "Y"}, "AppArmor", "ok", "on"),
+        ({"apparmor": "Y", "apparmor_parser": False}, "AppArmor", "warning", "install apparmor"),
+        ({"apparmor": ""}, "AppArmor", "ok", "refused"),
+        ({"selinux": "1"}, "SELinux", "ok", "enforcing"),
+        ({"user_namespaces": 0}, "user namespaces", "warning", "max_user_namespaces"),
+        ({"user_namespaces": None}, "user namespaces", "warning", "CONFIG_USER_NS"),
+    ],
+)
+def test_security(facts: dict[str, Any], name: str, level: str, part: str) -> None:
+    judged(one(security.judge(security.SecurityFacts(**facts)), name), level, part)
+
+
+@pytest.mark.parametrize(
+    ("facts", "name", "level", "part"),
+    [
+        ({}, "inotify", "ok", "8192"),
+        ({"inotify_instances": 128}, "inotify", "warning", "max_user_instances=512"),
+        ({"inotify_watches": 8192}, "inotify", "warning", "max_user_watches=65536"),
+        ({"nr_open": 4096}, "open files", "warning", "fs.nr_open=524288"),
+        ({"file_max": 4096}, "open files", "warning", "fs.file-max"),
+        ({"pid_max": 32768}, "processes", "warning", "kernel.pid_max"),
+        ({"no_namespaces": ("net",)}, "namespaces", "error", "user.max_net_namespaces is 0"),
+        ({"inotify_instances": None}, "inotify", "ok", ""),
+    ],
+)
+def test_limits(facts: dict[str, Any], name: str, level: str, part: str) -> None:
+    judged(one(limits.judge(limits.LimitFacts(**facts), Config()), name), level, part)
+
+
+@pytest.mark.parametrize(
+    ("properties", "level", "part"),
+    [
+        ({"KillMode": "process", "Delegate": "yes", "PrivateTmp": "no"}, "ok", ""),
+        ({"KillMode": "control-group", "Delegate": "yes"}, "error", "kill every container"),
+        ({"KillMode": "process", "Delegate": "no"}, "error", "Delegate=yes"),
+        ({"ProtectSystem": "strict"}, "error", "does not see pods' mounts"),
+        ({"NoNewPrivileges": "yes"}, "error", "setuid"),
+    ],
+)
+def test_unit(properties: dict[str, str], level: str, part: str) -> None:
+    found = unit.judge(unit.UnitFacts(properties=properties))
+    judged(one(found, "criagent.service"), level, part)
+
+
+def test_a_node_without_the_unit_has_no_finding_on_it() -> None:
+    assert list(unit.judge(unit.UnitFacts())) == []
+
+
+def test_each_broken_cdi_file_is_a_warning() -> None:
+    judged(one(devices.judge(devices.DeviceFacts(devices=2)), "CDI"), "ok", "2 devices")
+    found = list(devices.judge(devices.DeviceFacts(problems=("a", "b"))))
+    assert [(entry.level, entry.text) for entry in found] == [("warning", "a"), ("warning", "b")]
+
+
+def test_neighbours() -> None:
+    own, other = "/run/criagent/criagent.sock", "/run/containerd/containerd.sock"
+
+    def found(*sockets: str, kubelet: str = "") -> list[tuple[str, str]]:
+        facts = neighbours.NeighbourFacts(sockets=sockets, kubelet=kubelet)
+        return [(entry.name, entry.level) for entry in neighbours.judge(facts, Config())]
+
+    assert found() == []
+    assert found(own) == []  # a kind-like node links the well-known socket to ours
+    assert found(other) == [("other runtime", "warning")]
+    assert found(other, kubelet=own) == [("kubelet", "ok"), ("other runtime", "ok")]
+    assert found(kubelet=other) == [("kubelet", "warning")]
+
+
+def levels(findings: list[Finding]) -> dict[str, str]:
+    return {entry.name: entry.level for entry in findings if entry.level != "ok"}
+
+
+def test_a_bare_debian_12() -> None:
+    facts = system.SystemFacts(distribution="debian", release="12", kernel="6.1.0-32-amd64")
+    found = [
+        *system.judge(facts),
+        *cgroups.judge(cgroups.CgroupFacts(systemd=True, bus=True), Config()),
+        *programs.judge(
+            programs.ProgramFacts(conmon=None, catatonit=False, conntrack=False), Config()
+        ),
+        *network.judge(network.NetworkFacts(forward4="0", forward6="0", bridged=""), Config()),
+        *security.judge(security.SecurityFacts(apparmor="Y")),
+    ]
+    assert levels(found) == {
+        "kernel": "error",
+        "handler crun": "error",
+        "handler runc": "warning",
+        "conmon": "error",
+        "catatonit": "error",
+        "conntrack": "warning",
+    }
+    assert "bookworm-backports" in one(found, "kernel").cure
+
+
+@pytest.mark.parametrize(
+    ("text", "floors", "below"),
+    [
+        ("runc version 1.3.5", ("1.3.6", "1.4.3", "1.5.0"), True),
+        ("runc version 1.3.6+ds1", ("1.3.6", "1.4.3", "1.5.0"), False),
+        ("runc version 1.4.2", ("1.3.6", "1.4.3", "1.5.0"), True),
+        ("runc version 1.4.3", ("1.3.6", "1.4.3", "1.5.0"), False),
+        ("runc version 1.2.9", ("1.3.6", "1.4.3", "1.5.0"), True),
+        ("runc version 2.0", ("1.3.6", "1.4.3", "1.5.0"), False),
+        ("crun version 1.28", ("1.28",), False),
+        ("conmon version 2.1.1", ("2.1.2",), True),
+        ("conmon version 2.1.12", ("2.1.2",), False),
+    ],
+)
+def test_version_floors(text: str, floors: tuple[str, ...], *, below: bool) -> None:
+    version = parse_version(text)
+    assert version is not None
+    assert below_floor(version, floors) == below
+
+
+def test_too_old_names_the_version_that_would_do() -> None:
+    assert too_old("conmon", "conmon version 2.0.25") == ""
+    assert too_old("conmon", "no number at all") == ""
+    assert "2.0.23" in too_old("conmon", "conmon version 2.0.22")
+    assert "1.3.0" in too_old("crun", "crun version 1.2.99")
