@@ -14,7 +14,6 @@ from collections.abc import Callable
 from criagent import logs
 from criagent.cri.boundary import Boundary
 from criagent.cri.events import Events
-from criagent.cri.runtime_service import agent_version
 from criagent.image.images import Images
 from criagent.model import Container, ContainerState, Sandbox, SandboxState
 from criagent.runtime.runtime import Runtime
@@ -22,6 +21,7 @@ from criagent.store.containers import ContainerStore
 from criagent.store.sandboxes import SandboxStore
 from criagent.streaming.server import StreamingServer
 from criagent.telemetry import Telemetry
+from criagent.version import VERSION
 
 _LOOP_S = 2.0
 
@@ -79,7 +79,7 @@ class OperatorMetrics:
         self._images(metrics)
 
     def _agent(self, to: Telemetry) -> None:
-        version = agent_version()
+        version = VERSION
         to.gauge(
             "criagent_build_info", "1, with the version.", lambda: {version: 1.0}, label="version"
         )
@@ -170,7 +170,7 @@ class OperatorMetrics:
         """Asked on the loop, where Status asks too; nothing while the loop does not answer."""
 
         async def ask() -> dict[str, float]:
-            usable = any(not facts.problem for facts in self.runtime.handlers)
+            usable = not self.runtime.problem
             network = self.runtime.networks.default.condition()
             return {"RuntimeReady": float(usable), "NetworkReady": float(network.ready)}
 
