@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import platform
-import time
 from collections.abc import AsyncIterator
 from typing import TYPE_CHECKING, Any
 
