@@ -89,7 +89,7 @@ class _Daemon:
         config, clock = self._config, Clock()
         metrics = telemetry.Telemetry(config.telemetry.otlp_endpoint)
         images = assembly.image_parts(config, self._stores, self._executors, clock)
-        handlers = await assembly.probed_handlers(config)
+        handlers = await assembly.probed_handlers(config, self._executors, images)
         monitor = await monitor_problem(config.runtime.conmon)
         runtime = assembly.runtime(
             config, self._stores, self._executors, clock, images, handlers, monitor

@@ -85,6 +85,16 @@ class UserNamespace:
     uids: tuple[IdMapping, ...] = ()
     gids: tuple[IdMapping, ...] = ()
 
+    @property
+    def root_uid(self) -> int:
+        """What the pod's uid 0 is on the node; for mode POD."""
+        return self.uids[0].host_id
+
+    @property
+    def root_gid(self) -> int:
+        """What the pod's gid 0 is on the node; for mode POD."""
+        return self.gids[0].host_id
+
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class NamespaceOptions:
@@ -93,6 +103,12 @@ class NamespaceOptions:
     ipc: NamespaceMode = NamespaceMode.POD
     target_id: str = ""
     userns: UserNamespace | None = None
+
+    @property
+    def mapped(self) -> UserNamespace | None:
+        """The user namespace of the pod's own; None for the node's."""
+        own = self.userns is not None and self.userns.mode is NamespaceMode.POD
+        return self.userns if own else None
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)

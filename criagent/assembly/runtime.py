@@ -6,7 +6,9 @@ import dataclasses
 from collections.abc import Sequence
 from pathlib import Path
 
-from criagent.aio import KeyedLocks, Owners
+import structlog
+
+from criagent.aio import KeyedLocks, Owners, run_in
 from criagent.assembly.images import ImageParts
 from criagent.assembly.stores import Executors, Stores
 from criagent.config import Config
@@ -54,6 +56,9 @@ from criagent.runtime.spec_inputs import NodeFacts
 from criagent.runtime.stats import ContainerStatsReader
 from criagent.runtime.transitions import Transitions
 from criagent.runtime.update_resources import ResourceUpdater
+from criagent.runtime.user_namespace_probe import probe_user_namespaces
+
+log: structlog.stdlib.BoundLogger = structlog.get_logger(__name__)
 
 _STOP_LIMIT_S = 10 * 365 * 24 * 3600.0  # a stop lasts as long as its grace period
 
@@ -88,14 +93,20 @@ def detected_driver(configured: str) -> CgroupDriver:
     return CgroupDriver.SYSTEMD if systemd else CgroupDriver.CGROUPFS
 
 
-async def probed_handlers(config: Config) -> tuple[HandlerFacts, ...]:
-    """What each configured OCI runtime is."""
-    return tuple(
-        [
-            await probe(name, handler.path, handler.type)
-            for name, handler in config.runtime.handlers.items()
-        ]
-    )
+async def probed_handlers(
+    config: Config, executors: Executors, images: ImageParts
+) -> tuple[HandlerFacts, ...]:
+    """What each configured OCI runtime is, and whether it can have pods with user namespaces."""
+    await run_in(executors.fs, images.snapshots.prepare)
+    scratch = images.snapshots.root / "trash" / "userns-probe"
+    lacking = await probe_user_namespaces(scratch, executors.fs)
+    if lacking:
+        log.info("no_user_namespaces", problem=lacking)
+    found = []
+    for name, handler in config.runtime.handlers.items():
+        facts = await probe(name, handler.path, handler.type)
+        found.append(dataclasses.replace(facts, userns_problem=facts.userns_problem or lacking))
+    return tuple(found)
 
 
 def runtime(
@@ -262,6 +273,8 @@ class _RuntimeAssembly:
             watch=self.watch,
             teardown=self.teardown,
             handlers=frozenset(facts.name for facts in self.handlers if not facts.problem),
+            userns_problems={f.name: f.userns_problem for f in self.handlers},
+            default_handler=self.config.runtime.default_handler,
             clock=self.clock,
             boot_id=self.boot_id,
             new_id=clocks.new_id,
@@ -338,6 +351,7 @@ class _RuntimeAssembly:
             no_host_devices=frozenset(
                 name for name, h in section.handlers.items() if h.privileged_without_host_devices
             ),
+            mapping_handlers=frozenset(f.name for f in self.handlers if f.idmapped_mounts),
             fs=self.fs,
         )
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping
 
 from criagent._proto import api_pb2
 from criagent.errors import InvalidRequestError
@@ -68,12 +68,23 @@ def mappings(messages: object) -> tuple[IdMapping, ...]:
 
 def namespaces_message(options: NamespaceOptions) -> api_pb2.NamespaceOption:
     """NamespaceOption as it was asked for."""
-    return api_pb2.NamespaceOption(
+    message = api_pb2.NamespaceOption(
         network=options.network,  # type: ignore[arg-type] # IntEnums with CRI's numbers
         pid=options.pid,  # type: ignore[arg-type]
         ipc=options.ipc,  # type: ignore[arg-type]
         target_id=options.target_id,
     )
+    if (userns := options.userns) is not None:
+        message.userns_options.mode = userns.mode  # type: ignore[assignment]
+        message.userns_options.uids.extend(mappings_message(userns.uids))
+        message.userns_options.gids.extend(mappings_message(userns.gids))
+    return message
+
+
+def mappings_message(mappings: Iterable[IdMapping]) -> Iterator[api_pb2.IDMapping]:
+    """IDMapping entries as they were asked for."""
+    for m in mappings:
+        yield api_pb2.IDMapping(host_id=m.host_id, container_id=m.container_id, length=m.length)
 
 
 def profile(

@@ -150,6 +150,8 @@ def _mount_message(mount: Mount) -> api_pb2.Mount:
         readonly=mount.readonly,
         selinux_relabel=mount.selinux_relabel,
         propagation=mount.propagation,  # type: ignore[arg-type] # CRI's number
+        uidMappings=common.mappings_message(mount.uid_mappings),
+        gidMappings=common.mappings_message(mount.gid_mappings),
         recursive_read_only=mount.recursive_read_only,
         image_sub_path=mount.image_sub_path,
         mount_options=mount.options,

@@ -25,6 +25,7 @@ class SecurityFacts:
     selinux: str = ""
     modules: str = ""
     user_namespaces: int | None = 100_000  # user.max_user_namespaces; None = not in this kernel
+    unshare: bool = True
 
 
 def read() -> SecurityFacts:
@@ -37,6 +38,7 @@ def read() -> SecurityFacts:
         selinux=content("/sys/fs/selinux/enforce"),
         modules=content("/sys/kernel/security/lsm"),
         user_namespaces=number("/proc/sys/user/max_user_namespaces"),
+        unshare=shutil.which("unshare") is not None,
     )
 
 
@@ -55,10 +57,7 @@ def judge(facts: SecurityFacts) -> Iterator[Finding]:
     yield _apparmor(facts)
     selinux = {"": "off", "0": "permissive", "1": "enforcing"}
     yield fine("SELinux", selinux.get(facts.selinux, facts.selinux))
-    if facts.user_namespaces:
-        yield fine("user namespaces", f"up to {facts.user_namespaces}")
-    else:
-        yield _no_user_namespaces(known=facts.user_namespaces is not None)
+    yield _user_namespaces(facts)
 
 
 def _capabilities(facts: SecurityFacts) -> Iterator[Finding]:
@@ -79,9 +78,13 @@ def _capabilities(facts: SecurityFacts) -> Iterator[Finding]:
         )
 
 
-def _no_user_namespaces(*, known: bool) -> Finding:
+def _user_namespaces(facts: SecurityFacts) -> Finding:
+    if facts.user_namespaces and facts.unshare:
+        return fine("user namespaces", f"up to {facts.user_namespaces}")
     text, cure = "not in this kernel", "boot a kernel with CONFIG_USER_NS"
-    if known:
+    if facts.user_namespaces:
+        text, cure = "unshare is missing", "install util-linux"
+    elif facts.user_namespaces is not None:
         text = "none allowed"
         cure = "sysctl -w user.max_user_namespaces=65536; the same in /etc/sysctl.d/"
     return warning("user namespaces", f"{text}: pods with hostUsers: false cannot run", cure)

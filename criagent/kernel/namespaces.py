@@ -5,18 +5,21 @@ A thread that has changed its namespace never returns to a pool. Synchronous, no
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import os
+import platform
 import socket
 import struct
 import threading
-from collections.abc import Callable, Mapping, Sequence
-from ctypes import c_int
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from ctypes import c_int, c_ulong
 from pathlib import Path
 from typing import TypeVar
 
 from criagent.kernel import mount
-from criagent.kernel.syscalls import check, libc
+from criagent.kernel.syscalls import check, libc, syscall
+from criagent.model import IdMapping
 
 T = TypeVar("T")
 
@@ -29,6 +32,10 @@ CLONE_NEWPID = 0x20000000
 CLONE_NEWNET = 0x40000000
 
 _FLAGS = {"net": CLONE_NEWNET, "ipc": CLONE_NEWIPC, "uts": CLONE_NEWUTS}
+# setresuid(2) and setresgid(2) of the calling thread alone; the C library's change all threads.
+_SETRESUID = {"x86_64": 117, "aarch64": 147, "riscv64": 147, "ppc64le": 164, "s390x": 208}
+_SETRESGID = {"x86_64": 119, "aarch64": 149, "riscv64": 149, "ppc64le": 169, "s390x": 210}
+_PR_SET_DUMPABLE = 4
 _SIOCGIFFLAGS, _SIOCSIFFLAGS, _IFF_UP = 0x8913, 0x8914, 0x1
 
 
@@ -112,11 +119,86 @@ def pin_namespaces(
             _write_sysctl(name, value)
         if "net" in targets:
             link_up("lo")
-        for kind, target in targets.items():
-            target.touch(mode=0o600)
-            mount.mount(f"/proc/thread-self/ns/{kind}", target, flags=mount.MS_BIND)
+        _pin(targets, "/proc/thread-self/ns")
 
     in_thread(run)
+
+
+def pin_namespaces_of(
+    pid: int,
+    targets: Mapping[str, Path],
+    *,
+    root: tuple[int, int],
+    sysctls: Mapping[str, str],
+    hostname: str,
+) -> None:
+    """As `pin_namespaces`, for the namespaces of process `pid`, "user" among them, which owns them.
+
+    `root` is what uid and gid 0 of the user namespace are on the node: since Linux 5.19 only they
+    may write the sysctls of an IPC namespace.
+    """
+
+    def run() -> None:
+        for kind, flag in _FLAGS.items():
+            fd = os.open(f"/proc/{pid}/ns/{kind}", os.O_RDONLY | os.O_CLOEXEC)
+            try:
+                setns(fd, flag)
+            finally:
+                os.close(fd)
+        socket.sethostname(hostname)
+        of_net = {name for name in sysctls if name.startswith("net.")}
+        for name in of_net:
+            _write_sysctl(name, sysctls[name])
+        link_up("lo")
+        _pin(targets, f"/proc/{pid}/ns")
+        others = {name: value for name, value in sysctls.items() if name not in of_net}
+        _write_as_root_of(root, others)
+
+    in_thread(run)
+
+
+def write_id_maps(pid: int, uids: Iterable[IdMapping], gids: Iterable[IdMapping]) -> None:
+    """Map the ids of the user namespace that process `pid` made (man 7 user_namespaces)."""
+    for name, mappings in (("gid_map", gids), ("uid_map", uids)):
+        lines = [f"{m.container_id} {m.host_id} {m.length}\n" for m in mappings]
+        fd = os.open(f"/proc/{pid}/{name}", os.O_WRONLY | os.O_CLOEXEC)
+        try:
+            os.write(fd, "".join(lines).encode())
+        finally:
+            os.close(fd)
+
+
+def _pin(targets: Mapping[str, Path], directory: str) -> None:
+    for kind, target in targets.items():
+        target.touch(mode=0o600)
+        mount.mount(f"{directory}/{kind}", target, flags=mount.MS_BIND)
+
+
+def _write_as_root_of(root: tuple[int, int], sysctls: Mapping[str, str]) -> None:
+    """Write as this thread, and where that may not, as `root`, which the thread stays."""
+    changed = False
+    for name, value in sysctls.items():
+        try:
+            _write_sysctl(name, value)
+        except PermissionError:
+            if changed:
+                raise
+            _become(*root)
+            changed = True
+            _write_sysctl(name, value)
+
+
+def _become(uid: int, gid: int) -> None:
+    """Give this thread, and no other, real, effective and saved ids; its capabilities are gone."""
+    machine = platform.machine()
+    if machine not in _SETRESUID:
+        raise PermissionError(errno.EACCES, f"no thread of {machine} can take other ids here")
+    try:
+        syscall(_SETRESGID[machine], "setresgid", *(c_ulong(gid) for _ in range(3)))
+        syscall(_SETRESUID[machine], "setresuid", *(c_ulong(uid) for _ in range(3)))
+    finally:
+        # The kernel marks the whole process as not dumpable, as after running a setuid program.
+        check(libc.prctl(c_int(_PR_SET_DUMPABLE), c_ulong(1), *[c_ulong(0)] * 3), "prctl")
 
 
 def unpin(target: Path) -> None:

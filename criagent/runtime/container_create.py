@@ -40,6 +40,7 @@ from criagent.runtime.paths import RuntimePaths
 from criagent.runtime.signals import stop_signal
 from criagent.runtime.spec import build_spec
 from criagent.runtime.spec_gather import SpecGatherer
+from criagent.runtime.user_namespaces import check_user
 from criagent.runtime.users import resolve_user
 from criagent.runtime.validate import validate_container_spec
 from criagent.store.containers import ContainerStore
@@ -151,15 +152,16 @@ class ContainerCreator:
         _, snapshot = await asyncio.gather(self.store.insert(row), self._snapshot(row, image))
         faults.reach("container-create:row")
         owner.stage = "root file system"
-        await self.files.snapshots.mount_container(snapshot, image, self.paths.rootfs(row.id))
+        await self.files.mount_rootfs(row.id, box, snapshot, image)
         faults.reach("container-create:mount")
         owner.stage = "image volumes"
-        volumes = await self.volumes.mount(row)
+        volumes = await self.volumes.mount(row, box)
         faults.reach("container-create:volumes")
         owner.stage = "specification"
         user = await run_in(
             self.files.fs, resolve_user, self.paths.rootfs(row.id), row.spec, image.config
         )
+        check_user(user, box.spec.security.namespaces.mapped)
         row = dataclasses.replace(row, user=user)
         inputs = await self.gatherer.gather(row, box, image, volumes)
         row = dataclasses.replace(row, user=inputs.user)
@@ -170,6 +172,8 @@ class ContainerCreator:
         undo.push("runtime", partial(runtime.delete, row.id))
         monitored = await self.conmon.create(row, runtime)
         faults.reach("container-create:created")
+        if box.spec.security.namespaces.mapped is not None:
+            await self.files.release_mounts(row.id)
         cgroup = cgroupfs.of_process(monitored.init.pid)
         row = dataclasses.replace(
             row,

@@ -12,8 +12,11 @@ import msgspec
 from criagent.aio import run_in
 from criagent.image.snapshots.overlay import OverlaySnapshots
 from criagent.kernel import cgroupfs, mount
+from criagent.model import Image, Sandbox, Snapshot
+from criagent.runtime.mapped_mounts import detach_mapped
 from criagent.runtime.paths import RuntimePaths
 from criagent.runtime.spec_inputs import OciObject
+from criagent.runtime.user_namespaces import mapped_ids
 
 
 class _ProcessOnly(msgspec.Struct):
@@ -28,10 +31,19 @@ class ContainerFiles:
     snapshots: OverlaySnapshots
     fs: Executor
 
+    async def mount_rootfs(
+        self, container_id: str, box: Sandbox, snapshot: Snapshot, image: Image
+    ) -> None:
+        """Make the bundle's directory and mount the overlay in it, mapped as the pod's ids are."""
+        ids = mapped_ids(self.paths, box, container_id)
+        await self.snapshots.mount_container(snapshot, image, self.paths.rootfs(container_id), ids)
+
     def write(self, container_id: str, spec: OciObject) -> None:
         """config.json of the bundle; synchronous."""
         bundle = self.paths.container(container_id)
-        (bundle / "config.json").write_bytes(msgspec.json.encode(spec))
+        target = bundle / "config.json"
+        target.touch(mode=0o600)  # the environment may hold secrets
+        target.write_bytes(msgspec.json.encode(spec))
 
     def spec(self, container_id: str) -> OciObject:
         """config.json as the runtime got it; synchronous. Raises FileNotFoundError."""
@@ -43,6 +55,10 @@ class ContainerFiles:
         """The process object of config.json; what else is in there is not even parsed."""
         data = (self.paths.container(container_id) / "config.json").read_bytes()
         return msgspec.json.decode(data, type=_ProcessOnly).process
+
+    async def release_mounts(self, container_id: str) -> None:
+        """Drop what only the runtime's `create` needed."""
+        await run_in(self.fs, detach_mapped, self.paths.mapped_mounts(container_id))
 
     async def remove(self, container_id: str, cgroup: str) -> None:
         """Unmount rootfs and volumes, delete bundle, exit file, cgroup and writable layer."""
@@ -56,6 +72,8 @@ class ContainerFiles:
         if volumes.exists():
             for volume in volumes.iterdir():
                 mount.detach(volume)
+        mount.detach(self.paths.lowers(container_id))
+        detach_mapped(self.paths.mapped_mounts(container_id))
         with contextlib.suppress(FileNotFoundError):
             shutil.rmtree(bundle)
         self.paths.exit_file(container_id).unlink(missing_ok=True)

@@ -26,11 +26,17 @@ class HandlerFacts:
     type: str
     version: str = ""
     recursive_read_only: bool = False
-    user_namespaces: bool = False
     net_devices: bool = False
     intel_rdt: bool = False
     intel_rdt_schemata: bool = False
+    idmapped_mounts: bool = False
+    userns_problem: str = "not looked at"  # why no pod can have a user namespace, "" = it can
     problem: str = ""
+
+    @property
+    def user_namespaces(self) -> bool:
+        """Whether pods with user namespaces can run."""
+        return not self.problem and not self.userns_problem
 
 
 async def probe(name: str, path: Path, kind: str) -> HandlerFacts:
@@ -62,13 +68,19 @@ async def probe(name: str, path: Path, kind: str) -> HandlerFacts:
         net_devices=_has(linux, "netDevices", "enabled"),
         intel_rdt=_has(linux, "intelRdt", "enabled"),
         intel_rdt_schemata=_has(linux, "intelRdt", "schemata"),
+        idmapped_mounts=_has(linux, "mountExtensions", "idmap", "enabled"),
+        userns_problem=""
+        if "user" in (linux.get("namespaces") or ())
+        else f"{path} features names no user namespaces",
     )
 
 
-def _has(features: dict[str, Any], part: str, name: str) -> bool:
-    """Whether `linux.PART.NAME` of the features is true (OCI runtime specification, features)."""
-    found = features.get(part)
-    return isinstance(found, dict) and found.get(name) is True
+def _has(features: dict[str, Any], *path: str) -> bool:
+    """Whether `linux.PATH` of the features is true (OCI runtime specification, features)."""
+    found: object = features
+    for name in path:
+        found = found.get(name) if isinstance(found, dict) else None
+    return found is True
 
 
 async def monitor_problem(path: Path) -> str:

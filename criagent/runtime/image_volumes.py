@@ -20,9 +20,10 @@ from criagent.aio import run_in
 from criagent.errors import InvalidRequestError, NotFoundError
 from criagent.image.images import Images
 from criagent.kernel.paths import open_in_root
-from criagent.model import Container, ContainerSpec, ImageVolume, Mount, MountPropagation
+from criagent.model import Container, ContainerSpec, ImageVolume, Mount, MountPropagation, Sandbox
 from criagent.runtime.paths import RuntimePaths
 from criagent.runtime.spec_inputs import ResolvedMount
+from criagent.runtime.user_namespaces import mapped_ids
 
 FAILED = "ImageVolumeMountFailed"
 
@@ -81,21 +82,25 @@ class ImageVolumes:
             found.append(ImageVolume(mount=number, image_id=image.id, top=top))
         return tuple(found)
 
-    async def mount(self, row: Container) -> Mapping[int, ResolvedMount]:
+    async def mount(self, row: Container, box: Sandbox) -> Mapping[int, ResolvedMount]:
         """Mount the row's image volumes; the sources of its mounts by their number.
 
+        In a pod with a user namespace the layers are mapped, whatever the mount says of mappings.
         They are taken away with the bundle (`ContainerFiles.remove`). Raises NotFoundError for an
         absent sub-path, InvalidRequestError for one that is no directory, AgentError.
         """
         sources = {}
+        ids = mapped_ids(self.paths, box, row.id)
         for volume in row.image_volumes:
             request = row.spec.mounts[volume.mount]
             target = self.paths.image_volume(row.id, volume.mount)
-            await self.images.snapshots.mount_image(volume.top, target)
+            await self.images.snapshots.mount_image(volume.top, target, ids)
             source = await run_in(self.fs, _source, target, request)
             slave = request.propagation is MountPropagation.HOST_TO_CONTAINER
             sources[volume.mount] = ResolvedMount(
-                request=request, source=source, propagation="rslave" if slave else "rprivate"
+                request=dataclasses.replace(request, uid_mappings=(), gid_mappings=()),
+                source=source,
+                propagation="rslave" if slave else "rprivate",
             )
         return sources
 

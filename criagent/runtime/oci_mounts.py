@@ -6,8 +6,10 @@ from collections.abc import Iterable
 from pathlib import PurePosixPath
 
 from criagent.runtime.spec_inputs import OciObject, ResolvedMount, SpecInputs
+from criagent.runtime.user_namespaces import oci_mappings
 
 _SAFE = ["nosuid", "noexec", "nodev"]
+_TTY = 5  # the group of terminals, as on every distribution
 
 
 def oci_mounts(inputs: SpecInputs) -> list[OciObject]:
@@ -42,15 +44,14 @@ def rootfs_propagation(mounts: Iterable[ResolvedMount]) -> str:
 def _kernel(inputs: SpecInputs) -> list[OciObject]:
     security = inputs.container.spec.security
     access = "rw" if security.privileged else "ro"
+    mapped = inputs.sandbox.spec.security.namespaces.mapped
+    terminals = ["nosuid", "noexec", "newinstance", "ptmxmode=0666", "mode=0620"]
+    if mapped is None or mapped.gids[0].length > _TTY:
+        terminals.append(f"gid={_TTY}")
     return [
         _mount("/proc", "proc", "proc", _SAFE),
         _mount("/dev", "tmpfs", "tmpfs", ["nosuid", "strictatime", "mode=755", "size=65536k"]),
-        _mount(
-            "/dev/pts",
-            "devpts",
-            "devpts",
-            ["nosuid", "noexec", "newinstance", "ptmxmode=0666", "mode=0620", "gid=5"],
-        ),
+        _mount("/dev/pts", "devpts", "devpts", terminals),
         _mount("/dev/mqueue", "mqueue", "mqueue", _SAFE),
         _mount("/sys", "sysfs", "sysfs", [*_SAFE, access]),
         _mount("/sys/fs/cgroup", "cgroup", "cgroup", [*_SAFE, "relatime", access]),
@@ -76,7 +77,11 @@ def _bind(mount: ResolvedMount) -> OciObject:
         options.append("rro")
     options.append("ro" if request.readonly else "rw")
     options += request.options
-    return _mount(_clean(request.container_path), "bind", mount.source, options)
+    entry = _mount(_clean(request.container_path), "bind", mount.source, options)
+    if request.uid_mappings:
+        entry["uidMappings"] = oci_mappings(request.uid_mappings)
+        entry["gidMappings"] = oci_mappings(request.gid_mappings)
+    return entry
 
 
 def _clean(path: str) -> str:

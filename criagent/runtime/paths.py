@@ -44,6 +44,10 @@ class RuntimePaths:
         """Pin of the UTS namespace."""
         return self.sandbox(sandbox_id) / "ns" / "uts"
 
+    def userns(self, sandbox_id: str) -> Path:
+        """Pin of the user namespace that owns the others."""
+        return self.sandbox(sandbox_id) / "ns" / "user"
+
     def shm(self, sandbox_id: str) -> Path:
         """The tmpfs that is /dev/shm in the pod."""
         return self.sandbox(sandbox_id) / "shm"
@@ -79,6 +83,14 @@ class RuntimePaths:
     def image_volume(self, container_id: str, number: int) -> Path:
         """Where the image of the container's mount `number` is mounted."""
         return self.image_volumes(container_id) / str(number)
+
+    def lowers(self, container_id: str) -> Path:
+        """Where the layers are attached with mapped ids while the overlay is mounted."""
+        return self.container(container_id) / "lowers"
+
+    def mapped_mounts(self, container_id: str) -> Path:
+        """Where volumes are attached with mapped ids for a runtime that maps none itself."""
+        return self.container(container_id) / "mapped"
 
     def exit_file(self, container_id: str) -> Path:
         """Where conmon leaves the exit code."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 import shutil
 from concurrent.futures import Executor
 from pathlib import Path
@@ -41,13 +42,17 @@ class PodFileWriter:
             self.paths.hostname(box.id): pod_hostname(box) + "\n",
             self.paths.hosts(box.id): _host("/etc/hosts"),
         }
+        mapped = box.spec.security.namespaces.mapped
         for path, text in files.items():
             path.write_text(text)
             path.chmod(0o644)
+            if mapped is not None:
+                os.chown(path, mapped.root_uid, mapped.root_gid)
         if box.spec.security.namespaces.ipc is not NamespaceMode.NODE:
             shm = self.paths.shm(box.id)
             shm.mkdir(exist_ok=True)
-            mount.mount("shm", shm, "tmpfs", _SHM_FLAGS, _SHM_DATA)
+            owner = f",uid={mapped.root_uid},gid={mapped.root_gid}" if mapped is not None else ""
+            mount.mount("shm", shm, "tmpfs", _SHM_FLAGS, _SHM_DATA + owner)
 
     def _remove(self, sandbox_id: str) -> None:
         shm = self.paths.shm(sandbox_id)

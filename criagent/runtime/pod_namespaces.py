@@ -1,22 +1,25 @@
-"""The pinned net, ipc and uts namespaces of a sandbox.
+"""The pinned net, ipc, uts and user namespaces of a sandbox.
 
 Each is a bind mount `sandboxes/<id>/ns/<kind>` below the run directory, so it lives without any
-process. Kinds that the pod shares with the host have no pin.
+process. Kinds that the pod shares with the host have no pin. A user namespace owns the others.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import os
+from collections.abc import Mapping
 from concurrent.futures import Executor
 from pathlib import Path
 
+from criagent import faults
 from criagent.aio import run_in
 from criagent.errors import InvalidRequestError
-from criagent.kernel.namespaces import is_pinned, pin_namespaces, unpin
-from criagent.model import NamespaceMode, Sandbox
+from criagent.kernel.namespaces import is_pinned, pin_namespaces, pin_namespaces_of, unpin
+from criagent.model import NamespaceMode, Sandbox, UserNamespace
 from criagent.runtime.paths import RuntimePaths
 from criagent.runtime.sysctls import normalised
+from criagent.runtime.user_namespaces import namespace_maker
 
 _SYSCTLS = "/proc/sys/"
 _PORTS_SYSCTL = "net.ipv4.ip_unprivileged_port_start"
@@ -48,15 +51,37 @@ class PodNamespaces:
                 pin_namespaces(targets, sysctls=sysctls, hostname=hostname)
 
         try:
-            await run_in(self.fs, make)
+            if (mapped := box.spec.security.namespaces.mapped) is None:
+                await run_in(self.fs, make)
+            else:
+                await self._create_mapped(box, mapped, sysctls)
         except OSError as exc:
             if not str(exc.filename).startswith(_SYSCTLS):
                 raise
             name = str(exc.filename).removeprefix(_SYSCTLS).replace("/", ".")
             raise InvalidRequestError(f"sysctl {name}: {exc.strerror}") from exc
 
+    async def _create_mapped(
+        self, box: Sandbox, mapped: UserNamespace, sysctls: Mapping[str, str]
+    ) -> None:
+        targets = self.pins(box)
+
+        def pin(pid: int) -> None:
+            targets["user"].parent.mkdir(parents=True, exist_ok=True, mode=0o711)
+            pin_namespaces_of(
+                pid,
+                targets,
+                root=(mapped.root_uid, mapped.root_gid),
+                sysctls=sysctls,
+                hostname=pod_hostname(box),
+            )
+
+        async with namespace_maker(mapped) as pid:
+            faults.reach("sandbox-run:user-namespace")
+            await run_in(self.fs, pin, pid)
+
     def pins(self, box: Sandbox) -> dict[str, Path]:
-        """Pin by kind ("net", "ipc", "uts") of each namespace that is the pod's own."""
+        """Pin by kind ("net", "ipc", "uts", "user") of each namespace that is the pod's own."""
         options = box.spec.security.namespaces
         pins: dict[str, Path] = {}
         if options.network is not NamespaceMode.NODE:
@@ -64,6 +89,8 @@ class PodNamespaces:
             pins["uts"] = self.paths.utsns(box.id)
         if options.ipc is not NamespaceMode.NODE:
             pins["ipc"] = self.paths.ipcns(box.id)
+        if options.mapped is not None:
+            pins["user"] = self.paths.userns(box.id)
         return pins
 
     def netns(self, box: Sandbox) -> Path:
@@ -81,6 +108,7 @@ class PodNamespaces:
             self.paths.netns(sandbox_id),
             self.paths.utsns(sandbox_id),
             self.paths.ipcns(sandbox_id),
+            self.paths.userns(sandbox_id),
         )
 
         def undo() -> None:

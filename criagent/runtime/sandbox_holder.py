@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import os
 import shutil
 from concurrent.futures import Executor
 from pathlib import Path
@@ -23,8 +24,9 @@ from criagent.runtime.oci import OciRuntime
 from criagent.runtime.paths import RuntimePaths
 from criagent.runtime.pod_namespaces import PodNamespaces
 from criagent.runtime.spec_inputs import OciObject
+from criagent.runtime.user_namespaces import oci_mappings
 
-_UID = 65535  # what pause images run as
+_UID = 65535  # what pause images run as; with fewer ids mapped, the last of them
 _PROGRAM = "/catatonit"
 
 
@@ -44,9 +46,12 @@ class SandboxHolder:
         """Start the holder of `box`. Raises AgentError with the runtime's words."""
         bundle = self.paths.holder(box.id)
         spec = self._spec(box)
+        mapped = box.spec.security.namespaces.mapped
 
         def write() -> None:
             (bundle / "rootfs").mkdir(parents=True, exist_ok=True)
+            if mapped is not None:  # the runtime makes mount points in it
+                os.chown(bundle / "rootfs", mapped.root_uid, mapped.root_gid)
             (bundle / "config.json").write_bytes(msgspec.json.encode(spec))
 
         await run_in(self.fs, write)
@@ -75,7 +80,7 @@ class SandboxHolder:
 
     def _spec(self, box: Sandbox) -> OciObject:
         pins = self.namespaces.pins(box)
-        names = {"net": "network", "ipc": "ipc", "uts": "uts"}
+        names = {"net": "network", "ipc": "ipc", "uts": "uts", "user": "user"}
         namespaces: list[OciObject] = [{"type": "mount"}, {"type": "pid"}, {"type": "cgroup"}]
         namespaces += [{"type": names[kind], "path": str(pin)} for kind, pin in pins.items()]
         bind = {
@@ -92,12 +97,18 @@ class SandboxHolder:
         }
         if self.seccomp is not None:
             linux["seccomp"] = self.seccomp
+        uid = gid = _UID
+        if (mapped := box.spec.security.namespaces.mapped) is not None:
+            linux["uidMappings"] = oci_mappings(mapped.uids)
+            linux["gidMappings"] = oci_mappings(mapped.gids)
+            uid = min(_UID, mapped.uids[0].length - 1)
+            gid = min(_UID, mapped.gids[0].length - 1)
         none: list[str] = []
         return {
             "ociVersion": "1.0.2",
             "process": {
                 "terminal": False,
-                "user": {"uid": _UID, "gid": _UID},
+                "user": {"uid": uid, "gid": gid},
                 "args": [_PROGRAM, "-P"],
                 "env": ["PATH=/"],
                 "cwd": "/",

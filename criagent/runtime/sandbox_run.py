@@ -9,14 +9,19 @@ nothing, and a repeat with equal configuration joins the task or gets its finish
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import partial
 
 import structlog
 
 from criagent import faults
 from criagent.aio import Owner, Owners, Rollback
-from criagent.errors import AlreadyExistsError, InvalidRequestError, NameReservedError
+from criagent.errors import (
+    AlreadyExistsError,
+    InvalidRequestError,
+    NameReservedError,
+    UnsupportedError,
+)
 from criagent.model import NamespaceMode, Sandbox, SandboxId, SandboxSpec
 from criagent.net.pod_network import Networks
 from criagent.runtime.clock import Clock
@@ -46,6 +51,8 @@ class SandboxRunner:
     watch: HolderWatch
     teardown: SandboxTeardown
     handlers: frozenset[str]
+    userns_problems: Mapping[str, str]  # why a handler has no user namespaces, "" = it has
+    default_handler: str
     clock: Clock
     boot_id: str
     new_id: Callable[[], str]
@@ -61,6 +68,12 @@ class SandboxRunner:
             raise InvalidRequestError(
                 f'runtime handler "{spec.runtime_handler}" is not configured; known are '
                 f"{sorted(self.handlers)}"
+            )
+        handler = spec.runtime_handler or self.default_handler
+        if spec.security.namespaces.mapped is not None and self.userns_problems[handler]:
+            raise UnsupportedError(
+                f'runtime handler "{handler}" cannot run pods with user namespaces on this node: '
+                f"{self.userns_problems[handler]}"
             )
         key = spec.metadata.key
         owner = self.owners.get(key)

@@ -1,9 +1,9 @@
 """Paths that a container may not see or write.
 
 A list of the request is used as it is, but for one case: the kubelet's own default list is
-completed with the paths that became known later. An empty list means the defaults: the kubelet
-sends none for procMount Unmasked only, which Kubernetes allows in a user namespace alone
-(KEP-4265), and other callers that say nothing should not get an open /proc.
+completed with the paths that became known later. An empty list means none in a user namespace: the
+kubelet sends it for procMount Unmasked, which Kubernetes allows there alone (KEP-4265). Elsewhere
+it means the defaults: callers that say nothing should not get an open /proc.
 """
 
 from __future__ import annotations
@@ -29,9 +29,9 @@ MASKED = (
 READONLY = ("/proc/bus", "/proc/fs", "/proc/irq", "/proc/sys", "/proc/sysrq-trigger")
 
 
-def masked_paths(security: ContainerSecurity, thermal: Iterable[str]) -> list[str]:
+def masked_paths(security: ContainerSecurity, thermal: Iterable[str], *, userns: bool) -> list[str]:
     """`linux.maskedPaths`; none for privileged containers."""
-    if security.privileged:
+    if security.privileged or (userns and not security.masked_paths):
         return []
     if security.masked_paths:
         extra = [path for path in security.masked_paths if path not in MASKED]
@@ -39,9 +39,9 @@ def masked_paths(security: ContainerSecurity, thermal: Iterable[str]) -> list[st
     return [*MASKED, *thermal]
 
 
-def readonly_paths(security: ContainerSecurity) -> list[str]:
+def readonly_paths(security: ContainerSecurity, *, userns: bool) -> list[str]:
     """`linux.readonlyPaths`; none for privileged containers."""
-    if security.privileged:
+    if security.privileged or (userns and not security.readonly_paths):
         return []
     return list(security.readonly_paths or READONLY)
 

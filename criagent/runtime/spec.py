@@ -26,6 +26,7 @@ from criagent.runtime.spec_inputs import (
     ResolvedMount,
     SpecInputs,
 )
+from criagent.runtime.user_namespaces import oci_mappings
 
 __all__ = [
     "ContainerNamespaces",
@@ -83,7 +84,7 @@ def process_spec(process: OciObject, args: Sequence[str], *, tty: bool) -> OciOb
 def oci_namespaces(namespaces: ContainerNamespaces, *, cgroup: bool) -> list[OciObject]:
     """The namespace list: own mount namespace, given ones by path, the node's by leaving out."""
     result: list[OciObject] = [{"type": "mount"}]
-    for kind in ("network", "ipc", "uts"):
+    for kind in ("user", "network", "ipc", "uts"):
         if (path := getattr(namespaces, kind)) is not None:
             result.append({"type": kind, "path": str(path)})
     if namespaces.pid == "new":
@@ -115,7 +116,7 @@ def _process(inputs: SpecInputs) -> OciObject:
 
 def _linux(inputs: SpecInputs) -> OciObject:
     spec, node = inputs.container.spec, inputs.node
-    security = spec.security
+    security, mapped = spec.security, inputs.sandbox.spec.security.namespaces.mapped
     resources = resources_to_oci(
         spec.resources,
         controllers=node.controllers,
@@ -125,13 +126,19 @@ def _linux(inputs: SpecInputs) -> OciObject:
     resources["devices"] = device_rules(inputs.devices, all_devices=inputs.all_devices)
     linux: OciObject = {
         "cgroupsPath": inputs.cgroups_path,
-        # Like containerd: a privileged container sees the node's whole cgroup tree.
-        "namespaces": oci_namespaces(inputs.namespaces, cgroup=not security.privileged),
+        # Like containerd: a privileged container sees the node's whole cgroup tree. In a user
+        # namespace it could not mount that.
+        "namespaces": oci_namespaces(
+            inputs.namespaces, cgroup=not security.privileged or mapped is not None
+        ),
         "resources": resources,
         "devices": device_nodes(inputs.devices),
-        "maskedPaths": masked_paths(security, node.thermal_paths),
-        "readonlyPaths": readonly_paths(security),
+        "maskedPaths": masked_paths(security, node.thermal_paths, userns=mapped is not None),
+        "readonlyPaths": readonly_paths(security, userns=mapped is not None),
     }
+    if mapped is not None:
+        linux["uidMappings"] = oci_mappings(mapped.uids)
+        linux["gidMappings"] = oci_mappings(mapped.gids)
     if propagation := rootfs_propagation(inputs.mounts):
         linux["rootfsPropagation"] = propagation
     if inputs.seccomp is not None:

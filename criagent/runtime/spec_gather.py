@@ -25,6 +25,7 @@ from criagent.runtime.cgroups import CgroupDriver, container_cgroups_path
 from criagent.runtime.devices import resolve_devices
 from criagent.runtime.host_paths import HostPaths
 from criagent.runtime.image_volumes import merged
+from criagent.runtime.mapped_mounts import attach_mapped, try_mappings
 from criagent.runtime.paths import RuntimePaths
 from criagent.runtime.pod_namespaces import PodNamespaces, pod_hostname
 from criagent.runtime.seccomp import seccomp_profile
@@ -68,6 +69,7 @@ class SpecGatherer:
     cdi: CdiDevices
     owned_devices: bool
     no_host_devices: frozenset[str]
+    mapping_handlers: frozenset[str]  # those whose runtime maps the ids of a mount itself
     fs: Executor
 
     async def gather(
@@ -78,6 +80,8 @@ class SpecGatherer:
         Raises InvalidRequestError and UnsupportedError for what the node cannot give.
         """
         of_host = await self.host_paths.resolve([m for m in row.spec.mounts if m.image is None])
+        if any(mount.request.uid_mappings for mount in of_host):
+            of_host = await run_in(self.fs, self._mapped, row, box, of_host)
         looked = await run_in(self.fs, self._look, row)
         user = row.user or ContainerUser(uid=0, gid=0)
         return SpecInputs(
@@ -104,6 +108,15 @@ class SpecGatherer:
     def _host_devices(self, row: Container) -> bool:
         return row.spec.security.privileged and row.handler not in self.no_host_devices
 
+    def _mapped(
+        self, row: Container, box: Sandbox, mounts: tuple[ResolvedMount, ...]
+    ) -> tuple[ResolvedMount, ...]:
+        userns = self.paths.userns(box.id)
+        if row.handler not in self.mapping_handlers:
+            return attach_mapped(mounts, userns, self.paths.mapped_mounts(row.id))
+        try_mappings(mounts, userns)
+        return mounts
+
     def _look(self, row: Container) -> _Looked:
         security = row.spec.security
         profile = seccomp_profile(
@@ -126,6 +139,7 @@ class SpecGatherer:
             ipc=pins.get("ipc"),
             uts=pins.get("uts"),
             pid=self._pid_namespace(row, box),
+            user=pins.get("user"),
         )
 
     def _pid_namespace(self, row: Container, box: Sandbox) -> Path | Literal["new"] | None:

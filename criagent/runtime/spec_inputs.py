@@ -47,6 +47,7 @@ class ContainerNamespaces:
     ipc: Path | None
     uts: Path | None
     pid: Path | Literal["new"] | None
+    user: Path | None = None
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)

@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from ipaddress import ip_address
 from pathlib import PurePosixPath
 
-from criagent.errors import InvalidRequestError, UnsupportedError
+from criagent.errors import InvalidRequestError
 from criagent.model import (
     ContainerSecurity,
     ContainerSpec,
@@ -18,9 +18,9 @@ from criagent.model import (
     Sandbox,
     SandboxSpec,
     SecurityProfile,
-    UserNamespace,
 )
 from criagent.net.resolv import resolv_conf
+from criagent.runtime import user_namespaces
 from criagent.runtime.capabilities import NAMES, capability_sets
 from criagent.runtime.cdi_specs import is_device_name
 from criagent.runtime.cgroups import validate_cgroup_parent
@@ -60,7 +60,7 @@ def validate_sandbox_spec(spec: SandboxSpec) -> None:
     _labels(what, spec.labels, spec.annotations)
     namespaces = spec.security.namespaces
     _namespaces(what, namespaces.network, namespaces.ipc, namespaces.pid)
-    _user_namespace(what, namespaces.userns)
+    user_namespaces.validate_pod(what, namespaces)
     _profiles(what, spec.security.seccomp, spec.security.apparmor)
     _ids(
         what,
@@ -92,6 +92,7 @@ def validate_container_spec(spec: ContainerSpec, box: Sandbox) -> None:
         _log_path(what, spec.log_path)
     for mount in spec.mounts:
         _mount(what, mount, privileged=spec.security.privileged)
+        user_namespaces.validate_mount(what, mount, box.spec.security.namespaces)
     for item in spec.envs:
         if not item.key or "=" in item.key or "\0" in item.key or b"\0" in item.value:
             raise InvalidRequestError(f"{what}: environment variable {item.key[:80]!r} is invalid")
@@ -120,7 +121,7 @@ def _security(what: str, security: ContainerSecurity, box: Sandbox) -> None:
     _ids(what, security.run_as_user, security.run_as_group, *security.supplemental_groups)
     if security.namespaces.pid is NamespaceMode.TARGET and not security.namespaces.target_id:
         raise InvalidRequestError(f"{what}: PID mode TARGET needs target_id")
-    _user_namespace(what, security.namespaces.userns)
+    user_namespaces.validate_container(what, security.namespaces, box.spec.security.namespaces)
     _profiles(what, security.seccomp, security.apparmor)
     capability_sets(security, frozenset(NAMES))  # raises for unknown names
     for path in (*security.masked_paths, *security.readonly_paths):
@@ -131,17 +132,6 @@ def _ids(what: str, *numbers: int | None) -> None:
     for number in numbers:
         if number is not None:
             check_id(number, f"{what}: id")
-
-
-def _user_namespace(what: str, userns: UserNamespace | None) -> None:
-    if userns is None:
-        return
-    if userns.mode is NamespaceMode.POD:
-        raise UnsupportedError(f"{what}: user namespaces are not supported by this release")
-    if userns.mode is not NamespaceMode.NODE:
-        raise InvalidRequestError(f"{what}: user namespace mode {userns.mode.name} is unknown")
-    if userns.uids or userns.gids:
-        raise InvalidRequestError(f"{what}: id mappings make no sense in the node's user namespace")
 
 
 def _profiles(what: str, seccomp: SecurityProfile | None, apparmor: SecurityProfile | None) -> None:
@@ -214,8 +204,6 @@ def _mount(what: str, mount: Mount, *, privileged: bool) -> None:
     check_image_mount(what, mount)
     if mount.image is None and (not mount.host_path.startswith("/") or "\0" in mount.host_path):
         raise InvalidRequestError(f"{what}: mount: host_path {mount.host_path[:200]!r} is invalid")
-    if mount.uid_mappings or mount.gid_mappings:
-        raise UnsupportedError(f"{what}: mount {target}: id mappings need a user namespace")
     if mount.recursive_read_only and not mount.readonly:
         raise InvalidRequestError(f"{what}: mount {target}: recursive_read_only needs readonly")
     if mount.recursive_read_only and mount.propagation is not MountPropagation.PRIVATE:

@@ -21,6 +21,8 @@ pytestmark = [pytest.mark.root, pytest.mark.crash]
 
 _REACH = re.compile(r'faults\.reach\("([^"]+)"\)')
 _TRAP = "trap 'exit 7' TERM; while :; do sleep 0.05; done"
+# Reached only by a pod with a user namespace, with a runtime that maps the ids of no volume.
+_MAPPED = re.compile("user-namespace|idmapped")
 # Reached only when the grace period is over before the container is.
 _WITHOUT_GRACE = {"container-stop:killed"}
 
@@ -34,9 +36,11 @@ def points() -> list[str]:
 class Life:
     """The steps of one pod's life; each may be repeated after a crash."""
 
-    def __init__(self, cri: Cri, grace: int) -> None:
+    def __init__(self, cri: Cri, grace: int, *, mapped: bool) -> None:
         self.cri = cri
         self.grace = grace
+        self.handler = "runc" if mapped else ""
+        self.ids = [api.IDMapping(host_id=65536, length=65536)] if mapped else []
         self.config = pod(
             "crash",
             log_directory="/tmp/crash-logs",
@@ -44,6 +48,10 @@ class Life:
         )
         # A shared PID namespace, so that the holder's points are passed too.
         self.config.linux.security_context.namespace_options.pid = api.POD
+        if mapped:
+            userns = self.config.linux.security_context.namespace_options.userns_options
+            userns.uids.extend(self.ids)
+            userns.gids.extend(self.ids)
         self.box = self.row = ""
 
     def steps(self) -> Iterator[Callable[[], None]]:
@@ -62,7 +70,7 @@ class Life:
         self.cri.pull(BUSYBOX)
 
     def run(self) -> None:
-        self.box = self.cri.run(self.config)
+        self.box = self.cri.run(self.config, handler=self.handler)
         assert [box.id for box in self.cri.pods()] == [self.box]
 
     def create(self) -> None:
@@ -70,6 +78,12 @@ class Life:
         config.linux.security_context.namespace_options.pid = api.POD
         mount = config.mounts.add(container_path="/volume", readonly=True, image_sub_path="etc")
         mount.image.image = BUSYBOX
+        config.mounts.add(
+            container_path="/logs",
+            host_path="/tmp/crash-logs",
+            uidMappings=self.ids,
+            gidMappings=self.ids,
+        )
         self.row = self.cri.create(self.box, config, self.config)
         assert [row.id for row in self.cri.containers()] == [self.row]
 
@@ -118,7 +132,9 @@ def test_crash_is_survived_without_loss_or_leak(
 ) -> None:
     agent.stop()
     life = Life(
-        agent.start(f'[debug]\nkill_at = "{point}"\n'), 0 if point in _WITHOUT_GRACE else 20
+        agent.start(f'[debug]\nkill_at = "{point}"\n'),
+        0 if point in _WITHOUT_GRACE else 20,
+        mapped=_MAPPED.search(point) is not None,
     )
     died = False
     for step in life.steps():

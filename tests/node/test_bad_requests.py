@@ -71,7 +71,7 @@ def user_namespace(config: api.PodSandboxConfig) -> None:
         (host_network, INVALID, "host's network"),
         (host_ipc, INVALID, "host's IPC"),
         (lambda c: setattr(c.linux, "cgroup_parent", "/a/../b"), INVALID, "cgroup_parent"),
-        (user_namespace, UNSUPPORTED, "user namespaces"),
+        (user_namespace, INVALID, "0 mappings of uids"),
     ],
 )
 def test_bad_sandboxes_are_refused(

@@ -116,21 +116,27 @@ def test_unknown_names_are_refused(name: str, field: str, privileged: bool) -> N
 
 
 def test_masked_and_readonly_paths_without_a_request_are_the_defaults() -> None:
-    assert masked_paths(ContainerSecurity(), THERMAL) == [*MASKED, *THERMAL]
-    assert readonly_paths(ContainerSecurity()) == list(READONLY)
+    assert masked_paths(ContainerSecurity(), THERMAL, userns=False) == [*MASKED, *THERMAL]
+    assert readonly_paths(ContainerSecurity(), userns=False) == list(READONLY)
     assert "/sys/devices/virtual/powercap" in MASKED
     assert {"/proc/kcore", "/proc/keys", "/proc/interrupts", "/proc/scsi"} <= set(MASKED)
 
 
-def test_masked_and_readonly_paths_of_the_request_win() -> None:
+def test_masked_and_readonly_paths_without_a_request_are_none_in_a_user_namespace() -> None:
+    assert masked_paths(ContainerSecurity(), THERMAL, userns=True) == []
+    assert readonly_paths(ContainerSecurity(), userns=True) == []
+
+
+@pytest.mark.parametrize("userns", [False, True])
+def test_masked_and_readonly_paths_of_the_request_win(userns: bool) -> None:
     security = ContainerSecurity(masked_paths=("/bin/ls",), readonly_paths=("/tmp",))
-    assert masked_paths(security, THERMAL) == ["/bin/ls"]
-    assert readonly_paths(security) == ["/tmp"]
+    assert masked_paths(security, THERMAL, userns=userns) == ["/bin/ls"]
+    assert readonly_paths(security, userns=userns) == ["/tmp"]
 
 
 def test_an_old_kubelets_default_list_is_completed_and_keeps_its_own() -> None:
     old = ("/proc/kcore", "/proc/keys", "/proc/timer_list", "/proc/own")
-    paths = masked_paths(ContainerSecurity(masked_paths=old), THERMAL)
+    paths = masked_paths(ContainerSecurity(masked_paths=old), THERMAL, userns=False)
     assert set(paths) == {*MASKED, *THERMAL, "/proc/own"}
     assert len(paths) == len(set(paths))
 
@@ -139,8 +145,8 @@ def test_privileged_containers_see_and_write_everything() -> None:
     security = ContainerSecurity(
         privileged=True, masked_paths=("/proc/kcore",), readonly_paths=("/proc/sys",)
     )
-    assert masked_paths(security, THERMAL) == []
-    assert readonly_paths(security) == []
+    assert masked_paths(security, THERMAL, userns=False) == []
+    assert readonly_paths(security, userns=False) == []
 
 
 def test_every_signal_of_the_cri_has_its_kernel_name_and_number() -> None:

@@ -202,6 +202,7 @@ def test_an_old_cni_plugin_is_named_beside_the_network() -> None:
         ({"selinux": "1"}, "SELinux", "ok", "enforcing"),
         ({"user_namespaces": 0}, "user namespaces", "warning", "max_user_namespaces"),
         ({"user_namespaces": None}, "user namespaces", "warning", "CONFIG_USER_NS"),
+        ({"unshare": False}, "user namespaces", "warning", "util-linux"),
     ],
 )
 def test_security(facts: dict[str, Any], name: str, level: str, part: str) -> None:

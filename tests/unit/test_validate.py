@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from criagent.errors import InvalidRequestError, UnsupportedError
+from criagent.errors import InvalidRequestError
 from criagent.model import (
     ContainerMetadata,
     ContainerSecurity,
@@ -168,14 +168,6 @@ def test_bad_sandboxes_are_refused_with_the_field(spec: SandboxSpec, field: str)
         validate_sandbox_spec(spec)
 
 
-def test_user_namespaces_are_named_as_missing() -> None:
-    userns = UserNamespace(mode=NamespaceMode.POD)
-    with pytest.raises(UnsupportedError, match="user namespaces"):
-        validate_sandbox_spec(namespaces(userns=userns))
-    with pytest.raises(UnsupportedError, match="user namespaces"):
-        validate_container_spec(secured(namespaces=NamespaceOptions(userns=userns)), box())
-
-
 @pytest.mark.parametrize(
     "spec",
     [
@@ -267,23 +259,11 @@ def test_containers_that_kubernetes_sends_are_taken(spec: ContainerSpec) -> None
             secured(apparmor=SecurityProfile(type=ProfileType.LOCALHOST, localhost_ref="a\nb")),
             "AppArmor",
         ),
+        (mounted("/x", uid_mappings=(IdMapping(host_id=1, container_id=0, length=1),)), "mapping"),
     ],
 )
 def test_bad_containers_are_refused_with_the_field(spec: ContainerSpec, field: str) -> None:
     with pytest.raises(InvalidRequestError, match=field):
-        validate_container_spec(spec, box())
-
-
-@pytest.mark.parametrize(
-    ("spec", "feature"),
-    [
-        (mounted("/x", uid_mappings=(IdMapping(host_id=1, container_id=0, length=1),)), "mapping"),
-    ],
-)
-def test_what_this_release_lacks_is_unsupported_not_invalid(
-    spec: ContainerSpec, feature: str
-) -> None:
-    with pytest.raises(UnsupportedError, match=feature):
         validate_container_spec(spec, box())
 
 

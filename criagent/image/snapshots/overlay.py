@@ -11,7 +11,7 @@ import contextlib
 import dataclasses
 import os
 import shutil
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import Executor
 from pathlib import Path
 
@@ -21,11 +21,22 @@ from criagent import faults
 from criagent.aio import run_in
 from criagent.errors import AgentError, NotFoundError
 from criagent.image.blobs import disk_full
-from criagent.kernel import mount
+from criagent.kernel import idmap, mount
 from criagent.model import Image, Snapshot
 from criagent.store.snapshots import SnapshotStore
 
 log: structlog.stdlib.BoundLogger = structlog.get_logger(__name__)
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class MappedIds:
+    """For a container in a user namespace: its pin, its root's ids on the node, and where the
+    layers may be attached while the overlay is mounted."""
+
+    userns: Path
+    uid: int
+    gid: int
+    lowers: Path
 
 
 class OverlaySnapshots:
@@ -70,15 +81,25 @@ class OverlaySnapshots:
         await run_in(self._fs, self._make, snapshot)
         return snapshot
 
-    async def mount_container(self, snapshot: Snapshot, image: Image, target: Path) -> None:
-        """Mount the image's layers with the container's upper directory at `target`."""
+    async def mount_container(
+        self, snapshot: Snapshot, image: Image, target: Path, ids: MappedIds | None = None
+    ) -> None:
+        """Mount the image's layers with the container's upper directory at `target`.
+
+        Nobody but the node's root gets to it by that path, and with `ids` the root of that user
+        namespace, whose the files are: there may be setuid programs among them.
+        """
         lowers = self.lowers([layer.chain_id for layer in image.layers]) or [self._empty]
         upper = self.tree(snapshot)
 
         def call() -> None:
-            target.mkdir(parents=True, exist_ok=True)
+            target.parent.mkdir(exist_ok=True, mode=0o700)
+            target.mkdir(exist_ok=True)
             try:
-                mount.overlay(lowers, upper, upper.with_name("work"), target)
+                if ids is not None:
+                    _give(target.parent, upper, ids)
+                with self._seen_as(lowers, ids) as seen:
+                    mount.overlay(seen, upper, upper.with_name("work"), target)
             except OSError as exc:
                 raise AgentError(f"overlay of {image.id} at {target}: {exc}") from exc
 
@@ -93,7 +114,7 @@ class OverlaySnapshots:
             top = "" if snapshot is None else snapshot.parent
         return found[::-1]
 
-    async def mount_image(self, top: str, target: Path) -> None:
+    async def mount_image(self, top: str, target: Path, ids: MappedIds | None = None) -> None:
         """Mount the committed layers up to `top` ("" = none) at `target`, read-only for everybody.
 
         Raises NotFoundError when a layer is not there, AgentError.
@@ -104,7 +125,8 @@ class OverlaySnapshots:
         def call() -> None:
             target.mkdir(parents=True, exist_ok=True)
             try:
-                mount.overlay(lowers, None, None, target)
+                with self._seen_as(lowers, ids) as seen:
+                    mount.overlay(seen, None, None, target)
             except OSError as exc:
                 raise AgentError(f"overlay of image volume {target}: {exc}") from exc
 
@@ -141,6 +163,30 @@ class OverlaySnapshots:
 
     # The rest runs in the fs executor.
 
+    @contextlib.contextmanager
+    def _seen_as(self, lowers: Sequence[Path], ids: MappedIds | None) -> Iterator[Sequence[Path]]:
+        """`lowers` as an overlay is to be given them: with `ids`, seen as that namespace's files.
+
+        Linux 6.12 takes no detached mount as a lower, so all layers are attached at once, by the
+        directory that holds them, until the overlay has a clone of each.
+        """
+        if ids is None:
+            yield lowers
+            return
+        ids.lowers.mkdir(exist_ok=True, mode=0o700)
+        userns = os.open(ids.userns, os.O_RDONLY | os.O_CLOEXEC)
+        try:
+            with idmap.idmapped(self.root, userns, readonly=True) as tree:
+                idmap.attach(tree, ids.lowers)
+        finally:
+            os.close(userns)
+        faults.reach("container-create:idmapped-layers")
+        try:
+            yield [ids.lowers / lower.relative_to(self.root) for lower in lowers]
+        finally:
+            mount.detach(ids.lowers)
+        ids.lowers.rmdir()
+
     def _make(self, snapshot: Snapshot) -> None:
         with disk_full(self.root):
             self.tree(snapshot).mkdir(parents=True, mode=0o755)
@@ -164,6 +210,14 @@ class OverlaySnapshots:
                 log.warning("orphan_swept", path=str(entry))
                 self._trash(int(entry.name))
         self._empty_trash()
+
+
+def _give(bundle: Path, upper: Path, ids: MappedIds) -> None:
+    """Let the namespace's root own the writable layer and pass through the bundle's directory."""
+    os.chown(bundle, -1, ids.gid)
+    bundle.chmod(0o710)
+    for directory in (upper, upper.with_name("work")):
+        os.chown(directory, ids.uid, ids.gid)
 
 
 def disk_usage(directory: Path) -> tuple[int, int]:

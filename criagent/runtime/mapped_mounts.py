@@ -1,0 +1,98 @@
+"""Mounts whose ids are mapped as the pod's: tried before the runtime does, or made in its place.
+
+crun and newer runcs map the ids of a mount themselves. An older runc ignores the wish silently, so
+it is given a clone of the mount that is mapped already, attached in the bundle until the container
+is created.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+from collections.abc import Sequence
+from pathlib import Path
+
+from criagent import faults
+from criagent.errors import InvalidRequestError
+from criagent.kernel import idmap, mount
+from criagent.kernel.mount import MountEntry, mountinfo
+from criagent.runtime.host_paths import local_path
+from criagent.runtime.spec_inputs import ResolvedMount
+
+
+def try_mappings(mounts: Sequence[ResolvedMount], userns: Path) -> None:
+    """Raises InvalidRequestError for a mount that cannot be mapped.
+
+    Those on network file systems are left to the runtime, which may be abandoned.
+    """
+    _map(mounts, userns, None)
+
+
+def attach_mapped(
+    mounts: Sequence[ResolvedMount], userns: Path, directory: Path
+) -> tuple[ResolvedMount, ...]:
+    """`mounts` with mapped clones below `directory` as sources, for a runtime that maps none.
+
+    Raises InvalidRequestError for a mount that cannot be mapped; `detach_mapped` is the undo.
+    """
+    directory.mkdir(exist_ok=True, mode=0o700)
+    return _map(mounts, userns, directory)
+
+
+def detach_mapped(directory: Path) -> None:
+    """Take the clones below `directory` away, and it too; idempotent."""
+    if not directory.exists():
+        return
+    for entry in directory.iterdir():
+        mount.detach(entry)
+        if entry.is_dir():
+            entry.rmdir()
+        else:
+            entry.unlink()
+    directory.rmdir()
+
+
+def _map(
+    mounts: Sequence[ResolvedMount], userns: Path, directory: Path | None
+) -> tuple[ResolvedMount, ...]:
+    table = mountinfo()
+    result = []
+    fd = os.open(userns, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        for number, asked in enumerate(mounts):
+            place = directory / str(number) if directory is not None else None
+            wanted = bool(asked.request.uid_mappings)
+            result.append(_mapped(asked, fd, place, table) if wanted else asked)
+    finally:
+        os.close(fd)
+    return tuple(result)
+
+
+def _mapped(
+    asked: ResolvedMount, userns: int, place: Path | None, table: Sequence[MountEntry]
+) -> ResolvedMount:
+    what = f"mount {asked.request.container_path}: {asked.source}"
+    local = local_path(asked.source, table) is not None
+    if not local and place is None:
+        return asked
+    if not local:
+        raise InvalidRequestError(
+            f"{what} is on a network file system, whose ids this node's OCI runtime cannot map; "
+            "use crun, or runc 1.2 or newer"
+        )
+    try:
+        with idmap.idmapped(Path(asked.source), userns, readonly=False) as tree:
+            if place is None:
+                return asked
+            if Path(asked.source).is_dir():
+                place.mkdir()
+            else:
+                place.touch(mode=0o600)
+            idmap.attach(tree, place)
+    except OSError as exc:
+        raise InvalidRequestError(
+            f"{what} is on a file system that cannot map ids for a user namespace: {exc.strerror}"
+        ) from None
+    faults.reach("container-create:idmapped-volume")
+    request = dataclasses.replace(asked.request, uid_mappings=(), gid_mappings=())
+    return dataclasses.replace(asked, request=request, source=str(place))

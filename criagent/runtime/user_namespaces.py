@@ -1,0 +1,193 @@
+"""User namespaces of pods (KEP-127): what may be asked for, and the process that makes one.
+
+A thread of a process with several cannot make a user namespace, so a child does: unshare(1), which
+becomes cat(1) and answers when everything is made. It ends with the daemon, whatever ends that.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from collections.abc import AsyncIterator, Iterable
+from contextlib import asynccontextmanager
+
+from criagent.child import PipeReader, killed_on_exit, spawn
+from criagent.errors import AgentError, InvalidRequestError, TimedOutError
+from criagent.image.snapshots.overlay import MappedIds
+from criagent.kernel.namespaces import write_id_maps
+from criagent.model import (
+    ContainerUser,
+    IdMapping,
+    Mount,
+    MountPropagation,
+    NamespaceMode,
+    NamespaceOptions,
+    Sandbox,
+    UserNamespace,
+)
+from criagent.runtime.paths import RuntimePaths
+
+_NO_ID = 2**32 - 1  # -1, which no file and no process can have
+_LIMIT_S = 10.0
+_COMMAND = ("unshare", "--user", "--net", "--ipc", "--uts", "cat")
+
+
+def validate_pod(what: str, namespaces: NamespaceOptions) -> None:
+    """Raises InvalidRequestError for a user namespace that cannot be, or not beside the others."""
+    _validate(what, namespaces.userns)
+    if namespaces.mapped is None:
+        return
+    for kind in ("network", "pid", "ipc"):
+        if getattr(namespaces, kind) is NamespaceMode.NODE:
+            raise InvalidRequestError(
+                f"{what}: a pod with a user namespace cannot have the node's {kind} namespace"
+            )
+
+
+def validate_container(what: str, asked: NamespaceOptions, pod: NamespaceOptions) -> None:
+    """Raises InvalidRequestError unless the container asks for its pod's user namespace.
+
+    One that says nothing gets it.
+    """
+    _validate(what, asked.userns)
+    if asked.userns is None or asked.mapped == pod.mapped:
+        return
+    if pod.mapped is None:
+        raise InvalidRequestError(f"{what}: its pod has no user namespace of its own")
+    raise InvalidRequestError(f"{what}: its user namespace is not the pod's; give both the same")
+
+
+def validate_mount(what: str, mount: Mount, pod: NamespaceOptions) -> None:
+    """Raises InvalidRequestError for a mount whose ids are mapped otherwise than its pod's."""
+    mapped = pod.mapped
+    if mapped is not None and mount.propagation is MountPropagation.BIDIRECTIONAL:
+        raise InvalidRequestError(
+            f"{what}: mount {mount.container_path}: mounts that are made in a user namespace do "
+            "not propagate to the node; use HOST_TO_CONTAINER"
+        )
+    if not mount.uid_mappings and not mount.gid_mappings:
+        return
+    if mapped is None:
+        raise InvalidRequestError(
+            f"{what}: mount {mount.container_path}: id mappings need a pod with a user namespace"
+        )
+    if (mount.uid_mappings, mount.gid_mappings) != (mapped.uids, mapped.gids):
+        raise InvalidRequestError(
+            f"{what}: mount {mount.container_path}: its id mappings are not those of the pod"
+        )
+
+
+def check_user(user: ContainerUser, mapped: UserNamespace | None) -> None:
+    """Raises InvalidRequestError for an id that the pod's user namespace does not have."""
+    if mapped is None:
+        return
+    if user.uid >= mapped.uids[0].length:
+        raise InvalidRequestError(
+            f"user {user.uid} is not among the {mapped.uids[0].length} ids of the pod's user "
+            "namespace"
+        )
+    for gid in (user.gid, *user.groups):
+        if gid >= mapped.gids[0].length:
+            raise InvalidRequestError(
+                f"group {gid} is not among the {mapped.gids[0].length} ids of the pod's user "
+                "namespace"
+            )
+
+
+def mapped_ids(paths: RuntimePaths, box: Sandbox, container_id: str) -> MappedIds | None:
+    """What mounting layers for a container of `box` needs; None without a user namespace."""
+    mapped = box.spec.security.namespaces.mapped
+    if mapped is None:
+        return None
+    return MappedIds(
+        userns=paths.userns(box.id),
+        uid=mapped.root_uid,
+        gid=mapped.root_gid,
+        lowers=paths.lowers(container_id),
+    )
+
+
+def oci_mappings(mappings: Iterable[IdMapping]) -> list[dict[str, int]]:
+    """`uidMappings` or `gidMappings` of the OCI runtime specification."""
+    return [
+        {"containerID": m.container_id, "hostID": m.host_id, "size": m.length} for m in mappings
+    ]
+
+
+@asynccontextmanager
+async def namespace_maker(userns: UserNamespace) -> AsyncIterator[int]:
+    """Pid of a process with user, net, ipc and uts namespaces of its own; dead after the block.
+
+    Ids are mapped as in `userns`. Raises AgentError with the words of the failure, TimedOutError.
+    """
+    in_read, in_write = os.pipe()
+    out_read, out_write = os.pipe()
+    err_read, err_write = os.pipe()
+    answer, errors = PipeReader(out_read, limit=4096), PipeReader(err_read, limit=4096)
+    try:
+        try:
+            child = spawn(_COMMAND, stdin=in_read, stdout=out_write, stderr=err_write)
+        except OSError as exc:
+            raise AgentError(
+                f"user namespace: unshare cannot be run: {exc.strerror}; install util-linux"
+            ) from exc
+        finally:
+            for fd in (in_read, out_write, err_write):
+                os.close(fd)
+        async with killed_on_exit(child):
+            os.write(in_write, b"\n")
+            try:
+                async with asyncio.timeout(_LIMIT_S):
+                    line = await answer.line()
+            except TimeoutError:
+                raise TimedOutError(f"a user namespace took over {_LIMIT_S:.0f} s") from None
+            if line is None:
+                errors.drain()
+                words = bytes(errors.data).decode(errors="replace").strip()
+                raise AgentError(
+                    f"user namespace: {words[-200:] or 'unshare died'}; see the sysctls "
+                    "user.max_user_namespaces, user.max_net_namespaces and their like"
+                )
+            write_id_maps(child.pid, userns.uids, userns.gids)
+            yield child.pid
+    finally:
+        os.close(in_write)
+        answer.close()
+        errors.close()
+
+
+def _validate(what: str, userns: UserNamespace | None) -> None:
+    if userns is None:
+        return
+    if userns.mode is NamespaceMode.NODE:
+        if userns.uids or userns.gids:
+            raise InvalidRequestError(
+                f"{what}: id mappings make no sense in the node's user namespace"
+            )
+        return
+    if userns.mode is not NamespaceMode.POD:
+        raise InvalidRequestError(
+            f"{what}: user namespace mode {userns.mode.name} is not POD or NODE"
+        )
+    for kind, mappings in (("uids", userns.uids), ("gids", userns.gids)):
+        if len(mappings) != 1:
+            raise InvalidRequestError(
+                f"{what}: user namespace: {len(mappings)} mappings of {kind}, but it takes exactly "
+                "one"
+            )
+        _validate_mapping(f"{what}: user namespace: {kind}", mappings[0])
+
+
+def _validate_mapping(what: str, mapping: IdMapping) -> None:
+    if mapping.container_id != 0:
+        raise InvalidRequestError(
+            f"{what}: container id 0 is not mapped: the mapping starts at {mapping.container_id}"
+        )
+    if mapping.length == 0:
+        raise InvalidRequestError(f"{what}: the mapping has the length 0")
+    if mapping.host_id == 0:
+        raise InvalidRequestError(f"{what}: the mapping would make the node's root the pod's")
+    if mapping.host_id + mapping.length > _NO_ID:
+        raise InvalidRequestError(
+            f"{what}: host ids {mapping.host_id} and {mapping.length - 1} more exceed {_NO_ID - 1}"
+        )

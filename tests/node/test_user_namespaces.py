@@ -1,0 +1,410 @@
+"""Pods with user namespaces: ids on both sides, what the namespaces own, refusals, nothing left."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import agent
+import grpc
+import pytest
+from conftest import Pods
+from cri_client import DEBIAN, api, container
+from node_state import ROOT
+
+from criagent.kernel.mount import mountinfo
+
+pytestmark = pytest.mark.root
+
+HOST = 131072
+LENGTH = 65536
+
+Box = tuple[str, api.PodSandboxConfig]
+
+
+def mapping(host: int = HOST, length: int = LENGTH, first: int = 0) -> api.IDMapping:
+    return api.IDMapping(host_id=host, container_id=first, length=length)
+
+
+def mapped(
+    host: int = HOST, length: int = LENGTH, **fields: object
+) -> Callable[[api.PodSandboxConfig], None]:
+    """Gives a pod the ids from `host` on."""
+
+    def change(config: api.PodSandboxConfig) -> None:
+        options = config.linux.security_context.namespace_options
+        options.userns_options.mode = api.POD
+        options.userns_options.uids.append(mapping(host, length))
+        options.userns_options.gids.append(mapping(host, length))
+        for name, value in fields.items():
+            setattr(options, name, value)
+
+    return change
+
+
+def volume(
+    source: Path, host: int = HOST, **fields: object
+) -> Callable[[api.ContainerConfig], None]:
+    """A mount at /volume with the pod's mappings, as the kubelet asks for it."""
+
+    def change(config: api.ContainerConfig) -> None:
+        config.mounts.append(
+            api.Mount(
+                container_path="/volume",
+                host_path=str(source),
+                uidMappings=[mapping(host)],
+                gidMappings=[mapping(host)],
+                **fields,
+            )
+        )
+
+    return change
+
+
+def words(pods: Pods, row: str, *command: str) -> str:
+    """Output of a command, which must succeed."""
+    done = pods.cri.exec(row, *command)
+    assert done.exit_code == 0, done.stderr
+    return done.stdout.decode().strip()
+
+
+def init(pods: Pods, row: str) -> Path:
+    """/proc/PID of a container's main process."""
+    response = pods.cri.runtime.ContainerStatus(
+        api.ContainerStatusRequest(container_id=row, verbose=True), timeout=10
+    )
+    return Path("/proc", str(json.loads(response.info["info"])["pid"]))
+
+
+def as_user(number: int, *command: str | Path) -> int:
+    """Exit status of a command that a user of the node runs."""
+    ids = [f"--reuid={number}", f"--regid={number}", "--clear-groups"]
+    # setpriv itself keeps capabilities until it executes something: let that be env.
+    done = subprocess.run(["setpriv", *ids, "env", *command], check=False, capture_output=True)
+    return done.returncode
+
+
+def test_root_inside_is_nobody_of_the_node_outside(pods: Pods) -> None:
+    row = pods.running(box=pods.sandbox(mapped()))
+    assert words(pods, row, "cat", "/proc/self/uid_map").split() == ["0", str(HOST), str(LENGTH)]
+    assert words(pods, row, "cat", "/proc/self/gid_map").split() == ["0", str(HOST), str(LENGTH)]
+    assert words(pods, row, "id", "-u") == "0"
+    process = init(pods, row)
+    assert (process.stat().st_uid, process.stat().st_gid) == (HOST, HOST)
+    for kind in ("net", "ipc", "uts", "user", "pid", "mnt", "cgroup"):
+        assert (process / "ns" / kind).readlink() != Path(f"/proc/self/ns/{kind}").readlink()
+    user = pods.cri.status(row).user.linux
+    assert (user.uid, user.gid, list(user.supplemental_groups)) == (0, 0, [0])
+    options = pods.cri.pod_status(pods.cri.pods()[0].id).linux.namespaces.options
+    assert options.userns_options.uids == [mapping()]
+
+
+def test_files_of_the_image_and_of_the_pod_have_the_owners_they_should(pods: Pods) -> None:
+    image = lambda config: setattr(config.image, "image", DEBIAN)  # noqa: E731
+    row = pods.running("sleep", "1000", change=image, box=pods.sandbox(mapped()))
+    assert words(pods, row, "stat", "-c", "%u:%g", "/opt/owned/file") == "0:0"
+    assert words(pods, row, "stat", "-c", "%u:%g", "/opt/owned") == "1234:1234"
+    for path in ("/", "/etc/passwd", "/etc/resolv.conf", "/etc/hosts", "/etc/hostname", "/dev/shm"):
+        assert words(pods, row, "stat", "-c", "%u:%g", path) == "0:0", path
+    words(
+        pods, row, "sh", "-c", "echo new > /srv/new; echo x >> /opt/owned/file; echo 1 > /dev/shm/a"
+    )
+    root = Path(f"/run/criagent/containers/{row}/rootfs")
+    assert (root / "srv/new").stat().st_uid == HOST
+    assert (root / "opt/owned").stat().st_uid == HOST + 1234
+    assert (root / "opt/owned/file").stat().st_uid == HOST
+
+
+def test_pods_of_different_ranges_share_an_image_that_stays_as_it_is(pods: Pods) -> None:
+    def layers() -> list[tuple[str, int, int, int]]:
+        top = Path("/var/lib/criagent/snapshots")
+        return sorted(
+            (str(path), *(path.lstat().st_uid, path.lstat().st_gid, path.lstat().st_mtime_ns))
+            for tree in top.glob("*/fs")
+            for path in tree.rglob("*")
+        )
+
+    before = layers()
+    rows = []
+    for host in (HOST, HOST + LENGTH, HOST + 2 * LENGTH):
+        row = pods.running(box=pods.sandbox(mapped(host)))
+        words(pods, row, "sh", "-c", "chown 7:7 /etc/passwd && chmod 4755 /bin/busybox")
+        assert words(pods, row, "stat", "-c", "%u", "/etc/group") == "0"
+        path = Path(f"/run/criagent/containers/{row}/rootfs/etc")
+        assert ((path / "passwd").stat().st_uid, (path / "group").stat().st_uid) == (host + 7, host)
+        rows.append(row)
+    plain = pods.running()
+    assert words(pods, plain, "stat", "-c", "%u", "/etc/passwd") == "0"
+    for row in rows:
+        pods.cri.stop(row)
+        pods.cri.remove(row)
+    pods.cri.stop(plain)
+    pods.cri.remove(plain)
+    assert layers() == before
+
+
+@pytest.fixture(params=["tmpfs", "ext4"])
+def source(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Path]:
+    """A directory on either file system of the node."""
+    place = tmp_path / "volume" if request.param == "tmpfs" else ROOT / "test-volume"
+    place.mkdir()
+    yield place
+    shutil.rmtree(place)
+
+
+@pytest.mark.parametrize("handler", ["crun", "runc"])
+def test_files_on_a_volume_have_one_owner_on_both_sides(
+    pods: Pods, source: Path, handler: str
+) -> None:
+    (source / "theirs").touch()
+    os.chown(source / "theirs", 33, 44)
+    config = pods.config()
+    mapped()(config)
+    box = pods.cri.run(config, handler=handler)
+    row = pods.running(box=(box, config), change=volume(source))
+    assert words(pods, row, "stat", "-c", "%u:%g", "/volume/theirs") == "33:44"
+    words(pods, row, "sh", "-c", "touch /volume/mine && chown 5:6 /volume/mine")
+    words(pods, row, "touch", "/volume/roots")
+    facts = (source / "mine").stat(), (source / "roots").stat()
+    assert [(f.st_uid, f.st_gid) for f in facts] == [(5, 6), (0, 0)]
+    (told,) = pods.cri.status(row).mounts
+    assert (list(told.uidMappings), list(told.gidMappings)) == ([mapping()], [mapping()])
+    assert not [m for m in mountinfo() if f"/{row}/" in m.target and "/rootfs" not in m.target]
+
+
+@pytest.mark.parametrize("handler", ["crun", "runc"])
+def test_a_volume_that_is_a_file_and_one_that_is_not_mapped(
+    pods: Pods, source: Path, handler: str
+) -> None:
+    (source / "file").write_text("content")
+    os.chown(source / "file", 9, 9)
+    config = pods.config()
+    mapped()(config)
+    box = pods.cri.run(config, handler=handler)
+
+    def change(wanted: api.ContainerConfig) -> None:
+        volume(source / "file", readonly=True)(wanted)
+        wanted.mounts.add(container_path="/plain", host_path=str(source))
+
+    row = pods.running(box=(box, config), change=change)
+    assert words(pods, row, "stat", "-c", "%u:%g", "/volume") == "9:9"
+    assert pods.cri.exec(row, "sh", "-c", "echo x > /volume").exit_code != 0
+    assert words(pods, row, "stat", "-c", "%u:%g", "/plain/file") == "65534:65534"
+
+
+@pytest.mark.parametrize("handler", ["crun", "runc"])
+def test_a_volume_that_cannot_be_mapped_is_refused(pods: Pods, handler: str) -> None:
+    config = pods.config()
+    mapped()(config)
+    box = pods.cri.run(config, handler=handler)
+    wanted = container("refused", ["true"])
+    volume(Path("/proc"))(wanted)
+    with pytest.raises(grpc.RpcError) as caught:
+        pods.cri.create(box, wanted, config)
+    assert caught.value.code() is grpc.StatusCode.INVALID_ARGUMENT
+    assert "cannot map ids" in caught.value.details()
+
+
+@pytest.mark.parametrize("handler", ["crun", "runc"])
+def test_an_image_volume_has_the_owners_of_its_image(pods: Pods, handler: str) -> None:
+    config = pods.config()
+    mapped()(config)
+    box = pods.cri.run(config, handler=handler)
+
+    def change(wanted: api.ContainerConfig) -> None:
+        for path, part in (("/whole", ""), ("/part", "opt")):
+            mount = wanted.mounts.add(container_path=path, readonly=True, image_sub_path=part)
+            mount.image.image = DEBIAN
+            mount.uidMappings.append(mapping())
+            mount.gidMappings.append(mapping())
+
+    row = pods.running(box=(box, config), change=change)
+    assert words(pods, row, "stat", "-c", "%u:%g", "/whole/opt/owned", "/part/owned/file") == (
+        "1234:1234\n0:0"
+    )
+    assert words(pods, row, "cat", "/part/owned/file") == "owned"
+    assert pods.cri.exec(row, "touch", "/whole/new").exit_code != 0
+
+
+def test_sysctls_ping_and_ports_work_inside(pods: Pods) -> None:
+    config = pods.config(hostname="mapped")
+    mapped()(config)
+    config.linux.sysctls.update(
+        {"net.ipv4.tcp_syncookies": "0", "kernel.shm_rmid_forced": "1", "fs.mqueue.msg_max": "11"}
+    )
+    box = pods.cri.run(config)
+    row = pods.running(box=(box, config))
+    assert words(pods, row, "cat", "/proc/sys/net/ipv4/tcp_syncookies") == "0"
+    assert words(pods, row, "cat", "/proc/sys/kernel/shm_rmid_forced") == "1"
+    assert words(pods, row, "cat", "/proc/sys/fs/mqueue/msg_max") == "11"
+    assert words(pods, row, "hostname") == "mapped"
+    words(pods, row, "ping", "-c", "1", "-W", "5", "127.0.0.1")
+    words(pods, row, "ping", "-c", "1", "-W", "5", "10.88.0.1")
+    assert Path("/proc/sys/kernel/shm_rmid_forced").read_text() == "0\n"
+
+
+def test_network_administration_inside_is_the_pods_alone(pods: Pods) -> None:
+    def admin(config: api.ContainerConfig) -> None:
+        config.linux.security_context.capabilities.add_capabilities.extend(["NET_ADMIN"])
+
+    row = pods.running(box=pods.sandbox(mapped()), change=admin)
+    words(pods, row, "ip", "link", "add", "dummy7", "type", "bridge")
+    assert not Path("/sys/class/net/dummy7").exists()
+
+
+def test_a_shared_pid_namespace_is_in_the_user_namespace(pods: Pods) -> None:
+    box = pods.sandbox(mapped(pid=api.POD))
+
+    def share(config: api.ContainerConfig) -> None:
+        config.linux.security_context.namespace_options.pid = api.POD
+
+    first = pods.running("sleep", "1234", change=share, box=box)
+    second = pods.running("sleep", "5678", change=share, box=box)
+    assert "sleep 1234" in words(pods, second, "ps")
+    assert words(pods, first, "cat", "/proc/1/comm") == "catatonit"
+    assert pods.cri.exec(second, "ls", "/proc/1/root/").exit_code != 0
+    assert (init(pods, first) / "ns/pid").readlink() == (init(pods, second) / "ns/pid").readlink()
+
+
+def test_a_terminal_and_a_user_of_the_image(pods: Pods) -> None:
+    def change(config: api.ContainerConfig) -> None:
+        config.tty = True
+        config.linux.security_context.run_as_user.value = 33
+        config.linux.security_context.run_as_group.value = 44
+
+    row = pods.running("sh", "-c", "id; sleep 1000", change=change, box=pods.sandbox(mapped()))
+    assert words(pods, row, "id", "-u") == "33"
+    assert init(pods, row).stat().st_uid == HOST + 33
+    user = pods.cri.status(row).user.linux
+    assert (user.uid, user.gid) == (33, 44)
+
+
+def test_privileged_is_privileged_in_its_namespace_only(pods: Pods) -> None:
+    def powerful(config: api.PodSandboxConfig) -> None:
+        mapped()(config)
+        config.linux.security_context.privileged = True
+
+    def change(config: api.ContainerConfig) -> None:
+        config.linux.security_context.privileged = True
+
+    row = pods.running(box=pods.sandbox(powerful), change=change)
+    words(pods, row, "mount", "-t", "tmpfs", "none", "/tmp")
+    assert pods.cri.exec(row, "mknod", "/tmp/null", "c", "1", "3").exit_code != 0
+    assert pods.cri.exec(row, "sh", "-c", "echo 1 > /proc/sys/kernel/sysrq").exit_code != 0
+    assert pods.cri.exec(row, "sh", "-c", "echo 1 > /proc/sysrq-trigger").exit_code != 0
+    words(pods, row, "sh", "-c", "echo 1 > /dev/null")
+
+
+def test_hostile_programs_and_devices_gain_nothing(pods: Pods) -> None:
+    row = pods.running(box=pods.sandbox(mapped()))
+    assert pods.cri.exec(row, "mknod", "/dev/sda", "b", "254", "0").exit_code != 0
+    words(pods, row, "sh", "-c", "cp /bin/busybox /suid && chmod 4755 /suid")
+    bundle = Path(f"/run/criagent/containers/{row}")
+    assert (bundle / "rootfs/suid").stat().st_uid == HOST
+    for command in (["ls", bundle], ["cat", bundle / "config.json"], [bundle / "rootfs/bin/ls"]):
+        assert as_user(65534, *command) != 0, "a user of the node gets into a container's files"
+    for command in (["ls", bundle], ["cat", bundle / "config.json"], ["touch", bundle / "new"]):
+        assert as_user(HOST, *command) != 0, "the pod's root could get at its bundle"
+
+
+def test_proc_is_masked_as_asked_for(pods: Pods) -> None:
+    box = pods.sandbox(mapped())
+
+    def default(config: api.ContainerConfig) -> None:
+        config.linux.security_context.masked_paths.extend(["/proc/kcore", "/proc/keys"])
+        config.linux.security_context.readonly_paths.extend(["/proc/sys"])
+
+    closed = pods.running(box=box, change=default)
+    unmasked = pods.running(box=box)
+    mounts = words(pods, closed, "cat", "/proc/mounts")
+    assert " /proc/keys " in mounts
+    assert " /proc/sys " in mounts
+    assert " /proc/" not in words(pods, unmasked, "cat", "/proc/mounts")
+
+
+def test_the_cgroup_is_below_the_parent(pods: Pods) -> None:
+    def change(config: api.PodSandboxConfig) -> None:
+        mapped()(config)
+        config.linux.cgroup_parent = "/mapped-pod"
+
+    os.makedirs("/sys/fs/cgroup/mapped-pod", exist_ok=True)
+    box = pods.sandbox(change)
+    row = pods.running(box=box)
+    assert f"0::/mapped-pod/{row}" in (init(pods, row) / "cgroup").read_text()
+    request = api.ContainerStatsRequest(container_id=row)
+    assert pods.cri.runtime.ContainerStats(request).stats.attributes.id == row
+    pods.cri.remove_pod(box[0])
+    os.rmdir("/sys/fs/cgroup/mapped-pod")
+
+
+def test_a_restart_adopts_the_pod(pods: Pods) -> None:
+    box = pods.sandbox(mapped(pid=api.POD))
+    row = pods.running(box=box)
+    agent.kill()
+    pods.cri.close()
+    pods.cri = agent.start()
+    assert pods.cri.pod_status(box[0]).state == api.SANDBOX_READY
+    assert words(pods, row, "id", "-u") == "0"
+    assert words(pods, pods.running(box=box), "cat", "/proc/self/uid_map").split()[1] == str(HOST)
+    pods.cri.remove_pod(box[0])
+
+
+def test_the_handler_says_that_it_can(pods: Pods) -> None:
+    status = pods.cri.runtime.Status(api.StatusRequest())
+    features = {h.name: h.features.user_namespaces for h in status.runtime_handlers}
+    assert all(features[name] for name in ("", "crun", "runc"))
+
+
+BAD: dict[str, tuple[Callable[[api.PodSandboxConfig], None], str]] = {
+    "no mapping": (
+        lambda c: setattr(c.linux.security_context.namespace_options.userns_options, "mode", 0),
+        "exactly one",
+    ),
+    "length 0": (mapped(length=0), "length 0"),
+    "root of the node": (mapped(host=0), "root"),
+    "too far": (mapped(host=4294967290), "exceed"),
+    "network of the node": (mapped(network=api.NODE), "network"),
+    "processes of the node": (mapped(pid=api.NODE), "pid"),
+    "IPC of the node": (mapped(ipc=api.NODE), "ipc"),
+}
+
+
+@pytest.mark.parametrize("case", BAD)
+def test_what_cannot_be_is_refused(pods: Pods, case: str) -> None:
+    change, text = BAD[case]
+    with pytest.raises(grpc.RpcError) as caught:
+        pods.sandbox(change)
+    assert caught.value.code() is grpc.StatusCode.INVALID_ARGUMENT
+    assert text in caught.value.details()
+
+
+def test_a_container_that_disagrees_with_its_pod_is_refused(pods: Pods, tmp_path: Path) -> None:
+    def other(config: api.ContainerConfig) -> None:
+        options = config.linux.security_context.namespace_options.userns_options
+        options.mode = api.POD
+        options.uids.append(mapping(HOST + 1))
+        options.gids.append(mapping(HOST + 1))
+
+    def outsider(config: api.ContainerConfig) -> None:
+        config.linux.security_context.run_as_user.value = LENGTH
+
+    own, plain = pods.sandbox(mapped()), pods.sandbox()
+    for box, change, text in (
+        (own, other, "not the pod's"),
+        (plain, other, "no user namespace"),
+        (plain, volume(tmp_path), "need a pod with a user namespace"),
+        (own, volume(tmp_path, HOST + 1), "not those of the pod"),
+        (own, volume(tmp_path, propagation=api.PROPAGATION_BIDIRECTIONAL), "propagate"),
+        (own, outsider, "not among the 65536"),
+    ):
+        config = container("refused", ["true"])
+        change(config)
+        with pytest.raises(grpc.RpcError) as caught:
+            pods.cri.create(box[0], config, box[1])
+        assert caught.value.code() is grpc.StatusCode.INVALID_ARGUMENT
+        assert text in caught.value.details()
+    assert pods.cri.containers() == []
