@@ -104,8 +104,11 @@ class Streaming:
 
     address: str = "127.0.0.1"
     port: int = 0  # a free one; the URL names it
+    url_host: str = ""  # in URLs; "" = the address, or loopback when it is a wildcard
     tls_cert: str = ""  # files of a certificate and its key; without them plain HTTP
     tls_key: str = ""
+    idle_timeout_s: float = 4 * 3600.0  # as containerd's and the kubelet's
+    creation_timeout_s: float = 30.0  # for a client to open the streams that it asked for
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -198,6 +201,10 @@ def _contradictions(config: Config) -> list[tuple[tuple[str, ...], str]]:
     if runtime.nofile_soft > runtime.nofile_hard:
         keys = ("runtime.nofile_soft", "runtime.nofile_hard")
         found.append((keys, f"{runtime.nofile_soft} is above nofile_hard {runtime.nofile_hard}"))
+    streaming = config.streaming
+    if bool(streaming.tls_cert) != bool(streaming.tls_key):
+        keys = ("streaming.tls_cert", "streaming.tls_key")
+        found.append((keys, "want a certificate and its key, or neither"))
     if storage.root == storage.run_dir:
         keys = ("storage.run_dir", "storage.root")
         found.append((keys, "is the root directory too; want a directory on tmpfs of its own"))
@@ -339,9 +346,16 @@ def _check_listen_address(address: str) -> str:
     return ""
 
 
+def _check_url_host(host: str) -> str:
+    if not host or re.fullmatch(r"[A-Za-z0-9]([A-Za-z0-9.-]{0,251}[A-Za-z0-9])?", host):
+        return ""
+    return _check_listen_address(host) and f"{host!r} is no host name and no IP address"
+
+
 _CHECKS: dict[str, Callable[[Any], str]] = {
     "port": _check_port,
     "address": _check_listen_address,
+    "url_host": _check_url_host,
     "socket": _check_socket,
     "mtu": _check_mtu,
     "otlp_endpoint": _check_endpoint,

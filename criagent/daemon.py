@@ -131,8 +131,11 @@ class _Daemon:
         return Listener(
             address=section.address,
             port=section.port,
+            url_host=section.url_host,
             tls_cert=Path(section.tls_cert) if section.tls_cert else None,
             tls_key=Path(section.tls_key) if section.tls_key else None,
+            idle_timeout_s=section.idle_timeout_s,
+            creation_timeout_s=section.creation_timeout_s,
         )
 
     async def _listen(

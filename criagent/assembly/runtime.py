@@ -201,6 +201,7 @@ class _RuntimeAssembly:
                 files=self.files,
                 paths=self.paths,
                 runtimes=self.runtimes,
+                drain_s=self.config.runtime.exec_drain_s,
             ),
             attacher=Attacher(store=self.stores.containers, paths=self.paths),
             forwarder=PortForwarder(

@@ -283,7 +283,7 @@ class RuntimeService(StatsCalls, api_pb2_grpc.RuntimeServiceServicer):
             stdout=request.stdout,
             stderr=request.stderr,
         )
-        return api_pb2.ExecResponse(url=self._streaming.exec(session))
+        return api_pb2.ExecResponse(url=await self._streaming.exec(session))
 
     async def Attach(
         self, request: api_pb2.AttachRequest, context: Context
@@ -296,7 +296,7 @@ class RuntimeService(StatsCalls, api_pb2_grpc.RuntimeServiceServicer):
             stdout=request.stdout,
             stderr=request.stderr,
         )
-        return api_pb2.AttachResponse(url=self._streaming.attach(session))
+        return api_pb2.AttachResponse(url=await self._streaming.attach(session))
 
     async def PortForward(
         self, request: api_pb2.PortForwardRequest, context: Context
@@ -306,7 +306,7 @@ class RuntimeService(StatsCalls, api_pb2_grpc.RuntimeServiceServicer):
                 raise InvalidRequestError(f"port {port} is not within 1..65535")
         box = self._runtime.sandboxes.resolve(request.pod_sandbox_id)
         session = PortForwardSession(sandbox_id=box.id, ports=tuple(request.port))
-        return api_pb2.PortForwardResponse(url=self._streaming.port_forward(session))
+        return api_pb2.PortForwardResponse(url=await self._streaming.port_forward(session))
 
     # Lists in pieces (KEP-5825).
 

@@ -8,12 +8,13 @@ import os
 import secrets
 import signal
 import socket
-from collections.abc import Mapping, Sequence
-from contextlib import AsyncExitStack
+from collections.abc import AsyncIterator, Mapping, Sequence
+from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
 
 import msgspec
 
+from criagent.aio import finish
 from criagent.child import Child, killed_on_exit, spawn
 from criagent.errors import AgentError, WrongStateError
 from criagent.kernel import cgroupfs
@@ -36,6 +37,33 @@ class Size:
     height: int
 
 
+class _Tree:
+    """The processes of one exec: all that live in its cgroup."""
+
+    ended = False  # the command itself, by its own
+
+
+@asynccontextmanager
+async def _tree(cgroup: str) -> AsyncIterator[_Tree]:
+    tree = _Tree()
+    try:
+        cgroupfs.make(cgroup)
+        yield tree
+    finally:
+        if not tree.ended:
+            cgroupfs.kill(cgroup)
+            await finish(_emptied(cgroup))
+        cgroupfs.remove(cgroup)  # stays while background children live in it
+
+
+async def _emptied(cgroup: str) -> None:
+    """Wait, though not for long, until the killed processes have gone: they hold the directory."""
+    for pause_s in (0.001, 0.002, 0.004, 0.008, 0.016, 0.032, 0.064, 0.128, 0.256, 0.512):
+        if not cgroupfs.populated(cgroup):
+            return
+        await asyncio.sleep(pause_s)
+
+
 @dataclasses.dataclass(slots=True, kw_only=True)
 class ExecProcess:
     """A running command. With a terminal, `stdin` and `stdout` are both its master."""
@@ -45,11 +73,25 @@ class ExecProcess:
     stdout: Pipe | None
     stderr: Pipe | None
     terminal: Pipe | None
+    tree: _Tree
+    drain_s: float
 
     async def wait(self) -> int:
         """Exit code, 128 + number for a signal."""
         code = await self.child.wait()
+        self.tree.ended = True
         return code if code >= 0 else 128 - code
+
+    def drain(self) -> None:
+        """Call after `wait`: output ends once nothing came for a while."""
+        for pipe in (self.stdout, self.stderr):
+            if pipe is not None:
+                pipe.drain(self.drain_s)
+
+    def resize(self, size: Size) -> None:
+        """Tell its terminal, if it has one."""
+        if self.terminal is not None:
+            self.terminal.resize(size.width, size.height)
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -60,6 +102,7 @@ class ExecStreamer:
     files: ContainerFiles
     paths: RuntimePaths
     runtimes: Mapping[str, OciRuntime]
+    drain_s: float  # how long a background child may hold output back after the command's end
 
     def check(self, container_id: str) -> Container:
         """The running container. Raises NotFoundError, WrongStateError."""
@@ -78,7 +121,9 @@ class ExecStreamer:
         stdin: bool,
         size: Size | None,
     ) -> ExecProcess:
-        """Start `cmd`; when `stack` unwinds it is dead with everything that it started.
+        """Start `cmd`; when `stack` unwinds before its end, everything that it started is killed.
+
+        A command that has ended leaves its background children alone, as with ExecSync.
 
         Raises NotFoundError, WrongStateError, InvalidRequestError for an empty command, AgentError.
         """
@@ -91,18 +136,22 @@ class ExecStreamer:
         file = self.paths.container(row.id) / f"{name}.json"
         stack.callback(file.unlink, missing_ok=True)
         file.write_bytes(msgspec.json.encode(process))
-        stack.callback(cgroupfs.remove, cgroup)
-        stack.callback(cgroupfs.kill, cgroup)
-        cgroupfs.make(cgroup)
+        tree = await stack.enter_async_context(_tree(cgroup))
         runtime = self.runtimes[row.handler]
         command: list[str | Path] = [runtime.program.executable(), f"--root={runtime.root}", "exec"]
         command += ["--cgroup", name, "--process", file]
         if tty:
-            return await self._with_terminal(stack, command, row, size)
-        return await self._with_pipes(stack, command, row, stdin=stdin)
+            return await self._with_terminal(stack, tree, command, row, size)
+        return await self._with_pipes(stack, tree, command, row, stdin=stdin)
 
     async def _with_pipes(
-        self, stack: AsyncExitStack, command: list[str | Path], row: Container, *, stdin: bool
+        self,
+        stack: AsyncExitStack,
+        tree: _Tree,
+        command: list[str | Path],
+        row: Container,
+        *,
+        stdin: bool,
     ) -> ExecProcess:
         theirs: list[int] = []
         try:
@@ -124,11 +173,22 @@ class ExecStreamer:
                 os.close(fd)
         await stack.enter_async_context(killed_on_exit(child))
         return ExecProcess(
-            child=child, stdin=writer, stdout=readers[0], stderr=readers[1], terminal=None
+            child=child,
+            stdin=writer,
+            stdout=readers[0],
+            stderr=readers[1],
+            terminal=None,
+            tree=tree,
+            drain_s=self.drain_s,
         )
 
     async def _with_terminal(
-        self, stack: AsyncExitStack, command: list[str | Path], row: Container, size: Size | None
+        self,
+        stack: AsyncExitStack,
+        tree: _Tree,
+        command: list[str | Path],
+        row: Container,
+        size: Size | None,
     ) -> ExecProcess:
         path = self.paths.attach / f"c{secrets.token_hex(6)}"
         listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
@@ -149,7 +209,13 @@ class ExecStreamer:
         if size is not None:
             terminal.resize(size.width, size.height)
         return ExecProcess(
-            child=child, stdin=terminal, stdout=terminal, stderr=None, terminal=terminal
+            child=child,
+            stdin=terminal,
+            stdout=terminal,
+            stderr=None,
+            terminal=terminal,
+            tree=tree,
+            drain_s=self.drain_s,
         )
 
 
@@ -172,8 +238,23 @@ async def _console(listener: socket.socket, child: Child, errors: Pipe) -> int:
         if not accepting.done():
             accepting.cancel()
     with connection:
-        connection.settimeout(_CONSOLE_S)
-        _, fds, _, _ = await asyncio.to_thread(socket.recv_fds, connection, 4096, 1)
+        connection.settimeout(0)
+        fds = await _descriptors(connection)
     if not fds:
         raise AgentError("exec sent no terminal")
     return fds[0]
+
+
+async def _descriptors(connection: socket.socket) -> list[int]:
+    """What comes with the first message; none when the peer closes, or says nothing in time."""
+    loop = asyncio.get_running_loop()
+    readable = asyncio.Event()
+    loop.add_reader(connection, readable.set)
+    try:
+        async with asyncio.timeout(_CONSOLE_S):
+            await readable.wait()
+        return socket.recv_fds(connection, 4096, 1)[1]
+    except (TimeoutError, ConnectionError):
+        return []
+    finally:
+        loop.remove_reader(connection)

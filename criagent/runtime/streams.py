@@ -9,7 +9,7 @@ import os
 import struct
 import termios
 
-_CHUNK = 32 << 10
+_CHUNK = 64 << 10  # what a pipe holds
 
 
 class Pipe:
@@ -18,6 +18,8 @@ class Pipe:
     def __init__(self, fd: int) -> None:
         os.set_blocking(fd, False)
         self._fd = fd
+        self._patience_s: float | None = None
+        self._reading: asyncio.Future[bool] | None = None
 
     async def read(self) -> bytes:
         """The next bytes, b"" at the end. A terminal ends with EIO (man 4 pty)."""
@@ -25,12 +27,19 @@ class Pipe:
             try:
                 return os.read(self._fd, _CHUNK)
             except BlockingIOError:
-                await self._ready(write=False)
+                if not await self._ready(write=False):
+                    return b""
             except OSError as exc:
                 if exc.errno != errno.EIO:
                     raise
                 return b""
         return b""
+
+    def drain(self, patience_s: float) -> None:
+        """From now on, a read that finds nothing for `patience_s` seconds is the end."""
+        self._patience_s = patience_s
+        if self._reading is not None:
+            self._give_up_later(self._reading)
 
     async def write(self, data: bytes) -> None:
         """Write everything. Raises BrokenPipeError when nobody reads any more."""
@@ -58,18 +67,33 @@ class Pipe:
             os.close(self._fd)
             self._fd = -1
 
-    async def _ready(self, *, write: bool) -> None:
+    async def _ready(self, *, write: bool) -> bool:
+        """Wait until it can be read or written; False when patience ended before."""
         loop = asyncio.get_running_loop()
-        ready: asyncio.Future[None] = loop.create_future()
+        ready: asyncio.Future[bool] = loop.create_future()
 
         def wake() -> None:
             if not ready.done():
-                ready.set_result(None)
+                ready.set_result(True)
 
         fd = self._fd
         (loop.add_writer if write else loop.add_reader)(fd, wake)
+        if not write:
+            self._reading = ready
+            if self._patience_s is not None:
+                self._give_up_later(ready)
         try:
-            await ready
+            return await ready
         finally:
+            if not write:
+                self._reading = None
             if self._fd == fd:
                 (loop.remove_writer if write else loop.remove_reader)(fd)
+
+    def _give_up_later(self, ready: asyncio.Future[bool]) -> None:
+        def give_up() -> None:
+            if not ready.done():
+                ready.set_result(False)
+
+        timer = asyncio.get_running_loop().call_later(self._patience_s or 0.0, give_up)
+        ready.add_done_callback(lambda _: timer.cancel())

@@ -1,15 +1,30 @@
-"""SPDY streams as coroutines use them, over TCP or within a WebSocket."""
+"""SPDY streams as coroutines use them, over TCP or within a WebSocket.
+
+A peer that keeps no windows can send on one stream what its reader does not take. The connection is
+then read no further, so that memory stays bounded; with `stall_s`, a stream of which nobody took a
+byte for so long is given up instead, so that it holds back its neighbours no longer than that.
+"""
 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections import deque
 from collections.abc import AsyncIterator, Awaitable, Callable
 
-from criagent.streaming.spdy import Data, Opened, Reset, SpdyConnection, Window
-from criagent.streaming.spdy_frames import SpdyError
+from criagent.streaming.spdy import (
+    INITIAL_WINDOW,
+    Broken,
+    Data,
+    Event,
+    Opened,
+    Reset,
+    SpdyConnection,
+)
+from criagent.streaming.spdy_frames import RST_REFUSED_STREAM
 
 _BUFFERED = 256 << 10  # bytes of one stream that nobody has read yet
+_HELD = 8 << 20  # and of all streams of a connection
 
 Send = Callable[[bytes], Awaitable[None]]
 
@@ -24,58 +39,65 @@ class Stream:
     def __init__(self, link: SpdyLink, number: int, headers: dict[str, str]) -> None:
         self.number = number
         self.headers = headers
+        self.buffered = 0
+        self.untaken = 0  # bytes read since the last WINDOW_UPDATE
+        self.taken_at = asyncio.get_running_loop().time()
         self._link = link
         self._chunks: deque[bytes] = deque()
         self._changed = asyncio.Event()
         self._ended = False
-        self._reset = False
-        self.buffered = 0
+        self._lost = False
+
+    @property
+    def lost(self) -> bool:
+        """Whether it was reset, by either side, or its connection has ended."""
+        return self._lost
 
     async def read(self) -> bytes:
-        """The next bytes; b"" at the end, also when the stream was reset."""
+        """The next bytes; b"" at the end, also when the stream is lost."""
         while not self._chunks:
-            if self._ended or self._reset:
+            if self._ended or self._lost:
                 return b""
             self._changed.clear()
             await self._changed.wait()
         data = self._chunks.popleft()
-        self.buffered -= len(data)
-        await self._link.taken(self.number, len(data))
+        await self._link.taken(self, len(data))
         return data
 
     async def write(self, data: bytes) -> None:
-        """Send `data`. Raises StreamClosed."""
-        if self._reset:
+        """Send `data`, when the peer's window lets it. Raises StreamClosed."""
+        if self._lost:
             raise StreamClosed
         await self._link.send(self.number, data, fin=False)
-        while self._link.held_back(self.number) > _BUFFERED:
-            if self._reset:
+        while self._link.held_back(self.number):
+            if self._lost:
                 raise StreamClosed
             self._changed.clear()
             await self._changed.wait()
 
     async def close(self) -> None:
-        """Say that nothing more comes from us."""
-        if not self._reset:
+        """Say that nothing more comes from us. Raises StreamClosed."""
+        if not self._lost:
             await self._link.send(self.number, b"", fin=True)
 
     async def reset(self) -> None:
-        """Give the stream up in both directions."""
-        if not self._reset:
-            self._reset = True
+        """Give the stream up in both directions; idempotent."""
+        if not self._lost:
+            self.lose()
             await self._link.reset(self.number)
 
     def feed(self, data: bytes, *, fin: bool) -> None:
         """Bytes from the peer."""
         if data:
             self._chunks.append(data)
-            self.buffered += len(data)
         self._ended = self._ended or fin
         self._changed.set()
 
-    def lost(self) -> None:
-        """The peer reset the stream, or the connection ended."""
-        self._reset = True
+    def lose(self) -> None:
+        """It is of no use any more: what nobody has read is dropped."""
+        self._lost = True
+        self._chunks.clear()
+        self._link.drop(self)
         self._changed.set()
 
     def wake(self) -> None:
@@ -86,38 +108,57 @@ class Stream:
 class SpdyLink:
     """A SPDY connection with its streams; `run` must be kept going by somebody."""
 
-    def __init__(self, send: Send) -> None:
+    def __init__(self, send: Send, gone: asyncio.Event, *, stall_s: float | None = None) -> None:
+        self.closed = asyncio.Event()
         self._connection = SpdyConnection()
         self._send = send
+        self._gone = gone
+        self._stall_s = stall_s
         self._streams: dict[int, Stream] = {}
-        self._opened: asyncio.Queue[Stream | None] = asyncio.Queue()
+        self._unaccepted: dict[int, Stream] = {}  # in the order of their opening
+        self._opened = asyncio.Event()
+        self._refusing = False
+        self._full: set[Stream] = set()
+        self._held = 0
         self._room = asyncio.Event()
         self._writing = asyncio.Lock()
-        self.closed = asyncio.Event()
 
     async def accept(self) -> Stream | None:
         """The next stream that the peer opens; None when the connection has ended."""
-        stream = await self._opened.get()
-        if stream is not None:
-            self._connection.reply(stream.number)
-            await self._flush()
+        while not self._unaccepted:
+            if self.closed.is_set():
+                return None
+            self._opened.clear()
+            await self._opened.wait()
+        stream = self._unaccepted.pop(next(iter(self._unaccepted)))
+        self._connection.reply(stream.number)
+        await self._flush()
         return stream
+
+    async def accept_no_more(self) -> None:
+        """Refuse every stream that was not accepted so far."""
+        self._refusing = True
+        for stream in list(self._unaccepted.values()):
+            await stream.reset()
 
     async def run(self, chunks: AsyncIterator[bytes]) -> None:
         """Take bytes until they end; streams are lost then. Raises nothing of the peer's making."""
+        leaving = asyncio.create_task(self._leave())
         try:
             async for chunk in chunks:
                 for event in self._connection.receive_data(chunk):
+                    if isinstance(event, Broken):
+                        return
                     self._dispatch(event)
                 await self._flush()
                 await self._wait_for_room()
-        except (SpdyError, OSError, EOFError):
-            pass  # the peer broke the connection or the protocol; its streams end below
+        except (OSError, EOFError):
+            pass  # the peer is gone; its streams end below
         finally:
-            self.closed.set()
-            for stream in self._streams.values():
-                stream.lost()
-            self._opened.put_nowait(None)
+            leaving.cancel()
+            with contextlib.suppress(asyncio.CancelledError):
+                await self._flush()
+            self._lose_all()
 
     async def send(self, stream: int, data: bytes, *, fin: bool) -> None:
         """Bytes of a stream. Raises StreamClosed when the connection is gone."""
@@ -128,7 +169,6 @@ class SpdyLink:
 
     async def reset(self, stream: int) -> None:
         """See `Stream.reset`."""
-        self._streams.pop(stream, None)
         self._connection.reset(stream)
         await self._flush()
 
@@ -136,45 +176,89 @@ class SpdyLink:
         """Bytes that the stream's window holds back."""
         return 0 if self.closed.is_set() else self._connection.unsent(stream)
 
-    async def taken(self, stream: int, count: int) -> None:
+    async def taken(self, stream: Stream, count: int) -> None:
         """The reader of a stream took `count` bytes."""
-        self._room.set()
-        self._connection.acknowledge(stream, count)
-        await self._flush()
+        stream.taken_at = asyncio.get_running_loop().time()
+        stream.buffered -= count
+        stream.untaken += count
+        self._held -= count
+        if stream.buffered <= _BUFFERED:
+            self._full.discard(stream)
+            self._room.set()
+        if stream.untaken >= INITIAL_WINDOW // 2:
+            self._connection.acknowledge(stream.number, stream.untaken)
+            stream.untaken = 0
+            await self._flush()
 
-    def forget(self, stream: Stream) -> None:
+    def drop(self, stream: Stream) -> None:
         """Nobody reads this stream any more; what still comes for it is dropped."""
         self._streams.pop(stream.number, None)
+        self._unaccepted.pop(stream.number, None)
+        self._held -= stream.buffered
+        stream.buffered = 0
+        self._full.discard(stream)
         self._room.set()
 
-    def _dispatch(self, event: Opened | Data | Reset | Window) -> None:
+    def _dispatch(self, event: Event) -> None:
         if isinstance(event, Opened):
+            if self._refusing:
+                self._connection.reset(event.stream, RST_REFUSED_STREAM)
+                return
             stream = Stream(self, event.stream, event.headers)
-            self._streams[event.stream] = stream
+            self._streams[event.stream] = self._unaccepted[event.stream] = stream
             if event.fin:
                 stream.feed(b"", fin=True)
-            self._opened.put_nowait(stream)
+            self._opened.set()
             return
-        known = self._streams.get(event.stream)
+        known = None if isinstance(event, Broken) else self._streams.get(event.stream)
         if known is None:
             return
         if isinstance(event, Data):
+            known.buffered += len(event.data)
+            self._held += len(event.data)
+            if known.buffered > _BUFFERED:
+                self._full.add(known)
             known.feed(event.data, fin=event.fin)
         elif isinstance(event, Reset):
-            known.lost()
+            known.lose()
         else:
             known.wake()
 
     async def _wait_for_room(self) -> None:
-        while any(stream.buffered > _BUFFERED for stream in self._streams.values()):
+        while self._full or self._held > _HELD:
+            if self._gone.is_set():
+                raise EOFError
             self._room.clear()
-            await self._room.wait()
+            try:
+                async with asyncio.timeout(self._stall_s):
+                    await self._room.wait()
+            except TimeoutError:
+                await self._reset_stalled(self._stall_s or 0.0)
+
+    async def _reset_stalled(self, stall_s: float) -> None:
+        before = asyncio.get_running_loop().time() - stall_s
+        holders = self._full or {one for one in self._streams.values() if one.buffered}
+        stalled = [one for one in holders if one.taken_at <= before]
+        if len(self._streams) > 2 * len(stalled):  # a pair alone holds back nobody
+            for stream in stalled:
+                await stream.reset()
+
+    async def _leave(self) -> None:
+        await self._gone.wait()
+        self._room.set()
+
+    def _lose_all(self) -> None:
+        self.closed.set()
+        for stream in list(self._streams.values()):
+            stream.lose()
+        self._opened.set()
 
     async def _flush(self) -> None:
         async with self._writing:
             data = self._connection.data_to_send()
-            if data:
-                try:
-                    await self._send(data)
-                except OSError:
-                    self.closed.set()
+            if not data or self.closed.is_set():
+                return
+            try:
+                await self._send(data)
+            except OSError:
+                self._lose_all()

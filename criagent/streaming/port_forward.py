@@ -1,58 +1,82 @@
-"""Port-forward over SPDY streams: pairs of a data and an error stream per connection."""
+"""Port-forward: connections between a client's streams and ports of a pod.
+
+Over SPDY, also within a WebSocket, a client opens pairs of a data and an error stream as it likes.
+Over a bare WebSocket (v4.channel.k8s.io) there is one pair of channels per port of the request, and
+the socket ends with the last of them.
+"""
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
+from typing import Protocol
 
 import structlog
 
 from criagent.errors import AgentError
 from criagent.runtime.port_forward import PortForwarder
 from criagent.streaming.links import SpdyLink, Stream, StreamClosed
+from criagent.streaming.wire import closed
 
-_PAIR_S = 30.0
-_CHUNK = 32 << 10
+_CHUNK = 64 << 10
 
 log: structlog.stdlib.BoundLogger = structlog.get_logger(__name__)
 
 
-async def forward(forwarder: PortForwarder, sandbox_id: str, link: SpdyLink) -> None:
+class Duplex(Protocol):
+    """Bytes in both directions; see links.Stream."""
+
+    @property
+    def lost(self) -> bool: ...
+    async def read(self) -> bytes: ...
+    async def write(self, data: bytes) -> None: ...
+    async def close(self) -> None: ...
+    async def reset(self) -> None: ...
+
+
+async def forward(forwarder: PortForwarder, sandbox_id: str, link: SpdyLink, pair_s: float) -> None:
     """Serve pairs until the client leaves; hundreds may be open at once."""
     halves: dict[str, dict[str, Stream]] = {}
     timers: dict[str, asyncio.TimerHandle] = {}
     tasks: set[asyncio.Task[None]] = set()
     loop = asyncio.get_running_loop()
 
+    def start(work: asyncio.Task[None]) -> None:
+        tasks.add(work)
+        work.add_done_callback(tasks.discard)
+
     def give_up(key: str) -> None:
+        timers.pop(key, None)
         for stream in halves.pop(key, {}).values():
-            task = asyncio.create_task(stream.reset())
-            tasks.add(task)
-            task.add_done_callback(tasks.discard)
+            start(asyncio.create_task(stream.reset()))
 
     try:
         while (stream := await link.accept()) is not None:
             kind, key = stream.headers.get("streamtype", ""), _pair_key(stream)
-            pair = halves.setdefault(key, {})
-            if kind not in {"data", "error"} or kind in pair:
+            if kind not in {"data", "error"} or kind in halves.get(key, {}):
                 await stream.reset()
                 continue
+            pair = halves.setdefault(key, {})
             pair[kind] = stream
             if len(pair) == 1:
-                timers[key] = loop.call_later(_PAIR_S, give_up, key)
+                timers[key] = loop.call_later(pair_s, give_up, key)
                 continue
             timers.pop(key).cancel()
             del halves[key]
-            work = _one(forwarder, sandbox_id, pair["data"], pair["error"], link)
-            task = asyncio.create_task(work)
-            tasks.add(task)
-            task.add_done_callback(tasks.discard)
+            port = port_number(pair["data"].headers.get("port", ""))
+            work = connect(forwarder, sandbox_id, port, pair["data"], pair["error"])
+            start(asyncio.create_task(work))
     finally:
         for timer in timers.values():
             timer.cancel()
         for task in list(tasks):
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
+
+
+def port_number(text: str) -> int:
+    """The number of a `port` header; -1 for what is none."""
+    return int(text) if text.isascii() and text.isdigit() and len(text) < 8 else -1
 
 
 def _pair_key(stream: Stream) -> str:
@@ -63,46 +87,57 @@ def _pair_key(stream: Stream) -> str:
     return f"stream {stream.number if error else stream.number - 2}"
 
 
-async def _one(
-    forwarder: PortForwarder, sandbox_id: str, data: Stream, error: Stream, link: SpdyLink
+async def connect(
+    forwarder: PortForwarder, sandbox_id: str, port: int, data: Duplex, error: Duplex
 ) -> None:
-    port = data.headers.get("port", "")
+    """Serve one connection to its end; why it could not be made is told on `error`."""
     try:
-        number = int(port) if port.isdigit() and len(port) < 6 else 0
-        reader, writer = await forwarder.connect(sandbox_id, number)
+        reader, writer = await forwarder.connect(sandbox_id, port)
     except (AgentError, OSError) as exc:
         with contextlib.suppress(StreamClosed):
-            await error.write(f"port {port}: {exc}".encode())
+            await error.write(f"error forwarding port {port}: {_reason(exc)}".encode())
             await error.close()
-            await data.reset()
-        link.forget(data)
+        await data.reset()
         return
+    ways = [
+        asyncio.create_task(_outward(reader, data, error)),
+        asyncio.create_task(_inward(data, writer)),
+    ]
     try:
-        inward = asyncio.create_task(_inward(data, writer))
-        try:
-            while chunk := await reader.read(_CHUNK):
-                await data.write(chunk)
-            await data.close()
-            await error.close()
-            await inward
-        finally:
-            inward.cancel()
-            await asyncio.gather(inward, return_exceptions=True)
-    except (StreamClosed, OSError):
-        pass  # one of the two ends is gone, and with it the connection
+        done, _ = await asyncio.wait(ways, return_when=asyncio.FIRST_EXCEPTION)
+        broken = any(task.exception() is not None for task in done)
+        if broken:  # one of the ends is gone, and with it the connection
+            writer.transport.abort()
+            await data.reset()
+            await error.reset()
     finally:
-        link.forget(data)
-        link.forget(error)
-        writer.close()
-        with contextlib.suppress(OSError):
-            await writer.wait_closed()
+        for task in ways:
+            task.cancel()
+        for failure in await asyncio.gather(*ways, return_exceptions=True):
+            if isinstance(failure, Exception) and not isinstance(failure, OSError | StreamClosed):
+                log.warning("forward_failed", error=repr(failure))
+        await closed(writer)
 
 
-async def _inward(data: Stream, writer: asyncio.StreamWriter) -> None:
+def _reason(failure: Exception) -> str:
+    if isinstance(failure, TimeoutError):
+        return "the connection timed out"
+    return (failure.strerror or str(failure)) if isinstance(failure, OSError) else str(failure)
+
+
+async def _outward(reader: asyncio.StreamReader, data: Duplex, error: Duplex) -> None:
+    """Pod to client."""
+    while chunk := await reader.read(_CHUNK):
+        await data.write(chunk)
+    await data.close()
+    await error.close()
+
+
+async def _inward(data: Duplex, writer: asyncio.StreamWriter) -> None:
     """Client to pod; the client's half-close is passed on."""
-    with contextlib.suppress(OSError):
-        while chunk := await data.read():
-            writer.write(chunk)
-            await writer.drain()
-        if writer.can_write_eof():
-            writer.write_eof()
+    while chunk := await data.read():
+        writer.write(chunk)
+        await writer.drain()
+    if data.lost:
+        raise StreamClosed
+    writer.write_eof()

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import Coroutine
+from collections.abc import Coroutine, Sequence
 from contextlib import AsyncExitStack
+from typing import Any
 
 import structlog
 
@@ -13,11 +14,11 @@ from criagent.errors import AgentError
 from criagent.runtime.attach import Attacher, Attachment, TooSlow
 from criagent.runtime.exec_stream import ExecProcess, ExecStreamer, Size
 from criagent.runtime.streams import Pipe
-from criagent.streaming.channels import Channels, ClientGone, Outcome
+from criagent.streaming.channels import Channels, ClientGone
+from criagent.streaming.outcome import Outcome
 from criagent.streaming.sessions import AttachSession, ExecSession
 
 _FIRST_SIZE_S = 0.25  # clients send the size of their terminal at once, or never
-_DRAIN_S = 1.0
 
 log: structlog.stdlib.BoundLogger = structlog.get_logger(__name__)
 
@@ -26,22 +27,56 @@ async def run_exec(streamer: ExecStreamer, session: ExecSession, channels: Chann
     """Run the session's command to its end; a client that leaves ends it."""
     try:
         async with AsyncExitStack() as stack:
-            sizes = channels.sizes()
-            size = await _first_size(channels) if session.tty else None
+            terminal = _Terminal()
+            if session.tty:
+                following = [asyncio.create_task(terminal.follow(channels))]
+                stack.push_async_callback(_cancelled, following)
+                await terminal.first_size()
             process = await streamer.start(
                 stack,
                 session.container_id,
                 session.cmd,
                 tty=session.tty,
                 stdin=session.stdin,
-                size=size,
+                size=terminal.size,
             )
-            del sizes
+            terminal.connect(process)
             outcome = await _until_gone(channels, _converse(process, channels))
-    except AgentError as exc:
+    except (AgentError, OSError) as exc:
         outcome = Outcome(failure=str(exc))
     if outcome is not None:
         await channels.finish(outcome)
+
+
+class _Terminal:
+    """The client's terminal: its size now, passed on to the command's."""
+
+    def __init__(self) -> None:
+        self.size: Size | None = None
+        self._told = asyncio.Event()
+        self._process: ExecProcess | None = None
+
+    async def follow(self, channels: Channels) -> None:
+        """Take sizes as long as the client tells them."""
+        async for size in channels.sizes():
+            self.size = size
+            self._told.set()
+            self._apply()
+
+    async def first_size(self) -> None:
+        """Wait for a size, though not for long."""
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(_FIRST_SIZE_S):
+                await self._told.wait()
+
+    def connect(self, process: ExecProcess) -> None:
+        """From now on pass sizes on."""
+        self._process = process
+        self._apply()
+
+    def _apply(self) -> None:
+        if self.size is not None and self._process is not None:
+            self._process.resize(self.size)
 
 
 async def run_attach(attacher: Attacher, session: AttachSession, channels: Channels) -> None:
@@ -67,26 +102,11 @@ async def _until_gone(
     gone = asyncio.create_task(channels.gone.wait())
     try:
         await asyncio.wait({task, gone}, return_when=asyncio.FIRST_COMPLETED)
-        if task.done():
-            return task.result()
-        return None
+        return task.result() if task.done() else None
     except ClientGone:
         return None
     finally:
-        for one in (task, gone):
-            one.cancel()
-            with contextlib.suppress(asyncio.CancelledError, ClientGone):
-                await one
-
-
-async def _first_size(channels: Channels) -> Size | None:
-    try:
-        async with asyncio.timeout(_FIRST_SIZE_S):
-            async for size in channels.sizes():
-                return size
-    except TimeoutError:
-        pass
-    return None
+        await _cancelled([task, gone])
 
 
 async def _converse(process: ExecProcess, channels: Channels) -> Outcome:
@@ -106,25 +126,25 @@ async def _converse(process: ExecProcess, channels: Channels) -> Outcome:
             with contextlib.suppress(BrokenPipeError):
                 await process.stdin.write(b"\x04")  # the end of file of a terminal
 
-    async def resize() -> None:
-        async for size in channels.sizes():
-            if process.terminal is not None:
-                process.terminal.resize(size.width, size.height)
+    async def ended() -> int:
+        code = await process.wait()
+        process.drain()  # a background child may hold the pipes for ever
+        return code
 
-    output = [
+    feeding = asyncio.create_task(inward())
+    ending = asyncio.create_task(ended())
+    tasks: list[asyncio.Task[Any]] = [
+        ending,
         asyncio.create_task(outward(process.stdout, stderr=False)),
         asyncio.create_task(outward(process.stderr, stderr=True)),
     ]
-    others = [asyncio.create_task(inward()), asyncio.create_task(resize())]
     try:
-        code = await process.wait()
-        # A background child may hold the pipes for ever; what is there now is passed on.
-        done, _ = await asyncio.wait(output, timeout=_DRAIN_S)
+        done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_EXCEPTION)
         for task in done:
             task.result()
-        return Outcome(code=code)
+        return Outcome(code=ending.result())
     finally:
-        await _cancelled([*output, *others])
+        await _cancelled([*tasks, feeding])
 
 
 async def _show(attachment: Attachment, session: AttachSession, channels: Channels) -> Outcome:
@@ -152,7 +172,7 @@ async def _show(attachment: Attachment, session: AttachSession, channels: Channe
     return Outcome()
 
 
-async def _cancelled(tasks: list[asyncio.Task[None]]) -> None:
+async def _cancelled(tasks: Sequence[asyncio.Task[Any]]) -> None:
     for task in tasks:
         task.cancel()
     for result in await asyncio.gather(*tasks, return_exceptions=True):

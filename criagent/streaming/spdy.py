@@ -3,11 +3,16 @@
 Windows are honoured towards a peer that shows that it keeps them (a SETTINGS or WINDOW_UPDATE
 frame). The client library of the Kubernetes tools keeps none, and would wait for ever for one that
 did not know; TCP holds it back instead.
+
+Frames that lead to nothing (pings, resets, settings, bytes for streams that have ended) are taken
+at a bounded rate: a peer that floods costs more than it can be worth (CVE-2023-44487).
 """
 
 from __future__ import annotations
 
 import struct
+import time
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from criagent.streaming import spdy_frames as frames
@@ -20,10 +25,12 @@ from criagent.streaming.spdy_frames import (
 )
 
 INITIAL_WINDOW = 64 << 10
+IDLE_BURST = 20_000  # frames that lead to nothing, at once
+IDLE_RATE = 1_000  # and a second, for ever
+MAX_STREAMS = 2048
 _SETTING_INITIAL_WINDOW = 7
-_MAX_STREAMS = 2048
 _MAX_WINDOW = 2**31 - 1
-_CHUNK = 32 << 10
+_CHUNK = 64 << 10
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,7 +65,14 @@ class Window:
     stream: int
 
 
-Event = Opened | Data | Reset | Window
+@dataclass(frozen=True, slots=True)
+class Broken:
+    """The peer broke the protocol, or a limit. The last event; a GOAWAY is left to be sent."""
+
+    reason: str
+
+
+Event = Opened | Data | Reset | Window | Broken
 
 
 @dataclass(slots=True)
@@ -70,48 +84,64 @@ class _Stream:
 
 
 class SpdyConnection:
-    """After a SpdyError only `data_to_send` (a GOAWAY) is left."""
+    """`now` tells seconds of any clock that only goes forward."""
 
-    def __init__(self) -> None:
+    def __init__(self, now: Callable[[], float] = time.monotonic) -> None:
         self._reader = FrameReader()
         self._decoder = HeaderDecoder()
         self._encoder = HeaderEncoder()
-        self._out = bytearray()
+        self._out: list[bytes] = []
         self._streams: dict[int, _Stream] = {}
         self._last = 0
         self._windows_kept = False
         self._initial_window = INITIAL_WINDOW
+        self._broken = False
+        self._now = now
+        self._idle_left = float(IDLE_BURST)
+        self._idle_since = now()
 
     def receive_data(self, data: bytes) -> list[Event]:
-        """Events of `data`. Raises SpdyError; the connection is closed then."""
+        """Events of `data`, the same however the bytes are split; none after Broken."""
         events: list[Event] = []
+        if self._broken:
+            return events
         try:
             for frame in self._reader.feed(data):
-                events += self._handle(frame)
-        except SpdyError:
+                self._handle(frame, events)
+        except SpdyError as error:
+            self._broken = True
             self.goaway(1)
-            raise
+            events.append(Broken(str(error)))
         return events
 
     def data_to_send(self) -> bytes:
         """What has to be written now."""
-        data = bytes(self._out)
+        data = b"".join(self._out)
         self._out.clear()
         return data
 
     def reply(self, stream: int) -> None:
         """Accept a stream that was opened."""
         payload = frames.number(stream) + self._encoder.encode({})
-        self._out += frames.control_frame(frames.SYN_REPLY, payload)
+        self._out.append(frames.control_frame(frames.SYN_REPLY, payload))
 
     def send_data(self, stream: int, data: bytes, *, fin: bool = False) -> None:
         """Queue bytes of a stream; nothing happens on one that has ended."""
         state = self._streams.get(stream)
         if state is None or state.ended_by_us:
             return
-        state.pending += data
         state.ended_by_us = fin
-        self._flush(stream, state)
+        if self._windows_kept:
+            state.pending += data
+            self._flush(stream, state)
+            return
+        for at in range(0, len(data), _CHUNK):
+            part = data[at : at + _CHUNK]
+            self._out.append(frames.data_frame(stream, part, fin=fin and at + _CHUNK >= len(data)))
+        if fin and not data:
+            self._out.append(frames.data_frame(stream, b"", fin=True))
+        state.window = max(state.window - len(data), 0)
+        self._forget_ended(stream, state)
 
     def unsent(self, stream: int) -> int:
         """Bytes of a stream that its window holds back."""
@@ -122,66 +152,87 @@ class SpdyConnection:
         """The application took `count` bytes; the peer may send as many more."""
         if count and stream in self._streams and not self._streams[stream].ended_by_peer:
             payload = frames.number(stream) + frames.number(count)
-            self._out += frames.control_frame(frames.WINDOW_UPDATE, payload)
+            self._out.append(frames.control_frame(frames.WINDOW_UPDATE, payload))
 
     def reset(self, stream: int, status: int = frames.RST_CANCEL) -> None:
         """Give a stream up."""
         if self._streams.pop(stream, None) is not None:
-            payload = frames.number(stream) + frames.number(status)
-            self._out += frames.control_frame(frames.RST_STREAM, payload)
+            self._reset_frame(stream, status)
 
     def goaway(self, status: int = 0) -> None:
         """Announce the end of the connection."""
         payload = frames.number(self._last) + frames.number(status)
-        self._out += frames.control_frame(frames.GOAWAY, payload)
+        self._out.append(frames.control_frame(frames.GOAWAY, payload))
 
-    def _handle(self, frame: Frame) -> list[Event]:
+    def _handle(self, frame: Frame, events: list[Event]) -> None:
         match frame.kind:
             case 0:
-                return self._data(frame)
+                self._data(frame, events)
             case frames.SYN_STREAM:
-                return self._open(frame)
+                self._open(frame, events)
+            case frames.WINDOW_UPDATE:
+                self._window_update(frame, events)
+            case frames.SYN_REPLY:
+                raise SpdyError("a reply to a stream that we never opened")
+            case _:
+                self._idle()
+                self._control(frame, events)
+
+    def _control(self, frame: Frame, events: list[Event]) -> None:
+        match frame.kind:
             case frames.RST_STREAM:
-                return [Reset(frame.stream)] if self._streams.pop(frame.stream, None) else []
+                if self._streams.pop(frame.stream, None) is not None:
+                    events.append(Reset(frame.stream))
             case frames.PING if len(frame.payload) == 4:
-                self._out += frames.control_frame(frames.PING, frame.payload)
+                self._out.append(frames.control_frame(frames.PING, frame.payload))
             case frames.HEADERS:
                 self._decoder.decode(frame.payload[4:])  # keeps the shared stream in step
             case frames.SETTINGS:
-                return self._settings(frame.payload)
-            case frames.WINDOW_UPDATE:
-                return self._window_update(frame)
-            case frames.SYN_REPLY:
-                raise SpdyError("a reply to a stream that we never opened")
-        return []
+                self._settings(frame.payload)
 
-    def _open(self, frame: Frame) -> list[Event]:
+    def _idle(self) -> None:
+        """Take note of a frame that leads to nothing."""
+        self._idle_left -= 1
+        if self._idle_left >= 0:
+            return
+        now = self._now()
+        earned = (now - self._idle_since) * IDLE_RATE
+        self._idle_since = now
+        self._idle_left = min(self._idle_left + earned, IDLE_BURST)
+        if self._idle_left < 0:
+            raise SpdyError("a flood of frames that lead to nothing")
+
+    def _open(self, frame: Frame, events: list[Event]) -> None:
         if len(frame.payload) < 10:
             raise SpdyError("a short SYN_STREAM frame")
         headers = self._decoder.decode(frame.payload[10:])
         if frame.stream <= self._last or not frame.stream % 2:
             raise SpdyError(f"stream {frame.stream} after {self._last}")
         self._last = frame.stream
-        if len(self._streams) >= _MAX_STREAMS:
-            payload = frames.number(frame.stream) + frames.number(frames.RST_REFUSED_STREAM)
-            self._out += frames.control_frame(frames.RST_STREAM, payload)
-            return []
+        if len(self._streams) >= MAX_STREAMS:
+            self._idle()
+            self._reset_frame(frame.stream, frames.RST_REFUSED_STREAM)
+            return
         fin = bool(frame.flags & frames.FLAG_FIN)
         self._streams[frame.stream] = _Stream(self._initial_window, ended_by_peer=fin)
-        return [Opened(frame.stream, headers, fin)]
+        events.append(Opened(frame.stream, headers, fin))
 
-    def _data(self, frame: Frame) -> list[Event]:
+    def _data(self, frame: Frame, events: list[Event]) -> None:
         state = self._streams.get(frame.stream)
+        fin = bool(frame.flags & frames.FLAG_FIN)
         if state is None or state.ended_by_peer:
-            if frame.stream > self._last:
+            if frame.stream > self._last or not frame.stream % 2:
                 raise SpdyError(f"data on stream {frame.stream}, which was never opened")
-            return []
-        state.ended_by_peer = bool(frame.flags & frames.FLAG_FIN)
-        event = Data(frame.stream, frame.payload, state.ended_by_peer)
+            self._idle()
+            return
+        if not frame.payload and not fin:
+            self._idle()
+            return
+        state.ended_by_peer = fin
+        events.append(Data(frame.stream, frame.payload, fin))
         self._forget_ended(frame.stream, state)
-        return [event]
 
-    def _settings(self, payload: bytes) -> list[Event]:
+    def _settings(self, payload: bytes) -> None:
         count = int.from_bytes(payload[:4], "big")
         if len(payload) != 4 + 8 * count:
             raise SpdyError("a malformed SETTINGS frame")
@@ -190,38 +241,42 @@ class SpdyConnection:
             if key & 0xFFFFFF == _SETTING_INITIAL_WINDOW and value <= _MAX_WINDOW:
                 self._windows_kept = True
                 self._initial_window = value
-        return []
 
-    def _window_update(self, frame: Frame) -> list[Event]:
+    def _window_update(self, frame: Frame, events: list[Event]) -> None:
         if len(frame.payload) != 8:
             raise SpdyError("a malformed WINDOW_UPDATE frame")
-        self._windows_kept = True
+        more = int.from_bytes(frame.payload[4:], "big") & 0x7FFFFFFF
         state = self._streams.get(frame.stream)
-        if state is None:
-            return []
-        state.window += int.from_bytes(frame.payload[4:], "big") & 0x7FFFFFFF
+        self._windows_kept = True
+        if state is None or not more:
+            self._idle()
+            return
+        state.window += more
         if state.window > _MAX_WINDOW:
             raise SpdyError("a window of more than 2^31 - 1")
         self._flush(frame.stream, state)
-        return [Window(frame.stream)]
+        events.append(Window(frame.stream))
 
     def _flush(self, stream: int, state: _Stream) -> None:
         while state.pending:
-            room = state.window if self._windows_kept else len(state.pending)
-            size = min(room, len(state.pending), _CHUNK)
+            size = min(state.window, len(state.pending), _CHUNK)
             if size <= 0:
                 return
             part = bytes(state.pending[:size])
             del state.pending[:size]
-            state.window = max(state.window - size, 0)
+            state.window -= size
             last = state.ended_by_us and not state.pending
-            self._out += frames.data_frame(stream, part, fin=last)
+            self._out.append(frames.data_frame(stream, part, fin=last))
             if last:
                 self._forget_ended(stream, state)
                 return
         if state.ended_by_us:
-            self._out += frames.data_frame(stream, b"", fin=True)
+            self._out.append(frames.data_frame(stream, b"", fin=True))
             self._forget_ended(stream, state)
+
+    def _reset_frame(self, stream: int, status: int) -> None:
+        payload = frames.number(stream) + frames.number(status)
+        self._out.append(frames.control_frame(frames.RST_STREAM, payload))
 
     def _forget_ended(self, stream: int, state: _Stream) -> None:
         if state.ended_by_peer and state.ended_by_us and not state.pending:

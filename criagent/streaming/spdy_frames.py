@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import struct
 import zlib
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
 VERSION = 3
@@ -82,21 +82,25 @@ class FrameReader:
     def __init__(self) -> None:
         self._buffer = bytearray()
 
-    def feed(self, data: bytes) -> list[Frame]:
-        """The frames that are complete now. Raises SpdyError."""
+    def feed(self, data: bytes) -> Iterator[Frame]:
+        """The frames that are complete now, to be taken to the end. Raises SpdyError."""
         self._buffer += data
-        frames = []
-        while len(self._buffer) >= _HEAD.size:
-            first, second = _HEAD.unpack_from(self._buffer)
-            length, flags = second & 0xFFFFFF, second >> 24
-            if length > MAX_FRAME:
-                raise SpdyError(f"a frame of {length} bytes")
-            if len(self._buffer) < _HEAD.size + length:
-                break
-            payload = bytes(self._buffer[_HEAD.size : _HEAD.size + length])
-            del self._buffer[: _HEAD.size + length]
-            frames.append(_frame(first, flags, payload))
-        return frames
+        at = 0
+        try:
+            while len(self._buffer) - at >= _HEAD.size:
+                first, second = _HEAD.unpack_from(self._buffer, at)
+                length, flags = second & 0xFFFFFF, second >> 24
+                if length > MAX_FRAME:
+                    raise SpdyError(f"a frame of {length} bytes")
+                start = at + _HEAD.size
+                if len(self._buffer) - start < length:
+                    break
+                with memoryview(self._buffer) as view:
+                    payload = bytes(view[start : start + length])
+                at = start + length
+                yield _frame(first, flags, payload)
+        finally:
+            del self._buffer[:at]
 
 
 def _frame(first: int, flags: int, payload: bytes) -> Frame:

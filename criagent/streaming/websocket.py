@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections.abc import AsyncIterator, Sequence
 
 from websockets.frames import Frame, Opcode
@@ -11,36 +12,38 @@ from websockets.protocol import State
 from websockets.server import ServerProtocol
 from websockets.typing import Subprotocol
 
+from criagent.streaming.wire import Wire
+
 TUNNEL = "spdy-tunnel.portforward.k8s.io"
 
-_MAX_MESSAGE = 1 << 20
+_MAX_MESSAGE = 16 << 20  # Python's client sends whatever it is given in one message
 # Kubernetes names this subprotocol with a slash, which is no token (RFC 9110) and which the library
 # rightly refuses; it knows the protocol by another name.
 _TUNNEL = b"SPDY/3.1+portforward.k8s.io"
 _TUNNEL_TOKEN = TUNNEL.encode()
+_BAD_REQUEST = b"HTTP/1.1 400 Bad Request\r\nConnection: close\r\nContent-Length: 0\r\n\r\n"
 
 
 class WebSocket:
-    """An accepted socket; `messages` must be kept going by somebody."""
+    """An accepted socket; `messages` must be kept going by somebody.
 
-    def __init__(
-        self,
-        protocol: ServerProtocol,
-        reader: asyncio.StreamReader,
-        writer: asyncio.StreamWriter,
-    ) -> None:
+    `gone`: the client has hung up, perhaps before its last messages were read. `closed`: nothing
+    more comes.
+    """
+
+    def __init__(self, protocol: ServerProtocol, wire: Wire) -> None:
         self.subprotocol = protocol.subprotocol or ""
+        self.gone = wire.gone
         self.closed = asyncio.Event()
         self._protocol = protocol
-        self._reader = reader
-        self._writer = writer
+        self._wire = wire
         self._writing = asyncio.Lock()
 
     async def messages(self) -> AsyncIterator[bytes]:
         """Whole messages until the client leaves; pings are answered on the way."""
         parts: list[bytes] = []
         try:
-            while self._protocol.state is State.OPEN:
+            while True:
                 for event in self._protocol.events_received():
                     if not isinstance(event, Frame):
                         continue
@@ -50,15 +53,14 @@ class WebSocket:
                             yield b"".join(parts)
                             parts = []
                 await self._flush()
-                data = await self._reader.read(1 << 16)
+                if self._protocol.eof_sent or self._protocol.state is State.CLOSED:
+                    return  # both have said goodbye, or the client broke the protocol
+                data = await self._wire.read()
                 if data:
                     self._protocol.receive_data(data)
                 else:
                     self._protocol.receive_eof()
-            for event in self._protocol.events_received():
-                if isinstance(event, Frame) and event.opcode in {Opcode.TEXT, Opcode.BINARY}:
-                    yield bytes(event.data)
-        except OSError:
+        except (OSError, EOFError):
             pass  # the client is gone
         finally:
             self.closed.set()
@@ -74,25 +76,27 @@ class WebSocket:
         await self._flush()
 
     async def close(self) -> None:
-        """Say goodbye."""
+        """Say goodbye. Raises OSError when the client is gone."""
         if self._protocol.state is State.OPEN:
             self._protocol.send_close(1000)
             await self._flush()
 
+    async def fail(self, reason: str) -> None:
+        """End the socket for what the client sent (1002, protocol error)."""
+        if self._protocol.state is State.OPEN:
+            self._protocol.fail(1002, reason[:100])
+            with contextlib.suppress(OSError):
+                await self._flush()
+        self.closed.set()
+
     async def _flush(self) -> None:
         async with self._writing:
-            for data in self._protocol.data_to_send():
-                if data:
-                    self._writer.write(data)
-            await self._writer.drain()
+            data = b"".join(self._protocol.data_to_send())
+            if data:
+                await self._wire.write(data)
 
 
-async def accept(
-    head: bytes,
-    subprotocols: Sequence[str],
-    reader: asyncio.StreamReader,
-    writer: asyncio.StreamWriter,
-) -> WebSocket | None:
+async def accept(head: bytes, subprotocols: Sequence[str], wire: Wire) -> WebSocket | None:
     """Answer the request `head` (with what follows it); None when the handshake failed.
 
     The client's first subprotocol that is among ours is taken; one that asks for none gets "".
@@ -104,16 +108,17 @@ async def accept(
     protocol = ServerProtocol(select_subprotocol=choose, max_size=_MAX_MESSAGE)
     protocol.receive_data(head.replace(_TUNNEL, _TUNNEL_TOKEN))
     requests = [event for event in protocol.events_received() if isinstance(event, Request)]
-    if not requests:
+    if not requests:  # a request that h11 takes and this library does not
+        answer = b"".join(protocol.data_to_send())
+        await wire.write(answer or _BAD_REQUEST)
         return None
     offered = requests[0].headers.get_all("Sec-WebSocket-Protocol")
     response = protocol.accept(requests[0])
     if response.status_code == 101 and offered and protocol.subprotocol is None:
         response = protocol.reject(400, f"none of {', '.join(offered)} is supported\n")
     protocol.send_response(response)
-    for data in protocol.data_to_send():
-        writer.write(data.replace(_TUNNEL_TOKEN, _TUNNEL))
-    await writer.drain()
+    answer = b"".join(protocol.data_to_send())
+    await wire.write(answer.replace(_TUNNEL_TOKEN, _TUNNEL))
     if response.status_code != 101:
         return None
-    return WebSocket(protocol, reader, writer)
+    return WebSocket(protocol, wire)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from criagent.errors import ExhaustedError
-from criagent.streaming.channels import Outcome, parse_size
+from criagent.streaming.outcome import Outcome, parse_size
 from criagent.streaming.sessions import PortForwardSession, Tokens
 
 

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from criagent.streaming import spdy_frames as frames
-from criagent.streaming.spdy import Data, Event, Opened, Reset, SpdyConnection, Window
+from criagent.streaming.spdy import Broken, Data, Event, Opened, Reset, SpdyConnection, Window
 from criagent.streaming.spdy_frames import (
     DICTIONARY,
     FrameReader,
@@ -89,24 +89,22 @@ def test_any_split_of_the_bytes_gives_the_same_events(sizes: list[int]) -> None:
 @given(st.binary(max_size=300))
 def test_hostile_bytes_end_the_connection_or_do_nothing(data: bytes) -> None:
     connection = SpdyConnection()
-    try:
-        connection.receive_data(data)
-    except SpdyError:
+    if any(isinstance(event, Broken) for event in connection.receive_data(data)):
         assert connection.data_to_send()
+        assert connection.receive_data(conversation()) == []
 
 
 @given(st.binary(min_size=8, max_size=60), st.integers(1, 12))
 def test_hostile_payloads_of_every_kind(payload: bytes, kind: int) -> None:
     connection = SpdyConnection()
-    try:
-        connection.receive_data(conversation() + control_frame(kind, payload))
-    except SpdyError:
-        assert connection.data_to_send()
+    events = connection.receive_data(conversation() + control_frame(kind, payload))
+    assert events[: len(EVENTS)] == EVENTS
+    assert connection.data_to_send()
 
 
 def test_a_frame_of_sixteen_megabytes_is_refused_by_its_header() -> None:
     with pytest.raises(SpdyError):
-        FrameReader().feed(struct.pack("!II", 1, 0xFFFFFF))
+        list(FrameReader().feed(struct.pack("!II", 1, 0xFFFFFF)))
 
 
 def test_a_header_block_bomb_is_refused() -> None:
@@ -125,12 +123,70 @@ def test_a_flood_of_streams_is_refused_one_by_one() -> None:
     assert opened == 2048
 
 
-def test_a_million_resets_cost_nothing() -> None:
+RESET = control_frame(frames.RST_STREAM, number(1) + number(5))
+FLOODS = {
+    "resets": RESET,
+    "pings": control_frame(frames.PING, number(7)),
+    "settings": control_frame(frames.SETTINGS, number(1) + number(7) + number(100_000)),
+    "windows of no stream": control_frame(frames.WINDOW_UPDATE, number(99) + number(1)),
+    "unknown frames": control_frame(12, b"x"),
+    "goaways": control_frame(frames.GOAWAY, number(1) + number(0)),
+    "empty data": data_frame(1, b""),
+}
+
+
+@pytest.mark.parametrize("flood", FLOODS)
+def test_a_million_frames_that_lead_to_nothing_end_the_connection(flood: str) -> None:
+    clock = [0.0]
+    connection = SpdyConnection(lambda: clock[0])
+    connection.receive_data(syn_stream(HeaderEncoder(), 1, {}))
+    for _ in range(60):  # an hour of them at a sane rate is fine
+        assert connection.receive_data(FLOODS[flood] * 1000) in ([], [Reset(1)])
+        connection.data_to_send()
+        clock[0] += 60
+    taken = 0
+    while not (events := connection.receive_data(FLOODS[flood] * 1000)):
+        connection.data_to_send()
+        taken += 1000
+        assert taken < 1_000_000
+    assert events == [Broken("a flood of frames that lead to nothing")]
+    assert taken <= 20_000
+
+
+def test_streams_opened_and_reset_at_once_end_the_connection() -> None:
+    connection, encoder = SpdyConnection(lambda: 0.0), HeaderEncoder()
+    stream = 1
+    while not any(
+        isinstance(event, Broken)
+        for event in connection.receive_data(
+            syn_stream(encoder, stream, {})
+            + control_frame(frames.RST_STREAM, number(stream) + number(5))
+        )
+    ):
+        stream += 2
+        assert stream < 100_000
+
+
+@pytest.mark.parametrize(
+    "frame",
+    [
+        control_frame(frames.WINDOW_UPDATE, number(1) + number(2**31 - 1)),
+        control_frame(frames.SYN_STREAM, number(1) + number(0) + b"\0\0"),
+        control_frame(frames.SYN_REPLY, number(1)),
+        data_frame(2, b"x"),
+        data_frame(77, b"x"),
+        struct.pack("!II", 1, 0xFFFFFF),
+        struct.pack("!II", 1 << 31 | 2 << 16 | 1, 0),
+    ],
+    ids=["window", "reused id", "reply", "even", "unopened", "length", "version"],
+)
+def test_what_the_protocol_forbids_ends_the_connection(frame: bytes) -> None:
     connection = SpdyConnection()
-    resets = control_frame(frames.RST_STREAM, number(1) + number(5)) * 10_000
-    for _ in range(100):
-        assert connection.receive_data(resets) == []
-    assert connection.data_to_send() == b""
+    connection.receive_data(syn_stream(HeaderEncoder(), 1, {}))
+    (broken,) = connection.receive_data(frame)
+    assert isinstance(broken, Broken)
+    (goaway,) = FrameReader().feed(connection.data_to_send())
+    assert goaway.kind == frames.GOAWAY
 
 
 def test_windows_hold_back_a_peer_that_keeps_them_and_nobody_else() -> None:
@@ -150,9 +206,9 @@ def test_an_end_after_held_back_bytes_comes_with_the_last_of_them() -> None:
     connection.receive_data(syn_stream(encoder, 1, {}))
     connection.receive_data(control_frame(frames.WINDOW_UPDATE, number(1) + number(1)))
     connection.send_data(1, bytes(70_000), fin=True)
-    first = FrameReader().feed(connection.data_to_send())
+    first = list(FrameReader().feed(connection.data_to_send()))
     assert not any(frame.flags for frame in first)
     connection.receive_data(control_frame(frames.WINDOW_UPDATE, number(1) + number(70_000)))
-    last = FrameReader().feed(connection.data_to_send())
+    last = list(FrameReader().feed(connection.data_to_send()))
     assert last[-1].flags == frames.FLAG_FIN
     assert sum(len(frame.payload) for frame in (*first, *last)) == 70_000

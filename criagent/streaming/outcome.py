@@ -1,0 +1,80 @@
+"""What a remote command tells at its end, and the sizes that a client tells of its terminal."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from typing import Any
+
+from criagent.runtime.exec_stream import Size
+
+_MAX_SIZE = 1024  # bytes of one resize message
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Outcome:
+    """How it ended: an exit code, or the reason why there is none."""
+
+    code: int = 0
+    failure: str = ""
+
+    def status(self) -> bytes:
+        """The Status object of v4 and v5 (k8s.io/apimachinery, metav1.Status)."""
+        document: dict[str, Any] = {"metadata": {}, "status": "Success"}
+        if self.failure:
+            document |= {
+                "status": "Failure",
+                "message": self.failure,
+                "reason": "InternalError",
+                "details": {"causes": [{"message": self.failure}]},
+                "code": 500,
+            }
+        elif self.code:
+            document |= {
+                "status": "Failure",
+                "message": self.text(),
+                "reason": "NonZeroExitCode",
+                "details": {"causes": [{"reason": "ExitCode", "message": str(self.code)}]},
+            }
+        return json.dumps(document).encode()
+
+    def text(self) -> str:
+        """What the older protocols say; nothing for success."""
+        if self.failure:
+            return self.failure
+        return f"command terminated with non-zero exit code: {self.code}" if self.code else ""
+
+
+def parse_size(data: bytes) -> Size | None:
+    """A resize message; None for what is none."""
+    if len(data) > _MAX_SIZE:
+        return None
+    try:
+        document = json.loads(data)
+        width, height = document["Width"], document["Height"]
+    except (ValueError, KeyError, TypeError, RecursionError):
+        return None
+    if type(width) is not int or type(height) is not int:
+        return None
+    if not 0 < width < 65536 or not 0 < height < 65536:
+        return None
+    return Size(width=width, height=height)
+
+
+class SizeParser:
+    """Resize messages of a stream, one JSON object after the other."""
+
+    def __init__(self) -> None:
+        self._pending = b""
+
+    def feed(self, data: bytes) -> list[Size]:
+        """The sizes that are complete now; garbage is skipped up to the next closing brace."""
+        *whole, rest = data.split(b"}")
+        found = []
+        for part in whole:
+            size = parse_size(self._pending + part + b"}")
+            self._pending = b""
+            if size is not None:
+                found.append(size)
+        self._pending = (self._pending + rest)[: _MAX_SIZE + 1]  # more is no size any more
+        return found
