@@ -289,6 +289,7 @@ class _RuntimeAssembly:
             transitions=self.transitions,
             paths=self.paths,
             oom=OomWatch(),
+            starts=self.stop_owners,
             clock=self.clock,
             fs=self.fs,
             boot_id=self.boot_id,

@@ -7,7 +7,8 @@ kubelets do by themselves: a gap that nobody told of would be worse.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import contextmanager
 
 from criagent._proto import api_pb2
 from criagent.cri.convert_container import container_status
@@ -45,20 +46,29 @@ class Events:
         """How many are listening."""
         return len(self._queues)
 
-    async def subscribe(self) -> AsyncIterator[api_pb2.ContainerEventResponse]:
-        """Events from now on, until the agent stops. Raises ExhaustedError when too slow."""
+    @contextmanager
+    def subscription(self) -> Iterator[AsyncIterator[api_pb2.ContainerEventResponse]]:
+        """Events from now on, until the agent stops; iterating raises ExhaustedError when the
+        caller is too slow.
+        """
         queue: _Queue = asyncio.Queue(_QUEUE)
-        self._queues.add(queue)
+        if self._closed:
+            queue.put_nowait(None)
+        else:
+            self._queues.add(queue)
         try:
-            while not self._closed and (event := await queue.get()) is not None:
-                yield event
-            if queue in self._overrun:
-                raise ExhaustedError(
-                    f"more than {_QUEUE} events were not read; list and come again"
-                )
+            yield self._told(queue)
         finally:
             self._queues.discard(queue)
             self._overrun.discard(queue)
+
+    async def _told(self, queue: _Queue) -> AsyncIterator[api_pb2.ContainerEventResponse]:
+        while (event := await queue.get()) is not None:
+            yield event
+        if queue in self._overrun:
+            raise ExhaustedError(
+                f"more than {_QUEUE} events were not read in time; list, and subscribe again"
+            )
 
     def close(self) -> None:
         """End every subscription."""

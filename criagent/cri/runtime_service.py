@@ -266,8 +266,10 @@ class RuntimeService(StatsCalls, api_pb2_grpc.RuntimeServiceServicer):
     async def GetContainerEvents(
         self, request: api_pb2.GetEventsRequest, context: Context
     ) -> AsyncIterator[api_pb2.ContainerEventResponse]:
-        async for event in self.events.subscribe():
-            yield event
+        with self.events.subscription() as events:
+            await context.send_initial_metadata(())  # from here on the caller misses nothing
+            async for event in events:
+                yield event
 
     # Streams: a one-time URL of the streaming server.
 

@@ -21,6 +21,11 @@ from criagent.store.sandboxes import SandboxStore
 log: structlog.stdlib.BoundLogger = structlog.get_logger(__name__)
 
 
+def start_key(container_id: str) -> str:
+    """The key of the owner that starts the container."""
+    return f"start:{container_id}"
+
+
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class ContainerStarter:
     """The StartContainer verb; one task per container."""
@@ -42,7 +47,7 @@ class ContainerStarter:
             raise WrongStateError(f"sandbox {row.sandbox_id} of container {row.id} was stopped")
         if row.started_at_ns:
             return
-        key = f"start:{row.id}"
+        key = start_key(row.id)
         owner = self.owners.get(key) or self.owners.start(key, None, partial(self._start, row))
         await self.owners.join(owner)
 

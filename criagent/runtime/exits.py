@@ -16,11 +16,12 @@ from pathlib import Path
 
 import structlog
 
-from criagent.aio import run_in
+from criagent.aio import Owners, run_in
 from criagent.child import Child
 from criagent.kernel import cgroupfs, process
 from criagent.model import Container, NamespaceMode, ProcessRef, Reason
 from criagent.runtime.clock import Clock
+from criagent.runtime.container_start import start_key
 from criagent.runtime.oom import OomWatch
 from criagent.runtime.paths import RuntimePaths
 from criagent.runtime.transitions import Transitions
@@ -28,6 +29,7 @@ from criagent.store.containers import ContainerStore
 
 _FILE_LIMIT_S = 1.0  # 2500 of 2500 exit files were there when the monitor's pidfd fired
 _FILE_LOOK_S = 0.05
+_START_LIMIT_S = 10.0  # a process that is over may precede the end of the runtime that started it
 LOST_CODE = 255
 
 log: structlog.stdlib.BoundLogger = structlog.get_logger(__name__)
@@ -43,6 +45,7 @@ class ExitWatcher:
         transitions: Transitions,
         paths: RuntimePaths,
         oom: OomWatch,
+        starts: Owners[None],
         clock: Clock,
         fs: Executor,
         boot_id: str,
@@ -51,6 +54,7 @@ class ExitWatcher:
         self._transitions = transitions
         self._paths = paths
         self._oom = oom
+        self._starts = starts
         self._clock = clock
         self._fs = fs
         self._boot_id = boot_id
@@ -123,6 +127,9 @@ class ExitWatcher:
             await child.wait()
         elif monitor is not None:
             await _ended(monitor)
+        start = self._starts.get(start_key(container_id))
+        if start is not None and start.task is not None:  # its row comes first, and its event
+            await asyncio.wait({start.task}, timeout=_START_LIMIT_S)
         row = self._store.get(container_id)
         if row is not None and row.ready_at_ns and not row.finished_at_ns:
             try:
