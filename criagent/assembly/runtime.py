@@ -17,6 +17,7 @@ from criagent.net.bridge import BridgeConfig, BridgeNetwork
 from criagent.net.cni import CniConfig, CniNetwork
 from criagent.net.pod_network import Networks
 from criagent.runtime import clock as clocks
+from criagent.runtime.apparmor import AppArmor
 from criagent.runtime.attach import Attacher
 from criagent.runtime.cdi_devices import CdiDevices
 from criagent.runtime.cdi_folders import CdiFolders
@@ -150,6 +151,7 @@ class _RuntimeAssembly:
             nofile=(section.nofile_soft, section.nofile_hard),
             missing_controllers=section.missing_controllers,
         )
+        self.apparmor = AppArmor(available=self.node.apparmor, fs=self.fs)
         self.runtimes = {
             name: OciRuntime(
                 name=name,
@@ -229,6 +231,7 @@ class _RuntimeAssembly:
                 fs=self.fs,
             ),
             exits=self.exits,
+            apparmor=self.apparmor,
             recovery=self._recovery(),
             sandbox_owners=self.sandbox_owners,
             container_owners=self.container_owners,
@@ -345,6 +348,7 @@ class _RuntimeAssembly:
             paths=self.paths,
             driver=self.driver,
             node=self.node,
+            apparmor=self.apparmor,
             cdi=CdiDevices(
                 folders=CdiFolders(section.cdi_spec_dirs),
                 handlers={facts.name: facts for facts in self.handlers},

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from criagent.doctor.finding import Finding, content, error, fine, number, warning
+from criagent.runtime.apparmor import PLACES
 from criagent.runtime.node_facts import held_capabilities
 
 _NEEDED = ("SYS_ADMIN", "NET_ADMIN", "CHOWN", "DAC_OVERRIDE", "MKNOD", "SETUID", "SETGID", "KILL")
@@ -34,7 +35,7 @@ def read() -> SecurityFacts:
         capabilities=held_capabilities(),
         seccomp=Path("/proc/sys/kernel/seccomp/actions_avail").exists(),
         apparmor=content("/sys/module/apparmor/parameters/enabled"),
-        apparmor_parser=shutil.which("apparmor_parser") is not None,
+        apparmor_parser=shutil.which("apparmor_parser", path=PLACES) is not None,
         selinux=content("/sys/fs/selinux/enforce"),
         modules=content("/sys/kernel/security/lsm"),
         user_namespaces=number("/proc/sys/user/max_user_namespaces"),
@@ -92,7 +93,7 @@ def _user_namespaces(facts: SecurityFacts) -> Finding:
 
 def _apparmor(facts: SecurityFacts) -> Finding:
     if facts.apparmor != "Y":
-        return fine("AppArmor", "off: pods that ask for a profile are refused")
+        return fine("AppArmor", "off: pods that ask for a profile of the node are refused")
     if facts.apparmor_parser:
         return fine("AppArmor", "on")
     return warning(

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Literal
 
 from criagent.kernel import cgroupfs
+from criagent.runtime.apparmor import PROFILES
 from criagent.runtime.capabilities import NAMES
 from criagent.runtime.spec_inputs import NodeFacts
 
@@ -32,7 +33,8 @@ def read_node_facts(
         controllers=controllers(),
         missing_controllers=missing_controllers,
         swap=counts_swap(),
-        apparmor=_says("/sys/module/apparmor/parameters/enabled", "Y"),
+        # In a container the kernel's AppArmor is on, but its files are not there to load profiles.
+        apparmor=_says("/sys/module/apparmor/parameters/enabled", "Y") and PROFILES.exists(),
         selinux=Path("/sys/fs/selinux/enforce").exists(),
         machine=platform.machine(),
         thermal_paths=tuple(sorted(str(p) for p in _CPUS.glob("cpu[0-9]*/thermal_throttle"))),

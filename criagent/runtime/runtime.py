@@ -12,6 +12,7 @@ from criagent.errors import UnsupportedError, WrongStateError
 from criagent.kernel import cgroupfs
 from criagent.model import Container, ContainerSpec, Resources, Sandbox, SandboxSpec
 from criagent.net.pod_network import Networks
+from criagent.runtime.apparmor import AppArmor
 from criagent.runtime.attach import Attacher
 from criagent.runtime.cgroups import DEFAULT_PARENT, CgroupDriver
 from criagent.runtime.container_create import ContainerCreator
@@ -62,6 +63,7 @@ class Runtime:
     stats: ContainerStatsReader
     pod_stats: PodStatsReader
     exits: ExitWatcher
+    apparmor: AppArmor
     recovery: Recovery
     sandbox_owners: Owners[Sandbox]
     container_owners: Owners[Container]
@@ -176,6 +178,7 @@ class Runtime:
 
     async def recover(self) -> None:
         """Reconcile rows and kernel; must end before any call is served."""
+        await self.apparmor.prepare()
         await self.recovery.run()
 
     async def stop(self, limit_s: float) -> None:

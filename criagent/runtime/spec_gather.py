@@ -9,16 +9,16 @@ from pathlib import Path
 from typing import Literal
 
 from criagent.aio import run_in
-from criagent.errors import InvalidRequestError, UnsupportedError
+from criagent.errors import InvalidRequestError
 from criagent.model import (
     Container,
     ContainerState,
     ContainerUser,
     Image,
     NamespaceMode,
-    ProfileType,
     Sandbox,
 )
+from criagent.runtime.apparmor import AppArmor
 from criagent.runtime.capabilities import effective_capabilities
 from criagent.runtime.cdi_devices import CdiDevices
 from criagent.runtime.cgroups import CgroupDriver, container_cgroups_path
@@ -66,6 +66,7 @@ class SpecGatherer:
     paths: RuntimePaths
     driver: CgroupDriver
     node: NodeFacts
+    apparmor: AppArmor
     cdi: CdiDevices
     owned_devices: bool
     no_host_devices: frozenset[str]
@@ -99,7 +100,9 @@ class SpecGatherer:
             cgroups_path=container_cgroups_path(self.driver, box.spec.cgroup_parent, row.id),
             hostname=pod_hostname(box),
             seccomp=looked.seccomp,
-            apparmor=self._apparmor(row),
+            apparmor=await self.apparmor.profile(
+                row.spec.security.apparmor, privileged=row.spec.security.privileged
+            ),
             node=self.node,
             all_devices=self._host_devices(row),
             cdi=looked.cdi,
@@ -168,34 +171,3 @@ class SpecGatherer:
             hosts=self.paths.hosts(box.id),
             shm=_HOST_SHM if host_ipc else self.paths.shm(box.id),
         )
-
-    def _apparmor(self, row: Container) -> str:
-        profile = row.spec.security.apparmor
-        if (
-            profile is None
-            or profile.type is ProfileType.UNCONFINED
-            or row.spec.security.privileged
-        ):
-            return ""
-        if profile.type is ProfileType.RUNTIME_DEFAULT:
-            return ""
-        if not self.node.apparmor:
-            raise UnsupportedError(
-                f'AppArmor profile "{profile.localhost_ref}" is asked for, but this node\'s kernel '
-                "has AppArmor off"
-            )
-        name = profile.localhost_ref.removeprefix("localhost/")
-        if not _loaded(name):
-            raise InvalidRequestError(
-                f'AppArmor profile "{name}" is not loaded on this node; apparmor_parser -r it'
-            )
-        return name
-
-
-def _loaded(name: str) -> bool:
-    path = Path("/sys/kernel/security/apparmor/profiles")
-    try:
-        lines = path.read_text().splitlines()
-    except OSError:
-        return False
-    return any(line.rpartition(" (")[0] == name for line in lines)

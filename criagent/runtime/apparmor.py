@@ -1,0 +1,138 @@
+"""AppArmor: which profile a container runs under, and the default one loaded into the kernel.
+
+The default profile is ours (criagent-default.apparmor). It is replaced at every start, so that an
+update of the agent counts for what starts afterwards, and loaded again by the first container that
+finds it missing, as after `aa-teardown`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import dataclasses
+import os
+import re
+import shutil
+from concurrent.futures import Executor
+from importlib import resources
+from pathlib import Path
+
+import structlog
+
+from criagent.aio import run_in
+from criagent.child import PipeReader, killed_on_exit, spawn
+from criagent.errors import InvalidRequestError, UnsupportedError
+from criagent.model import ProfileType, SecurityProfile
+
+DEFAULT = "criagent-default"
+PROFILES = Path("/sys/kernel/security/apparmor/profiles")
+_OWN_LABEL = Path("/proc/self/attr/current")
+_LABEL = re.compile(r"[A-Za-z0-9_./:@+-]+")
+PLACES = "/usr/sbin:/sbin:/usr/bin:/bin"  # of apparmor_parser; a service's PATH may lack sbin
+_LIMIT_S = 60.0
+
+log: structlog.stdlib.BoundLogger = structlog.get_logger(__name__)
+
+
+@dataclasses.dataclass(slots=True, kw_only=True)
+class AppArmor:
+    """The kernel's AppArmor; `available` says that it is on and its files can be seen."""
+
+    available: bool
+    fs: Executor
+    profiles: Path = PROFILES
+    places: str = PLACES
+    _loading: asyncio.Lock = dataclasses.field(default_factory=asyncio.Lock)
+
+    async def prepare(self) -> None:
+        """Load the default profile where there is AppArmor; a failure is logged with its cure."""
+        if self.available and (problem := await self._load()):
+            log.warning("apparmor_default_profile_not_loaded", problem=problem)
+
+    async def profile(self, wanted: SecurityProfile | None, *, privileged: bool) -> str:
+        """The name of a loaded profile, "" for none.
+
+        A privileged container has none. Without AppArmor in the kernel RuntimeDefault is none.
+        Nothing wanted means the default profile, or none where it cannot be loaded.
+        Raises UnsupportedError for a profile that this node cannot have, InvalidRequestError for
+        one that is not loaded.
+        """
+        kind = wanted.type if wanted is not None else ProfileType.RUNTIME_DEFAULT
+        if privileged or kind is ProfileType.UNCONFINED:
+            return ""
+        if wanted is not None and kind is ProfileType.LOCALHOST:
+            return await self._localhost(wanted.localhost_ref.removeprefix("localhost/"))
+        if not self.available:
+            return ""
+        if await self._loaded(DEFAULT):
+            return DEFAULT
+        async with self._loading:
+            problem = "" if await self._loaded(DEFAULT) else await self._load()
+        if problem and wanted is not None:
+            raise UnsupportedError(f"AppArmor profile RuntimeDefault: {problem}")
+        return "" if problem else DEFAULT
+
+    async def _localhost(self, name: str) -> str:
+        if not self.available:
+            raise UnsupportedError(
+                f'AppArmor profile "{name}" is asked for, but this node\'s kernel has AppArmor off'
+            )
+        if not await self._loaded(name):
+            raise InvalidRequestError(
+                f'AppArmor profile "{name}" is not loaded on this node; apparmor_parser -r it'
+            )
+        return name
+
+    async def _loaded(self, name: str) -> bool:
+        return await run_in(self.fs, is_loaded, name, self.profiles)
+
+    async def _load(self) -> str:
+        """Replace the default profile; returns what went wrong, "" for nothing."""
+        parser = shutil.which("apparmor_parser", path=self.places)
+        if parser is None:
+            return "there is no apparmor_parser on this node; install the package apparmor"
+        text = default_profile(_own_label()).encode()
+        read, write = os.pipe()
+        errors_read, errors_write = os.pipe()
+        errors = PipeReader(errors_read, limit=1 << 16)
+        try:
+            try:
+                os.write(write, text)  # smaller than a pipe
+                os.close(write)
+                child = spawn(
+                    [parser, "--replace", "--skip-cache"], stdin=read, stderr=errors_write
+                )
+            finally:
+                os.close(read)
+                os.close(errors_write)
+            async with killed_on_exit(child), asyncio.timeout(_LIMIT_S):
+                status = await child.wait()
+        except TimeoutError:
+            return f"{parser} took over {_LIMIT_S:g} s"
+        finally:
+            errors.drain()
+            errors.close()
+        said = " ".join(bytes(errors.data).decode(errors="replace").split())
+        return f"{parser} failed: {said or status}" if status else ""
+
+
+def default_profile(own_label: str) -> str:
+    """The text of the default profile for an agent that runs under `own_label`."""
+    text = resources.files("criagent.runtime").joinpath(f"{DEFAULT}.apparmor").read_text()
+    label = own_label.partition(" (")[0]
+    return text.replace("@DAEMON@", label if _LABEL.fullmatch(label) else "unconfined")
+
+
+def is_loaded(name: str, profiles: Path = PROFILES) -> bool:
+    """Whether the kernel has the profile. Its lines are "NAME (MODE)"."""
+    try:
+        lines = profiles.read_text().splitlines()
+    except OSError:
+        return False
+    return any(line.rpartition(" (")[0] == name for line in lines)
+
+
+def _own_label() -> str:
+    try:
+        return _OWN_LABEL.read_text().strip("\0\n")
+    except OSError:  # EINVAL when another security module answers here
+        return ""

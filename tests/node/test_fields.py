@@ -1,0 +1,175 @@
+"""Fields of the security context and of Linux, each by what the container or the kernel shows."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+import grpc
+import pytest
+from conftest import Pods
+from cri_client import api, container
+from waiting import until
+
+Change = Callable[[api.ContainerConfig], None]
+
+
+def fails(pods: Pods, row: str, *words: str) -> bool:
+    return pods.cri.exec(row, *words).exit_code != 0
+
+
+def output(pods: Pods, row: str, *words: str) -> str:
+    found = pods.cri.exec(row, *words)
+    assert found.exit_code == 0, found.stderr
+    return found.stdout.decode().strip()
+
+
+def privileged(config: api.PodSandboxConfig | api.ContainerConfig) -> None:
+    config.linux.security_context.privileged = True
+
+
+def test_paths_are_masked_and_readonly_by_default(pods: Pods) -> None:
+    row = pods.running()
+    assert output(pods, row, "cat", "/proc/keys") == ""
+    assert fails(pods, row, "sh", "-c", "echo 1 > /proc/sys/vm/drop_caches")
+    assert fails(pods, row, "sh", "-c", "echo h > /proc/sysrq-trigger")
+
+
+def test_lists_of_the_request_are_used(pods: Pods) -> None:
+    def lists(config: api.ContainerConfig) -> None:
+        config.linux.security_context.masked_paths.extend(["/etc/passwd", "/etc"])
+        config.linux.security_context.readonly_paths.append("/home")
+
+    row = pods.running(change=lists)
+    assert output(pods, row, "ls", "/etc") == ""
+    assert fails(pods, row, "touch", "/home/x")
+    assert not fails(pods, row, "touch", "/root/x")
+
+
+def test_nothing_is_masked_for_privileged_containers(pods: Pods) -> None:
+    def lists(config: api.ContainerConfig) -> None:
+        privileged(config)
+        config.linux.security_context.masked_paths.append("/etc/passwd")
+        config.linux.security_context.readonly_paths.append("/home")
+
+    row = pods.running(box=pods.sandbox(privileged), change=lists)
+    assert "root" in output(pods, row, "cat", "/etc/passwd")
+    assert not fails(pods, row, "touch", "/home/x")
+    caps = output(pods, row, "sh", "-c", "grep CapEff /proc/self/status").split()[1]
+    own = Path("/proc/self/status").read_text().partition("CapPrm:")[2].split()[0]
+    assert caps == own
+
+
+def test_a_privileged_container_needs_a_privileged_pod(pods: Pods) -> None:
+    box, config = pods.sandbox()
+    wanted = container("p", ["sleep", "1"])
+    privileged(wanted)
+    with pytest.raises(grpc.RpcError, match="privileged sandbox") as caught:
+        pods.cri.create(box, wanted, config)
+    assert caught.value.code() is grpc.StatusCode.INVALID_ARGUMENT
+
+
+def target(row: str) -> Change:
+    def change(config: api.ContainerConfig) -> None:
+        options = config.linux.security_context.namespace_options
+        options.pid = api.TARGET
+        options.target_id = row
+
+    return change
+
+
+def test_a_container_joins_the_pid_namespace_of_its_target(pods: Pods) -> None:
+    box = pods.sandbox()
+    main = pods.running("sleep", "4711", box=box)
+    debugger = pods.running("sleep", "4712", box=box, change=target(main))
+    assert "sleep 4711" in output(pods, debugger, "ps")
+    assert output(pods, debugger, "readlink", "/proc/self/ns/pid") == output(
+        pods, main, "readlink", "/proc/self/ns/pid"
+    )
+    pods.cri.stop(debugger)
+    assert pods.cri.status(main).state == api.CONTAINER_RUNNING
+
+
+def test_targets_are_running_containers_of_the_same_pod(pods: Pods) -> None:
+    box, config = pods.sandbox()
+    elsewhere = pods.running()
+    created = pods.cri.create(box, container("created", ["sleep", "1"]), config)
+    for row, words in ((elsewhere, "no container of this pod"), (created, "not running")):
+        wanted = container("debugger", ["sleep", "1"])
+        target(row)(wanted)
+        with pytest.raises(grpc.RpcError, match=words) as caught:
+            pods.cri.create(box, wanted, config)
+        assert caught.value.code() is grpc.StatusCode.INVALID_ARGUMENT
+
+
+def test_the_nodes_pid_and_ipc_namespaces_are_shared(pods: Pods) -> None:
+    def host(config: api.PodSandboxConfig | api.ContainerConfig) -> None:
+        options = config.linux.security_context.namespace_options
+        options.pid = options.ipc = api.NODE
+
+    row = pods.running(box=pods.sandbox(host), change=host)
+    for kind in ("pid", "ipc"):
+        assert output(pods, row, "readlink", f"/proc/self/ns/{kind}") == os.readlink(
+            f"/proc/self/ns/{kind}"
+        )
+    own = pods.running()
+    for kind in ("pid", "ipc", "uts", "net", "mnt", "cgroup"):
+        assert output(pods, own, "readlink", f"/proc/self/ns/{kind}") != os.readlink(
+            f"/proc/self/ns/{kind}"
+        )
+
+
+@pytest.mark.parametrize(
+    ("number", "name"), [(api.Signal.SIGNAL_SIGUSR1, "USR1"), (api.Signal.SIGNAL_SIGHUP, "HUP")]
+)
+def test_the_stop_signal_of_the_request_is_sent(pods: Pods, number: int, name: str) -> None:
+    def signal(config: api.ContainerConfig) -> None:
+        config.stop_signal = number  # type: ignore[assignment] # the enum's number
+
+    trap = f"trap 'echo got {name}; exit 7' {name}; echo ready; while :; do sleep 0.1; done"
+    row = pods.running("sh", "-c", trap, change=signal)
+    until(lambda: "ready" in pods.log(row), "the trap")
+    assert pods.cri.status(row).stop_signal == number
+    pods.cri.stop(row, grace=20)
+    assert pods.cri.status(row).exit_code == 7
+    assert f"got {name}" in pods.log(row)
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (lambda r: r.unified.update({"memory.high/../x": "1"}), "not a limit of cgroup v2"),
+        (lambda r: r.unified.update({"cgroup.procs": "1"}), "not a limit of cgroup v2"),
+        (lambda r: r.unified.update({"memory.high": "1\n2"}), "not one line"),
+        (lambda r: r.hugepage_limits.add(page_size="2 MB", limit=1), "hugepage size"),
+    ],
+)
+def test_bad_limits_are_refused(
+    pods: Pods, change: Callable[[api.LinuxContainerResources], object], words: str
+) -> None:
+    box, config = pods.sandbox()
+    wanted = container("limited", ["sleep", "1"])
+    change(wanted.linux.resources)
+    with pytest.raises(grpc.RpcError, match=words) as caught:
+        pods.cri.create(box, wanted, config)
+    assert caught.value.code() is grpc.StatusCode.INVALID_ARGUMENT
+
+
+def test_unified_keys_and_hugepages_reach_the_kernel(pods: Pods) -> None:
+    have = Path("/sys/fs/cgroup/cgroup.controllers").read_text().split()
+    if not {"memory", "pids", "hugetlb"} <= set(have):
+        pytest.skip("this cgroup tree has no memory, pids and hugetlb controllers; see tests/vm")
+
+    def limits(config: api.ContainerConfig) -> None:
+        config.linux.resources.unified["memory.high"] = "50331648"
+        config.linux.resources.unified["pids.max"] = "77"
+        config.linux.resources.hugepage_limits.add(page_size="2MB", limit=4 << 20)
+
+    row = pods.running(change=limits)
+    group = output(pods, row, "cat", "/proc/self/cgroup").rpartition(":")[2]
+    assert group == "/"
+    root = "/sys/fs/cgroup"
+    assert output(pods, row, "cat", f"{root}/memory.high") == "50331648"
+    assert output(pods, row, "cat", f"{root}/pids.max") == "77"
+    assert output(pods, row, "cat", f"{root}/hugetlb.2MB.max") == str(4 << 20)
