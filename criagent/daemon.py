@@ -168,7 +168,8 @@ class _Daemon:
             recovery_s=lambda: self._recovery_s,
         ).register(metrics)
         api_pb2_grpc.add_RuntimeServiceServicer_to_server(service, server)
-        api_pb2_grpc.add_ImageServiceServicer_to_server(ImageService(images), server)
+        handlers = frozenset(facts.name for facts in runtime.handlers)
+        api_pb2_grpc.add_ImageServiceServicer_to_server(ImageService(images, handlers), server)
         admin_pb2_grpc.add_AdminServicer_to_server(
             AdminService(runtime, images, self._executors.fs), server
         )

@@ -256,6 +256,7 @@ class ImageMount:
 
     image: str
     user_specified_image: str = ""
+    handler: str = ""
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -323,6 +324,8 @@ class ContainerSpec:
     metadata: ContainerMetadata
     image: str  # as sent: id or reference
     user_specified_image: str = ""
+    image_annotations: dict[str, str] = dataclasses.field(default_factory=dict)
+    image_handler: str = ""
     command: tuple[str, ...] = ()
     args: tuple[str, ...] = ()
     working_dir: str = ""
@@ -362,6 +365,7 @@ class Container:
     handler: str  # resolved name of the OCI runtime handler
     image_id: str = ""
     image_ref: str = ""  # repo digest (or id) reported as ContainerStatus.image_ref
+    image_name: str = ""  # as its users know it, reported as ContainerStatus.image
     image_volumes: tuple[ImageVolume, ...] = ()
     user: ContainerUser | None = None
     log_path: str = ""  # absolute, "" = none

@@ -334,6 +334,9 @@ class _RuntimeAssembly:
             paths=self.paths,
             driver=self.driver,
             default_handler=section.default_handler,
+            recursive_read_only=frozenset(
+                facts.name for facts in self.handlers if facts.recursive_read_only
+            ),
             clock=self.clock,
             boot_id=self.boot_id,
             new_id=clocks.new_id,

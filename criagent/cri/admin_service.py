@@ -39,7 +39,7 @@ class AdminService(admin_pb2_grpc.AdminServicer):
         rows = [row for row in self._runtime.containers.all() if row.visible]
         network = self._runtime.networks.default
         condition = network.condition()
-        usage = self._images.fs_usage()
+        usages = self._images.fs_usage(), self._images.container_fs_usage()
         document = {
             "version": VERSION,
             "sandboxes": {
@@ -55,7 +55,7 @@ class AdminService(admin_pb2_grpc.AdminServicer):
             "storage": {
                 "root": str(self._runtime.paths.root),
                 "run_dir": str(self._runtime.paths.run_dir),
-                "used_bytes": usage.used_bytes,
+                "used_bytes": sum(usage.used_bytes for usage in usages),
             },
             "cgroup_driver": str(self._runtime.cgroup_driver),
             "network": {

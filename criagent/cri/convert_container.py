@@ -17,6 +17,7 @@ from criagent.model import (
     Mount,
     MountPropagation,
 )
+from criagent.runtime.signals import cri_signal
 
 
 def container_spec(config: api_pb2.ContainerConfig) -> ContainerSpec:
@@ -29,6 +30,8 @@ def container_spec(config: api_pb2.ContainerConfig) -> ContainerSpec:
         ),
         image=common.required(config.image.image, "config.image.image"),
         user_specified_image=config.image.user_specified_image,
+        image_annotations=dict(config.image.annotations),
+        image_handler=config.image.runtime_handler,
         command=tuple(config.command),
         args=tuple(config.args),
         working_dir=config.working_dir,
@@ -59,7 +62,7 @@ def container_message(row: Container) -> api_pb2.Container:
         id=row.id,
         pod_sandbox_id=row.sandbox_id,
         metadata=_metadata(row),
-        image=_image(row),
+        image=_image(row, row.spec.image),
         image_ref=row.image_ref,
         state=row.state,  # type: ignore[arg-type] # an IntEnum with CRI's numbers
         created_at=row.created_at_ns,
@@ -80,7 +83,7 @@ def container_status(row: Container) -> api_pb2.ContainerStatus:
         started_at=row.started_at_ns,
         finished_at=row.finished_at_ns,
         exit_code=row.exit_code if exited else 0,
-        image=_image(row),
+        image=_image(row, row.image_name or row.spec.image),
         image_ref=row.image_ref,
         reason=row.reason,
         message=row.message,
@@ -90,7 +93,7 @@ def container_status(row: Container) -> api_pb2.ContainerStatus:
         log_path=row.log_path,
         resources=api_pb2.ContainerResources(linux=common.resources_message(row.resources)),
         image_id=row.image_id,
-        stop_signal=row.spec.stop_signal,  # type: ignore[arg-type] # CRI's number
+        stop_signal=cri_signal(row.stop_signal),  # type: ignore[arg-type] # CRI's number
     )
     if row.user is not None:
         status.user.linux.uid = row.user.uid
@@ -104,9 +107,12 @@ def _metadata(row: Container) -> api_pb2.ContainerMetadata:
     return api_pb2.ContainerMetadata(name=metadata.name, attempt=metadata.attempt)
 
 
-def _image(row: Container) -> api_pb2.ImageSpec:
+def _image(row: Container, name: str) -> api_pb2.ImageSpec:
     return api_pb2.ImageSpec(
-        image=row.spec.image, user_specified_image=row.spec.user_specified_image
+        image=name,
+        user_specified_image=row.spec.user_specified_image,
+        annotations=row.spec.image_annotations,
+        runtime_handler=row.spec.image_handler,
     )
 
 
@@ -114,7 +120,9 @@ def _mount(message: api_pb2.Mount) -> Mount:
     image = None
     if message.HasField("image"):
         image = ImageMount(
-            image=message.image.image, user_specified_image=message.image.user_specified_image
+            image=message.image.image,
+            user_specified_image=message.image.user_specified_image,
+            handler=message.image.runtime_handler,
         )
     return Mount(
         container_path=message.container_path,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Collection
 from typing import TYPE_CHECKING, Any
 
 import grpc
@@ -14,6 +14,7 @@ from criagent.cri.convert_image import filesystem_usage, image_message, registry
 from criagent.cri.listing import Messages
 from criagent.image.images import Images
 from criagent.model import Image
+from criagent.runtime.handlers import check_image_handler
 
 if TYPE_CHECKING:
     Context = grpc.aio.ServicerContext[Any, Any]
@@ -21,10 +22,11 @@ _CHUNK = 100
 
 
 class ImageService(api_pb2_grpc.ImageServiceServicer):
-    """Images of this node."""
+    """Images of this node; all OCI runtime handlers share them."""
 
-    def __init__(self, images: Images) -> None:
+    def __init__(self, images: Images, handlers: Collection[str]) -> None:
         self._images = images
+        self._handlers = handlers
         self._messages = Messages[Image, api_pb2.Image](
             images.store, lambda image: image.id, self._message
         )
@@ -47,35 +49,24 @@ class ImageService(api_pb2_grpc.ImageServiceServicer):
     def _listed(self, wanted: api_pb2.ImageFilter) -> list[api_pb2.Image]:
         if not wanted.image.image:
             return list(self._messages.all())
-        found = self._images.find(wanted.image.image)
+        found = self._images.find(self._name(wanted.image))
         return [] if found is None else [self._message(found)]
 
     async def ImageStatus(
         self, request: api_pb2.ImageStatusRequest, context: Context
     ) -> api_pb2.ImageStatusResponse:
-        found = self._images.find(required(request.image.image, "image.image"))
+        found = self._images.find(self._name(request.image))
         if found is None:
             return api_pb2.ImageStatusResponse()
         response = api_pb2.ImageStatusResponse(image=self._message(found))
         if request.verbose:
-            config = found.config
             response.info["info"] = json.dumps(
                 {
                     "chainID": found.layers[-1].chain_id if found.layers else "",
                     "manifestDigest": found.manifest_digest,
                     "platform": found.platform,
                     "created": found.created,
-                    "imageSpec": {
-                        "config": {
-                            "User": config.user,
-                            "Env": list(config.env),
-                            "Entrypoint": list(config.entrypoint),
-                            "Cmd": list(config.cmd),
-                            "WorkingDir": config.working_dir,
-                            "StopSignal": config.stop_signal,
-                            "Labels": config.labels,
-                        }
-                    },
+                    "imageSpec": await self._images.configuration(found),
                     "layers": [layer.digest for layer in found.layers],
                 }
             )
@@ -85,17 +76,24 @@ class ImageService(api_pb2_grpc.ImageServiceServicer):
         self, request: api_pb2.PullImageRequest, context: Context
     ) -> api_pb2.PullImageResponse:
         auth = registry_auth(request.auth) if request.HasField("auth") else None
-        image = await self._images.pull(required(request.image.image, "image.image"), auth)
+        image = await self._images.pull(self._name(request.image), auth)
         return api_pb2.PullImageResponse(image_ref=image.id)
 
     async def RemoveImage(
         self, request: api_pb2.RemoveImageRequest, context: Context
     ) -> api_pb2.RemoveImageResponse:
-        await self._images.remove(required(request.image.image, "image.image"))
+        await self._images.remove(self._name(request.image))
         return api_pb2.RemoveImageResponse()
 
     async def ImageFsInfo(
         self, request: api_pb2.ImageFsInfoRequest, context: Context
     ) -> api_pb2.ImageFsInfoResponse:
-        usage = filesystem_usage(self._images.fs_usage())
-        return api_pb2.ImageFsInfoResponse(image_filesystems=[usage], container_filesystems=[usage])
+        return api_pb2.ImageFsInfoResponse(
+            image_filesystems=[filesystem_usage(self._images.fs_usage())],
+            container_filesystems=[filesystem_usage(self._images.container_fs_usage())],
+        )
+
+    def _name(self, spec: api_pb2.ImageSpec) -> str:
+        """What names the image. Raises InvalidRequestError."""
+        check_image_handler(spec.runtime_handler, self._handlers)
+        return required(spec.image, "image.image")

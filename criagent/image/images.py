@@ -15,18 +15,21 @@ from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import Executor
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
+import msgspec
 import structlog
 
 from criagent import faults
 from criagent.aio import finish, run_in
-from criagent.errors import InvalidRequestError, NotFoundError
+from criagent.errors import CorruptError, InvalidRequestError, NotFoundError
 from criagent.image import archive, audit
 from criagent.image.audit import Finding
 from criagent.image.auth import RegistryAuth
 from criagent.image.blobs import BlobFiles
 from criagent.image.digest import Digest, parse_digest
 from criagent.image.layers import LayerUnpacker
+from criagent.image.manifest import MAX_DOCUMENT
 from criagent.image.pull import Puller
 from criagent.image.reference import parse_reference
 from criagent.image.snapshots.overlay import OverlaySnapshots
@@ -43,7 +46,7 @@ log: structlog.stdlib.BoundLogger = structlog.get_logger(__name__)
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class FsUsage:
-    """What images and writable layers take. `mountpoint` is their directory."""
+    """What images, or writable layers, take. `mountpoint` is their directory."""
 
     mountpoint: str
     used_bytes: int
@@ -104,6 +107,30 @@ class Images:
             raise NotFoundError(f'image "{text}" is not on this node; pull it first')
         return found
 
+    def shown_name(self, image: Image, asked: str) -> str:
+        """How to call `image` to the user who asked for it as `asked`.
+
+        By that name in full if it is one of the image's, else by its first tag, digest, or id.
+        """
+        names = (*image.repo_tags, *image.repo_digests)
+        try:
+            reference = parse_reference(asked).with_default_tag()
+        except InvalidRequestError:
+            return (*names, image.id)[0]
+        digest = f"{reference.name}@{reference.digest}"
+        wanted = str(reference) if reference.digest is None else digest
+        return wanted if wanted in names else (*names, image.id)[0]
+
+    async def configuration(self, image: Image) -> dict[str, Any]:
+        """The image's configuration as its registry has it. Raises OSError, CorruptError."""
+        digest = parse_digest(image.id)
+        content = await run_in(self.fs, self.files.read, digest, MAX_DOCUMENT)
+        try:
+            document: dict[str, Any] = msgspec.json.decode(content, type=dict)
+        except msgspec.MsgspecError as exc:
+            raise CorruptError(f"configuration {digest} cannot be read: {exc}") from None
+        return document
+
     def is_pinned(self, image: Image) -> bool:
         """Whether a configured pattern protects it from the kubelet's image collection."""
         names = (*image.repo_tags, *image.repo_digests)
@@ -131,13 +158,23 @@ class Images:
             log.info("image_removed", image=text, id=image.id)
 
     def fs_usage(self) -> FsUsage:
-        """ImageFsInfo from the rows alone, without looking at the disk."""
-        snapshots = self.snapshots.store.all()
-        used = sum(blob.size for blob in self.blobs.all())
+        """What images take, from the rows alone, without looking at the disk."""
+        blobs = self.blobs.all()
+        return self._usage(
+            [s for s in self.snapshots.store.all() if s.committed],
+            sum(blob.size for blob in blobs),
+            len(blobs),
+        )
+
+    def container_fs_usage(self) -> FsUsage:
+        """What containers' writable layers took when they were counted last."""
+        return self._usage([s for s in self.snapshots.store.all() if not s.committed], 0, 0)
+
+    def _usage(self, snapshots: list[Snapshot], used: int, inodes: int) -> FsUsage:
         return FsUsage(
             mountpoint=str(self.snapshots.root),
             used_bytes=used + sum(s.used_bytes for s in snapshots),
-            inodes_used=len(self.blobs.all()) + sum(s.inodes for s in snapshots),
+            inodes_used=inodes + sum(s.inodes for s in snapshots),
             timestamp_ns=self.now_ns(),
         )
 

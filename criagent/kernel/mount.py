@@ -30,6 +30,7 @@ MNT_DETACH = 0x2
 UMOUNT_NOFOLLOW = 0x8
 
 _OPEN_TREE, _MOVE_MOUNT, _FSOPEN, _FSCONFIG, _FSMOUNT = 428, 429, 430, 431, 432
+_MOUNT_SETATTR = 442
 _FSOPEN_CLOEXEC = 1
 _FSMOUNT_CLOEXEC = 1
 _FSCONFIG_SET_FLAG, _FSCONFIG_SET_STRING, _FSCONFIG_CMD_CREATE = 0, 1, 6
@@ -116,6 +117,15 @@ def overlay(lowers: Sequence[Path], upper: Path | None, work: Path | None, targe
         )
     finally:
         os.close(tree)
+
+
+def has_recursive_attributes() -> bool:
+    """Whether mount_setattr(2), which makes whole trees read-only, is there (5.12) and allowed."""
+    try:
+        syscall(_MOUNT_SETATTR, "mount_setattr", c_int(-1), b"", c_uint(0), None, c_ulong(0))
+    except OSError as exc:
+        return exc.errno not in {errno.ENOSYS, errno.EPERM}  # it looks at the size first: EINVAL
+    return True
 
 
 def _set_string(context: int, key: bytes, value: bytes) -> None:

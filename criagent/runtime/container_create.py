@@ -16,7 +16,7 @@ import structlog
 
 from criagent import faults
 from criagent.aio import Owner, Owners, Rollback, finish, run_in
-from criagent.errors import AlreadyExistsError, NameReservedError
+from criagent.errors import AlreadyExistsError, NameReservedError, UnsupportedError
 from criagent.image.images import Images
 from criagent.kernel import cgroupfs, process
 from criagent.model import (
@@ -33,6 +33,7 @@ from criagent.runtime.cgroups import CgroupDriver, container_cgroup
 from criagent.runtime.clock import Clock
 from criagent.runtime.container_files import ContainerFiles
 from criagent.runtime.exits import ExitWatcher
+from criagent.runtime.handlers import check_image_handler
 from criagent.runtime.image_volumes import ImageVolumes
 from criagent.runtime.monitor import Conmon
 from criagent.runtime.oci import OciRuntime
@@ -66,6 +67,7 @@ class ContainerCreator:
     paths: RuntimePaths
     driver: CgroupDriver
     default_handler: str
+    recursive_read_only: frozenset[str]  # handlers that can make whole mount trees read-only
     clock: Clock
     boot_id: str
     new_id: Callable[[], str]
@@ -73,11 +75,13 @@ class ContainerCreator:
     async def create(self, box: Sandbox, spec: ContainerSpec) -> Container:
         """The CREATED container of `spec` in `box`, made unless that was done or is under way.
 
-        Raises InvalidRequestError, NotFoundError for an image that is not here, be it a volume's,
+        Raises InvalidRequestError, UnsupportedError for what handler or node cannot do,
+        NotFoundError for an image that is not here, be it a volume's,
         AlreadyExistsError when another container has the name, AgentError with the OCI runtime's
         words.
         """
         validate_container_spec(spec, box)
+        self._check_handler(box, spec)
         key = container_key(box.id, spec.metadata)
         owner = self.owners.get(key)
         if owner is None:
@@ -101,6 +105,18 @@ class ContainerCreator:
             task.cancel()
         if tasks:
             await finish(_ended(tasks))
+
+    def _check_handler(self, box: Sandbox, spec: ContainerSpec) -> None:
+        for name in (spec.image_handler, *(m.image.handler for m in spec.mounts if m.image)):
+            check_image_handler(name, self.runtimes)
+        handler = box.spec.runtime_handler or self.default_handler
+        wanted = [m.container_path for m in spec.mounts if m.recursive_read_only]
+        if wanted and handler not in self.recursive_read_only:
+            raise UnsupportedError(
+                f"RROUnsupported: mount {wanted[0][:200]}: recursive read-only mounts need "
+                f'mount_setattr(2) and an OCI runtime that knows "rro"; handler "{handler}" does '
+                "not offer both"
+            )
 
     async def _create(
         self,
@@ -138,6 +154,7 @@ class ContainerCreator:
             image_id=image.id,
             image_ref=image.repo_digests[0] if image.repo_digests else image.id,
             log_path=log_path,
+            image_name=self.images.shown_name(image, spec.user_specified_image or spec.image),
             stop_signal=stop_signal(spec.stop_signal, image.config.stop_signal),
             cgroup=container_cgroup(self.driver, parent, container_id),
             resources=spec.resources,

@@ -7,10 +7,13 @@ import dataclasses
 import json
 import os
 import re
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
 from criagent.child import PipeReader, killed_on_exit, spawn
+from criagent.errors import InvalidRequestError
+from criagent.kernel.mount import has_recursive_attributes
 from criagent.runtime.program_floors import too_old
 
 _LIMIT_S = 10.0
@@ -64,7 +67,7 @@ async def probe(name: str, path: Path, kind: str) -> HandlerFacts:
     return dataclasses.replace(
         facts,
         version=match[1] if match else "",
-        recursive_read_only="rro" in options,
+        recursive_read_only="rro" in options and has_recursive_attributes(),
         net_devices=_has(linux, "netDevices", "enabled"),
         intel_rdt=_has(linux, "intelRdt", "enabled"),
         intel_rdt_schemata=_has(linux, "intelRdt", "schemata"),
@@ -92,6 +95,15 @@ async def monitor_problem(path: Path) -> str:
     except TimeoutError:
         return f"{path} --version hangs"
     return f"{path}: {problem}; install a newer one, and restart criagent" if problem else ""
+
+
+def check_image_handler(name: str, handlers: Collection[str]) -> None:
+    """Raises InvalidRequestError for an image asked for on behalf of an unknown handler."""
+    if name and name not in handlers:
+        raise InvalidRequestError(
+            f"image.runtime_handler {name[:80]!r} is not configured; handlers: "
+            f"{', '.join(sorted(handlers))}"
+        )
 
 
 async def output_of(command: list[str | Path]) -> str:

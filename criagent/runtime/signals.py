@@ -44,6 +44,14 @@ def stop_signal(cri: int, image: str) -> str:
     return f"SIG{name}"
 
 
+def cri_signal(name: str) -> int:
+    """The number that CRI v1 gives the signal of this name; 0 when it has none."""
+    if name in _CRI:
+        return _CRI.index(name)
+    number = signal_number(name)
+    return next((at for at, other in enumerate(_CRI) if at and signal_number(other) == number), 0)
+
+
 def signal_number(name: str) -> int:
     """The number of "SIGTERM", "SIGRTMIN+3" and the like. Raises InvalidRequestError."""
     bare = name.removeprefix("SIG")

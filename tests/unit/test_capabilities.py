@@ -9,7 +9,7 @@ from criagent.errors import InvalidRequestError
 from criagent.model import ContainerSecurity
 from criagent.runtime.capabilities import DEFAULT, NAMES, capability_sets
 from criagent.runtime.security import MASKED, READONLY, masked_paths, readonly_paths
-from criagent.runtime.signals import signal_number, stop_signal
+from criagent.runtime.signals import cri_signal, signal_number, stop_signal
 
 ALL = frozenset(NAMES)
 THERMAL = ("/sys/devices/system/cpu/cpu0/thermal_throttle",)
@@ -196,3 +196,12 @@ def test_an_image_with_nonsense_for_a_stop_signal_is_refused(image: str) -> None
 def test_numbers_that_the_cri_has_not_are_refused(number: int) -> None:
     with pytest.raises(InvalidRequestError, match=str(number)):
         stop_signal(number, "")
+
+
+@pytest.mark.parametrize(
+    ("name", "number"),
+    [("SIGTERM", 23), ("SIGABRT", 1), ("SIGRTMIN+3", 38), ("SIGRTMIN+20", 55), ("SIGRTMAX", 65)],
+)
+def test_a_signal_has_its_number_of_the_cri(name: str, number: int) -> None:
+    assert cri_signal(name) == number
+    assert signal_number(stop_signal(number, "")) == signal_number(name)
