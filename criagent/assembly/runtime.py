@@ -41,6 +41,7 @@ from criagent.runtime.oci import OciRuntime, SealedProgram
 from criagent.runtime.oom import OomWatch
 from criagent.runtime.paths import RuntimePaths
 from criagent.runtime.pod_files import PodFileWriter
+from criagent.runtime.pod_metrics import PodMetricsReader
 from criagent.runtime.pod_namespaces import PodNamespaces
 from criagent.runtime.pod_stats import PodStatsReader
 from criagent.runtime.port_forward import PortForwarder
@@ -172,6 +173,14 @@ class _RuntimeAssembly:
         self._pods()
         self._containers()
         self.stats = ContainerStatsReader(snapshots=self.images.snapshots, fs=self.fs)
+        pod_stats = PodStatsReader(
+            sandboxes=self.stores.sandboxes,
+            containers=self.stores.containers,
+            stats=self.stats,
+            namespaces=self.namespaces,
+            driver=self.driver,
+            fs=self.fs,
+        )
         for store in (self.stores.sandboxes, self.stores.containers):
             store.listeners.append(self._forget_stats)
         sandbox_stopper = SandboxStopper(
@@ -222,12 +231,11 @@ class _RuntimeAssembly:
                 node=self.node,
             ),
             stats=self.stats,
-            pod_stats=PodStatsReader(
-                sandboxes=self.stores.sandboxes,
+            pod_stats=pod_stats,
+            pod_metrics=PodMetricsReader(
                 containers=self.stores.containers,
-                stats=self.stats,
-                namespaces=self.namespaces,
-                driver=self.driver,
+                pods=pod_stats,
+                root=self.images.snapshots.root,
                 fs=self.fs,
             ),
             exits=self.exits,

@@ -354,9 +354,6 @@ NOT_YET = {
     "CheckpointContainer": False,
     "CheckpointPod": False,
     "RestorePod": False,
-    "ListMetricDescriptors": False,
-    "ListPodSandboxMetrics": False,
-    "StreamPodSandboxMetrics": True,
 }
 for _name, _streams in NOT_YET.items():
     setattr(RuntimeService, _name, _later(_name, _streams))

@@ -14,6 +14,7 @@ import grpc
 
 from criagent._proto import api_pb2
 from criagent.cri.convert_common import selected
+from criagent.cri.convert_metrics import descriptors, pod_metrics
 from criagent.cri.convert_stats import container_stats, pod_stats
 from criagent.errors import NotFoundError
 from criagent.model import Container, Sandbox, SandboxState
@@ -72,6 +73,30 @@ class StatsCalls:
     ) -> AsyncIterator[api_pb2.StreamPodSandboxStatsResponse]:
         for piece in pieces(await self._pod_stats(request.filter)):
             yield api_pb2.StreamPodSandboxStatsResponse(pod_sandbox_stats=piece)
+
+    async def ListMetricDescriptors(
+        self, request: api_pb2.ListMetricDescriptorsRequest, context: Context
+    ) -> api_pb2.ListMetricDescriptorsResponse:
+        return api_pb2.ListMetricDescriptorsResponse(descriptors=descriptors())
+
+    async def ListPodSandboxMetrics(
+        self, request: api_pb2.ListPodSandboxMetricsRequest, context: Context
+    ) -> api_pb2.ListPodSandboxMetricsResponse:
+        response = api_pb2.ListPodSandboxMetricsResponse()
+        async for piece in self._metrics():
+            response.pod_metrics.extend(piece)
+        return response
+
+    async def StreamPodSandboxMetrics(
+        self, request: api_pb2.StreamPodSandboxMetricsRequest, context: Context
+    ) -> AsyncIterator[api_pb2.StreamPodSandboxMetricsResponse]:
+        async for piece in self._metrics():
+            yield api_pb2.StreamPodSandboxMetricsResponse(pod_sandbox_metrics=piece)
+
+    async def _metrics(self) -> AsyncIterator[list[api_pb2.PodSandboxMetrics]]:
+        reader = self._runtime.pod_metrics
+        for boxes in reader.ready():
+            yield await reader.read(boxes, pod_metrics)
 
     async def _stats(self, wanted: api_pb2.ContainerStatsFilter) -> list[api_pb2.ContainerStats]:
         rows = [

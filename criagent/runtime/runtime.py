@@ -25,6 +25,7 @@ from criagent.runtime.exec_sync import ExecResult, ExecSync
 from criagent.runtime.exits import ExitWatcher
 from criagent.runtime.handlers import HandlerFacts
 from criagent.runtime.paths import RuntimePaths
+from criagent.runtime.pod_metrics import PodMetricsReader
 from criagent.runtime.pod_stats import PodStatsReader
 from criagent.runtime.port_forward import PortForwarder
 from criagent.runtime.recover import Recovery
@@ -62,6 +63,7 @@ class Runtime:
     updater: ResourceUpdater
     stats: ContainerStatsReader
     pod_stats: PodStatsReader
+    pod_metrics: PodMetricsReader
     exits: ExitWatcher
     apparmor: AppArmor
     recovery: Recovery

@@ -196,7 +196,7 @@ def test_a_privileged_container_has_the_nodes_devices_once() -> None:
 def test_requested_nodes_can_belong_to_the_security_contexts_user(
     owned: bool, security: dict[str, Any], uid: int, gid: int
 ) -> None:
-    (found,) = resolve(device("/dev/null"), owned=owned, **security)
+    (found,) = resolve(device("/dev/full"), owned=owned, **security)
     assert (found.uid, found.gid) == (uid, gid)
 
 

@@ -1,0 +1,58 @@
+"""Metrics: catalogue and values to MetricDescriptor and PodSandboxMetrics."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from criagent._proto import api_pb2
+from criagent.runtime.metric_catalogue import BASE_LABELS, CATALOGUE
+from criagent.runtime.metric_values import Value
+from criagent.runtime.pod_metrics import PodMetrics
+
+
+def descriptors() -> list[api_pb2.MetricDescriptor]:
+    """Every metric that there can be."""
+    return [
+        api_pb2.MetricDescriptor(
+            name=metric.name, help=metric.help, label_keys=(*BASE_LABELS, *metric.labels)
+        )
+        for metric in CATALOGUE
+    ]
+
+
+def pod_metrics(found: PodMetrics) -> api_pb2.PodSandboxMetrics:
+    """One pod with its containers."""
+    metadata = found.box.spec.metadata
+    pod = (metadata.name, metadata.namespace)
+    return api_pb2.PodSandboxMetrics(
+        pod_sandbox_id=found.box.id,
+        metrics=_metrics(found.values, (*pod, "", found.box.id, "")),
+        container_metrics=[
+            api_pb2.ContainerMetrics(
+                container_id=row.id,
+                metrics=_metrics(
+                    values,
+                    (
+                        *pod,
+                        row.spec.metadata.name,
+                        row.id,
+                        row.spec.user_specified_image or row.spec.image,
+                    ),
+                ),
+            )
+            for row, values in found.containers
+        ],
+    )
+
+
+def _metrics(values: Iterable[Value], base: tuple[str, ...]) -> list[api_pb2.Metric]:
+    return [
+        api_pb2.Metric(
+            name=value.metric.name,
+            timestamp=value.at_ns,  # 0 stands for "just now"
+            metric_type=api_pb2.COUNTER if value.metric.counter else api_pb2.GAUGE,
+            label_values=(*base, *value.labels),
+            value=api_pb2.UInt64Value(value=value.number),
+        )
+        for value in values
+    ]
