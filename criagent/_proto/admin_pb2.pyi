@@ -23,12 +23,14 @@ class ImportImagesRequest(_message.Message):
     def __init__(self, chunk: _Optional[bytes] = ...) -> None: ...
 
 class ImportedImage(_message.Message):
-    __slots__ = ("id", "tags")
+    __slots__ = ("id", "tags", "digests")
     ID_FIELD_NUMBER: _ClassVar[int]
     TAGS_FIELD_NUMBER: _ClassVar[int]
+    DIGESTS_FIELD_NUMBER: _ClassVar[int]
     id: str
     tags: _containers.RepeatedScalarFieldContainer[str]
-    def __init__(self, id: _Optional[str] = ..., tags: _Optional[_Iterable[str]] = ...) -> None: ...
+    digests: _containers.RepeatedScalarFieldContainer[str]
+    def __init__(self, id: _Optional[str] = ..., tags: _Optional[_Iterable[str]] = ..., digests: _Optional[_Iterable[str]] = ...) -> None: ...
 
 class ImportImagesResponse(_message.Message):
     __slots__ = ("images",)
@@ -47,6 +49,22 @@ class ExportImagesResponse(_message.Message):
     CHUNK_FIELD_NUMBER: _ClassVar[int]
     chunk: bytes
     def __init__(self, chunk: _Optional[bytes] = ...) -> None: ...
+
+class TagImageRequest(_message.Message):
+    __slots__ = ("image", "tag")
+    IMAGE_FIELD_NUMBER: _ClassVar[int]
+    TAG_FIELD_NUMBER: _ClassVar[int]
+    image: str
+    tag: str
+    def __init__(self, image: _Optional[str] = ..., tag: _Optional[str] = ...) -> None: ...
+
+class TagImageResponse(_message.Message):
+    __slots__ = ("id", "tags")
+    ID_FIELD_NUMBER: _ClassVar[int]
+    TAGS_FIELD_NUMBER: _ClassVar[int]
+    id: str
+    tags: _containers.RepeatedScalarFieldContainer[str]
+    def __init__(self, id: _Optional[str] = ..., tags: _Optional[_Iterable[str]] = ...) -> None: ...
 
 class FsckRequest(_message.Message):
     __slots__ = ("repair",)

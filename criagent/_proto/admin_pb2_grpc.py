@@ -49,6 +49,11 @@ class AdminStub:
                 request_serializer=admin__pb2.ExportImagesRequest.SerializeToString,
                 response_deserializer=admin__pb2.ExportImagesResponse.FromString,
                 _registered_method=True)
+        self.TagImage = channel.unary_unary(
+                '/criagent.v1.Admin/TagImage',
+                request_serializer=admin__pb2.TagImageRequest.SerializeToString,
+                response_deserializer=admin__pb2.TagImageResponse.FromString,
+                _registered_method=True)
         self.Fsck = channel.unary_unary(
                 '/criagent.v1.Admin/Fsck',
                 request_serializer=admin__pb2.FsckRequest.SerializeToString,
@@ -85,6 +90,13 @@ class AdminServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def TagImage(self, request, context):
+        """Gives an image one more tag, which moves there from any other image.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def Fsck(self, request, context):
         """Compares image rows, blobs and snapshots with what is on disk.
         """
@@ -116,6 +128,11 @@ def add_AdminServicer_to_server(servicer, server):
                     servicer.ExportImages,
                     request_deserializer=admin__pb2.ExportImagesRequest.FromString,
                     response_serializer=admin__pb2.ExportImagesResponse.SerializeToString,
+            ),
+            'TagImage': grpc.unary_unary_rpc_method_handler(
+                    servicer.TagImage,
+                    request_deserializer=admin__pb2.TagImageRequest.FromString,
+                    response_serializer=admin__pb2.TagImageResponse.SerializeToString,
             ),
             'Fsck': grpc.unary_unary_rpc_method_handler(
                     servicer.Fsck,
@@ -209,6 +226,33 @@ class Admin:
             '/criagent.v1.Admin/ExportImages',
             admin__pb2.ExportImagesRequest.SerializeToString,
             admin__pb2.ExportImagesResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def TagImage(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/criagent.v1.Admin/TagImage',
+            admin__pb2.TagImageRequest.SerializeToString,
+            admin__pb2.TagImageResponse.FromString,
             options,
             channel_credentials,
             insecure,

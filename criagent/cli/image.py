@@ -1,4 +1,4 @@
-"""Images of the running agent: import and export archives, list, check, prune."""
+"""Images of the running agent: pull, tag, remove, list, import, export, check, prune."""
 
 from __future__ import annotations
 
@@ -26,12 +26,21 @@ def arguments(command: argparse.ArgumentParser) -> None:
     actions = command.add_subparsers(dest="action", metavar="ACTION", required=True)
     action = actions.add_parser("import", help="import an OCI or Docker archive")
     action.add_argument("file", help='archive, or "-" for standard input')
+    action.add_argument("--digests", action="store_true", help="print names by digest too")
     output_argument(action)
     action = actions.add_parser("export", help="export images as one archive")
     action.add_argument("file", help='archive to write, or "-" for standard output')
     action.add_argument("images", nargs="+", metavar="IMAGE", help="reference or id")
     action = actions.add_parser("ls", help="list images")
+    action.add_argument("--quiet", "-q", action="store_true", help="names alone")
     output_argument(action)
+    action = actions.add_parser("pull", help="pull an image from its registry")
+    action.add_argument("image", metavar="IMAGE", help="reference")
+    action = actions.add_parser("tag", help="give an image one more tag")
+    action.add_argument("image", metavar="IMAGE", help="reference or id")
+    action.add_argument("tag", metavar="TAG", help="the new reference")
+    action = actions.add_parser("rm", help="remove images with all their names")
+    action.add_argument("images", nargs="+", metavar="IMAGE", help="reference or id")
     action = actions.add_parser("fsck", help="compare images with what is on disk")
     action.add_argument("--repair", action="store_true", help="drop what is broken")
     output_argument(action)
@@ -47,6 +56,9 @@ def run(chosen: argparse.Namespace) -> int:
         "import": _import,
         "export": _export,
         "ls": _list,
+        "pull": _pull,
+        "tag": _tag,
+        "rm": _remove,
         "fsck": _fsck,
         "prune": _prune,
     }
@@ -82,10 +94,16 @@ def _import(chosen: argparse.Namespace, channel: grpc.Channel) -> int:
     with source:
         answer = admin_pb2_grpc.AdminStub(channel).ImportImages(chunks())
     if chosen.output == "json":
-        show([{"id": image.id, "tags": list(image.tags)} for image in answer.images])
+        show(
+            [
+                {"id": image.id, "tags": list(image.tags), "digests": list(image.digests)}
+                for image in answer.images
+            ]
+        )
     else:
         for image in answer.images:
-            print(" ".join(image.tags) or image.id)
+            names = [*image.tags, *(image.digests if chosen.digests else ())]
+            print(" ".join(names) or image.id)
     return 0
 
 
@@ -148,6 +166,11 @@ def _list(chosen: argparse.Namespace, channel: grpc.Channel) -> int:
             ]
         )
         return 0
+    if chosen.quiet:
+        for image in images:
+            for name in image.repo_tags or [image.id]:
+                print(name)
+        return 0
     rows = [
         (tag, image.id.removeprefix("sha256:")[:13], size_text(image.size))
         for image in images
@@ -155,6 +178,39 @@ def _list(chosen: argparse.Namespace, channel: grpc.Channel) -> int:
     ]
     table(("IMAGE", "ID", "SIZE"), rows)
     return 0
+
+
+def _pull(chosen: argparse.Namespace, channel: grpc.Channel) -> int:
+    from criagent._proto import api_pb2, api_pb2_grpc
+
+    request = api_pb2.PullImageRequest(image=api_pb2.ImageSpec(image=chosen.image))
+    print(api_pb2_grpc.ImageServiceStub(channel).PullImage(request).image_ref)
+    return 0
+
+
+def _tag(chosen: argparse.Namespace, channel: grpc.Channel) -> int:
+    from criagent._proto import admin_pb2, admin_pb2_grpc
+
+    request = admin_pb2.TagImageRequest(image=chosen.image, tag=chosen.tag)
+    answer = admin_pb2_grpc.AdminStub(channel).TagImage(request)
+    print(" ".join(answer.tags))
+    return 0
+
+
+def _remove(chosen: argparse.Namespace, channel: grpc.Channel) -> int:
+    from criagent._proto import api_pb2, api_pb2_grpc
+
+    stub = api_pb2_grpc.ImageServiceStub(channel)
+    status = 0
+    for name in chosen.images:
+        image = api_pb2.ImageSpec(image=name)
+        if not stub.ImageStatus(api_pb2.ImageStatusRequest(image=image)).HasField("image"):
+            print(f"{name} is not on this node", file=sys.stderr)
+            status = 1
+            continue
+        stub.RemoveImage(api_pb2.RemoveImageRequest(image=image))
+        print(name)
+    return status
 
 
 def _fsck(chosen: argparse.Namespace, channel: grpc.Channel) -> int:

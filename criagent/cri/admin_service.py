@@ -25,7 +25,7 @@ _CHUNK = 1 << 20
 
 
 class AdminService(admin_pb2_grpc.AdminServicer):
-    """Info, import, export, fsck and prune."""
+    """Info, import, export, tag, fsck and prune."""
 
     def __init__(self, runtime: Runtime, images: Images, fs: Executor) -> None:
         self._runtime = runtime
@@ -90,8 +90,17 @@ class AdminService(admin_pb2_grpc.AdminServicer):
         finally:
             await finish(run_in(self._fs, _unlink, path))
         return admin_pb2.ImportImagesResponse(
-            images=[admin_pb2.ImportedImage(id=i.id, tags=i.repo_tags) for i in images]
+            images=[
+                admin_pb2.ImportedImage(id=i.id, tags=i.repo_tags, digests=i.repo_digests)
+                for i in images
+            ]
         )
+
+    async def TagImage(
+        self, request: admin_pb2.TagImageRequest, context: Context
+    ) -> admin_pb2.TagImageResponse:
+        image = await self._images.tag(request.image, request.tag)
+        return admin_pb2.TagImageResponse(id=image.id, tags=image.repo_tags)
 
     async def ExportImages(
         self, request: admin_pb2.ExportImagesRequest, context: Context

@@ -145,6 +145,19 @@ class Images:
             pass  # from here to the puller's "busy" nothing is awaited
         return await self.puller.pull(reference, auth)
 
+    async def tag(self, text: str, tag: str) -> Image:
+        """Give an image one more tag, which moves there from any other; returns what is stored.
+
+        Raises NotFoundError for an unknown image, InvalidRequestError for a tag that is none.
+        """
+        reference = parse_reference(tag).with_default_tag()
+        if reference.tagged is None or reference.digest is not None:
+            raise InvalidRequestError(f"{tag[:160]!r} has a digest; an image is tagged by a name")
+        image = await self.store.tag(self.resolve(text).id, reference.tagged)
+        faults.reach("tag-image:row")
+        log.info("image_tagged", id=image.id, tag=reference.tagged)
+        return image
+
     async def remove(self, text: str) -> None:
         """Forget the image with all its names; unknown ones are fine.
 

@@ -9,6 +9,7 @@ from collections.abc import Callable, Sequence
 
 import msgspec
 
+from criagent.errors import NotFoundError
 from criagent.model import Blob, Image, Snapshot
 from criagent.store.blobs import BlobStore, insert_blob
 from criagent.store.db import Database
@@ -64,20 +65,32 @@ class ImageStore:
                 update_snapshot(connection, snapshot)
             for blob in blobs:
                 insert_blob(connection, blob)
-            rows = _load_all(connection.execute("SELECT body FROM images").fetchall())
-            changed = [_merged(image, rows), *_without_tags(image, rows)]
-            for row in changed:
-                connection.execute(
-                    "INSERT OR REPLACE INTO images (id, body) VALUES (?, ?)",
-                    (row.id, msgspec.json.encode(row)),
-                )
-            return changed
+            return _add(connection, image)
 
         def then(changed: list[Image]) -> None:
             for snapshot in snapshots:
                 self._snapshots.remember(snapshot)
             for blob in blobs:
                 self._blobs.remember(blob)
+            for row in reversed(changed):
+                self._committed(row)
+
+        return (await self._db.write(change, then=then))[0]
+
+    async def tag(self, image_id: str, tag: str) -> Image:
+        """Give the image one more tag, which moves here from any other; returns what is stored.
+
+        Raises NotFoundError when the image is gone by then.
+        """
+
+        def change(connection: sqlite3.Connection) -> list[Image]:
+            query = "SELECT body FROM images WHERE id = ?"
+            found = _load_all(connection.execute(query, (image_id,)).fetchall())
+            if not found:
+                raise NotFoundError(f'image "{image_id}" was removed meanwhile; pull it again')
+            return _add(connection, dataclasses.replace(found[0], repo_tags=(tag,)))
+
+        def then(changed: list[Image]) -> None:
             for row in reversed(changed):
                 self._committed(row)
 
@@ -114,6 +127,18 @@ class ImageStore:
     @staticmethod
     def _names_of(image: Image | None) -> tuple[str, ...]:
         return () if image is None else (*image.repo_tags, *image.repo_digests)
+
+
+def _add(connection: sqlite3.Connection, image: Image) -> list[Image]:
+    """Write the image and those whose tags it took; returns them, itself first."""
+    rows = _load_all(connection.execute("SELECT body FROM images").fetchall())
+    changed = [_merged(image, rows), *_without_tags(image, rows)]
+    for row in changed:
+        connection.execute(
+            "INSERT OR REPLACE INTO images (id, body) VALUES (?, ?)",
+            (row.id, msgspec.json.encode(row)),
+        )
+    return changed
 
 
 def _load_all(rows: Sequence[tuple[bytes]]) -> list[Image]:

@@ -17,6 +17,8 @@ import pytest
 from cri_client import BUSYBOX, Cri, api, container, pod
 from node_state import differences, settled_state
 
+from criagent._proto import admin_pb2, admin_pb2_grpc
+
 pytestmark = [pytest.mark.root, pytest.mark.crash]
 
 _REACH = re.compile(r'faults\.reach\("([^"]+)"\)')
@@ -56,6 +58,7 @@ class Life:
 
     def steps(self) -> Iterator[Callable[[], None]]:
         yield self.pull
+        yield self.tag
         yield self.run
         yield self.create
         yield self.start
@@ -68,6 +71,12 @@ class Life:
 
     def pull(self) -> None:
         self.cri.pull(BUSYBOX)
+
+    def tag(self) -> None:
+        request = admin_pb2.TagImageRequest(image=BUSYBOX, tag="local/crash:1")
+        admin_pb2_grpc.AdminStub(self.cri.channel).TagImage(request)
+        assert len(self.cri.images()) == 1
+        assert {BUSYBOX, "docker.io/local/crash:1"} == set(self.cri.images()[0].repo_tags)
 
     def run(self) -> None:
         self.box = self.cri.run(self.config, handler=self.handler)

@@ -32,6 +32,7 @@ class Agent(admin_pb2_grpc.AdminServicer, api_pb2_grpc.ImageServiceServicer):
         self.fails_after = 0  # chunks of an export before it fails
         self.imported = b""
         self.repaired = False
+        self.removed: list[str] = []
 
     def _judge(self, context: Any) -> None:
         if self.failing is not None:
@@ -46,7 +47,9 @@ class Agent(admin_pb2_grpc.AdminServicer, api_pb2_grpc.ImageServiceServicer):
         self._judge(context)
         self.imported = b"".join(message.chunk for message in request_iterator)
         return admin_pb2.ImportImagesResponse(
-            images=[admin_pb2.ImportedImage(id="sha256:1", tags=["a:1", "a:2"])]
+            images=[
+                admin_pb2.ImportedImage(id="sha256:1", tags=["a:1", "a:2"], digests=["a@sha256:d"])
+            ]
         )
 
     def ExportImages(self, request: Any, context: Any) -> Any:  # noqa: N802
@@ -54,6 +57,24 @@ class Agent(admin_pb2_grpc.AdminServicer, api_pb2_grpc.ImageServiceServicer):
             yield admin_pb2.ExportImagesResponse(chunk=b"part")
         self._judge(context)
         yield admin_pb2.ExportImagesResponse(chunk="+".join(request.images).encode())
+
+    def TagImage(self, request: Any, context: Any) -> Any:  # noqa: N802
+        self._judge(context)
+        return admin_pb2.TagImageResponse(id="sha256:1", tags=[request.image, request.tag])
+
+    def PullImage(self, request: Any, context: Any) -> Any:  # noqa: N802
+        self._judge(context)
+        return api_pb2.PullImageResponse(image_ref="sha256:" + "a" * 64)
+
+    def ImageStatus(self, request: Any, context: Any) -> Any:  # noqa: N802
+        self._judge(context)
+        image = api_pb2.Image(id="sha256:1") if request.image.image != "none" else None
+        return api_pb2.ImageStatusResponse(image=image)
+
+    def RemoveImage(self, request: Any, context: Any) -> Any:  # noqa: N802
+        self._judge(context)
+        self.removed.append(request.image.image)
+        return api_pb2.RemoveImageResponse()
 
     def Fsck(self, request: Any, context: Any) -> Any:  # noqa: N802
         self._judge(context)
@@ -258,6 +279,24 @@ def test_image_ls(call: Callable[..., int], capsys: pytest.CaptureFixture[str]) 
     assert (tagged["tags"], tagged["size"], tagged["pinned"]) == (["a:1"], 5, True)
 
 
+def test_image_ls_quiet_prints_names_alone(
+    call: Callable[..., int], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert call("image", "ls", "--quiet") == 0
+    assert capsys.readouterr().out == "sha256:" + "b" * 64 + "\na:1\n"
+
+
+def test_image_tag_pull_and_rm(
+    call: Callable[..., int], agent: Agent, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert call("image", "tag", "a:1", "b:2") == 0
+    assert call("image", "pull", "a:1") == 0
+    assert capsys.readouterr().out == "a:1 b:2\nsha256:" + "a" * 64 + "\n"
+    assert call("image", "rm", "a:1", "none", "b:2") == 1
+    assert agent.removed == ["a:1", "b:2"]
+    assert capsys.readouterr().err == "none is not on this node\n"
+
+
 def test_import_sends_the_whole_file(
     call: Callable[..., int], agent: Agent, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -267,7 +306,9 @@ def test_import_sends_the_whole_file(
     assert agent.imported == content
     assert capsys.readouterr().out == "a:1 a:2\n"
     assert call("image", "import", str(tmp_path / "a.tar"), "--output", "json") == 0
-    assert json.loads(capsys.readouterr().out) == [{"id": "sha256:1", "tags": ["a:1", "a:2"]}]
+    assert json.loads(capsys.readouterr().out) == [
+        {"id": "sha256:1", "tags": ["a:1", "a:2"], "digests": ["a@sha256:d"]}
+    ]
 
 
 def test_import_reads_standard_input(
