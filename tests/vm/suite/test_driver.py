@@ -1,0 +1,110 @@
+"""The systemd driver: scopes under the kubelet's slices, and what systemd thinks of them."""
+
+from __future__ import annotations
+
+import subprocess
+
+import grpc
+import pytest
+from conftest_vm import CGROUPS, VmPods, cgroup_of, scope_of, sleeper
+from cri_client import Cri, api
+from units import container_units, show, systemctl
+from waiting import until
+
+HANDLERS = ("crun", "runc")
+
+
+def test_the_driver_is_told_by_runtime_config(cri: Cri) -> None:
+    answer = cri.runtime.RuntimeConfig(api.RuntimeConfigRequest(), timeout=30)
+    assert answer.linux.cgroup_driver == api.SYSTEMD
+
+
+@pytest.mark.parametrize("handler", HANDLERS)
+def test_a_container_is_a_scope_of_its_pods_slice(pods: VmPods, handler: str) -> None:
+    box = pods.of_handler(handler)
+    row = pods.created(sleeper(), box)
+    scope = scope_of(pods.cri, row)
+    # cAdvisor and the kubelet take the id after the last dash of the scope's name.
+    assert scope == CGROUPS / box[1].linux.cgroup_parent.lstrip("/") / f"cri-{row}.scope"
+    assert show(scope.name, "Slice") == scope.parent.name
+    assert show(scope.name, "ActiveState") == "active"
+    assert show(scope.name, "Delegate") == "yes"
+    assert container_units() == [scope.name]
+    pods.cri.stop(row)
+    pods.cri.remove(row)
+    assert container_units() == []
+    assert not scope.exists()
+
+
+@pytest.mark.parametrize("handler", HANDLERS)
+def test_no_unit_is_left_of_containers_that_fail(pods: VmPods, handler: str) -> None:
+    box = pods.of_handler(handler)
+    failing = pods.created(sleeper("failing", "sh", "-c", "exit 3"), box)
+    until(lambda: pods.cri.status(failing).state == api.CONTAINER_EXITED, "the exit", 60)
+    with pytest.raises(grpc.RpcError) as caught:
+        pods.created(sleeper("missing", "/no/such/program"), box)
+    assert "no/such/program" in caught.value.details()
+    until(lambda: container_units() == [], "the end of the scopes", 60)
+
+
+def test_a_pod_without_a_parent_lives_in_the_system_slice(pods: VmPods) -> None:
+    config = pods.config()
+    config.linux.cgroup_parent = ""
+    row = pods.created(sleeper(), (pods.cri.run(config), config))
+    assert scope_of(pods.cri, row) == CGROUPS / "system.slice" / f"cri-{row}.scope"
+
+
+def test_a_parent_that_is_no_slice_is_refused_with_its_cure(pods: VmPods) -> None:
+    config = pods.config()
+    config.linux.cgroup_parent = "/kubepods/pod1"
+    with pytest.raises(grpc.RpcError) as caught:
+        pods.created(sleeper(), (pods.cri.run(config), config))
+    assert caught.value.code() is grpc.StatusCode.INVALID_ARGUMENT
+    assert "cgroupDriver must be systemd" in caught.value.details()
+
+
+@pytest.mark.parametrize("handler", HANDLERS)
+def test_exec_runs_in_the_container_and_its_time_out_kills_it(pods: VmPods, handler: str) -> None:
+    row = pods.created(sleeper(), pods.of_handler(handler))
+    assert pods.cri.exec(row, "echo", "hello", timeout=60).stdout == b"hello\n"
+    with pytest.raises(grpc.RpcError) as caught:
+        pods.cri.exec(row, "sh", "-c", "sleep 54321 & sleep 54321", timeout=3)
+    assert caught.value.code() is grpc.StatusCode.DEADLINE_EXCEEDED
+    left = subprocess.run(["pgrep", "-f", "sleep 54321"], capture_output=True, check=False)
+    assert left.stdout == b""
+    assert cgroup_of(pods.cri, row).exists()
+
+
+def test_the_monitor_lives_in_the_services_cgroup(pods: VmPods) -> None:
+    row = pods.created(sleeper())
+    found = subprocess.run(["pgrep", "-f", f"conmon.*{row}"], capture_output=True, check=True)
+    pid = int(found.stdout.split()[0])
+    with open(f"/proc/{pid}/cgroup") as file:
+        assert file.read().strip().startswith("0::/system.slice/criagent.service/")
+
+
+def test_a_shared_pid_namespace_has_a_scope_of_its_own(pods: VmPods) -> None:
+    config = pods.config()
+    config.linux.security_context.namespace_options.pid = api.POD
+    box = pods.cri.run(config, timeout=120)
+    wanted = sleeper()
+    wanted.linux.security_context.namespace_options.pid = api.POD
+    row = pods.created(wanted, (box, config))
+    assert sorted(container_units()) == sorted([f"cri-{box}.scope", f"cri-{row}.scope"])
+    assert show(f"cri-{box}.scope", "Slice") == show(f"cri-{row}.scope", "Slice")
+    pods.cri.stop_pod(box)
+    pods.cri.remove_pod(box)
+    assert container_units() == []
+
+
+def test_daemon_reload_changes_no_limit(pods: VmPods) -> None:
+    wanted = sleeper()
+    wanted.linux.resources.memory_limit_in_bytes = 100 << 20
+    wanted.linux.resources.cpu_quota = 20_000
+    wanted.linux.resources.cpu_period = 100_000
+    row = pods.created(wanted)
+    scope = scope_of(pods.cri, row)
+    before = {name: (scope / name).read_text() for name in ("memory.max", "cpu.max", "cpu.weight")}
+    systemctl("daemon-reload")
+    assert {name: (scope / name).read_text() for name in before} == before
+    assert before["memory.max"].strip() == str(100 << 20)

@@ -1,0 +1,168 @@
+"""Limits, read back from the kernel; changes in place; who is said to be killed for memory."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import grpc
+import pytest
+from conftest_vm import VmPods, cgroup_of, scope_of, sleeper
+from cri_client import DEBIAN, api
+from waiting import until
+
+HANDLERS = ("crun", "runc")
+_EATER = "import sys; held = bytearray(64 << 20); sys.exit(0)"
+
+
+def _read(cgroup: Path, name: str) -> str:
+    return (cgroup / name).read_text().strip()
+
+
+def _limited() -> api.ContainerConfig:
+    wanted = sleeper()
+    limits = wanted.linux.resources
+    limits.cpu_shares = 512
+    limits.cpu_quota = 50_000
+    limits.cpu_period = 100_000
+    limits.cpuset_cpus = "0"
+    limits.cpuset_mems = "0"
+    limits.memory_limit_in_bytes = 128 << 20
+    limits.hugepage_limits.add(page_size="2MB", limit=4 << 20)
+    limits.unified["pids.max"] = "77"
+    limits.unified["memory.high"] = str(96 << 20)
+    return wanted
+
+
+@pytest.mark.parametrize("handler", HANDLERS)
+def test_limits_are_the_kernels(pods: VmPods, handler: str) -> None:
+    row = pods.created(_limited(), pods.of_handler(handler))
+    scope = scope_of(pods.cri, row)
+    assert _read(scope, "cpu.max") == "50000 100000"
+    assert 1 < int(_read(scope, "cpu.weight")) < 100  # less than the default 1024 shares
+    assert _read(scope, "cpuset.cpus") == "0"
+    assert _read(scope, "cpuset.mems") == "0"
+    assert _read(scope, "memory.max") == str(128 << 20)
+    assert _read(scope, "memory.swap.max") == "0"  # no swap unless it is asked for
+    assert _read(scope, "memory.high") == str(96 << 20)
+    assert _read(scope, "pids.max") == "77"
+    assert _read(scope, "hugetlb.2MB.max") == str(4 << 20)
+
+
+@pytest.mark.parametrize("handler", HANDLERS)
+def test_limits_change_in_place(pods: VmPods, handler: str) -> None:
+    row = pods.created(_limited(), pods.of_handler(handler))
+    scope, started = scope_of(pods.cri, row), pods.cri.status(row).started_at
+    changed = api.LinuxContainerResources(
+        cpu_shares=2048,
+        cpu_quota=150_000,
+        cpu_period=100_000,
+        memory_limit_in_bytes=256 << 20,
+        unified={"pids.max": "99"},
+    )
+    request = api.UpdateContainerResourcesRequest(container_id=row, linux=changed)
+    pods.cri.runtime.UpdateContainerResources(request, timeout=60)
+    assert _read(scope, "cpu.max") == "150000 100000"
+    assert int(_read(scope, "cpu.weight")) > 50
+    assert _read(scope, "memory.max") == str(256 << 20)
+    assert _read(scope, "pids.max") == "99"
+    status = pods.cri.status(row)
+    assert status.started_at == started
+    assert status.resources.linux.memory_limit_in_bytes == 256 << 20
+
+
+def test_a_shrink_below_what_is_used_is_an_error_or_a_kill_but_never_silent(pods: VmPods) -> None:
+    wanted = sleeper(
+        "holder",
+        "python3",
+        "-c",
+        "import time; held = b'x' * (80 << 20); print('held', flush=True); time.sleep(100000)",
+    )
+    wanted.image.image = DEBIAN
+    wanted.linux.resources.memory_limit_in_bytes = 200 << 20
+    row = pods.created(wanted)
+    until(lambda: "held" in pods.log(row), "the memory", 120)
+    changed = api.LinuxContainerResources(memory_limit_in_bytes=30 << 20)
+    request = api.UpdateContainerResourcesRequest(container_id=row, linux=changed)
+    try:
+        pods.cri.runtime.UpdateContainerResources(request, timeout=60)
+    except grpc.RpcError:
+        assert pods.cri.status(row).state == api.CONTAINER_RUNNING
+        assert _read(scope_of(pods.cri, row), "memory.max") == str(200 << 20)
+    else:
+        until(lambda: pods.cri.status(row).state == api.CONTAINER_EXITED, "the kill", 60)
+        assert pods.cri.status(row).reason == "OOMKilled"
+
+
+@pytest.mark.parametrize("handler", HANDLERS)
+def test_a_process_that_was_killed_for_memory_is_told(pods: VmPods, handler: str) -> None:
+    wanted = sleeper("eater", "python3", "-c", _EATER)
+    wanted.image.image = DEBIAN
+    wanted.linux.resources.memory_limit_in_bytes = 24 << 20
+    row = pods.created(wanted, pods.of_handler(handler))
+    until(lambda: pods.cri.status(row).state == api.CONTAINER_EXITED, "the exit", 120)
+    status = pods.cri.status(row)
+    assert (status.exit_code, status.reason) == (137, "OOMKilled")
+
+
+@pytest.mark.parametrize("handler", HANDLERS)
+def test_a_killed_child_is_told_when_the_main_process_ends_at_once(
+    pods: VmPods, handler: str
+) -> None:
+    wanted = sleeper("parent", "sh", "-c", f"python3 -c '{_EATER}'; exit 7")
+    wanted.image.image = DEBIAN
+    wanted.linux.resources.memory_limit_in_bytes = 24 << 20
+    row = pods.created(wanted, pods.of_handler(handler))
+    until(lambda: pods.cri.status(row).state == api.CONTAINER_EXITED, "the exit", 120)
+    status = pods.cri.status(row)
+    assert (status.exit_code, status.reason) == (7, "OOMKilled")
+
+
+@pytest.mark.parametrize(
+    ("command", "code"), [("kill -KILL $$", 137), ("exit 137", 137), ("exit 1", 1)]
+)
+def test_other_ends_are_no_kills_for_memory(pods: VmPods, command: str, code: int) -> None:
+    wanted = sleeper("other", "sh", "-c", f"sh -c '{command}'; exit $?")
+    wanted.linux.resources.memory_limit_in_bytes = 64 << 20
+    row = pods.created(wanted)
+    until(lambda: pods.cri.status(row).state == api.CONTAINER_EXITED, "the exit", 60)
+    status = pods.cri.status(row)
+    assert (status.exit_code, status.reason) == (code, "Error")
+
+
+def test_statistics_are_the_cgroups_files(pods: VmPods) -> None:
+    wanted = sleeper(
+        "holder",
+        "python3",
+        "-c",
+        "import time; held = b'x' * (40 << 20); print('held', flush=True); time.sleep(100000)",
+    )
+    wanted.image.image = DEBIAN
+    wanted.linux.resources.memory_limit_in_bytes = 200 << 20
+    row = pods.created(wanted)
+    until(lambda: "held" in pods.log(row), "the memory", 120)
+    request = api.ContainerStatsRequest(container_id=row)
+    stats = pods.cri.runtime.ContainerStats(request, timeout=30).stats
+    cgroup = cgroup_of(pods.cri, row)
+    memory = dict(line.split() for line in _read(cgroup, "memory.stat").splitlines())
+    cpu = dict(line.split() for line in _read(cgroup, "cpu.stat").splitlines())
+    # The process sleeps: nothing moves between the two looks.
+    assert stats.memory.rss_bytes.value == int(memory["anon"]) > 40 << 20
+    assert stats.memory.usage_bytes.value == int(_read(cgroup, "memory.current"))
+    expected = stats.memory.usage_bytes.value - int(memory["inactive_file"])
+    assert stats.memory.working_set_bytes.value == expected
+    assert stats.memory.available_bytes.value == (200 << 20) - expected
+    assert stats.cpu.usage_core_nano_seconds.value == int(cpu["usage_usec"]) * 1000
+    assert stats.memory.page_faults.value == int(memory["pgfault"])
+    assert stats.memory.psi.some.total >= 0
+    again = pods.cri.runtime.ContainerStats(request, timeout=30).stats
+    assert again.cpu.usage_nano_cores.value < 10**9
+
+
+def test_statistics_of_the_pod_are_its_slices(pods: VmPods) -> None:
+    box = pods.sandbox()
+    pods.created(sleeper(), box)
+    request = api.PodSandboxStatsRequest(pod_sandbox_id=box[0])
+    stats = pods.cri.runtime.PodSandboxStats(request, timeout=30).stats.linux
+    cgroup = Path("/sys/fs/cgroup", box[1].linux.cgroup_parent.lstrip("/"))
+    assert stats.memory.usage_bytes.value == int(_read(cgroup, "memory.current"))
+    assert stats.process.process_count.value == int(_read(cgroup, "pids.current")) == 1
