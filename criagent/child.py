@@ -70,19 +70,33 @@ def spawn(
 ) -> Child:
     """Start `argv`, with nothing of our environment but PATH unless `env` says otherwise.
 
+    With DEVNULL its standard input is a pipe that has ended: /dev/null itself would be given to the
+    user of a container by an OCI runtime that hands its input on (crun 1.21 does).
     Raises FileNotFoundError and the like when it cannot be executed.
     """
-    process = subprocess.Popen(
-        [str(word) for word in argv],
-        stdin=stdin,
-        stdout=stdout,
-        stderr=stderr,
-        pass_fds=tuple(pass_fds),
-        env={"PATH": os.environ.get("PATH", os.defpath)} if env is None else dict(env),
-        cwd=cwd,
-        start_new_session=new_session,
-    )
+    ended = nothing_to_read() if stdin == subprocess.DEVNULL else -1
+    try:
+        process = subprocess.Popen(
+            [str(word) for word in argv],
+            stdin=stdin if ended < 0 else ended,
+            stdout=stdout,
+            stderr=stderr,
+            pass_fds=tuple(pass_fds),
+            env={"PATH": os.environ.get("PATH", os.defpath)} if env is None else dict(env),
+            cwd=cwd,
+            start_new_session=new_session,
+        )
+    finally:
+        if ended >= 0:
+            os.close(ended)
     return Child(process)
+
+
+def nothing_to_read() -> int:
+    """A descriptor at whose end the reader is already."""
+    read, write = os.pipe()
+    os.close(write)
+    return read
 
 
 @asynccontextmanager

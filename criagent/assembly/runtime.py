@@ -100,8 +100,8 @@ async def probed_handlers(
 ) -> tuple[HandlerFacts, ...]:
     """What each configured OCI runtime is, and whether it can have pods with user namespaces."""
     await run_in(executors.fs, images.snapshots.prepare)
-    scratch = images.snapshots.root / "trash" / "userns-probe"
-    lacking = await probe_user_namespaces(scratch, executors.fs)
+    scratch = config.storage.run_dir / "userns-probe"
+    lacking = await probe_user_namespaces(images.snapshots.root, scratch, executors.fs)
     if lacking:
         log.info("no_user_namespaces", problem=lacking)
     found = []

@@ -19,6 +19,7 @@ _MOUNT_ATTR_IDMAP = 0x00100000
 _AT_FDCWD = -100
 _AT_EMPTY_PATH = 0x1000
 _AT_RECURSIVE = 0x8000
+_MS_SLAVE = 0x80000
 
 
 class _MountAttr(ctypes.Structure):
@@ -34,7 +35,8 @@ class _MountAttr(ctypes.Structure):
 def idmapped(source: Path, userns: int, *, readonly: bool) -> Iterator[int]:
     """A detached clone of the mount at `source`, its ids mapped as in `userns` (a descriptor).
 
-    Mounts below `source` are in it as they are. The descriptor is closed after the block, and the
+    Mounts below `source` are in it as they are, and all are slaves: they get what is mounted there
+    later, and nothing goes back. The descriptor is closed after the block, and the
     clone with it unless it was attached. Raises OSError EINVAL where the file system cannot be
     mapped.
     """
@@ -43,19 +45,12 @@ def idmapped(source: Path, userns: int, *, readonly: bool) -> Iterator[int]:
         _OPEN_TREE, "open_tree", c_int(_AT_FDCWD), os.fsencode(source), c_uint(flags), source=source
     )
     try:
+        # A peer of `source` would take the mounts below `source` away with those below the clone.
+        _setattr(tree, _AT_RECURSIVE, _MountAttr(propagation=_MS_SLAVE), source)
         attr = _MountAttr(
             attr_set=_MOUNT_ATTR_IDMAP | (_MOUNT_ATTR_RDONLY if readonly else 0), userns_fd=userns
         )
-        syscall(
-            _MOUNT_SETATTR,
-            "mount_setattr",
-            c_int(tree),
-            b"",
-            c_uint(_AT_EMPTY_PATH),
-            ctypes.byref(attr),
-            c_size_t(ctypes.sizeof(attr)),
-            source=source,
-        )
+        _setattr(tree, 0, attr, source)
         yield tree
     finally:
         os.close(tree)
@@ -72,4 +67,17 @@ def attach(tree: int, target: Path) -> None:
         os.fsencode(target),
         c_uint(_MOVE_MOUNT_F_EMPTY_PATH),
         source=target,
+    )
+
+
+def _setattr(tree: int, flags: int, attr: _MountAttr, source: Path) -> None:
+    syscall(
+        _MOUNT_SETATTR,
+        "mount_setattr",
+        c_int(tree),
+        b"",
+        c_uint(_AT_EMPTY_PATH | flags),
+        ctypes.byref(attr),
+        c_size_t(ctypes.sizeof(attr)),
+        source=source,
     )

@@ -56,6 +56,15 @@ def mount(source: Name, target: Name, fstype: str = "", flags: int = 0, data: st
     )
 
 
+def make_private(target: Name) -> None:
+    """Stop propagation to and from the mounts at and below `target`; fine when there is none."""
+    try:
+        mount("none", target, flags=MS_REC | MS_PRIVATE)
+    except OSError as exc:
+        if exc.errno != errno.EINVAL:  # not a mount point
+            raise
+
+
 def umount2(target: Name, flags: int = 0) -> None:
     """umount2(2)."""
     check(libc.umount2(os.fsencode(target), c_int(flags)), "umount2", target)

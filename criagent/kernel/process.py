@@ -53,6 +53,22 @@ def open_pidfd(ref: ProcessRef) -> int | None:
     return fd
 
 
+def node_ids(pid: int, uid: int, gid: int) -> tuple[int, int]:
+    """What `uid` and `gid` of the user namespace of process `pid` are on the node.
+
+    Ids that it does not have stay as they are.
+    """
+    return _node_id(pid, "uid_map", uid), _node_id(pid, "gid_map", gid)
+
+
+def _node_id(pid: int, name: str, number: int) -> int:
+    for line in Path(f"/proc/{pid}/{name}").read_text().splitlines():
+        inside, outside, length = map(int, line.split())
+        if inside <= number < inside + length:
+            return number - inside + outside
+    return number
+
+
 def send_signal(ref: ProcessRef, number: int) -> bool:
     """Signal this very process; False when it is gone."""
     fd = open_pidfd(ref)

@@ -35,10 +35,12 @@ _ALWAYS: tuple[tuple[str, int | None, int | None], ...] = (
 
 
 def resolve_devices(
-    spec: ContainerSpec, *, host_devices: bool, owned: bool = False
+    spec: ContainerSpec, *, host_devices: bool, owned: bool = False, mapped: bool = False
 ) -> tuple[ResolvedDevice, ...]:
     """The host's nodes behind the request, and before them all of /dev with `host_devices`.
 
+    In a user namespace (`mapped`) the root that may own a node is not the node's: of all of /dev it
+    gets what everybody may have, and no more of it.
     With `owned`, requested nodes belong to the security context's user and group where these are
     not root's, so that a container without privileges can open them.
     Looks at the host: call it in a thread. Raises InvalidRequestError for what is no device.
@@ -47,6 +49,8 @@ def resolve_devices(
     if host_devices:
         for path in _nodes(_DEV):
             device = _node(path, str(path), "rwm")
+            if device is not None and mapped:
+                device = _for_everybody(device)
             if device is not None:
                 found[device.path] = device
     table = mountinfo() if spec.devices else []
@@ -54,6 +58,13 @@ def resolve_devices(
         for device in _requested(request, table):
             found[device.path] = _owned(device, spec.security) if owned else device
     return tuple(found.values())
+
+
+def _for_everybody(device: ResolvedDevice) -> ResolvedDevice | None:
+    access = "".join(letter for bit, letter in ((4, "r"), (2, "w")) if device.mode & bit)
+    if not access:
+        return None
+    return dataclasses.replace(device, access=access, mode=(device.mode & 0o6) * 0o111)
 
 
 def _owned(device: ResolvedDevice, security: ContainerSecurity) -> ResolvedDevice:

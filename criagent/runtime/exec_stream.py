@@ -15,9 +15,10 @@ from pathlib import Path
 import msgspec
 
 from criagent.aio import finish
-from criagent.child import Child, killed_on_exit, spawn
+from criagent.child import Child, killed_on_exit, nothing_to_read, spawn
 from criagent.errors import AgentError, WrongStateError
 from criagent.kernel import cgroupfs
+from criagent.kernel.process import node_ids
 from criagent.model import Container, ContainerState
 from criagent.runtime.container_files import ContainerFiles
 from criagent.runtime.oci import OciRuntime
@@ -155,11 +156,12 @@ class ExecStreamer:
     ) -> ExecProcess:
         theirs: list[int] = []
         try:
-            in_read, in_write = os.pipe() if stdin else (os.open(os.devnull, os.O_RDONLY), -1)
+            in_read, in_write = os.pipe() if stdin else (nothing_to_read(), -1)
             theirs.append(in_read)
             writer = Pipe(in_write) if stdin else None
-            if writer is not None and row.user is not None:
-                os.fchown(in_read, row.user.uid, row.user.gid)  # it may reopen /dev/stdin
+            if writer is not None and row.user is not None and row.init is not None:
+                owner = node_ids(row.init.pid, row.user.uid, row.user.gid)
+                os.fchown(in_read, *owner)  # it may reopen /dev/stdin
             readers = []
             for _ in range(2):
                 read, write = os.pipe()

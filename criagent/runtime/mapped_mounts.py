@@ -44,6 +44,8 @@ def detach_mapped(directory: Path) -> None:
     if not directory.exists():
         return
     for entry in directory.iterdir():
+        # Else what is mounted below it would go from the container's mount as well.
+        mount.make_private(entry)
         mount.detach(entry)
         if entry.is_dir():
             entry.rmdir()

@@ -14,6 +14,7 @@ from pathlib import Path
 
 from criagent.child import Child, PipeReader, killed_on_exit, spawn
 from criagent.errors import AgentError, TimedOutError
+from criagent.kernel.devices import restore_null
 from criagent.kernel.process import process_ref
 from criagent.model import Container, ProcessRef
 from criagent.runtime.cgroups import CgroupDriver
@@ -88,6 +89,9 @@ class Conmon:
         finally:
             reply.close()
             errors.close()
+            # conmon opens it as the container's input, and crun 1.21 gives input to the container's
+            # user, who could close the node's /dev/null to everybody.
+            restore_null()
 
     async def _created(self, child: Child, line: bytes | None, errors: PipeReader) -> Monitored:
         if line is None:

@@ -41,7 +41,9 @@ __all__ = [
     "process_spec",
 ]
 
-OCI_VERSION = "1.0.2"  # every field used here is in it; runc 1.1 and crun 1.x take it
+# Every field used here is in it but mounts' id mappings (1.1), which are said only to a runtime
+# whose features have them. runc 1.1 and crun 1.x take it.
+OCI_VERSION = "1.0.2"
 _PATH = "PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 _TERM = "TERM=xterm"
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Mapping
 from concurrent.futures import Executor
+from functools import partial
 from pathlib import Path
 from typing import Literal
 
@@ -83,7 +84,8 @@ class SpecGatherer:
         of_host = await self.host_paths.resolve([m for m in row.spec.mounts if m.image is None])
         if any(mount.request.uid_mappings for mount in of_host):
             of_host = await run_in(self.fs, self._mapped, row, box, of_host)
-        looked = await run_in(self.fs, self._look, row)
+        mapped = box.spec.security.namespaces.mapped is not None
+        looked = await run_in(self.fs, partial(self._look, row, mapped=mapped))
         user = row.user or ContainerUser(uid=0, gid=0)
         return SpecInputs(
             container=row,
@@ -104,7 +106,7 @@ class SpecGatherer:
                 row.spec.security.apparmor, privileged=row.spec.security.privileged
             ),
             node=self.node,
-            all_devices=self._host_devices(row),
+            all_devices=self._host_devices(row) and not mapped,
             cdi=looked.cdi,
         )
 
@@ -120,7 +122,7 @@ class SpecGatherer:
         try_mappings(mounts, userns)
         return mounts
 
-    def _look(self, row: Container) -> _Looked:
+    def _look(self, row: Container, *, mapped: bool) -> _Looked:
         security = row.spec.security
         profile = seccomp_profile(
             security,
@@ -129,7 +131,10 @@ class SpecGatherer:
         )
         return _Looked(
             devices=resolve_devices(
-                row.spec, host_devices=self._host_devices(row), owned=self.owned_devices
+                row.spec,
+                host_devices=self._host_devices(row),
+                owned=self.owned_devices,
+                mapped=mapped,
             ),
             seccomp=profile,
             cdi=self.cdi.edits(row.spec.cdi_devices, row.handler),

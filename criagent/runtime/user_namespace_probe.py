@@ -19,39 +19,38 @@ _IDS = (IdMapping(container_id=0, host_id=_HOST_ID, length=65536),)
 _TRIED = UserNamespace(mode=NamespaceMode.POD, uids=_IDS, gids=_IDS)
 
 
-async def probe_user_namespaces(scratch: Path, fs: Executor) -> str:
-    """ "" when they work with layers on the file system of `scratch`, or else what is wrong.
+async def probe_user_namespaces(lower: Path, scratch: Path, fs: Executor) -> str:
+    """ "" when they work with layers on the file system of `lower`, or else what is wrong.
 
-    `scratch` is a directory of the caller's choice that does not exist, and does not afterwards.
+    `lower` is a directory of root's, which is only read. `scratch` must not exist, and does not
+    afterwards.
     """
     try:
         async with namespace_maker(_TRIED) as pid:
-            return await run_in(fs, _try_overlay, scratch, Path(f"/proc/{pid}/ns/user"))
+            return await run_in(fs, _try_overlay, lower, scratch, Path(f"/proc/{pid}/ns/user"))
     except (AgentError, OSError) as exc:
         return str(exc)
 
 
-def _try_overlay(scratch: Path, pin: Path) -> str:
+def _try_overlay(lower: Path, scratch: Path, pin: Path) -> str:
     _clear(scratch)
-    lower, upper, mapped, merged = (scratch / name for name in ("lower", "fs", "mapped", "merged"))
+    mapped, empty, merged = (scratch / name for name in ("mapped", "empty", "merged"))
     try:
-        for directory in (lower, upper, scratch / "work", mapped, merged):
+        for directory in (mapped, empty, merged):
             directory.mkdir(parents=True)
-        (lower / "file").touch()
         userns = os.open(pin, os.O_RDONLY | os.O_CLOEXEC)
         try:
             with idmap.idmapped(lower, userns, readonly=True) as tree:
                 idmap.attach(tree, mapped)
         except OSError as exc:
-            return f"the file system of {scratch} has no idmapped mounts: {exc.strerror}"
+            return f"the file system of {lower} cannot map ids: {exc.strerror}"
         finally:
             os.close(userns)
-        mount.overlay([mapped], upper, scratch / "work", merged)
-        if (merged / "file").stat().st_uid != _HOST_ID:
-            return "this kernel's overlay does not map the ids of lower layers"
-        (merged / "written").touch()
+        mount.overlay([mapped, empty], None, None, merged)
+        if merged.stat().st_uid != _HOST_ID:
+            return "this kernel's overlay does not map the ids of layers"
     except OSError as exc:
-        return f"no overlay of an idmapped layer: {exc}"
+        return f"no overlay of a layer with mapped ids: {exc}"
     finally:
         _clear(scratch)
     return ""
@@ -60,5 +59,7 @@ def _try_overlay(scratch: Path, pin: Path) -> str:
 def _clear(scratch: Path) -> None:
     for name in ("merged", "mapped"):
         mount.detach(scratch / name)
+        with contextlib.suppress(FileNotFoundError):
+            (scratch / name).rmdir()
     with contextlib.suppress(FileNotFoundError):
         shutil.rmtree(scratch)

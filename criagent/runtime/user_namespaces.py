@@ -7,12 +7,13 @@ becomes cat(1) and answers when everything is made. It ends with the daemon, wha
 from __future__ import annotations
 
 import asyncio
+import errno
 import os
 from collections.abc import AsyncIterator, Iterable
 from contextlib import asynccontextmanager
 
 from criagent.child import PipeReader, killed_on_exit, spawn
-from criagent.errors import AgentError, InvalidRequestError, TimedOutError
+from criagent.errors import AgentError, ExhaustedError, InvalidRequestError, TimedOutError
 from criagent.image.snapshots.overlay import MappedIds
 from criagent.kernel.namespaces import write_id_maps
 from criagent.model import (
@@ -143,17 +144,26 @@ async def namespace_maker(userns: UserNamespace) -> AsyncIterator[int]:
                 raise TimedOutError(f"a user namespace took over {_LIMIT_S:.0f} s") from None
             if line is None:
                 errors.drain()
-                words = bytes(errors.data).decode(errors="replace").strip()
+                raise _failure(bytes(errors.data).decode(errors="replace").strip()[-200:])
+            try:
+                write_id_maps(child.pid, userns.uids, userns.gids)
+            except OSError as exc:
                 raise AgentError(
-                    f"user namespace: {words[-200:] or 'unshare died'}; see the sysctls "
-                    "user.max_user_namespaces, user.max_net_namespaces and their like"
-                )
-            write_id_maps(child.pid, userns.uids, userns.gids)
+                    f"user namespace: the ids {userns.uids[0]} and {userns.gids[0]} cannot be "
+                    f"mapped here: {exc.strerror}"
+                ) from exc
             yield child.pid
     finally:
         os.close(in_write)
         answer.close()
         errors.close()
+
+
+def _failure(words: str) -> AgentError:
+    text = f"user namespace: {words or 'unshare died'}"
+    if os.strerror(errno.ENOSPC) in words:  # man 7 namespaces, "The /proc/sys/user directory"
+        return ExhaustedError(f"{text}; raise the sysctls user.max_*_namespaces")
+    return AgentError(text)
 
 
 def _validate(what: str, userns: UserNamespace | None) -> None:

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import json
 import os
+import random
 import shutil
 import subprocess
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from urllib.request import urlopen
 
 import agent
 import grpc
@@ -15,11 +18,14 @@ import pytest
 from conftest import Pods
 from cri_client import DEBIAN, api, container
 from node_state import ROOT
+from waiting import until
 
 from criagent.kernel.mount import mountinfo
 
 pytestmark = pytest.mark.root
 
+HTTPD = "registry.k8s.io/e2e-test-images/httpd:2.4.39-4"
+NONEWPRIVS = "registry.k8s.io/e2e-test-images/nonewprivs:1.3"
 HOST = 131072
 LENGTH = 65536
 
@@ -296,7 +302,13 @@ def test_privileged_is_privileged_in_its_namespace_only(pods: Pods) -> None:
     assert pods.cri.exec(row, "mknod", "/tmp/null", "c", "1", "3").exit_code != 0
     assert pods.cri.exec(row, "sh", "-c", "echo 1 > /proc/sys/kernel/sysrq").exit_code != 0
     assert pods.cri.exec(row, "sh", "-c", "echo 1 > /proc/sysrq-trigger").exit_code != 0
-    words(pods, row, "sh", "-c", "echo 1 > /dev/null")
+    for device in Path("/dev").iterdir():
+        if device.is_block_device():
+            assert pods.cri.exec(row, "stat", str(device)).exit_code != 0
+            numbers = f"{os.major(device.stat().st_rdev)} {os.minor(device.stat().st_rdev)}"
+            assert pods.cri.exec(row, "sh", "-c", f"mknod /x b {numbers}").exit_code != 0
+    assert pods.cri.exec(row, "sh", "-c", "echo 1 > /dev/kmsg").exit_code != 0
+    words(pods, row, "sh", "-c", "echo 1 > /dev/null && head -c 1 /dev/zero")
 
 
 def test_hostile_programs_and_devices_gain_nothing(pods: Pods) -> None:
@@ -309,6 +321,135 @@ def test_hostile_programs_and_devices_gain_nothing(pods: Pods) -> None:
         assert as_user(65534, *command) != 0, "a user of the node gets into a container's files"
     for command in (["ls", bundle], ["cat", bundle / "config.json"], ["touch", bundle / "new"]):
         assert as_user(HOST, *command) != 0, "the pod's root could get at its bundle"
+
+
+def test_setuid_programs_and_capabilities_of_the_image_work_within(pods: Pods) -> None:
+    def setuid(config: api.ContainerConfig) -> None:
+        config.image.image = NONEWPRIVS
+        config.ClearField("command")
+
+    pods.cri.pull(NONEWPRIVS)
+    row = pods.running(change=setuid, box=pods.sandbox(mapped()))
+    until(lambda: pods.cri.status(row).state == api.CONTAINER_EXITED, "the exit")
+    assert pods.log(row) == "Effective uid: 0\n"
+
+    def debian(config: api.ContainerConfig) -> None:
+        config.image.image = DEBIAN
+
+    row = pods.running("sleep", "1000", change=debian, box=pods.sandbox(mapped()))
+    show = ("getfattr", "--absolute-names", "-n", "security.capability", "-e", "hex")
+    in_image = words(pods, row, *show, "/srv/capable")
+    assert "=0x0100000200200000" in in_image
+    words(pods, row, "sh", "-c", "echo more >> /srv/new; exec 3>>/srv/owned")
+    upper = Path(f"/run/criagent/containers/{row}/rootfs")
+    words(pods, row, "bash", "-c", "exec 3<> /srv/data/original; echo changed >&3")
+    assert (upper / "srv/data/original").stat().st_uid == HOST
+    pods.cri.remove_pod(pods.cri.status(row).metadata.name and pods.cri.pods()[0].id)
+    pods.cri.remove_image(NONEWPRIVS)
+
+
+def test_requested_devices_are_there(pods: Pods) -> None:
+    def change(config: api.ContainerConfig) -> None:
+        config.devices.add(host_path="/dev/null", container_path="/dev/void", permissions="rwm")
+
+    row = pods.running(box=pods.sandbox(mapped()), change=change)
+    words(pods, row, "sh", "-c", "echo 1 > /dev/void")
+
+
+@pytest.mark.parametrize("handler", ["crun", "runc"])
+def test_the_nodes_null_device_stays_roots(pods: Pods, handler: str) -> None:
+    # The device is one for all test nodes of a machine, so the range is this test's own.
+    host = LENGTH * random.randrange(1000, 60000)
+    config = pods.config()
+    mapped(host, pid=api.POD)(config)
+    box = pods.cri.run(config, handler=handler)
+    for command in (["sleep", "1000"], ["true"]):
+        row = pods.running(*command, box=(box, config))
+        assert os.stat("/dev/null").st_uid != host
+    row = pods.running(box=(box, config))
+    pods.cri.exec(row, "true")
+    subprocess.run(["crictl", "exec", row, "true"], check=True)
+    assert os.stat("/dev/null").st_uid != host
+
+
+def test_a_readonly_volume_is_so_with_all_below_it(pods: Pods, tmp_path: Path) -> None:
+    below = tmp_path / "below"
+    below.mkdir()
+    subprocess.run(["mount", "-t", "tmpfs", "below", below], check=True)
+    try:
+        change = volume(tmp_path, readonly=True, recursive_read_only=True)
+        row = pods.running(box=pods.sandbox(mapped()), change=change)
+        for path in ("/volume/new", "/volume/below/new"):
+            assert b"Read-only" in pods.cri.exec(row, "touch", path).stderr
+        pods.cri.remove_pod(pods.cri.pods()[0].id)
+    finally:
+        subprocess.run(["umount", below], check=True)
+
+
+def test_volumes_below_a_volume_are_there_and_come_later_too(pods: Pods, tmp_path: Path) -> None:
+    first, second = tmp_path / "first", tmp_path / "second"
+    for place in (first, second):
+        place.mkdir()
+    for handler in ("crun", "runc"):
+        subprocess.run(["mount", "-t", "tmpfs", "first", first], check=True)
+        try:
+            config = pods.config()
+            mapped()(config)
+            box = pods.cri.run(config, handler=handler)
+            change = volume(tmp_path, propagation=api.PROPAGATION_HOST_TO_CONTAINER)
+            row = pods.running(box=(box, config), change=change)
+            subprocess.run(["mount", "-t", "tmpfs", "second", second], check=True)
+            try:
+                mounts = words(pods, row, "cat", "/proc/mounts")
+                assert "first /volume/first " in mounts
+                assert "second /volume/second " in mounts
+                pods.cri.remove_pod(box)
+            finally:
+                subprocess.run(["umount", second], check=True)
+        finally:
+            subprocess.run(["umount", first], check=True)
+
+
+def test_exec_attach_and_port_forward(pods: Pods) -> None:
+    def change(config: api.ContainerConfig) -> None:
+        config.image.image = HTTPD
+        config.ClearField("command")
+
+    pods.cri.pull(HTTPD)
+    box = pods.sandbox(mapped())
+    row = pods.running(box=box, change=change)
+    done = subprocess.run(["crictl", "exec", row, "id", "-u"], capture_output=True, check=True)
+    assert done.stdout == b"0\n"
+    done = subprocess.run(
+        ["crictl", "exec", "-i", "--transport", "websocket", row, "cat"],
+        input=b"through",
+        capture_output=True,
+        check=True,
+    )
+    assert done.stdout == b"through"
+    with subprocess.Popen(
+        ["crictl", "port-forward", box[0], ":80"], stdout=subprocess.PIPE, text=True
+    ) as forward:
+        assert forward.stdout is not None
+        port = forward.stdout.readline().split("127.0.0.1:")[1].split()[0]
+        with urlopen(f"http://127.0.0.1:{port}/", timeout=10) as page:
+            assert b"It works!" in page.read()
+        forward.terminate()
+    pods.cri.remove_pod(box[0])
+    pods.cri.remove_image(HTTPD)
+
+
+def test_many_at_once(pods: Pods) -> None:
+    configs = [pods.config() for _ in range(20)]
+    for number, config in enumerate(configs):
+        mapped(HOST + number * LENGTH)(config)
+    with ThreadPoolExecutor(10) as threads:
+        boxes = list(threads.map(pods.cri.run, configs))
+    with ThreadPoolExecutor(10) as threads:
+        both = zip(boxes, configs, strict=True)
+        rows = list(threads.map(lambda box: pods.running(box=box), both))
+    owners = {init(pods, row).stat().st_uid for row in rows}
+    assert owners == {HOST + number * LENGTH for number in range(20)}
 
 
 def test_proc_is_masked_as_asked_for(pods: Pods) -> None:
