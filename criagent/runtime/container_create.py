@@ -181,6 +181,7 @@ class ContainerCreator:
         check_user(user, box.spec.security.namespaces.mapped)
         row = dataclasses.replace(row, user=user)
         inputs = await self.gatherer.gather(row, box, image, volumes)
+        check_user(inputs.user, box.spec.security.namespaces.mapped)  # CDI devices bring groups
         row = dataclasses.replace(row, user=inputs.user)
         await run_in(self.files.fs, self._write, row, build_spec(inputs))
         faults.reach("container-create:bundle")

@@ -14,6 +14,7 @@ import grpc
 import pytest
 from conftest import Pods
 from cri_client import Cri, api, container
+from test_user_namespaces import mapped
 from waiting import until
 
 FOLDER = Path("/etc/cdi")
@@ -122,6 +123,46 @@ def test_every_edit_arrives_in_the_container(pods: Pods, tmp_path: Path, handler
     assert 4321 in pods.cri.status(row).user.linux.supplemental_groups
     assert (tmp_path / "said").read_text() == "one two\n"
     assert json.loads((tmp_path / "state").read_text())["id"] == row
+
+
+@pytest.mark.parametrize("handler", ["crun", "runc"])
+def test_devices_and_mounts_in_a_pod_with_a_user_namespace(
+    pods: Pods, tmp_path: Path, handler: str
+) -> None:
+    (tmp_path / "library").mkdir()
+    (tmp_path / "library/content").write_text("of the vendor")
+    write(
+        FOLDER / "vendor.json",
+        one={
+            "deviceNodes": [{"path": "/dev/fuse"}],
+            "mounts": [
+                {
+                    "hostPath": str(tmp_path / "library"),
+                    "containerPath": "/usr/vendor",
+                    "options": ["ro", "rbind"],
+                }
+            ],
+        },
+    )
+    config = pods.config()
+    mapped()(config)
+    box = (pods.cri.run(config, handler=handler), config)
+    row = pods.running(change=asking("one"), box=box)
+    assert output(pods, row, "stat", "-c", "%t:%T", "/dev/fuse") == "a:e5"
+    assert output(pods, row, "cat", "/usr/vendor/content") == "of the vendor"
+    if handler == "crun":  # runc maps mounts from 1.2 on
+        words = ("stat", "-c", "%u %g", "/dev/fuse", "/usr/vendor/content")
+        assert output(pods, row, *words).splitlines() == ["0 0", "0 0"]
+
+
+def test_groups_are_among_the_ids_of_the_user_namespace(pods: Pods) -> None:
+    write(FOLDER / "a.json", one={"additionalGids": [65536]})
+    box, config = pods.sandbox(mapped())
+    wanted = container("refused", ["sleep", "1"])
+    asking("one")(wanted)
+    with pytest.raises(grpc.RpcError, match="group 65536 is not among") as caught:
+        pods.cri.create(box, wanted, config)
+    assert caught.value.code() is INVALID
 
 
 def test_specifications_are_read_when_they_change(pods: Pods) -> None:
