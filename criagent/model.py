@@ -224,6 +224,7 @@ class Sandbox:
     spec: SandboxSpec
     created_at_ns: int
     boot_id: str
+    selinux_level: str = ""  # of its containers, "" = no labels
     network_backend: str = ""  # "builtin", "cni" or "" for the host's network
     addresses: tuple[str, ...] = ()
     cni_result: bytes = b""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Sequence
+from concurrent.futures import Executor
 from pathlib import Path
 
 import structlog
@@ -53,6 +54,7 @@ from criagent.runtime.sandbox_run import SandboxRunner
 from criagent.runtime.sandbox_stop import SandboxStopper
 from criagent.runtime.sandbox_teardown import SandboxTeardown
 from criagent.runtime.seccomp import default_profile
+from criagent.runtime.selinux import Selinux, read_contexts
 from criagent.runtime.spec_gather import SpecGatherer
 from criagent.runtime.spec_inputs import NodeFacts
 from criagent.runtime.stats import ContainerStatsReader
@@ -152,6 +154,7 @@ class _RuntimeAssembly:
             nofile=(section.nofile_soft, section.nofile_hard),
             missing_controllers=section.missing_controllers,
         )
+        self.selinux = _selinux(section.selinux, self.node, self.fs)
         self.apparmor = AppArmor(available=self.node.apparmor, fs=self.fs)
         self.runtimes = {
             name: OciRuntime(
@@ -265,7 +268,7 @@ class _RuntimeAssembly:
             seccomp=_default_seccomp(self.node),
             fs=self.fs,
         )
-        pod_files = PodFileWriter(paths=self.paths, fs=self.fs)
+        pod_files = PodFileWriter(paths=self.paths, selinux=self.selinux, fs=self.fs)
         self.teardown = SandboxTeardown(
             store=self.stores.sandboxes,
             networks=self.networks,
@@ -287,6 +290,7 @@ class _RuntimeAssembly:
             handlers=frozenset(facts.name for facts in self.handlers if not facts.problem),
             userns_problems={f.name: f.userns_problem for f in self.handlers},
             default_handler=self.config.runtime.default_handler,
+            selinux=self.selinux,
             clock=self.clock,
             boot_id=self.boot_id,
             new_id=clocks.new_id,
@@ -339,6 +343,7 @@ class _RuntimeAssembly:
             ),
             runtimes=self.runtimes,
             exits=self.exits,
+            selinux=self.selinux,
             paths=self.paths,
             driver=self.driver,
             default_handler=section.default_handler,
@@ -408,6 +413,13 @@ class _RuntimeAssembly:
             boot_id=self.boot_id,
             fs=self.fs,
         )
+
+
+def _selinux(configured: str, node: NodeFacts, fs: Executor) -> Selinux:
+    contexts = read_contexts() if node.selinux and configured != "off" else None
+    if contexts is None:
+        return Selinux(fs=fs)
+    return Selinux(fs=fs, process=contexts[0], file=contexts[1])
 
 
 def _default_seccomp(node: NodeFacts) -> dict[str, object] | None:

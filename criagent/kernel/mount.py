@@ -93,8 +93,16 @@ def detach_below(directory: Path) -> None:
         detach(entry.target)
 
 
-def overlay(lowers: Sequence[Path], upper: Path | None, work: Path | None, target: Path) -> None:
+def overlay(
+    lowers: Sequence[Path],
+    upper: Path | None,
+    work: Path | None,
+    target: Path,
+    label: str = "",
+) -> None:
     """Mount an overlay of `lowers` (topmost first), writable when `upper` and `work` are given.
+
+    With `label`, every file in it has that SELinux label.
 
     By `lowerdir+` (Linux 6.7), which has no limit on the length of the list. OSError carries the
     kernel's own words when it gives some.
@@ -108,6 +116,8 @@ def overlay(lowers: Sequence[Path], upper: Path | None, work: Path | None, targe
             _set_string(context, b"workdir", os.fsencode(work))
         _set_string(context, b"index", b"off")  # hard links across layers need no index here
         _set_string(context, b"source", b"overlay")
+        if label:
+            _set_string(context, b"context", label.encode())
         with _kernel_words(context, target):
             syscall(_FSCONFIG, "fsconfig", context, c_uint(_FSCONFIG_CMD_CREATE), None, None, 0)
             tree = syscall(_FSMOUNT, "fsmount", context, c_uint(_FSMOUNT_CLOEXEC), c_uint(0))

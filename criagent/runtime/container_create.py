@@ -38,6 +38,7 @@ from criagent.runtime.image_volumes import ImageVolumes
 from criagent.runtime.monitor import Conmon
 from criagent.runtime.oci import OciRuntime
 from criagent.runtime.paths import RuntimePaths
+from criagent.runtime.selinux import Selinux
 from criagent.runtime.signals import stop_signal
 from criagent.runtime.spec import build_spec
 from criagent.runtime.spec_gather import SpecGatherer
@@ -64,6 +65,7 @@ class ContainerCreator:
     conmon: Conmon
     runtimes: Mapping[str, OciRuntime]
     exits: ExitWatcher
+    selinux: Selinux
     paths: RuntimePaths
     driver: CgroupDriver
     default_handler: str
@@ -169,10 +171,13 @@ class ContainerCreator:
         _, snapshot = await asyncio.gather(self.store.insert(row), self._snapshot(row, image))
         faults.reach("container-create:row")
         owner.stage = "root file system"
-        await self.files.mount_rootfs(row.id, box, snapshot, image)
+        security = row.spec.security
+        labels = await self.selinux.labels(box, security.selinux, privileged=security.privileged)
+        label = "" if labels is None else labels.mount
+        await self.files.mount_rootfs(row.id, box, snapshot, image, label)
         faults.reach("container-create:mount")
         owner.stage = "image volumes"
-        volumes = await self.volumes.mount(row, box)
+        volumes = await self.volumes.mount(row, box, label)
         faults.reach("container-create:volumes")
         owner.stage = "specification"
         user = await run_in(
@@ -181,6 +186,8 @@ class ContainerCreator:
         check_user(user, box.spec.security.namespaces.mapped)
         row = dataclasses.replace(row, user=user)
         inputs = await self.gatherer.gather(row, box, image, volumes)
+        await self.selinux.relabel(inputs.mounts, labels)
+        inputs = dataclasses.replace(inputs, selinux=labels)
         check_user(inputs.user, box.spec.security.namespaces.mapped)  # CDI devices bring groups
         row = dataclasses.replace(row, user=inputs.user)
         await run_in(self.files.fs, self._write, row, build_spec(inputs))

@@ -32,11 +32,12 @@ class ContainerFiles:
     fs: Executor
 
     async def mount_rootfs(
-        self, container_id: str, box: Sandbox, snapshot: Snapshot, image: Image
+        self, container_id: str, box: Sandbox, snapshot: Snapshot, image: Image, label: str
     ) -> None:
         """Make the bundle's directory and mount the overlay in it, mapped as the pod's ids are."""
         ids = mapped_ids(self.paths, box, container_id)
-        await self.snapshots.mount_container(snapshot, image, self.paths.rootfs(container_id), ids)
+        rootfs = self.paths.rootfs(container_id)
+        await self.snapshots.mount_container(snapshot, image, rootfs, ids, label)
 
     def write(self, container_id: str, spec: OciObject) -> None:
         """config.json of the bundle; synchronous."""

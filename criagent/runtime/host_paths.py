@@ -28,7 +28,7 @@ from criagent.runtime.spec_inputs import ResolvedMount
 
 _LIMIT_S = 5.0
 _LINKS = 40  # as the kernel (man 7 path_resolution)
-_LOCAL = frozenset(
+LOCAL = frozenset(
     "bcachefs binfmt_misc bpf btrfs cgroup cgroup2 configfs debugfs devpts devtmpfs efivarfs erofs "
     "exfat ext2 ext3 ext4 f2fs hugetlbfs iso9660 mqueue nsfs overlay proc pstore ramfs rootfs "
     "securityfs selinuxfs squashfs sysfs tmpfs tracefs vfat xfs zfs".split()
@@ -157,7 +157,7 @@ def local_path(path: str, table: Sequence[MountEntry], *, make: bool = False) ->
     before it is touched. With `make`, missing directories of `path` are made with mode 0755; what
     a dangling symlink names is never made. Raises OSError.
     """
-    remote = {entry.target for entry in table if entry.fstype not in _LOCAL}
+    remote = {entry.target for entry in table if entry.fstype not in LOCAL}
     if "/" in remote:
         return None
     waiting = [(part, True) for part in reversed(path.split("/"))]

@@ -82,8 +82,10 @@ class ImageVolumes:
             found.append(ImageVolume(mount=number, image_id=image.id, top=top))
         return tuple(found)
 
-    async def mount(self, row: Container, box: Sandbox) -> Mapping[int, ResolvedMount]:
+    async def mount(self, row: Container, box: Sandbox, label: str) -> Mapping[int, ResolvedMount]:
         """Mount the row's image volumes; the sources of its mounts by their number.
+
+        They have the SELinux label as a property of the mount; no layer is ever relabelled.
 
         In a pod with a user namespace the layers are mapped, whatever the mount says of mappings.
         They are taken away with the bundle (`ContainerFiles.remove`). Raises NotFoundError for an
@@ -94,7 +96,7 @@ class ImageVolumes:
         for volume in row.image_volumes:
             request = row.spec.mounts[volume.mount]
             target = self.paths.image_volume(row.id, volume.mount)
-            await self.images.snapshots.mount_image(volume.top, target, ids)
+            await self.images.snapshots.mount_image(volume.top, target, ids, label)
             source = await run_in(self.fs, _source, target, request)
             slave = request.propagation is MountPropagation.HOST_TO_CONTAINER
             sources[volume.mount] = ResolvedMount(

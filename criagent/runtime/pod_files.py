@@ -10,10 +10,12 @@ from pathlib import Path
 
 from criagent.aio import run_in
 from criagent.kernel import mount
+from criagent.kernel.selinux import set_label
 from criagent.model import NamespaceMode, Sandbox
 from criagent.net.resolv import resolv_conf
 from criagent.runtime.paths import RuntimePaths
 from criagent.runtime.pod_namespaces import pod_hostname
+from criagent.runtime.selinux import Selinux
 
 _SHM_FLAGS = mount.MS_NOSUID | mount.MS_NODEV | mount.MS_NOEXEC
 _SHM_DATA = "mode=1777,size=65536k"  # what containerd and CRI-O give every pod
@@ -24,17 +26,19 @@ class PodFileWriter:
     """Writes and removes the sandbox directory."""
 
     paths: RuntimePaths
+    selinux: Selinux
     fs: Executor
 
     async def write(self, box: Sandbox) -> None:
         """Write the files and mount shm; raises InvalidRequestError for a bad DNS configuration."""
-        await run_in(self.fs, self._write, box)
+        labels = await self.selinux.labels(box)
+        await run_in(self.fs, self._write, box, "" if labels is None else labels.mount)
 
     async def remove(self, sandbox_id: str) -> None:
         """Unmount shm and delete the sandbox directory; idempotent."""
         await run_in(self.fs, self._remove, sandbox_id)
 
-    def _write(self, box: Sandbox) -> None:
+    def _write(self, box: Sandbox, label: str) -> None:
         directory = self.paths.sandbox(box.id)
         directory.mkdir(parents=True, exist_ok=True, mode=0o711)
         files = {
@@ -48,11 +52,14 @@ class PodFileWriter:
             path.chmod(0o644)
             if mapped is not None:
                 os.chown(path, mapped.root_uid, mapped.root_gid)
+            if label:
+                set_label(path, label)
         if box.spec.security.namespaces.ipc is not NamespaceMode.NODE:
             shm = self.paths.shm(box.id)
             shm.mkdir(exist_ok=True)
             owner = f",uid={mapped.root_uid},gid={mapped.root_gid}" if mapped is not None else ""
-            mount.mount("shm", shm, "tmpfs", _SHM_FLAGS, _SHM_DATA + owner)
+            context = f',context="{label}"' if label else ""
+            mount.mount("shm", shm, "tmpfs", _SHM_FLAGS, _SHM_DATA + owner + context)
 
     def _remove(self, sandbox_id: str) -> None:
         shm = self.paths.shm(sandbox_id)

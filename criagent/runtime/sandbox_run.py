@@ -30,6 +30,7 @@ from criagent.runtime.pod_files import PodFileWriter
 from criagent.runtime.pod_namespaces import PodNamespaces
 from criagent.runtime.sandbox_holder import SandboxHolder
 from criagent.runtime.sandbox_teardown import SandboxTeardown
+from criagent.runtime.selinux import Selinux
 from criagent.runtime.validate import validate_sandbox_spec
 from criagent.store.sandboxes import SandboxStore
 
@@ -53,6 +54,7 @@ class SandboxRunner:
     handlers: frozenset[str]
     userns_problems: Mapping[str, str]  # why a handler has no user namespaces, "" = it has
     default_handler: str
+    selinux: Selinux
     clock: Clock
     boot_id: str
     new_id: Callable[[], str]
@@ -94,6 +96,7 @@ class SandboxRunner:
             spec=spec,
             created_at_ns=self.clock.now_ns(),
             boot_id=self.boot_id,
+            selinux_level=self.selinux.level(spec, self.store.all()),
             network_backend=self._backend(spec),
         )
         undo = Rollback(step_budget_s=_UNDO_BUDGET_S)

@@ -113,6 +113,8 @@ def _process(inputs: SpecInputs) -> OciObject:
     }
     if inputs.apparmor:
         process["apparmorProfile"] = inputs.apparmor
+    if inputs.selinux is not None:
+        process["selinuxLabel"] = inputs.selinux.process
     return process
 
 
@@ -145,6 +147,8 @@ def _linux(inputs: SpecInputs) -> OciObject:
         linux["rootfsPropagation"] = propagation
     if inputs.seccomp is not None:
         linux["seccomp"] = inputs.seccomp
+    if inputs.selinux is not None:
+        linux["mountLabel"] = inputs.selinux.mount
     return linux
 
 

@@ -74,6 +74,14 @@ class ResolvedDevice:
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class SelinuxLabels:
+    """Labels of a container's processes and of everything that is mounted for it alone."""
+
+    process: str
+    mount: str
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class CdiNode:
     """A device node that a CDI device brings. Without an owner it is the container user's."""
 
@@ -120,3 +128,4 @@ class SpecInputs:
     node: NodeFacts
     all_devices: bool = False  # every device may be opened
     cdi: CdiEdits = CdiEdits()
+    selinux: SelinuxLabels | None = None

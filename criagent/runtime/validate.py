@@ -25,6 +25,7 @@ from criagent.runtime.capabilities import NAMES, capability_sets
 from criagent.runtime.cdi_specs import is_device_name
 from criagent.runtime.cgroups import validate_cgroup_parent
 from criagent.runtime.image_volumes import check_image_mount
+from criagent.runtime.selinux import validate_selinux
 from criagent.runtime.sysctls import validate_sysctls
 from criagent.runtime.users import check_id
 
@@ -68,6 +69,7 @@ def validate_sandbox_spec(spec: SandboxSpec) -> None:
         spec.security.run_as_group,
         *spec.security.supplemental_groups,
     )
+    validate_selinux(what, spec.security.selinux)
     validate_sysctls(
         spec.sysctls,
         own_network=namespaces.network is not NamespaceMode.NODE,
@@ -123,6 +125,7 @@ def _security(what: str, security: ContainerSecurity, box: Sandbox) -> None:
         raise InvalidRequestError(f"{what}: PID mode TARGET needs target_id")
     user_namespaces.validate_container(what, security.namespaces, box.spec.security.namespaces)
     _profiles(what, security.seccomp, security.apparmor)
+    validate_selinux(what, security.selinux)
     capability_sets(security, frozenset(NAMES))  # raises for unknown names
     for path in (*security.masked_paths, *security.readonly_paths):
         _absolute(f"{what}: masked or readonly path", path)

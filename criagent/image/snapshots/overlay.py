@@ -82,7 +82,12 @@ class OverlaySnapshots:
         return snapshot
 
     async def mount_container(
-        self, snapshot: Snapshot, image: Image, target: Path, ids: MappedIds | None = None
+        self,
+        snapshot: Snapshot,
+        image: Image,
+        target: Path,
+        ids: MappedIds | None = None,
+        label: str = "",
     ) -> None:
         """Mount the image's layers with the container's upper directory at `target`.
 
@@ -99,7 +104,7 @@ class OverlaySnapshots:
                 if ids is not None:
                     _give(target.parent, upper, ids)
                 with self._seen_as(lowers, ids) as seen:
-                    mount.overlay(seen, upper, upper.with_name("work"), target)
+                    mount.overlay(seen, upper, upper.with_name("work"), target, label)
             except OSError as exc:
                 raise AgentError(f"overlay of {image.id} at {target}: {exc}") from exc
 
@@ -114,7 +119,9 @@ class OverlaySnapshots:
             top = "" if snapshot is None else snapshot.parent
         return found[::-1]
 
-    async def mount_image(self, top: str, target: Path, ids: MappedIds | None = None) -> None:
+    async def mount_image(
+        self, top: str, target: Path, ids: MappedIds | None = None, label: str = ""
+    ) -> None:
         """Mount the committed layers up to `top` ("" = none) at `target`, read-only for everybody.
 
         Raises NotFoundError when a layer is not there, AgentError.
@@ -126,7 +133,7 @@ class OverlaySnapshots:
             target.mkdir(parents=True, exist_ok=True)
             try:
                 with self._seen_as(lowers, ids) as seen:
-                    mount.overlay(seen, None, None, target)
+                    mount.overlay(seen, None, None, target, label)
             except OSError as exc:
                 raise AgentError(f"overlay of image volume {target}: {exc}") from exc
 
