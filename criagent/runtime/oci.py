@@ -10,6 +10,7 @@ import dataclasses
 import json
 import os
 import re
+import signal
 import subprocess
 from pathlib import Path
 
@@ -147,7 +148,8 @@ class OciRuntime:
         finally:
             text, words_of_failure = _taken(output), _taken(errors)
         if status:
-            raise AgentError(f"{self.name} {words[0]}: {plain_words(words_of_failure)}")
+            ending = f"killed by {signal.Signals(-status).name}" if status < 0 else ""
+            raise AgentError(f"{self.name} {words[0]}: {ending or plain_words(words_of_failure)}")
         return text
 
 

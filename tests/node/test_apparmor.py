@@ -76,8 +76,8 @@ def test_without_apparmor_a_profile_of_the_node_is_refused(pods: Pods, change: C
 
 
 def label(pods: Pods, row: str) -> str:
-    """What the kernel says of the main process, without the mode."""
-    return pods.cri.exec(row, "cat", "/proc/1/attr/current").stdout.decode().strip()
+    """What the kernel says of a process in the container: profile and mode."""
+    return pods.cri.exec(row, "cat", "/proc/self/attr/current").stdout.decode().strip()
 
 
 @pytest.fixture

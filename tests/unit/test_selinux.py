@@ -7,7 +7,8 @@ real here; which labels a policy knows only one with SELinux can say.
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+import subprocess
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -187,31 +188,35 @@ def test_a_file_is_labelled_and_a_link_to_one_is_refused(tree: Path) -> None:
         kernel.relabel(str(tree / "link/b"), LABEL)
 
 
-def test_a_deep_tree_needs_no_recursion(tmp_path: Path, tree: Path) -> None:
+@pytest.fixture
+def nested(tmp_path: Path, tree: Path) -> Iterator[Callable[[int], Path]]:
+    """Makes a directory with so many inside one another, deeper than Python's own walks go."""
     del tree  # it has looked whether labels can be set
     deep = tmp_path / "deep"
-    deep.mkdir()
-    here = os.open(deep, os.O_RDONLY)
-    for _ in range(800):
-        os.mkdir("d", dir_fd=here)
-        inner = os.open("d", os.O_RDONLY, dir_fd=here)
+
+    def make(levels: int) -> Path:
+        deep.mkdir()
+        here = os.open(deep, os.O_RDONLY)
+        for _ in range(levels):
+            os.mkdir("d", dir_fd=here)
+            inner = os.open("d", os.O_RDONLY, dir_fd=here)
+            os.close(here)
+            here = inner
         os.close(here)
-        here = inner
-    os.close(here)
-    assert kernel.relabel(str(deep), LABEL) == 801
+        return deep
+
+    yield make
+    subprocess.run(["rm", "-r", deep], check=True)
 
 
-def test_a_tree_of_any_depth_leaves_no_descriptor(tmp_path: Path, tree: Path) -> None:
-    del tree
-    deep = tmp_path / "deep"
-    deep.mkdir()
-    here = os.open(deep, os.O_RDONLY)
-    for _ in range(1100):
-        os.mkdir("d", dir_fd=here)
-        inner = os.open("d", os.O_RDONLY, dir_fd=here)
-        os.close(here)
-        here = inner
-    os.close(here)
+def test_a_deep_tree_is_labelled(nested: Callable[[int], Path]) -> None:
+    assert kernel.relabel(str(nested(950)), LABEL) == 951
+
+
+def test_a_tree_that_is_too_deep_is_refused_and_leaves_no_descriptor(
+    nested: Callable[[int], Path],
+) -> None:
+    deep = nested(1100)
     before = len(os.listdir("/proc/self/fd"))
     with pytest.raises(OSError, match="too long"):
         kernel.relabel(str(deep), LABEL)
