@@ -12,6 +12,7 @@ import grpc
 import pytest
 from conftest import Pods
 from cri_client import Cri, api
+from mapped import mapped
 from waiting import until
 
 pytestmark = pytest.mark.root
@@ -85,6 +86,18 @@ def test_pods_get_addresses_and_give_them_back(cni: Pods) -> None:
     assert Path("/run/cni-test/test", address).exists()
     cni.cri.stop_pod(box)
     assert not Path("/run/cni-test/test", address).exists()
+
+
+def test_a_pod_with_a_user_namespace_is_on_the_network_like_others(cni: Pods) -> None:
+    FILE.write_text(json.dumps(NETWORK))
+    box, config = cni.sandbox(mapped())
+    row = cni.running(box=(box, config))
+    address = cni.cri.pod_status(box).network.ip
+    assert address.startswith("10.77.0.")
+    assert address.encode() in cni.cri.exec(row, "ip", "addr", "show", "eth0").stdout
+    assert cni.cri.exec(row, "ping", "-c", "1", "-W", "5", "10.77.0.1").exit_code == 0
+    cni.cri.remove_pod(box)
+    assert not Path(f"/run/cni-test/test/{address}").exists()
 
 
 def test_teardown_follows_the_row_when_the_configuration_is_gone(cni: Pods) -> None:

@@ -1,0 +1,109 @@
+"""Pods with user namespaces under systemd, with every controller, on Debian's own kernel."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from conftest_vm import CGROUPS, VmPods, scope_of, sleeper
+from cri_client import api
+from mapped import HOST, LENGTH, mapped, volume
+from units import systemctl
+from waiting import until
+
+HANDLERS = ("crun", "runc")
+
+Box = tuple[str, api.PodSandboxConfig]
+
+
+def mapped_box(pods: VmPods, handler: str, **fields: object) -> Box:
+    config = pods.config()
+    mapped(**fields)(config)  # type: ignore[arg-type]
+    return pods.cri.run(config, handler=handler), config
+
+
+def words(pods: VmPods, row: str, *command: str) -> str:
+    done = pods.cri.exec(row, *command, timeout=60)
+    assert done.exit_code == 0, done.stderr
+    return done.stdout.decode().strip()
+
+
+def init(pods: VmPods, row: str) -> Path:
+    request = api.ContainerStatusRequest(container_id=row, verbose=True)
+    info = pods.cri.runtime.ContainerStatus(request, timeout=30).info["info"]
+    return Path("/proc", str(json.loads(info)["pid"]))
+
+
+@pytest.fixture
+def source() -> Iterator[Path]:
+    """A directory on the disk."""
+    place = Path("/var/lib/test-volume")
+    place.mkdir()
+    yield place
+    shutil.rmtree(place)
+
+
+def test_the_handlers_say_that_they_can(pods: VmPods) -> None:
+    status = pods.cri.runtime.Status(api.StatusRequest(), timeout=30)
+    assert all(handler.features.user_namespaces for handler in status.runtime_handlers)
+
+
+@pytest.mark.parametrize("handler", HANDLERS)
+def test_scope_ids_and_volume(pods: VmPods, handler: str, source: Path) -> None:
+    (source / "theirs").touch()
+    os.chown(source / "theirs", 33, 44)
+    box = mapped_box(pods, handler)
+    config = sleeper()
+    volume(source)(config)
+    row = pods.created(config, box)
+    scope = scope_of(pods.cri, row)
+    assert scope == CGROUPS / box[1].linux.cgroup_parent.lstrip("/") / f"cri-{row}.scope"
+    assert init(pods, row).stat().st_uid == HOST
+    assert words(pods, row, "cat", "/proc/self/uid_map").split() == ["0", str(HOST), str(LENGTH)]
+    assert words(pods, row, "stat", "-c", "%u:%g", "/volume/theirs") == "33:44"
+    words(pods, row, "touch", "/volume/mine")
+    assert (source / "mine").stat().st_uid == 0
+    for path in ("/", "/etc/passwd", "/etc/resolv.conf", "/dev/shm"):
+        assert words(pods, row, "stat", "-c", "%u:%g", path) == "0:0", path
+
+
+@pytest.mark.parametrize("handler", HANDLERS)
+def test_a_memory_limit_holds(pods: VmPods, handler: str) -> None:
+    config = sleeper("hungry", "sh", "-c", "head -c 200m /dev/zero | tail")
+    config.linux.resources.memory_limit_in_bytes = 20 << 20
+    config.linux.resources.unified["memory.swap.max"] = "0"
+    row = pods.created(config, mapped_box(pods, handler))
+    until(lambda: pods.cri.status(row).state == api.CONTAINER_EXITED, "the exit", 120)
+    assert pods.cri.status(row).reason == "OOMKilled"
+
+
+def test_sysctls_and_ping(pods: VmPods) -> None:
+    config = pods.config()
+    mapped()(config)
+    config.linux.sysctls.update(
+        {"net.ipv4.tcp_syncookies": "0", "kernel.shm_rmid_forced": "1", "fs.mqueue.msg_max": "11"}
+    )
+    row = pods.created(sleeper(), (pods.cri.run(config), config))
+    assert words(pods, row, "cat", "/proc/sys/net/ipv4/tcp_syncookies") == "0"
+    assert words(pods, row, "cat", "/proc/sys/kernel/shm_rmid_forced") == "1"
+    assert words(pods, row, "cat", "/proc/sys/fs/mqueue/msg_max") == "11"
+    words(pods, row, "ping", "-c", "1", "-W", "20", "127.0.0.1")
+
+
+def test_shared_processes_over_a_restart_of_the_service(pods: VmPods) -> None:
+    box = mapped_box(pods, "", pid=api.POD)
+
+    def shared(name: str) -> api.ContainerConfig:
+        config = sleeper(name)
+        config.linux.security_context.namespace_options.pid = api.POD
+        return config
+
+    first = pods.created(shared("first"), box)
+    systemctl("restart", "criagent")
+    second = pods.created(shared("second"), box)
+    assert (init(pods, first) / "ns/pid").readlink() == (init(pods, second) / "ns/pid").readlink()
+    assert words(pods, second, "cat", "/proc/1/comm") == "catatonit"
