@@ -18,7 +18,7 @@ from criagent.errors import InvalidRequestError
 from criagent.kernel.namespaces import is_pinned, pin_namespaces, pin_namespaces_of, unpin
 from criagent.model import NamespaceMode, Sandbox, UserNamespace
 from criagent.runtime.paths import RuntimePaths
-from criagent.runtime.sysctls import normalised
+from criagent.runtime.sysctls import normalised, with_node_groups
 from criagent.runtime.user_namespaces import namespace_maker
 
 _SYSCTLS = "/proc/sys/"
@@ -65,6 +65,7 @@ class PodNamespaces:
         self, box: Sandbox, mapped: UserNamespace, sysctls: Mapping[str, str]
     ) -> None:
         targets = self.pins(box)
+        sysctls = with_node_groups(sysctls, mapped.gids[0])
 
         def pin(pid: int) -> None:
             targets["user"].parent.mkdir(parents=True, exist_ok=True, mode=0o711)

@@ -11,9 +11,11 @@ import re
 from collections.abc import Mapping
 
 from criagent.errors import InvalidRequestError
+from criagent.model import IdMapping
 
 _NAME = re.compile(r"[a-z][a-z0-9_]*(?:[./][A-Za-z0-9_:-]+)+")
 _VALUE = re.compile(r"[A-Za-z0-9_.,:\t -]{1,4096}")
+_PING = "net.ipv4.ping_group_range"
 _UTS = {"kernel.hostname", "kernel.domainname"}
 _IPC = re.compile(r"kernel\.(shm[a-z_]+|msg[a-z_]+|sem|auto_msgmni)|fs\.mqueue\.[a-z_]+")
 
@@ -24,6 +26,29 @@ def normalised(name: str) -> str:
     if first_slash >= 0 and (first_dot < 0 or first_slash < first_dot):
         return name.translate(str.maketrans("./", "/."))
     return name
+
+
+def with_node_groups(sysctls: Mapping[str, str], mapping: IdMapping) -> dict[str, str]:
+    """`sysctls` of a pod whose gids are mapped, as they are written from the node's user namespace.
+
+    The groups that may ping are the one value that holds ids; "all" is told as more than there are.
+    Raises InvalidRequestError when it is no range of groups that the pod has.
+    """
+    result = dict(sysctls)
+    if _PING in result:
+        try:
+            first, last = map(int, result[_PING].split())
+        except ValueError:
+            raise InvalidRequestError(f"sysctl {_PING} takes two groups") from None
+        if 0 <= first <= last:  # else it means nobody
+            if first >= mapping.length:
+                raise InvalidRequestError(
+                    f"sysctl {_PING}: group {first} is not among the {mapping.length} ids of the "
+                    "pod's user namespace"
+                )
+            last = min(last, mapping.length - 1)
+            result[_PING] = f"{mapping.host_id + first} {mapping.host_id + last}"
+    return result
 
 
 def validate_sysctls(sysctls: Mapping[str, str], *, own_network: bool, own_ipc: bool) -> None:

@@ -200,15 +200,37 @@ def test_sysctls_ping_and_ports_work_inside(pods: Pods) -> None:
     config.linux.sysctls.update(
         {"net.ipv4.tcp_syncookies": "0", "kernel.shm_rmid_forced": "1", "fs.mqueue.msg_max": "11"}
     )
+    config.linux.sysctls["net.core.somaxconn"] = "77"
+    config.linux.sysctls["net.ipv4.ping_group_range"] = "5 2147483647"
     box = pods.cri.run(config)
     row = pods.running(box=(box, config))
     assert words(pods, row, "cat", "/proc/sys/net/ipv4/tcp_syncookies") == "0"
     assert words(pods, row, "cat", "/proc/sys/kernel/shm_rmid_forced") == "1"
     assert words(pods, row, "cat", "/proc/sys/fs/mqueue/msg_max") == "11"
     assert words(pods, row, "hostname") == "mapped"
+    assert words(pods, row, "cat", "/proc/sys/net/core/somaxconn") == "77"
+    assert words(pods, row, "cat", "/proc/sys/net/ipv4/ping_group_range").split() == ["5", "65535"]
     words(pods, row, "ping", "-c", "1", "-W", "5", "127.0.0.1")
     words(pods, row, "ping", "-c", "1", "-W", "5", "10.88.0.1")
     assert Path("/proc/sys/kernel/shm_rmid_forced").read_text() == "0\n"
+
+
+def test_the_namespaces_are_the_pods_to_change(pods: Pods) -> None:
+    def admin(config: api.ContainerConfig) -> None:
+        config.linux.security_context.capabilities.add_capabilities.extend(
+            ["SYS_ADMIN", "NET_ADMIN"]
+        )
+        config.linux.security_context.seccomp.profile_type = api.SecurityProfile.Unconfined
+
+    row = pods.running(box=pods.sandbox(mapped()), change=admin)
+    for name, value in (("net/ipv4/ip_forward", "0"), ("kernel/msgmax", "7777")):
+        words(pods, row, "sh", "-c", f"echo {value} > /proc/sys/{name}")
+        assert words(pods, row, "cat", f"/proc/sys/{name}") == value
+    words(pods, row, "hostname", "renamed")
+    assert os.uname().nodename != "renamed"
+    assert Path("/proc/sys/kernel/msgmax").read_text() != "7777\n"
+    for name in ("kernel/core_pattern", "vm/swappiness", "fs/file-max"):
+        assert pods.cri.exec(row, "sh", "-c", f"echo 1 > /proc/sys/{name}").exit_code != 0
 
 
 def test_network_administration_inside_is_the_pods_alone(pods: Pods) -> None:

@@ -5,7 +5,8 @@ from __future__ import annotations
 import pytest
 
 from criagent.errors import InvalidRequestError
-from criagent.runtime.sysctls import normalised, validate_sysctls
+from criagent.model import IdMapping
+from criagent.runtime.sysctls import normalised, validate_sysctls, with_node_groups
 
 
 @pytest.mark.parametrize(
@@ -120,3 +121,28 @@ def test_one_sysctl_in_both_spellings_is_refused() -> None:
 )
 def test_the_first_separator_decides_the_spelling(name: str, dotted: str) -> None:
     assert normalised(name) == dotted
+
+
+GROUPS = IdMapping(host_id=131072, container_id=0, length=65536)
+
+
+@pytest.mark.parametrize(
+    ("asked", "written"),
+    [
+        ("0 2147483647", "131072 196607"),
+        ("0 0", "131072 131072"),
+        ("5\t10", "131077 131082"),
+        ("65535 65536", "196607 196607"),
+        ("1 0", "1 0"),
+    ],
+)
+def test_groups_that_may_ping_are_those_of_the_pod(asked: str, written: str) -> None:
+    sysctls = {"net.ipv4.ping_group_range": asked, "net.core.somaxconn": "1"}
+    expected = {"net.ipv4.ping_group_range": written, "net.core.somaxconn": "1"}
+    assert with_node_groups(sysctls, GROUPS) == expected
+
+
+@pytest.mark.parametrize("asked", ["65536 70000", "0", "a b", "1 2 3", ""])
+def test_groups_that_no_pod_has_are_refused(asked: str) -> None:
+    with pytest.raises(InvalidRequestError, match="ping_group_range"):
+        with_node_groups({"net.ipv4.ping_group_range": asked}, GROUPS)

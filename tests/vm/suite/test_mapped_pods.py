@@ -81,6 +81,19 @@ def test_a_memory_limit_holds(pods: VmPods, handler: str) -> None:
     assert pods.cri.status(row).reason == "OOMKilled"
 
 
+@pytest.mark.parametrize("handler", HANDLERS)
+def test_what_the_kubelet_gives_guaranteed_pods(pods: VmPods, handler: str) -> None:
+    config = sleeper()
+    config.linux.resources.oom_score_adj = -997
+    config.linux.resources.cpu_shares = 1024
+    config.linux.resources.cpu_quota = 50000
+    config.linux.resources.cpu_period = 100000
+    row = pods.created(config, mapped_box(pods, handler))
+    assert (init(pods, row) / "oom_score_adj").read_text() == "-997\n"
+    assert (scope_of(pods.cri, row) / "cpu.max").read_text() == "50000 100000\n"
+    assert words(pods, row, "sh", "-c", "ulimit -n; ulimit -Hn").split() == ["1024", "524288"]
+
+
 def test_sysctls_and_ping(pods: VmPods) -> None:
     config = pods.config()
     mapped()(config)
