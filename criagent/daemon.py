@@ -11,6 +11,7 @@ import contextlib
 import fcntl
 import os
 import signal
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -40,6 +41,8 @@ from criagent.runtime.runtime import Runtime
 from criagent.service_notify import notify
 from criagent.streaming.server import Listener, StreamingServer
 
+_SWITCH_S = 0.001  # for how long a file thread may keep the loop from going on; Python's own: 5 ms
+
 log: structlog.stdlib.BoundLogger = structlog.get_logger(__name__)
 
 
@@ -57,6 +60,7 @@ def serve(config: Config) -> int:
 
 async def _serve(config: Config) -> int:
     _own_cgroup()
+    sys.setswitchinterval(_SWITCH_S)
     executors = assembly.Executors.start()
     try:
         stores = assembly.Stores.open(config.storage.root / "state.db")

@@ -92,18 +92,18 @@ class Boundary(grpc.aio.ServerInterceptor):
             return grpc.unary_unary_rpc_method_handler(
                 self._answering(handler.unary_unary, name),
                 handler.request_deserializer,
-                handler.response_serializer,
+                _ready_made(handler.response_serializer),
             )
         if handler.stream_unary is not None:
             return grpc.stream_unary_rpc_method_handler(
                 self._answering(handler.stream_unary, name),
                 handler.request_deserializer,
-                handler.response_serializer,
+                _ready_made(handler.response_serializer),
             )
         return grpc.unary_stream_rpc_method_handler(
             self._streaming(handler.unary_stream, name),
             handler.request_deserializer,
-            handler.response_serializer,
+            _ready_made(handler.response_serializer),
         )
 
     def _answering(self, call: Callable[..., Awaitable[Any]], name: str) -> Any:
@@ -161,3 +161,12 @@ class Boundary(grpc.aio.ServerInterceptor):
         if text:
             facts["error"] = text
         (log.debug if quiet else log.info)("call", **facts)
+
+
+def _ready_made(serializer: Callable[[Any], bytes]) -> Callable[[Any], bytes]:
+    """Lets a handler answer with bytes: long lists are serialized where they are made."""
+
+    def serialize(answer: Any) -> bytes:
+        return answer if isinstance(answer, bytes) else serializer(answer)
+
+    return serialize

@@ -11,11 +11,15 @@ import dataclasses
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import Executor
+from typing import TypeVar
 
 from criagent.aio import run_in
 from criagent.image.snapshots.overlay import OverlaySnapshots
 from criagent.model import Container, ContainerState
 from criagent.runtime.usage import CpuRates, Usage, read_usage
+
+S = TypeVar("S")
+T = TypeVar("T")
 
 _COUNT_EVERY_S = 15.0  # per container; half of the kubelet's interval for local storage
 _COUNTS_AT_ONCE = 2
@@ -59,6 +63,11 @@ class ContainerStatsReader:
             self._count_soon(row)
         async with self.reading:
             return await run_in(self._fs, lambda: [self._read(row) for row in rows])
+
+    async def converted(self, samples: Sequence[S], convert: Callable[[S], T]) -> list[T]:
+        """The result of `convert` for each, made off the loop."""
+        async with self.reading:
+            return await run_in(self._fs, lambda: [convert(sample) for sample in samples])
 
     def forget(self, container_id: str) -> None:
         """The container, or the sandbox, is gone."""

@@ -103,6 +103,9 @@ def many(cri: Cri, figures: Figures) -> None:
         cri.runtime.ListContainerStats(stats)
         reads = [timed(lambda: cri.runtime.ListContainerStats(stats)) for _ in range(20)]
         figures.add(f"ListContainerStats, {PODS}", statistics.median(reads), "ms", 10)
+        metrics = api.ListPodSandboxMetricsRequest()
+        reads = [timed(lambda: cri.runtime.ListPodSandboxMetrics(metrics)) for _ in range(10)]
+        figures.add(f"ListPodSandboxMetrics, {PODS}", statistics.median(reads), "ms", 40)
         figures.add("monitor memory a container (PSS)", monitor_pss_mb(), "MB", 2)
         figures.add(f"agent RSS with {PODS} pods", rss_mb(), "MB", 80)
         start = time.perf_counter()
@@ -132,6 +135,12 @@ def thousand(cri: Cri, figures: Figures) -> None:
             "ListContainers, 1000, during creates (p99)", times[len(times) * 99 // 100], "ms", 20
         )
         figures.add("agent RSS with 1000 containers", rss_mb(), "MB", 200)
+        list(threads.map(lambda row: cri.start(row.id), cri.containers()))
+        stats, metrics = api.ListContainerStatsRequest(), api.ListPodSandboxMetricsRequest()
+        reads = [timed(lambda: cri.runtime.ListContainerStats(stats)) for _ in range(5)]
+        figures.add("ListContainerStats, 1050 running", statistics.median(reads), "ms", 250)
+        reads = [timed(lambda: cri.runtime.ListPodSandboxMetrics(metrics)) for _ in range(5)]
+        figures.add("ListPodSandboxMetrics, 1050 running", statistics.median(reads), "ms", 750)
     cri.remove_pod(box)
 
 
