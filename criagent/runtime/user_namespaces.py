@@ -51,6 +51,10 @@ def validate_container(what: str, asked: NamespaceOptions, pod: NamespaceOptions
     One that says nothing gets it.
     """
     _validate(what, asked.userns)
+    if pod.mapped is not None and asked.pid is NamespaceMode.NODE:
+        raise InvalidRequestError(
+            f"{what}: in a pod with a user namespace it cannot have the node's pid namespace"
+        )
     if asked.userns is None or asked.mapped == pod.mapped:
         return
     if pod.mapped is None:

@@ -256,6 +256,19 @@ def test_a_shared_pid_namespace_is_in_the_user_namespace(pods: Pods) -> None:
     assert (init(pods, first) / "ns/pid").readlink() == (init(pods, second) / "ns/pid").readlink()
 
 
+def test_a_debugger_sees_the_processes_of_its_target(pods: Pods) -> None:
+    box = pods.sandbox(mapped())
+    target = pods.running("sleep", "4321", box=box)
+
+    def debug(config: api.ContainerConfig) -> None:
+        options = config.linux.security_context.namespace_options
+        options.pid, options.target_id = api.TARGET, target
+
+    row = pods.running(box=box, change=debug)
+    assert "sleep 4321" in words(pods, row, "ps")
+    assert init(pods, row).stat().st_uid == HOST
+
+
 def test_a_terminal_and_a_user_of_the_image(pods: Pods) -> None:
     def change(config: api.ContainerConfig) -> None:
         config.tty = True

@@ -95,6 +95,8 @@ def test_a_container_has_its_pods_user_namespace_or_says_nothing() -> None:
     for asked in (NODE, other):
         with pytest.raises(InvalidRequestError, match="not the pod's"):
             validate_container("c", asked, MAPPED)
+    with pytest.raises(InvalidRequestError, match="pid namespace"):
+        validate_container("c", NamespaceOptions(pid=NamespaceMode.NODE), MAPPED)
 
 
 def test_mounts_are_mapped_as_their_pod_or_not_at_all() -> None:
