@@ -61,6 +61,7 @@ from criagent.runtime.stats import ContainerStatsReader
 from criagent.runtime.transitions import Transitions
 from criagent.runtime.update_resources import ResourceUpdater
 from criagent.runtime.user_namespace_probe import probe_user_namespaces
+from criagent.runtime.writable_layers import WritableLayers
 
 log: structlog.stdlib.BoundLogger = structlog.get_logger(__name__)
 
@@ -141,7 +142,7 @@ class _RuntimeAssembly:
     ) -> None:
         self.config = config
         self.stores = stores
-        self.fs = executors.fs
+        self.fs, self.counting = executors.fs, executors.counting
         self.clock = clock
         self.images = images
         self.handlers = handlers
@@ -175,7 +176,8 @@ class _RuntimeAssembly:
         """All verbs."""
         self._pods()
         self._containers()
-        self.stats = ContainerStatsReader(snapshots=self.images.snapshots, fs=self.fs)
+        layers = WritableLayers(snapshots=self.images.snapshots, fs=self.fs, counting=self.counting)
+        self.stats = ContainerStatsReader(layers=layers, fs=self.fs)
         pod_stats = PodStatsReader(
             sandboxes=self.stores.sandboxes,
             containers=self.stores.containers,

@@ -22,19 +22,22 @@ class Executors:
 
     net: ThreadPoolExecutor
     fs: ThreadPoolExecutor
+    counting: ThreadPoolExecutor
 
     @classmethod
     def start(cls) -> Executors:
-        """One thread for netlink and nftables, a few for files."""
+        """One thread for netlink and nftables, a few for files, one that counts files."""
         return cls(
             net=ThreadPoolExecutor(1, thread_name_prefix="net"),
             fs=ThreadPoolExecutor(4, thread_name_prefix="fs"),
+            counting=ThreadPoolExecutor(1, thread_name_prefix="counting"),
         )
 
     def shutdown(self) -> None:
         """Wait for what runs."""
         self.net.shutdown()
         self.fs.shutdown()
+        self.counting.shutdown()
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)

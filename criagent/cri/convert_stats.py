@@ -31,10 +31,12 @@ def container_stats(sample: StatsSample) -> api_pb2.ContainerStats:
         writable_layer=api_pb2.FilesystemUsage(
             timestamp=sample.timestamp_ns,
             fs_id=api_pb2.FilesystemIdentifier(mountpoint=sample.mountpoint),
-            used_bytes=api_pb2.UInt64Value(value=sample.writable_bytes),
-            inodes_used=api_pb2.UInt64Value(value=sample.writable_inodes),
         ),
     )
+    if sample.layer is not None:
+        message.writable_layer.timestamp = sample.layer.counted_at_ns
+        message.writable_layer.used_bytes.value = sample.layer.used_bytes
+        message.writable_layer.inodes_used.value = sample.layer.inodes
     usage = sample.usage or Usage()
     _use(message, usage, sample.cpu_nano_cores, sample.timestamp_ns)
     if usage.swap is not None:

@@ -62,7 +62,7 @@ class PodMetricsReader:
             for box in boxes
         }
         samples = await self.pods.stats.samples([row for of in rows.values() for row in of])
-        written = {sample.container.id: sample.writable_bytes for sample in samples}
+        written = {sample.container.id: sample.layer for sample in samples}
         own = self.pods.own_cgroups()
 
         def call() -> list[T]:
@@ -72,8 +72,13 @@ class PodMetricsReader:
             interfaces = self.pods.interfaces(boxes)
 
             def container(row: Container) -> tuple[Value, ...]:
-                layer = Value(names.FS_USAGE, written[row.id], (device,))
-                return (*_container(row, devices), layer, *room)
+                found = written[row.id]
+                layer = [] if found is None else [found.used_bytes]
+                return (
+                    *_container(row, devices),
+                    *(Value(names.FS_USAGE, used, (device,)) for used in layer),
+                    *room,
+                )
 
             return [
                 convert(

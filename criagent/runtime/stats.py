@@ -14,15 +14,12 @@ from concurrent.futures import Executor
 from typing import TypeVar
 
 from criagent.aio import run_in
-from criagent.image.snapshots.overlay import OverlaySnapshots
 from criagent.model import Container, ContainerState
 from criagent.runtime.usage import CpuRates, Usage, read_usage
+from criagent.runtime.writable_layers import LayerUsage, WritableLayers
 
 S = TypeVar("S")
 T = TypeVar("T")
-
-_COUNT_EVERY_S = 15.0  # per container; half of the kubelet's interval for local storage
-_COUNTS_AT_ONCE = 2
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -33,8 +30,7 @@ class StatsSample:
     timestamp_ns: int
     usage: Usage | None = None
     cpu_nano_cores: int | None = None
-    writable_bytes: int = 0
-    writable_inodes: int = 0
+    layer: LayerUsage | None = None  # what it has written; None before the first count
     mountpoint: str = ""
 
 
@@ -42,14 +38,11 @@ class ContainerStatsReader:
     """Reads samples in the fs executor."""
 
     def __init__(
-        self, *, snapshots: OverlaySnapshots, fs: Executor, now_ns: Callable[[], int] = time.time_ns
+        self, *, layers: WritableLayers, fs: Executor, now_ns: Callable[[], int] = time.time_ns
     ) -> None:
-        self._snapshots = snapshots
+        self.layers = layers
         self._fs = fs
         self.now_ns = now_ns
-        self._usage: dict[str, tuple[float, int, int]] = {}
-        self._counting: set[asyncio.Task[None]] = set()
-        self._gate = asyncio.Semaphore(_COUNTS_AT_ONCE)
         self.reading = asyncio.Lock()  # one file thread at most is busy with statistics
         self.rates = CpuRates()
 
@@ -59,8 +52,7 @@ class ContainerStatsReader:
 
     async def samples(self, rows: Sequence[Container]) -> list[StatsSample]:
         """One sample a row, in order; files are read in one go."""
-        for row in rows:
-            self._count_soon(row)
+        await self.layers.refresh(rows)
         async with self.reading:
             return await run_in(self._fs, lambda: [self._read(row) for row in rows])
 
@@ -71,39 +63,19 @@ class ContainerStatsReader:
 
     def forget(self, container_id: str) -> None:
         """The container, or the sandbox, is gone."""
-        self._usage.pop(container_id, None)
+        self.layers.forget(container_id)
         self.rates.forget(container_id)
 
     async def close(self) -> None:
         """Stop counting."""
-        for task in list(self._counting):
-            task.cancel()
-        await asyncio.gather(*self._counting, return_exceptions=True)
-
-    def _count_soon(self, row: Container) -> None:
-        counted = self._usage.get(row.id)
-        due = counted is None or time.monotonic() - counted[0] > _COUNT_EVERY_S
-        if due and not any(task.get_name() == row.id for task in self._counting):
-            task = asyncio.create_task(self._count(row.id), name=row.id)
-            self._counting.add(task)
-            task.add_done_callback(self._counting.discard)
-
-    async def _count(self, container_id: str) -> None:
-        async with self._gate:
-            snapshot = await self._snapshots.measure(container_id)
-        if snapshot is not None:
-            used = (time.monotonic(), snapshot.used_bytes, snapshot.inodes)
-            self._usage[container_id] = used
-            self._snapshots.store.remember(snapshot)
+        await self.layers.close()
 
     def _read(self, row: Container) -> StatsSample:
-        _, used, inodes = self._usage.get(row.id, (0.0, 0, 0))
         sample = StatsSample(
             container=row,
             timestamp_ns=self.now_ns(),
-            writable_bytes=used,
-            writable_inodes=inodes,
-            mountpoint=str(self._snapshots.root),
+            layer=self.layers.usage(row.id),
+            mountpoint=self.layers.mountpoint,
         )
         if row.state is not ContainerState.RUNNING or not row.cgroup:
             return sample

@@ -160,14 +160,6 @@ class OverlaySnapshots:
         """After a crash: drop directories without a row and the trash. Rows stay."""
         await run_in(self._fs, self._sweep, {str(s.number) for s in self.store.all()})
 
-    async def measure(self, key: str) -> Snapshot | None:
-        """Count a container's writable layer and keep the figures in its row."""
-        snapshot = self.store.get(key)
-        if snapshot is None:
-            return None
-        used, inodes = await run_in(self._fs, disk_usage, self.tree(snapshot))
-        return dataclasses.replace(snapshot, used_bytes=used, inodes=inodes)
-
     # The rest runs in the fs executor.
 
     @contextlib.contextmanager
@@ -225,23 +217,3 @@ def _give(bundle: Path, upper: Path, ids: MappedIds) -> None:
     bundle.chmod(0o710)
     for directory in (upper, upper.with_name("work")):
         os.chown(directory, ids.uid, ids.gid)
-
-
-def disk_usage(directory: Path) -> tuple[int, int]:
-    """Bytes on disk and inodes below `directory`; a hard link counts once."""
-    used = inodes = 0
-    seen: set[tuple[int, int]] = set()
-    pending = [os.fspath(directory)]
-    while pending:
-        with contextlib.suppress(FileNotFoundError), os.scandir(pending.pop()) as entries:
-            for entry in entries:
-                facts = entry.stat(follow_symlinks=False)
-                if facts.st_nlink > 1 and not entry.is_dir(follow_symlinks=False):
-                    if (facts.st_dev, facts.st_ino) in seen:
-                        continue
-                    seen.add((facts.st_dev, facts.st_ino))
-                used += facts.st_blocks * 512
-                inodes += 1
-                if entry.is_dir(follow_symlinks=False):
-                    pending.append(entry.path)
-    return used, inodes

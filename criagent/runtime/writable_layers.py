@@ -1,0 +1,196 @@
+"""What containers have written, counted in the background by a thread of its own and kept.
+
+A container's first count is tried at once, for a moment: most layers are small. After that a figure
+is at least `_EVERY_S` old before it is counted again, and a count takes at most one part in
+`_SHARE` of the time, so that millions of files cost their owner freshness and nobody else anything.
+Counts take turns in slices. A container that has ended is counted once more and never again.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import dataclasses
+import time
+from collections import deque
+from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import Executor
+
+import structlog
+
+from criagent.aio import run_in
+from criagent.image.snapshots.overlay import OverlaySnapshots
+from criagent.image.snapshots.tree_count import TreeCount
+from criagent.model import Container
+
+_EVERY_S = 15.0  # half of the kubelet's interval for local storage
+_SHARE = 20
+_SLICE_S = 0.05
+_FIRST_S = 0.02
+
+log: structlog.stdlib.BoundLogger = structlog.get_logger(__name__)
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class LayerUsage:
+    """A writable layer as it was at `counted_at_ns`, as du counts: without files that were deleted
+    but are still open."""
+
+    used_bytes: int
+    inodes: int
+    counted_at_ns: int  # when the count began
+
+
+@dataclasses.dataclass(slots=True)
+class _Job:
+    container_id: str
+    number: int  # of the snapshot
+    count: TreeCount
+    began_ns: int
+    done: bool = False
+    error: OSError | None = None
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class _Known:
+    usage: LayerUsage | None
+    next_at: float
+    began_ns: int
+
+
+class WritableLayers:
+    """Figures by container id. `fs` runs first counts, `counting` the others."""
+
+    def __init__(
+        self,
+        *,
+        snapshots: OverlaySnapshots,
+        fs: Executor,
+        counting: Executor,
+        now_ns: Callable[[], int] = time.time_ns,
+        monotonic: Callable[[], float] = time.monotonic,
+        first_s: float = _FIRST_S,
+        slice_s: float = _SLICE_S,
+    ) -> None:
+        self.mountpoint = str(snapshots.root)
+        self._snapshots = snapshots
+        self._fs = fs
+        self._counting = counting
+        self._now_ns = now_ns
+        self._monotonic = monotonic
+        self._first_s = first_s
+        self._slice_s = slice_s
+        self._known: dict[str, _Known] = {}
+        self._jobs: dict[str, _Job] = {}
+        self._queue: deque[_Job] = deque()
+        self._worker: asyncio.Task[None] | None = None
+
+    def usage(self, container_id: str) -> LayerUsage | None:
+        """The last figures; None before the first count."""
+        known = self._known.get(container_id)
+        return None if known is None else known.usage
+
+    async def refresh(self, rows: Sequence[Container]) -> None:
+        """Have figures of `rows` that are due counted; waits for small layers' first ones only."""
+        new: list[_Job] = []
+        for row in rows:
+            if row.id not in self._jobs and self._due(row) and (job := self._job(row.id)):
+                (self._queue if row.id in self._known else new).append(job)
+        if new:
+            try:
+                await run_in(self._fs, _advance, new, self._first_s)
+            finally:
+                self._settle(new)
+        if self._queue and (self._worker is None or self._worker.done()):
+            self._worker = asyncio.create_task(self._work(), name="writable-layers")
+            self._worker.add_done_callback(self._ended)
+
+    async def settled(self) -> None:
+        """Wait until nothing is being counted."""
+        while self._worker is not None:
+            await asyncio.wait({self._worker})
+
+    def forget(self, container_id: str) -> None:
+        """The container is gone."""
+        self._known.pop(container_id, None)
+        self._jobs.pop(container_id, None)
+
+    async def close(self) -> None:
+        """Stop counting."""
+        if self._worker is not None:
+            self._worker.cancel()
+            await asyncio.wait({self._worker})
+        for job in self._queue:
+            job.count.close()
+
+    def _due(self, row: Container) -> bool:
+        known = self._known.get(row.id)
+        if known is None:
+            return True
+        if row.finished_at_ns and known.began_ns > row.finished_at_ns:
+            return False
+        return self._monotonic() >= known.next_at
+
+    def _job(self, container_id: str) -> _Job | None:
+        snapshot = self._snapshots.store.get(container_id)
+        if snapshot is None:
+            return None
+        tree = self._snapshots.tree(snapshot)
+        job = _Job(container_id, snapshot.number, TreeCount(tree), self._now_ns())
+        self._jobs[container_id] = job
+        return job
+
+    async def _work(self) -> None:
+        while self._queue:
+            jobs = [self._queue.popleft() for _ in range(min(len(self._queue), 100))]
+            try:
+                await run_in(self._counting, _advance, jobs, self._slice_s)
+            finally:
+                self._settle(jobs)
+
+    def _ended(self, task: asyncio.Task[None]) -> None:
+        if self._worker is task:
+            self._worker = None
+        if not task.cancelled() and (failure := task.exception()):
+            log.error("writable_layers_not_counted", error=repr(failure))
+
+    def _settle(self, jobs: Iterable[_Job]) -> None:
+        for job in sorted(jobs, key=lambda job: job.count.busy_s):  # the long ones queue up last
+            if self._jobs.get(job.container_id) is not job:
+                job.count.close()  # its container went meanwhile
+            elif job.done:
+                del self._jobs[job.container_id]
+                self._keep(job)
+            else:
+                self._queue.append(job)
+
+    def _keep(self, job: _Job) -> None:
+        wait = max(_EVERY_S, job.count.busy_s * _SHARE)
+        usage = self.usage(job.container_id)
+        if job.error is not None:
+            log.warning(
+                "writable_layer_not_counted",
+                container_id=job.container_id,
+                error=str(job.error),
+            )
+        else:
+            used, inodes = job.count.usage
+            usage = LayerUsage(used_bytes=used, inodes=inodes, counted_at_ns=job.began_ns)
+            snapshot = self._snapshots.store.get(job.container_id)
+            if snapshot is not None and snapshot.number == job.number:
+                counted = dataclasses.replace(snapshot, used_bytes=used, inodes=inodes)
+                self._snapshots.store.remember(counted)  # for the usage of the whole disk
+        if not job.count.complete:
+            log.warning("writable_layer_counted_in_part", container_id=job.container_id)
+        self._known[job.container_id] = _Known(usage, self._monotonic() + wait, job.began_ns)
+
+
+def _advance(jobs: Sequence[_Job], limit_s: float) -> None:
+    """In a thread: each job in turn, until the time is up; the last one keeps its place."""
+    until = time.monotonic() + limit_s
+    for job in jobs:
+        try:
+            job.done = job.count.advance(until)
+        except OSError as exc:
+            job.done, job.error = True, exc
+        if time.monotonic() >= until:
+            return

@@ -1,0 +1,182 @@
+"""When writable layers are counted, and that nobody waits for it."""
+
+from __future__ import annotations
+
+import asyncio
+import dataclasses
+from collections.abc import AsyncIterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import pytest_asyncio
+
+from criagent.image.snapshots.overlay import OverlaySnapshots
+from criagent.model import Container, ContainerId, ContainerMetadata, ContainerSpec, SandboxId
+from criagent.runtime.writable_layers import WritableLayers
+from criagent.store.db import Database
+from criagent.store.snapshots import SnapshotStore
+
+BLOCK = 4096
+
+
+class Node:
+    """Snapshots on disk, a clock that stands still, and the counts."""
+
+    def __init__(self, root: Path) -> None:
+        self.now = 1000.0
+        self.pool = ThreadPoolExecutor(2)
+        self.db = Database.open(root / "state.db")
+        self.snapshots = OverlaySnapshots(root / "snapshots", SnapshotStore(self.db), self.pool)
+        self.snapshots.prepare()
+        self.layers = self.counts()
+
+    def counts(self, **limits: float) -> WritableLayers:
+        return WritableLayers(
+            snapshots=self.snapshots,
+            fs=self.pool,
+            counting=self.pool,
+            now_ns=lambda: int(self.now * 1e9),
+            monotonic=lambda: self.now,
+            **limits,
+        )
+
+    async def container(self, letter: str, files: int = 0, **fields: Any) -> Container:
+        row = Container(
+            id=ContainerId(letter * 64),
+            sandbox_id=SandboxId("0" * 64),
+            spec=ContainerSpec(metadata=ContainerMetadata(name=letter), image="i"),
+            created_at_ns=1,
+            boot_id="b",
+            handler="crun",
+            **fields,
+        )
+        await self.snapshots.create(row.id, parent="", created_at_ns=1)
+        self.write(row, files)
+        return row
+
+    def write(self, row: Container, files: int) -> None:
+        top = self.tree(row)
+        for number in range(len(list(top.iterdir())), files):
+            (top / str(number)).write_bytes(b"x" * BLOCK)
+
+    def tree(self, row: Container) -> Path:
+        snapshot = self.snapshots.store.get(row.id)
+        assert snapshot is not None
+        return self.snapshots.tree(snapshot)
+
+    def inodes(self, row: Container) -> int | None:
+        usage = self.layers.usage(row.id)
+        return None if usage is None else usage.inodes
+
+
+@pytest_asyncio.fixture
+async def node(tmp_path: Path) -> AsyncIterator[Node]:
+    one = Node(tmp_path)
+    yield one
+    await one.layers.close()
+    one.pool.shutdown()
+    one.db.close()
+
+
+async def test_the_first_answer_has_the_figures_of_small_layers(node: Node) -> None:
+    rows = [await node.container(letter, files) for letter, files in (("a", 3), ("b", 0))]
+    await node.layers.refresh(rows)
+    usage = node.layers.usage(rows[0].id)
+    assert usage is not None
+    assert (usage.used_bytes, usage.inodes) == (3 * BLOCK, 3)
+    assert usage.counted_at_ns == 1000 * 10**9
+    assert node.inodes(rows[1]) == 0
+    snapshot = node.snapshots.store.get(rows[0].id)
+    assert snapshot is not None
+    assert (snapshot.used_bytes, snapshot.inodes) == (3 * BLOCK, 3)
+
+
+async def test_later_counts_wait_for_their_time_and_nobody_for_them(node: Node) -> None:
+    row = await node.container("a", 1)
+    await node.layers.refresh([row])
+    node.write(row, 5)
+    node.now += 14
+    await node.layers.refresh([row])
+    await node.layers.settled()
+    assert node.inodes(row) == 1
+    node.now += 2
+    await node.layers.refresh([row])
+    assert node.inodes(row) == 1  # the call has the old figures
+    await node.layers.settled()
+    assert node.inodes(row) == 5
+
+
+async def test_a_large_layer_keeps_no_call_and_no_other_layer_waiting(node: Node) -> None:
+    node.layers = node.counts(first_s=0.0, slice_s=0.0)  # one entry at a time
+    large = await node.container("a", 100)
+    await node.layers.refresh([large])
+    assert node.inodes(large) is None
+    small = await node.container("b", 3)
+    await node.layers.refresh([large, small])
+    while node.inodes(small) is None:  # noqa: ASYNC110 - nothing tells of one layer's end
+        await asyncio.sleep(0)
+    assert node.inodes(large) is None
+    assert node.inodes(small) == 3
+    await node.layers.settled()
+    assert node.inodes(large) == 100
+
+
+async def test_a_layer_being_counted_is_not_counted_twice(node: Node) -> None:
+    node.layers = node.counts(first_s=0.0, slice_s=0.0)
+    row = await node.container("a", 50)
+    await asyncio.gather(*(node.layers.refresh([row]) for _ in range(20)))
+    await node.layers.settled()
+    assert node.inodes(row) == 50
+
+
+async def test_an_ended_container_is_counted_once_more_and_never_again(node: Node) -> None:
+    row = await node.container("a", 1)
+    await node.layers.refresh([row])
+    node.write(row, 2)
+    ended = dataclasses.replace(row, finished_at_ns=int((node.now + 1) * 1e9))
+    node.now += 100
+    await node.layers.refresh([ended])
+    await node.layers.settled()
+    assert node.inodes(row) == 2
+    node.write(row, 3)
+    node.now += 1000
+    await node.layers.refresh([ended])
+    await node.layers.settled()
+    assert node.inodes(row) == 2
+
+
+async def test_what_goes_while_it_is_counted_is_forgotten(node: Node) -> None:
+    node.layers = node.counts(first_s=0.0, slice_s=0.0)
+    row = await node.container("a", 50)
+    await node.layers.refresh([row])
+    await node.snapshots.remove(row.id)
+    node.layers.forget(row.id)
+    await node.layers.settled()
+    assert node.inodes(row) is None
+    assert node.snapshots.store.all() == []
+    await node.layers.refresh([row])  # a list that was read before
+    assert node.inodes(row) is None
+
+
+async def test_a_layer_that_cannot_be_read_keeps_its_figures(node: Node) -> None:
+    row = await node.container("a", 2)
+    await node.layers.refresh([row])
+    tree = node.tree(row)
+    tree.rename(tree.with_name("away"))
+    node.now += 100
+    await node.layers.refresh([row])
+    await node.layers.settled()
+    assert node.inodes(row) == 2
+    tree.with_name("away").rename(tree)
+    node.write(row, 4)
+    node.now += 100
+    await node.layers.refresh([row])
+    await node.layers.settled()
+    assert node.inodes(row) == 4
+
+
+async def test_an_end_in_the_midst_of_a_count_is_clean(node: Node) -> None:
+    node.layers = node.counts(first_s=0.0, slice_s=0.0)
+    await node.layers.refresh([await node.container("a", 50)])
+    await node.layers.close()
