@@ -7,7 +7,7 @@ import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from socketserver import TCPServer
-from threading import Thread
+from threading import Event, Thread
 from typing import TYPE_CHECKING, Any
 
 import structlog
@@ -57,7 +57,7 @@ class Telemetry:
         self._rpcs: dict[tuple[str, str], Histogram] = {}
         self._provider = _exporting(otlp_endpoint) if otlp_endpoint else None
         self.tracer = trace.get_tracer("criagent", tracer_provider=self._provider)
-        self._server: ThreadingHTTPServer | None = None
+        self._server: _Server | None = None
 
     def gauge(self, name: str, text: str, value: Callable[[], Value], label: str = "") -> None:
         """A gauge that is asked when metrics are read, from the thread of the reader.
@@ -116,13 +116,12 @@ class Telemetry:
                 f"metrics cannot be served on {address}: {exc.strerror}; "
                 'change telemetry.metrics_address, or set it to "" for none'
             ) from exc
-        Thread(target=self._server.serve_forever, name="metrics", daemon=True).start()
+        Thread(target=self._server.serve, name="metrics", daemon=True).start()
 
     def close(self) -> None:
         """Stop answering and send the last spans, for two seconds at most."""
         if self._server is not None:
-            self._server.shutdown()
-            self._server.server_close()
+            self._server.end()
             self._server = None
         if self._provider is not None:
             last = Thread(target=self._provider.shutdown, name="last-spans", daemon=True)
@@ -166,12 +165,26 @@ class _Server(ThreadingHTTPServer):
     def __init__(self, address: tuple[str, int], handler: type[BaseHTTPRequestHandler]) -> None:
         if ":" in address[0]:
             self.address_family = socket.AF_INET6
+        self._ending, self._ended = Event(), Event()
         super().__init__(address, handler)
 
     def server_bind(self) -> None:
         """As the base class, without its look-up of the host's name, which can hang for seconds."""
         TCPServer.server_bind(self)
         self.server_name, self.server_port = str(self.server_address[0]), self.server_address[1]
+
+    def serve(self) -> None:
+        """Answer until `end`. The base class's own loop wakes twice a second for nothing."""
+        while not self._ending.is_set():
+            self.handle_request()
+        self._ended.set()
+
+    def end(self) -> None:
+        """Stop listening, and return when nothing is accepted any more."""
+        self._ending.set()
+        self.socket.shutdown(socket.SHUT_RDWR)  # wakes the thread in `serve`
+        self._ended.wait()
+        self.server_close()
 
     def handle_error(self, request: Any, client_address: Any) -> None:
         """One event; the base class prints a traceback between the lines of the log."""

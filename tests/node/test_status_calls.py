@@ -1,0 +1,154 @@
+"""Calls about the agent and its configuration, looked at from outside."""
+
+from __future__ import annotations
+
+import json
+import os
+import select
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import agent
+import grpc
+import pytest
+from conftest import Pods
+from cri_client import Cri, api
+from node_state import agent_pid
+
+pytestmark = pytest.mark.root
+
+
+@pytest.fixture
+def reconfigured(cri: Cri) -> Iterator[None]:
+    """The agent may be started with another configuration; afterwards it has its own again."""
+    yield
+    agent.stop()
+    agent.start().close()
+
+
+def use_cidrs(cri: Cri, cidrs: str) -> None:
+    network = api.NetworkConfig(pod_cidr=cidrs)
+    request = api.UpdateRuntimeConfigRequest(
+        runtime_config=api.RuntimeConfig(network_config=network)
+    )
+    cri.runtime.UpdateRuntimeConfig(request)
+
+
+def test_runtime_config_tells_the_cgroup_driver_in_use(cri: Cri, reconfigured: None) -> None:
+    def driver(of: Cri) -> api.CgroupDriver:
+        return of.runtime.RuntimeConfig(api.RuntimeConfigRequest()).linux.cgroup_driver
+
+    assert driver(cri) == api.CGROUPFS
+    agent.stop()
+    other = agent.start('[runtime]\ncgroup_driver = "systemd"\n')
+    assert driver(other) == api.SYSTEMD
+    other.close()
+
+
+def test_status_has_both_conditions_and_the_default_handler_twice(cri: Cri) -> None:
+    answer = cri.runtime.Status(api.StatusRequest(verbose=True))
+    conditions = {one.type: one for one in answer.status.conditions}
+    assert set(conditions) == {"RuntimeReady", "NetworkReady"}
+    assert all(one.status and not one.reason for one in conditions.values())
+    names = [handler.name for handler in answer.runtime_handlers]
+    assert sorted(names) == ["", "crun", "runc"]
+    by_name = {handler.name: handler.features for handler in answer.runtime_handlers}
+    assert by_name[""] == by_name["crun"]
+    config = json.loads(answer.info["config"])
+    assert Path(config["stateDir"]).is_dir()
+    assert config["cgroupDriver"] == "cgroupfs"
+    assert not cri.runtime.Status(api.StatusRequest()).info
+
+
+def test_a_handler_that_cannot_run_is_not_offered(cri: Cri, reconfigured: None) -> None:
+    agent.stop()
+    crun = '[runtime.handlers.crun]\npath = "/usr/bin/crun"\n'
+    other = agent.start(crun + '[runtime.handlers.gone]\npath = "/usr/bin/no-such-runtime"\n')
+    answer = other.runtime.Status(api.StatusRequest())
+    assert [handler.name for handler in answer.runtime_handlers] == ["", "crun"]
+    assert next(c.status for c in answer.status.conditions if c.type == "RuntimeReady")
+    other.close()
+    Path("/run/criagent/runtime/gone").rmdir()  # a handler's directory outlives its configuration
+
+
+def test_pods_get_addresses_of_the_cidrs_that_were_set_last(pods: Pods) -> None:
+    before = pods.cri.pod_status(pods.sandbox()[0]).network
+    try:
+        use_cidrs(pods.cri, "10.77.0.0/24, fd00:77::/64")
+        told = pods.cri.pod_status(pods.sandbox()[0]).network
+        assert told.ip.startswith("10.77.0.")
+        assert [one.ip[:8] for one in told.additional_ips] == ["fd00:77:"]
+        use_cidrs(pods.cri, "")  # nothing is said, nothing changes
+        agent.stop()
+        pods.cri = agent.start()
+        assert pods.cri.pod_status(pods.sandbox()[0]).network.ip.startswith("10.77.0.")
+        assert before.ip in {pods.cri.pod_status(box.id).network.ip for box in pods.cri.pods()}
+    finally:
+        for box in pods.cri.pods():
+            pods.cri.remove_pod(box.id)
+        use_cidrs(pods.cri, "10.88.0.0/16,fd00:10:88::/64")
+
+
+def test_a_pods_resize_is_taken_note_of_and_changes_no_file(pods: Pods) -> None:
+    cgroup = Path("/sys/fs/cgroup/resized")
+    cgroup.mkdir()
+    box = pods.sandbox(lambda c: setattr(c.linux, "cgroup_parent", "/resized"))
+    files = {path.name: path.read_text() for path in _limits(cgroup)}
+    request = api.UpdatePodSandboxResourcesRequest(
+        pod_sandbox_id=box[0],
+        resources=api.LinuxContainerResources(cpu_shares=512, memory_limit_in_bytes=64 << 20),
+    )
+    pods.cri.runtime.UpdatePodSandboxResources(request)
+    assert {path.name: path.read_text() for path in _limits(cgroup)} == files
+    pods.cri.remove_pod(box[0])
+    cgroup.rmdir()
+    with pytest.raises(grpc.RpcError) as raised:
+        pods.cri.runtime.UpdatePodSandboxResources(request)
+    assert raised.value.code() is grpc.StatusCode.NOT_FOUND
+
+
+def _limits(cgroup: Path) -> list[Path]:
+    return sorted([*cgroup.glob("*.max"), *cgroup.glob("*.weight"), *cgroup.glob("*.low")])
+
+
+def test_the_image_filesystem_is_a_directory_with_what_is_in_use(cri: Cri) -> None:
+    answer = cri.image.ImageFsInfo(api.ImageFsInfoRequest())
+    for (usage,) in (answer.image_filesystems, answer.container_filesystems):
+        mountpoint = Path(usage.fs_id.mountpoint)
+        assert mountpoint.is_absolute()
+        assert mountpoint.is_dir()
+        assert abs(usage.timestamp - time.time_ns()) < 60 * 10**9
+        assert usage.HasField("used_bytes")
+        assert usage.HasField("inodes_used")
+    assert answer.image_filesystems[0].used_bytes.value > 1 << 20
+    assert answer.image_filesystems[0].inodes_used.value > 10
+
+
+def test_an_idle_agent_sleeps(pods: Pods) -> None:
+    for _ in range(3):
+        pods.running()
+    pods.cri.close()  # its keepalives would be traffic
+    loop = Path(f"/proc/{agent_pid()}/task/{agent_pid()}/status")
+
+    def switches() -> int:
+        lines = loop.read_text().splitlines()
+        return sum(int(line.split()[1]) for line in lines if "ctxt_switches" in line)
+
+    most, looks = None, 0
+    while most is None or most > 2:  # what the last calls began ends within a look or two
+        before = switches()
+        _wait(2.0)
+        most, looks = switches() - before, looks + 1
+        assert looks < 20, f"the loop woke {most} times in two seconds without a call"
+    pods.cri = Cri()
+
+
+def _wait(seconds: float) -> None:
+    """Time that passes is what this test is about."""
+    read, write = os.pipe()
+    try:
+        select.select([read], [], [], seconds)
+    finally:
+        os.close(read)
+        os.close(write)
