@@ -88,7 +88,7 @@ class ExitWatcher:
             code, finished_ns = LOST_CODE, self._clock.now_ns()
         if row.spec.security.namespaces.pid is not NamespaceMode.CONTAINER:
             await run_in(self._fs, cgroupfs.kill, row.cgroup)  # nothing else ends its children
-        kills = await run_in(self._fs, self._oom_kills, row)
+        kills = await run_in(self._fs, self._oom_kills, row, code)
         if not reason:
             reason = Reason.ERROR if code else Reason.COMPLETED
             if kills:
@@ -154,8 +154,8 @@ class ExitWatcher:
             process.send_signal(row.init, signal.SIGKILL)
         cgroupfs.kill(row.cgroup)
 
-    def _oom_kills(self, row: Container) -> int:
-        kills = self._oom.kills(row.id, row.cgroup) if row.cgroup else 0
+    def _oom_kills(self, row: Container, code: int) -> int:
+        kills = self._oom.kills(row.id, row.cgroup, code=code) if row.cgroup else 0
         if not kills and self._paths.oom_file(row.id).exists():
             kills = 1
         return kills

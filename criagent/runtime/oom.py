@@ -1,8 +1,10 @@
 """Who was killed for want of memory: the last memory.events of every live container.
 
 With the systemd driver a scope and its files are gone when the exit is seen, so one inotify watches
-them all and keeps the last values. A kill counts, an `oom` event alone does not: the kernel may
-have found memory after all (kernel documentation, cgroup-v2).
+them all and keeps the last values. A process that ends right after the kill takes its scope along
+before the event is read; the pod's slice stays and counts the kills below it, so what no other
+container there accounts for is the ended one's. A kill counts, an `oom` event alone does not: the
+kernel may have found memory after all (kernel documentation, cgroup-v2).
 """
 
 from __future__ import annotations
@@ -11,6 +13,8 @@ import asyncio
 
 from criagent.kernel import cgroupfs
 from criagent.kernel.inotify import IN_IGNORED, IN_MODIFY, Inotify
+
+_KILLED = 137  # 128 + SIGKILL
 
 
 class OomWatch:
@@ -21,12 +25,16 @@ class OomWatch:
         self._containers: dict[int, tuple[str, str]] = {}
         self._watches: dict[str, int] = {}
         self._kills: dict[str, int] = {}
+        self._cgroups: dict[str, str] = {}
+        # Of each slice the kills of containers that have ended, and those before the first one.
+        self._accounted: dict[str, int] = {}
 
     def watch(self, container_id: str, cgroup: str) -> None:
         """Follow the container's memory.events until `forget`."""
         path = cgroupfs.directory(cgroup) / "memory.events"
         if container_id in self._watches or not path.exists():
             return
+        self._join_slice(container_id, cgroup)
         if self._inotify is None:
             self._inotify = Inotify()
             asyncio.get_running_loop().add_reader(self._inotify.fd, self._readable)
@@ -34,20 +42,33 @@ class OomWatch:
         self._containers[number] = (container_id, cgroup)
         self._watches[container_id] = number
 
-    def kills(self, container_id: str, cgroup: str) -> int:
-        """How many processes of the container the kernel has killed, as far as was seen."""
+    def kills(self, container_id: str, cgroup: str, *, code: int | None = None) -> int:
+        """How many processes of the container the kernel has killed, as far as was seen.
+
+        `code`, the exit code, helps to tell two containers apart that end at once.
+        """
         self._readable()
-        events = cgroupfs.flat(cgroupfs.read(cgroup, "memory.events"))
-        return max(events.get("oom_kill", 0), self._kills.get(container_id, 0))
+        own = max(_kills_in(cgroup), self._kills.get(container_id, 0))
+        name = slice_of(cgroup)
+        if name and name in self._accounted and container_id in self._cgroups:
+            own = max(own, self._unaccounted(container_id, name, code))
+            self._kills[container_id] = own
+        return own
 
     def forget(self, container_id: str) -> None:
-        """The container is gone."""
+        """The container is gone; `kills` has been asked."""
         number = self._watches.pop(container_id, None)
         if number is not None:
             self._containers.pop(number, None)
             if self._inotify is not None:
                 self._inotify.remove(number)
-        self._kills.pop(container_id, None)
+        kills = self._kills.pop(container_id, 0)
+        name = slice_of(self._cgroups.pop(container_id, ""))
+        if name not in self._accounted:
+            return
+        self._accounted[name] += kills
+        if all(slice_of(cgroup) != name for cgroup in self._cgroups.values()):
+            del self._accounted[name]
 
     def close(self) -> None:
         """Stop watching."""
@@ -63,6 +84,37 @@ class OomWatch:
             if mask & IN_IGNORED or number not in self._containers:
                 continue
             container_id, cgroup = self._containers[number]
-            events = cgroupfs.flat(cgroupfs.read(cgroup, "memory.events"))
             seen = self._kills.get(container_id, 0)
-            self._kills[container_id] = max(seen, events.get("oom_kill", 0))
+            self._kills[container_id] = max(seen, _kills_in(cgroup))
+
+    def _join_slice(self, container_id: str, cgroup: str) -> None:
+        name = slice_of(cgroup)
+        if not name:
+            return
+        self._cgroups[container_id] = cgroup
+        self._accounted.setdefault(name, _kills_in(name))
+        # Kills before the watch, of a container that a restarted daemon adopts, are its own.
+        self._accounted[name] -= _kills_in(cgroup)
+
+    def _unaccounted(self, container_id: str, name: str, code: int | None) -> int:
+        """Kills in the slice that neither ended containers nor other live ones account for."""
+        rest = _kills_in(name) - self._accounted[name]
+        ending = False
+        for other, cgroup in self._cgroups.items():
+            if other != container_id and slice_of(cgroup) == name:
+                rest -= max(_kills_in(cgroup), self._kills.get(other, 0))
+                ending = ending or not cgroupfs.directory(cgroup).exists()
+        if ending and code != _KILLED:
+            return 0  # the other one's, more likely
+        return max(rest, 0)
+
+
+def slice_of(cgroup: str) -> str:
+    """The pod's slice around a container's scope; "" when there is none of its own."""
+    scope, found, _ = cgroup.rpartition(".scope")
+    name = scope.rpartition("/")[0] if found else ""
+    return "" if name in {"", "/system.slice"} else name
+
+
+def _kills_in(cgroup: str) -> int:
+    return cgroupfs.flat(cgroupfs.read(cgroup, "memory.events")).get("oom_kill", 0)
