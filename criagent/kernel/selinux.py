@@ -12,7 +12,7 @@ from criagent.kernel.paths import RESOLVE_NO_SYMLINKS, openat2
 
 _FS = Path("/sys/fs/selinux")
 _XATTR = "security.selinux"
-_DEPTH_LIMIT = 1000  # directories open at once; a volume's content is its pods' doing
+_DEPTH_LIMIT = 500  # directories open at once; a volume's content is its pods' doing
 _DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 
 
