@@ -268,6 +268,7 @@ class _RuntimeAssembly:
             catatonit=self.config.runtime.catatonit,
             driver=self.driver,
             seccomp=_default_seccomp(self.node),
+            selinux=self.selinux,
             fs=self.fs,
         )
         pod_files = PodFileWriter(paths=self.paths, selinux=self.selinux, fs=self.fs)

@@ -86,11 +86,11 @@ class ContainerStopper:
                 owner.stage = f"grace period after {row.stop_signal}"
                 await self._transitions.apply(row.id, stop_deadline_boot_ns=self._deadlines[row.id])
                 faults.reach("container-stop:deadline")
-                if row.init is not None:
-                    process.send_signal(row.init, signal_number(row.stop_signal))
+                told = _signal(row, signal_number(row.stop_signal))
                 log.info("container_stopping", container_id=row.id, signal=row.stop_signal)
                 faults.reach("container-stop:signalled")
-                await self._grace(row.id, exited, hurry)
+                if told:
+                    await self._grace(row.id, exited, hurry)
             if not exited.done():
                 owner.stage = "SIGKILL"
                 await self._kill(row, exited)
@@ -114,8 +114,7 @@ class ContainerStopper:
                 sooner.cancel()
 
     async def _kill(self, row: Container, exited: asyncio.Future[None]) -> None:
-        if row.init is not None:
-            process.send_signal(row.init, signal.SIGKILL)
+        _signal(row, signal.SIGKILL)
         await run_in(self._fs, cgroupfs.kill, row.cgroup)
         faults.reach("container-stop:killed")
         done, _ = await asyncio.wait({exited}, timeout=_KILL_LIMIT_S)
@@ -130,6 +129,20 @@ class ContainerStopper:
 
     def _left_s(self, container_id: str) -> float:
         return (self._deadlines[container_id] - _boot_ns()) / 1e9
+
+
+def _signal(row: Container, number: int) -> bool:
+    """Signal the main process; False when its security profile lets no signal of ours through.
+
+    An AppArmor profile can do that, to root as well. cgroup.kill asks no profile.
+    """
+    try:
+        if row.init is not None:
+            process.send_signal(row.init, number)
+    except PermissionError:
+        log.warning("signal_not_permitted", container_id=row.id, signal=number)
+        return False
+    return True
 
 
 def _boot_ns() -> int:

@@ -18,11 +18,13 @@ import msgspec
 from criagent.aio import run_in
 from criagent.errors import AgentError
 from criagent.kernel import cgroupfs, process
+from criagent.kernel.selinux import set_label
 from criagent.model import ProcessRef, Sandbox
 from criagent.runtime.cgroups import CgroupDriver, container_cgroup, container_cgroups_path
 from criagent.runtime.oci import OciRuntime
 from criagent.runtime.paths import RuntimePaths
 from criagent.runtime.pod_namespaces import PodNamespaces
+from criagent.runtime.selinux import Selinux
 from criagent.runtime.spec_inputs import OciObject
 from criagent.runtime.user_namespaces import oci_mappings
 
@@ -40,18 +42,26 @@ class SandboxHolder:
     catatonit: Path
     driver: CgroupDriver
     seccomp: OciObject | None
+    selinux: Selinux
     fs: Executor
 
     async def start(self, box: Sandbox) -> ProcessRef:
         """Start the holder of `box`. Raises AgentError with the runtime's words."""
         bundle = self.paths.holder(box.id)
+        privileged = box.spec.security.privileged
+        labels = await self.selinux.labels(box, privileged=privileged)
         spec = self._spec(box)
+        if labels is not None:
+            spec["process"]["selinuxLabel"] = labels.process
+            spec["linux"]["mountLabel"] = labels.mount
         mapped = box.spec.security.namespaces.mapped
 
         def write() -> None:
             (bundle / "rootfs").mkdir(parents=True, exist_ok=True)
             if mapped is not None:  # the runtime makes mount points in it
                 os.chown(bundle / "rootfs", mapped.root_uid, mapped.root_gid)
+            if labels is not None:
+                set_label(bundle / "rootfs", labels.mount)
             (bundle / "config.json").write_bytes(msgspec.json.encode(spec))
 
         await run_in(self.fs, write)

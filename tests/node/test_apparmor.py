@@ -19,6 +19,10 @@ without_apparmor = pytest.mark.skipif(HERE, reason="this kernel has AppArmor on"
 DENY = """profile criagent-test-deny flags=(attach_disconnected) {
   file,
   deny /tmp/** w,
+  signal (receive) peer=unconfined,
+}
+profile criagent-test-deaf flags=(attach_disconnected) {
+  file,
 }
 """
 Change = Callable[[api.ContainerConfig], None]
@@ -122,6 +126,18 @@ def test_a_profile_of_the_node_is_enforced(pods: Pods, deny: str, prefix: str) -
     assert label(pods, row) == "criagent-test-deny (enforce)"
     assert pods.cri.exec(row, "touch", "/tmp/x").exit_code != 0
     assert pods.cri.exec(row, "touch", "/root/x").exit_code == 0
+
+
+@with_apparmor
+@pytest.mark.parametrize("grace", [0, 30])
+def test_a_container_whose_profile_takes_no_signal_is_stopped_all_the_same(
+    pods: Pods, deny: str, grace: int
+) -> None:
+    del deny  # it loads both
+    row = pods.running(change=profile(api.SecurityProfile.Localhost, "criagent-test-deaf"))
+    pods.cri.stop(row, grace=grace)
+    assert pods.cri.status(row).exit_code == 137
+    pods.cri.remove(row)
 
 
 @with_apparmor

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from test_apparmor import (
     deny,
+    test_a_container_whose_profile_takes_no_signal_is_stopped_all_the_same,
     test_a_profile_of_the_node_is_enforced,
     test_a_profile_that_is_not_loaded_is_refused,
     test_the_default_profile_comes_back_when_it_was_unloaded,
@@ -20,6 +21,7 @@ from units import systemctl
 
 __all__ = [
     "deny",
+    "test_a_container_whose_profile_takes_no_signal_is_stopped_all_the_same",
     "test_a_profile_of_the_node_is_enforced",
     "test_a_profile_that_is_not_loaded_is_refused",
     "test_the_default_profile_comes_back_when_it_was_unloaded",
