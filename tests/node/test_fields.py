@@ -62,6 +62,19 @@ def test_nothing_is_masked_for_privileged_containers(pods: Pods) -> None:
     assert caps == own
 
 
+def test_a_privileged_container_has_the_nodes_block_devices(pods: Pods) -> None:
+    row = pods.running(box=pods.sandbox(privileged), change=privileged)
+    blocks = [path for path in Path("/dev").iterdir() if path.is_block_device()]
+    assert blocks, "this node has no block device"
+    found = output(pods, row, "stat", "-c", "%n %F %t:%T", *map(str, blocks)).splitlines()
+    for path, line in zip(blocks, found, strict=True):
+        number = path.stat().st_rdev
+        kind = f"block special file {os.major(number):x}:{os.minor(number):x}"
+        assert line == f"{path} {kind}"
+    plain = pods.running()
+    assert fails(pods, plain, "ls", str(blocks[0]))
+
+
 def test_a_privileged_container_needs_a_privileged_pod(pods: Pods) -> None:
     box, config = pods.sandbox()
     wanted = container("p", ["sleep", "1"])
