@@ -32,8 +32,10 @@ from criagent.cri.events import Events
 from criagent.cri.image_service import ImageService
 from criagent.cri.runtime_service import RuntimeService
 from criagent.errors import AgentError, UnavailableError
+from criagent.garbage import collect_now_and_then
 from criagent.image.images import Images
 from criagent.kernel import cgroupfs
+from criagent.kernel.priority import raise_all_threads
 from criagent.operator_metrics import OperatorMetrics
 from criagent.runtime.clock import Clock
 from criagent.runtime.handlers import monitor_problem
@@ -118,9 +120,11 @@ class _Daemon:
             self._recovery_s = loop.time() - began
             self._recovered = True
             faults.arm(config.debug.kill_at or None)  # the verbs' points, not recovery's
+            collector = asyncio.create_task(collect_now_and_then(), name="garbage")
             notify("READY=1")
             log.info("serving", socket=str(config.storage.socket))
             await self._stopping.wait()
+            collector.cancel()
         finally:
             notify("STOPPING=1")
             log.info("stopping")
@@ -186,6 +190,7 @@ class _Daemon:
             await server.start()
         finally:
             os.umask(mask)
+        _raise_priority()  # of gRPC's threads too
         return server
 
     async def _shut_down(
@@ -220,6 +225,14 @@ def _lock(root: Path) -> Iterator[None]:
         yield
     finally:
         os.close(fd)
+
+
+def _raise_priority() -> None:
+    """A kubelet's lists and probes are answered also while containers use up every processor."""
+    try:
+        raise_all_threads()
+    except PermissionError:
+        log.warning("priority_not_raised", reason="no CAP_SYS_NICE")
 
 
 def _own_cgroup() -> None:

@@ -6,6 +6,7 @@ import dataclasses
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+from criagent.kernel.priority import raise_new_thread
 from criagent.store.addresses import AddressStore
 from criagent.store.blobs import BlobStore
 from criagent.store.containers import ContainerStore
@@ -28,9 +29,9 @@ class Executors:
     def start(cls) -> Executors:
         """One thread for netlink and nftables, a few for files, one that counts files."""
         return cls(
-            net=ThreadPoolExecutor(1, thread_name_prefix="net"),
-            fs=ThreadPoolExecutor(4, thread_name_prefix="fs"),
-            counting=ThreadPoolExecutor(1, thread_name_prefix="counting"),
+            net=ThreadPoolExecutor(1, "net", initializer=raise_new_thread),
+            fs=ThreadPoolExecutor(4, "fs", initializer=raise_new_thread),
+            counting=ThreadPoolExecutor(1, "counting", initializer=raise_new_thread),
         )
 
     def shutdown(self) -> None:

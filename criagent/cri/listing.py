@@ -1,10 +1,12 @@
-"""Ready-made messages of sandboxes, containers and images, rebuilt when their row changes.
+"""Ready-made list items, rebuilt when their row changes.
 
-A list answer is a filtered join of them: no row is converted and nothing is awaited in a List call.
+Sandboxes and containers are kept as they go over the wire, so a list answer is a join of bytes: no
+row is converted, no message is copied and nothing is awaited in a List call.
 """
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Iterable, Mapping
 from typing import Generic, Protocol, TypeVar
 
@@ -13,6 +15,8 @@ from criagent.cri.convert_common import selected
 
 R = TypeVar("R")
 M = TypeVar("M")
+
+_FIRST_FIELD = b"\x0a"  # the one field of all these answers: number 1, length-delimited
 
 
 class Listed(Protocol[R]):
@@ -47,36 +51,62 @@ class Messages(Generic[R, M]):
             self._messages[row_id] = message
 
 
-def sandboxes(
-    messages: Iterable[api_pb2.PodSandbox], wanted: api_pb2.PodSandboxFilter
-) -> list[api_pb2.PodSandbox]:
-    """Those that fit every part of the filter; an id may be a prefix."""
-    labels: Mapping[str, str] = wanted.label_selector
-    by_state = wanted.HasField("state")
-    if not wanted.id and not labels and not by_state:
-        return list(messages)
-    return [
-        message
-        for message in messages
-        if message.id.startswith(wanted.id)
-        and (not by_state or message.state == wanted.state.state)
-        and selected(message.labels, labels)
-    ]
+@dataclasses.dataclass(frozen=True, slots=True)
+class _Item:
+    """One item: what filters look at, and the bytes of it within a list answer."""
+
+    id: str
+    sandbox_id: str
+    state: int
+    labels: Mapping[str, str]
+    encoded: bytes
 
 
-def containers(
-    messages: Iterable[api_pb2.Container], wanted: api_pb2.ContainerFilter
-) -> list[api_pb2.Container]:
-    """Those that fit every part of the filter; ids may be prefixes."""
-    labels: Mapping[str, str] = wanted.label_selector
-    by_state = wanted.HasField("state")
-    if not wanted.id and not labels and not by_state and not wanted.pod_sandbox_id:
-        return list(messages)
-    return [
-        message
-        for message in messages
-        if message.id.startswith(wanted.id)
-        and message.pod_sandbox_id.startswith(wanted.pod_sandbox_id)
-        and (not by_state or message.state == wanted.state.state)
-        and selected(message.labels, labels)
-    ]
+def _item(message: api_pb2.PodSandbox | api_pb2.Container | None) -> _Item | None:
+    if message is None:
+        return None
+    return _Item(
+        id=message.id,
+        sandbox_id=message.pod_sandbox_id if isinstance(message, api_pb2.Container) else "",
+        state=message.state,
+        labels=dict(message.labels),
+        encoded=framed(message.SerializeToString()),
+    )
+
+
+class Encoded(Generic[R]):
+    """Sandboxes or containers as bytes of a list answer."""
+
+    def __init__(
+        self,
+        store: Listed[R],
+        key: Callable[[R], str],
+        build: Callable[[R], api_pb2.PodSandbox | api_pb2.Container | None],
+    ) -> None:
+        self._items = Messages[R, _Item](store, key, lambda row: _item(build(row)))
+
+    def chosen(self, wanted: api_pb2.PodSandboxFilter | api_pb2.ContainerFilter) -> list[bytes]:
+        """Those that fit every part of the filter; ids may be prefixes."""
+        sandbox = wanted.pod_sandbox_id if isinstance(wanted, api_pb2.ContainerFilter) else ""
+        by_state = wanted.HasField("state")
+        if not (wanted.id or sandbox or by_state or wanted.label_selector):
+            return [item.encoded for item in self._items.all()]
+        prefix, state, labels = wanted.id, wanted.state.state, dict(wanted.label_selector)
+        return [
+            item.encoded
+            for item in self._items.all()
+            if item.id.startswith(prefix)
+            and item.sandbox_id.startswith(sandbox)
+            and (not by_state or item.state == state)
+            and selected(item.labels, labels)
+        ]
+
+
+def framed(message: bytes) -> bytes:
+    """An encoded message as an item of field 1 (protobuf's encoding of lengths)."""
+    length, rest = bytearray(_FIRST_FIELD), len(message)
+    while rest > 0x7F:
+        length.append(rest & 0x7F | 0x80)
+        rest >>= 7
+    length.append(rest)
+    return bytes(length) + message

@@ -10,11 +10,11 @@ from typing import TYPE_CHECKING, Any
 import grpc
 
 from criagent._proto import api_pb2, api_pb2_grpc
-from criagent.cri import listing
 from criagent.cri.convert_common import resources
 from criagent.cri.convert_container import container_message, container_spec, container_status
 from criagent.cri.convert_sandbox import sandbox_message, sandbox_spec, sandbox_status
 from criagent.cri.events import Events
+from criagent.cri.listing import Encoded
 from criagent.cri.stats_service import StatsCalls, pieces
 from criagent.errors import InvalidRequestError, NotFoundError, UnsupportedError
 from criagent.model import Container, Sandbox
@@ -37,12 +37,12 @@ class RuntimeService(StatsCalls, api_pb2_grpc.RuntimeServiceServicer):
         super().__init__(runtime)
         self._streaming = streaming
         self.events = Events(runtime.sandboxes, runtime.containers, runtime.runner.clock.now_ns)
-        self._sandboxes = listing.Messages[Sandbox, api_pb2.PodSandbox](
+        self._sandboxes = Encoded[Sandbox](
             runtime.sandboxes,
             lambda box: box.id,
             lambda b: sandbox_message(b) if b.visible else None,
         )
-        self._containers = listing.Messages[Container, api_pb2.Container](
+        self._containers = Encoded[Container](
             runtime.containers,
             lambda row: row.id,
             lambda row: container_message(row) if row.visible else None,
@@ -183,9 +183,8 @@ class RuntimeService(StatsCalls, api_pb2_grpc.RuntimeServiceServicer):
 
     async def ListPodSandbox(
         self, request: api_pb2.ListPodSandboxRequest, context: Context
-    ) -> api_pb2.ListPodSandboxResponse:
-        items = listing.sandboxes(self._sandboxes.all(), request.filter)
-        return api_pb2.ListPodSandboxResponse(items=items)
+    ) -> bytes:
+        return b"".join(self._sandboxes.chosen(request.filter))
 
     # Containers.
 
@@ -218,9 +217,8 @@ class RuntimeService(StatsCalls, api_pb2_grpc.RuntimeServiceServicer):
 
     async def ListContainers(
         self, request: api_pb2.ListContainersRequest, context: Context
-    ) -> api_pb2.ListContainersResponse:
-        items = listing.containers(self._containers.all(), request.filter)
-        return api_pb2.ListContainersResponse(containers=items)
+    ) -> bytes:
+        return b"".join(self._containers.chosen(request.filter))
 
     async def ContainerStatus(
         self, request: api_pb2.ContainerStatusRequest, context: Context
@@ -314,15 +312,15 @@ class RuntimeService(StatsCalls, api_pb2_grpc.RuntimeServiceServicer):
 
     async def StreamPodSandboxes(
         self, request: api_pb2.StreamPodSandboxesRequest, context: Context
-    ) -> AsyncIterator[api_pb2.StreamPodSandboxesResponse]:
-        for piece in pieces(listing.sandboxes(self._sandboxes.all(), request.filter)):
-            yield api_pb2.StreamPodSandboxesResponse(pod_sandboxes=piece)
+    ) -> AsyncIterator[bytes]:
+        for piece in pieces(self._sandboxes.chosen(request.filter)):
+            yield b"".join(piece)
 
     async def StreamContainers(
         self, request: api_pb2.StreamContainersRequest, context: Context
-    ) -> AsyncIterator[api_pb2.StreamContainersResponse]:
-        for piece in pieces(listing.containers(self._containers.all(), request.filter)):
-            yield api_pb2.StreamContainersResponse(containers=piece)
+    ) -> AsyncIterator[bytes]:
+        for piece in pieces(self._containers.chosen(request.filter)):
+            yield b"".join(piece)
 
 
 def _check_streams(

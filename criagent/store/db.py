@@ -21,6 +21,7 @@ from typing import Any, TypeVar
 
 from criagent.aio import finish
 from criagent.errors import CorruptError, ExhaustedError, UnavailableError
+from criagent.kernel.priority import raise_new_thread
 
 T = TypeVar("T")
 
@@ -43,7 +44,7 @@ class Database:
     def __init__(self, connection: sqlite3.Connection, path: Path) -> None:
         self._connection = connection
         self._reserve = path.with_name("state.reserve")
-        self._thread = ThreadPoolExecutor(1, thread_name_prefix="db")
+        self._thread = ThreadPoolExecutor(1, "db", initializer=raise_new_thread)
         self._lock = threading.Lock()
         self._queue: list[_Pending] = []
         self._fill_reserve()

@@ -1,0 +1,60 @@
+"""Many containers: lists and statistics, and who has priority."""
+
+from __future__ import annotations
+
+import os
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+from conftest import Pods
+from cri_client import api, container
+from node_state import agent_pid
+
+pytestmark = pytest.mark.root
+
+
+def last_pid() -> int:
+    return int(Path("/proc/sys/kernel/ns_last_pid").read_text())
+
+
+def test_lists_and_statistics_of_many_start_no_process(pods: Pods) -> None:
+    box, config = pods.sandbox()
+
+    def create(number: int) -> str:
+        row = pods.cri.create(box, container(f"m{number}", ["sleep", "100000"]), config)
+        pods.cri.start(row)
+        return row
+
+    with ThreadPoolExecutor(8) as threads:
+        rows = set(threads.map(create, range(150)))
+    stats = api.ListContainerStatsRequest()
+    pods.cri.runtime.ListContainerStats(stats)  # threads of the agent and of this client are there
+    before = last_pid()
+    for _ in range(5):
+        found = pods.cri.runtime.ListContainerStats(stats).stats
+        assert {one.attributes.id for one in found} == rows
+        assert all(one.cpu.usage_core_nano_seconds.value for one in found)
+        assert {row.id for row in pods.cri.containers()} == rows
+    assert last_pid() == before  # neither a process nor a thread
+    streamed = [
+        row.id
+        for piece in pods.cri.runtime.StreamContainers(api.StreamContainersRequest())
+        for row in piece.containers
+    ]
+    assert sorted(streamed) == sorted(rows)
+
+
+def test_the_agent_has_priority_and_gives_it_to_nobody(pods: Pods) -> None:
+    row = pods.running()
+    agent = agent_pid()
+    assert os.getpriority(os.PRIO_PROCESS, agent) == -10
+    for process in ("self", "1"):  # of an exec, and of the container
+        found = pods.cri.exec(row, "cut", "-d", " ", "-f", "19", f"/proc/{process}/stat")
+        assert found.stdout == b"0\n"
+    monitors = [
+        int(path.parent.name)
+        for path in Path("/proc").glob("[0-9]*/comm")
+        if path.read_text() == "conmon\n"
+    ]
+    assert {os.getpriority(os.PRIO_PROCESS, pid) for pid in monitors} == {0}
