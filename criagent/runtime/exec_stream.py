@@ -8,19 +8,18 @@ import os
 import secrets
 import signal
 import socket
-from collections.abc import AsyncIterator, Mapping, Sequence
-from contextlib import AsyncExitStack, asynccontextmanager
+from collections.abc import Mapping, Sequence
+from contextlib import AsyncExitStack
 from pathlib import Path
 
 import msgspec
 
-from criagent.aio import finish
 from criagent.child import Child, killed_on_exit, nothing_to_read, spawn
 from criagent.errors import AgentError, WrongStateError
-from criagent.kernel import cgroupfs
 from criagent.kernel.process import node_ids
 from criagent.model import Container, ContainerState
 from criagent.runtime.container_files import ContainerFiles
+from criagent.runtime.exec_cgroup import Tree, exec_cgroup
 from criagent.runtime.oci import OciRuntime
 from criagent.runtime.paths import RuntimePaths
 from criagent.runtime.spec import process_spec
@@ -38,33 +37,6 @@ class Size:
     height: int
 
 
-class _Tree:
-    """The processes of one exec: all that live in its cgroup."""
-
-    ended = False  # the command itself, by its own
-
-
-@asynccontextmanager
-async def _tree(cgroup: str) -> AsyncIterator[_Tree]:
-    tree = _Tree()
-    try:
-        cgroupfs.make(cgroup)
-        yield tree
-    finally:
-        if not tree.ended:
-            cgroupfs.kill(cgroup)
-            await finish(_emptied(cgroup))
-        cgroupfs.remove(cgroup)  # stays while background children live in it
-
-
-async def _emptied(cgroup: str) -> None:
-    """Wait, though not for long, until the killed processes have gone: they hold the directory."""
-    for pause_s in (0.001, 0.002, 0.004, 0.008, 0.016, 0.032, 0.064, 0.128, 0.256, 0.512):
-        if not cgroupfs.populated(cgroup):
-            return
-        await asyncio.sleep(pause_s)
-
-
 @dataclasses.dataclass(slots=True, kw_only=True)
 class ExecProcess:
     """A running command. With a terminal, `stdin` and `stdout` are both its master."""
@@ -74,7 +46,7 @@ class ExecProcess:
     stdout: Pipe | None
     stderr: Pipe | None
     terminal: Pipe | None
-    tree: _Tree
+    tree: Tree
     drain_s: float
 
     async def wait(self) -> int:
@@ -137,7 +109,7 @@ class ExecStreamer:
         file = self.paths.container(row.id) / f"{name}.json"
         stack.callback(file.unlink, missing_ok=True)
         file.write_bytes(msgspec.json.encode(process))
-        tree = await stack.enter_async_context(_tree(cgroup))
+        tree = await stack.enter_async_context(exec_cgroup(cgroup))
         runtime = self.runtimes[row.handler]
         command: list[str | Path] = [runtime.program.executable(), f"--root={runtime.root}", "exec"]
         command += ["--cgroup", name, "--process", file]
@@ -148,7 +120,7 @@ class ExecStreamer:
     async def _with_pipes(
         self,
         stack: AsyncExitStack,
-        tree: _Tree,
+        tree: Tree,
         command: list[str | Path],
         row: Container,
         *,
@@ -187,7 +159,7 @@ class ExecStreamer:
     async def _with_terminal(
         self,
         stack: AsyncExitStack,
-        tree: _Tree,
+        tree: Tree,
         command: list[str | Path],
         row: Container,
         size: Size | None,

@@ -18,9 +18,9 @@ import msgspec
 
 from criagent.child import Child, PipeReader, killed_on_exit, spawn
 from criagent.errors import TimedOutError, WrongStateError
-from criagent.kernel import cgroupfs
 from criagent.model import Container, ContainerState
 from criagent.runtime.container_files import ContainerFiles
+from criagent.runtime.exec_cgroup import Tree, exec_cgroup
 from criagent.runtime.oci import OciRuntime
 from criagent.runtime.paths import RuntimePaths
 from criagent.runtime.spec import process_spec
@@ -71,13 +71,9 @@ class ExecSync:
         try:
             process = self.files.process(row.id)
             file.write_bytes(msgspec.json.encode(process_spec(process, cmd, tty=False)))
-            if cgroup:
-                cgroupfs.make(cgroup)
             return await self._run(row, file, cgroup, timeout_s)
         finally:
             file.unlink(missing_ok=True)
-            if cgroup:
-                cgroupfs.remove(cgroup)  # stays while background children live in it
 
     async def _run(self, row: Container, file: Path, cgroup: str, timeout_s: int) -> ExecResult:
         runtime = self.runtimes[row.handler]
@@ -86,6 +82,9 @@ class ExecSync:
             command += ["--cgroup", cgroup.rpartition("/")[2]]
         command += ["--process", file, row.id]
         async with AsyncExitStack() as stack:
+            tree = Tree()
+            if cgroup:
+                tree = await stack.enter_async_context(exec_cgroup(cgroup))
             limit = max(min(self.message_bytes, _OUTPUT) - _OTHER_FIELDS, 0)
             output, stdout = _pipe(stack, limit)
             errors, stderr = _pipe(stack, limit)
@@ -98,15 +97,12 @@ class ExecSync:
             try:
                 async with asyncio.timeout(timeout_s or None):
                     code = await self._ended(child, output, errors)
-            except BaseException as stopped:
-                if cgroup:
-                    cgroupfs.kill(cgroup)
-                if isinstance(stopped, TimeoutError):
-                    raise TimedOutError(
-                        f"command timed out after {timeout_s} s in container {row.id}; its "
-                        "processes were killed"
-                    ) from None
-                raise
+            except TimeoutError:
+                raise TimedOutError(
+                    f"command timed out after {timeout_s} s in container {row.id}; its "
+                    "processes were killed"
+                ) from None
+            tree.ended = True
             kept_output, kept_errors = shared(len(output.data), len(errors.data), limit)
             return ExecResult(
                 stdout=bytes(output.data[:kept_output]),

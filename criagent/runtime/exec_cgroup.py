@@ -1,0 +1,75 @@
+"""The cgroup of one exec: a command that does not end by itself takes all that it started with it.
+
+It lies beside init's, so that killing it touches nothing else of the container.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+import structlog
+
+from criagent.aio import finish
+from criagent.kernel import cgroupfs
+from criagent.kernel.inotify import IN_MODIFY, Inotify
+
+log: structlog.stdlib.BoundLogger = structlog.get_logger(__name__)
+
+_LIMIT_S = 2.0  # a process in an uninterruptible call may outlast any patience
+
+
+class Tree:
+    """The processes of one exec: all that live in its cgroup."""
+
+    ended = False  # the command itself, by its own: its background children may live on
+
+
+@asynccontextmanager
+async def exec_cgroup(cgroup: str) -> AsyncIterator[Tree]:
+    """Make `cgroup`; unless the tree was marked as ended, kill everything in it at the end.
+
+    cgroup.kill only sends the signals: until the processes have died they stand in the container's
+    process list, and keep the directory. So their end is awaited, for 2 s at the utmost. The OCI
+    runtime's own process must have ended before, or it could still start something.
+    """
+    tree = Tree()
+    try:
+        cgroupfs.make(cgroup)
+        yield tree
+    finally:
+        if not tree.ended:
+            cgroupfs.kill(cgroup)
+            if cgroupfs.populated(cgroup):
+                await finish(_emptied(cgroup))
+        cgroupfs.remove(cgroup)  # stays while background children live in it
+
+
+async def _emptied(cgroup: str) -> None:
+    """The kernel tells inotify when `populated` changes (kernel documentation, cgroup-v2)."""
+    loop, changed = asyncio.get_running_loop(), asyncio.Event()
+    try:
+        inotify = Inotify()
+    except OSError as exc:
+        log.warning("exec_not_awaited", cgroup=cgroup, error=str(exc))
+        return
+
+    def readable() -> None:
+        if any(True for _ in inotify.events()):
+            changed.set()
+
+    try:
+        inotify.add(cgroupfs.directory(cgroup) / "cgroup.events", IN_MODIFY)
+        loop.add_reader(inotify.fd, readable)
+        async with asyncio.timeout(_LIMIT_S):
+            while cgroupfs.populated(cgroup):
+                await changed.wait()
+                changed.clear()
+    except FileNotFoundError:
+        pass  # gone, and so empty
+    except TimeoutError:
+        log.warning("exec_survives", cgroup=cgroup, pids=cgroupfs.processes(cgroup, most=10))
+    finally:
+        loop.remove_reader(inotify.fd)
+        inotify.close()
