@@ -22,6 +22,7 @@ from node_state import ROOT
 from waiting import until
 
 from criagent.kernel.mount import mountinfo
+from criagent.runtime.user_namespace_probe import probe_user_namespaces
 
 pytestmark = pytest.mark.root
 
@@ -408,9 +409,14 @@ def test_exec_attach_and_port_forward(pods: Pods) -> None:
         config.image.image = HTTPD
         config.ClearField("command")
 
+    def listens(config: api.ContainerConfig) -> None:
+        config.stdin = config.stdin_once = True
+
     pods.cri.pull(HTTPD)
     box = pods.sandbox(mapped())
     row = pods.running(box=box, change=change)
+    script = "read line; echo got $line"
+    reader = pods.running("sh", "-c", script, box=box, change=listens)
     done = subprocess.run(["crictl", "exec", row, "id", "-u"], capture_output=True, check=True)
     assert done.stdout == b"0\n"
     done = subprocess.run(
@@ -420,6 +426,10 @@ def test_exec_attach_and_port_forward(pods: Pods) -> None:
         check=True,
     )
     assert done.stdout == b"through"
+    done = subprocess.run(
+        ["crictl", "attach", "-i", reader], input=b"line\n", capture_output=True, check=True
+    )
+    assert done.stdout == b"got line\n"
     with subprocess.Popen(
         ["crictl", "port-forward", box[0], ":80"], stdout=subprocess.PIPE, text=True
     ) as forward:
@@ -491,6 +501,52 @@ def test_the_handler_says_that_it_can(pods: Pods) -> None:
     status = pods.cri.runtime.Status(api.StatusRequest())
     features = {h.name: h.features.user_namespaces for h in status.runtime_handlers}
     assert all(features[name] for name in ("", "crun", "runc"))
+
+
+@pytest.fixture
+def agent_with_old_handler(pods: Pods, tmp_path: Path) -> Iterator[Pods]:
+    """An agent with a handler "old", which is crun as it was before it told its features."""
+    program = tmp_path / "old"
+    program.write_text('#!/bin/sh\n[ "$1" != features ] || exit 1\nexec crun "$@"\n')
+    program.chmod(0o755)
+    agent.stop()
+    pods.cri.close()
+    handlers = {"crun": "/usr/bin/crun", "old": program}
+    pods.cri = agent.start(
+        "".join(f'[runtime.handlers.{name}]\npath = "{at}"\n' for name, at in handlers.items())
+    )
+    yield pods
+    for box in pods.cri.pods():
+        pods.cri.remove_pod(box.id)
+    agent.stop()
+    agent.start().close()
+    shutil.rmtree("/run/criagent/runtime/old")  # with what the program caches there
+
+
+def test_a_handler_that_cannot_says_so_and_why(agent_with_old_handler: Pods) -> None:
+    pods = agent_with_old_handler
+    status = pods.cri.runtime.Status(api.StatusRequest())
+    features = {h.name: h.features.user_namespaces for h in status.runtime_handlers}
+    assert (features["old"], features["crun"]) == (False, True)
+    config = pods.config()
+    row = pods.running(box=(pods.cri.run(config, handler="old"), config))
+    assert words(pods, row, "id", "-u") == "0"
+    config = pods.config()
+    mapped()(config)
+    with pytest.raises(grpc.RpcError) as caught:
+        pods.cri.run(config, handler="old")
+    assert caught.value.code() is grpc.StatusCode.UNIMPLEMENTED
+    assert "names no user namespaces" in caught.value.details()
+
+
+async def test_the_probe_tells_what_a_file_system_can(tmp_path: Path) -> None:
+    lower, scratch = tmp_path / "lower", tmp_path / "probe"
+    lower.mkdir()
+    with ThreadPoolExecutor(1) as threads:
+        assert await probe_user_namespaces(lower, scratch, threads) == ""
+        of_overlay = await probe_user_namespaces(Path("/etc"), scratch, threads)
+    assert "/etc cannot map ids" in of_overlay
+    assert not scratch.exists()
 
 
 BAD: dict[str, tuple[Callable[[api.PodSandboxConfig], None], str]] = {
