@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from criagent.config import Config
-from criagent.doctor.finding import Finding, error, fine, warning
+from criagent.doctor.finding import Finding, error, fine, listens, warning
 from criagent.kernel import cgroupfs
 from criagent.kernel.mount import mountinfo
 from criagent.runtime.node_facts import controllers
@@ -35,7 +35,7 @@ def read() -> CgroupFacts:
         writable=bool(mounted) and "rw" in mounted[-1].options,
         controllers=controllers() if unified else frozenset(),
         systemd=Path("/run/systemd/system").is_dir(),
-        bus=Path("/run/dbus/system_bus_socket").is_socket(),
+        bus=listens("/run/dbus/system_bus_socket"),
     )
 
 
@@ -98,7 +98,7 @@ def _driver(facts: CgroupFacts, config: Config) -> Finding:
     if facts.bus:
         return fine(name, "systemd")
     handler = config.runtime.handlers[config.runtime.default_handler]
-    text = "systemd, but D-Bus has no socket at /run/dbus/system_bus_socket"
+    text = "systemd, but D-Bus does not listen on /run/dbus/system_bus_socket"
     cure = "install and start dbus (systemctl start dbus.socket)"
     if handler.type == "runc":
         return warning(name, f"{text}; runc asks systemd directly, crun could not", cure)

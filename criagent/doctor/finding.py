@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import socket
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -46,3 +47,14 @@ def number(path: str) -> int | None:
     """The number in a kernel file; None for one that is not there or holds something else."""
     text = content(path)
     return int(text) if text.isdecimal() else None
+
+
+def listens(path: str) -> bool:
+    """Whether somebody accepts connections on the unix socket at `path`."""
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as trial:
+        trial.settimeout(1.0)
+        try:
+            trial.connect(path)
+        except OSError:
+            return False
+    return True

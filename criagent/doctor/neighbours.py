@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import re
-import socket
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 from criagent.config import Config
-from criagent.doctor.finding import Finding, content, fine, warning
+from criagent.doctor.finding import Finding, content, fine, listens, warning
 
 _SOCKETS = (
     "/run/containerd/containerd.sock",
@@ -35,7 +34,7 @@ class NeighbourFacts:
 
 def read() -> NeighbourFacts:
     """Look at this node."""
-    listening = {str(Path(path).resolve()) for path in _SOCKETS if _listens(path)}
+    listening = {str(Path(path).resolve()) for path in _SOCKETS if listens(path)}
     found = [match[1] for path in _KUBELET for match in _ENDPOINT.finditer(content(path))]
     kubelet = str(Path(found[0]).resolve()) if found else ""
     return NeighbourFacts(sockets=tuple(sorted(listening)), kubelet=kubelet)
@@ -55,13 +54,3 @@ def judge(facts: NeighbourFacts, config: Config) -> Iterator[Finding]:
             yield fine("other runtime", f"{other}; the kubelet does not use it")
         else:
             yield warning("other runtime", f"something serves on {other}", _CURE)
-
-
-def _listens(path: str) -> bool:
-    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as trial:
-        trial.settimeout(1.0)
-        try:
-            trial.connect(path)
-        except OSError:
-            return False
-    return True

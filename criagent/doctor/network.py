@@ -134,7 +134,8 @@ def _judge_cni(facts: NetworkFacts) -> Iterator[Finding]:
         )
         return
     for path, answer in facts.cni_plugins:
-        version = parse_version(answer)
+        # "CNI bridge plugin v1.9.0"; the next line lists versions of the protocol
+        version = parse_version(answer.partition("\n")[0])
         if version is not None and below_floor(version, FLOORS["cni"]):
             yield warning(
                 "CNI",

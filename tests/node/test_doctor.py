@@ -106,6 +106,7 @@ def test_a_kind_like_node(tmp_path: Path) -> None:
     try:
         with socket.socket(socket.AF_UNIX) as listening:
             listening.bind(str(bus))
+            listening.listen()
             _, found = doctor(before, "network.backend = 'cni'", at=tmp_path)
     finally:
         bus.unlink()

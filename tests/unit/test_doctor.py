@@ -190,6 +190,12 @@ def test_an_old_cni_plugin_is_named_beside_the_network() -> None:
     assert "/opt/cni/bin/bridge 1.1.1" in found[0].text
 
 
+def test_a_cni_plugin_that_tells_no_version_is_not_judged_by_its_protocols() -> None:
+    answer = "CNI bridge plugin version unknown\nCNI protocol versions supported: 0.1.0, 1.0.0"
+    facts = network.NetworkFacts(cni_name="n", cni_plugins=(("/opt/cni/bin/bridge", answer),))
+    judged(one(network.judge(facts, CNI), "CNI"), "ok", '"n"')
+
+
 @pytest.mark.parametrize(
     ("facts", "name", "level", "part"),
     [

@@ -1,0 +1,155 @@
+"""criagent as a systemd service with the systemd cgroup driver, on a node made as kind's are."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+
+import grpc
+import pytest
+from cri_client import Cri, api, container, pod
+from systemd_node import SystemdNode
+from waiting import until
+
+pytestmark = [pytest.mark.root, pytest.mark.timeout(180)]
+
+SOURCE = "docker://127.0.0.1:5000/e2e-test-images/busybox:1.29-2"
+NAME = "docker.io/library/busybox:kind"
+SLICE = "/kubelet.slice/kubelet-kubepods.slice/kubelet-kubepods-podx.slice"
+IMPORT = [
+    *("ctr", "--namespace=k8s.io", "images", "import"),
+    *("--all-platforms", "--digests", "--snapshotter=overlayfs", "-"),
+]
+
+
+@pytest.fixture
+def node(tmp_path: Path) -> Iterator[SystemdNode]:
+    """A booted machine with one image, loaded as `kind load` does."""
+    machine = tmp_path / "machine"
+    machine.mkdir()
+    booted = SystemdNode(machine)
+    try:
+        archive = tmp_path / "image.tar"
+        copy = ["skopeo", "copy", "-q", "--src-tls-verify=false", "--insecure-policy", SOURCE]
+        subprocess.run([*copy, f"docker-archive:{archive}:busybox:kind"], check=True)
+        assert NAME in booted.run(*IMPORT, stdin=archive.read_bytes())
+        yield booted
+    finally:
+        booted.close()
+
+
+def started(cri: Cri, name: str, handler: str = "") -> tuple[str, str]:
+    """A pod below the kubelet's slice with a running container: their ids."""
+    config = pod(name, log_directory="/tmp/logs")
+    config.linux.cgroup_parent = SLICE
+    box = cri.run(config, handler=handler)
+    row = cri.create(box, container("main", ["sleep", "100000"], NAME), config)
+    cri.start(row)
+    return box, row
+
+
+def test_the_service_its_driver_and_its_pods(node: SystemdNode) -> None:
+    findings = json.loads(node.run("criagent", "doctor", "--json", check=False))
+    found = {finding["name"]: finding for finding in findings}
+    assert [name for name, entry in found.items() if entry["level"] == "error"] == []
+    assert found["criagent.service"]["text"] == "as it should be"
+    assert found["cgroup driver"]["text"] == "systemd"
+    info = json.loads(node.run("crictl", "info"))
+    assert info["config"]["cgroupDriver"] == "systemd"
+    assert node.run("systemctl", "list-units", "--failed", "--no-legend") == ""
+    cri = node.client()
+    for handler in ("", "runc"):
+        box, row = started(cri, f"pod-{handler}", handler)
+        cgroup = node.run("cat", f"/proc/{node.pid(cri, row)}/cgroup").strip()
+        assert f"{SLICE}/cri-{row}.scope" in cgroup
+        scope = node.run("systemctl", "show", "--property=ActiveState,Slice", f"cri-{row}.scope")
+        assert "ActiveState=active" in scope
+        assert "Slice=kubelet-kubepods-podx.slice" in scope
+        assert cri.pod_status(box).network.ip.startswith("10.89.")
+        assert cri.exec(row, "echo", "hello").stdout == b"hello\n"
+        assert row[:13] in node.run("crictl", "ps")
+        cri.remove_pod(box)
+        until(
+            lambda row=row: row not in node.run("systemctl", "list-units", "--all", "--no-legend"),
+            "the end of the scope",
+        )
+    cri.close()
+
+
+def test_restarts_and_kills_of_the_service_lose_no_container(node: SystemdNode) -> None:
+    cri = node.client()
+    _, row = started(cri, "survivor")
+    pid, begin = node.pid(cri, row), cri.status(row).started_at
+    stopped, made, failures = threading.Event(), [0], []
+
+    def load() -> None:
+        client = node.client()
+        while not stopped.is_set():
+            try:
+                other, _ = started(client, f"load-{made[0]}")
+                client.remove_pod(other)
+                made[0] += 1
+            except grpc.RpcError as error:
+                if error.code() not in {
+                    grpc.StatusCode.UNAVAILABLE,
+                    grpc.StatusCode.CANCELLED,
+                    grpc.StatusCode.UNKNOWN,
+                    grpc.StatusCode.ALREADY_EXISTS,  # of the attempt before the kill
+                }:
+                    failures.append(error.details())
+                made[0] += 1
+        client.close()
+
+    thread = threading.Thread(target=load)
+    thread.start()
+    try:
+        for words in [*[("kill", "--kill-whom=main", "--signal=KILL")] * 7, ("restart",)]:
+            before = node.run("systemctl", "show", "--property=InvocationID", "criagent")
+            node.run("systemctl", *words, "criagent")
+            until(
+                lambda before=before: (
+                    node.run("systemctl", "show", "--property=InvocationID", "criagent") != before
+                    and node.run("systemctl", "is-active", "criagent", check=False) == "active\n"
+                ),
+                "the next start",
+                60,
+            )
+        node.run("systemctl", "daemon-reload")
+        node.run("systemctl", "restart", "dbus")
+    finally:
+        stopped.set()
+        thread.join(60)
+    assert failures == []
+    assert (node.pid(cri, row), cri.status(row).started_at) == (pid, begin)
+    assert cri.status(row).state == api.CONTAINER_RUNNING
+    node.run("systemctl", "stop", "criagent")
+    assert node.run("cat", f"/proc/{pid}/comm") == "sleep\n"
+    node.run("systemctl", "start", "criagent")
+    assert node.pid(cri, row) == pid
+    for left in cri.pods():
+        cri.remove_pod(left.id)
+    assert cri.containers() == []
+    cri.close()
+
+
+def test_without_dbus_crun_says_so_and_runc_goes_on(node: SystemdNode) -> None:
+    cri = node.client()
+    _, before = started(cri, "before")
+    node.run("systemctl", "stop", "dbus.socket", "dbus.service")
+    with pytest.raises(grpc.RpcError) as caught:
+        started(cri, "crun")
+    assert "systemctl start dbus" in str(caught.value.details())
+    _, row = started(cri, "runc", "runc")
+    assert cri.status(row).state == api.CONTAINER_RUNNING
+    found = json.loads(node.run("criagent", "doctor", "--json", check=False))
+    (driver,) = [finding for finding in found if finding["name"] == "cgroup driver"]
+    assert driver["level"] == "error"
+    assert cri.status(before).state == api.CONTAINER_RUNNING
+    node.run("systemctl", "start", "dbus.socket")
+    started(cri, "after")
+    for left in cri.pods():
+        cri.remove_pod(left.id)
+    cri.close()
