@@ -15,6 +15,7 @@ from typing import Any
 
 import grpc
 import structlog
+from google.protobuf.message import DecodeError
 from grpc import StatusCode
 from opentelemetry.propagate import extract
 from opentelemetry.trace import SpanKind
@@ -90,33 +91,37 @@ class Boundary(grpc.aio.ServerInterceptor):
         name = method.rpartition("/")[2]
         if handler.unary_unary is not None:
             return grpc.unary_unary_rpc_method_handler(
-                self._answering(handler.unary_unary, name),
-                handler.request_deserializer,
+                self._answering(handler.unary_unary, name, handler.request_deserializer),
+                None,
                 _ready_made(handler.response_serializer),
             )
         if handler.stream_unary is not None:
             return grpc.stream_unary_rpc_method_handler(
-                self._answering(handler.stream_unary, name),
+                self._answering(handler.stream_unary, name, lambda requests: requests),
                 handler.request_deserializer,
                 _ready_made(handler.response_serializer),
             )
         return grpc.unary_stream_rpc_method_handler(
-            self._streaming(handler.unary_stream, name),
-            handler.request_deserializer,
+            self._streaming(handler.unary_stream, name, handler.request_deserializer),
+            None,
             _ready_made(handler.response_serializer),
         )
 
-    def _answering(self, call: Callable[..., Awaitable[Any]], name: str) -> Any:
+    def _answering(
+        self, call: Callable[..., Awaitable[Any]], name: str, decode: Callable[[Any], Any]
+    ) -> Any:
         async def answer(request: Any, context: Any) -> Any:
             async with self._call(name, context, streams=False):
-                return await call(request, context)
+                return await call(_decoded(request, decode), context)
 
         return answer
 
-    def _streaming(self, call: Callable[..., AsyncIterator[Any]], name: str) -> Any:
+    def _streaming(
+        self, call: Callable[..., AsyncIterator[Any]], name: str, decode: Callable[[Any], Any]
+    ) -> Any:
         async def stream(request: Any, context: Any) -> AsyncIterator[Any]:
             async with self._call(name, context, streams=True):
-                async for item in call(request, context):
+                async for item in call(_decoded(request, decode), context):
                     yield item
 
         return stream
@@ -161,6 +166,14 @@ class Boundary(grpc.aio.ServerInterceptor):
         if text:
             facts["error"] = text
         (log.debug if quiet else log.info)("call", **facts)
+
+
+def _decoded(request: Any, decode: Callable[[Any], Any]) -> Any:
+    """The message; gRPC itself would tell a broken one by a Python error of status UNKNOWN."""
+    try:
+        return decode(request)
+    except DecodeError as error:
+        raise errors.InvalidRequestError("the request is no message of its type") from error
 
 
 def _ready_made(serializer: Callable[[Any], bytes]) -> Callable[[Any], bytes]:

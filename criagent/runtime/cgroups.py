@@ -15,6 +15,15 @@ DEFAULT_PARENT = "/cri"  # of pods without a cgroup_parent, under the cgroupfs d
 _DEFAULT_SLICE = "system.slice"
 _SLICE = re.compile(r"[A-Za-z0-9_.:\\@]+(-[A-Za-z0-9_.:\\@]+)*\.slice")
 _PARENT = re.compile(r"/?[A-Za-z0-9_.:@\\-]+(/[A-Za-z0-9_.:@\\-]+)*/?")
+_CPUSET = re.compile(r"[0-9]{1,6}(-[0-9]{1,6})?(,[0-9]{1,6}(-[0-9]{1,6})?)*")
+# -1 is "no limit" in the OCI specification.
+_LEAST = {
+    "cpu_period": 0,
+    "cpu_quota": -1,
+    "cpu_shares": 0,
+    "memory_limit_in_bytes": -1,
+    "memory_swap_limit_in_bytes": -1,
+}
 _UNIFIED_KEY = re.compile(r"(memory|cpu|cpuset|io|pids|hugetlb|misc|rdma)(\.[A-Za-z0-9_]+)+")
 _PAGE_SIZE = re.compile(r"[0-9]+(KB|MB|GB)")
 
@@ -73,6 +82,7 @@ def resources_to_oci(
     A limit whose controller is not in `controllers` raises UnsupportedError, or is left out when
     `missing` is "ignore". Raises InvalidRequestError for keys and values that are no limits.
     """
+    _check(resources)
     gate = _Gate(controllers, missing)
     result: OciObject = {}
     cpu = _cpu(resources, gate)
@@ -86,6 +96,18 @@ def resources_to_oci(
     if hugepages := _hugepages(resources, gate):
         result["hugepageLimits"] = hugepages
     return result
+
+
+def _check(resources: Resources) -> None:
+    for name, least in _LEAST.items():
+        if (value := getattr(resources, name)) < least:
+            raise InvalidRequestError(f"{name} {value} is below {least}")
+    score = resources.oom_score_adj
+    if not -1000 <= score <= 1000:
+        raise InvalidRequestError(f"oom_score_adj {score} is not within -1000..1000")
+    for name in ("cpuset_cpus", "cpuset_mems"):
+        if (text := getattr(resources, name)) and not _CPUSET.fullmatch(text):
+            raise InvalidRequestError(f"{name} {text[:80]!r} is no list such as 0-3,7")
 
 
 class _Gate:

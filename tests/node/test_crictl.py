@@ -24,8 +24,6 @@ PAUSE = "registry.k8s.io/pause:3.9"
 TRANSPORTS = pytest.mark.parametrize("transport", ["spdy", "websocket"])
 CLEARED_SCREEN = "\x1b[2J\x1b[H"  # of `stats`, also where there is no screen
 ECHO = 'while read -r line; do echo "$line"; done'
-# Served from the next release on; until then their calls say UNIMPLEMENTED (test_bad_requests.py).
-LATER = {"metricdescs", "metricsp"}
 
 
 def crictl(*words: str, status: int = 0, stdin: str = "") -> str:
@@ -107,7 +105,7 @@ def test_every_subcommand_is_in_this_file() -> None:
     used = set(
         re.findall(r'(?:crictl|told|table|client)\(\s*"([a-z-]+)"', Path(__file__).read_text())
     )
-    assert offered - used == LATER
+    assert offered - used == set()
 
 
 def test_a_pod_and_a_container_from_their_making_to_their_end(pod: Pod) -> None:
@@ -279,6 +277,21 @@ def test_statistics_are_shown(pod: Pod) -> None:
     assert one["attributes"]["metadata"]["name"] == "shown"
     assert [found["attributes"]["id"] for found in one["linux"]["containers"]] == [pod.row]
     assert one["linux"]["network"]["defaultInterface"]["name"] == "eth0"
+
+
+def test_metrics_are_described_and_shown(pod: Pod) -> None:
+    pod.start()
+    described = {one["name"]: one["labelKeys"] for one in told("metricdescs")["descriptors"]}
+    assert len(described) >= 45
+    assert all(keys for keys in described.values())
+    (one,) = told("metricsp")["podMetrics"]
+    assert one["podSandboxId"] == pod.box
+    (row,) = one["containerMetrics"]
+    assert row["containerId"] == pod.row
+    shown = [*one["metrics"], *row["metrics"]]
+    assert "container_cpu_usage_seconds_total" in {metric["name"] for metric in shown}
+    for metric in shown:
+        assert len(metric["labelValues"]) == len(described[metric["name"]])
 
 
 def test_update_changes_the_resources_that_are_told(pod: Pod) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Literal
+
 import pytest
 
 from criagent.errors import InvalidRequestError, UnsupportedError
@@ -175,3 +177,26 @@ def test_page_sizes_are_like_the_kernels(size: str) -> None:
     resources = Resources(hugepage_limits=(HugepageLimit(page_size=size, limit=1),))
     with pytest.raises(InvalidRequestError, match="hugepage"):
         resources_to_oci(resources, controllers=EVERY)
+
+
+@pytest.mark.parametrize(
+    "resources",
+    [
+        Resources(cpu_period=-1),
+        Resources(cpu_quota=-2),
+        Resources(cpu_shares=-1),
+        Resources(memory_limit_in_bytes=-2),
+        Resources(memory_swap_limit_in_bytes=-2),
+        Resources(oom_score_adj=1001),
+        Resources(cpuset_cpus="0-"),
+        Resources(cpuset_cpus="0,,1"),
+        Resources(cpuset_mems="all"),
+    ],
+)
+@pytest.mark.parametrize("missing", ["error", "ignore"])
+def test_values_that_are_no_limits_are_refused_on_any_node(
+    resources: Resources, missing: Literal["error", "ignore"]
+) -> None:
+    for controllers in (EVERY, frozenset[str]()):
+        with pytest.raises(InvalidRequestError):
+            resources_to_oci(resources, controllers=controllers, missing=missing)
