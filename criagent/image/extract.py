@@ -11,7 +11,6 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
-import shutil
 import stat
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -20,6 +19,7 @@ from criagent.image import tar_headers as tar
 from criagent.image.decompress import BadLayerError, LayerStream
 from criagent.image.tar_headers import Entry
 from criagent.kernel.paths import open_in_root
+from criagent.kernel.trees import remove_tree
 
 _WHITEOUT = b".wh."
 _OPAQUE = b".wh..wh..opq"
@@ -337,7 +337,7 @@ class Extractor:
         found = os.stat(name, dir_fd=parent, follow_symlinks=False)
         if stat.S_ISDIR(found.st_mode):
             self._forget_all_but(parent)
-            shutil.rmtree(os.fsdecode(name), dir_fd=parent)
+            remove_tree(os.fsdecode(name), dir_fd=parent)
         else:
             if stat.S_ISLNK(found.st_mode):
                 self._forget_all_but(parent)

@@ -10,7 +10,6 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import os
-import shutil
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Executor
 from pathlib import Path
@@ -22,6 +21,7 @@ from criagent.aio import run_in
 from criagent.errors import AgentError, NotFoundError
 from criagent.image.blobs import disk_full
 from criagent.kernel import idmap, mount
+from criagent.kernel.trees import remove_tree
 from criagent.model import Image, Snapshot
 from criagent.store.snapshots import SnapshotStore
 
@@ -198,9 +198,10 @@ class OverlaySnapshots:
 
     def _empty_trash(self) -> None:
         for entry in (self.root / "trash").iterdir():
-            shutil.rmtree(entry, ignore_errors=True)
-            if entry.exists():
-                log.warning("trash_not_deleted", path=str(entry))
+            try:
+                remove_tree(entry)
+            except OSError as exc:
+                log.warning("trash_not_deleted", path=str(entry), error=str(exc))
 
     def _sweep(self, known: set[str]) -> None:
         self.prepare()
