@@ -2,6 +2,9 @@
 
 conmon waits for a client that does not read, and with it the container and its log. So packets are
 taken off at once; a client that falls behind by more than the buffer is let go.
+
+conmon also takes the leaving of any client for the end of a stdin that is open once. Those who only
+look on at such a container share one connection, which stays until the container exits.
 """
 
 from __future__ import annotations
@@ -12,6 +15,7 @@ import errno
 import os
 import socket
 from collections import deque
+from collections.abc import Callable
 from pathlib import Path
 
 from criagent.errors import WrongStateError
@@ -19,7 +23,7 @@ from criagent.model import Container, ContainerState
 from criagent.runtime.paths import RuntimePaths
 from criagent.store.containers import ContainerStore
 
-_STDOUT, _STDERR = 2, 3
+_STDERR = 3  # 2 is stdout
 _PACKET = 8193
 _STDIN_PACKET = 8192
 _BUFFER = 4 << 20
@@ -29,23 +33,20 @@ class TooSlow(Exception):  # noqa: N818 - the client's fault, told as the reason
     """The client did not read; it was let go so that the container need not wait for it."""
 
 
-class Attachment:
-    """One client's connection to a container's monitor."""
+class Output:
+    """A container's output on its way to one client."""
 
-    def __init__(self, connection: socket.socket, control: Path) -> None:
-        self._socket = connection
-        self._control = control
+    def __init__(self) -> None:
+        self.too_slow = False
         self._packets: deque[bytes] = deque()
         self._size = 0
         self._changed = asyncio.Event()
         self._ended = False
-        self._too_slow = False
-        asyncio.get_running_loop().add_reader(connection, self._readable)
 
     async def read(self) -> tuple[bool, bytes] | None:
         """(is stderr, bytes), or None when the container's output has ended. Raises TooSlow."""
         while not self._packets:
-            if self._too_slow:
+            if self.too_slow:
                 raise TooSlow
             if self._ended:
                 return None
@@ -55,6 +56,40 @@ class Attachment:
         self._size -= len(packet)
         return packet[0] == _STDERR, packet[1:]
 
+    def feed(self, packet: bytes) -> None:
+        """A packet of conmon's; one too many drops them all."""
+        self._packets.append(packet)
+        self._size += len(packet)
+        if self._size > _BUFFER:
+            self.too_slow = True
+            self._packets.clear()
+        self._changed.set()
+
+    def end(self) -> None:
+        """Nothing more comes."""
+        self._ended = True
+        self._changed.set()
+
+
+class MonitorConnection:
+    """One connection to a container's monitor and the clients that see what comes over it."""
+
+    def __init__(self, connection: socket.socket, ended: Callable[[], object]) -> None:
+        self._socket = connection
+        self._ended = ended
+        self._outputs: set[Output] = set()
+        asyncio.get_running_loop().add_reader(connection, self._readable)
+
+    def join(self) -> Output:
+        """What comes from now on."""
+        output = Output()
+        self._outputs.add(output)
+        return output
+
+    def leave(self, output: Output) -> None:
+        """Nobody reads `output` any more; idempotent."""
+        self._outputs.discard(output)
+
     async def write(self, data: bytes) -> None:
         """To the container's stdin. Raises OSError when the monitor is gone."""
         loop = asyncio.get_running_loop()
@@ -62,12 +97,64 @@ class Attachment:
             await loop.sock_sendall(self._socket, data[at : at + _STDIN_PACKET])
 
     def end_stdin(self) -> None:
-        """Nothing more comes from this client."""
+        """Nothing more comes from this connection's client."""
         try:
             self._socket.shutdown(socket.SHUT_WR)
         except OSError as exc:
-            if exc.errno != errno.ENOTCONN:
+            if exc.errno not in {errno.ENOTCONN, errno.EBADF}:  # the monitor is gone
                 raise
+
+    def close(self) -> None:
+        """End it; idempotent."""
+        if self._socket.fileno() < 0:
+            return
+        asyncio.get_running_loop().remove_reader(self._socket)
+        self._socket.close()
+        for output in self._outputs:
+            output.end()
+        self._ended()
+
+    def _readable(self) -> None:
+        while True:
+            try:
+                packet = self._socket.recv(_PACKET)
+            except BlockingIOError:
+                return
+            except OSError:
+                packet = b""
+            if not packet:
+                self.close()
+                return
+            for output in list(self._outputs):
+                output.feed(packet)
+                if output.too_slow:
+                    self._outputs.discard(output)
+
+
+class Attachment:
+    """One client of a container's monitor."""
+
+    def __init__(self, connection: MonitorConnection, control: Path, *, shared: bool) -> None:
+        self._connection = connection
+        self._control = control
+        self._shared = shared
+        self._output = connection.join()
+
+    async def read(self) -> tuple[bool, bytes] | None:
+        """(is stderr, bytes), or None when the container's output has ended. Raises TooSlow."""
+        try:
+            return await self._output.read()
+        except TooSlow:
+            self.close()  # the monitor must not wait for us
+            raise
+
+    async def write(self, data: bytes) -> None:
+        """To the container's stdin. Raises OSError when the monitor is gone."""
+        await self._connection.write(data)
+
+    def end_stdin(self) -> None:
+        """Nothing more comes from this client."""
+        self._connection.end_stdin()
 
     def resize(self, width: int, height: int) -> None:
         """Tell the container's terminal its size; conmon takes 1 to 1000."""
@@ -78,40 +165,17 @@ class Attachment:
             return  # the container has just exited
         try:
             os.write(fd, line.encode())
+        except OSError as exc:
+            if exc.errno not in {errno.EPIPE, errno.EAGAIN}:  # exited, or busy: as good as unsaid
+                raise
         finally:
             os.close(fd)
 
     def close(self) -> None:
         """Leave; idempotent."""
-        if self._socket.fileno() >= 0:
-            asyncio.get_running_loop().remove_reader(self._socket)
-            self._socket.close()
-
-    def _readable(self) -> None:
-        while True:
-            try:
-                packet = self._socket.recv(_PACKET)
-            except BlockingIOError:
-                break
-            except OSError:
-                packet = b""
-            if not packet:
-                self._end()
-                break
-            self._packets.append(packet)
-            self._size += len(packet)
-            if self._size > _BUFFER:
-                self._too_slow = True
-                self._packets.clear()
-                self._end()
-                break
-        self._changed.set()
-
-    def _end(self) -> None:
-        self._ended = True
-        asyncio.get_running_loop().remove_reader(self._socket)
-        if self._too_slow:
-            self._socket.close()
+        self._connection.leave(self._output)
+        if not self._shared:
+            self._connection.close()
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -120,6 +184,7 @@ class Attacher:
 
     store: ContainerStore
     paths: RuntimePaths
+    shared: dict[str, MonitorConnection] = dataclasses.field(default_factory=dict)
 
     def check(self, container_id: str) -> Container:
         """The running container. Raises NotFoundError, WrongStateError."""
@@ -128,16 +193,33 @@ class Attacher:
             raise WrongStateError(f"container {row.id} is {row.state.name.lower()}, not running")
         return row
 
-    def connect(self, container_id: str) -> Attachment:
-        """Connect to a running container's monitor. Raises what `check` raises."""
+    def connect(self, container_id: str, *, stdin: bool) -> Attachment:
+        """A client of a running container's monitor; one without `stdin` only looks on.
+
+        Raises what `check` raises.
+        """
         row = self.check(container_id)
-        bundle = self.paths.container(row.id)
+        control = self.paths.container(row.id) / "ctl"
+        if stdin or not (row.spec.stdin and row.spec.stdin_once):
+            connection = MonitorConnection(self._socket(row), lambda: None)
+            return Attachment(connection, control, shared=False)
+        if row.id not in self.shared:
+            ended = lambda: self.shared.pop(row.id, None)  # noqa: E731 - its name says it
+            self.shared[row.id] = MonitorConnection(self._socket(row), ended)
+        return Attachment(self.shared[row.id], control, shared=True)
+
+    def close(self) -> None:
+        """End the connections that are kept, when the daemon ends."""
+        for connection in list(self.shared.values()):
+            connection.close()
+
+    def _socket(self, row: Container) -> socket.socket:
         connection = socket.socket(
             socket.AF_UNIX, socket.SOCK_SEQPACKET | socket.SOCK_NONBLOCK | socket.SOCK_CLOEXEC
         )
         try:
-            connection.connect(str(bundle / "attach"))
+            connection.connect(str(self.paths.container(row.id) / "attach"))
         except OSError as exc:
             connection.close()
             raise WrongStateError(f"container {row.id} has just exited: {exc.strerror}") from None
-        return Attachment(connection, bundle / "ctl")
+        return connection

@@ -15,6 +15,7 @@ from criagent.model import Container, ProcessRef
 from criagent.runtime.clock import Clock
 from criagent.runtime.container_remove import ContainerRemover
 from criagent.runtime.container_stop import ContainerStopper
+from criagent.runtime.exec_leftovers import end_leftovers
 from criagent.runtime.exits import ExitWatcher
 from criagent.runtime.monitor import running_monitors
 from criagent.runtime.oci import OciRuntime
@@ -76,6 +77,7 @@ class ContainerRecovery:
         if not row.started_at_ns and await self._runtimes[row.handler].status(row.id) == "running":
             # The last daemon died between starting it and saying so.
             row = await self._transitions.apply(row.id, started_at_ns=self._clock.now_ns()) or row
+        await end_leftovers(self._paths, row)
         self._exits.adopt(row)
         if row.stop_deadline_boot_ns:
             task = asyncio.create_task(self._stopper.stop_by(row, row.stop_deadline_boot_ns))

@@ -21,6 +21,7 @@ from criagent.errors import TimedOutError, WrongStateError
 from criagent.model import Container, ContainerState
 from criagent.runtime.container_files import ContainerFiles
 from criagent.runtime.exec_cgroup import Tree, exec_cgroup
+from criagent.runtime.exec_leftovers import EXEC_PREFIX
 from criagent.runtime.oci import OciRuntime
 from criagent.runtime.paths import RuntimePaths
 from criagent.runtime.spec import process_spec
@@ -29,7 +30,6 @@ from criagent.store.containers import ContainerStore
 # CRI: up to 16 MiB of each stream; but the kubelet takes no message over 16 MiB, so both share it.
 _OUTPUT = 16 << 20
 _OTHER_FIELDS = 64 << 10
-_PREFIX = "exec-"
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -62,7 +62,7 @@ class ExecSync:
         row = self.store.resolve(container_id)
         if row.state is not ContainerState.RUNNING:
             raise WrongStateError(f"container {row.id} is {row.state.name.lower()}, not running")
-        name = _PREFIX + secrets.token_hex(8)
+        name = EXEC_PREFIX + secrets.token_hex(8)
         directory = self.paths.container(row.id)
         file = directory / f"{name}.json"
         cgroup = f"{row.cgroup}/{name}" if self.own_cgroup else ""

@@ -15,6 +15,7 @@ from criagent.runtime.pod_namespaces import PodNamespaces
 from criagent.store.sandboxes import SandboxStore
 
 _CONNECT_S = 10.0
+_BUFFER = 256 << 10  # asyncio's reader stops at twice this
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -54,7 +55,7 @@ class PortForwarder:
             try:
                 async with asyncio.timeout(_CONNECT_S):
                     await asyncio.get_running_loop().sock_connect(made, (host, port))
-                return await asyncio.open_connection(sock=made)
+                return await asyncio.open_connection(sock=made, limit=_BUFFER)
             except (OSError, TimeoutError) as exc:
                 made.close()
                 failure = failure or exc  # TimeoutError is an OSError
@@ -64,11 +65,19 @@ class PortForwarder:
         raise failure or OSError(f"port {port} cannot be reached")
 
     async def _socket(self, box: Sandbox, family: socket.AddressFamily) -> socket.socket:
-        def make() -> socket.socket:
-            made = socket.socket(family, socket.SOCK_STREAM | socket.SOCK_CLOEXEC)
-            made.settimeout(0)
-            return made
+        made: list[socket.socket] = []
+
+        def make() -> None:
+            made.append(socket.socket(family, socket.SOCK_STREAM | socket.SOCK_CLOEXEC))
+            made[0].settimeout(0)
 
         if not box.network_backend:
-            return make()
-        return await run_in(self.fs, in_netns, self.namespaces.netns(box), make)
+            make()
+            return made[0]
+        try:
+            await run_in(self.fs, in_netns, self.namespaces.netns(box), make)
+        except BaseException:
+            for one in made:  # the caller left while the thread was at it
+                one.close()
+            raise
+        return made[0]

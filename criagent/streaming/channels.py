@@ -142,13 +142,18 @@ class WebSocketChannels:
     async def run(self) -> None:
         """Sort what comes until the client leaves."""
         leaving = asyncio.create_task(self._leave())
+        beating = asyncio.create_task(self._socket.heartbeats(lambda: self._stdin.full))
         try:
             async for message in self._socket.messages():
                 await self._take(message)
         except ChannelError as exc:
             await self._socket.fail(str(exc))
+        except EOFError:
+            pass  # the client left while its stdin had no room
         finally:
             leaving.cancel()
+            beating.cancel()
+            self._socket.closed.set()
             self._stdin.end()
 
     async def stdin(self) -> AsyncIterator[bytes]:

@@ -18,6 +18,11 @@ class Inbox:
         self._changed = asyncio.Event()
         self._ended = False
 
+    @property
+    def full(self) -> bool:
+        """Whether its writer has to wait."""
+        return self._size > _ROOM
+
     async def put(self, data: bytes) -> None:
         """Add bytes and wait until there is room for more. Nothing is taken after the end.
 
@@ -27,7 +32,7 @@ class Inbox:
             self._chunks.append(data)
             self._size += len(data)
             self._changed.set()
-        while self._size > _ROOM and not self.lost:
+        while self.full and not self.lost:
             self._changed.clear()
             await self._changed.wait()
         if self.lost:

@@ -22,6 +22,7 @@ from criagent.streaming.spdy import (
     SpdyConnection,
 )
 from criagent.streaming.spdy_frames import RST_REFUSED_STREAM
+from criagent.streaming.wire import HEARTBEAT_S
 
 _BUFFERED = 256 << 10  # bytes of one stream that nobody has read yet
 _HELD = 8 << 20  # and of all streams of a connection
@@ -230,10 +231,14 @@ class SpdyLink:
                 raise EOFError
             self._room.clear()
             try:
-                async with asyncio.timeout(self._stall_s):
+                async with asyncio.timeout(HEARTBEAT_S):
                     await self._room.wait()
             except TimeoutError:
-                await self._reset_stalled(self._stall_s or 0.0)
+                if self._stall_s is not None:
+                    await self._reset_stalled(self._stall_s)
+                if not self._writing.locked():  # else something is being sent anyway
+                    self._connection.heartbeat()
+                    await self._flush()
 
     async def _reset_stalled(self, stall_s: float) -> None:
         before = asyncio.get_running_loop().time() - stall_s

@@ -84,6 +84,8 @@ async def forward_channels(
 async def _sort(socket: WebSocket, codec: ChannelCodec, channels: Sequence[PortChannel]) -> None:
     """Give each channel its bytes until the client leaves."""
     leaving = asyncio.create_task(_leave(socket, channels))
+    stalled = lambda: any(channel.inbox.full for channel in channels)  # noqa: E731 - short
+    beating = asyncio.create_task(socket.heartbeats(stalled))
     try:
         async for message in socket.messages():
             found = codec.decode(message)
@@ -95,6 +97,7 @@ async def _sort(socket: WebSocket, codec: ChannelCodec, channels: Sequence[PortC
         pass  # the client has left while a port had no room
     finally:
         leaving.cancel()
+        beating.cancel()
         for channel in channels:
             channel.inbox.abandon()
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import os
 from typing import Protocol
 
 import structlog
@@ -122,7 +123,9 @@ async def connect(
 def _reason(failure: Exception) -> str:
     if isinstance(failure, TimeoutError):
         return "the connection timed out"
-    return (failure.strerror or str(failure)) if isinstance(failure, OSError) else str(failure)
+    if isinstance(failure, OSError) and failure.errno:  # asyncio's own text leaves the reason out
+        return f"localhost in the pod: {os.strerror(failure.errno)}"
+    return str(failure)
 
 
 async def _outward(reader: asyncio.StreamReader, data: Duplex, error: Duplex) -> None:

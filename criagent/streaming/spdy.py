@@ -159,6 +159,10 @@ class SpdyConnection:
         if self._streams.pop(stream, None) is not None:
             self._reset_frame(stream, status)
 
+    def heartbeat(self) -> None:
+        """Send what a live peer ignores and what makes a dead one's kernel reset us."""
+        self._out.append(frames.control_frame(frames.SETTINGS, frames.number(0)))
+
     def goaway(self, status: int = 0) -> None:
         """Announce the end of the connection."""
         payload = frames.number(self._last) + frames.number(status)

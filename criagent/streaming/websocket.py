@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 
 from websockets.frames import Frame, Opcode
 from websockets.http11 import Request
@@ -12,7 +12,7 @@ from websockets.protocol import State
 from websockets.server import ServerProtocol
 from websockets.typing import Subprotocol
 
-from criagent.streaming.wire import Wire
+from criagent.streaming.wire import HEARTBEAT_S, Wire
 
 TUNNEL = "spdy-tunnel.portforward.k8s.io"
 
@@ -74,6 +74,15 @@ class WebSocket:
         else:
             self._protocol.send_binary(message)
         await self._flush()
+
+    async def heartbeats(self, stalled: Callable[[], bool]) -> None:
+        """Until cancelled: show the client that `stalled` reading goes on (RFC 6455, 5.5.3)."""
+        while True:
+            await asyncio.sleep(HEARTBEAT_S)
+            if stalled() and self._protocol.state is State.OPEN and not self._writing.locked():
+                self._protocol.send_pong(b"")
+                with contextlib.suppress(OSError):
+                    await self._flush()
 
     async def close(self) -> None:
         """Say goodbye. Raises OSError when the client is gone."""

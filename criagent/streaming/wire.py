@@ -2,7 +2,10 @@
 
 A session that waits for its pod does not read from its client, and would learn late or never that
 the client is gone. So hang-ups are watched apart from reading, by an epoll of their own (EPOLLRDHUP
-of man 2 epoll_ctl): neither SPDY nor WebSocket goes on over half a TCP connection.
+of man 2 epoll_ctl): neither SPDY nor WebSocket goes on over half a TCP connection. A client that
+left with bytes unsent, because we did not read, cannot even tell: its end waits behind them. So
+connections that are not read for HEARTBEAT_S get a frame that means nothing; the kernel of a client
+that is gone resets the connection for it.
 """
 
 from __future__ import annotations
@@ -15,6 +18,7 @@ from collections.abc import Callable
 
 import structlog
 
+HEARTBEAT_S = 3.0
 _CHUNK = 128 << 10
 _LINGER_S = 10.0  # for the client to take the last bytes
 

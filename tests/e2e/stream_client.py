@@ -184,7 +184,7 @@ class WebSocket:
         self.socket = connect(url, tls=tls)
         self._protocol = ClientProtocol(
             parse_uri("ws" + url.removeprefix("http")),
-            subprotocols=[Subprotocol(name) for name in protocols],
+            subprotocols=[Subprotocol(name) for name in protocols] or None,
             max_size=None,
         )
         self._protocol.send_request(self._protocol.connect())

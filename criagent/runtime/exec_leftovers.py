@@ -1,0 +1,27 @@
+"""Commands whose daemon died while they ran: nobody waits for them, so they end.
+
+An exec's process file is there exactly while it runs (exec_sync, exec_stream). Background children
+of a command that had ended have no such file and live on.
+"""
+
+from __future__ import annotations
+
+import structlog
+
+from criagent.model import Container
+from criagent.runtime.exec_cgroup import exec_cgroup
+from criagent.runtime.paths import RuntimePaths
+
+EXEC_PREFIX = "exec-"
+
+log: structlog.stdlib.BoundLogger = structlog.get_logger(__name__)
+
+
+async def end_leftovers(paths: RuntimePaths, row: Container) -> None:
+    """Kill what the execs of a former daemon left running in a container."""
+    for file in paths.container(row.id).glob(f"{EXEC_PREFIX}*.json"):
+        cgroup = f"{row.cgroup}/{file.stem}"
+        async with exec_cgroup(cgroup):
+            pass  # its end is what it is for
+        file.unlink(missing_ok=True)
+        log.info("exec_ended", container_id=row.id, exec=file.stem)
