@@ -61,8 +61,8 @@ class PodMetricsReader:
             ]
             for box in boxes
         }
-        samples = await self.pods.stats.samples([row for of in rows.values() for row in of])
-        written = {sample.container.id: sample.layer for sample in samples}
+        layers = self.pods.stats.layers
+        await layers.refresh([row for of in rows.values() for row in of])
         own = self.pods.own_cgroups()
 
         def call() -> list[T]:
@@ -72,13 +72,12 @@ class PodMetricsReader:
             interfaces = self.pods.interfaces(boxes)
 
             def container(row: Container) -> tuple[Value, ...]:
-                found = written[row.id]
-                layer = [] if found is None else [found.used_bytes]
-                return (
-                    *_container(row, devices),
-                    *(Value(names.FS_USAGE, used, (device,)) for used in layer),
-                    *room,
-                )
+                values = (*_container(row, devices), *room)
+                layer = layers.usage(row.id)
+                if layer is None:
+                    return values
+                written = Value(names.FS_USAGE, layer.used_bytes, (device,), layer.counted_at_ns)
+                return (*values, written)
 
             return [
                 convert(

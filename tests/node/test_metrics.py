@@ -187,6 +187,8 @@ def test_a_container_tells_every_metric_that_its_files_have(pods: Pods) -> None:
             counter = totals or name == "memory_failcnt"
             assert metric.metric_type == (api.COUNTER if counter else api.GAUGE), name
             assert metric.HasField("value")
+            # The CRI: 0 for what was read just now, else the time at which it was counted.
+            assert bool(metric.timestamp) == (name == "fs_usage_bytes"), name
 
     def one(name: str) -> int:
         ((_, metric),) = found[name]
