@@ -138,9 +138,11 @@ class Kubelet:
         assert show("kubelet", "ActiveState") == "active", self.journal()[-3000:]
         try:
             with urllib.request.urlopen("http://127.0.0.1:10248/healthz", timeout=30) as answer:
-                return bool(answer.status == 200)
+                healthy = answer.status == 200
+            self.pods()  # on a port of its own, which opens later
         except OSError:
             return False
+        return healthy
 
 
 def restarts(pod: Json) -> dict[str, int]:

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 from cri_client import Cri
-from kubelet_node import LIMIT_S, MANIFESTS, Kubelet, ids, restarts
+from kubelet_node import LIMIT_S, MANIFESTS, Json, Kubelet, ids, restarts
 from node_state import differences, settled_state
 from units import failed_units, kill_agent, main_pid, pod_slices, show, systemctl
 from waiting import until
@@ -82,6 +82,74 @@ def test_a_static_pod_runs_with_probe_and_hook(kubelet: Kubelet) -> None:
         assert answer.read() == b"hi\n"
 
 
+def test_init_and_sidecar_containers_run_in_their_order(kubelet: Kubelet) -> None:
+    kubelet.add(
+        "init",
+        {
+            "volumes": [{"name": "box", "emptyDir": {}}],
+            "initContainers": [
+                {
+                    "name": "first",
+                    "command": ["sh", "-c", "echo first > /box/order"],
+                    "volumeMounts": [{"name": "box", "mountPath": "/box"}],
+                },
+                {
+                    "name": "sidecar",
+                    "command": ["sh", "-c", "echo sidecar >> /box/order; exec sleep 1000000"],
+                    "restartPolicy": "Always",
+                    "startupProbe": {
+                        "exec": {"command": ["grep", "sidecar", "/box/order"]},
+                        "timeoutSeconds": 20,
+                        "periodSeconds": 2,
+                    },
+                    "volumeMounts": [{"name": "box", "mountPath": "/box"}],
+                },
+            ],
+            "containers": [
+                {
+                    "name": "main",
+                    "command": ["sh", "-c", "echo main >> /box/order; exec sleep 1000000"],
+                    "volumeMounts": [{"name": "box", "mountPath": "/box"}],
+                }
+            ],
+        },
+    )
+    pod = kubelet.until_ready("init")
+    assert restarts(pod) == {"main": 0, "first": 0, "sidecar": 0}
+    assert _exec(pod, "main", "cat", "/box/order") == "first\nsidecar\nmain\n"
+
+
+def test_a_failing_container_is_restarted_and_its_message_kept(kubelet: Kubelet) -> None:
+    failing = "echo why > /dev/termination-log; exit 3"
+    kubelet.add(
+        "crash",
+        {
+            "containers": [
+                {
+                    "name": "crash",
+                    "command": ["sh", "-c", failing],
+                }
+            ]
+        },
+    )
+    kubelet.until("crash", lambda pod: restarts(pod).get("crash", 0) >= 2, "two restarts")
+    status = kubelet.statuses("crash")["crash"]
+    last = status["lastState"].get("terminated") or status["state"]["terminated"]
+    assert (last["exitCode"], last["reason"], last["message"]) == (3, "Error", "why\n")
+    kubelet.remove("crash")
+
+
+def test_logs_are_rotated(kubelet: Kubelet) -> None:
+    line = "x" * 200
+    loop = f"i=0; while :; do i=$((i+1)); echo $i {line}; [ $((i % 50)) != 0 ] || sleep 0.1; done"
+    kubelet.add("talker", {"containers": [{"name": "talker", "command": ["sh", "-c", loop]}]})
+    pod = kubelet.until_ready("talker")
+    directory = f"/var/log/pods/default_talker-criagent-vm_{pod['metadata']['uid']}/talker"
+    until(lambda: len(list(Path(directory).glob("0.log.*"))) >= 2, "two rotations", LIMIT_S)
+    assert restarts(kubelet.until_ready("talker")) == {"talker": 0}
+    kubelet.remove("talker")
+
+
 def test_an_agent_killed_again_and_again_restarts_no_container(kubelet: Kubelet) -> None:
     before = kubelet.until_ready("web")
     for _ in range(3):
@@ -102,3 +170,13 @@ def test_an_agent_killed_again_and_again_restarts_no_container(kubelet: Kubelet)
     assert restarts(after) == restarts(before)
     with urllib.request.urlopen(f"http://{after['status']['podIP']}/x", timeout=60) as answer:
         assert answer.read() == b"hi\n"
+
+
+def _exec(pod: Json, container: str, *command: str) -> str:
+    """Output of a command in a container of the pod."""
+    cri = Cri()
+    row = ids(pod)[container].removeprefix("criagent://")
+    answer = cri.exec(row, *command, timeout=60)
+    cri.close()
+    assert answer.exit_code == 0, answer.stderr
+    return str(answer.stdout.decode())
