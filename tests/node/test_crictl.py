@@ -200,6 +200,8 @@ def test_attach_shows_and_feeds(pod: Pod, transport: str) -> None:
 def test_port_forward_reaches_the_pod(pod: Pod, transport: str) -> None:
     page = "echo It works > /tmp/index.html; exec httpd -f -p 8080 -h /tmp"
     pod.start(command=["sh", "-c", page])
+    # crictl gives up at the first connection that is refused.
+    until(lambda: ":8080" in crictl("exec", "-s", pod.row, "netstat", "-ltn"), "the server")
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         local = probe.getsockname()[1]
