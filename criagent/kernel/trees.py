@@ -21,16 +21,20 @@ def remove_tree(path: str | os.PathLike[str], *, dir_fd: int | None = None) -> N
     """Delete the directory `path` and everything in it; no symlink is followed.
 
     A directory that lies too deep is first renamed to the top of the tree, so that neither the
-    stack nor the open descriptors grow with the depth. Raises OSError.
+    stack nor the open descriptors grow with the depth. What is gone is fine: several may delete a
+    tree at once. Raises OSError.
     """
-    top = os.open(path, _DIRECTORY, dir_fd=dir_fd)
+    try:
+        top = os.open(path, _DIRECTORY, dir_fd=dir_fd)
+    except FileNotFoundError:
+        return
     numbers = itertools.count()
     try:
         while entries := _entries(top):
             _empty(top, entries, numbers)
     finally:
         os.close(top)
-    os.rmdir(path, dir_fd=dir_fd)
+    _rmdir(path, dir_fd)
 
 
 def _empty(top: int, entries: _Entries, numbers: Iterator[int]) -> None:
@@ -46,16 +50,22 @@ def _empty(top: int, entries: _Entries, numbers: Iterator[int]) -> None:
                 elif len(stack) > _DEEPEST:
                     _move(here, entry, top, numbers)
                 else:
-                    child = os.open(entry, _DIRECTORY, dir_fd=here)
-                    stack.append((child, entry, _entries(child)))
+                    with contextlib.suppress(FileNotFoundError):
+                        child = os.open(entry, _DIRECTORY, dir_fd=here)
+                        stack.append((child, entry, _entries(child)))
                 continue
             stack.pop()
             if stack:
                 os.close(here)
-                os.rmdir(name, dir_fd=stack[-1][0])
+                _rmdir(name, stack[-1][0])
     finally:
         for fd, _, _ in stack[1:]:
             os.close(fd)
+
+
+def _rmdir(name: str | os.PathLike[str], parent: int | None) -> None:
+    with contextlib.suppress(FileNotFoundError):
+        os.rmdir(name, dir_fd=parent)
 
 
 def _entries(directory: int) -> _Entries:
@@ -69,6 +79,8 @@ def _move(parent: int, name: str, top: int, numbers: Iterator[int]) -> None:
         try:
             os.rename(name, f".deep-{number}", src_dir_fd=parent, dst_dir_fd=top)
         except OSError as exc:
+            if exc.errno == errno.ENOENT:
+                return
             if exc.errno not in {errno.EEXIST, errno.ENOTEMPTY, errno.ENOTDIR}:
                 raise
         else:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -63,10 +64,23 @@ def test_what_is_no_directory_is_refused(tmp_path: Path) -> None:
     (tmp_path / "real").mkdir()
     (tmp_path / "link").symlink_to("real")
     (tmp_path / "file").write_text("x")
-    for name in ("link", "file", "none"):
+    remove_tree(tmp_path / "none")  # gone is fine
+    for name in ("link", "file"):
         with pytest.raises(OSError, match=r"\[Errno"):
             remove_tree(tmp_path / name)
     assert (tmp_path / "real").exists()
+
+
+def test_several_may_delete_a_tree_at_once(tmp_path: Path) -> None:
+    for turn in range(20):
+        top = tmp_path / str(turn)
+        top.mkdir()
+        dig(top, 30)
+        with ThreadPoolExecutor(4) as threads:
+            done = [threads.submit(remove_tree, top) for _ in range(4)]
+        for one in done:
+            one.result()
+        assert not top.exists()
 
 
 def test_a_name_is_taken_below_an_open_directory(tmp_path: Path) -> None:
