@@ -93,6 +93,8 @@ class SystemdNode:
             export PIP_NO_INDEX=1 PIP_NO_DEPS=1
             chroot "$0/root" /criagent/deploy/kind/install "/criagent/$1"
             cd "$0/root"
+            # the test node's own configuration is below, with whatever a test has set
+            rm -rf etc/criagent/config.d etc/cni/net.d
             mkdir -p opt/cni/bin etc/criagent/config.d var/lib/criagent
             cp -a usr/lib/cni/. opt/cni/bin
             install -D criagent/deploy/cni/10-criagent.conflist etc/cni/net.d/10-criagent.conflist
