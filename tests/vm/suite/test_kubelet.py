@@ -5,6 +5,7 @@ The pods live side by side from the first test to the last: starting them takes 
 
 from __future__ import annotations
 
+import shutil
 import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
@@ -180,3 +181,51 @@ def _exec(pod: Json, container: str, *command: str) -> str:
     cri.close()
     assert answer.exit_code == 0, answer.stderr
     return str(answer.stdout.decode())
+
+
+def test_a_pod_without_the_hosts_users(kubelet: Kubelet, host_directory: Path) -> None:
+    script = "id -u > /scratch/user; cat /proc/self/uid_map > /scratch/map; touch /host/made"
+    script += "; grep mapped /info/name && touch /memory/$0; exec sleep 1000000"
+    places = ("scratch", "memory", "host", "info")
+    containers = [
+        {
+            "name": name,
+            "command": ["sh", "-c", script, name],
+            "securityContext": {"procMount": kind},
+            "volumeMounts": [{"name": place, "mountPath": f"/{place}"} for place in places],
+        }
+        for name, kind in (("masked", "Default"), ("open", "Unmasked"))
+    ]
+    field = {"path": "name", "fieldRef": {"fieldPath": "metadata.name"}}
+    volumes = [
+        {"name": "scratch", "emptyDir": {}},
+        {"name": "memory", "emptyDir": {"medium": "Memory"}},
+        {"name": "host", "hostPath": {"path": str(host_directory)}},
+        {"name": "info", "downwardAPI": {"items": [field]}},
+    ]
+    kubelet.add("mapped", {"hostUsers": False, "volumes": volumes, "containers": containers})
+    pod = kubelet.until_ready("mapped")
+    of_pod = Path("/var/lib/kubelet/pods", pod["metadata"]["uid"], "volumes")
+    scratch, memory = (of_pod / "kubernetes.io~empty-dir" / name for name in ("scratch", "memory"))
+    until(lambda: len(list(memory.iterdir())) == 2, "both containers' marks", LIMIT_S)
+    inside, outside, length = map(int, (scratch / "map").read_text().split())
+    assert (inside, length) == (0, 65536)
+    assert outside >= 65536
+    assert (scratch / "user").read_text() == "0\n"
+    assert {(scratch / "user").stat().st_uid, (host_directory / "made").stat().st_uid} == {0}
+    cri = Cri()
+    for row in cri.containers():
+        if row.labels["io.kubernetes.pod.uid"] == pod["metadata"]["uid"]:
+            mounts = cri.exec(row.id, "cat", "/proc/mounts", timeout=60).stdout
+            assert (b" /proc/" in mounts) == (row.metadata.name == "masked")
+    cri.close()
+    kubelet.remove("mapped")
+
+
+@pytest.fixture
+def host_directory() -> Iterator[Path]:
+    """A directory of the node."""
+    place = Path("/var/lib/test-host")
+    place.mkdir()
+    yield place
+    shutil.rmtree(place)
