@@ -148,13 +148,23 @@ class OperatorMetrics:
         to.gauge("criagent_images", "Images.", lambda: len(images.all()))
         to.gauge(
             "criagent_image_fs_used_bytes",
-            "Blobs, layers and writable layers, as ImageFsInfo tells.",
+            "Blobs and layers of images, as ImageFsInfo tells.",
             lambda: images.fs_usage().used_bytes,
         )
         to.gauge(
             "criagent_image_fs_used_inodes",
             "Their inodes, as ImageFsInfo tells.",
             lambda: images.fs_usage().inodes_used,
+        )
+        to.gauge(
+            "criagent_container_fs_used_bytes",
+            "Writable layers as they were counted last, as ImageFsInfo tells.",
+            lambda: images.container_fs_usage().used_bytes,
+        )
+        to.gauge(
+            "criagent_container_fs_used_inodes",
+            "Their inodes, as ImageFsInfo tells.",
+            lambda: images.container_fs_usage().inodes_used,
         )
         to.gauge("criagent_pulls_in_flight", "Pulls under way.", lambda: puller.running)
         to.counter(
