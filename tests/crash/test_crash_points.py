@@ -16,13 +16,14 @@ import grpc
 import pytest
 from cri_client import BUSYBOX, Cri, api, container, pod
 from node_state import differences, settled_state
+from waiting import until
 
 from criagent._proto import admin_pb2, admin_pb2_grpc
 
 pytestmark = [pytest.mark.root, pytest.mark.crash]
 
 _REACH = re.compile(r'faults\.reach\("([^"]+)"\)')
-_TRAP = "trap 'exit 7' TERM; while :; do sleep 0.05; done"
+_TRAP = "trap 'exit 7' TERM; : > /trapped; while :; do sleep 0.05; done"
 # Reached only by a pod with a user namespace, with a runtime that maps the ids of no volume.
 _MAPPED = re.compile("user-namespace|idmapped")
 # Reached only when the grace period is over before the container is.
@@ -100,6 +101,7 @@ class Life:
         self.cri.start(self.row)
         assert self.cri.status(self.row).state == api.CONTAINER_RUNNING
         assert self.cri.exec(self.row, "echo", "alive").stdout == b"alive\n"
+        until(lambda: not self.cri.exec(self.row, "test", "-e", "/trapped").exit_code, "the trap")
 
     def rotate(self) -> None:
         log = Path(self.cri.status(self.row).log_path)
