@@ -180,3 +180,13 @@ async def test_an_end_in_the_midst_of_a_count_is_clean(node: Node) -> None:
     node.layers = node.counts(first_s=0.0, slice_s=0.0)
     await node.layers.refresh([await node.container("a", 50)])
     await node.layers.close()
+
+
+async def test_trash_that_two_empty_at_once_is_empty_afterwards(node: Node) -> None:
+    trash = node.snapshots.root / "trash"
+    for number in range(20):
+        for name in "abcdef":
+            (trash / f"{number}/fs/{name}/deep").mkdir(parents=True)
+            (trash / f"{number}/fs/{name}/file").touch()
+    await asyncio.gather(*(node.snapshots.empty_trash() for _ in range(3)))
+    assert list(trash.iterdir()) == []

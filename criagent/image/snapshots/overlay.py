@@ -7,6 +7,7 @@ nothing but trash, which is emptied in the background and at start.
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import dataclasses
 import os
@@ -48,6 +49,7 @@ class OverlaySnapshots:
         self._fs = fs
         self._empty = root / "empty"
         self._fillers = (self._empty, root / "empty-too")
+        self._emptying = asyncio.Lock()  # two deletions of one tree would trip over each other
 
     def prepare(self) -> None:
         """Make the fixed directories; idempotent."""
@@ -153,8 +155,9 @@ class OverlaySnapshots:
         await self.store.delete(key)
 
     async def empty_trash(self) -> None:
-        """Delete what removals renamed away."""
-        await run_in(self._fs, self._empty_trash)
+        """Delete what removals renamed away; it is gone when this returns."""
+        async with self._emptying:
+            await run_in(self._fs, self._empty_trash)
 
     async def sweep(self) -> None:
         """After a crash: drop directories without a row and the trash. Rows stay."""
