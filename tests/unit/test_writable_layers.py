@@ -109,17 +109,16 @@ async def test_later_counts_wait_for_their_time_and_nobody_for_them(node: Node) 
 
 async def test_a_large_layer_keeps_no_call_and_no_other_layer_waiting(node: Node) -> None:
     node.layers = node.counts(first_s=0.0, slice_s=0.0)  # one entry at a time
-    large = await node.container("a", 100)
+    large, small = await node.container("a", 300), await node.container("b", 3)
     await node.layers.refresh([large])
     assert node.inodes(large) is None
-    small = await node.container("b", 3)
     await node.layers.refresh([large, small])
     while node.inodes(small) is None:  # noqa: ASYNC110 - nothing tells of one layer's end
         await asyncio.sleep(0)
     assert node.inodes(large) is None
     assert node.inodes(small) == 3
     await node.layers.settled()
-    assert node.inodes(large) == 100
+    assert node.inodes(large) == 300
 
 
 async def test_a_layer_being_counted_is_not_counted_twice(node: Node) -> None:
