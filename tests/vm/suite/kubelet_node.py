@@ -9,7 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from cri_client import BUSYBOX
+from cri_client import BUSYBOX, Cri
 from units import show, systemctl
 from waiting import until
 
@@ -76,9 +76,17 @@ class Kubelet:
         new.rename(MANIFESTS / f"{name}.json")
 
     def remove(self, name: str) -> None:
-        """Take the manifest away and wait until the kubelet has forgotten the pod."""
+        """Take the manifest away and wait until nothing is left of the pod."""
         (MANIFESTS / f"{name}.json").unlink()
-        until(lambda: self.pod(name) is None, f"the end of pod {name}", LIMIT_S)
+        cri = Cri()  # the kubelet forgets it before its containers have ended
+        try:
+            until(
+                lambda: f"{name}-criagent-vm" not in {box.metadata.name for box in cri.pods()},
+                f"the removal of pod {name}",
+                LIMIT_S,
+            )
+        finally:
+            cri.close()
 
     def pods(self) -> list[Json]:
         """Its pods with their status."""

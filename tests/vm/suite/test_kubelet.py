@@ -57,7 +57,10 @@ def test_a_static_pod_runs_with_probe_and_hook(kubelet: Kubelet) -> None:
                     "name": "web",
                     "command": ["sh", "-c", "mkdir -p /www; echo hi > /www/x; httpd -f -h /www"],
                     "lifecycle": {"postStart": {"exec": {"command": ["touch", "/started"]}}},
-                    "readinessProbe": {"exec": {"command": ["test", "-e", "/started"]}},
+                    "readinessProbe": {
+                        "exec": {"command": ["test", "-e", "/started"]},
+                        "timeoutSeconds": 20,
+                    },
                     "livenessProbe": {
                         "httpGet": {"path": "/x", "port": 80},
                         "timeoutSeconds": 20,
@@ -138,6 +141,30 @@ def test_a_failing_container_is_restarted_and_its_message_kept(kubelet: Kubelet)
     last = status["lastState"].get("terminated") or status["state"]["terminated"]
     assert (last["exitCode"], last["reason"], last["message"]) == (3, "Error", "why\n")
     kubelet.remove("crash")
+
+
+def test_termination_is_graceful_with_its_hook(kubelet: Kubelet, tmp_path: Path) -> None:
+    writing = "trap 'echo term >> /box/end; exit 0' TERM; while :; do sleep 0.2; done"
+    kubelet.add(
+        "graceful",
+        {
+            "terminationGracePeriodSeconds": 60,
+            "volumes": [{"name": "box", "hostPath": {"path": str(tmp_path)}}],
+            "containers": [
+                {
+                    "name": "graceful",
+                    "command": ["sh", "-c", writing],
+                    "lifecycle": {
+                        "preStop": {"exec": {"command": ["sh", "-c", "echo hook >> /box/end"]}}
+                    },
+                    "volumeMounts": [{"name": "box", "mountPath": "/box"}],
+                }
+            ],
+        },
+    )
+    kubelet.until_ready("graceful")
+    kubelet.remove("graceful")
+    assert (tmp_path / "end").read_text() == "hook\nterm\n"
 
 
 def test_logs_are_rotated(kubelet: Kubelet) -> None:
