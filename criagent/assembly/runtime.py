@@ -36,7 +36,7 @@ from criagent.runtime.handlers import HandlerFacts, probe
 from criagent.runtime.holder_watch import HolderWatch
 from criagent.runtime.host_paths import HostPaths
 from criagent.runtime.image_volumes import ImageVolumes
-from criagent.runtime.monitor import Conmon
+from criagent.runtime.monitor import Conmon, monitors_cgroup
 from criagent.runtime.node_facts import read_node_facts
 from criagent.runtime.oci import OciRuntime, SealedProgram
 from criagent.runtime.oom import OomWatch
@@ -342,7 +342,11 @@ class _RuntimeAssembly:
             files=self.files,
             gatherer=self._gatherer(),
             conmon=Conmon(
-                program=section.conmon, paths=self.paths, limit_s=section.create_timeout_s
+                program=section.conmon,
+                paths=self.paths,
+                limit_s=section.create_timeout_s,
+                cgroup=monitors_cgroup(),
+                fs=self.fs,
             ),
             runtimes=self.runtimes,
             exits=self.exits,

@@ -7,9 +7,10 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from criagent.doctor.finding import Finding, error, fine
+from criagent.doctor.finding import Finding, error, fine, warning
 
 _UNIT = "criagent.service"
+_MONITORS = "criagent-monitors.service"
 _WANTED = {"KillMode": "process", "Delegate": "yes", "NoNewPrivileges": "no"}
 # Each of these gives the unit a mount namespace: pods' mounts and the kubelet's volumes get lost.
 _NO_NAMESPACE = {
@@ -33,6 +34,7 @@ class UnitFacts:
     """Properties of the loaded unit; none where systemd does not run or has no such unit."""
 
     properties: Mapping[str, str] = field(default_factory=dict)
+    monitors: bool = True  # whether the unit of the monitors runs
 
 
 def read() -> UnitFacts:
@@ -46,7 +48,18 @@ def read() -> UnitFacts:
     except (OSError, subprocess.TimeoutExpired):
         return UnitFacts()
     found = dict(line.split("=", 1) for line in done.stdout.splitlines() if "=" in line)
-    return UnitFacts(properties=found if found.pop("LoadState", "") == "loaded" else {})
+    return UnitFacts(
+        properties=found if found.pop("LoadState", "") == "loaded" else {},
+        monitors=_active(_MONITORS),
+    )
+
+
+def _active(unit: str) -> bool:
+    command = ["systemctl", "is-active", "--quiet", unit]
+    try:
+        return subprocess.run(command, timeout=10, check=False).returncode == 0
+    except (OSError, subprocess.TimeoutExpired):
+        return False
 
 
 def judge(facts: UnitFacts) -> Iterator[Finding]:
@@ -64,6 +77,12 @@ def judge(facts: UnitFacts) -> Iterator[Finding]:
             _UNIT,
             f"{key}={have}: {why}",
             f"set {key}={wanted} (systemctl cat {_UNIT} shows the drop-in), and restart it",
+        )
+    if not facts.monitors:
+        yield warning(
+            _MONITORS,
+            f"not active: `systemctl kill {_UNIT}` would kill the containers' monitors",
+            f"install deploy/{_MONITORS} beside {_UNIT}, and restart that",
         )
     if not wrong:
         yield fine(_UNIT, "as it should be")

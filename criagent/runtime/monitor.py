@@ -10,16 +10,25 @@ import asyncio
 import dataclasses
 import json
 import os
+from collections.abc import AsyncIterator
+from concurrent.futures import Executor
+from contextlib import asynccontextmanager
 from pathlib import Path
 
+import structlog
+
+from criagent.aio import run_in
 from criagent.child import Child, PipeReader, killed_on_exit, spawn
 from criagent.errors import AgentError, TimedOutError
+from criagent.kernel import cgroupfs
 from criagent.kernel.devices import restore_null
 from criagent.kernel.process import process_ref
 from criagent.model import Container, ProcessRef
 from criagent.runtime.cgroups import CgroupDriver
 from criagent.runtime.oci import OciRuntime, plain_words
 from criagent.runtime.paths import RuntimePaths
+
+log: structlog.stdlib.BoundLogger = structlog.get_logger(__name__)
 
 _REPLY_LIMIT = 64 << 10
 _KEPT_VARIABLES = ("PATH", "XDG_RUNTIME_DIR")
@@ -41,6 +50,8 @@ class Conmon:
     program: Path
     paths: RuntimePaths
     limit_s: float
+    cgroup: str  # where they live, "" = where the daemon does
+    fs: Executor
 
     async def create(self, row: Container, runtime: OciRuntime) -> Monitored:
         """Create the container of the bundle under a new monitor.
@@ -73,7 +84,7 @@ class Conmon:
                 os.close(reply_write)
                 os.close(error_write)
             try:
-                async with asyncio.timeout(self.limit_s):
+                async with asyncio.timeout(self.limit_s), self._moved(child):
                     line = await reply.line()
                 return await self._created(child, line, errors)
             except TimeoutError:
@@ -92,6 +103,26 @@ class Conmon:
             # conmon opens it as the container's input, and crun 1.21 gives input to the container's
             # user, who could close the node's /dev/null to everybody.
             restore_null()
+
+    @asynccontextmanager
+    async def _moved(self, child: Child) -> AsyncIterator[None]:
+        """The monitor moves while the block runs: the kernel may take milliseconds for it."""
+        if not self.cgroup:
+            yield
+            return
+        moving = asyncio.create_task(run_in(self.fs, self._move, child.pid))
+        try:
+            yield
+        finally:
+            await moving
+
+    def _move(self, pid: int) -> None:
+        try:
+            cgroupfs.join(self.cgroup, pid)
+        except ProcessLookupError:
+            pass  # dead already, as its reply will tell
+        except OSError as exc:
+            log.warning("monitor_not_moved", cgroup=self.cgroup, error=str(exc))
 
     async def _created(self, child: Child, line: bytes | None, errors: PipeReader) -> Monitored:
         if line is None:
@@ -129,6 +160,29 @@ class Conmon:
             if not row.spec.stdin_once:
                 command.append("--leave-stdin-open")
         return command
+
+
+def monitors_cgroup() -> str:
+    """Where monitors live when the daemon is a service: below the unit `NAME-monitors.service`,
+    which nothing touches that is done to the daemon's. "" elsewhere.
+    """
+    try:
+        name, service, _ = cgroupfs.of_process(os.getpid()).rpartition(".service")
+        if not service:
+            return ""
+        unit = f"{name}-monitors.service"
+        if not cgroupfs.directory(unit).is_dir():
+            log.warning(
+                "monitors_in_unit",
+                reason=f"no {unit}: install deploy/criagent-monitors.service, or `systemctl kill` "
+                "of the daemon kills the containers",
+            )
+            return ""
+        cgroupfs.make(f"{unit}/monitors")
+    except OSError as exc:
+        log.warning("monitors_in_unit", reason=str(exc))
+        return ""
+    return f"{unit}/monitors"
 
 
 def running_monitors(exits: Path) -> dict[str, ProcessRef]:

@@ -19,6 +19,7 @@ pytestmark = [pytest.mark.root, pytest.mark.timeout(180)]
 SOURCE = "docker://127.0.0.1:5000/e2e-test-images/busybox:1.29-2"
 NAME = "docker.io/library/busybox:kind"
 SLICE = "/kubelet.slice/kubelet-kubepods.slice/kubelet-kubepods-podx.slice"
+MONITORS = "/system.slice/criagent-monitors.service/monitors"
 IMPORT = [
     *("ctr", "--namespace=k8s.io", "images", "import"),
     *("--all-platforms", "--digests", "--snapshotter=overlayfs", "-"),
@@ -65,6 +66,9 @@ def test_the_service_its_driver_and_its_pods(node: SystemdNode) -> None:
         box, row = started(cri, f"pod-{handler}", handler)
         cgroup = node.run("cat", f"/proc/{node.pid(cri, row)}/cgroup").strip()
         assert f"{SLICE}/cri-{row}.scope" in cgroup
+        monitors = node.run("cat", f"/sys/fs/cgroup{MONITORS}/cgroup.procs").split()
+        assert len(monitors) == 1
+        assert row in node.run("cat", f"/proc/{monitors[0]}/cmdline")
         scope = node.run("systemctl", "show", "--property=ActiveState,Slice", f"cri-{row}.scope")
         assert "ActiveState=active" in scope
         assert "Slice=kubelet-kubepods-podx.slice" in scope
@@ -106,7 +110,7 @@ def test_restarts_and_kills_of_the_service_lose_no_container(node: SystemdNode) 
     thread = threading.Thread(target=load)
     thread.start()
     try:
-        for words in [*[("kill", "--kill-whom=main", "--signal=KILL")] * 7, ("restart",)]:
+        for words in [*[("kill", "--signal=KILL")] * 7, ("restart",)]:
             before = node.run("systemctl", "show", "--property=InvocationID", "criagent")
             node.run("systemctl", *words, "criagent")
             until(

@@ -247,6 +247,11 @@ def test_unit(properties: dict[str, str], level: str, part: str) -> None:
     judged(one(found, "criagent.service"), level, part)
 
 
+def test_monitors_in_the_daemons_unit_are_a_warning() -> None:
+    facts = unit.UnitFacts(properties={"KillMode": "process"}, monitors=False)
+    judged(one(unit.judge(facts), "criagent-monitors.service"), "warning", "systemctl kill")
+
+
 def test_a_node_without_the_unit_has_no_finding_on_it() -> None:
     assert list(unit.judge(unit.UnitFacts())) == []
 
