@@ -120,7 +120,9 @@ class _Daemon:
             self._recovery_s = loop.time() - began
             self._recovered = True
             faults.arm(config.debug.kill_at or None)  # the verbs' points, not recovery's
-            collector = asyncio.create_task(collect_now_and_then(), name="garbage")
+            collector = asyncio.create_task(
+                collect_now_and_then(self._executors.fs), name="garbage"
+            )
             notify("READY=1")
             log.info("serving", socket=str(config.storage.socket))
             await self._stopping.wait()

@@ -2,23 +2,38 @@
 
 A full collection looks at every object of every row: about 60 µs a container, in which nobody is
 answered. Nearly all of ours are freed by reference counts. So full collections run now and then
-instead of whenever rows have grown, and what lives after one is left out of the next small ones.
+instead of whenever rows have grown, and what lives after one is left out of the next ones.
+
+The heap keeps what a burst of calls or streams took, tens of MB with bytes between holes: after a
+burst the holes go back to the kernel.
 """
 
 from __future__ import annotations
 
 import asyncio
 import gc
+from concurrent.futures import Executor
 
-_FULL_EVERY_S = 900.0
+from criagent.aio import run_in
+from criagent.kernel.heap import give_back
+
+_LOOK_S = 10.0
+_FULL_EVERY = 90  # looks
 _YOUNG = 10_000  # allocations between small collections, each under a millisecond
 
 
-async def collect_now_and_then() -> None:
-    """Take over the schedule; runs until it is cancelled."""
+async def collect_now_and_then(executor: Executor) -> None:
+    """Take over the schedule; runs until it is cancelled. An idle daemon does nothing in it."""
     gc.set_threshold(_YOUNG, 20, 1_000_000)
+    looks, seen = 0, -1
     while True:
-        gc.unfreeze()
-        gc.collect()
-        gc.freeze()
-        await asyncio.sleep(_FULL_EVERY_S)
+        if looks % _FULL_EVERY == 0:
+            gc.unfreeze()
+        collections = gc.get_stats()[0]["collections"]
+        if collections != seen or looks % _FULL_EVERY == 0:
+            seen = collections
+            gc.collect()
+            gc.freeze()
+            await run_in(executor, give_back)
+        looks += 1
+        await asyncio.sleep(_LOOK_S)

@@ -48,7 +48,9 @@ def test_sessions_without_number_leave_nothing(pods: Pods) -> None:
     after = agent_facts()
     print(before, after)
     assert after["threads"] <= before["threads"] + 4
-    assert after["rss_kb"] < before["rss_kb"] + 8_000 * max(TIMES**0.5, 1)
+    # The heap's holes go back to the kernel within ten seconds.
+    limit = before["rss_kb"] + 8_000 * max(TIMES**0.5, 1)
+    until(lambda: agent_facts()["rss_kb"] < limit, "the memory's return")
     lines = pods.cri.exec(row, "ps", "-o", "args").stdout.split(b"\n")[1:-1]
     lines = [line for line in lines if not line.startswith(b"[")]  # zombies are the container's
     assert sorted(lines) == [b"ps -o args", b"sh -c while read x; do echo got $x; done"]
