@@ -48,16 +48,15 @@ def read() -> UnitFacts:
     except (OSError, subprocess.TimeoutExpired):
         return UnitFacts()
     found = dict(line.split("=", 1) for line in done.stdout.splitlines() if "=" in line)
-    return UnitFacts(
-        properties=found if found.pop("LoadState", "") == "loaded" else {},
-        monitors=_active(_MONITORS),
-    )
+    if found.pop("LoadState", "") != "loaded":
+        return UnitFacts()
+    return UnitFacts(properties=found, monitors=_active(_MONITORS))
 
 
 def _active(unit: str) -> bool:
     command = ["systemctl", "is-active", "--quiet", unit]
     try:
-        return subprocess.run(command, timeout=10, check=False).returncode == 0
+        return subprocess.run(command, capture_output=True, timeout=10, check=False).returncode == 0
     except (OSError, subprocess.TimeoutExpired):
         return False
 
