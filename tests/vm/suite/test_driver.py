@@ -75,12 +75,12 @@ def test_exec_runs_in_the_container_and_its_time_out_kills_it(pods: VmPods, hand
     assert cgroup_of(pods.cri, row).exists()
 
 
-def test_the_monitor_lives_in_the_services_cgroup(pods: VmPods) -> None:
+def test_the_monitor_lives_in_a_unit_of_its_own(pods: VmPods) -> None:
     row = pods.created(sleeper())
     found = subprocess.run(["pgrep", "-f", f"conmon.*{row}"], capture_output=True, check=True)
     pid = int(found.stdout.split()[0])
     with open(f"/proc/{pid}/cgroup") as file:
-        assert file.read().strip().startswith("0::/system.slice/criagent.service/")
+        assert file.read().strip() == "0::/system.slice/criagent-monitors.service/monitors"
 
 
 def test_a_shared_pid_namespace_has_a_scope_of_its_own(pods: VmPods) -> None:
