@@ -5,6 +5,10 @@ taken off at once; a client that falls behind by more than the buffer is let go.
 
 conmon also takes the leaving of any client for the end of a stdin that is open once. Those who only
 look on at such a container share one connection, which stays until the container exits.
+
+And conmon (2.1.12) reads memory that it has freed, and may crash, when it fails to write to a
+client before it has seen that client's end. So a client says its end by an empty packet, and its
+socket is read and kept until conmon has taken that: sending then fails with EPIPE (man 2 send).
 """
 
 from __future__ import annotations
@@ -18,7 +22,7 @@ from collections import deque
 from collections.abc import Callable
 from pathlib import Path
 
-from criagent.errors import WrongStateError
+from criagent.errors import UnavailableError, WrongStateError
 from criagent.model import Container, ContainerState
 from criagent.runtime.paths import RuntimePaths
 from criagent.store.containers import ContainerStore
@@ -27,6 +31,9 @@ _STDERR = 3  # 2 is stdout
 _PACKET = 8193
 _STDIN_PACKET = 8192
 _BUFFER = 4 << 20
+_TAKEN_S = 5.0
+_CLOSE_S = 1.0
+_FIRST_LOOK_S, _LAST_LOOK_S = 0.002, 1.0
 
 
 class TooSlow(Exception):  # noqa: N818 - the client's fault, told as the reason
@@ -76,7 +83,10 @@ class MonitorConnection:
 
     def __init__(self, connection: socket.socket, ended: Callable[[], object]) -> None:
         self._socket = connection
+        self.closed = asyncio.Event()
         self._ended = ended
+        self._ending = False
+        self._departing = False
         self._outputs: set[Output] = set()
         asyncio.get_running_loop().add_reader(connection, self._readable)
 
@@ -97,22 +107,60 @@ class MonitorConnection:
             await loop.sock_sendall(self._socket, data[at : at + _STDIN_PACKET])
 
     def end_stdin(self) -> None:
-        """Nothing more comes from this connection's client."""
-        try:
-            self._socket.shutdown(socket.SHUT_WR)
-        except OSError as exc:
-            if exc.errno not in {errno.ENOTCONN, errno.EBADF}:  # the monitor is gone
-                raise
+        """Nothing more comes from this connection's client; idempotent."""
+        if not self._ending:
+            self._ending = True
+            self._tell_end(_FIRST_LOOK_S)
+
+    def depart(self) -> None:
+        """Close it as soon as the monitor knows; idempotent."""
+        if self._departing:
+            return
+        self._departing = True
+        self._outputs.clear()
+        if self._ending:
+            self._look(_FIRST_LOOK_S)
+        else:
+            self.end_stdin()
 
     def close(self) -> None:
-        """End it; idempotent."""
+        """End it at once; idempotent."""
         if self._socket.fileno() < 0:
             return
         asyncio.get_running_loop().remove_reader(self._socket)
         self._socket.close()
         for output in self._outputs:
             output.end()
+        self.closed.set()
         self._ended()
+
+    def _tell_end(self, pause_s: float) -> None:
+        if self._socket.fileno() < 0:
+            return
+        try:
+            self._socket.send(b"")
+        except BlockingIOError:  # the container does not read its stdin
+            later = min(2 * pause_s, _LAST_LOOK_S)
+            asyncio.get_running_loop().call_later(pause_s, self._tell_end, later)
+            return
+        except OSError:
+            pass  # the monitor knows, or is gone
+        if self._departing:
+            self._look(_FIRST_LOOK_S)
+
+    def _look(self, pause_s: float) -> None:
+        """Whether the monitor has taken the end; else look again."""
+        if self._socket.fileno() < 0:
+            return
+        try:
+            self._socket.send(b"")
+        except BlockingIOError:
+            pass
+        except OSError:
+            self.close()
+            return
+        later = min(2 * pause_s, _LAST_LOOK_S)
+        asyncio.get_running_loop().call_later(pause_s, self._look, later)
 
     def _readable(self) -> None:
         while True:
@@ -175,7 +223,7 @@ class Attachment:
         """Leave; idempotent."""
         self._connection.leave(self._output)
         if not self._shared:
-            self._connection.close()
+            self._connection.depart()
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -185,6 +233,8 @@ class Attacher:
     store: ContainerStore
     paths: RuntimePaths
     shared: dict[str, MonitorConnection] = dataclasses.field(default_factory=dict)
+    open: set[MonitorConnection] = dataclasses.field(default_factory=set)
+    joining: asyncio.Lock = dataclasses.field(default_factory=asyncio.Lock)
 
     def check(self, container_id: str) -> Container:
         """The running container. Raises NotFoundError, WrongStateError."""
@@ -193,33 +243,64 @@ class Attacher:
             raise WrongStateError(f"container {row.id} is {row.state.name.lower()}, not running")
         return row
 
-    def connect(self, container_id: str, *, stdin: bool) -> Attachment:
+    async def connect(self, container_id: str, *, stdin: bool) -> Attachment:
         """A client of a running container's monitor; one without `stdin` only looks on.
 
-        Raises what `check` raises.
+        Raises what `check` raises, UnavailableError when the monitor takes none for five seconds.
         """
         row = self.check(container_id)
         control = self.paths.container(row.id) / "ctl"
         if stdin or not (row.spec.stdin and row.spec.stdin_once):
-            connection = MonitorConnection(self._socket(row), lambda: None)
-            return Attachment(connection, control, shared=False)
-        if row.id not in self.shared:
-            ended = lambda: self.shared.pop(row.id, None)  # noqa: E731 - its name says it
-            self.shared[row.id] = MonitorConnection(self._socket(row), ended)
-        return Attachment(self.shared[row.id], control, shared=True)
+            return Attachment(await self._joined(row, {}), control, shared=False)
+        async with self.joining:
+            if row.id not in self.shared:
+                await self._joined(row, self.shared)
+            return Attachment(self.shared[row.id], control, shared=True)
 
-    def close(self) -> None:
-        """End the connections that are kept, when the daemon ends."""
-        for connection in list(self.shared.values()):
+    async def close(self) -> None:
+        """End all connections, when the daemon ends: in order, but within a second."""
+        for connection in self.open:
+            connection.depart()
+        waits = [asyncio.create_task(connection.closed.wait()) for connection in self.open]
+        if waits:
+            _, late = await asyncio.wait(waits, timeout=_CLOSE_S)
+            for task in late:
+                task.cancel()
+        for connection in list(self.open):
             connection.close()
 
-    def _socket(self, row: Container) -> socket.socket:
-        connection = socket.socket(
-            socket.AF_UNIX, socket.SOCK_SEQPACKET | socket.SOCK_NONBLOCK | socket.SOCK_CLOEXEC
-        )
-        try:
-            connection.connect(str(self.paths.container(row.id) / "attach"))
-        except OSError as exc:
-            connection.close()
-            raise WrongStateError(f"container {row.id} has just exited: {exc.strerror}") from None
+    async def _joined(
+        self, row: Container, known: dict[str, MonitorConnection]
+    ) -> MonitorConnection:
+        def ended() -> None:
+            self.open.discard(connection)
+            known.pop(row.id, None)
+
+        connection = MonitorConnection(await self._socket(row), ended)
+        self.open.add(connection)
+        known[row.id] = connection
         return connection
+
+    async def _socket(self, row: Container) -> socket.socket:
+        """conmon takes one client after the other, and at most ten wait: EAGAIN (man 2 connect)."""
+        path = str(self.paths.container(row.id) / "attach")
+        until = asyncio.get_running_loop().time() + _TAKEN_S
+        while True:
+            connection = socket.socket(
+                socket.AF_UNIX, socket.SOCK_SEQPACKET | socket.SOCK_NONBLOCK | socket.SOCK_CLOEXEC
+            )
+            try:
+                connection.connect(path)
+                return connection
+            except BlockingIOError:
+                connection.close()
+            except OSError as exc:
+                connection.close()
+                raise WrongStateError(
+                    f"container {row.id} has just exited: {exc.strerror}"
+                ) from None
+            if asyncio.get_running_loop().time() > until:
+                raise UnavailableError(
+                    f"the monitor of container {row.id} takes no more clients; attach again later"
+                )
+            await asyncio.sleep(0.01)

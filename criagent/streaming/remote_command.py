@@ -82,7 +82,7 @@ class _Terminal:
 async def run_attach(attacher: Attacher, session: AttachSession, channels: Channels) -> None:
     """Show a container's output and feed its stdin until it exits or the client leaves."""
     try:
-        attachment = attacher.connect(session.container_id, stdin=session.stdin)
+        attachment = await attacher.connect(session.container_id, stdin=session.stdin)
     except AgentError as exc:
         await channels.finish(Outcome(failure=str(exc)))
         return

@@ -110,7 +110,7 @@ class StreamingServer:
         for task in list(self._tasks):
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
-        self._attacher.close()
+        await self._attacher.close()
         if self._hangups is not None:
             self._hangups.close()
 

@@ -7,6 +7,7 @@ import hashlib
 import json
 import random
 import threading
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import agent
@@ -352,3 +353,22 @@ def test_sessions_side_by_side_do_not_mix(pods: Pods) -> None:
     for thread in threads:
         thread.join()
     assert failures == []
+
+
+def test_monitors_survive_clients_that_leave_amid_output(pods: Pods) -> None:
+    def stdin(config: api.ContainerConfig) -> None:
+        config.stdin = True
+
+    row = pods.running("sh", "-c", "while read x; do echo got $x; done", change=stdin)
+    before = agent_facts()
+
+    def one(number: int) -> None:
+        url = attach_url(pods, row, stdin=True, stdout=True)
+        with Command(url, "stdin", "stdout") as client:
+            client.send(client.streams["stdin"], b"x\n" * (1 + number % 50))
+            client.frame()
+
+    with ThreadPoolExecutor(8) as threads:
+        list(threads.map(one, range(1500)))
+    assert pods.cri.status(row).state == api.CONTAINER_RUNNING
+    until(lambda: agent_facts()["fds"] <= before["fds"], "descriptors closed")
