@@ -259,7 +259,7 @@ class Attacher:
 
     async def close(self) -> None:
         """End all connections, when the daemon ends: in order, but within a second."""
-        for connection in self.open:
+        for connection in list(self.open):  # one that the monitor knows of goes at once
             connection.depart()
         waits = [asyncio.create_task(connection.closed.wait()) for connection in self.open]
         if waits:
