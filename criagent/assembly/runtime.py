@@ -188,15 +188,6 @@ class _RuntimeAssembly:
         )
         for store in (self.stores.sandboxes, self.stores.containers):
             store.listeners.append(self._forget_stats)
-        sandbox_stopper = SandboxStopper(
-            store=self.stores.sandboxes,
-            containers=self.stores.containers,
-            owners=self.stop_owners,
-            creator=self.creator,
-            stopper=self.stopper,
-            remover=self.remover,
-            teardown=self.teardown,
-        )
         return Runtime(
             sandboxes=self.stores.sandboxes,
             containers=self.stores.containers,
@@ -205,30 +196,19 @@ class _RuntimeAssembly:
             handlers=self.handlers,
             cgroup_driver=self.driver,
             runner=self.runner,
-            sandbox_stopper=sandbox_stopper,
+            sandbox_stopper=self._sandbox_stopper(),
             files=self.files,
             creator=self.creator,
             starter=self.starter,
             stopper=self.stopper,
             remover=self.remover,
             executor=self._executor(),
-            streamer=ExecStreamer(
-                store=self.stores.containers,
-                files=self.files,
-                paths=self.paths,
-                runtimes=self.runtimes,
-                drain_s=self.config.runtime.exec_drain_s,
-            ),
+            streamer=self._streamer(),
             attacher=Attacher(store=self.stores.containers, paths=self.paths),
             forwarder=PortForwarder(
                 store=self.stores.sandboxes, namespaces=self.namespaces, fs=self.fs
             ),
-            reopener=LogReopener(
-                store=self.stores.containers,
-                paths=self.paths,
-                fs=self.fs,
-                owners=Owners(limit_s=self.config.runtime.create_timeout_s),
-            ),
+            reopener=self._reopener(),
             updater=ResourceUpdater(
                 store=self.stores.containers,
                 transitions=self.transitions,
@@ -249,6 +229,34 @@ class _RuntimeAssembly:
             sandbox_owners=self.sandbox_owners,
             container_owners=self.container_owners,
             stop_owners=self.stop_owners,
+        )
+
+    def _sandbox_stopper(self) -> SandboxStopper:
+        return SandboxStopper(
+            store=self.stores.sandboxes,
+            containers=self.stores.containers,
+            owners=self.stop_owners,
+            creator=self.creator,
+            stopper=self.stopper,
+            remover=self.remover,
+            teardown=self.teardown,
+        )
+
+    def _streamer(self) -> ExecStreamer:
+        return ExecStreamer(
+            store=self.stores.containers,
+            files=self.files,
+            paths=self.paths,
+            runtimes=self.runtimes,
+            drain_s=self.config.runtime.exec_drain_s,
+        )
+
+    def _reopener(self) -> LogReopener:
+        return LogReopener(
+            store=self.stores.containers,
+            paths=self.paths,
+            fs=self.fs,
+            owners=Owners(limit_s=self.config.runtime.create_timeout_s),
         )
 
     def _forget_stats(self, row_id: str, row: object) -> None:
@@ -300,7 +308,7 @@ class _RuntimeAssembly:
         )
 
     def _containers(self) -> None:
-        store, section = self.stores.containers, self.config.runtime
+        store = self.stores.containers
         self.files = ContainerFiles(paths=self.paths, snapshots=self.images.snapshots, fs=self.fs)
         self.exits = ExitWatcher(
             store=store,
@@ -334,8 +342,12 @@ class _RuntimeAssembly:
             runtimes=self.runtimes,
             files=self.files,
         )
-        self.creator = ContainerCreator(
-            store=store,
+        self.creator = self._creator()
+
+    def _creator(self) -> ContainerCreator:
+        section = self.config.runtime
+        return ContainerCreator(
+            store=self.stores.containers,
             owners=self.container_owners,
             images=self.images.images,
             volumes=ImageVolumes(images=self.images.images, paths=self.paths, fs=self.fs),
