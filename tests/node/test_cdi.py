@@ -14,7 +14,7 @@ import grpc
 import pytest
 from conftest import Pods
 from cri_client import Cri, api, container
-from test_user_namespaces import mapped
+from mapped import mapped
 from waiting import until
 
 FOLDER = Path("/etc/cdi")
