@@ -56,7 +56,7 @@ def serve(config: Config) -> int:
     except AgentError as error:
         log.error("not_started", error=str(error))  # noqa: TRY400 - a clear text, no traceback
     except OSError as error:  # a full or broken disk; names what it could not use
-        log.error("not_started", error=str(error))  # noqa: TRY400
+        log.error("not_started", error=str(error))  # noqa: TRY400 - as above
     return 1
 
 

@@ -44,7 +44,7 @@ class Telemetry:
 
     def __init__(self, otlp_endpoint: str = "") -> None:
         # A second series for each, which nobody asks for.
-        disable_created_metrics()  # type: ignore[no-untyped-call]
+        disable_created_metrics()  # type: ignore[no-untyped-call] # the library's
         self.registry = CollectorRegistry()
         ProcessCollector(registry=self.registry)
         self.rpc_seconds = Histogram(

@@ -75,7 +75,7 @@ def namespaces_message(options: NamespaceOptions) -> api_pb2.NamespaceOption:
         target_id=options.target_id,
     )
     if (userns := options.userns) is not None:
-        message.userns_options.mode = userns.mode  # type: ignore[assignment]
+        message.userns_options.mode = userns.mode  # type: ignore[assignment] # CRI's number
         message.userns_options.uids.extend(mappings_message(userns.uids))
         message.userns_options.gids.extend(mappings_message(userns.gids))
     return message
