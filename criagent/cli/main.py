@@ -8,6 +8,8 @@ import os
 import sys
 from pathlib import Path
 
+from criagent.version import VERSION
+
 EPILOG = """exit status: 0 done; 1 failed, or a warning of doctor; 2 wrong usage or configuration,
 or a capability that is missing; 3 the daemon cannot be reached"""
 
@@ -35,6 +37,7 @@ def parser(words: list[str] | None = None) -> argparse.ArgumentParser:
         type=Path,
         help="configuration file (default: /etc/criagent/config.toml)",
     )
+    top.add_argument("--version", action="version", version=f"criagent {VERSION}")
     top.add_argument("--socket", type=Path, help="the agent's socket (default: as configured)")
     top.add_argument(
         "--log-level",

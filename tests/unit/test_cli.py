@@ -20,6 +20,7 @@ from criagent._proto import admin_pb2, admin_pb2_grpc, api_pb2, api_pb2_grpc
 from criagent.cli.main import COMMANDS, main
 from criagent.cli.progress import Bar, size_text
 from criagent.config import DEFAULT_PATH, default_text
+from criagent.version import VERSION
 
 ROOT = Path(__file__).parents[2]
 
@@ -192,6 +193,12 @@ def test_every_command_has_help(command: str, capsys: pytest.CaptureFixture[str]
 def test_wrong_usage_is_status_2(words: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     assert status(*words) == 2
     assert "usage: criagent" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("word", ["version", "--version"])
+def test_the_version_is_told(word: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert status(word) == 0
+    assert capsys.readouterr().out == f"criagent {VERSION}\n"
 
 
 def test_a_reader_that_leaves_is_no_traceback() -> None:
