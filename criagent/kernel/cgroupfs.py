@@ -75,7 +75,7 @@ def remove(cgroup: str) -> bool:
 def read(cgroup: str, name: str) -> str | None:
     """Content of one of its files; None when the kernel has no such file there."""
     try:
-        fd = os.open(f"/sys/fs/cgroup{cgroup}/{name}", os.O_RDONLY | os.O_CLOEXEC)
+        fd = os.open(f"{ROOT}{cgroup}/{name}", os.O_RDONLY | os.O_CLOEXEC)
     except OSError:
         return None
     try:

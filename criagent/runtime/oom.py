@@ -26,6 +26,7 @@ class OomWatch:
         self._watches: dict[str, int] = {}
         self._kills: dict[str, int] = {}
         self._cgroups: dict[str, str] = {}
+        self._limited: set[str] = set()  # those with a memory limit of their own
         # Of each slice the kills of containers that have ended, and those before the first one.
         self._accounted: dict[str, int] = {}
 
@@ -35,6 +36,9 @@ class OomWatch:
         if container_id in self._watches or not path.exists():
             return
         self._join_slice(container_id, cgroup)
+        with cgroupfs.Reader(cgroup) as files:
+            if files.number("memory.max") is not None:
+                self._limited.add(container_id)
         if self._inotify is None:
             self._inotify = Inotify()
             asyncio.get_running_loop().add_reader(self._inotify.fd, self._readable)
@@ -63,6 +67,7 @@ class OomWatch:
             if self._inotify is not None:
                 self._inotify.remove(number)
         kills = self._kills.pop(container_id, 0)
+        self._limited.discard(container_id)
         name = slice_of(self._cgroups.pop(container_id, ""))
         if name not in self._accounted:
             return
@@ -99,13 +104,16 @@ class OomWatch:
     def _unaccounted(self, container_id: str, name: str, code: int | None) -> int:
         """Kills in the slice that neither ended containers nor other live ones account for."""
         rest = _kills_in(name) - self._accounted[name]
-        ending = False
+        ending = set()
         for other, cgroup in self._cgroups.items():
             if other != container_id and slice_of(cgroup) == name:
                 rest -= max(_kills_in(cgroup), self._kills.get(other, 0))
-                ending = ending or not cgroupfs.directory(cgroup).exists()
-        if ending and code != _KILLED:
-            return 0  # the other one's, more likely
+                if not cgroupfs.directory(cgroup).exists():
+                    ending.add(other)
+        # Of several that end at once it was the one that was killed, or that had a limit to hit.
+        limited = container_id in self._limited and not ending & self._limited
+        if ending and code != _KILLED and not limited:
+            return 0
         return max(rest, 0)
 
 

@@ -1,25 +1,102 @@
-"""Which cgroup counts a container's kills when its own is gone."""
+"""Whose a kill for want of memory was, when cgroups go before their files are read."""
 
 from __future__ import annotations
 
+import shutil
+from collections.abc import AsyncIterator
+from pathlib import Path
+
 import pytest
 
-from criagent.runtime.oom import slice_of
+from criagent.kernel import cgroupfs
+from criagent.runtime.oom import OomWatch
 
-_POD = "/kubepods.slice/kubepods-burstable.slice/kubepods-burstable-pod1_2.slice"
+POD = "/kubepods.slice/kubepods-pod1.slice"
 
 
-@pytest.mark.parametrize(
-    ("cgroup", "expected"),
-    [
-        (f"{_POD}/cri-abc.scope", _POD),
-        (f"{_POD}/cri-abc.scope/container", _POD),  # crun's init lives one deeper
-        ("/test.slice/cri-abc.scope", "/test.slice"),
-        ("/system.slice/cri-abc.scope", ""),  # other services live and die there
-        ("/kubepods/burstable/pod1/abc", ""),  # cgroupfs: the cgroup outlives its processes
-        ("/cri-abc.scope", ""),
-        ("", ""),
-    ],
-)
-def test_the_slice_around_a_scope(cgroup: str, expected: str) -> None:
-    assert slice_of(cgroup) == expected
+class Tree:
+    """Files as the kernel shows them of one pod's slice and its scopes."""
+
+    def __init__(self, root: Path, watch: OomWatch) -> None:
+        self._root = root
+        self._kills = 0
+        self.watch = watch
+        self._write(POD, 0, "max")
+
+    def add(self, name: str, limit: str) -> None:
+        """A container that is watched."""
+        self._write(scope(name), 0, limit)
+        self.watch.watch(name, scope(name))
+
+    def kill(self, name: str) -> None:
+        """The kernel kills a process of it."""
+        self._kills += 1
+        self._write(scope(name), 1, "max")
+        self._write(POD, self._kills, "max")
+
+    def end(self, *names: str) -> None:
+        """Their scopes go, and nobody has looked at their files since."""
+        for name in names:
+            shutil.rmtree(self._root / scope(name)[1:])
+
+    def _write(self, cgroup: str, kills: int, limit: str) -> None:
+        directory = self._root / cgroup[1:]
+        directory.mkdir(parents=True, exist_ok=True)
+        (directory / "memory.events").write_text(f"oom {kills}\noom_kill {kills}\n")
+        (directory / "memory.max").write_text(f"{limit}\n")
+
+
+def scope(name: str) -> str:
+    """The cgroup of that container."""
+    return f"{POD}/cri-{name}.scope"
+
+
+@pytest.fixture
+async def tree(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Tree]:
+    """An empty pod in a directory that stands for /sys/fs/cgroup."""
+    monkeypatch.setattr(cgroupfs, "ROOT", tmp_path)
+    watch = OomWatch()
+    yield Tree(tmp_path, watch)
+    watch.close()
+
+
+async def test_a_kill_that_was_read_counts_for_its_container(tree: Tree) -> None:
+    tree.add("a", "max")
+    tree.add("b", "max")
+    tree.kill("a")
+    assert [tree.watch.kills(name, scope(name), code=1) for name in "ab"] == [1, 0]
+
+
+async def test_the_slice_tells_of_a_kill_whose_scope_is_gone(tree: Tree) -> None:
+    tree.add("a", "max")
+    tree.kill("a")
+    tree.end("a")
+    assert tree.watch.kills("a", scope("a"), code=7) == 1
+
+
+@pytest.mark.parametrize("first", ["limited", "free"])
+async def test_of_two_that_end_at_once_the_one_with_a_limit_had_the_kill(
+    tree: Tree, first: str
+) -> None:
+    tree.add("limited", "25165824")
+    tree.add("free", "max")
+    tree.kill("limited")
+    tree.end("limited", "free")
+    second = {"limited": "free", "free": "limited"}[first]
+    kills = {}
+    for name in (first, second):
+        kills[name] = tree.watch.kills(name, scope(name), code=5)
+        tree.watch.forget(name)
+    assert kills == {"limited": 1, "free": 0}
+
+
+async def test_of_two_that_end_at_once_the_killed_one_had_the_kill(tree: Tree) -> None:
+    tree.add("a", "1024")
+    tree.add("b", "1024")
+    tree.kill("b")
+    tree.end("a", "b")
+    kills = {}
+    for name, code in (("a", 5), ("b", 137)):
+        kills[name] = tree.watch.kills(name, scope(name), code=code)
+        tree.watch.forget(name)
+    assert kills == {"a": 0, "b": 1}
