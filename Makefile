@@ -3,7 +3,7 @@ CACHE := $(or $(XDG_CACHE_HOME),$(HOME)/.cache)/criagent
 VENV  := $(CACHE)/venv-$(shell sha256sum pyproject.toml requirements-dev.lock 2>/dev/null | sha256sum | cut -c1-16)
 PY    := $(VENV)/bin/python
 
-.PHONY: help proto venv demo bench test unit node critest conformance check vm-test
+.PHONY: help proto venv demo bench test unit node critest conformance check vm-test vm-test-full
 
 help:  ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST)
@@ -45,6 +45,9 @@ conformance:  ## critest thrice (SEEDS="1 2 3"), its streaming over WebSocket, i
 
 vm-test:  ## systemd, limits, AppArmor, a kubelet in a virtual machine; needs root, prints a table
 	tests/vm/suites
+
+vm-test-full:  ## the same, then for hours: critest whole, idle windows, a cluster, kubeadm, kind
+	tests/vm/suites --full
 
 test: unit node critest  ## all tests that this machine can run; prints what is skipped and why
 	@echo "not run here: the VM tier (systemd driver, limits, AppArmor, kubelet): make vm-test"

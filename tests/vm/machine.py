@@ -178,6 +178,7 @@ def saved_state(boot: Path) -> Path:
     facts = [*arguments(boot), version.decode(), Path(__file__).read_text()]
     state = CACHE / f"vm-state-{hashlib.sha256(repr(facts).encode()).hexdigest()[:16]}"
     if state.exists():
+        os.utime(state)  # `prune` sees that it is in use
         return state
     with (CACHE / "vm-state.lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
@@ -227,8 +228,8 @@ def overlay(below: Path, file: Path) -> Path:
 
 def run(boot: Path, work: Path, data: Path) -> int:
     """Go on from the saved state with the payload; its exit status."""
-    start = time.monotonic()
     state = saved_state(boot)
+    start = time.monotonic()
     console = Path(os.environ.get("CRIAGENT_VM_CONSOLE") or work / "console")
     disks = [overlay(state / "disk.qcow2", work / "disk.qcow2"), data, work / "payload.img"]
     status = BROKEN
