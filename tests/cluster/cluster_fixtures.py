@@ -1,0 +1,45 @@
+"""Fixtures of the tests of a cluster, which conftests import.
+
+The cluster lives from the first test to the last; afterwards the node is as it was.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from cluster import Cluster, Space
+from cri_client import BUSYBOX, Cri
+from ground import seconds, this_ground
+from node_state import differences, settled_state
+
+NGINX = "registry.k8s.io/e2e-test-images/nginx:1.14-2"
+
+
+@pytest.fixture(scope="session")
+def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
+    """The cluster."""
+    cri = Cri()
+    for name in (BUSYBOX, NGINX):
+        cri.pull(name, timeout=seconds(60))
+    before = {**settled_state(cri), "failed": this_ground().failed()}
+    one = Cluster(tmp_path_factory.mktemp("cluster"))
+    yield one
+    one.close()
+    after = {**settled_state(cri), "failed": this_ground().failed()}
+    cri.close()
+    for state in (before, after):
+        # Marks that the kubelet leaves in the firewall are its own.
+        state["nftables"] = [line for line in state["nftables"] if "criagent" in line]
+    assert differences(before, after) == ""
+
+
+@pytest.fixture(scope="module")
+def space(cluster: Cluster, request: pytest.FixtureRequest) -> Iterator[Space]:
+    """A namespace for the tests of a file."""
+    name = Path(str(request.node.path)).stem.removeprefix("test_")
+    one = cluster.space(f"{name}")
+    yield one
+    cluster.plane.check()
+    cluster.api.delete(f"api/v1/namespaces/{name}")
