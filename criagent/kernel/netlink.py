@@ -93,7 +93,7 @@ def bridge(name: str) -> Request:
 
 
 def hairpin(index: int) -> Request:
-    """Let a bridge port send a frame back where it came from: a pod reaching its own hostPort."""
+    """Let a bridge port send a frame back where it came from: a pod that reaches itself."""
     body = _link_header(index, family=socket.AF_BRIDGE) + _nest(
         _IFLA_PROTINFO, _attribute(_IFLA_BRPORT_MODE, b"\1")
     )

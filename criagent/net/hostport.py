@@ -2,8 +2,10 @@
 
 Pure: texts of nft commands from facts. Rules that were run and are needed (docs/architecture.md):
 one map per address family, looked up in prerouting and output for local destinations; masquerade of
-redirected traffic that comes from 127.0.0.0/8 or goes back into the pod's own bridge; a drop of
+redirected traffic that comes from 127.0.0.0/8 or goes back to the pod that it came from; a drop of
 127.0.0.0/8 that arrives on any interface but lo, or pods could reach the host's loopback services.
+Pods that reach one another by a redirection keep their addresses, whoever made it: kube-proxy's
+Services count on that, and answers pass the gateway anyway.
 """
 
 from __future__ import annotations
@@ -22,6 +24,8 @@ _MAPS = {
     4: ("hostports4", "hostports4_ip"),
     6: ("hostports6", "hostports6_ip"),
 }
+# Pairs of an address with itself, of pods that have host ports: nft cannot compare two fields.
+_SELVES = {4: "selves4", 6: "selves6"}
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -48,6 +52,11 @@ class Forward:
         if self.host_ip:
             return by_address, f"{l4} . {self.host_ip} . {self.host_port} : {target}"
         return plain, f"{l4} . {self.host_port} : {target}"
+
+    @property
+    def itself(self) -> tuple[str, str]:
+        """Set name and element that stand for the pod reaching itself."""
+        return _SELVES[self.version], f"{self.address} . {self.address}"
 
 
 def forwards(box: Sandbox, addresses: Sequence[str]) -> list[Forward]:
@@ -129,13 +138,18 @@ def add_commands(wanted: Sequence[Forward]) -> str:
     """Commands that add the forwards, in one transaction."""
     return "".join(
         f"add element {TABLE} {name} {{ {element} }}\n"
-        for name, element in (f.element for f in wanted)
+        for forward in wanted
+        for name, element in (forward.element, forward.itself)
     )
 
 
 def delete_commands(gone: Sequence[Forward]) -> str:
     """Commands that take the forwards away; nft destroys only what is there."""
-    return "".join(f"destroy element {TABLE} {name} {{ {key} }}\n" for name, key in map(_key, gone))
+    return "".join(
+        f"destroy element {TABLE} {name} {{ {key} }}\n"
+        for forward in gone
+        for name, key in (_key(forward), forward.itself)
+    )
 
 
 def table(bridge: str, cidrs: Sequence[str], live: Iterable[Forward]) -> str:
@@ -153,8 +167,6 @@ def table(bridge: str, cidrs: Sequence[str], live: Iterable[Forward]) -> str:
             f"    ip6 saddr {{ {sources6} }} ip6 daddr != {{ {sources6}, ff00::/8 }} "
             "fib daddr type != local masquerade\n"
         )
-    hairpin4 = f"    ct status dnat ip saddr {{ {sources4} }} masquerade\n" if sources4 else ""
-    hairpin6 = f"    ct status dnat ip6 saddr {{ {sources6} }} masquerade\n" if sources6 else ""
     lookups = (
         "    dnat ip to meta l4proto . ip daddr . th dport map @hostports4_ip\n"
         "    dnat ip6 to meta l4proto . ip6 daddr . th dport map @hostports6_ip\n"
@@ -170,6 +182,8 @@ def table(bridge: str, cidrs: Sequence[str], live: Iterable[Forward]) -> str:
         "inet_service; }\n"
         "  map hostports6_ip { type inet_proto . ipv6_addr . inet_service : ipv6_addr . "
         "inet_service; }\n"
+        "  set selves4 { type ipv4_addr . ipv4_addr; }\n"
+        "  set selves6 { type ipv6_addr . ipv6_addr; }\n"
         "  chain loopback_guard {\n"
         "    type filter hook prerouting priority raw; policy accept;\n"
         f'    iifname "{bridge}" ip daddr 127.0.0.0/8 drop\n'
@@ -186,7 +200,9 @@ def table(bridge: str, cidrs: Sequence[str], live: Iterable[Forward]) -> str:
         "  chain postrouting {\n"
         "    type nat hook postrouting priority srcnat; policy accept;\n"
         f'    oifname "{bridge}" ct status dnat ip saddr 127.0.0.0/8 masquerade\n'
-        f"{hairpin4}{hairpin6}{masquerade}"
+        "    ct status dnat ip saddr . ip daddr @selves4 masquerade\n"
+        "    ct status dnat ip6 saddr . ip6 daddr @selves6 masquerade\n"
+        f"{masquerade}"
         "  }\n"
         "}\n" + add_commands(list(live))
     )
