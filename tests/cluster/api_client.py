@@ -1,4 +1,4 @@
-"""The API server over HTTPS: one request a call, and waiting by its watch instead of asking again."""
+"""The API server over HTTPS: a request a call, and waiting by its watch."""
 
 from __future__ import annotations
 

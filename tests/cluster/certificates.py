@@ -27,9 +27,7 @@ class Authority:
             "-out", str(self.accounts),
         )  # fmt: skip
         self.accounts_public = directory / "accounts.pub"
-        _openssl(
-            "pkey", "-in", str(self.accounts), "-pubout", "-out", str(self.accounts_public)
-        )
+        _openssl("pkey", "-in", str(self.accounts), "-pubout", "-out", str(self.accounts_public))
 
     def sign(self, name: str, group: str = "", names: str = "") -> tuple[Path, Path]:
         """Certificate and key for that user, or for a server under `names`."""

@@ -13,7 +13,7 @@ from typing import Any
 from api_client import path_of
 from control_plane import PODS, ControlPlane
 from cri_client import Cri, api
-from ground import Json, Program, dump, eventually, seconds, this_ground
+from ground import Json, Program, dump, eventually, fetch, seconds, this_ground
 
 _KUBELET = Path("/var/lib/kubelet")
 _NODE = "api/v1/nodes/{}"
@@ -74,8 +74,14 @@ class Cluster:
         }
         file = dump(document, self.directory / "kube-proxy.json")
         log = self.directory / "kube-proxy.log"
-        self._proxy = Program(log, "kube-proxy", f"--config={file}")
+        proxy = self._proxy = Program(log, "kube-proxy", f"--config={file}")
         self.proxy_mode = mode
+
+        def ready() -> bool:
+            proxy.check()
+            return fetch("http://127.0.0.1:10256/healthz") != ""
+
+        eventually(ready, "the first rules of kube-proxy")
 
     def stop_proxy(self) -> None:
         """End kube-proxy and take its rules away."""
@@ -199,7 +205,8 @@ class Cluster:
         cri = Cri()
         eventually(
             lambda: (
-                not cri.containers() and not any(box.state == api.SANDBOX_READY for box in cri.pods())
+                not cri.containers()
+                and not any(box.state == api.SANDBOX_READY for box in cri.pods())
             ),
             "the end of all containers and sandboxes",
             60,
@@ -250,9 +257,7 @@ class Space:
 
     def until_ready(self, name: str) -> Json:
         """A pod, once it is ready."""
-        return self.until(
-            "pods", name, lambda pod: _condition(pod, "Ready") == "True", "readiness"
-        )
+        return self.until("pods", name, lambda pod: _condition(pod, "Ready") == "True", "readiness")
 
     def until_gone(self, name: str) -> None:
         """Until there is no such pod."""

@@ -6,8 +6,8 @@ Both have a namespace "outside" that reaches the node over a wire, as a machine 
 from __future__ import annotations
 
 import json
+import select
 import shutil
-import signal
 import subprocess
 import time
 from collections.abc import Callable
@@ -32,17 +32,9 @@ def seconds(native: float) -> float:
 def eventually(holds: Callable[[], object], what: str, limit_s: float = 30) -> None:
     """Look again and again, seldom enough for an emulated processor, until `holds()`."""
     end = time.monotonic() + seconds(limit_s)
-    waiter = Pause()
     while not holds():
         assert time.monotonic() < end, f"{what} did not happen within {seconds(limit_s):.0f} s"
-        waiter.pause()
-
-
-class Pause:
-    """The time between two looks."""
-
-    def pause(self) -> None:
-        signal.sigtimedwait((), 0.05 * SCALE)
+        select.select((), (), (), 0.05 * SCALE)
 
 
 class Program:
@@ -96,8 +88,10 @@ class TestNode:
 
     __test__ = False
     node, address = "criagent-node", _NEAR
-    kubelet_settings: Json = {"cgroupsPerQOS": False, "enforceNodeAllocatable": []}
-    _kubelet: Program | None = None
+
+    def __init__(self) -> None:
+        self.kubelet_settings: Json = {"cgroupsPerQOS": False, "enforceNodeAllocatable": []}
+        self._kubelet: Program | None = None
 
     def prepare(self) -> None:
         _wire()
@@ -135,7 +129,9 @@ class Machine:
     """In the VM: the kubelet is a service, its pods are in slices."""
 
     node, address = "criagent-vm", "10.0.2.15"
-    kubelet_settings: Json = {}
+
+    def __init__(self) -> None:
+        self.kubelet_settings: Json = {}
 
     def prepare(self) -> None:
         _wire()

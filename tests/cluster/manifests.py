@@ -10,12 +10,11 @@ Json = dict[str, Any]
 NGINX = "registry.k8s.io/e2e-test-images/nginx:1.14-2"
 SLEEP = ("sleep", "1000000")
 # A page with the name of the pod and $VERSION. Signals of PID 1 have no default: the shell's trap.
-WEB = (
-    "sh",
-    "-c",
+_SERVE = (
     'trap "exit 0" TERM; mkdir -p /www; echo "$(hostname) $VERSION" > /www/index.html;'
-    " httpd -f -h /www & wait",
+    " httpd -f -h /www & wait"
 )
+WEB = ("sh", "-c", _SERVE)
 
 
 def container(name: str, command: tuple[str, ...] = SLEEP, **fields: Any) -> Json:
@@ -63,4 +62,7 @@ def workload(name: str, *containers: Json, **fields: Any) -> Json:
 def service(name: str, **fields: Any) -> Json:
     """A Service for port 80 of the pods whose label `app` is its name."""
     port = {"port": 80, "targetPort": 80}
-    return {"metadata": {"name": name}, "spec": {"selector": {"app": name}, "ports": [port], **fields}}
+    return {
+        "metadata": {"name": name},
+        "spec": {"selector": {"app": name}, "ports": [port], **fields},
+    }

@@ -1,4 +1,4 @@
-"""What the kubelet puts into pods: ConfigMaps, Secrets, tokens, as files, as subPath and as variables."""
+"""What the kubelet puts into pods: ConfigMaps, Secrets, tokens; files, sub-paths, variables."""
 
 from __future__ import annotations
 
@@ -23,7 +23,10 @@ def test_config_maps_and_secrets_are_files_and_variables(space: Space) -> None:
         "main",
         envFrom=[{"configMapRef": {"name": "plain"}, "prefix": "MY_"}],
         env=[
-            {"name": "PASSWORD", "valueFrom": {"secretKeyRef": {"name": "hidden", "key": "PASSWORD"}}},
+            {
+                "name": "PASSWORD",
+                "valueFrom": {"secretKeyRef": {"name": "hidden", "key": "PASSWORD"}},
+            },
             {"name": "POD", "valueFrom": {"fieldRef": {"fieldPath": "metadata.name"}}},
             {"name": "BOTH", "value": "$(POD)-$(MY_COLOUR)"},
         ],
@@ -71,9 +74,7 @@ def test_a_changed_config_map_reaches_the_volume_but_not_a_sub_path(space: Space
     files = ("/whole/file", "/etc/one-file")
     assert space.exec("watcher", "cat", *files) == "oldold"
     space.patch("configmaps", "changing", {"data": {"file": "new"}})
-    eventually(
-        lambda: space.exec("watcher", "cat", "/whole/file") == "new", "the new content", 60
-    )
+    eventually(lambda: space.exec("watcher", "cat", "/whole/file") == "new", "the new content", 60)
     assert space.exec("watcher", "cat", *files) == "newold"
     # A container that starts anew has the new content in both.
     space.exec("watcher", "kill", "1")

@@ -60,7 +60,9 @@ def _pages(space: Space, version: str) -> dict[str, str]:
     pods = space.pods("web")
     assert len(pods) == REPLICAS
     pages = {one["status"]["podIP"]: fetch(f"http://{one['status']['podIP']}/") for one in pods}
-    assert sorted(pages.values()) == sorted(f"{one['metadata']['name']} {version}\n" for one in pods)
+    assert sorted(pages.values()) == sorted(
+        f"{one['metadata']['name']} {version}\n" for one in pods
+    )
     assert [restarts(one) for one in pods] == [0] * REPLICAS
     return pages
 
@@ -77,7 +79,10 @@ def test_a_job_runs_to_its_end(space: Space) -> None:
     job = template("sum", container("sum", ("sh", "-c", "echo $((40 + 2))")), restartPolicy="Never")
     space.make(
         "jobs",
-        {"metadata": {"name": "sum"}, "spec": {"completions": 4, "parallelism": 2, "template": job}},
+        {
+            "metadata": {"name": "sum"},
+            "spec": {"completions": 4, "parallelism": 2, "template": job},
+        },
     )
     done = space.until("jobs", "sum", lambda one: _state(one, "Complete"), "completion")
     assert done["status"]["succeeded"] == 4

@@ -1,4 +1,4 @@
-"""What kube-proxy counts on: pods reach Services on this node, themselves among others, as themselves.
+"""What kube-proxy counts on: pods reach Services, and themselves by them, as who they are.
 
 The rules here are those that kube-proxy writes for a Service with one pod: a redirection, and a
 masquerade for the pod that reaches itself.
@@ -73,9 +73,7 @@ def _address(pods: Pods, box: str) -> str:
 
 
 @pytest.mark.usefixtures("filtered")
-def test_a_pod_reaches_itself_by_its_service(
-    pods: Pods, service: Callable[[str], None]
-) -> None:
+def test_a_pod_reaches_itself_by_its_service(pods: Pods, service: Callable[[str], None]) -> None:
     box, config = pods.sandbox()
     row = pods.running("sh", "-c", WHO, box=(box, config))
     address = _address(pods, box)
