@@ -114,6 +114,7 @@ class Cluster:
             # changes of volumes and of the node's state are seen soon
             "syncFrequency": f"{seconds(2):.0f}s",
             "nodeStatusUpdateFrequency": f"{seconds(2):.0f}s",
+            "volumeStatsAggPeriod": f"{seconds(2):.0f}s",
             "crashLoopBackOff": {"maxContainerRestartPeriod": "1s"},
             "featureGates": {"KubeletCrashLoopBackOffMax": True},
             **self.ground.kubelet_settings,
@@ -205,10 +206,11 @@ class Cluster:
         cri = Cri()
         eventually(
             lambda: (
-                not cri.containers()
+                not any(one.state == api.CONTAINER_RUNNING for one in cri.containers())
                 and not any(box.state == api.SANDBOX_READY for box in cri.pods())
+                and str(_KUBELET) not in Path("/proc/mounts").read_text()
             ),
-            "the end of all containers and sandboxes",
+            "the end of all containers, sandboxes and volumes",
             60,
         )
         cri.close()

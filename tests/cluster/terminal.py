@@ -27,10 +27,12 @@ class Running:
             self._ours, theirs = pty.openpty()
             self.resize(30, 100)
             self._process = subprocess.Popen(
-                command, stdin=theirs, stdout=theirs, stderr=theirs, env=environment,
-                start_new_session=True,
-                preexec_fn=lambda: fcntl.ioctl(0, termios.TIOCSCTTY, 0),
-            )  # fmt: skip
+                ["setsid", "--ctty", *command],
+                stdin=theirs,
+                stdout=theirs,
+                stderr=theirs,
+                env=environment,
+            )
             os.close(theirs)
             self._input = self._ours
         else:

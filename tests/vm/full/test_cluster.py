@@ -1,5 +1,6 @@
 # vm: memory=6144 limit=7200 programs=etcd,kube-apiserver,kube-controller-manager,kube-scheduler,kube-proxy,kubelet,kubectl
-"""The cluster of tests/cluster in the VM: its kubelet is a service, its pods have slices and limits."""
+# ruff: noqa: E402, E501, F401, F403, I001 - the order of the files is that of the tests
+"""The cluster of tests/cluster in the VM: its kubelet is a service, its pods have slices."""
 
 from __future__ import annotations
 
@@ -10,16 +11,16 @@ import pytest
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "cluster"))
 pytest.register_assert_rewrite(
-    *(f"test_{name}" for name in ("workloads", "volumes", "streams", "services", "stats", "unrest"))
+    *(f"test_{name}" for name in ("workloads", "volumes", "services", "streams", "stats", "unrest"))
 )
 
-from cluster_fixtures import cluster, space  # noqa: E402, F401
-from test_workloads import *  # noqa: E402, F403
-from test_volumes import *  # noqa: E402, F403, I001
-from test_services import *  # noqa: E402, F403
-from test_streams import *  # noqa: E402, F403
-from test_stats import *  # noqa: E402, F403
-from test_unrest import *  # noqa: E402, F403
+from cluster_fixtures import cluster, space
+from test_workloads import *
+from test_volumes import *
+from test_services import *
+from test_streams import *
+from test_stats import *
+from test_unrest import *
 
 
 @pytest.fixture(autouse=True)
