@@ -264,7 +264,7 @@ class BridgeNetwork:
             self._routes.send([netlink.veth(host, "eth0", self._index, fd, self._mtu)])
         finally:
             os.close(fd)
-        # With br_netfilter a redirection to a pod of this bridge stays in it, also to the same port.
+        # br_netfilter keeps what is redirected to a pod within the bridge: to its own port as well.
         self._routes.send([netlink.hairpin(netlink.index_of(host) or 0)])
         gateways = [network[1] for network in self._networks]
         namespaces.in_netns(netns, lambda: _configure(addresses, gateways))
