@@ -14,16 +14,16 @@ socket is read and kept until conmon has taken that: sending then fails with EPI
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import dataclasses
-import errno
-import os
 import socket
 from collections import deque
 from collections.abc import Callable
 from pathlib import Path
 
-from criagent.errors import UnavailableError, WrongStateError
+from criagent.errors import TimedOutError, UnavailableError, WrongStateError
 from criagent.model import Container, ContainerState
+from criagent.runtime import monitor_control
 from criagent.runtime.paths import RuntimePaths
 from criagent.store.containers import ContainerStore
 
@@ -204,20 +204,12 @@ class Attachment:
         """Nothing more comes from this client."""
         self._connection.end_stdin()
 
-    def resize(self, width: int, height: int) -> None:
+    async def resize(self, width: int, height: int) -> None:
         """Tell the container's terminal its size; conmon takes 1 to 1000."""
         line = f"1 {min(max(height, 1), 1000)} {min(max(width, 1), 1000)}\n"
-        try:
-            fd = os.open(self._control, os.O_WRONLY | os.O_NONBLOCK | os.O_CLOEXEC)
-        except OSError:
-            return  # the container has just exited
-        try:
-            os.write(fd, line.encode())
-        except OSError as exc:
-            if exc.errno not in {errno.EPIPE, errno.EAGAIN}:  # exited, or busy: as good as unsaid
-                raise
-        finally:
-            os.close(fd)
+        # A container that has just exited, or a monitor that hangs, needs no size.
+        with contextlib.suppress(WrongStateError, TimedOutError):
+            await monitor_control.tell(self._control, line.encode())
 
     def close(self) -> None:
         """Leave; idempotent."""

@@ -24,6 +24,7 @@ from criagent.errors import AgentError, ExhaustedError, TimedOutError, WrongStat
 from criagent.kernel import process
 from criagent.kernel.inotify import IN_MOVED_TO, Inotify
 from criagent.model import Container, ContainerState
+from criagent.runtime import monitor_control
 from criagent.runtime.paths import RuntimePaths
 from criagent.store.containers import ContainerStore
 
@@ -80,7 +81,7 @@ class LogReopener:
         try:
             inotify.add(log.parent, IN_MOVED_TO)
             loop.add_reader(inotify.fd, readable)
-            await run_in(self.fs, _tell, control, row.id, log)
+            await _tell(control, row.id, log)
             faults.reach("reopen-log:told")
             await self._reopened(row, log, moved)
         except BaseException:
@@ -155,19 +156,13 @@ def _free_name(log: Path) -> Path:
     return found
 
 
-def _tell(control: Path, container_id: str, log: Path) -> None:
+async def _tell(control: Path, container_id: str, log: Path) -> None:
     try:
-        fd = os.open(control, os.O_WRONLY | os.O_NONBLOCK | os.O_CLOEXEC)
-    except OSError as exc:
-        if exc.errno in {errno.ENXIO, errno.ENOENT}:
-            raise WrongStateError(
-                f"container {container_id} has just exited; its log {log} stays closed"
-            ) from None
-        raise
-    try:
-        os.write(fd, _REOPEN)
-    finally:
-        os.close(fd)
+        await monitor_control.tell(control, _REOPEN)
+    except WrongStateError:
+        raise WrongStateError(
+            f"container {container_id} has just exited; its log {log} stays closed"
+        ) from None
 
 
 def _take_back(control: Path, log: Path) -> None:

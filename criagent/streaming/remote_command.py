@@ -158,7 +158,7 @@ async def _show(attachment: Attachment, session: AttachSession, channels: Channe
 
     async def resize() -> None:
         async for size in channels.sizes():
-            attachment.resize(size.width, size.height)
+            await attachment.resize(size.width, size.height)
 
     tasks = [asyncio.create_task(inward()), asyncio.create_task(resize())]
     try:

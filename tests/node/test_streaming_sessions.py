@@ -127,6 +127,22 @@ def test_the_first_size_is_there_before_the_command_and_later_ones_follow(pods: 
     assert json.loads(found[error])["status"] == "Success"
 
 
+def test_an_attached_terminal_gets_the_last_of_sizes_that_come_at_once(pods: Pods) -> None:
+    def on_terminal(config: api.ContainerConfig) -> None:
+        config.tty = config.stdin = True
+
+    row = pods.running("sh", change=on_terminal)
+    url = attach_url(pods, row, tty=True, stdin=True, stdout=True)
+    with Spdy(url, V4) as client:
+        for kind in ("error", "stdin", "stdout"):
+            client.open(streamtype=kind)
+        resize = client.open(streamtype="resize")
+        for number in range(1, 41):
+            client.send(resize, b'{"Width":%d,"Height":%d}' % (100 + number, number))
+        size = ("sh", "-c", "stty size < /proc/1/fd/0")
+        until(lambda: pods.cri.exec(row, *size).stdout == b"40 140\n", "the last size", 5)
+
+
 def test_stdin_ends_with_its_stream_alone(pods: Pods) -> None:
     row = pods.running()
     url = exec_url(pods, row, "sh", "-c", "cat; sleep 0.2; echo done", stdin=True, stdout=True)
