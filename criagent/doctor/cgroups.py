@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 from criagent.config import Config
-from criagent.doctor.finding import Finding, error, fine, listens, warning
+from criagent.doctor.finding import Finding, content, error, fine, listens, warning
+from criagent.doctor.neighbours import KUBELET
 from criagent.kernel import cgroupfs
 from criagent.kernel.mount import mountinfo
 from criagent.runtime.node_facts import controllers
 
+_KUBELETS = re.compile(r"^[^#\n]*(?:--cgroup-driver[= ]|cgroupDriver:\s*)[\"']?(\w+)", re.MULTILINE)
 _WANTED = ("cpu", "cpuset", "memory", "pids", "io")
 
 
@@ -24,18 +27,21 @@ class CgroupFacts:
     controllers: frozenset[str] = frozenset(_WANTED)
     systemd: bool = False
     bus: bool = False  # D-Bus's system socket
+    kubelets_driver: str = ""  # what the kubelet's configuration names, "" = nothing
 
 
 def read() -> CgroupFacts:
     """Look at this node."""
     mounted = [entry for entry in mountinfo() if entry.target == str(cgroupfs.ROOT)]
     unified = bool(mounted) and mounted[-1].fstype == "cgroup2"
+    drivers = [match[1] for path in KUBELET for match in _KUBELETS.finditer(content(path))]
     return CgroupFacts(
         fstype=mounted[-1].fstype if mounted else "",
         writable=bool(mounted) and "rw" in mounted[-1].options,
         controllers=controllers() if unified else frozenset(),
         systemd=Path("/run/systemd/system").is_dir(),
         bus=listens("/run/dbus/system_bus_socket"),
+        kubelets_driver=drivers[0] if drivers else "",
     )
 
 
@@ -60,7 +66,20 @@ def judge(facts: CgroupFacts, config: Config) -> Iterator[Finding]:
         return
     yield fine("cgroups", "v2")
     yield _controllers(facts, config)
-    yield _driver(facts, config)
+    driver = _chosen(facts, config)
+    yield _driver(facts, config, driver)
+    if facts.kubelets_driver not in {"", driver}:
+        yield warning(
+            "kubelet's cgroup driver",
+            f"{facts.kubelets_driver}, and the agent's is {driver}: a kubelet before 1.31 keeps to "
+            "its own",
+            f"set cgroupDriver: {driver} in the kubelet's configuration, and restart it",
+        )
+
+
+def _chosen(facts: CgroupFacts, config: Config) -> str:
+    wanted = config.runtime.cgroup_driver
+    return ("systemd" if facts.systemd else "cgroupfs") if wanted == "auto" else wanted
 
 
 def _controllers(facts: CgroupFacts, config: Config) -> Finding:
@@ -78,9 +97,8 @@ def _controllers(facts: CgroupFacts, config: Config) -> Finding:
     )
 
 
-def _driver(facts: CgroupFacts, config: Config) -> Finding:
-    name, wanted = "cgroup driver", config.runtime.cgroup_driver
-    driver = ("systemd" if facts.systemd else "cgroupfs") if wanted == "auto" else wanted
+def _driver(facts: CgroupFacts, config: Config, driver: str) -> Finding:
+    name = "cgroup driver"
     if driver == "cgroupfs":
         if facts.systemd:
             return warning(

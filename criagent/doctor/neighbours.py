@@ -15,7 +15,7 @@ _SOCKETS = (
     "/run/crio/crio.sock",
     "/run/cri-dockerd.sock",
 )
-_KUBELET = ("/var/lib/kubelet/kubeadm-flags.env", "/var/lib/kubelet/config.yaml")
+KUBELET = ("/var/lib/kubelet/kubeadm-flags.env", "/var/lib/kubelet/config.yaml")
 _ENDPOINT = re.compile(
     r"^[^#\n]*(?:--container-runtime-endpoint[= ]|containerRuntimeEndpoint:\s*)[\"']?(?:unix://)?"
     r"([^\s\"']+)",
@@ -35,7 +35,7 @@ class NeighbourFacts:
 def read() -> NeighbourFacts:
     """Look at this node."""
     listening = {str(Path(path).resolve()) for path in _SOCKETS if listens(path)}
-    found = [match[1] for path in _KUBELET for match in _ENDPOINT.finditer(content(path))]
+    found = [match[1] for path in KUBELET for match in _ENDPOINT.finditer(content(path))]
     kubelet = str(Path(found[0]).resolve()) if found else ""
     return NeighbourFacts(sockets=tuple(sorted(listening)), kubelet=kubelet)
 

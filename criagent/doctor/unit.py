@@ -1,4 +1,4 @@
-"""The systemd unit, where there is one: what a drop-in may have changed to the pods' harm."""
+"""The systemd unit, where there is one: whether it serves, now and after a reboot; bad drop-ins."""
 
 from __future__ import annotations
 
@@ -22,6 +22,7 @@ _NO_NAMESPACE = {
     "ProtectKernelTunables": "no",
     "ProtectControlGroups": "no",
 }
+_STATES = ("LoadState", "ActiveState", "UnitFileState")
 _WHY = {
     "KillMode": "stopping the unit would kill every container",
     "Delegate": "systemd may move or limit what belongs to containers",
@@ -31,7 +32,7 @@ _WHY = {
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class UnitFacts:
-    """Properties of the loaded unit; none where systemd does not run or has no such unit."""
+    """Properties of the unit; none where systemd does not run or has no such unit."""
 
     properties: Mapping[str, str] = field(default_factory=dict)
     monitors: bool = True  # whether the unit of the monitors runs
@@ -41,14 +42,14 @@ def read() -> UnitFacts:
     """Ask systemd."""
     if not Path("/run/systemd/system").is_dir():
         return UnitFacts()
-    names = ",".join(("LoadState", *_WANTED, *_NO_NAMESPACE))
+    names = ",".join((*_STATES, *_WANTED, *_NO_NAMESPACE))
     command = ["systemctl", "show", _UNIT, f"--property={names}"]
     try:
         done = subprocess.run(command, capture_output=True, text=True, timeout=10, check=False)
     except (OSError, subprocess.TimeoutExpired):
         return UnitFacts()
     found = dict(line.split("=", 1) for line in done.stdout.splitlines() if "=" in line)
-    if found.pop("LoadState", "") != "loaded":
+    if found.get("LoadState", "not-found") == "not-found":
         return UnitFacts()
     return UnitFacts(properties=found, monitors=_active(_MONITORS))
 
@@ -65,6 +66,11 @@ def judge(facts: UnitFacts) -> Iterator[Finding]:
     """Findings on `facts`; none without a unit."""
     if not facts.properties:
         return
+    load = facts.properties.get("LoadState", "loaded")
+    if load != "loaded":
+        cure = f"systemctl unmask {_UNIT}" if load == "masked" else f"systemctl status {_UNIT}"
+        yield error(_UNIT, f"{load}: systemd does not start it", cure)
+        return
     wrong = [
         (key, facts.properties[key], wanted)
         for key, wanted in {**_WANTED, **_NO_NAMESPACE}.items()
@@ -77,11 +83,27 @@ def judge(facts: UnitFacts) -> Iterator[Finding]:
             f"{key}={have}: {why}",
             f"set {key}={wanted} (systemctl cat {_UNIT} shows the drop-in), and restart it",
         )
+    state = list(_state(facts))
+    yield from state
     if not facts.monitors:
         yield warning(
             _MONITORS,
             f"not active: `systemctl kill {_UNIT}` would kill the containers' monitors",
             f"install deploy/{_MONITORS} beside {_UNIT}, and restart that",
         )
-    if not wrong:
+    if not (wrong or state):
         yield fine(_UNIT, "as it should be")
+
+
+def _state(facts: UnitFacts) -> Iterator[Finding]:
+    """What is to be said when it does not serve, or would not after a reboot."""
+    active = facts.properties.get("ActiveState", "active")
+    if active in {"failed", "activating"}:
+        text = "has failed" if active == "failed" else "is starting, or fails again and again"
+        yield error(_UNIT, f"{text}: nothing serves pods", f"see journalctl -eu {_UNIT}")
+    elif active != "active":
+        text = f"is {active}: nothing serves pods, those that run go on"
+        yield warning(_UNIT, text, f"systemctl start {_UNIT}")
+    if facts.properties.get("UnitFileState", "enabled") == "disabled":
+        text = "not enabled: after a reboot no pod comes back"
+        yield warning(_UNIT, text, f"systemctl enable {_UNIT}")

@@ -99,6 +99,13 @@ def test_system(facts: dict[str, Any], name: str, level: str, part: str) -> None
             "two owners",
         ),
         ({}, {"cgroup_driver": "systemd"}, "cgroup driver", "error", "does not manage"),
+        (
+            {"systemd": True, "bus": True, "kubelets_driver": "cgroupfs"},
+            {},
+            "kubelet's cgroup driver",
+            "warning",
+            "set cgroupDriver: systemd",
+        ),
     ],
 )
 def test_cgroups(
@@ -240,6 +247,13 @@ def test_limits(facts: dict[str, Any], name: str, level: str, part: str) -> None
         ({"KillMode": "process", "Delegate": "no"}, "error", "Delegate=yes"),
         ({"ProtectSystem": "strict"}, "error", "does not see pods' mounts"),
         ({"NoNewPrivileges": "yes"}, "error", "setuid"),
+        ({"LoadState": "masked", "UnitFileState": "masked"}, "error", "unmask"),
+        ({"LoadState": "bad-setting"}, "error", "systemctl status"),
+        ({"ActiveState": "failed"}, "error", "journalctl"),
+        ({"ActiveState": "activating"}, "error", "again and again"),
+        ({"ActiveState": "inactive"}, "warning", "systemctl start"),
+        ({"ActiveState": "active", "UnitFileState": "disabled"}, "warning", "enable"),
+        ({"ActiveState": "active", "UnitFileState": "enabled"}, "ok", ""),
     ],
 )
 def test_unit(properties: dict[str, str], level: str, part: str) -> None:
