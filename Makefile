@@ -47,6 +47,7 @@ vm-test:  ## systemd, limits, AppArmor, a kubelet in a virtual machine; needs ro
 	tests/vm/suites
 
 vm-test-full:  ## the same, then for hours: critest whole, idle windows, a cluster, kubeadm, kind
+	tests/node/bare-doctor
 	tests/vm/suites --full
 
 test: unit node critest  ## all tests that this machine can run; prints what is skipped and why
