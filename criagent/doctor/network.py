@@ -13,6 +13,7 @@ from criagent.doctor.programs import FLOORS, answer_of, below_floor
 from criagent.errors import AgentError
 from criagent.kernel.nftables import Nftables
 from criagent.net.cni_config import CniConfigError, find_plugin, load_first
+from criagent.runtime.node_facts import held_capabilities
 from criagent.runtime.program_floors import dotted, parse_version
 
 _FORWARDING = {
@@ -147,6 +148,8 @@ def _judge_cni(facts: NetworkFacts) -> Iterator[Finding]:
 
 def _chains() -> tuple[str, str]:
     """(why nftables does not work, its chains)."""
+    if "CAP_NET_ADMIN" not in held_capabilities():  # the library would complain on stderr
+        return "CAP_NET_ADMIN is missing: rules cannot be seen", ""
     try:
         nft = Nftables()
         try:

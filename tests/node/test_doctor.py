@@ -143,3 +143,13 @@ def test_a_clock_that_was_set_back_is_a_warning(tmp_path: Path) -> None:
     subprocess.run(["touch", "-d", "+2 days", root / "state.db"], check=True)
     _, found = doctor(config=f"storage.root = '{root}'", at=tmp_path)
     assert found["clock"]["level"] == "warning"
+
+
+def test_an_unprivileged_user_is_told_so() -> None:
+    command = ["setpriv", "--reuid=65534", "--regid=65534", "--clear-groups", sys.executable]
+    command += ["-m", "criagent", "doctor", "--json"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr) == (2, "")
+    found = {entry["name"]: entry for entry in json.loads(done.stdout)}
+    assert found["capabilities"]["level"] == found["nftables"]["level"] == "error"
+    assert "root" in found["capabilities"]["cure"]

@@ -138,6 +138,7 @@ def test_a_changed_hostname_disturbs_no_pod(pods: VmPods) -> None:
         pods.created(sleeper())
     finally:
         subprocess.run(["hostnamectl", "set-hostname", old], check=True)
+        systemctl("stop", "systemd-hostnamed")  # it stays for a while, with mounts of its own
 
 
 @pytest.fixture
