@@ -8,22 +8,20 @@ limits and no leader election, because the machine is emulated; nothing of the r
 from __future__ import annotations
 
 import json
-import os
 import subprocess
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from cri_client import BUSYBOX, Cri
+from kubeadm_node import SLOW, Cluster
 from units import container_units, failed_units, systemctl
-from waiting import until
 
 pytestmark = pytest.mark.timeout(5400)
 
 TOOLS = Path("/opt/tools/bin")
 SOCKET = "unix:///run/criagent/criagent.sock"
-LIMIT_S = 1200
 # kubeadm's own drop-in of the kubelet's unit, in short.
 KUBELET = """[Unit]
 After=criagent.service network-online.target
@@ -39,29 +37,6 @@ KillMode=process
 [Install]
 WantedBy=multi-user.target
 """
-SLOW = {
-    "InitConfiguration": """timeouts:
-  controlPlaneComponentHealthCheck: 40m
-  kubeletHealthCheck: 20m
-  kubernetesAPICall: 20m
-  etcdAPICall: 20m
-""",
-    "ClusterConfiguration": """kubernetesVersion: v1.36.3
-controllerManager:
-  extraArgs:
-  - {name: leader-elect, value: "false"}
-  - {name: node-monitor-grace-period, value: 10m}
-scheduler:
-  extraArgs:
-  - {name: leader-elect, value: "false"}
-etcd:
-  local:
-    extraArgs:
-    - {name: heartbeat-interval, value: "1000"}
-    - {name: election-timeout, value: "20000"}
-""",
-    "KubeletConfiguration": "runtimeRequestTimeout: 10m\n",
-}
 
 
 def documented() -> str:
@@ -77,122 +52,73 @@ def documented() -> str:
     return "---\n".join(documents)
 
 
-def run(*command: str, limit_s: float = LIMIT_S) -> str:
-    """Output of a command, which must succeed."""
-    environment = {**os.environ, "KUBECONFIG": "/etc/kubernetes/admin.conf"}
-    done = subprocess.run(
-        command, capture_output=True, text=True, check=False, timeout=limit_s, env=environment
-    )
-    if done.returncode:
-        report()
-    assert done.returncode == 0, f"{' '.join(command)}: {done.stdout[-6000:]}{done.stderr[-6000:]}"
-    return done.stdout
+@pytest.fixture(autouse=True)
+def nothing_leaks() -> None:
+    """Not between these tests: the last one looks."""
 
 
-def kubectl(*words: str) -> str:
-    """kubectl on the cluster."""
-    return run("kubectl", "--request-timeout=300s", *words)
+@pytest.fixture(scope="session", autouse=True)
+def images() -> None:
+    """The cluster's own."""
 
 
-def report() -> None:
-    """What the node says when something did not happen."""
-    for command in (
-        "crictl ps -a",
-        "journalctl -u kubelet --no-pager -o cat -n 40",
-        "for c in $(crictl ps -aq); do echo == $c; crictl logs --tail 8 $c; done",
-        "kubectl --kubeconfig /etc/kubernetes/admin.conf --request-timeout=60s get pods -A -o wide",
-        "kubectl --kubeconfig /etc/kubernetes/admin.conf --request-timeout=60s get events -A",
-    ):
-        done = subprocess.run(
-            ["bash", "-c", command + " 2>&1"], capture_output=True, text=True, check=False
-        )
-        print(f"--- {command}", done.stdout[-6000:], sep="\n", flush=True)
-
-
-def until_holds(holds: Callable[[], object], what: str, limit_s: float = LIMIT_S) -> None:
-    """Wait, or tell what the node says."""
-    try:
-        until(holds, what, limit_s)
-    except AssertionError:
-        report()
-        raise
-
-
-@pytest.fixture(scope="module", autouse=True)
-def cluster() -> Iterator[None]:
+@pytest.fixture(scope="module")
+def cluster() -> Iterator[Cluster]:
     """A node that kubeadm has made; the times of its steps are printed."""
     start = time.monotonic()
 
     def took(what: str) -> None:
         print(f"{what}: {time.monotonic() - start:.0f} s", flush=True)
 
-    run("criagent", "image", "import", str(TOOLS / "control-plane.tar"))
+    made = Cluster("/etc/kubernetes/admin.conf")
+    made.run("criagent", "image", "import", str(TOOLS / "control-plane.tar"))
     took("images imported")
     Path("/etc/systemd/system/kubelet.service").write_text(KUBELET)
     Path("/root/kubeadm.yaml").write_text(documented())
     systemctl("daemon-reload")
     systemctl("enable", "kubelet")
-    print(run("kubeadm", "config", "validate", "--config=/root/kubeadm.yaml"))
+    print(made.run("kubeadm", "config", "validate", "--config=/root/kubeadm.yaml"))
     words = ["kubeadm", "init", "--config=/root/kubeadm.yaml", "--skip-token-print"]
-    # The machine has one processor, and its /boot, with the kernel's configuration, is empty.
-    print(run(*words, "--ignore-preflight-errors=NumCPU,SystemVerification", limit_s=5000))
+    # The machine has one processor, and its /boot, with the kernel's configuration, is empty. The
+    # add-ons follow when the start's load is over: their calls have ten seconds each.
+    words += ["--ignore-preflight-errors=NumCPU,SystemVerification", "--skip-phases=addon"]
+    print(made.run(*words, limit_s=5000))
     took("kubeadm init")
-    until_holds(node_is_ready, "a Ready node")
+    made.until(made.is_ready, "a Ready node")
     took("the node is Ready")
-    kubectl("taint", "nodes", "--all", "node-role.kubernetes.io/control-plane-")
-    yield
+    addons = ["kubeadm", "init", "phase", "addon", "all", "--config=/root/kubeadm.yaml"]
+    made.until(lambda: subprocess.run(addons, check=False).returncode == 0, "the add-ons")
+    took("the add-ons are applied")
+    made.kubectl("taint", "nodes", "--all", "node-role.kubernetes.io/control-plane-")
+    yield made
     took("all")
 
 
-def node_is_ready() -> bool:
-    (node,) = json.loads(kubectl("get", "nodes", "-o", "json"))["items"]
-    ready = {one["type"]: one["status"] for one in node["status"]["conditions"]}
-    return ready["Ready"] == "True"
-
-
-def pods(*words: str) -> dict[str, bool]:
-    """Names of pods, and whether each is Ready."""
-    found = json.loads(kubectl("get", "pods", "-o", "json", *words))["items"]
-    return {
-        pod["metadata"]["name"]: any(
-            one["type"] == "Ready" and one["status"] == "True"
-            for one in pod["status"].get("conditions", ())
-        )
-        for pod in found
-    }
-
-
-def test_every_pod_of_the_control_plane_runs() -> None:
+def test_every_pod_of_the_control_plane_runs(cluster: Cluster) -> None:
     """Static pods, kube-proxy and CoreDNS, on the runtime that the node names."""
     runtime = "{.items[0].status.nodeInfo.containerRuntimeVersion}"
-    assert kubectl("get", "nodes", "-o", f"jsonpath={runtime}").startswith("criagent://")
-
-    def ready() -> bool:
-        found = pods("-n", "kube-system")
-        kinds = sorted(name.removesuffix("-criagent-vm").split("-")[0] for name in found)
-        return kinds == ["coredns"] * 2 + ["etcd"] + ["kube"] * 4 and all(found.values())
-
-    until_holds(ready, "readiness of the control plane's pods")
-    print(kubectl("get", "pods", "-A", "-o", "wide"))
+    assert cluster.kubectl("get", "nodes", "-o", f"jsonpath={runtime}").startswith("criagent://")
+    cluster.until(cluster.control_plane_is_ready, "readiness of the control plane's pods")
+    print(cluster.kubectl("get", "pods", "-A", "-o", "wide"))
 
 
-def test_a_pod_is_scheduled_and_reaches_a_service() -> None:
+def test_a_pod_is_scheduled_and_reaches_a_service(cluster: Cluster) -> None:
     """The pod has an address of the node's pod CIDR; kube-proxy and CoreDNS serve it."""
-    kubectl("run", "one", f"--image={BUSYBOX}", "--", "sleep", "100000")
-    until_holds(lambda: pods("-n", "default").get("one"), "the pod")
-    pod = json.loads(kubectl("get", "pod", "one", "-o", "json"))
+    cluster.kubectl("run", "one", f"--image={BUSYBOX}", "--", "sleep", "100000")
+    cluster.until(lambda: cluster.pods("default").get("one"), "the pod")
+    pod = json.loads(cluster.kubectl("get", "pod", "one", "-o", "json"))
     assert pod["status"]["podIP"].startswith("10.244.0.")
-    assert kubectl("exec", "one", "--", "echo", "hello") == "hello\n"
-    # The API server's Service, by its address and by its name.
-    kubectl("exec", "one", "--", "nc", "-w", "120", "10.96.0.1", "443")
-    answer = kubectl("exec", "one", "--", "nslookup", "kubernetes.default.svc.cluster.local")
-    assert "10.96.0.1" in answer
-    kubectl("delete", "pod", "one", "--grace-period=1")
+    assert cluster.kubectl("exec", "one", "--", "echo", "hello") == "hello\n"
+    # The API server's Service, by its address and by its name; without input it just connects.
+    cluster.kubectl("exec", "one", "--", "nc", "-w", "120", "10.96.0.1", "443")
+    name = "kubernetes.default.svc.cluster.local"
+    assert "10.96.0.1" in cluster.kubectl("exec", "one", "--", "nslookup", name)
+    cluster.kubectl("delete", "pod", "one", "--grace-period=1")
 
 
-def test_reset_leaves_nothing_of_the_pods() -> None:
+def test_reset_leaves_nothing_of_the_pods(cluster: Cluster) -> None:
     """No pod, scope, slice, mount or volume directory; the agent goes on."""
-    print(run("kubeadm", "reset", "--force", f"--cri-socket={SOCKET}"))
+    print(cluster.run("kubeadm", "reset", "--force", f"--cri-socket={SOCKET}"))
     cri = Cri()
     assert [box.metadata.name for box in cri.pods()] == []
     assert cri.containers() == []

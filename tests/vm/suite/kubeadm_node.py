@@ -1,0 +1,117 @@
+"""A cluster that kubeadm makes on the emulated machine: its configuration, and what it says."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+from collections.abc import Callable, Sequence
+
+from waiting import until
+
+LIMIT_S = 1200
+# Longer limits and no elections, by kind of document: the machine is some twenty times slower.
+SLOW = {
+    "InitConfiguration": """timeouts:
+  controlPlaneComponentHealthCheck: 40m
+  kubeletHealthCheck: 20m
+  kubernetesAPICall: 20m
+  etcdAPICall: 20m
+""",
+    "ClusterConfiguration": """kubernetesVersion: v1.36.3
+controllerManager:
+  extraArgs:
+  - {name: leader-elect, value: "false"}
+  - {name: node-monitor-grace-period, value: 10m}
+scheduler:
+  extraArgs:
+  - {name: leader-elect, value: "false"}
+etcd:
+  local:
+    extraArgs:
+    - {name: heartbeat-interval, value: "1000"}
+    - {name: election-timeout, value: "20000"}
+""",
+    "KubeletConfiguration": "runtimeRequestTimeout: 10m\n",
+}
+
+
+class Cluster:
+    """Commands on a cluster of one node. `enter` is what runs a command on that node."""
+
+    def __init__(self, kubeconfig: str, enter: Sequence[str] = ()) -> None:
+        self.environment = {**os.environ, "KUBECONFIG": kubeconfig}
+        self._enter = enter
+
+    def run(self, *command: str, limit_s: float = LIMIT_S) -> str:
+        """Output of a command, which must succeed."""
+        done = self._done(*command, limit_s=limit_s)
+        if done.returncode:
+            self.report()
+        output = done.stdout[-2000:] + done.stderr[-2000:]
+        assert done.returncode == 0, f"{' '.join(command)}: {output}"
+        return done.stdout
+
+    def kubectl(self, *words: str) -> str:
+        """kubectl on the cluster."""
+        return self.run("kubectl", "--request-timeout=300s", *words)
+
+    def asked(self, *words: str) -> str:
+        """What kubectl finds, or nothing: a busy API server may not answer in time."""
+        done = self._done("kubectl", "--request-timeout=300s", *words)
+        return done.stdout if done.returncode == 0 else ""
+
+    def is_ready(self) -> bool:
+        """Whether the node is."""
+        path = '{.items[*].status.conditions[?(@.type=="Ready")].status}'
+        return self.asked("get", "nodes", "-o", f"jsonpath={path}") == "True"
+
+    def pods(self, namespace: str) -> dict[str, bool]:
+        """Names of pods, and whether each is Ready."""
+        text = self.asked("get", "pods", "-o", "json", "-n", namespace)
+        return {
+            pod["metadata"]["name"]: any(
+                one["type"] == "Ready" and one["status"] == "True"
+                for one in pod["status"].get("conditions", ())
+            )
+            for pod in json.loads(text or '{"items": []}')["items"]
+        }
+
+    def control_plane_is_ready(self) -> bool:
+        """Whether every pod that kubeadm makes is there and ready."""
+        found = self.pods("kube-system")
+        kinds = sorted(name.split("-")[0] for name in found)
+        return kinds == ["coredns"] * 2 + ["etcd"] + ["kube"] * 4 and all(found.values())
+
+    def until(self, holds: Callable[[], object], what: str, limit_s: float = LIMIT_S) -> None:
+        """Wait, or tell what the node says."""
+        try:
+            until(holds, what, limit_s)
+        except AssertionError:
+            self.report()
+            raise
+
+    def report(self) -> None:
+        """Print what the node and the cluster say."""
+        for command in (
+            "crictl ps -a",
+            "journalctl -u kubelet --no-pager -o cat -n 40",
+            "for c in $(crictl ps -aq); do echo == $c; crictl logs --tail 8 $c; done",
+        ):
+            self._print(*self._enter, "bash", "-c", command)
+        self._print("kubectl", "--request-timeout=60s", "get", "pods", "-A", "-o", "wide")
+        self._print("kubectl", "--request-timeout=60s", "get", "events", "-A")
+
+    def _print(self, *command: str) -> None:
+        done = self._done(*command)
+        print("---", *command, "\n", (done.stdout + done.stderr)[-2500:], flush=True)
+
+    def _done(self, *command: str, limit_s: float = LIMIT_S) -> subprocess.CompletedProcess[str]:
+        return subprocess.run(
+            command,
+            capture_output=True,
+            text=True,
+            check=False,
+            timeout=limit_s,
+            env=self.environment,
+        )
