@@ -103,17 +103,17 @@ def test_pods_run_from_loaded_images(cluster: Cluster) -> None:
     copy = ["skopeo", "copy", "-q", "--src-tls-verify=false", "--insecure-policy", busybox]
     subprocess.run([*copy, "docker-archive:/root/mine.tar:docker.io/library/mine:1"], check=True)
     print(cluster.run("kind", "load", "image-archive", "/root/mine.tar"))
-    debian = f"{REGISTRY}/fixtures/debian:13"
-    cluster.run("podman", "pull", "-q", "--tls-verify=false", debian)
+    other = f"{REGISTRY}/k8s-staging-cri-tools/test-image-2:latest"
+    cluster.run("podman", "pull", "-q", "--tls-verify=false", other)
     for name in ("localhost/own:1", "localhost/own:2"):
-        cluster.run("podman", "tag", debian, name)
+        cluster.run("podman", "tag", other, name)
         print(cluster.run("kind", "load", "docker-image", name))
     for pod, image in {"one": "mine:1", "two": "localhost/own:2"}.items():
         words = ["run", pod, f"--image={image}", "--image-pull-policy=Never"]
         cluster.kubectl(*words, "--", "sleep", "100000")
     cluster.until(lambda: sum(cluster.pods("default").values()) == 2, "the pods")
-    assert cluster.kubectl("exec", "one", "--", "echo", "hello") == "hello\n"
-    assert cluster.kubectl("exec", "two", "--", "cat", "/etc/debian_version").startswith("13")
+    for pod in ("one", "two"):
+        assert cluster.kubectl("exec", pod, "--", "echo", "hello") == "hello\n"
 
 
 def test_the_cluster_goes(cluster: Cluster) -> None:
