@@ -8,6 +8,7 @@ has booted, because this machine needs longer for that than kind's half a minute
 from __future__ import annotations
 
 import subprocess
+import textwrap
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -47,17 +48,24 @@ def images() -> None:
     """The cluster's own."""
 
 
+# kubeadm's calls for the add-ons have ten seconds: they follow when the start's load is over.
+LATER = """skipPhases: [preflight, addon/coredns, addon/kube-proxy]
+"""
+
+
 def configuration() -> str:
     """deploy/kind/cluster.yaml, which ends with its patches, on a slow machine."""
+    own = (
+        '  - {name: enable-hostpath-provisioner, value: "true"}\n'  # kind's; a patch replaces lists
+    )
+    patches = {
+        "InitConfiguration": LATER + SLOW["InitConfiguration"],
+        "ClusterConfiguration": SLOW["ClusterConfiguration"].replace("  - ", f"{own}  - ", 1),
+        "KubeletConfiguration": SLOW["KubeletConfiguration"],
+    }
     text = Path("/src/deploy/kind/cluster.yaml").read_text()
-    for kind, more in SLOW.items():
-        patch = f"kind: {kind}\n{more}".replace(
-            "- {name: leader-elect",
-            '- {name: enable-hostpath-provisioner, value: "true"}\n  - {name: leader-elect',
-            1,
-        )
-        lines = "".join(f"    {line}\n" for line in patch.splitlines() if "Version" not in line)
-        text += "  - |\n" + lines
+    for kind, more in patches.items():
+        text += "  - |\n" + textwrap.indent(f"kind: {kind}\n{more}", "    ")
     return text
 
 
@@ -85,6 +93,8 @@ def cluster() -> Iterator[Cluster]:
     words = ["kind", "create", "cluster", "--image", IMAGE, "--config", "/root/cluster.yaml"]
     print(made.run(*words, "--wait=30m", "--retain", limit_s=5000))
     took("kind create cluster")
+    made.apply_addons("/kind/kubeadm.conf")
+    took("the add-ons are applied")
     yield made
     took("all")
 

@@ -8,7 +8,6 @@ limits and no leader election, because the machine is emulated; nothing of the r
 from __future__ import annotations
 
 import json
-import subprocess
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -86,8 +85,7 @@ def cluster() -> Iterator[Cluster]:
     took("kubeadm init")
     made.until(made.is_ready, "a Ready node")
     took("the node is Ready")
-    addons = ["kubeadm", "init", "phase", "addon", "all", "--config=/root/kubeadm.yaml"]
-    made.until(lambda: subprocess.run(addons, check=False).returncode == 0, "the add-ons")
+    made.apply_addons("/root/kubeadm.yaml")
     took("the add-ons are applied")
     made.kubectl("taint", "nodes", "--all", "node-role.kubernetes.io/control-plane-")
     yield made
