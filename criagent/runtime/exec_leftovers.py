@@ -6,20 +6,31 @@ of a command that had ended have no such file and live on.
 
 from __future__ import annotations
 
+import secrets
+
 import structlog
 
 from criagent.model import Container
 from criagent.runtime.exec_cgroup import exec_cgroup
 from criagent.runtime.paths import RuntimePaths
 
-EXEC_PREFIX = "exec-"
+_PREFIX = "exec-"
+# cAdvisor, and with it the kubelet, leaves cgroups of this ending alone, taking them for systemd's
+# mount units. Others it watches as containers: a probe a second would cost it more than the probe,
+# and it logs an error when one goes before its first look.
+_SUFFIX = ".mount"
 
 log: structlog.stdlib.BoundLogger = structlog.get_logger(__name__)
 
 
+def exec_name() -> str:
+    """A new name for an exec's process file and cgroup."""
+    return f"{_PREFIX}{secrets.token_hex(8)}{_SUFFIX}"
+
+
 async def end_leftovers(paths: RuntimePaths, row: Container) -> None:
     """Kill what the execs of a former daemon left running in a container."""
-    for file in paths.container(row.id).glob(f"{EXEC_PREFIX}*.json"):
+    for file in paths.container(row.id).glob(f"{_PREFIX}*.json"):
         cgroup = f"{row.cgroup}/{file.stem}"
         async with exec_cgroup(cgroup):
             pass  # its end is what it is for

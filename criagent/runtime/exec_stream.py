@@ -20,7 +20,7 @@ from criagent.kernel.process import node_ids
 from criagent.model import Container, ContainerState
 from criagent.runtime.container_files import ContainerFiles
 from criagent.runtime.exec_cgroup import Tree, exec_cgroup
-from criagent.runtime.exec_leftovers import EXEC_PREFIX
+from criagent.runtime.exec_leftovers import exec_name
 from criagent.runtime.oci import OciRuntime
 from criagent.runtime.paths import RuntimePaths
 from criagent.runtime.spec import process_spec
@@ -102,7 +102,7 @@ class ExecStreamer:
         Raises NotFoundError, WrongStateError, InvalidRequestError for an empty command, AgentError.
         """
         row = self.check(container_id)
-        name = f"{EXEC_PREFIX}{secrets.token_hex(8)}"
+        name = exec_name()
         cgroup = f"{row.cgroup}/{name}"
         process = process_spec(self.files.process(row.id), cmd, tty=tty)
         if tty and size is not None:

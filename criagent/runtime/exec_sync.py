@@ -9,7 +9,6 @@ from __future__ import annotations
 import asyncio
 import dataclasses
 import os
-import secrets
 from collections.abc import Mapping, Sequence
 from contextlib import AsyncExitStack
 from pathlib import Path
@@ -21,7 +20,7 @@ from criagent.errors import TimedOutError, WrongStateError
 from criagent.model import Container, ContainerState
 from criagent.runtime.container_files import ContainerFiles
 from criagent.runtime.exec_cgroup import Tree, exec_cgroup
-from criagent.runtime.exec_leftovers import EXEC_PREFIX
+from criagent.runtime.exec_leftovers import exec_name
 from criagent.runtime.oci import OciRuntime
 from criagent.runtime.paths import RuntimePaths
 from criagent.runtime.spec import process_spec
@@ -62,7 +61,7 @@ class ExecSync:
         row = self.store.resolve(container_id)
         if row.state is not ContainerState.RUNNING:
             raise WrongStateError(f"container {row.id} is {row.state.name.lower()}, not running")
-        name = EXEC_PREFIX + secrets.token_hex(8)
+        name = exec_name()
         directory = self.paths.container(row.id)
         file = directory / f"{name}.json"
         cgroup = f"{row.cgroup}/{name}" if self.own_cgroup else ""
