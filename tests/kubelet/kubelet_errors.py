@@ -1,0 +1,35 @@
+"""What the kubelet logs as errors, and why: none may be left unexplained."""
+
+from __future__ import annotations
+
+import re
+
+# A part of the line, and its reason. The last ones are of this ground, not of any runtime.
+_EXPLAINED = {
+    r"connect: connection refused|error reading from server: EOF|code = Unavailable": "agent gone",
+    r"code = Canceled desc = context canceled": "the kubelet was stopped, or gave a probe up",
+    r"no imagefs label for configured runtime": "it asks for a label of CRI-O's (operations.md)",
+    r"invalid capacity 0 on image filesystem": "before its cAdvisor's first look (operations.md)",
+    r"PLEG is not healthy: pleg has yet to be successful": "it has only just started",
+    r"container runtime status check may not have completed yet": "the same",
+    r"checkpoint is not found": "its first start",
+    r"ContainerStatus from runtime service failed.*code = NotFound": "its collectors race",
+    r"Failed to remove container.*code = NotFound": "the same",
+    r"ExecSync cmd from runtime service failed.*timed out after": "a probe that hangs",
+    r"PostStartHook": "a hook that fails",
+    r"with CrashLoopBackOff:": "a container that fails",
+    r"registry.k8s.io/not/there|default/missing-": "an image that is not",
+    r"runAsNonRoot and image will run as root": "a pod that is refused",
+    r"cannot evict a critical pod|no pods are active to evict": "it spares static pods",
+    r"failed to check if node is newer": "it has no API server",
+    r"Missing actuated pod level resource record": "static pods are in no record of resources",
+    r"Failed to set rlimit|apply oom score": "the node lacks CAP_SYS_RESOURCE",
+    r"Housekeeping took longer than expected": "the machine is busy",
+}
+
+
+def unexplained(log: str) -> list[str]:
+    """Lines of errors in a kubelet's log that no pattern of `_EXPLAINED` knows."""
+    known = re.compile("|".join(_EXPLAINED))
+    lines = [line for line in log.splitlines() if re.match(r"E\d{4} ", line)]
+    return [line for line in lines if not known.search(line)]
