@@ -76,9 +76,11 @@ def test_exec_on_a_terminal(space: Space, shell: str) -> None:
             "while [ \"$(stty size)\" != '40 120' ]; do sleep 0.1; done; echo re''sized\r"
         )
         terminal.until("resized\r\n")
-        terminal.send("sleep 1000\r")
-        terminal.until("sleep 1000\r\n")
+        script = 'trap "echo caught; exit" INT; echo as""leep; while :; do sleep 0.1; done'
+        terminal.send(f"sh -c '{script}'\r")
+        terminal.until("asleep\r\n")
         terminal.send("\x03")
+        terminal.until("caught\r\n")
         terminal.until("# ")
         terminal.send("exit 5\r")
         assert terminal.status() == 5

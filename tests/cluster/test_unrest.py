@@ -79,15 +79,19 @@ def test_an_agent_killed_amid_a_rollout(cluster: Cluster, space: Space) -> None:
     space.make("deployments", workload("tide", web("v1"), replicas=6, strategy=rolling))
     space.until("deployments", "tide", _ready(6), "six ready replicas")
     space.kubectl("set", "env", "deployment/tide", "VERSION=v2")
+    ready: dict[str, Any] = {}
     for count in (1, 3, 5):
         space.until("deployments", "tide", _updated(count), f"{count} new pods")
+        ready |= {one["metadata"]["name"]: _identity(one) for one in _all_ready(space, "tide")}
         cluster.ground.kill_agent()
     told = space.kubectl("rollout", "status", "deployment/tide", limit_s=100)
     assert "successfully rolled out" in told
     pods = space.pods("tide")
     assert len(pods) == 6
-    assert [restarts(one) for one in pods] == [0] * 6
     for one in pods:
+        # A container whose start was cut off may be made once more, none that ran.
+        assert ready.get(one["metadata"]["name"], _identity(one)) == _identity(one)
+        assert restarts(one) <= 3
         assert fetch(f"http://{one['status']['podIP']}/") == f"{one['metadata']['name']} v2\n"
     space.until_pods("tide", lambda found: len(found) == 6, "the end of the old pods")
     assert _identity(space.get("pods", "bystander")) == _identity(before)
@@ -97,6 +101,14 @@ def test_an_agent_killed_amid_a_rollout(cluster: Cluster, space: Space) -> None:
     names = sorted(one["metadata"]["name"] for one in pods)
     assert sorted(name for name in ready if name.startswith("tide-")) == names
     space.delete("deployments", "tide")
+
+
+def _all_ready(space: Space, app: str) -> list[Json]:
+    return [
+        one
+        for one in space.pods(app)
+        if all(each["ready"] for each in one["status"].get("containerStatuses", [{"ready": False}]))
+    ]
 
 
 def _updated(count: int) -> Any:

@@ -77,7 +77,7 @@ def test_a_changed_config_map_reaches_the_volume_but_not_a_sub_path(space: Space
     eventually(lambda: space.exec("watcher", "cat", "/whole/file") == "new", "the new content", 60)
     assert space.exec("watcher", "cat", *files) == "newold"
     # A container that starts anew has the new content in both.
-    space.exec("watcher", "kill", "1")
+    space.kubectl("exec", "watcher", "--", "kill", "1", check=False)  # which may take it along
     space.until("pods", "watcher", lambda one: restarts(one) == 1 and _runs(one), "the restart")
     assert space.exec("watcher", "cat", *files) == "newnew"
 

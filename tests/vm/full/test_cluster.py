@@ -16,10 +16,10 @@ pytest.register_assert_rewrite(
 
 from cluster_fixtures import cluster, space
 from test_workloads import *
-from test_volumes import *
+from test_stats import *
 from test_services import *
 from test_streams import *
-from test_stats import *
+from test_volumes import *
 from test_unrest import *
 
 
