@@ -10,7 +10,7 @@ from criagent.errors import InvalidRequestError, UnsupportedError
 from criagent.model import Resources
 from criagent.runtime.spec_inputs import OciObject
 
-_SCOPE_PREFIX = "cri"  # scope "cri-<id>.scope": cAdvisor takes the id after the last dash
+SCOPE_PREFIX = "cri"  # scope "cri-<id>.scope": cAdvisor takes the id after the last dash
 DEFAULT_PARENT = "/cri"  # of pods without a cgroup_parent, under the cgroupfs driver
 _DEFAULT_SLICE = "system.slice"
 _SLICE = re.compile(r"[A-Za-z0-9_.:\\@]+(-[A-Za-z0-9_.:\\@]+)*\.slice")
@@ -41,7 +41,7 @@ def container_cgroups_path(driver: CgroupDriver, parent: str, object_id: str) ->
     Raises InvalidRequestError when `parent` is no name of that driver.
     """
     if driver is CgroupDriver.SYSTEMD:
-        return f"{_slice_name(parent)}:{_SCOPE_PREFIX}:{object_id}"
+        return f"{_slice_name(parent)}:{SCOPE_PREFIX}:{object_id}"
     return f"{_pod_path(parent)}/{object_id}"
 
 
@@ -51,7 +51,7 @@ def container_cgroup(driver: CgroupDriver, parent: str, object_id: str) -> str:
     Init may live in a child of it: crun makes `container` inside a systemd scope, runc does not.
     """
     if driver is CgroupDriver.SYSTEMD:
-        return f"{pod_cgroup(driver, parent)}/{_SCOPE_PREFIX}-{object_id}.scope"
+        return f"{pod_cgroup(driver, parent)}/{SCOPE_PREFIX}-{object_id}.scope"
     return f"{_pod_path(parent)}/{object_id}"
 
 

@@ -17,6 +17,7 @@ from pathlib import Path
 from criagent.child import PipeReader, killed_on_exit, spawn
 from criagent.errors import AgentError, TimedOutError
 from criagent.kernel.memfd import sealed_copy
+from criagent.runtime import scopes
 from criagent.runtime.cgroups import CgroupDriver
 from criagent.runtime.spec_inputs import OciObject
 
@@ -92,6 +93,7 @@ class OciRuntime:
     async def delete(self, container_id: str) -> None:
         """Kill what lives and forget the container; fine when it is unknown."""
         if not (self.root / container_id).exists():
+            await scopes.forget([container_id])
             return
         try:
             await self._run("delete", "--force", container_id)

@@ -29,6 +29,7 @@ from criagent.runtime.paths import RuntimePaths
 from criagent.runtime.pod_namespaces import PodNamespaces
 from criagent.runtime.sandbox_holder import SandboxHolder
 from criagent.runtime.sandbox_teardown import SandboxTeardown
+from criagent.runtime.scopes import forget_orphans
 from criagent.store.containers import ContainerStore
 from criagent.store.sandboxes import SandboxStore
 
@@ -69,6 +70,7 @@ class Recovery:
         await self.networks.reconcile(live)
         await self._orphan_layers()
         await run_in(self.fs, self._sweep)
+        await forget_orphans(self._has_row)
         log.info(
             "recovered", sandboxes=len(self.sandboxes.all()), containers=len(self.containers.all())
         )
@@ -123,6 +125,11 @@ class Recovery:
             if own and self.containers.get(snapshot.key) is None:
                 await self.snapshots.unmount(self.paths.rootfs(snapshot.key))
                 await self.snapshots.remove(snapshot.key)
+
+    def _has_row(self, object_id: str) -> bool:
+        return (
+            self.sandboxes.get(object_id) is not None or self.containers.get(object_id) is not None
+        )
 
     def _sweep(self) -> None:
         """Directories of the run directory whose row is gone."""

@@ -139,6 +139,24 @@ def test_restarts_and_kills_of_the_service_lose_no_container(node: SystemdNode) 
     cri.close()
 
 
+def test_failed_scopes_of_no_container_are_forgotten_at_the_next_start(node: SystemdNode) -> None:
+    """What a create leaves that was killed while systemd made its scope."""
+    cri = node.client()
+    _, row = started(cri, "running")
+    left, foreign = f"cri-{'0' * 60}dead.scope", "cri-foreign.scope"
+    for unit in (left, foreign):
+        node.run("systemd-run", "--scope", f"--unit={unit}", "-p", "RuntimeMaxSec=1", "sleep", "9",
+                 check=False)  # fmt: skip
+        assert node.run("systemctl", "is-failed", unit, check=False) == "failed\n"
+    node.run("systemctl", "restart", "criagent")
+    assert left not in node.run("systemctl", "list-units", "--all", "--full", "cri-*.scope")
+    assert node.run("systemctl", "is-failed", foreign, check=False) == "failed\n"
+    assert node.run("systemctl", "is-active", f"cri-{row}.scope") == "active\n"
+    for box in node.client().pods():
+        cri.remove_pod(box.id)
+    cri.close()
+
+
 def test_without_dbus_crun_says_so_and_runc_goes_on(node: SystemdNode) -> None:
     cri = node.client()
     _, before = started(cri, "before")

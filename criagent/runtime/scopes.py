@@ -1,0 +1,52 @@
+"""Failed scopes: systemd keeps such a unit until somebody tells it to forget it.
+
+crun and runc do so when they delete a container. But one that was killed while systemd made the
+scope leaves a unit that has failed ("No PIDs left to attach"), and no state that could be deleted.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import structlog
+
+from criagent.child import killed_on_exit, spawn
+from criagent.model import ID_PATTERN
+from criagent.runtime.cgroups import SCOPE_PREFIX
+
+# systemd has a file here for every unit that was made at run time, for as long as it knows it.
+_TRANSIENT = Path("/run/systemd/transient")
+_LIMIT_S = 10.0
+
+log: structlog.stdlib.BoundLogger = structlog.get_logger(__name__)
+
+
+def known_scopes() -> list[str]:
+    """Ids of containers and holders whose scope systemd knows."""
+    start, end = f"{SCOPE_PREFIX}-", ".scope"
+    names = [path.name for path in _TRANSIENT.glob(f"{start}*{end}")]
+    ids = [name.removeprefix(start).removesuffix(end) for name in names]
+    return [found for found in ids if ID_PATTERN.fullmatch(found)]
+
+
+async def forget_orphans(known: Callable[[str], bool]) -> None:
+    """Forget failed scopes of what is not `known`."""
+    await forget([found for found in known_scopes() if not known(found)])
+
+
+async def forget(ids: Sequence[str]) -> None:
+    """Forget the scopes of these that have failed; others are left alone. Never raises."""
+    names = [f"{SCOPE_PREFIX}-{found}.scope" for found in ids]
+    names = [name for name in names if (_TRANSIENT / name).exists()]
+    if not names:
+        return
+    try:
+        child = spawn(["systemctl", "reset-failed", *names])
+        async with killed_on_exit(child), asyncio.timeout(_LIMIT_S):
+            await child.wait()
+    except (OSError, TimeoutError) as failure:
+        log.warning("scopes_not_forgotten", scopes=names, error=repr(failure))
+    else:
+        log.info("scopes_forgotten", scopes=names)
