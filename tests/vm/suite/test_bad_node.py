@@ -320,5 +320,6 @@ def test_an_agent_killed_for_a_minute_under_load_loses_nothing(pods: VmPods) -> 
     states = {row.id: row.state for row in cri.containers()}
     assert states == dict.fromkeys([*before, *load.kept], api.CONTAINER_RUNNING)
     assert len(cri.pods()) == len(states)
-    assert set(container_units()) == {f"cri-{row}.scope" for row in states}
+    wanted = {f"cri-{row}.scope" for row in states}
+    until(lambda: set(container_units()) == wanted, "scopes of these alone", 60)
     cri.close()

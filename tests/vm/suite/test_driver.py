@@ -1,3 +1,4 @@
+# vm: seconds=270
 """The systemd driver: scopes under the kubelet's slices, and what systemd thinks of them."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# vm: seconds=690
 """A kubelet on criagent: static pods with what pods can ask for; nobody notices a killed agent.
 
 The pods live side by side from the first test to the last: starting them takes most of the time.

@@ -1,3 +1,4 @@
+# vm: seconds=370
 """Limits, read back from the kernel; changes in place; who is said to be killed for memory."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# vm: seconds=190
 """Pods with user namespaces under systemd, with every controller, on Debian's own kernel."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# vm: seconds=130
 """Metrics and pod statistics where every controller is: what critest of newer cri-tools demands."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# vm: seconds=350
 """A reboot: every pod of the kubelet comes back, nothing of the former boot is left.
 
 This file runs twice: before the reboot, for which it asks at its end, and afterwards.

@@ -1,3 +1,4 @@
+# vm: seconds=200
 """AppArmor where the kernel has it, by tests of the node tier and by critest; limits."""
 
 from __future__ import annotations
