@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 from criagent._proto import api_pb2
 from criagent.cri import convert_common as common
 from criagent.model import (
@@ -100,6 +102,16 @@ def container_status(row: Container) -> api_pb2.ContainerStatus:
         status.user.linux.gid = row.user.gid
         status.user.linux.supplemental_groups.extend(row.user.groups)
     return status
+
+
+def pod_containers(rows: Iterable[Container]) -> list[api_pb2.ContainerStatus]:
+    """Statuses of a pod's containers, the newest first.
+
+    With EventedPLEG the kubelet sorts them no more and takes the first of each name.
+    """
+    visible = [row for row in rows if row.visible]
+    visible.sort(key=lambda row: (row.created_at_ns, row.id), reverse=True)
+    return [container_status(row) for row in visible]
 
 
 def _metadata(row: Container) -> api_pb2.ContainerMetadata:

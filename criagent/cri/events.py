@@ -11,7 +11,7 @@ from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import contextmanager
 
 from criagent._proto import api_pb2
-from criagent.cri.convert_container import container_status
+from criagent.cri.convert_container import pod_containers
 from criagent.cri.convert_sandbox import sandbox_status
 from criagent.errors import ExhaustedError
 from criagent.model import Container, Sandbox
@@ -120,11 +120,7 @@ class Events:
             container_event_type=kind,
             created_at=self._now_ns(),
             pod_sandbox_status=None if box is None else sandbox_status(box),
-            containers_statuses=[
-                container_status(row)
-                for row in self._containers.of_sandbox(sandbox_id)
-                if row.visible
-            ],
+            containers_statuses=pod_containers(self._containers.of_sandbox(sandbox_id)),
         )
         for queue in list(self._queues):
             try:

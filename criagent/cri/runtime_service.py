@@ -11,7 +11,12 @@ import grpc
 
 from criagent._proto import api_pb2, api_pb2_grpc
 from criagent.cri.convert_common import resources
-from criagent.cri.convert_container import container_message, container_spec, container_status
+from criagent.cri.convert_container import (
+    container_message,
+    container_spec,
+    container_status,
+    pod_containers,
+)
 from criagent.cri.convert_sandbox import sandbox_message, sandbox_spec, sandbox_status
 from criagent.cri.events import Events
 from criagent.cri.listing import Encoded
@@ -161,10 +166,9 @@ class RuntimeService(StatsCalls, api_pb2_grpc.RuntimeServiceServicer):
         box = self._runtime.sandboxes.resolve(request.pod_sandbox_id)
         if not box.visible:
             raise NotFoundError(f"sandbox {box.id!r} not found")
-        rows = [row for row in self._runtime.containers.of_sandbox(box.id) if row.visible]
         response = api_pb2.PodSandboxStatusResponse(
             status=sandbox_status(box),
-            containers_statuses=[container_status(row) for row in rows],
+            containers_statuses=pod_containers(self._runtime.containers.of_sandbox(box.id)),
             timestamp=self._runtime.runner.clock.now_ns(),
         )
         if request.verbose:

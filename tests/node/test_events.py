@@ -104,6 +104,27 @@ def test_a_life_is_told_in_order_with_the_statuses_of_the_whole_pod(pods: Pods) 
     assert {s.id: (s.exit_code, s.reason) for s in stopped if s.id == row} == {row: (137, "Error")}
 
 
+def test_a_pods_newest_container_comes_first(pods: Pods) -> None:
+    """With EventedPLEG the kubelet takes the first of each name for the one that there is."""
+    with subscribed(pods.cri) as subscriber:
+        box = pods.sandbox()
+        rows = [pods.running(box=box) for _ in range(3)]
+        pods.cri.remove_pod(box[0])
+        told = subscriber.until_deleted(box[0])
+    full = [event.containers_statuses for event in told if len(event.containers_statuses) == 3]
+    assert full
+    assert all([status.id for status in statuses] == rows[::-1] for statuses in full)
+
+
+def test_a_sandboxs_status_has_its_newest_container_first(pods: Pods) -> None:
+    box = pods.sandbox()
+    rows = [pods.running(box=box) for _ in range(3)]
+    request = api.PodSandboxStatusRequest(pod_sandbox_id=box[0])
+    answer = pods.cri.runtime.PodSandboxStatus(request, timeout=10)
+    assert [status.id for status in answer.containers_statuses] == rows[::-1]
+    assert answer.timestamp
+
+
 def test_a_status_asked_for_at_an_event_is_no_older(pods: Pods) -> None:
     """What the evented PLEG relies on: the row is written before its event is told."""
     with subscribed(pods.cri) as subscriber:
