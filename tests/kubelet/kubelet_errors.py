@@ -7,7 +7,10 @@ import re
 # A part of the line, and its reason. The last ones are of this ground, not of any runtime.
 _EXPLAINED = {
     r"connect: connection refused|error reading from server: EOF|code = Unavailable": "agent gone",
+    r"code = Canceled desc = CANCELLED|container events stream is closed": "the agent ends",
+    r"Failed to stop sandbox\"": "the line after one that names the reason",
     r"code = Canceled desc = context canceled": "the kubelet was stopped, or gave a probe up",
+    r"broadcaster already stopped": "the same",
     r"no imagefs label for configured runtime": "it asks for a label of CRI-O's (operations.md)",
     r"invalid capacity 0 on image filesystem": "before its cAdvisor's first look (operations.md)",
     r"PLEG is not healthy: pleg has yet to be successful": "it has only just started",
@@ -16,6 +19,7 @@ _EXPLAINED = {
     r"ContainerStatus from runtime service failed.*code = NotFound": "its collectors race",
     r"Failed to remove container.*code = NotFound": "the same",
     r"ExecSync cmd from runtime service failed.*timed out after": "a probe that hangs",
+    r"ExecSync cmd from runtime service failed.*is exited, not running": "its container just ended",
     r"PostStartHook": "a hook that fails",
     r"with CrashLoopBackOff:": "a container that fails",
     r"registry.k8s.io/not/there|default/missing-": "an image that is not",

@@ -12,10 +12,9 @@ from pathlib import Path
 import pytest
 from cri_client import BUSYBOX, DEBIAN, Cri
 from kubelet_errors import unexplained
-from kubelet_node import IN_VM, LIMIT_S, MANIFESTS, Kubelet
+from kubelet_node import HOST_DIRECTORIES, IN_VM, LIMIT_S, MANIFESTS, Kubelet, until
 from node_state import differences, settled_state
 from units import failed_units, pod_slices, systemctl
-from waiting import until
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -66,7 +65,7 @@ def kubelet(session_kubelet: Kubelet) -> Iterator[Kubelet]:
 @pytest.fixture
 def host_directory(request: pytest.FixtureRequest) -> Path:
     """A directory of the node, empty, for this test; pods may go on to use it."""
-    place = Path("/var/lib/test-host", request.node.name)
+    place = HOST_DIRECTORIES / request.node.name
     place.mkdir(parents=True)
     return place
 

@@ -22,8 +22,8 @@ from kubelet_node import (
     run,
     shell,
     sleeper,
+    until,
 )
-from waiting import until
 
 _SERVER = "mkdir /www; echo hi > /www/x; exec httpd -f -p {port} -h /www"
 

@@ -16,9 +16,9 @@ from kubelet_node import (
     shell,
     sleeper,
     states,
+    until,
     volume,
 )
-from waiting import until
 
 # Answers at /cgi-bin/probe; while /box/hang exists it never does.
 _SERVER = """

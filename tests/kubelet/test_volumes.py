@@ -12,8 +12,7 @@ from pathlib import Path
 
 import pytest
 from cri_client import DEBIAN
-from kubelet_node import LIMIT_S, Json, Kubelet, run, shell, sleeper, states, volume
-from waiting import until
+from kubelet_node import LIMIT_S, Json, Kubelet, run, shell, sleeper, states, until, volume
 
 
 def test_an_image_as_a_volume(kubelet: Kubelet) -> None:
