@@ -14,15 +14,12 @@ from cri_client import BUSYBOX, Cri
 from ground import seconds, this_ground
 from node_state import differences, settled_state
 
-NGINX = "registry.k8s.io/e2e-test-images/nginx:1.14-2"
-
 
 @pytest.fixture(scope="session")
 def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
     """The cluster."""
     cri = Cri()
-    for name in (BUSYBOX, NGINX):
-        cri.pull(name, timeout=seconds(60))
+    cri.pull(BUSYBOX, timeout=seconds(60))
     before = {**settled_state(cri), "failed": this_ground().failed()}
     one = Cluster(tmp_path_factory.mktemp("cluster"))
     yield one
@@ -39,7 +36,7 @@ def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
 def space(cluster: Cluster, request: pytest.FixtureRequest) -> Iterator[Space]:
     """A namespace for the tests of a file."""
     name = Path(str(request.node.path)).stem.removeprefix("test_")
-    one = cluster.space(f"{name}")
+    one = cluster.space(name)
     yield one
     cluster.plane.check()
     cluster.api.delete(f"api/v1/namespaces/{name}")

@@ -7,7 +7,6 @@ from typing import Any
 from cri_client import BUSYBOX
 
 Json = dict[str, Any]
-NGINX = "registry.k8s.io/e2e-test-images/nginx:1.14-2"
 SLEEP = ("sleep", "1000000")
 # A page with the name of the pod and $VERSION. Signals of PID 1 have no default: the shell's trap.
 _SERVE = (

@@ -56,7 +56,7 @@ def test_usage_is_that_of_the_cgroup(cluster: Cluster, space: Space, busy: str) 
     if not IN_VM:
         pytest.skip("the test node has no controllers; the VM has")
     uid = space.get("pods", busy)["metadata"]["uid"].replace("-", "_")
-    (cgroup,) = _CGROUPS.glob(f"kubepods.slice/*/kubepods-*pod{uid}.slice")
+    (cgroup,) = (_CGROUPS / "kubepods.slice").rglob(f"kubepods*pod{uid}.slice")
     eventually(
         lambda: _summary(cluster, busy).get("cpu", {}).get("usageCoreNanoSeconds", 0) > 1e9,
         "a second of CPU",
