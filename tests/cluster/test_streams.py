@@ -121,17 +121,17 @@ def test_files_are_copied_both_ways(space: Space, shell: str, tmp_path: Path) ->
 
 
 def test_a_port_is_forwarded(space: Space) -> None:
-    space.make("pods", pod("pages", web()))
-    space.make("services", service("pages"))
-    space.until_ready("pages")
-    for target in ("pod/pages", "service/pages"):
+    space.make("pods", pod("forwarded", web()))
+    space.make("services", service("forwarded"))
+    space.until_ready("forwarded")
+    for target in ("pod/forwarded", "service/forwarded"):
         with Running(space, "port-forward", target, ":80") as forward:
             told = forward.until(" -> 80\n")
             port = re.search(r"127\.0\.0\.1:(\d+)", told)
             assert port, told
             url = f"http://127.0.0.1:{port[1]}/"
             with ThreadPoolExecutor(8) as many:
-                assert list(many.map(fetch, [url] * 16)) == ["pages v1\n"] * 16
+                assert list(many.map(fetch, [url] * 16)) == ["forwarded v1\n"] * 16
 
 
 def test_debug_sees_the_processes_of_its_target(space: Space) -> None:
