@@ -188,6 +188,12 @@ def table(bridge: str, cidrs: Sequence[str], live: Iterable[Forward]) -> str:
         "    type filter hook prerouting priority raw; policy accept;\n"
         f'    iifname "{bridge}" ip daddr 127.0.0.0/8 drop\n'
         "  }\n"
+        # Told that another pod is on its link, a pod would answer past the redirections here; IPv6
+        # has no switch for that as send_redirects is.
+        "  chain no_redirects {\n"
+        "    type filter hook output priority filter; policy accept;\n"
+        f'    oifname "{bridge}" icmpv6 type nd-redirect drop\n'
+        "  }\n"
         "  chain prerouting {\n"
         "    type nat hook prerouting priority dstnat; policy accept;\n"
         f"{lookups}"

@@ -22,21 +22,21 @@ WHO = (
     "mkdir -p /www/cgi-bin; printf '#!/bin/sh\\necho; echo $REMOTE_ADDR\\n' > /www/cgi-bin/who;"
     " chmod +x /www/cgi-bin/who; exec httpd -f -h /www"
 )
-_CALLS = Path("/proc/sys/net/bridge/bridge-nf-call-iptables")
+_CALLS = [Path(f"/proc/sys/net/bridge/bridge-nf-call-{name}tables") for name in ("ip", "ip6")]
 
 
 @pytest.fixture(params=["1", "0"], ids=["bridged-traffic-filtered", "bridged-traffic-alone"])
 def filtered(request: pytest.FixtureRequest) -> Iterator[None]:
     """br_netfilter as Kubernetes asks for it, and off; a kernel without it is as with it off."""
-    if not _CALLS.exists():
-        if request.param == "1":
-            pytest.skip("the kernel has no br_netfilter")
-        yield
-        return
-    before = _CALLS.read_text()
-    _CALLS.write_text(request.param)
+    there = [switch for switch in _CALLS if switch.exists()]
+    if not there and request.param == "1":
+        pytest.skip("the kernel has no br_netfilter")
+    before = [switch.read_text() for switch in there]
+    for switch in there:
+        switch.write_text(request.param)
     yield
-    _CALLS.write_text(before)
+    for switch, value in zip(there, before, strict=True):
+        switch.write_text(value)
 
 
 @pytest.fixture
@@ -109,3 +109,6 @@ def test_a_pod_is_seen_with_its_own_address_behind_a_host_port(pods: Pods) -> No
     until(lambda: _seen_as(pods, client, address) == _address(pods, other), "an answer")
     assert _seen_as(pods, client, "10.88.0.1:8085") == _address(pods, other)
     assert _seen_as(pods, row, "10.88.0.1:8085") == "10.88.0.1"
+    second = str(pods.cri.pod_status(other).network.additional_ips[0].ip)
+    assert _seen_as(pods, client, "[fd00:10:88::1]:8085") == second
+    assert _seen_as(pods, row, "[fd00:10:88::1]:8085") == "fd00:10:88::1"
