@@ -72,10 +72,7 @@ def test_exec_on_a_terminal(space: Space, shell: str) -> None:
         terminal.send("tty; stty size\r")
         terminal.until("30 100\r\n")
         terminal.resize(40, 120)
-        terminal.send(
-            "while [ \"$(stty size)\" != '40 120' ]; do sleep 0.1; done; echo re''sized\r"
-        )
-        terminal.until("resized\r\n")
+        _sized(terminal, "40 120")
         script = 'trap "echo caught; exit" INT; echo as""leep; while :; do sleep 0.1; done'
         terminal.send(f"sh -c '{script}'\r")
         terminal.until("asleep\r\n")
@@ -84,6 +81,13 @@ def test_exec_on_a_terminal(space: Space, shell: str) -> None:
         terminal.until("# ")
         terminal.send("exit 5\r")
         assert terminal.status() == 5
+
+
+def _sized(terminal: Running, size: str) -> None:
+    """Wait until the shell's terminal has that size."""
+    loop = f"while [ \"$(stty size)\" != '{size}' ]; do sleep 0.1; done"
+    terminal.send(f"{loop}; echo is''sized\r")
+    terminal.until("issized\r\n")
 
 
 def test_attach(space: Space) -> None:
@@ -103,8 +107,7 @@ def test_attach(space: Space) -> None:
     with Running(space, "attach", "-it", "console", tty=True) as terminal:
         terminal.send("echo on $(tty)\r")
         terminal.until("on /dev/")
-        terminal.send("stty size\r")
-        terminal.until("30 100\r\n")
+        _sized(terminal, "30 100")  # kubectl sends another one before
 
 
 def test_files_are_copied_both_ways(space: Space, shell: str, tmp_path: Path) -> None:
