@@ -28,6 +28,7 @@ _EXPLAINED = {
     r"failed to check if node is newer": "it has no API server",
     r"Missing actuated pod level resource record": "static pods are in no record of resources",
     r"Failed to set rlimit|apply oom score": "the node lacks CAP_SYS_RESOURCE",
+    r"OOM events will not be reported": "its cAdvisor reads the kernel log; others read it too",
     r"Housekeeping took longer than expected": "the machine is busy",
 }
 

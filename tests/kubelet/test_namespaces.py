@@ -87,7 +87,7 @@ def test_a_shared_pid_namespace(kubelet: Kubelet) -> None:
     seen = [
         line.split(maxsplit=1) for line in run(pod, "tools", "ps", "-o", "pid,args").splitlines()
     ]
-    (worker,) = [pid for pid, args in seen[1:] if "exit 9" in args]
+    worker, *_ = [pid for pid, args in seen[1:] if "exit 9" in args]
     assert worker != "1"
     run(pod, "tools", "kill", "-USR1", worker)
     after = kubelet.until("shared", lambda pod: restarts(pod)["worker"] == 1, "its restart")

@@ -1,0 +1,79 @@
+"""What tests/vm/suite leaves out of tests/kubelet, in the VM."""
+
+# vm: programs=kubelet limit=7200 seconds=2400
+
+from __future__ import annotations
+
+from kubelet_fixtures import host_directory, images, kubelet, nothing_leaks, session_kubelet
+from test_agent import (
+    pods,
+    test_no_container_notices,
+)
+from test_gates import (
+    gated,
+    test_events_go_on_after_a_restart_of_the_agent,
+    test_events_tell_of_an_end_and_of_probes,
+    test_statistics_are_the_runtimes,
+)
+from test_hooks import (
+    test_a_failing_post_start_hook_restarts_its_container,
+    test_hooks_by_http,
+)
+from test_logs import (
+    test_logs_are_read_through_the_kubelet,
+)
+from test_namespaces import (
+    test_names_and_settings_of_a_pod,
+)
+from test_probes import (
+    test_a_connection_that_nobody_answers_is_a_failed_probe,
+    test_a_startup_probe_holds_the_others_off_and_restarts_at_its_end,
+    test_readiness_follows_a_server_that_hangs_and_one_that_closes,
+)
+from test_restarts import (
+    test_an_init_container_that_fails_is_retried_before_the_others_start,
+)
+from test_security import (
+    test_capabilities_seccomp_and_a_sealed_root,
+    test_root_is_refused_where_it_must_not_be,
+)
+from test_storage import (
+    test_pods_over_their_limits_of_storage_are_noticed,
+    test_unused_images_go_when_the_disk_is_short,
+)
+from test_volumes import (
+    shared_directory,
+    test_an_image_volume_that_cannot_be_had_holds_its_pod,
+    test_memory_volumes_and_the_downward_api,
+    test_mounts_propagate_as_asked,
+)
+
+__all__ = [
+    "gated",
+    "host_directory",
+    "images",
+    "kubelet",
+    "nothing_leaks",
+    "pods",
+    "session_kubelet",
+    "shared_directory",
+    "test_a_connection_that_nobody_answers_is_a_failed_probe",
+    "test_a_failing_post_start_hook_restarts_its_container",
+    "test_a_startup_probe_holds_the_others_off_and_restarts_at_its_end",
+    "test_an_image_volume_that_cannot_be_had_holds_its_pod",
+    "test_an_init_container_that_fails_is_retried_before_the_others_start",
+    "test_capabilities_seccomp_and_a_sealed_root",
+    "test_events_go_on_after_a_restart_of_the_agent",
+    "test_events_tell_of_an_end_and_of_probes",
+    "test_hooks_by_http",
+    "test_logs_are_read_through_the_kubelet",
+    "test_memory_volumes_and_the_downward_api",
+    "test_mounts_propagate_as_asked",
+    "test_names_and_settings_of_a_pod",
+    "test_no_container_notices",
+    "test_pods_over_their_limits_of_storage_are_noticed",
+    "test_readiness_follows_a_server_that_hangs_and_one_that_closes",
+    "test_root_is_refused_where_it_must_not_be",
+    "test_statistics_are_the_runtimes",
+    "test_unused_images_go_when_the_disk_is_short",
+]
