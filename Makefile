@@ -3,7 +3,8 @@ CACHE := $(or $(XDG_CACHE_HOME),$(HOME)/.cache)/criagent
 VENV  := $(CACHE)/venv-$(shell sha256sum pyproject.toml requirements-dev.lock 2>/dev/null | sha256sum | cut -c1-16)
 PY    := $(VENV)/bin/python
 
-.PHONY: help proto venv demo bench test unit node critest conformance check vm-test vm-test-full
+.PHONY: help proto venv demo bench test unit node critest conformance kubernetes check vm-test \
+	vm-test-full
 
 help:  ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST)
@@ -43,6 +44,10 @@ critest:  ## critest whole, once, in a random order (SEED=); judged by tests/con
 conformance:  ## critest thrice (SEEDS="1 2 3"), its streaming over WebSocket, its benchmarks
 	CRIAGENT_ARGS="--log-level warning" tests/node/up tests/conformance/all
 
+kubernetes:  ## a kubelet's pods, then a cluster with kubectl, natively in the test node; needs root
+	tests/kubelet/run
+	tests/cluster/run
+
 vm-test:  ## systemd, limits, AppArmor, a kubelet in a virtual machine; needs root, prints a table
 	tests/vm/suites
 
@@ -50,5 +55,5 @@ vm-test-full:  ## the same, then for hours: critest whole, idle windows, a clust
 	tests/node/bare-doctor
 	tests/vm/suites --full
 
-test: unit node critest  ## all tests that this machine can run; prints what is skipped and why
-	@echo "not run here: the VM tier (systemd driver, limits, AppArmor, kubelet): make vm-test"
+test: unit node critest kubernetes  ## all tests that this machine can run; prints what is skipped and why
+	@echo "not run here: the VM tier (systemd driver, limits, AppArmor, kubelet): make vm-test, make vm-test-full"

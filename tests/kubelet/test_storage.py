@@ -49,13 +49,14 @@ def test_unused_images_go_when_the_disk_is_short(kubelet: Kubelet) -> None:
     # The disk is never that empty. Static pods are not evicted, so images are all it can take.
     short = {"imagefs.available": "99.9%", "nodefs.available": "0%"}
     kubelet.restart(evictionHard=short, imageMinimumGCAge="1s")
-    until(lambda: UNUSED not in _tags(cri), "the removal of the unused image", LIMIT_S)
-    assert {BUSYBOX, DEBIAN} <= _tags(cri)  # the container's own and its volume's
+    until(lambda: UNUSED not in tags(cri), "the removal of the unused image", LIMIT_S)
+    assert {BUSYBOX, DEBIAN} <= tags(cri)  # the container's own and its volume's
     kubelet.restart()
     after = kubelet.until_ready("user")
     assert (ids(after), restarts(after)) == (ids(first), restarts(first))
     cri.close()
 
 
-def _tags(cri: Cri) -> set[str]:
+def tags(cri: Cri) -> set[str]:
+    """Names of all images."""
     return {tag for image in cri.images() for tag in image.repo_tags}

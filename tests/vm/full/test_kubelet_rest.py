@@ -4,7 +4,9 @@
 
 from __future__ import annotations
 
+from cri_client import BUSYBOX, DEBIAN, Cri
 from kubelet_fixtures import host_directory, images, kubelet, nothing_leaks, session_kubelet
+from kubelet_node import LIMIT_S, Kubelet, sleeper, until
 from test_agent import (
     pods,
     test_no_container_notices,
@@ -38,6 +40,8 @@ from test_security import (
     test_root_is_refused_where_it_must_not_be,
 )
 from test_storage import (
+    UNUSED,
+    tags,
     test_pods_over_their_limits_of_storage_are_noticed,
     test_unused_images_go_when_the_disk_is_short,
 )
@@ -77,3 +81,18 @@ __all__ = [
     "test_statistics_are_the_runtimes",
     "test_unused_images_go_when_the_disk_is_short",
 ]
+
+
+def test_unused_images_go_above_the_threshold(kubelet: Kubelet) -> None:
+    """The kubelet looks at its start, before cAdvisor knows the disks, and five minutes later."""
+    cri = Cri()
+    cri.pull(UNUSED, timeout=300)
+    kubelet.add("user", {"containers": [sleeper("main"), sleeper("other", image=DEBIAN)]})
+    kubelet.until_ready("user")
+    thresholds = {"imageGCHighThresholdPercent": 2, "imageGCLowThresholdPercent": 1}
+    kubelet.restart(imageMinimumGCAge="1s", **thresholds)
+    until(lambda: UNUSED not in tags(cri), "the removal of the unused image", LIMIT_S)
+    assert {BUSYBOX, DEBIAN} <= tags(cri)
+    kubelet.restart()
+    kubelet.until_ready("user")
+    cri.close()
