@@ -11,12 +11,16 @@ import pytest
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "cluster"))
 pytest.register_assert_rewrite(
-    *(f"test_{name}" for name in ("workloads", "volumes", "services", "streams", "stats", "unrest"))
+    *(
+        f"test_{name}"
+        for name in ("workloads", "volumes", "services", "streams", "stats", "resize", "unrest")
+    )
 )
 
 from cluster_fixtures import cluster, space
 from test_workloads import *
 from test_stats import *
+from test_resize import *
 from test_services import *
 from test_streams import *
 from test_volumes import *
