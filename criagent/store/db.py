@@ -27,6 +27,13 @@ T = TypeVar("T")
 
 _APPLICATION_ID = 0x63726961  # "cria", so that another program's database is told apart
 _RESERVE_BYTES = 1 << 20  # given up when a removal needs space on a full disk
+_OF_DISKS = {
+    sqlite3.SQLITE_FULL,
+    sqlite3.SQLITE_IOERR,
+    sqlite3.SQLITE_READONLY,
+    sqlite3.SQLITE_CANTOPEN,
+    sqlite3.SQLITE_CORRUPT,
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,7 +98,8 @@ class Database:
 
         `then` runs on the loop once the commit is done, also when the caller was cancelled.
         `frees` marks a removal: on a full disk it may use up the reserve.
-        Raises what `change` raises (only it is undone), ExhaustedError when the disk is full.
+        Raises what `change` raises (only it is undone), ExhaustedError when the disk is full,
+        UnavailableError when it fails.
         """
         loop = asyncio.get_running_loop()
         future: asyncio.Future[T] = loop.create_future()
@@ -117,10 +125,11 @@ class Database:
             batch, self._queue = self._queue, []
         outcomes = self._commit(batch)
         if any(_is_full(o) for o in outcomes) and any(p.frees for p in batch):
-            self._reserve.unlink(missing_ok=True)
+            self._give_reserve_up()
             outcomes = self._commit(batch)
         for pending, outcome in zip(batch, outcomes, strict=True):
-            pending.loop.call_soon_threadsafe(_settle, pending, outcome)
+            told = _translate(outcome, self._reserve.parent)
+            pending.loop.call_soon_threadsafe(_settle, pending, told)
         if not self._reserve.exists():
             self._fill_reserve()
 
@@ -160,13 +169,17 @@ class Database:
             finally:
                 os.close(fd)
         except OSError:
-            self._reserve.unlink(missing_ok=True)  # the disk is full; the next commit tries again
+            self._give_reserve_up()  # the disk is full; the next commit tries again
+
+    def _give_reserve_up(self) -> None:
+        with contextlib.suppress(OSError):  # a disk that fails, or has become read-only
+            self._reserve.unlink()
 
 
 def _settle(pending: _Pending, outcome: object) -> None:
     if isinstance(outcome, BaseException):
         if not pending.future.done():
-            pending.future.set_exception(_translate(outcome))
+            pending.future.set_exception(outcome)
         return
     if pending.then is not None:
         pending.then(outcome)
@@ -174,21 +187,44 @@ def _settle(pending: _Pending, outcome: object) -> None:
         pending.future.set_result(outcome)
 
 
-def _translate(error: BaseException) -> BaseException:
-    if _is_full(error):
-        full = ExhaustedError(
-            f"state database cannot be written ({error}); free space below the root directory"
+def _translate(outcome: object, directory: Path) -> object:
+    """What a caller is told instead of SQLite's own error of a disk."""
+    code = _code(outcome)
+    told: Exception
+    if code not in _OF_DISKS:
+        return outcome
+    if code == sqlite3.SQLITE_FULL or (code == sqlite3.SQLITE_IOERR and _no_room(directory)):
+        told = ExhaustedError(
+            f"state database cannot be written ({outcome}); free space below the root directory"
         )
-        full.__cause__ = error
-        return full
-    return error
+    else:
+        told = UnavailableError(
+            f"state database cannot be written ({outcome}): the disk of {directory} fails or is "
+            "read-only; see dmesg, repair it, and restart the agent"
+        )
+    if isinstance(outcome, BaseException):
+        told.__cause__ = outcome
+    return told
+
+
+def _no_room(directory: Path) -> bool:
+    try:
+        facts = os.statvfs(directory)
+    except OSError:
+        return False
+    return facts.f_bavail * facts.f_frsize < _RESERVE_BYTES or bool(
+        facts.f_files and not facts.f_favail
+    )
 
 
 def _is_full(outcome: object) -> bool:
-    return isinstance(outcome, sqlite3.OperationalError) and outcome.sqlite_errorcode & 0xFF in {
-        sqlite3.SQLITE_FULL,
-        sqlite3.SQLITE_IOERR,
-    }
+    return _code(outcome) in {sqlite3.SQLITE_FULL, sqlite3.SQLITE_IOERR}
+
+
+def _code(outcome: object) -> int:
+    """The primary error code of an SQLite error, 0 for anything else."""
+    # errors of Python's own module have none
+    return int(getattr(outcome, "sqlite_errorcode", 0)) & 0xFF
 
 
 def _connect(path: Path) -> sqlite3.Connection:

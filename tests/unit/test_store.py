@@ -17,6 +17,7 @@ from criagent.errors import (
     ExhaustedError,
     InvalidRequestError,
     NotFoundError,
+    UnavailableError,
 )
 from criagent.model import (
     Image,
@@ -211,3 +212,30 @@ async def test_snapshot_numbers_are_never_used_twice(db: Database) -> None:
     assert second.number > first.number
     with pytest.raises(AlreadyExistsError):
         await store.reserve("a")
+
+
+async def test_a_full_disk_whose_reserve_cannot_be_had_fails_every_write(db: Database) -> None:
+    store = SandboxStore(db)
+    await store.insert(box(1))
+    reserve = db._reserve
+    reserve.unlink()
+    (reserve / "below").mkdir(parents=True)  # cannot be unlinked
+    pages = await db.write(lambda run: run.execute("PRAGMA page_count").fetchone()[0])
+    await db.write(lambda run: run.execute(f"PRAGMA max_page_count = {pages}").fetchone())
+    large = "CREATE TABLE large AS SELECT zeroblob(1 << 20)"
+    async with asyncio.timeout(5):
+        for frees in (False, True):
+            with pytest.raises(ExhaustedError, match="free space"):
+                await db.write(lambda run: run.execute(large), frees=frees)
+    await store.delete(box(1).id)
+
+
+async def test_a_disk_that_fails_is_no_full_one(db: Database) -> None:
+    store = SandboxStore(db)
+    await store.insert(box(1))
+    db._connection.execute("PRAGMA query_only = 1")  # SQLITE_READONLY, as of a disk turned so
+    with pytest.raises(UnavailableError, match=r"readonly.*dmesg"):
+        await store.delete(box(1).id)
+    assert store.get(box(1).id) is not None
+    db._connection.execute("PRAGMA query_only = 0")
+    await store.delete(box(1).id)

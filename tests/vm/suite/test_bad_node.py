@@ -149,7 +149,7 @@ def small_disk(cri: Cri, pods: VmPods) -> Iterator[VmPods]:
         file.truncate(128 << 20)
     subprocess.run(["mkfs.ext4", "-q", image], check=True)
     systemctl("stop", "criagent")
-    subprocess.run(["mount", "-o", "loop", image, ROOT], check=True)
+    subprocess.run(["mount", "-o", "loop,errors=remount-ro", image, ROOT], check=True)
     systemctl("start", "criagent")
     pods.cri.close()
     pods.cri = Cri()
@@ -177,7 +177,7 @@ def test_a_full_disk_refuses_pods_lets_others_end_and_is_overcome(small_disk: Vm
     pods.cri.stop(first)
     assert pods.cri.status(first).state == api.CONTAINER_EXITED
     pods.cri.remove(first)
-    systemctl("kill", "--signal=KILL", "criagent")
+    _kill()
     fresh = _served()
     assert [row.id for row in fresh.containers()] == [second]
     assert fresh.status(second).state == api.CONTAINER_RUNNING
@@ -211,6 +211,49 @@ def test_a_root_directory_that_has_become_read_only_is_said_in_one_line(
     pods.cri = _served()  # systemd tries again and again
     assert pods.cri.status(row).started_at == started
     assert pods.cri.exec(row, "true", timeout=60).exit_code == 0
+
+
+def test_a_disk_that_fails_is_said_and_nothing_hangs(small_disk: VmPods) -> None:
+    """As of a disk error: the kernel aborts the journal, and lets nobody write any more."""
+    pods = small_disk
+    row = pods.created(sleeper())
+    cgroup = cgroup_of(pods.cri, row)
+    command = ["findmnt", "--noheadings", "--output=SOURCE", ROOT]
+    device = subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+    Path("/sys/fs/ext4", Path(device).name, "trigger_fs_error").write_text("1")
+    code, text = refused(pods)
+    assert code is grpc.StatusCode.UNAVAILABLE, text
+    assert "see dmesg" in text
+    with pytest.raises(grpc.RpcError) as caught:  # it cannot be written down
+        pods.cri.stop(row)
+    assert "see dmesg" in caught.value.details()
+    until(lambda: not cgroup.exists(), "the end of the container", 60)
+    # What an administrator does, or a reboot.
+    systemctl("stop", "criagent")
+    for line in Path("/proc/mounts").read_text().splitlines():
+        if "/run/criagent/containers/" in line:
+            subprocess.run(["umount", line.split()[1]], check=True)
+    subprocess.run(["umount", ROOT], check=True)
+    image = Path("/var/tmp/small.img")
+    assert subprocess.run(["e2fsck", "-fy", image], check=False, capture_output=True).returncode < 4
+    subprocess.run(["mount", "-o", "loop", image, ROOT], check=True)
+    systemctl("start", "criagent")
+    pods.cri.close()
+    pods.cri = Cri()
+    status = pods.cri.status(row)
+    assert (status.state, status.exit_code) == (api.CONTAINER_EXITED, 137)
+    assert pods.cri.exec(pods.created(sleeper()), "true", timeout=60).exit_code == 0
+
+
+def _kill() -> None:
+    """Kill everything in the unit; returns when systemd has started it anew."""
+    gone = show("criagent", "InvocationID")
+    systemctl("kill", "--signal=KILL", "criagent")
+    until(
+        lambda: show("criagent", "InvocationID") != gone and main_pid("criagent") != 0,
+        "the next start",
+        120,
+    )
 
 
 def _served() -> Cri:
@@ -299,16 +342,8 @@ def test_an_agent_killed_for_a_minute_under_load_loses_nothing(pods: VmPods) -> 
             goal = load.rounds + 1
             until(lambda goal=goal: load.rounds >= goal or load.failures, "load", 240)
             for _ in range(2):
-                gone = show("criagent", "InvocationID")
-                systemctl("kill", "--signal=KILL", "criagent")
+                _kill()
                 kills += 1
-                until(
-                    lambda gone=gone: (
-                        show("criagent", "InvocationID") != gone and main_pid("criagent") != 0
-                    ),
-                    "the next start",
-                    120,
-                )
     finally:
         stopped.set()
         thread.join(300)
