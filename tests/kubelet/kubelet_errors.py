@@ -28,7 +28,7 @@ _EXPLAINED = {
     r"cannot evict a critical pod|no pods are active to evict": "it spares static pods",
     r"failed to check if node is newer": "it has no API server",
     r"Missing actuated pod level resource record": "static pods are in no record of resources",
-    # With EventedPLEG it may look at its pods before its first list of what runs, and make them anew.
+    # With EventedPLEG it may look at its pods before its first list, and want to make them anew.
     # That it makes a container anew while it runs on is another thing, and not allowed.
     r"sandbox name .* is taken by": "the runtime refuses a second sandbox",
     r"Failed to set rlimit|apply oom score": "the node lacks CAP_SYS_RESOURCE",
