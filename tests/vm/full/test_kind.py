@@ -14,7 +14,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from kubeadm_node import SLOW, Cluster
+from kubeadm_node import PATCHES, SLOW, Cluster, write_patches
 from units import systemctl
 
 pytestmark = pytest.mark.timeout(5400)
@@ -64,6 +64,10 @@ def configuration() -> str:
         "KubeletConfiguration": SLOW["KubeletConfiguration"],
     }
     text = Path("/src/deploy/kind/cluster.yaml").read_text()
+    mount = f"    extraMounts: [{{hostPath: {PATCHES}, containerPath: {PATCHES}}}]\n"
+    node = "  - role: control-plane\n"
+    assert node in text
+    text = text.replace(node, node + mount)
     for kind, more in patches.items():
         text += "  - |\n" + textwrap.indent(f"kind: {kind}\n{more}", "    ")
     return text
@@ -89,6 +93,7 @@ def cluster() -> Iterator[Cluster]:
     changes = [f"--change={one}" for one in METADATA]
     made.run("podman", "import", "-q", *changes, "/opt/tools/bin/node-image.tar", IMAGE)
     took("the node image is imported")
+    write_patches()
     Path("/root/cluster.yaml").write_text(configuration())
     words = ["kind", "create", "cluster", "--image", IMAGE, "--config", "/root/cluster.yaml"]
     print(made.run(*words, "--wait=30m", "--retain", limit_s=5000))

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 from cri_client import BUSYBOX, Cri
-from kubeadm_node import SLOW, Cluster
+from kubeadm_node import SLOW, Cluster, write_patches
 from units import container_units, failed_units, systemctl
 
 pytestmark = pytest.mark.timeout(5400)
@@ -73,6 +73,7 @@ def cluster() -> Iterator[Cluster]:
     made.run("criagent", "image", "import", str(TOOLS / "control-plane.tar"))
     took("images imported")
     Path("/etc/systemd/system/kubelet.service").write_text(KUBELET)
+    write_patches()
     Path("/root/kubeadm.yaml").write_text(documented())
     systemctl("daemon-reload")
     systemctl("enable", "kubelet")

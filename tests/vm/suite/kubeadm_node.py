@@ -8,13 +8,16 @@ import select
 import subprocess
 import time
 from collections.abc import Callable, Sequence
+from pathlib import Path
 
 LIMIT_S = 1200
 PAUSE_S = 5
+PATCHES = "/etc/criagent-patches"
 # Longer limits and less work, by kind of document: the machine is some twenty times slower. No
 # elections, no controller that watches every kind of object, no waiting for the disk.
 SLOW = {
-    "InitConfiguration": """timeouts:
+    "InitConfiguration": f"""patches: {{directory: {PATCHES}}}
+timeouts:
   controlPlaneComponentHealthCheck: 40m
   kubeletHealthCheck: 20m
   kubernetesAPICall: 20m
@@ -38,6 +41,16 @@ etcd:
 """,
     "KubeletConfiguration": "runtimeRequestTimeout: 10m\n",
 }
+
+
+def write_patches() -> None:
+    """Have kubeadm write liveness probes that do not kill what is only slow."""
+    Path(PATCHES).mkdir()
+    names = ("etcd", "kube-apiserver", "kube-controller-manager", "kube-scheduler")
+    for name in names:
+        probe = {"timeoutSeconds": 120, "periodSeconds": 60, "failureThreshold": 60}
+        spec = {"containers": [{"name": name, "livenessProbe": probe}]}
+        Path(PATCHES, f"{name}+strategic.json").write_text(json.dumps({"spec": spec}))
 
 
 class Cluster:
