@@ -39,7 +39,11 @@ etcd:
     - {name: election-timeout, value: "20000"}
     - {name: unsafe-no-fsync, value: "true"}
 """,
-    "KubeletConfiguration": "runtimeRequestTimeout: 10m\n",
+    # The controller manager ends when the API server is slow: it is soon started again.
+    "KubeletConfiguration": """runtimeRequestTimeout: 10m
+crashLoopBackOff: {maxContainerRestartPeriod: 10s}
+featureGates: {KubeletCrashLoopBackOffMax: true}
+""",
 }
 
 
