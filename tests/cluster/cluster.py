@@ -126,6 +126,12 @@ class Cluster:
             f"--hostname-override={self.node}", f"--node-ip={self.ground.address}",
         )  # fmt: skip
 
+        def healthy() -> bool:
+            self.ground.check_kubelet()
+            return fetch("http://127.0.0.1:10248/healthz") == "ok"
+
+        eventually(healthy, "a healthy kubelet", 60)
+
     def _until_network(self, node: Json) -> None:
         """Wait until pods get addresses of the range that the cluster has given to the node."""
         has = ["ip", "-o", "-4", "address", "show", "dev", "cri0"]

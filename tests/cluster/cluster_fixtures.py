@@ -29,7 +29,8 @@ def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
     for state in (before, after):
         # Marks that the kubelet leaves in the firewall are its own.
         state["nftables"] = [line for line in state["nftables"] if "criagent" in line]
-    assert differences(before, after) == ""
+    left = differences(before, after)
+    assert left == "", left
 
 
 @pytest.fixture(scope="module")

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import agent
-from units import failed_units, kill_agent, main_pid, pod_slices, systemctl
+from units import failed_units, kill_agent, main_pid, pod_slices, show, systemctl
 
 Json = dict[str, Any]
 OUTSIDE = "outside"
@@ -75,6 +75,7 @@ class Ground(Protocol):
     def prepare(self) -> None: ...
     def clean(self) -> None: ...
     def start_kubelet(self, log: Path, *command: str) -> None: ...
+    def check_kubelet(self) -> None: ...
     def stop_kubelet(self) -> None: ...
     def kubelet_log(self) -> str: ...
     def stop_agent(self) -> None: ...
@@ -102,6 +103,11 @@ class TestNode:
 
     def start_kubelet(self, log: Path, *command: str) -> None:
         self._kubelet = Program(log, *command)
+
+    def check_kubelet(self) -> None:
+        """Fail when it has ended."""
+        assert self._kubelet
+        self._kubelet.check()
 
     def stop_kubelet(self) -> None:
         if self._kubelet:
@@ -148,6 +154,10 @@ class Machine:
         Path("/etc/systemd/system/kubelet.service").write_text(unit)
         systemctl("daemon-reload")
         systemctl("start", "kubelet")
+
+    def check_kubelet(self) -> None:
+        """Fail when it has ended."""
+        assert show("kubelet", "ActiveState") == "active", self.kubelet_log()
 
     def stop_kubelet(self) -> None:
         systemctl("stop", "kubelet")

@@ -42,7 +42,11 @@ def test_the_summary_has_the_pod(cluster: Cluster, space: Space, busy: str) -> N
         volumes = {volume["name"]: volume.get("usedBytes", 0) for volume in one.get("volume", ())}
         return volumes.get("box", 0) >= 8 << 20 and bool(one.get("containers"))
 
-    eventually(complete, "figures of the volume", 120)
+    try:
+        eventually(complete, "figures of the volume", 120)
+    except AssertionError:
+        print(json.dumps(_summary(cluster, busy)))
+        raise
     one = _summary(cluster, busy)
     assert one["podRef"]["namespace"] == space.name
     (main,) = one["containers"]
