@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from cluster import Cluster, Space, restarts
 from cri_client import BUSYBOX
-from ground import Json, fetch, seconds
+from ground import Json, eventually, fetch, seconds
 from manifests import container, pod, service, web
 from terminal import Running
 
@@ -50,7 +50,7 @@ def test_logs_of_the_run_before(space: Space) -> None:
     space.make("pods", pod("twice", main, volumes=[{"name": "box", "emptyDir": {}}]))
     space.until("pods", "twice", lambda one: restarts(one) == 1 and _runs(one), "the second run")
     assert space.logs("twice", "--previous") == "first\n"
-    assert space.logs("twice") == "second\n"
+    eventually(lambda: space.logs("twice") == "second\n", "the second run's line")
 
 
 def _runs(one: Json) -> bool:
@@ -100,7 +100,7 @@ def test_attach(space: Space) -> None:
         with Running(space, "attach", "-i", "listener") as attached:
             attached.send(f"{word}\n")
             attached.until(f"got {word}\n")
-    assert space.logs("listener") == "got hello\ngot again\n"
+    eventually(lambda: space.logs("listener") == "got hello\ngot again\n", "both in the log")
 
     main = container("main", ("sh",), stdin=True, tty=True)
     space.make("pods", pod("console", main))
