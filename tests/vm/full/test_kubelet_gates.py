@@ -11,6 +11,11 @@ from test_agent import (
     pods,
     test_no_container_notices,
 )
+from test_contexts import (
+    test_capabilities_seccomp_and_a_sealed_root,
+    test_root_is_refused_where_it_must_not_be,
+    test_users_and_groups_and_a_volume_of_the_pods_group,
+)
 from test_gates import (
     gated,
     test_events_go_on_after_a_restart_of_the_agent,
@@ -23,15 +28,15 @@ from test_hooks import (
     test_hooks_by_exec_come_before_the_signal,
     test_hooks_by_http,
 )
-from test_logs import (
-    test_logs_are_read_through_the_kubelet,
-    test_rotated_logs_miss_no_line_though_the_agent_is_killed,
-)
 from test_namespaces import (
     test_a_pod_in_the_nodes_namespaces,
     test_a_shared_pid_namespace,
     test_host_ports_are_reached_from_outside,
     test_names_and_settings_of_a_pod,
+)
+from test_pod_logs import (
+    test_logs_are_read_through_the_kubelet,
+    test_rotated_logs_miss_no_line_though_the_agent_is_killed,
 )
 from test_pods import (
     test_a_pod_without_the_hosts_users,
@@ -48,11 +53,6 @@ from test_restarts import (
     test_a_failing_container_backs_off_and_counts,
     test_an_init_container_that_fails_is_retried_before_the_others_start,
     test_restart_policies,
-)
-from test_security import (
-    test_capabilities_seccomp_and_a_sealed_root,
-    test_root_is_refused_where_it_must_not_be,
-    test_users_and_groups_and_a_volume_of_the_pods_group,
 )
 from test_storage import (
     test_pods_over_their_limits_of_storage_are_noticed,

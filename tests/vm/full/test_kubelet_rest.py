@@ -11,6 +11,10 @@ from test_agent import (
     pods,
     test_no_container_notices,
 )
+from test_contexts import (
+    test_capabilities_seccomp_and_a_sealed_root,
+    test_root_is_refused_where_it_must_not_be,
+)
 from test_gates import (
     gated,
     test_events_go_on_after_a_restart_of_the_agent,
@@ -21,11 +25,11 @@ from test_hooks import (
     test_a_failing_post_start_hook_restarts_its_container,
     test_hooks_by_http,
 )
-from test_logs import (
-    test_logs_are_read_through_the_kubelet,
-)
 from test_namespaces import (
     test_names_and_settings_of_a_pod,
+)
+from test_pod_logs import (
+    test_logs_are_read_through_the_kubelet,
 )
 from test_probes import (
     test_a_connection_that_nobody_answers_is_a_failed_probe,
@@ -34,10 +38,6 @@ from test_probes import (
 )
 from test_restarts import (
     test_an_init_container_that_fails_is_retried_before_the_others_start,
-)
-from test_security import (
-    test_capabilities_seccomp_and_a_sealed_root,
-    test_root_is_refused_where_it_must_not_be,
 )
 from test_storage import (
     UNUSED,
