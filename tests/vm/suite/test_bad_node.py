@@ -1,4 +1,4 @@
-# vm: seconds=900
+# vm: seconds=700
 """A node with systemd that things happen to: its clock, its name, its disk, its bus, its agent."""
 
 from __future__ import annotations
