@@ -21,6 +21,11 @@ _EXPLAINED = {
     r"Failed to remove container.*code = NotFound": "the same",
     r"ExecSync cmd from runtime service failed.*timed out after": "a probe that hangs",
     r"ExecSync cmd from runtime service failed.*is exited, not running": "its container just ended",
+    r"Skipping pod synchronization.*container runtime is down": "agent gone for half a minute (VM)",
+    r"(?:ReopenContainerLog|Failed to rotate log).*is not running; its log stays closed": "ended",
+    # Not of commands' cgroups, which it is to leave alone.
+    r"Partial failure issuing cadvisor.ContainerInfoV2(?!.*/exec-)": "before its first look at one",
+    r"Could not get metadata.*no such file|Unable to process watch event": "manifests that went",
     r"PostStartHook": "a hook that fails",
     r"with CrashLoopBackOff:": "a container that fails",
     r"registry.k8s.io/not/there|default/missing-": "an image that is not",
