@@ -18,7 +18,7 @@ _EXPLAINED = {
     r"container runtime status check may not have completed yet": "the same",
     r"checkpoint is not found": "its first start",
     r"ContainerStatus from runtime service failed.*code = NotFound": "its collectors race",
-    r"Failed to remove container.*code = NotFound": "the same",
+    r"(?:Failed to remove container|Image garbage collection failed).*code = NotFound": "the same",
     r"ExecSync cmd from runtime service failed.*timed out after": "a probe that hangs",
     r"ExecSync cmd from runtime service failed.*is exited, not running": "its container just ended",
     r"Skipping pod synchronization.*container runtime is down": "agent gone for half a minute (VM)",
