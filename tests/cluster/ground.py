@@ -192,9 +192,9 @@ def outside(*command: str) -> str:
     return subprocess.run(words, capture_output=True, text=True, check=False).stdout
 
 
-def fetch(url: str, *, beside: bool = False) -> str:
+def fetch(url: str, *, beside: bool = False, limit_s: float = 2) -> str:
     """A page, from the node or from beside it; "" when there is none."""
-    command = ["curl", "-sf", "--max-time", str(seconds(2)), url]
+    command = ["curl", "-sf", "--max-time", str(seconds(limit_s)), url]
     if beside:
         return outside(*command)
     return subprocess.run(command, capture_output=True, text=True, check=False).stdout
