@@ -74,7 +74,7 @@ def test_statistics_are_the_runtimes(gated: Kubelet) -> None:
 
 def test_events_tell_of_an_end_and_of_probes(gated: Kubelet, host_directory: Path) -> None:
     gated.restart(featureGates=GATES)  # an agent that was restarted may have made it list for good
-    assert _metric(gated, _CONNECTIONS) >= 1
+    until(lambda: _metric(gated, _CONNECTIONS) >= 1, "a connection", LIMIT_S)
     volumes = [{"name": "box", "hostPath": {"path": str(host_directory)}}]
     mounted: Json = {"volumeMounts": [{"name": "box", "mountPath": "/box"}]}
     probe = {"exec": {"command": ["test", "-e", "/box/fine"]}, "timeoutSeconds": PROBE_S}
