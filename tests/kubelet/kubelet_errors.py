@@ -31,6 +31,7 @@ _EXPLAINED = {
     r"registry.k8s.io/not/there|default/missing-": "an image that is not",
     r"runAsNonRoot and image will run as root": "a pod that is refused",
     r"cannot evict a critical pod|no pods are active to evict": "it spares static pods",
+    r" (?:kubelet_volumes|nestedpendingoperations|reconciler)\.go:": "volumes are its own affair",
     r"failed to check if node is newer": "it has no API server",
     r"Missing actuated pod level resource record": "static pods are in no record of resources",
     # With EventedPLEG it may look at its pods before its first list, and want to make them anew.
