@@ -89,7 +89,7 @@ class Runtime:
     catatonit: Path = Path("/usr/bin/catatonit")
     cgroup_driver: Literal["auto", "systemd", "cgroupfs"] = "auto"
     missing_controllers: Literal["error", "ignore"] = "error"
-    exec_cgroup: bool = True
+    exec_cgroup: bool = True  # ExecSync's time-out then kills what its command left, too
     exec_drain_s: float = 1.0  # how long output may trail the main process of an exec
     create_timeout_s: float = 240.0  # the kubelet's own limit for RunPodSandbox
     nofile_soft: int = 1024

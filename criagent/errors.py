@@ -52,7 +52,7 @@ class CorruptError(AgentError):
 
 
 class RegistryError(AgentError):
-    """A registry failed or could not be reached: UNAVAILABLE.
+    """A registry failed or could not be reached: UNKNOWN with the prefix that the kubelet reads.
 
     `url` is redacted (no credentials, no query); `codes` are the registry's own error codes.
     """

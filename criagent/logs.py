@@ -13,7 +13,6 @@ from collections import Counter
 import structlog
 
 LINES: Counter[str] = Counter()  # lines written since the start, by level
-LEVELS = ("debug", "info", "warning", "error")
 
 
 def setup(level: str) -> None:

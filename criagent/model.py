@@ -67,7 +67,6 @@ class Reason(enum.StrEnum):
     COMPLETED = "Completed"
     ERROR = "Error"
     OOM_KILLED = "OOMKilled"
-    CANNOT_RUN = "ContainerCannotRun"
     MONITOR_LOST = "ContainerMonitorLost"
     UNKNOWN = "Unknown"
 

@@ -180,9 +180,9 @@ class OperatorMetrics:
         """Asked on the loop, where Status asks too; nothing while the loop does not answer."""
 
         async def ask() -> dict[str, float]:
-            usable = not self.runtime.problem
+            reason, _ = await self.runtime.unready()
             network = self.runtime.networks.default.condition()
-            return {"RuntimeReady": float(usable), "NetworkReady": float(network.ready)}
+            return {"RuntimeReady": float(not reason), "NetworkReady": float(network.ready)}
 
         try:
             return asyncio.run_coroutine_threadsafe(ask(), self.loop).result(_LOOP_S)

@@ -37,7 +37,7 @@ from criagent.runtime.holder_watch import HolderWatch
 from criagent.runtime.host_paths import HostPaths
 from criagent.runtime.image_volumes import ImageVolumes
 from criagent.runtime.monitor import Conmon, monitors_cgroup
-from criagent.runtime.node_facts import read_node_facts
+from criagent.runtime.node_facts import read_node_facts, systemd_manages
 from criagent.runtime.oci import OciRuntime, SealedProgram
 from criagent.runtime.oom import OomWatch
 from criagent.runtime.paths import RuntimePaths
@@ -94,8 +94,7 @@ def detected_driver(configured: str) -> CgroupDriver:
     """The configured cgroup driver, or systemd where it manages this system."""
     if configured != "auto":
         return CgroupDriver(configured)
-    systemd = Path("/run/systemd/system").is_dir() and Path("/run/systemd/private").exists()
-    return CgroupDriver.SYSTEMD if systemd else CgroupDriver.CGROUPFS
+    return CgroupDriver.SYSTEMD if systemd_manages() else CgroupDriver.CGROUPFS
 
 
 async def probed_handlers(
@@ -155,6 +154,12 @@ class _RuntimeAssembly:
             nofile=(section.nofile_soft, section.nofile_hard),
             missing_controllers=section.missing_controllers,
         )
+        if self.node.oom_score_floor > -1000:
+            log.warning(
+                "oom_scores_raised",
+                to=self.node.oom_score_floor,
+                reason="no CAP_SYS_RESOURCE: containers cannot have a lower oom_score_adj",
+            )
         self.selinux = _selinux(section.selinux, self.node, self.fs)
         self.apparmor = AppArmor(available=self.node.apparmor, fs=self.fs)
         self.runtimes = {
@@ -189,6 +194,7 @@ class _RuntimeAssembly:
         for store in (self.stores.sandboxes, self.stores.containers):
             store.listeners.append(self._forget_stats)
         return Runtime(
+            db=self.stores.db,
             sandboxes=self.stores.sandboxes,
             containers=self.stores.containers,
             networks=self.networks,

@@ -69,15 +69,15 @@ class RuntimeService(StatsCalls, api_pb2_grpc.RuntimeServiceServicer):
         self, request: api_pb2.StatusRequest, context: Context
     ) -> api_pb2.StatusResponse:
         network = self._runtime.networks.default.condition()
-        problem = self._runtime.problem
+        reason, message = await self._runtime.unready()
         response = api_pb2.StatusResponse(
             status=api_pb2.RuntimeStatus(
                 conditions=[
                     api_pb2.RuntimeCondition(
                         type="RuntimeReady",
-                        status=not problem,
-                        reason="ProgramNotUsable" if problem else "",
-                        message=problem,
+                        status=not reason,
+                        reason=reason,
+                        message=message,
                     ),
                     api_pb2.RuntimeCondition(
                         type="NetworkReady",

@@ -15,6 +15,7 @@ from criagent._proto import api_pb2
 from criagent.cri.convert_common import selected
 from criagent.cri.convert_metrics import descriptors, pod_metrics
 from criagent.cri.convert_stats import container_stats, pod_stats
+from criagent.cri.listing import framed
 from criagent.errors import NotFoundError
 from criagent.model import Container, SandboxState
 from criagent.runtime.pod_metrics import PodMetrics
@@ -137,13 +138,4 @@ def pieces(items: list[T]) -> list[list[T]]:
 
 def repeated(parts: Iterable[bytes]) -> bytes:
     """A message of one repeated field with number 1, from the field's serialized messages."""
-    out = bytearray()
-    for part in parts:
-        out += b"\x0a"  # field 1, length-delimited
-        length = len(part)
-        while length > 0x7F:
-            out.append(length & 0x7F | 0x80)
-            length >>= 7
-        out.append(length)
-        out += part
-    return bytes(out)
+    return b"".join(map(framed, parts))

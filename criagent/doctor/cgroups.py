@@ -5,14 +5,13 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
-from pathlib import Path
 
 from criagent.config import Config
 from criagent.doctor.finding import Finding, content, error, fine, listens, warning
 from criagent.doctor.neighbours import KUBELET
 from criagent.kernel import cgroupfs
 from criagent.kernel.mount import mountinfo
-from criagent.runtime.node_facts import controllers
+from criagent.runtime.node_facts import controllers, systemd_manages
 
 _KUBELETS = re.compile(r"^[^#\n]*(?:--cgroup-driver[= ]|cgroupDriver:\s*)[\"']?(\w+)", re.MULTILINE)
 _WANTED = ("cpu", "cpuset", "memory", "pids", "io")
@@ -39,7 +38,7 @@ def read() -> CgroupFacts:
         fstype=mounted[-1].fstype if mounted else "",
         writable=bool(mounted) and "rw" in mounted[-1].options,
         controllers=controllers() if unified else frozenset(),
-        systemd=Path("/run/systemd/system").is_dir(),
+        systemd=systemd_manages(),
         bus=listens("/run/dbus/system_bus_socket"),
         kubelets_driver=drivers[0] if drivers else "",
     )

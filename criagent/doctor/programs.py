@@ -55,10 +55,10 @@ def judge(facts: ProgramFacts, config: Config) -> Iterator[Finding]:
     if facts.catatonit:
         yield fine("catatonit", str(runtime.catatonit))
     else:
-        yield error(
+        yield warning(
             "catatonit",
-            f"{runtime.catatonit} is missing",
-            "install catatonit; pods that share a PID namespace need it",
+            f"{runtime.catatonit} is missing: pods that share a PID namespace cannot run",
+            "install catatonit",
         )
     if config.network.backend != "builtin":
         return

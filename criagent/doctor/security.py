@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import shutil
+import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,8 +12,10 @@ from pathlib import Path
 from criagent.doctor.finding import Finding, content, error, fine, number, warning
 from criagent.runtime.apparmor import PLACES
 from criagent.runtime.node_facts import held_capabilities
+from criagent.runtime.selinux import read_contexts
 
 _NEEDED = ("SYS_ADMIN", "NET_ADMIN", "CHOWN", "DAC_OVERRIDE", "MKNOD", "SETUID", "SETGID", "KILL")
+_PROGRAM_TYPE = "container_runtime_exec_t"
 _ALL = frozenset(f"CAP_{name}" for name in (*_NEEDED, "SYS_RESOURCE"))
 
 
@@ -24,6 +28,8 @@ class SecurityFacts:
     apparmor: str = ""
     apparmor_parser: bool = True
     selinux: str = ""
+    selinux_contexts: bool = True  # whether the policy names contexts for containers
+    label: str = "system_u:object_r:container_runtime_exec_t:s0"  # of the program
     modules: str = ""
     user_namespaces: int | None = 100_000  # user.max_user_namespaces; None = not in this kernel
     unshare: bool = True
@@ -37,6 +43,8 @@ def read() -> SecurityFacts:
         apparmor=content("/sys/module/apparmor/parameters/enabled"),
         apparmor_parser=shutil.which("apparmor_parser", path=PLACES) is not None,
         selinux=content("/sys/fs/selinux/enforce"),
+        selinux_contexts=read_contexts() is not None,
+        label=_label(Path(sys.argv[0])),
         modules=content("/sys/kernel/security/lsm"),
         user_namespaces=number("/proc/sys/user/max_user_namespaces"),
         unshare=shutil.which("unshare") is not None,
@@ -56,8 +64,7 @@ def judge(facts: SecurityFacts) -> Iterator[Finding]:
         )
     yield fine("security modules", facts.modules or "none to be seen")
     yield _apparmor(facts)
-    selinux = {"": "off", "0": "permissive", "1": "enforcing"}
-    yield fine("SELinux", selinux.get(facts.selinux, facts.selinux))
+    yield _selinux(facts)
     yield _user_namespaces(facts)
 
 
@@ -89,6 +96,34 @@ def _user_namespaces(facts: SecurityFacts) -> Finding:
         text = "none allowed"
         cure = "sysctl -w user.max_user_namespaces=65536; the same in /etc/sysctl.d/"
     return warning("user namespaces", f"{text}: pods with hostUsers: false cannot run", cure)
+
+
+def _selinux(facts: SecurityFacts) -> Finding:
+    mode = {"": "off", "0": "permissive", "1": "enforcing"}.get(facts.selinux, facts.selinux)
+    if not facts.selinux:
+        return fine("SELinux", mode)
+    if not facts.selinux_contexts:
+        return warning(
+            "SELinux",
+            f"{mode}, but the policy has no contexts for containers: they get no labels",
+            "install container-selinux",
+        )
+    if _PROGRAM_TYPE not in facts.label.split(":"):
+        return warning(
+            "SELinux",
+            f"{mode}, but the agent's program is labelled {facts.label or 'nothing'}: its "
+            "containers may not be allowed to start",
+            f"semanage fcontext -a -t {_PROGRAM_TYPE} on it, and restorecon (docs/operations.md)",
+        )
+    return fine("SELinux", mode)
+
+
+def _label(program: Path) -> str:
+    """The context of the file behind any links, "" = none."""
+    try:
+        return os.getxattr(program, "security.selinux").decode().rstrip("\0")
+    except OSError:
+        return ""
 
 
 def _apparmor(facts: SecurityFacts) -> Finding:

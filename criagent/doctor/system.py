@@ -83,8 +83,8 @@ def judge(facts: SystemFacts) -> Iterator[Finding]:
 def _distribution(facts: SystemFacts) -> Finding:
     name = "system"
     first = _SUPPORTED.get(facts.distribution)
-    version = parse_version(f"{facts.release}.0") or (0, 0, 0)
-    if first is None or version[:2] >= first:
+    version = parse_version(f"{facts.release}.0")
+    if first is None or version is None or version[:2] >= first:  # sid and rawhide have no number
         beside = "" if first else " (not among the tested ones: Debian, Ubuntu, Fedora)"
         return fine(name, facts.pretty + beside)
     return warning(

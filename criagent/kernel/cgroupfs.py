@@ -42,7 +42,7 @@ def join(cgroup: str, pid: int) -> None:
 
 def kill(cgroup: str) -> None:
     """SIGKILL to everything in it and below (Linux 5.14); nothing when it is gone."""
-    with contextlib.suppress(FileNotFoundError, OSError):
+    with contextlib.suppress(OSError):
         (directory(cgroup) / "cgroup.kill").write_text("1")
 
 

@@ -12,7 +12,6 @@ from criagent.kernel.syscalls import syscall
 
 RESOLVE_NO_MAGICLINKS = 0x02
 RESOLVE_NO_SYMLINKS = 0x04
-RESOLVE_BENEATH = 0x08
 RESOLVE_IN_ROOT = 0x10
 
 _OPENAT2 = 437

@@ -115,9 +115,13 @@ class _Gate:
         self._controllers = controllers
         self._missing = missing
 
+    def has(self, controller: str) -> bool:
+        """Whether the node has it."""
+        return controller in self._controllers
+
     def admits(self, controller: str, limit: str) -> bool:
         """Whether the limit can be set; raises UnsupportedError when it may not be left out."""
-        if controller in self._controllers:
+        if self.has(controller):
             return True
         if self._missing == "ignore":
             return False
@@ -172,7 +176,7 @@ def _hugepages(resources: Resources, gate: _Gate) -> list[OciObject]:
         if not _PAGE_SIZE.fullmatch(item.page_size):
             raise InvalidRequestError(f"hugepage size {item.page_size!r} is not like 2MB or 1GB")
         # The kubelet names every page size, 0 = none: without a controller that is no request.
-        if not item.limit and "hugetlb" not in gate._controllers:  # noqa: SLF001 - same module
+        if not item.limit and not gate.has("hugetlb"):
             continue
         if gate.admits("hugetlb", f"hugepages-{item.page_size}"):
             limits.append({"pageSize": item.page_size, "limit": item.limit})

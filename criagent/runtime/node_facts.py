@@ -50,6 +50,12 @@ def held_capabilities() -> frozenset[str]:
     return frozenset()
 
 
+def systemd_manages() -> bool:
+    """Whether systemd is this system's first process and answers: not in a container that only has
+    the node's /run/systemd/system."""
+    return Path("/run/systemd/system").is_dir() and Path("/run/systemd/private").exists()
+
+
 def controllers() -> frozenset[str]:
     """Controllers of the cgroup v2 tree that containers can have.
 

@@ -35,6 +35,7 @@ from criagent.runtime.sandbox_stop import SandboxStopper
 from criagent.runtime.stats import ContainerStatsReader, StatsSample
 from criagent.runtime.update_resources import ResourceUpdater
 from criagent.store.containers import ContainerStore
+from criagent.store.db import Database
 from criagent.store.sandboxes import SandboxStore
 
 
@@ -70,6 +71,7 @@ class Runtime:
     sandbox_owners: Owners[Sandbox]
     container_owners: Owners[Container]
     stop_owners: Owners[None]
+    db: Database
     monitor_problem: str = ""  # why conmon cannot be used, "" = it can
 
     async def run_pod_sandbox(self, spec: SandboxSpec) -> Sandbox:
@@ -88,15 +90,12 @@ class Runtime:
         """RemovePodSandbox: see `SandboxStopper.remove`."""
         await self.sandbox_stopper.remove(sandbox_id)
 
-    async def create_container(
-        self, sandbox_id: str, spec: ContainerSpec, sandbox_spec: SandboxSpec | None = None
-    ) -> Container:
-        """CreateContainer in a READY sandbox.
+    async def create_container(self, sandbox_id: str, spec: ContainerSpec) -> Container:
+        """CreateContainer in a READY sandbox, whose own specification counts.
 
         Raises NotFoundError for an unknown sandbox, WrongStateError for one that is not ready,
-        and what `ContainerCreator.create` raises. `sandbox_spec` is not used: the row's counts.
+        and what `ContainerCreator.create` raises.
         """
-        del sandbox_spec
         box = self.sandboxes.resolve(sandbox_id)
         if not box.ready_at_ns or box.stopped_at_ns:
             raise WrongStateError(f'sandbox "{box.id}" is not ready: it was stopped')
@@ -153,6 +152,14 @@ class Runtime:
     def problem(self) -> str:
         """Why no pod of the default handler can run; "" = they can. Does not look at the disk."""
         return self._problem_of(self.creator.default_handler)
+
+    async def unready(self) -> tuple[str, str]:
+        """Reason and message of a RuntimeReady that is false; both empty when it is true."""
+        if problem := self.problem:
+            return "ProgramNotUsable", problem
+        if failure := await self.db.failure():
+            return "StorageFailing", failure
+        return "", ""
 
     def _problem_of(self, handler: str) -> str:
         found = [facts.problem for facts in self.handlers if facts.name == handler]

@@ -45,8 +45,11 @@ async def forget(ids: Sequence[str]) -> None:
     try:
         child = spawn(["systemctl", "reset-failed", *names])
         async with killed_on_exit(child), asyncio.timeout(_LIMIT_S):
-            await child.wait()
+            code = await child.wait()
     except (OSError, TimeoutError) as failure:
         log.warning("scopes_not_forgotten", scopes=names, error=repr(failure))
+        return
+    if code:  # one of them has gone meanwhile, or systemd refuses
+        log.info("scopes_not_forgotten", scopes=names, code=code)
     else:
         log.info("scopes_forgotten", scopes=names)

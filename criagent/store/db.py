@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from criagent.aio import finish
-from criagent.errors import CorruptError, ExhaustedError, UnavailableError
+from criagent.errors import AgentError, CorruptError, ExhaustedError, UnavailableError
 from criagent.kernel.priority import raise_new_thread
 
 T = TypeVar("T")
@@ -54,6 +54,7 @@ class Database:
         self._thread = ThreadPoolExecutor(1, "db", initializer=raise_new_thread)
         self._lock = threading.Lock()
         self._queue: list[_Pending] = []
+        self._failure = ""
         self._fill_reserve()
 
     @classmethod
@@ -115,6 +116,16 @@ class Database:
 
         return await finish(committed())
 
+    async def failure(self) -> str:
+        """Why nothing can be written on a disk that fails; "" = it can, also when it is full.
+
+        After a failure each call tries again.
+        """
+        if self._failure:
+            with contextlib.suppress(AgentError):
+                await self.write(_rewrite_first_page)
+        return self._failure
+
     def close(self) -> None:
         """Finish queued writes and close; later writes fail."""
         self._thread.shutdown()
@@ -127,9 +138,10 @@ class Database:
         if any(_is_full(o) for o in outcomes) and any(p.frees for p in batch):
             self._give_reserve_up()
             outcomes = self._commit(batch)
-        for pending, outcome in zip(batch, outcomes, strict=True):
-            told = _translate(outcome, self._reserve.parent)
-            pending.loop.call_soon_threadsafe(_settle, pending, told)
+        told = [_translate(outcome, self._reserve.parent) for outcome in outcomes]
+        self._failure = next((str(t) for t in told if isinstance(t, UnavailableError)), "")
+        for pending, what in zip(batch, told, strict=True):
+            pending.loop.call_soon_threadsafe(_settle, pending, what)
         if not self._reserve.exists():
             self._fill_reserve()
 
@@ -174,6 +186,11 @@ class Database:
     def _give_reserve_up(self) -> None:
         with contextlib.suppress(OSError):  # a disk that fails, or has become read-only
             self._reserve.unlink()
+
+
+def _rewrite_first_page(connection: sqlite3.Connection) -> None:
+    (version,) = connection.execute("PRAGMA user_version").fetchone()
+    connection.execute(f"PRAGMA user_version = {version}")
 
 
 def _settle(pending: _Pending, outcome: object) -> None:

@@ -53,7 +53,6 @@ def test_the_node_itself_has_warnings_only(tmp_path: Path) -> None:
         ("mount -o remount,bind,ro /sys/fs/cgroup", "", "cgroups", "read-only"),
         ("mount --bind /dev/null /usr/bin/crun", "", "handler crun", "install crun"),
         ("mount --bind /dev/null /usr/bin/conmon", "", "conmon", "install conmon"),
-        ("mount --bind /dev/null /usr/bin/catatonit", "", "catatonit", "install catatonit"),
         ("mount -t tmpfs -o ro none /mnt", "storage.root = '/mnt/a'", "storage.root", "read-only"),
         ("mount -t tmpfs -o size=1m none /mnt", "storage.root = '/mnt/a'", "disk space", "prune"),
         (
@@ -83,6 +82,15 @@ def test_what_pods_cannot_do_without_is_an_error(
     assert part in found[name]["text"] + found[name]["cure"]
 
 
+def test_what_few_pods_need_is_a_warning(tmp_path: Path) -> None:
+    status, found = doctor("mount --bind /dev/null /usr/bin/catatonit", at=tmp_path)
+    assert status == 1
+    assert (found["catatonit"]["level"], found["catatonit"]["cure"]) == (
+        "warning",
+        "install catatonit",
+    )
+
+
 def test_an_old_conmon_is_an_error_with_the_version_that_would_do(tmp_path: Path) -> None:
     old = tmp_path / "conmon"
     old.write_text("#!/bin/sh\necho conmon version 2.0.22\n")
@@ -96,6 +104,7 @@ def test_a_kind_like_node(tmp_path: Path) -> None:
     """systemd with its bus, a CNI network to come, the well-known socket linked to ours."""
     before = (
         "mkdir -p /run/systemd/system /run/containerd /var/lib/kubelet\n"
+        "touch /run/systemd/private\n"
         "ln -sf /run/criagent/criagent.sock /run/containerd/containerd.sock\n"
         "mount -t tmpfs none /var/lib/kubelet\n"
         "echo 'containerRuntimeEndpoint: unix:///run/containerd/containerd.sock'"
@@ -110,7 +119,7 @@ def test_a_kind_like_node(tmp_path: Path) -> None:
             _, found = doctor(before, "network.backend = 'cni'", at=tmp_path)
     finally:
         bus.unlink()
-        subprocess.run(["rm", "-rf", "/run/systemd/system", "/run/containerd"], check=True)
+        subprocess.run(["rm", "-rf", "/run/systemd", "/run/containerd"], check=True)
     assert found["cgroup driver"] == {
         "name": "cgroup driver",
         "level": "ok",

@@ -75,7 +75,7 @@ def test_events_below_the_level_are_not_written(
 ) -> None:
     stream = set_up(monkeypatch, level)
     log = structlog.get_logger("test")
-    for name in logs.LEVELS:
+    for name in ("debug", "info", "warning", "error"):
         getattr(log, name)("x")
     assert [line["level"] for line in lines(stream)] == seen
 

@@ -237,5 +237,7 @@ async def test_a_disk_that_fails_is_no_full_one(db: Database) -> None:
     with pytest.raises(UnavailableError, match=r"readonly.*dmesg"):
         await store.delete(box(1).id)
     assert store.get(box(1).id) is not None
+    assert "dmesg" in await db.failure()
     db._connection.execute("PRAGMA query_only = 0")
+    assert await db.failure() == ""
     await store.delete(box(1).id)

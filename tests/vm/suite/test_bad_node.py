@@ -224,6 +224,13 @@ def test_a_disk_that_fails_is_said_and_nothing_hangs(small_disk: VmPods) -> None
     code, text = refused(pods)
     assert code is grpc.StatusCode.UNAVAILABLE, text
     assert "see dmesg" in text
+    status = pods.cri.runtime.Status(api.StatusRequest()).status
+    ready = next(found for found in status.conditions if found.type == "RuntimeReady")
+    assert (ready.status, ready.reason, "see dmesg" in ready.message) == (
+        False,
+        "StorageFailing",
+        True,
+    )
     with pytest.raises(grpc.RpcError) as caught:  # it cannot be written down
         pods.cri.stop(row)
     assert "see dmesg" in caught.value.details()
