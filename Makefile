@@ -35,8 +35,8 @@ check: $(PY)  ## linters, types, import rules
 	PYTHONPATH=. $(VENV)/bin/lint-imports
 
 node: $(PY)  ## pods, restarts, networks, crashes in the test node; needs root
-	tests/node/up python3 -m pytest -q -p no:cacheprovider tests/node
-	tests/node/up python3 -m pytest -q -p no:cacheprovider tests/crash
+	tests/node/up python3 -m pytest -q -o timeout=300 -p no:cacheprovider tests/node
+	tests/node/up python3 -m pytest -q -o timeout=300 -p no:cacheprovider tests/crash
 
 critest:  ## critest whole, once, in a random order (SEED=); judged by tests/conformance/expected.toml
 	CRIAGENT_ARGS="--log-level warning" tests/node/up tests/conformance/run

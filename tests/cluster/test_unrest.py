@@ -55,13 +55,13 @@ def test_pods_live_on_while_the_agent_is_stopped(cluster: Cluster, space: Space)
     cluster.ground.stop_agent()
     try:
         cluster.until_node("False", 120)
-        assert fetch(url) == "steady v1\n"
+        assert fetch(url, limit_s=10) == "steady v1\n"
     finally:
         cluster.ground.start_agent()
     cluster.until_node("True")
     after = space.until_ready("steady")
     assert _identity(after) == _identity(before)
-    assert fetch(url) == "steady v1\n"
+    assert fetch(url, limit_s=10) == "steady v1\n"
     assert space.exec("steady", "hostname") == "steady\n"
 
 
@@ -92,7 +92,10 @@ def test_an_agent_killed_amid_a_rollout(cluster: Cluster, space: Space) -> None:
         # A container whose start was cut off may be made once more, none that ran.
         assert ready.get(one["metadata"]["name"], _identity(one)) == _identity(one)
         assert restarts(one) <= 3
-        assert fetch(f"http://{one['status']['podIP']}/") == f"{one['metadata']['name']} v2\n"
+        assert (
+            fetch(f"http://{one['status']['podIP']}/", limit_s=10)
+            == f"{one['metadata']['name']} v2\n"
+        )
     space.until_pods("tide", lambda found: len(found) == 6, "the end of the old pods")
     assert _identity(space.get("pods", "bystander")) == _identity(before)
     cri = Cri()

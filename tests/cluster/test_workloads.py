@@ -59,7 +59,10 @@ def _pages(space: Space, version: str) -> dict[str, str]:
     """Addresses and pages of all live pods, each of which serves its own name and `version`."""
     pods = space.pods("web")
     assert len(pods) == REPLICAS
-    pages = {one["status"]["podIP"]: fetch(f"http://{one['status']['podIP']}/") for one in pods}
+    pages = {
+        one["status"]["podIP"]: fetch(f"http://{one['status']['podIP']}/", limit_s=10)
+        for one in pods
+    }
     assert sorted(pages.values()) == sorted(
         f"{one['metadata']['name']} {version}\n" for one in pods
     )
@@ -133,7 +136,7 @@ def test_a_daemon_set_has_a_pod_on_the_node(cluster: Cluster, space: Space) -> N
     space.kubectl("set", "env", "daemonset/each", "VERSION=v2")
     space.kubectl("rollout", "status", "daemonset/each")
     (second,) = space.pods("each")
-    assert fetch(f"http://{second['status']['podIP']}/").endswith(" v2\n")
+    assert fetch(f"http://{second['status']['podIP']}/", limit_s=10).endswith(" v2\n")
     space.kubectl("delete", "daemonset", "each")
     space.until_pods("each", lambda pods: not pods, "the end")
 

@@ -56,6 +56,18 @@ def agent_pid() -> int:
     return int(Path("/run/criagent.pid").read_text())
 
 
+def monitor_pid(container_id: str) -> int:
+    """conmon of a container."""
+    for entry in Path("/proc").glob("[0-9]*/cmdline"):
+        try:
+            words = entry.read_bytes().split(b"\0")
+        except OSError:  # it has just ended
+            continue
+        if words[0].endswith(b"conmon") and container_id.encode() in words:
+            return int(entry.parent.name)
+    raise AssertionError(f"no monitor of {container_id}")
+
+
 def agent_facts() -> dict[str, int]:
     """Descriptors, threads and resident kilobytes of the agent."""
     process = Path(f"/proc/{agent_pid()}")

@@ -105,10 +105,11 @@ class Spdy:
         payload = number(stream) + number(0) + b"\0\0" + block
         return control_frame(frames.SYN_STREAM, payload, frames.FLAG_FIN if fin else 0)
 
-    def open(self, *, fin: bool = False, **headers: str) -> int:
-        """Open a stream."""
+    def open(self, *parts: bytes, fin: bool = False, **headers: str) -> int:
+        """Open a stream, and send these on it with the same call."""
         stream, self._next = self._next, self._next + 2
-        self.socket.sendall(self.syn(stream, headers, fin=fin))
+        following = b"".join(frames.data_frame(stream, part) for part in parts)
+        self.socket.sendall(self.syn(stream, headers, fin=fin) + following)
         return stream
 
     def send(self, stream: int, data: bytes, *, fin: bool = False) -> None:

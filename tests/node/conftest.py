@@ -6,6 +6,7 @@ files. They fail without root, they are never skipped.
 
 from __future__ import annotations
 
+import itertools
 import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -58,11 +59,10 @@ class Pods:
         self.cri = cri
         self.logs = logs
         self._name = name
-        self._count = 0
+        self._numbers = itertools.count(1)  # for threads, too
 
     def config(self, **fields: object) -> api.PodSandboxConfig:
-        self._count += 1
-        return pod(f"{self._name}-{self._count}", log_directory=str(self.logs), **fields)
+        return pod(f"{self._name}-{next(self._numbers)}", log_directory=str(self.logs), **fields)
 
     def sandbox(
         self, change: Callable[[api.PodSandboxConfig], object] = lambda _: None
@@ -79,8 +79,7 @@ class Pods:
     ) -> str:
         """The id of a started container in a pod of its own."""
         sandbox, config = box or self.sandbox()
-        self._count += 1
-        wanted = container(f"c{self._count}", command or ("sleep", "100000"))
+        wanted = container(f"c{next(self._numbers)}", command or ("sleep", "100000"))
         change(wanted)
         row = self.cri.create(sandbox, wanted, config)
         self.cri.start(row)

@@ -21,6 +21,7 @@ import image_builder
 import pytest
 from conftest import Pods
 from cri_client import BUSYBOX, DEBIAN, Cri, api
+from waiting import content
 
 from criagent.image.unpack import LayerFile, UnpackWorkers
 
@@ -386,8 +387,8 @@ def children() -> list[int]:
     return [
         int(path.parent.name)
         for path in Path("/proc").glob("[0-9]*/cmdline")
-        if b"unpack_worker" in path.read_bytes()
-        and f"\nPPid:\t{os.getpid()}\n" in (path.parent / "status").read_text()
+        if b"unpack_worker" in content(path)
+        and f"\nPPid:\t{os.getpid()}\n".encode() in content(path.parent / "status")
     ]
 
 

@@ -7,7 +7,6 @@ import re
 import signal
 import socket
 import threading
-import time
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
@@ -16,6 +15,7 @@ import grpc
 import pytest
 from conftest import Pods
 from cri_client import Cri, api
+from node_state import monitor_pid
 from waiting import until
 
 pytestmark = pytest.mark.root
@@ -78,23 +78,26 @@ def test_a_gibibyte_is_rotated_without_losing_or_doubling_a_byte(pods: Pods) -> 
     def exited() -> bool:
         return bool(pods.cri.status(row).state == api.CONTAINER_EXITED)
 
-    start = time.monotonic()
+    def large() -> bool:
+        return log.exists() and log.stat().st_size > 16 * MiB
+
     with ThreadPoolExecutor(1) as reader:
         while not exited():
-            until(lambda: log.stat().st_size > 16 * MiB or exited(), "16 MiB of output", 60)
+            until(lambda: large() or exited(), "16 MiB of output", 60)
+            if not log.exists():
+                break  # it ended while its log was rotated
             old = log.rename(f"{log}.{len(reads)}")
             try:
                 reopen(pods.cri, row)
             except grpc.RpcError as error:
                 assert error.code() is grpc.StatusCode.FAILED_PRECONDITION  # it exited meanwhile
             reads.append(reader.submit(counted.take, old))  # nobody writes to it any more
-        took_s = time.monotonic() - start
         for read in reads:
             read.result()
     if log.exists():
         counted.take(log)
     assert counted.end() == number
-    assert len(reads) > took_s, "more than one rotation a second"
+    assert len(reads) > 10
 
 
 def test_a_log_is_reopened_again_and_again(pods: Pods) -> None:
@@ -194,11 +197,7 @@ def test_a_log_that_cannot_be_made_anew_costs_nobody(pods: Pods, trap: str) -> N
 
 def test_a_monitor_that_answers_late_replaces_nothing(pods: Pods) -> None:
     row, log = numbers(pods)
-    monitor = next(
-        int(path.parent.name)
-        for path in Path("/proc").glob("[0-9]*/cmdline")
-        if path.read_bytes().startswith(b"/usr/bin/conmon\0") and row.encode() in path.read_bytes()
-    )
+    monitor = monitor_pid(row)
     os.kill(monitor, signal.SIGSTOP)
     try:
         old = log.rename(f"{log}.old")
@@ -233,12 +232,11 @@ def test_output_is_whole_when_the_exit_is_told(pods: Pods) -> None:
     """By the event, which is the first to tell, and by the status; for both streams."""
     sizes: dict[str, int] = {}
     stream = pods.cri.runtime.GetContainerEvents(api.GetEventsRequest())
-    heard = threading.Event()
+    stream.initial_metadata()  # it is subscribed
 
     def listen() -> None:
         try:
             for event in stream:
-                heard.set()
                 if event.container_event_type == api.CONTAINER_STOPPED_EVENT:
                     for status in event.containers_statuses:
                         sizes.setdefault(status.id, Path(status.log_path).stat().st_size)
@@ -248,7 +246,6 @@ def test_output_is_whole_when_the_exit_is_told(pods: Pods) -> None:
     listener = threading.Thread(target=listen)
     listener.start()
     box = pods.sandbox()
-    until(lambda: heard.is_set() or pods.running("true"), "the subscription")
     for number in range(10):
         row = pods.running("sh", "-c", f"seq 1 {20000 * number}; echo err >&2", box=box)
         until(lambda row=row: pods.cri.status(row).state == api.CONTAINER_EXITED, "the exit")

@@ -11,6 +11,7 @@ import agent
 import pytest
 from conftest import Pods
 from cri_client import Cri, api
+from node_state import monitor_pid
 from waiting import until
 
 pytestmark = pytest.mark.root
@@ -65,7 +66,13 @@ def test_a_stop_goes_on_after_a_restart(pods: Pods) -> None:
     row = pods.running("sh", "-c", "trap '' TERM; while :; do sleep 1; done")
     request = api.StopContainerRequest(container_id=row, timeout=3)
     waiting = pods.cri.runtime.StopContainer.future(request, timeout=30)
-    until(lambda: "container_stopping" in agent.LOG.read_text(), "the stop")
+    until(
+        lambda: any(
+            row in line and "container_stopping" in line
+            for line in agent.LOG.read_text().splitlines()
+        ),
+        "the stop",
+    )
     agent.kill()
     waiting.exception()
     pods.cri = agent.start()
@@ -138,13 +145,3 @@ def init_pid(cri: Cri, row: str) -> int:
     request = api.ContainerStatusRequest(container_id=row, verbose=True)
     text = cri.runtime.ContainerStatus(request).info["info"]
     return int(text.partition('"pid": ')[2].partition(",")[0])
-
-
-def monitor_pid(row: str) -> int:
-    """conmon of a container."""
-    for entry in Path("/proc").iterdir():
-        if entry.name.isdigit():
-            words = (entry / "cmdline").read_bytes().split(b"\0")
-            if words[0].endswith(b"conmon") and row.encode() in words:
-                return int(entry.name)
-    raise AssertionError("no monitor")

@@ -63,7 +63,7 @@ def service() -> Iterator[Callable[[str], None]]:
 
 def _seen_as(pods: Pods, row: str, host: str) -> str:
     """The address with which the server at `host` sees that container."""
-    command = ["wget", "-q", "-T", "1", "-O", "-", f"http://{host}/cgi-bin/who"]
+    command = ["wget", "-q", "-T", "5", "-O", "-", f"http://{host}/cgi-bin/who"]
     answer = pods.cri.exec(row, *command).stdout.decode()
     return str(answer.strip().strip("[]").removeprefix("::ffff:"))
 

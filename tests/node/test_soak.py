@@ -38,9 +38,8 @@ def test_two_hundred_pods_leave_the_agent_as_it_was(pods: Pods) -> None:
         list(threads.map(life, range(PODS)))
     assert (pods.cri.pods(), pods.cri.containers()) == ([], [])
     until(lambda: agent_facts()["fds"] <= before["fds"] + 2, "descriptors closed")
-    after = agent_facts()
-    assert after["threads"] <= before["threads"] + 4
-    assert after["rss_kb"] < before["rss_kb"] + 12_000, (before, after)
+    until(lambda: agent_facts()["threads"] <= before["threads"] + 4, "threads ended")
+    until(lambda: agent_facts()["rss_kb"] < before["rss_kb"] + 12_000, "memory given back")
 
 
 # A FUSE server that answers INIT and nothing after it.

@@ -167,7 +167,7 @@ def test_ports_out_of_range_are_told_on_the_error_stream(pods: Pods, port: str) 
 
 def test_streams_that_nobody_opens_and_idle_connections_end(configured: None, pods: Pods) -> None:
     pods.cri.close()
-    pods.cri = agent.start("[streaming]\ncreation_timeout_s = 0.5\nidle_timeout_s = 1.0\n")
+    pods.cri = agent.start("[streaming]\ncreation_timeout_s = 1.0\nidle_timeout_s = 3.0\n")
     row = pods.running()
     with Spdy(exec_url(pods, row, "sleep", "7373", stdin=True, stdout=True)) as client:
         client.open(streamtype="error")  # and no more
@@ -183,7 +183,7 @@ def test_streams_that_nobody_opens_and_idle_connections_end(configured: None, po
         assert socket.message() == b"\x01"
         assert socket.message() is None
     until(lambda: b"7373" not in pods.cri.exec(row, "ps", "-o", "args").stdout, "their end")
-    script = "for i in 1 2 3 4 5; do echo $i; sleep 0.5; done"
+    script = "for i in 1 2 3 4 5; do echo $i; sleep 1; done"
     with Command(exec_url(pods, row, "sh", "-c", script), "stdout") as client:
         assert client.result()[0].split() == b"1 2 3 4 5".split()  # not idle
 

@@ -147,7 +147,10 @@ def test_failed_scopes_of_no_container_are_forgotten_at_the_next_start(node: Sys
     for unit in (left, foreign):
         node.run("systemd-run", "--scope", f"--unit={unit}", "-p", "RuntimeMaxSec=1", "sleep", "9",
                  check=False)  # fmt: skip
-        assert node.run("systemctl", "is-failed", unit, check=False) == "failed\n"
+        until(
+            lambda unit=unit: node.run("systemctl", "is-failed", unit, check=False) == "failed\n",
+            "its failure",
+        )
     node.run("systemctl", "restart", "criagent")
     assert left not in node.run("systemctl", "list-units", "--all", "--full", "cri-*.scope")
     assert node.run("systemctl", "is-failed", foreign, check=False) == "failed\n"

@@ -12,6 +12,8 @@ from waiting import until
 
 pytestmark = pytest.mark.root
 
+SYNC_S = 120  # sync waits for every disk of the machine
+
 
 def upper(row: str) -> Path:
     """The host's directory of what the container wrote."""
@@ -51,7 +53,8 @@ def test_the_first_answer_is_what_du_says(pods: Pods, tmp_path: Path) -> None:
         script,
         change=lambda c: c.mounts.add(container_path="/volume", host_path=str(tmp_path)),
     )
-    until(lambda: "done" in pods.log(row), "the files")
+    until(lambda: "done" in pods.log(row), "the files", SYNC_S)
+    until(lambda: layer(pods, row).HasField("used_bytes"), "the first count")
     found = layer(pods, row)
     assert (found.used_bytes.value, found.inodes_used.value) == du(upper(row))
     assert 3_000_000 < found.used_bytes.value < 5_000_000
@@ -85,5 +88,6 @@ def test_lists_answer_while_a_large_layer_is_counted(pods: Pods) -> None:
 
 def test_an_ended_container_keeps_its_figures(pods: Pods) -> None:
     row = pods.running("sh", "-c", "head -c 500000 /dev/zero > /file; sync")
-    until(lambda: pods.cri.status(row).state == api.CONTAINER_EXITED, "the end")
+    until(lambda: pods.cri.status(row).state == api.CONTAINER_EXITED, "the end", SYNC_S)
+    until(lambda: layer(pods, row).HasField("used_bytes"), "the first count")
     assert layer(pods, row).used_bytes.value == du(upper(row))[0] > 490_000

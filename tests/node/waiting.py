@@ -5,6 +5,7 @@ from __future__ import annotations
 import select
 import time
 from collections.abc import Callable
+from pathlib import Path
 
 LIMIT_S = 20
 
@@ -15,3 +16,11 @@ def until(holds: Callable[[], object], what: str, limit_s: float = LIMIT_S) -> N
     while not holds():
         assert time.monotonic() < end, f"{what} did not happen within {limit_s} s"
         select.select([], [], [], 0.01)
+
+
+def content(path: Path) -> bytes:
+    """A file of /proc; b"" when its process has just ended."""
+    try:
+        return path.read_bytes()
+    except OSError:
+        return b""

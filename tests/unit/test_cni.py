@@ -287,8 +287,8 @@ async def test_a_plugin_that_hangs_is_killed_with_its_group(node: Node, tmp_path
     node.plugin("first")
     node.plugin("second", add=group.hang)
     node.configure({"type": "first"}, {"type": "second"})
-    network = node.network(timeout_s=0.5)
-    with pytest.raises(TimedOutError, match=r'"second" did not end within 0\.5 s; it was killed'):
+    network = node.network(timeout_s=3)
+    with pytest.raises(TimedOutError, match=r'"second" did not end within 3 s; it was killed'):
         await network.attach(box(), NETNS)
     group.await_death()
     await network.detach(box(), NETNS)

@@ -263,7 +263,7 @@ async def test_a_silent_server_ends_the_pull(
 async def test_a_slow_server_is_no_silent_one(registry: Registry, tmp_path: Path) -> None:
     """Bytes keep a pull alive that lasts longer than the time-out."""
     registry.image(SMALL)
-    node = Node(tmp_path, timeout_s=0.3)
+    node = Node(tmp_path, timeout_s=1.5)
     loop = asyncio.get_running_loop()
 
     async def hook(request: web.BaseRequest) -> web.StreamResponse | None:
@@ -273,7 +273,7 @@ async def test_a_slow_server_is_no_silent_one(registry: Registry, tmp_path: Path
         await response.prepare(request)
         for at in range(0, len(SMALL), 24):
             pause = asyncio.Event()
-            loop.call_later(0.1, pause.set)
+            loop.call_later(0.2, pause.set)
             await pause.wait()
             await response.write(SMALL[at : at + 24])
         return response
@@ -281,18 +281,18 @@ async def test_a_slow_server_is_no_silent_one(registry: Registry, tmp_path: Path
     registry.hook = hook
     start = loop.time()
     await node.pull(name(registry))
-    assert loop.time() - start > 0.6
+    assert loop.time() - start > 1.5
     await node.close()
 
 
 async def test_waiting_without_a_request_is_no_stall(registry: Registry, tmp_path: Path) -> None:
     """Unpacking, syncing, and another pull that brings the same layer may last."""
     registry.image(SMALL)
-    node = Node(tmp_path, timeout_s=0.05)
+    node = Node(tmp_path, timeout_s=0.5)
     node.unpacker.hold.clear()
     (task,) = await waiters(node, registry, 1)
     await node.unpacker.entered.wait()
-    done, _ = await asyncio.wait({task}, timeout=0.3)
+    done, _ = await asyncio.wait({task}, timeout=1.5)
     assert not done
     node.unpacker.hold.set()
     await task
@@ -304,7 +304,7 @@ async def test_a_pull_that_waits_for_anothers_blob_does_not_stall(
 ) -> None:
     """The first has a long way to go, byte by byte; the second asks nobody meanwhile."""
     registry.image(SMALL, tags=("1", "2"))
-    node = Node(tmp_path, timeout_s=0.3)
+    node = Node(tmp_path, timeout_s=1.5)
     loop = asyncio.get_running_loop()
 
     async def hook(request: web.BaseRequest) -> web.StreamResponse | None:
@@ -314,7 +314,7 @@ async def test_a_pull_that_waits_for_anothers_blob_does_not_stall(
         await response.prepare(request)
         for at in range(0, len(SMALL), 24):
             pause = asyncio.Event()
-            loop.call_later(0.1, pause.set)
+            loop.call_later(0.2, pause.set)
             await pause.wait()
             await response.write(SMALL[at : at + 24])
         return response

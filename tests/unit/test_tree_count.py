@@ -18,6 +18,7 @@ FOREVER = float("inf")
 
 @pytest.fixture(autouse=True)
 def no_descriptor_stays_open() -> Iterator[None]:
+    gc.collect()
     before = os.listdir("/proc/self/fd")
     yield
     gc.collect()

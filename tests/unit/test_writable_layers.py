@@ -29,7 +29,7 @@ class Node:
         self.db = Database.open(root / "state.db")
         self.snapshots = OverlaySnapshots(root / "snapshots", SnapshotStore(self.db), self.pool)
         self.snapshots.prepare()
-        self.layers = self.counts()
+        self.layers = self.counts(first_s=60.0)
 
     def counts(self, **limits: float) -> WritableLayers:
         return WritableLayers(

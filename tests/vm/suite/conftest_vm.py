@@ -6,6 +6,7 @@ They see systemd, every controller of cgroup v2 and AppArmor. Each leaves the no
 from __future__ import annotations
 
 import json
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ from conftest import Pods  # of tests/node
 from cri_client import BUSYBOX, DEBIAN, Cri, api, container
 from node_state import differences, settled_state
 from units import failed_units, main_pid, pod_slices, systemctl
+from waiting import until
 
 CGROUPS = Path("/sys/fs/cgroup")
 
@@ -51,6 +53,21 @@ def nothing_leaks(cri: Cri) -> Iterator[None]:
     after = {**settled_state(with_fresh), "failed": failed_units()}
     with_fresh.close()
     assert differences(before, after) == ""
+
+
+def settled(cgroup: Path) -> None:
+    """Return when nothing in the cgroup has moved for a second."""
+    seen, since = "", time.monotonic()
+
+    def still() -> bool:
+        nonlocal seen, since
+        names = ("cpu.stat", "memory.stat", "memory.current", "pids.current")
+        now = "".join((cgroup / name).read_text() for name in names)
+        if now != seen:
+            seen, since = now, time.monotonic()
+        return time.monotonic() - since > 1
+
+    until(still, f"a second in which nothing moves in {cgroup.name}", 60)
 
 
 class VmPods(Pods):

@@ -72,8 +72,8 @@ def test_a_clock_that_jumps_changes_no_grace_period_no_time_out_and_no_order(pod
         command = ["sleep", f"4321{number}"]
         asked = api.ExecSyncRequest(container_id=target, cmd=command, timeout=15)
         executed = pods.cri.runtime.ExecSync.future(asked, timeout=120)
-        until(lambda row=stopped: row in _stopping(), "the stop", 60)
         until(lambda number=number: running(f"^sleep 4321{number}"), "the exec", 60)
+        until(lambda row=stopped: row in _stopping(), "the stop", 60)
         set_clock(time.time() + jump)
         made.append(pods.created(sleeper("after")))
         assert executed.exception(timeout=120).code() is grpc.StatusCode.DEADLINE_EXCEEDED

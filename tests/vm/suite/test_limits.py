@@ -7,7 +7,7 @@ from pathlib import Path
 
 import grpc
 import pytest
-from conftest_vm import VmPods, cgroup_of, scope_of, sleeper
+from conftest_vm import VmPods, cgroup_of, scope_of, settled, sleeper
 from cri_client import api
 from waiting import until
 
@@ -147,6 +147,7 @@ def test_statistics_are_the_cgroups_files(pods: VmPods) -> None:
     wanted.linux.resources.memory_limit_in_bytes = 200 << 20
     row = pods.created(wanted)
     until(lambda: "held" in pods.log(row), "the memory", 120)
+    settled(cgroup_of(pods.cri, row))
     request = api.ContainerStatsRequest(container_id=row)
     stats = pods.cri.runtime.ContainerStats(request, timeout=30).stats
     cgroup = cgroup_of(pods.cri, row)
@@ -168,8 +169,9 @@ def test_statistics_are_the_cgroups_files(pods: VmPods) -> None:
 def test_statistics_of_the_pod_are_its_slices(pods: VmPods) -> None:
     box = pods.sandbox()
     pods.created(sleeper(), box)
+    cgroup = Path("/sys/fs/cgroup", box[1].linux.cgroup_parent.lstrip("/"))
+    settled(cgroup)
     request = api.PodSandboxStatsRequest(pod_sandbox_id=box[0])
     stats = pods.cri.runtime.PodSandboxStats(request, timeout=30).stats.linux
-    cgroup = Path("/sys/fs/cgroup", box[1].linux.cgroup_parent.lstrip("/"))
     assert stats.memory.usage_bytes.value == int(_read(cgroup, "memory.current"))
     assert stats.process.process_count.value == int(_read(cgroup, "pids.current")) == 1

@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 import pytest
-from conftest_vm import CGROUPS, VmPods, cgroup_of, sleeper
+from conftest_vm import CGROUPS, VmPods, cgroup_of, settled, sleeper
 from cri_client import Cri, api
 
 # The names whose values critest requires; those of IO only where the disk is counted.
@@ -73,6 +73,7 @@ def test_values_are_those_of_the_files(pods: VmPods, handler: str) -> None:
     box = pods.of_handler(handler)
     row = pods.created(limited(), box)
     cgroup = cgroup_of(pods.cri, row)
+    settled(cgroup)
     (container,) = listed(pods.cri, box[0]).container_metrics
     told = values(container.metrics)
     assert told["spec_cpu_period"] == [100_000]
@@ -97,6 +98,7 @@ def test_a_pod_is_its_slice(pods: VmPods) -> None:
     for name in ("one", "two"):
         pods.created(sleeper(name), box)
     cgroup = CGROUPS / box[1].linux.cgroup_parent.lstrip("/")
+    settled(cgroup)
     told = values(listed(pods.cri, box[0]).metrics)
     assert told["memory_rss"] == [number(cgroup, "memory.stat", "anon")]
     assert told["threads"] == [number(cgroup, "pids.current")]

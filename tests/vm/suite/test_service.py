@@ -65,7 +65,7 @@ def test_containers_survive_their_agent(pods: VmPods, change: Callable[[], None]
     until(lambda: after.status(ending).state == api.CONTAINER_EXITED, "the other's end", 60)
     after.stop(row)
     assert after.status(row).exit_code == 137
-    assert not cgroup.exists()
+    until(lambda: not cgroup.exists(), "the end of its scope", 60)
 
 
 def test_an_exit_while_no_agent_runs_keeps_its_code(pods: VmPods, tmp_path: Path) -> None:
