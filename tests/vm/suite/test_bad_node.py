@@ -286,6 +286,10 @@ def test_a_bus_that_goes_and_comes_back_needs_no_restart(pods: VmPods) -> None:
         pods.cri.remove(other)
         assert not cgroup.exists()
         assert pods.cri.status(row).state == api.CONTAINER_RUNNING
+        # runc asks systemd itself, on a socket of its own.
+        alone = pods.created(sleeper("alone"), pods.of_handler("runc"))
+        assert cgroup_of(pods.cri, alone).name == f"cri-{alone}.scope"
+        assert pods.cri.exec(alone, "true", timeout=60).exit_code == 0
     finally:
         for unit in BUS:
             systemctl("start", unit)
