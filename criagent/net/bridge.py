@@ -12,7 +12,7 @@ import os
 import subprocess
 from collections.abc import Callable, Sequence
 from concurrent.futures import Executor
-from ipaddress import IPv4Network, IPv6Network, ip_address, ip_network
+from ipaddress import ip_address, ip_network
 from pathlib import Path
 
 import structlog
@@ -24,7 +24,7 @@ from criagent.kernel.nftables import Nftables
 from criagent.model import Protocol, Sandbox
 from criagent.net import hostport
 from criagent.net.pod_network import Attachment, NetworkCondition
-from criagent.store.addresses import AddressStore
+from criagent.store.addresses import AddressStore, Network
 from criagent.store.settings import SettingStore
 
 _CIDR_SETTING = "pod_cidrs"
@@ -79,8 +79,16 @@ class BridgeNetwork:
         return tuple(given.split(",")) if given else self._config.pod_cidrs
 
     @property
-    def _networks(self) -> list[IPv4Network | IPv6Network]:
+    def _networks(self) -> list[Network]:
         return [ip_network(cidr) for cidr in self.cidrs]
+
+    @property
+    def _pods(self) -> list[str]:
+        """Where pods are: the networks in force, and addresses that some have from former ones."""
+        networks = self._networks
+        held = [ip_address(text) for row in self._addresses.owners().values() for text in row]
+        former = [str(one) for one in held if not any(one in network for network in networks)]
+        return [*self.cidrs, *former]
 
     async def start(self) -> None:
         """Make bridge, gateway addresses, kernel switches and the nftables table."""
@@ -111,7 +119,7 @@ class BridgeNetwork:
         return NetworkCondition(ready=True)
 
     async def set_pod_cidrs(self, cidrs: Sequence[str]) -> None:
-        """Use `cidrs` for pods from now on; existing pods keep their addresses.
+        """Use `cidrs` for pods from now on; existing pods keep their addresses, and are served.
 
         Raises InvalidRequestError for what is no network, or one without room for a pod.
         """
@@ -124,12 +132,13 @@ class BridgeNetwork:
 
         Raises ExhaustedError when no address is left, AlreadyExistsError for a taken host port.
         """
-        addresses = await self._addresses.allocate(box.id, self._networks)
+        networks = self._networks
+        addresses = await self._addresses.allocate(box.id, networks)
         wanted = hostport.forwards(box, addresses)
         hostport.check_conflicts(box.id, wanted, self._forwards)
         if wanted:
             self._forwards[box.id] = wanted
-        await run_in(self._net, self._attach, box.id, netns, addresses, wanted)
+        await run_in(self._net, self._attach, box.id, netns, networks, addresses, wanted)
         return Attachment(addresses=addresses)
 
     async def detach(self, box: Sandbox, netns: Path | None) -> None:
@@ -198,7 +207,7 @@ class BridgeNetwork:
         # Should others commit in between, ours is a later one, and is taken for a deletion once.
         self._written = nft_events.generation() + 1
         try:
-            self._nft.run(hostport.table(self._config.bridge, self.cidrs, live))
+            self._nft.run(hostport.table(self._config.bridge, self._pods, live))
         except BaseException:
             self._written = before
             raise
@@ -253,6 +262,7 @@ class BridgeNetwork:
         self,
         sandbox_id: str,
         netns: Path,
+        networks: Sequence[Network],
         addresses: Sequence[str],
         wanted: Sequence[hostport.Forward],
     ) -> None:
@@ -266,8 +276,10 @@ class BridgeNetwork:
             os.close(fd)
         # br_netfilter keeps what is redirected to a pod within the bridge: to its own port as well.
         self._routes.send([netlink.hairpin(netlink.index_of(host) or 0)])
-        gateways = [network[1] for network in self._networks]
+        gateways = [network[1] for network in networks]
         namespaces.in_netns(netns, lambda: _configure(addresses, gateways))
+        if networks != self._networks:
+            self._write_table()  # others came while these addresses were on their way
         if wanted:
             self._change_rules(hostport.add_commands(wanted))
             _forget_flows(wanted)
@@ -320,7 +332,7 @@ def _forget_flows(changed: Sequence[hostport.Forward]) -> None:
                 log.warning("conntrack_missing", cure="install conntrack")
 
 
-def _network(cidr: str) -> IPv4Network | IPv6Network:
+def _network(cidr: str) -> Network:
     try:
         network = ip_network(cidr)
     except ValueError as exc:

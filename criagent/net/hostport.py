@@ -152,10 +152,10 @@ def delete_commands(gone: Sequence[Forward]) -> str:
     )
 
 
-def table(bridge: str, cidrs: Sequence[str], live: Iterable[Forward]) -> str:
-    """Commands that replace the whole table."""
-    sources4 = ", ".join(c for c in cidrs if ":" not in c)
-    sources6 = ", ".join(c for c in cidrs if ":" in c)
+def table(bridge: str, pods: Sequence[str], live: Iterable[Forward]) -> str:
+    """Commands that replace the whole table; `pods` are their networks and single addresses."""
+    sources4 = ", ".join(one for one in pods if ":" not in one)
+    sources6 = ", ".join(one for one in pods if ":" in one)
     masquerade = ""
     if sources4:
         masquerade += (

@@ -1,0 +1,122 @@
+"""Pods that live on while the kubelet gives the node another range of addresses."""
+
+from __future__ import annotations
+
+import subprocess
+from collections.abc import Iterator
+from concurrent.futures import FIRST_COMPLETED, ThreadPoolExecutor, wait
+from pathlib import Path
+
+import agent
+import pytest
+from conftest import Pods
+from cri_client import Cri, api
+from waiting import until
+
+pytestmark = pytest.mark.root
+FORMER = "10.88.0.0/16,fd00:10:88::/64"
+LATER = "10.97.0.0/24,fd00:10:97::/64"
+# Here is somebody outside, who knows the node but no way to pods.
+OUTSIDE = {"192.0.2.2": "192.0.2.1", "fd00:192::2": "fd00:192::1"}
+# What a client gets is the address that it is seen with.
+WHO = (
+    "mkdir -p /www/cgi-bin; printf '#!/bin/sh\\necho; echo $REMOTE_ADDR\\n' > /www/cgi-bin/who;"
+    " chmod +x /www/cgi-bin/who; exec httpd -f -h /www"
+)
+
+
+def use_cidrs(cri: Cri, cidrs: str) -> None:
+    network = api.NetworkConfig(pod_cidr=cidrs)
+    config = api.RuntimeConfig(network_config=network)
+    cri.runtime.UpdateRuntimeConfig(api.UpdateRuntimeConfigRequest(runtime_config=config))
+
+
+@pytest.fixture
+def moved(pods: Pods) -> Iterator[Pods]:
+    """Afterwards there are no pods, and the node has its first range again."""
+    yield pods
+    for box in pods.cri.pods():
+        pods.cri.remove_pod(box.id)
+    use_cidrs(pods.cri, FORMER)
+    for address in ("10.97.0.1/24", "fd00:10:97::1/64"):
+        subprocess.run(["ip", "addr", "del", address, "dev", "cri0"], check=False)
+
+
+@pytest.fixture
+def outside(tmp_path: Path) -> Iterator[None]:
+    """A server in a namespace of its own that tells clients how it sees them."""
+    program = tmp_path / "cgi-bin" / "who"
+    program.parent.mkdir()
+    program.write_text("#!/bin/sh\necho; echo $REMOTE_ADDR\n")
+    program.chmod(0o755)
+    script = """set -e
+        ip netns add outside
+        ip link add uplink type veth peer name eth0 netns outside
+        ip addr add 192.0.2.1/24 dev uplink
+        ip addr add fd00:192::1/64 dev uplink nodad
+        ip link set uplink up
+        ip -n outside addr add 192.0.2.2/24 dev eth0
+        ip -n outside addr add fd00:192::2/64 dev eth0 nodad
+        ip -n outside link set eth0 up"""
+    subprocess.run(["sh", "-c", script], check=True)
+    server = subprocess.Popen(
+        ["ip", "netns", "exec", "outside", "busybox", "httpd", "-f", "-h", str(tmp_path)]
+    )
+    yield
+    server.kill()
+    server.wait()
+    subprocess.run(["ip", "link", "del", "uplink"], check=True)
+    subprocess.run(["ip", "netns", "del", "outside"], check=True)
+    subprocess.run(["umount", "/run/netns"], check=True)
+
+
+def seen_as(pods: Pods, row: str, host: str) -> str:
+    """The address with which the server at `host` sees that container; "" without an answer."""
+    url = f"http://[{host}]/cgi-bin/who" if ":" in host else f"http://{host}/cgi-bin/who"
+    answer = pods.cri.exec(row, "wget", "-q", "-T", "3", "-O", "-", url).stdout.decode()
+    return str(answer.strip().strip("[]").removeprefix("::ffff:"))
+
+
+def addresses(pods: Pods, box: str) -> list[str]:
+    network = pods.cri.pod_status(box).network
+    return [network.ip, *(more.ip for more in network.additional_ips)]
+
+
+def assert_all_is_reached(pods: Pods, served: list[str], rows: dict[str, list[str]]) -> None:
+    """Each of `rows` (with its addresses) reaches who is outside, as the node, and each pod."""
+    for row, own in rows.items():
+        wanted = OUTSIDE | {host: own[":" in host] for host in served}
+        for host, address in wanted.items():
+            until(lambda row=row, host=host: seen_as(pods, row, host) != "", f"{host} by {own}")
+            assert seen_as(pods, row, host) == address
+
+
+@pytest.mark.usefixtures("outside")
+def test_pods_of_a_former_range_reach_what_others_do(moved: Pods) -> None:
+    """Also after a restart of the agent, which writes the rules anew."""
+    first = moved.sandbox()
+    rows = {moved.running("sh", "-c", WHO, box=first): addresses(moved, first[0])}
+    assert_all_is_reached(moved, [], rows)
+    use_cidrs(moved.cri, LATER)
+    second = moved.sandbox()
+    rows[moved.running("sh", "-c", WHO, box=second)] = addresses(moved, second[0])
+    served = [address for own in rows.values() for address in own]
+    assert [address.rpartition(".")[0] for address in served[::2]] == ["10.88.0", "10.97.0"]
+    assert_all_is_reached(moved, served, rows)
+    agent.stop()
+    moved.cri = agent.start()
+    assert_all_is_reached(moved, served, rows)
+
+
+@pytest.mark.usefixtures("outside")
+def test_pods_that_start_while_the_range_changes_reach_what_others_do(moved: Pods) -> None:
+    fetch = ["curl", "-s", "--max-time", "2", "http://192.0.2.2/cgi-bin/who"]
+    with ThreadPoolExecutor() as executor:
+        for cidrs in (LATER, FORMER) * 5:
+            coming = [executor.submit(moved.cri.run, moved.config()) for _ in range(4)]
+            wait(coming, return_when=FIRST_COMPLETED)
+            use_cidrs(moved.cri, cidrs)
+            for one in coming:
+                netns = f"--net=/run/criagent/sandboxes/{one.result()}/ns/net"
+                done = subprocess.run(["nsenter", netns, *fetch], capture_output=True, check=False)
+                assert b"192.0.2.1" in done.stdout
