@@ -9,7 +9,6 @@ from __future__ import annotations
 import asyncio
 import dataclasses
 import os
-import subprocess
 from collections.abc import Callable, Sequence
 from concurrent.futures import Executor
 from ipaddress import ip_address, ip_network
@@ -21,8 +20,9 @@ from criagent.aio import run_in
 from criagent.errors import AgentError, InvalidRequestError
 from criagent.kernel import namespaces, netlink, nft_events
 from criagent.kernel.nftables import Nftables
-from criagent.model import Protocol, Sandbox
+from criagent.model import Sandbox
 from criagent.net import hostport
+from criagent.net.flows import forget_flows
 from criagent.net.pod_network import Attachment, NetworkCondition
 from criagent.store.addresses import AddressStore, Network
 from criagent.store.settings import SettingStore
@@ -139,10 +139,11 @@ class BridgeNetwork:
         if wanted:
             self._forwards[box.id] = wanted
         await run_in(self._net, self._attach, box.id, netns, networks, addresses, wanted)
+        await forget_flows(wanted)
         return Attachment(addresses=addresses)
 
     async def detach(self, box: Sandbox, netns: Path | None) -> None:
-        """Take rules, veth and addresses away; the veth first, so that no traffic is left."""
+        """Take rules, veth, flows and addresses away; who gets them next has no old traffic."""
         del netns
         gone = self._forwards.pop(box.id, None)
         if gone is None:
@@ -150,6 +151,7 @@ class BridgeNetwork:
             # A sandbox that was refused for a taken host port never had it.
             gone = hostport.unclaimed(gone, self._forwards)
         await run_in(self._net, self._detach, box.id, gone)
+        await forget_flows(gone)
         await self._addresses.release(box.id)
 
     async def reconcile(self, live: Sequence[Sandbox]) -> None:
@@ -282,7 +284,6 @@ class BridgeNetwork:
             self._write_table()  # others came while these addresses were on their way
         if wanted:
             self._change_rules(hostport.add_commands(wanted))
-            _forget_flows(wanted)
 
     def _detach(self, sandbox_id: str, gone: Sequence[hostport.Forward]) -> None:
         if gone:
@@ -290,8 +291,6 @@ class BridgeNetwork:
         index = netlink.index_of(_veth_name(sandbox_id))
         if index is not None and self._routes is not None:
             self._routes.send([netlink.delete_link(index)])
-        if gone:
-            _forget_flows(gone)
 
     def _sweep(self, names: set[str]) -> None:
         members = Path(f"/sys/class/net/{self._config.bridge}/brif")
@@ -317,19 +316,6 @@ def _configure(addresses: Sequence[str], gateways: Sequence[netlink.Address]) ->
     requests += [netlink.default_route(index, gateway) for gateway in gateways]
     with netlink.RouteSocket() as routes:
         routes.send(requests)
-
-
-def _forget_flows(changed: Sequence[hostport.Forward]) -> None:
-    """Known UDP flows keep their old target until conntrack forgets them."""
-    for forward in changed:
-        if forward.protocol is Protocol.UDP:
-            family = "ipv4" if forward.version == 4 else "ipv6"
-            command = ["conntrack", "-D", "-f", family, "-p", "udp"]
-            port = ["--orig-port-dst", str(forward.host_port)]
-            try:
-                subprocess.run([*command, *port], capture_output=True, check=False, timeout=5)
-            except FileNotFoundError:
-                log.warning("conntrack_missing", cure="install conntrack")
 
 
 def _network(cidr: str) -> Network:

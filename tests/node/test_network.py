@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import socket
 import subprocess
+import sys
 import threading
 from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import grpc
 import pytest
@@ -171,6 +174,70 @@ def test_a_pod_that_is_refused_a_host_port_does_not_take_it_from_its_owner(pods:
     with pytest.raises(grpc.RpcError, match="7350"):
         pods.sandbox(wants)
     assert fetched("http://127.0.0.1:7350/") == "page\n"
+
+
+def test_known_udp_flows_follow_a_host_port_to_its_next_pod(pods: Pods) -> None:
+    def wants(config: api.PodSandboxConfig) -> None:
+        config.port_mappings.add(protocol=api.UDP, host_port=7365, container_port=53)
+
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as client:
+        client.bind(("", 7366))  # all that it sends is one flow
+
+        def heard(server: subprocess.Popen[bytes]) -> bool:
+            client.sendto(b"datagram", ("10.88.0.1", 7365))
+            return server.poll() is not None
+
+        for _ in range(2):
+            box, _ = pods.sandbox(wants)
+            inside = ["nsenter", f"--net=/run/criagent/sandboxes/{box}/ns/net"]
+            server = subprocess.Popen([*inside, sys.executable, "-c", ONE_DATAGRAM])
+            try:
+                until(lambda server=server: heard(server), "a datagram")
+            finally:
+                server.kill()
+            assert server.wait() == 0
+            pods.cri.remove_pod(box)
+
+
+ONE_DATAGRAM = """
+import socket
+with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as server:
+    server.bind(("", 53))
+    server.recv(100)
+"""
+
+
+@pytest.fixture
+def hanging_conntrack(tmp_path: Path) -> Iterator[Path]:
+    """A conntrack that never ends; the file is there once one was started."""
+    started = tmp_path / "started"
+    program = Path("/usr/local/sbin/conntrack")
+    program.write_text(f"#!/bin/sh\ntouch {started}\nexec sleep 7654\n")
+    program.chmod(0o755)
+    yield started
+    program.unlink()
+
+
+def test_a_conntrack_that_hangs_keeps_no_pod_from_its_network(
+    pods: Pods, hanging_conntrack: Path
+) -> None:
+    def wants(config: api.PodSandboxConfig) -> None:
+        config.port_mappings.add(protocol=api.UDP, host_port=7370, container_port=53)
+
+    def others_go_on(hanging: Future[Any]) -> Any:
+        until(hanging_conntrack.exists, "conntrack")
+        pods.cri.remove_pod(pods.sandbox()[0])
+        assert not hanging.done()
+        hanging_conntrack.unlink()
+        return hanging.result()
+
+    with ThreadPoolExecutor() as executor:
+        box, _ = others_go_on(executor.submit(pods.sandbox, wants))
+        others_go_on(executor.submit(pods.cri.remove_pod, box))
+    assert pods.cri.pods() == []
+    rules = subprocess.check_output(["nft", "list", "ruleset"], text=True)
+    assert "7370" not in rules
+    assert subprocess.run(["pgrep", "-f", "sleep 7654"], check=False).returncode == 1
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,36 @@
+"""UDP flows of hostPorts: the kernel keeps sending them where they went first."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Sequence
+
+import structlog
+
+from criagent.child import killed_on_exit, spawn
+from criagent.model import Protocol
+from criagent.net.hostport import Forward
+
+_LIMIT_S = 5.0  # on a busy node it reads a table of a million flows
+
+log: structlog.stdlib.BoundLogger = structlog.get_logger(__name__)
+
+
+async def forget_flows(changed: Sequence[Forward]) -> None:
+    """Have conntrack forget the known UDP flows to these host ports.
+
+    Without it they end by themselves, so that it is missing, fails or hangs is only logged.
+    """
+    families = {4: "ipv4", 6: "ipv6"}
+    try:
+        async with asyncio.timeout(_LIMIT_S):
+            for forward in changed:
+                if forward.protocol is Protocol.UDP:
+                    command = ["conntrack", "-D", "-f", families[forward.version], "-p", "udp"]
+                    port = ["--orig-port-dst", str(forward.host_port)]
+                    async with killed_on_exit(spawn([*command, *port])) as child:
+                        await child.wait()
+    except TimeoutError:
+        log.warning("conntrack_hangs", limit_s=_LIMIT_S)
+    except OSError as exc:
+        log.warning("conntrack_missing", error=str(exc), cure="install conntrack")
