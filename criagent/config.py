@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 import re
 import tomllib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, fields, is_dataclass
 from ipaddress import ip_address, ip_network
 from pathlib import Path
@@ -273,12 +273,13 @@ def _handler_problems(name: str, handlers: dict[str, Any]) -> list[str]:
     ]
 
 
-def _check_cidrs(cidrs: tuple[str, ...]) -> str:
+def check_cidrs(cidrs: Sequence[str]) -> str:
+    """What is wrong with them as pod networks, also when the kubelet tells them; "" = nothing."""
     for cidr in cidrs:
         try:
             ip_network(cidr)
         except ValueError as exc:
-            return f"{cidr!r} is no network: {exc}"
+            return f"{cidr[:80]!r} is no network: {str(exc)[:200]}"
         if ip_network(cidr).num_addresses < _FEWEST_ADDRESSES:
             return f"{cidr!r} has no room for pods beside its gateway"
     versions = [ip_network(cidr).version for cidr in cidrs]
@@ -360,7 +361,7 @@ _CHECKS: dict[str, Callable[[Any], str]] = {
     "socket": _check_socket,
     "mtu": _check_mtu,
     "otlp_endpoint": _check_endpoint,
-    "pod_cidrs": _check_cidrs,
+    "pod_cidrs": check_cidrs,
     "bridge": _check_bridge,
     "metrics_address": _check_address,
 }

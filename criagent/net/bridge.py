@@ -17,6 +17,7 @@ from pathlib import Path
 import structlog
 
 from criagent.aio import run_in
+from criagent.config import check_cidrs
 from criagent.errors import AgentError, InvalidRequestError
 from criagent.kernel import namespaces, netlink, nft_events
 from criagent.kernel.nftables import Nftables
@@ -121,10 +122,11 @@ class BridgeNetwork:
     async def set_pod_cidrs(self, cidrs: Sequence[str]) -> None:
         """Use `cidrs` for pods from now on; existing pods keep their addresses, and are served.
 
-        Raises InvalidRequestError for what is no network, or one without room for a pod.
+        Raises InvalidRequestError for what the configuration may not say either.
         """
-        parsed = [_network(cidr) for cidr in cidrs]
-        await self._settings.put(_CIDR_SETTING, ",".join(str(network) for network in parsed))
+        if problem := check_cidrs(cidrs):
+            raise InvalidRequestError(f"pod CIDR {problem}")
+        await self._settings.put(_CIDR_SETTING, ",".join(str(ip_network(cidr)) for cidr in cidrs))
         await run_in(self._net, self._start)
 
     async def attach(self, box: Sandbox, netns: Path) -> Attachment:
@@ -316,16 +318,6 @@ def _configure(addresses: Sequence[str], gateways: Sequence[netlink.Address]) ->
     requests += [netlink.default_route(index, gateway) for gateway in gateways]
     with netlink.RouteSocket() as routes:
         routes.send(requests)
-
-
-def _network(cidr: str) -> Network:
-    try:
-        network = ip_network(cidr)
-    except ValueError as exc:
-        raise InvalidRequestError(f"pod CIDR {cidr[:80]!r} is no network: {exc}") from None
-    if network.num_addresses < 4:
-        raise InvalidRequestError(f"pod CIDR {cidr} has no room for a pod")
-    return network
 
 
 def _sysctl(name: str, value: str) -> None:

@@ -8,6 +8,7 @@ from concurrent.futures import FIRST_COMPLETED, ThreadPoolExecutor, wait
 from pathlib import Path
 
 import agent
+import grpc
 import pytest
 from conftest import Pods
 from cri_client import Cri, api
@@ -120,3 +121,13 @@ def test_pods_that_start_while_the_range_changes_reach_what_others_do(moved: Pod
                 netns = f"--net=/run/criagent/sandboxes/{one.result()}/ns/net"
                 done = subprocess.run(["nsenter", netns, *fetch], capture_output=True, check=False)
                 assert b"192.0.2.1" in done.stdout
+
+
+@pytest.mark.parametrize("cidrs", ["10.1.0.0/24,10.2.0.0/24", f"{LATER},fd00::/64"])
+def test_two_ranges_of_one_family_are_refused(pods: Pods, cidrs: str) -> None:
+    before = addresses(pods, pods.sandbox()[0])
+    with pytest.raises(grpc.RpcError, match="one of IPv4 and one of IPv6") as caught:
+        use_cidrs(pods.cri, cidrs)
+    assert caught.value.code() is grpc.StatusCode.INVALID_ARGUMENT
+    after = addresses(pods, pods.sandbox()[0])
+    assert [one[:6] for one in after] == [one[:6] for one in before] == ["10.88.", "fd00:1"]
