@@ -71,12 +71,16 @@ _STOP_LIMIT_S = 10 * 365 * 24 * 3600.0  # a stop lasts as long as its grace peri
 def networks(config: Config, stores: Stores, executors: Executors) -> Networks:
     """Both backends; new pods get the configured one."""
     network = config.network
+
+    def live() -> list[Sandbox]:
+        return [box for box in stores.sandboxes.all() if not box.released_at_ns]
+
     bridge = BridgeNetwork(
         BridgeConfig(bridge=network.bridge, pod_cidrs=network.pod_cidrs, mtu=network.mtu),
         stores.addresses,
         stores.settings,
         executors.net,
-        lambda: [box for box in stores.sandboxes.all() if not box.released_at_ns],
+        live,
     )
     cni = CniNetwork(
         CniConfig(
@@ -87,7 +91,7 @@ def networks(config: Config, stores: Stores, executors: Executors) -> Networks:
         ),
         executors.fs,
     )
-    return Networks([bridge, cni], network.backend)
+    return Networks([bridge, cni], network.backend, live)
 
 
 def detected_driver(configured: str) -> CgroupDriver:

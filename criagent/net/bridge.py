@@ -157,13 +157,15 @@ class BridgeNetwork:
         await self._addresses.release(box.id)
 
     async def reconcile(self, live: Sequence[Sandbox]) -> None:
-        """Take back addresses and links that belong to no live sandbox."""
+        """Take back addresses and links that belong to no live sandbox, and rules for none."""
         known = {box.id for box in live}
         for owner in self._addresses.owners():
             if owner not in known:
                 await self._addresses.release(owner)
         names = {_veth_name(box_id) for box_id in known}
         await run_in(self._net, self._sweep, names)
+        if self._nft is None:
+            await run_in(self._net, self._retire)
 
     def _rules_changed(self) -> None:
         """Somebody changed rules; when ours were deleted, they come back."""
@@ -302,6 +304,16 @@ class BridgeNetwork:
                 if index is not None and self._routes is not None:
                     self._routes.send([netlink.delete_link(index)])
                     log.warning("orphan_link_removed", link=entry.name)
+
+    def _retire(self) -> None:
+        """Not started, so nobody needs the table any longer, if there is one."""
+        if netlink.index_of(self._config.bridge) is not None:
+            try:
+                nft = Nftables()
+                nft.run(hostport.REMOVAL)
+                nft.close()
+            except AgentError as exc:
+                log.warning("rules_not_removed", error=str(exc))
 
 
 def _veth_name(sandbox_id: str) -> str:

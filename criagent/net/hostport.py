@@ -152,6 +152,10 @@ def delete_commands(gone: Sequence[Forward]) -> str:
     )
 
 
+# Commands that delete the table, be it there or not.
+REMOVAL = f"add table {TABLE}\ndelete table {TABLE}\n"
+
+
 def table(bridge: str, pods: Sequence[str], live: Iterable[Forward]) -> str:
     """Commands that replace the whole table; `pods` are their networks and single addresses."""
     sources4 = ", ".join(one for one in pods if ":" not in one)
@@ -174,8 +178,7 @@ def table(bridge: str, pods: Sequence[str], live: Iterable[Forward]) -> str:
         "    fib daddr type local dnat ip6 to meta l4proto . th dport map @hostports6\n"
     )
     return (
-        f"add table {TABLE}\ndelete table {TABLE}\n"
-        f"table {TABLE} {{\n"
+        f"{REMOVAL}table {TABLE} {{\n"
         "  map hostports4 { type inet_proto . inet_service : ipv4_addr . inet_service; }\n"
         "  map hostports6 { type inet_proto . inet_service : ipv6_addr . inet_service; }\n"
         "  map hostports4_ip { type inet_proto . ipv4_addr . inet_service : ipv4_addr . "

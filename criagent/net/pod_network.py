@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Protocol
 
@@ -29,7 +29,10 @@ class NetworkCondition:
 
 
 class PodNetwork(Protocol):
-    """One way of connecting pods. `detach` is idempotent and needs no living namespace."""
+    """One way of connecting pods. `detach` is idempotent and needs no living namespace.
+
+    `reconcile` is called without `start` when no pod is on it and new ones have another.
+    """
 
     @property
     def backend(self) -> str: ...
@@ -43,10 +46,19 @@ class PodNetwork(Protocol):
 
 
 class Networks:
-    """The networks of this node. A row keeps the backend it was made with."""
+    """The networks of this node. A row keeps the backend it was made with.
 
-    def __init__(self, networks: Sequence[PodNetwork], default: str) -> None:
+    `live` tells the sandboxes that may still be on one.
+    """
+
+    def __init__(
+        self,
+        networks: Sequence[PodNetwork],
+        default: str,
+        live: Callable[[], Sequence[Sandbox]],
+    ) -> None:
         self._networks = {network.backend: network for network in networks}
+        self._live = live
         self.default = self._networks[default]
 
     def for_row(self, box: Sandbox) -> PodNetwork:
@@ -59,12 +71,16 @@ class Networks:
             ) from None
 
     async def start(self) -> None:
-        """Bring the default network up."""
-        await self.default.start()
+        """Bring up the default network, and another that pods from before still are on."""
+        needed = {self.default.backend, *(box.network_backend for box in self._live())}
+        for name, network in self._networks.items():
+            if name in needed:
+                await network.start()
 
     async def stop(self) -> None:
         """End background work; pods keep their network."""
-        await self.default.stop()
+        for network in self._networks.values():
+            await network.stop()
 
     async def reconcile(self, live: Sequence[Sandbox]) -> None:
         """Remove what belongs to no sandbox in `live`, of every backend."""

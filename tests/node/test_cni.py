@@ -13,12 +13,14 @@ import pytest
 from conftest import Pods
 from cri_client import Cri, api
 from mapped import mapped
+from node_state import node_state
 from waiting import until
 
 pytestmark = pytest.mark.root
 
 DIRECTORY = Path("/etc/cni/net.d")
 FILE = DIRECTORY / "10-test.conflist"
+CONFIG = '[network]\nbackend = "cni"\ncni_timeout_s = 3.0\n'
 NETWORK = {
     "cniVersion": "1.0.0",
     "name": "test",
@@ -44,7 +46,7 @@ def cni(pods: Pods) -> Iterator[Pods]:
     """An agent whose pods are on CNI networks; the directory is empty at first."""
     agent.stop()
     DIRECTORY.mkdir(parents=True, exist_ok=True)
-    pods.cri = agent.start('[network]\nbackend = "cni"\ncni_timeout_s = 3.0\n')
+    pods.cri = agent.start(CONFIG)
     yield pods
     for box in pods.cri.pods():
         pods.cri.remove_pod(box.id)
@@ -110,6 +112,33 @@ def test_teardown_follows_the_row_when_the_configuration_is_gone(cni: Pods) -> N
     assert cni.cri.pod_status(box).network.ip == address
     cni.cri.remove_pod(box)
     assert not Path("/run/cni-test/test", address).exists()
+
+
+def test_pods_of_the_built_in_network_keep_it_and_leave_nothing(pods: Pods) -> None:
+    """The node has CNI networks from then on; the rules go with the last pod that needs them."""
+    box, config = pods.sandbox(lambda c: c.port_mappings.add(host_port=7380, container_port=80))
+    script = "mkdir /www; echo page > /www/index.html; exec httpd -f -h /www"
+    pods.running("sh", "-c", script, box=(box, config))
+    try:
+        agent.stop()
+        pods.cri = agent.start(CONFIG)
+        page = ["curl", "-s", "--max-time", "2", "http://127.0.0.1:7380/"]
+        until(lambda: subprocess.run(page, capture_output=True, check=False).stdout, "the page")
+        subprocess.run(["nft", "flush", "ruleset"], check=True)
+        until(lambda: "7380" in rules(), "the rules")
+        pods.cri.remove_pod(box)
+        assert "7380" not in rules()
+        assert node_state()["addresses"] == []
+        agent.stop()
+        pods.cri = agent.start(CONFIG)
+        assert rules() == ""
+    finally:
+        agent.stop()
+        pods.cri = agent.start()
+
+
+def rules() -> str:
+    return subprocess.check_output(["nft", "list", "ruleset"], text=True)
 
 
 def test_a_plugin_that_hangs_is_killed_and_undone(cni: Pods) -> None:
