@@ -13,7 +13,7 @@ import socket
 import struct
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from ipaddress import IPv4Address, IPv6Address, ip_address
+from ipaddress import IPv4Address, IPv6Address
 
 _RTM_NEWLINK, _RTM_DELLINK, _RTM_SETLINK, _RTM_GETLINK = 16, 17, 19, 18
 _RTM_NEWADDR, _RTM_NEWROUTE, _RTM_GETROUTE = 20, 24, 26
@@ -103,11 +103,6 @@ def hairpin(index: int) -> Request:
 def set_up(index: int) -> Request:
     """An interface, up."""
     return Request("link up", _RTM_NEWLINK, 0, _link_header(index, _IFF_UP))
-
-
-def set_mtu(index: int, mtu: int) -> Request:
-    """The MTU of an interface."""
-    return Request("mtu", _RTM_NEWLINK, 0, _link_header(index) + _u32(_IFLA_MTU, mtu))
 
 
 def delete_link(index: int) -> Request:
@@ -222,11 +217,6 @@ def index_of(name: str) -> int | None:
     with contextlib.suppress(OSError):
         return socket.if_nametoindex(name)
     return None
-
-
-def parse_address(text: str) -> Address:
-    """The address `text`; ValueError when it is none."""
-    return ip_address(text)
 
 
 def _messages(data: bytes) -> Iterator[tuple[int, int, bytes]]:

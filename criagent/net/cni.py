@@ -175,18 +175,6 @@ class CniNetwork:
             raise failure
         await run_in(self._fs, _forget, self._kept_file(box))
 
-    async def check(self, box: Sandbox, netns: Path) -> None:
-        """CHECK of every plugin, where the version has it and the configuration allows it.
-
-        Raises AgentError with the words of the one that complains.
-        """
-        network, result = _decode(box.cni_result, box)
-        limit_s = self._config.timeout_s
-        call = _Call(command="CHECK", network=network, limit_s=limit_s, box=box, netns=netns)
-        if network.knows("CHECK"):
-            for plugin in network.plugins:
-                await self._run(call, plugin, result)
-
     async def status(self) -> None:
         """STATUS of every plugin, where the version has it. Raises AgentError."""
         network = self._loaded

@@ -33,7 +33,6 @@ class NetworkList:
     name: str
     version: str
     plugins: tuple[Json, ...]
-    disable_check: bool = False
     disable_gc: bool = False
 
     @property
@@ -43,15 +42,12 @@ class NetworkList:
             "name": self.name,
             "cniVersion": self.version,
             "plugins": list(self.plugins),
-            "disableCheck": self.disable_check,
             "disableGC": self.disable_gc,
         }
 
     def knows(self, command: str) -> bool:
         """Whether plugins of this list may be called with `command`."""
         match command:
-            case "CHECK":
-                return self.version >= "0.4.0" and not self.disable_check
             case "GC":
                 return self.version >= "1.1.0" and not self.disable_gc
             case "STATUS":
@@ -126,7 +122,6 @@ def parse(document: Json, source: str) -> NetworkList:
         name=name,
         version=version,
         plugins=tuple(plugins),
-        disable_check=document.get("disableCheck") in (True, "true"),
         disable_gc=document.get("disableGC") in (True, "true"),
     )
 

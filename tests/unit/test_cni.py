@@ -466,25 +466,6 @@ async def test_gc_is_not_called_where_it_is_unknown_or_off(
     assert "GC first" not in node.order
 
 
-@pytest.mark.parametrize(
-    ("fields", "called"),
-    [({"cniVersion": "0.3.1"}, False), ({"disableCheck": True}, False), ({}, True)],
-)
-async def test_check_gets_the_result_where_it_is_allowed(
-    node: Node, fields: dict[str, Any], called: bool
-) -> None:
-    node.plugin("first", other="echo gone >&2; exit 1")
-    node.configure({"type": "first"}, **fields)
-    network = node.network()
-    row = await attached(network, box())
-    if not called:
-        await network.check(row, NETNS)
-        return
-    with pytest.raises(AgentError, match='CNI plugin "first" CHECK: gone'):
-        await network.check(row, NETNS)
-    assert node.request("CHECK-first")["prevResult"] == json.loads(RESULT)
-
-
 async def test_pod_cidrs_are_checked_and_passed_on_to_nothing(node: Node) -> None:
     network = node.network()
     await network.set_pod_cidrs(["10.244.1.0/24", "fd00:1::/64"])

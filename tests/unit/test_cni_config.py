@@ -117,18 +117,16 @@ def test_the_highest_known_version_counts(fields: dict[str, Any], version: str) 
 @pytest.mark.parametrize(
     ("fields", "known"),
     [
-        ({"cniVersion": "0.3.1"}, set()),
-        ({"cniVersion": "0.4.0"}, {"CHECK"}),
-        ({"cniVersion": "1.0.0", "disableCheck": True}, set()),
-        ({"cniVersion": "1.1.0"}, {"CHECK", "STATUS", "GC"}),
-        ({"cniVersion": "1.1.0", "disableGC": True}, {"CHECK", "STATUS"}),
+        ({"cniVersion": "1.0.0"}, set()),
+        ({"cniVersion": "1.1.0"}, {"STATUS", "GC"}),
+        ({"cniVersion": "1.1.0", "disableGC": True}, {"STATUS"}),
     ],
 )
 def test_verbs_follow_version_and_switches(fields: dict[str, Any], known: set[str]) -> None:
     network = parse(conflist(**fields), "test")
     again = parse(network.document, "test")
     for found in (network, again):
-        assert {verb for verb in ("CHECK", "STATUS", "GC") if found.knows(verb)} == known
+        assert {verb for verb in ("STATUS", "GC") if found.knows(verb)} == known
 
 
 def test_a_plugin_is_found_in_the_first_directory_that_has_it(tmp_path: Path) -> None:
