@@ -19,7 +19,8 @@ log: structlog.stdlib.BoundLogger = structlog.get_logger(__name__)
 async def forget_flows(changed: Sequence[Forward]) -> None:
     """Have conntrack forget the known UDP flows to these host ports.
 
-    Without it they end by themselves, so that it is missing, fails or hangs is only logged.
+    They also end by themselves, some time after the last datagram, so that it is missing or hangs
+    is only logged.
     """
     families = {4: "ipv4", 6: "ipv6"}
     try:
