@@ -72,15 +72,21 @@ class ContainerRecovery:
 
     async def _adopt(self, row: Container) -> None:
         if row.boot_id != self._boot_id or not process.alive(row.monitor):
-            await self._exits.settle(row)
+            await self._exits.exited(row)
             return
-        if not row.started_at_ns and await self._runtimes[row.handler].status(row.id) == "running":
-            # The last daemon died between starting it and saying so.
-            row = await self._transitions.apply(row.id, started_at_ns=self._clock.now_ns()) or row
-        await end_leftovers(self._paths, row)
-        self._exits.adopt(row)
-        if row.stop_deadline_boot_ns:
-            task = asyncio.create_task(self._stopper.stop_by(row, row.stop_deadline_boot_ns))
-            self._stops.add(task)
-            task.add_done_callback(self._stops.discard)
+        try:
+            row = await self._started(row)
+            await end_leftovers(self._paths, row)
+        finally:  # whatever failed or took too long: its exit is noticed, and its stop goes on
+            self._exits.adopt(row)
+            if row.stop_deadline_boot_ns:
+                task = asyncio.create_task(self._stopper.stop_by(row, row.stop_deadline_boot_ns))
+                self._stops.add(task)
+                task.add_done_callback(self._stops.discard)
         log.info("container_adopted", container_id=row.id)
+
+    async def _started(self, row: Container) -> Container:
+        """The row; the last daemon may have died between starting the container and saying so."""
+        if row.started_at_ns or await self._runtimes[row.handler].status(row.id) != "running":
+            return row
+        return await self._transitions.apply(row.id, started_at_ns=self._clock.now_ns()) or row

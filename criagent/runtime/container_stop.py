@@ -55,7 +55,8 @@ class ContainerStopper:
     async def stop(self, container_id: str, timeout_s: int) -> None:
         """Return when the container has exited; unknown ids and exited ones are fine.
 
-        Raises TimedOutError when even SIGKILL does not end it within a minute.
+        Raises TimedOutError when even SIGKILL does not end it within a minute, UnavailableError
+        and the like when it ended but that cannot be written.
         """
         try:
             row = self._store.resolve(container_id)
@@ -80,7 +81,7 @@ class ContainerStopper:
 
     async def _stop(self, row: Container, owner: Owner[None]) -> None:
         hurry = self._hurry[row.id] = asyncio.Event()
-        exited = asyncio.ensure_future(self._exits.exited(row.id))
+        exited = asyncio.ensure_future(self._exits.exited(row))
         try:
             if self._left_s(row.id) > 0 and row.started_at_ns:
                 owner.stage = f"grace period after {row.stop_signal}"
@@ -94,6 +95,7 @@ class ContainerStopper:
             if not exited.done():
                 owner.stage = "SIGKILL"
                 await self._kill(row, exited)
+            await exited
             faults.reach("container-stop:exited")
         finally:
             exited.cancel()
@@ -123,9 +125,6 @@ class ContainerStopper:
                 f"container {row.id} did not end {_KILL_LIMIT_S:.0f} s after SIGKILL; a process of "
                 "it may hang in the kernel, for example on a dead network file system"
             )
-        row_now = self._store.get(row.id)
-        if row_now is not None and not row_now.finished_at_ns:
-            await self._exits.settle(row_now)  # nothing watched it
 
     def _left_s(self, container_id: str) -> float:
         return (self._deadlines[container_id] - _boot_ns()) / 1e9

@@ -2,7 +2,8 @@
 
 A monitor that was killed leaves no file: the container would run on with nobody to read its output,
 so it is killed and its reason is ContainerMonitorLost. Everything is read from files and pidfds, so
-a monitor that a restarted daemon adopted is no different from a child.
+a monitor that a restarted daemon adopted is no different from a child. An exit that cannot be
+written is tried again, after a second first and every minute at last.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ import contextlib
 import os
 import signal
 from concurrent.futures import Executor
+from functools import partial
 from pathlib import Path
 
 import structlog
@@ -22,7 +24,7 @@ from criagent.kernel import cgroupfs, process
 from criagent.model import Container, NamespaceMode, ProcessRef, Reason
 from criagent.runtime.clock import Clock
 from criagent.runtime.container_start import start_key
-from criagent.runtime.oom import OomWatch
+from criagent.runtime.oom import KILLED_CODE, OomWatch
 from criagent.runtime.paths import RuntimePaths
 from criagent.runtime.transitions import Transitions
 from criagent.store.containers import ContainerStore
@@ -30,6 +32,8 @@ from criagent.store.containers import ContainerStore
 _FILE_LIMIT_S = 1.0  # 2500 of 2500 exit files were there when the monitor's pidfd fired
 _FILE_LOOK_S = 0.05
 _START_LIMIT_S = 10.0  # a process that is over may precede the end of the runtime that started it
+_RETRY_S = 1.0
+_RETRY_MOST_S = 60.0
 LOST_CODE = 255
 
 log: structlog.stdlib.BoundLogger = structlog.get_logger(__name__)
@@ -59,22 +63,78 @@ class ExitWatcher:
         self._fs = fs
         self._boot_id = boot_id
         self._tasks: dict[str, asyncio.Task[None]] = {}
+        self._retries: dict[str, asyncio.TimerHandle] = {}
 
     def watch_child(self, row: Container, child: Child) -> None:
         """Watch the monitor that we have just started."""
         self._start(row, child)
 
     def adopt(self, row: Container) -> None:
-        """Watch the monitor of a container that an earlier daemon started."""
-        self._start(row, None)
+        """Watch the monitor of a container that an earlier daemon started, unless it is watched."""
+        if row.id not in self._tasks:
+            self._start(row, None)
 
-    async def exited(self, container_id: str) -> None:
-        """Return once the container's exit is in its row, or nothing watches it."""
-        task = self._tasks.get(container_id)
-        if task is not None:
-            await asyncio.shield(task)
+    async def exited(self, row: Container) -> None:
+        """Return once the container's exit is in its row, which is watched if nobody did yet.
 
-    async def settle(self, row: Container) -> Container | None:
+        Raises what kept the exit from being written; that is tried again all the same.
+        """
+        self.adopt(row)
+        await asyncio.shield(self._tasks[row.id])
+
+    async def close(self) -> None:
+        """Stop watching; monitors keep the codes."""
+        for retry in self._retries.values():
+            retry.cancel()
+        for task in list(self._tasks.values()):
+            task.cancel()
+        await asyncio.gather(*self._tasks.values(), return_exceptions=True)
+        self._oom.close()
+
+    def _start(self, row: Container, child: Child | None, retry_s: float = _RETRY_S) -> None:
+        watching = self._watch(row, child, retry_s)
+        task = asyncio.create_task(watching, name=f"exit:{row.id}")
+        self._tasks[row.id] = task
+        task.add_done_callback(partial(self._ended, row.id))
+        if row.cgroup:
+            self._oom.watch(row.id, row.cgroup)
+
+    def _ended(self, container_id: str, task: asyncio.Task[None]) -> None:
+        self._tasks.pop(container_id, None)
+        if not task.cancelled():
+            task.exception()  # was logged
+
+    async def _watch(self, row: Container, child: Child | None, retry_s: float) -> None:
+        if child is not None:
+            await child.wait()
+        elif row.monitor is not None and row.boot_id == self._boot_id:
+            await _end(row.monitor)
+        start = self._starts.get(start_key(row.id))
+        if start is not None and start.task is not None:  # its row comes first, and its event
+            await asyncio.wait({start.task}, timeout=_START_LIMIT_S)
+        row_now = self._store.get(row.id)
+        if row_now is None or not row_now.ready_at_ns or row_now.finished_at_ns:
+            return
+        try:
+            await self._settle(row_now)
+        except Exception as failure:
+            log.exception(
+                "exit_not_written", container_id=row.id, error=repr(failure), again_in_s=retry_s
+            )
+            self._retry(row, retry_s)
+            raise
+
+    def _retry(self, row: Container, delay_s: float) -> None:
+        def again() -> None:
+            del self._retries[row.id]
+            if row.id not in self._tasks:
+                self._start(row, None, min(2 * delay_s, _RETRY_MOST_S))
+
+        if (earlier := self._retries.pop(row.id, None)) is not None:
+            earlier.cancel()
+        self._retries[row.id] = asyncio.get_running_loop().call_later(delay_s, again)
+
+    async def _settle(self, row: Container) -> None:
         """Write the exit of a container whose monitor is gone."""
         file = self._paths.exit_file(row.id)
         code, finished_ns = await self._code(row, file)
@@ -93,8 +153,7 @@ class ExitWatcher:
             reason = Reason.ERROR if code else Reason.COMPLETED
             if kills:
                 reason = Reason.OOM_KILLED
-        self._oom.forget(row.id)
-        done = await self._transitions.apply(
+        await self._transitions.apply(
             row.id,
             finished_at_ns=finished_ns,
             exit_code=code,
@@ -103,39 +162,8 @@ class ExitWatcher:
             stop_deadline_boot_ns=0,
             oom_kills_seen=kills,
         )
+        self._oom.forget(row.id)  # the kills that it saw are in the row
         log.info("container_exited", container_id=row.id, code=code, reason=str(reason))
-        return done
-
-    async def close(self) -> None:
-        """Stop watching; monitors keep the codes."""
-        for task in list(self._tasks.values()):
-            task.cancel()
-        await asyncio.gather(*self._tasks.values(), return_exceptions=True)
-        self._oom.close()
-
-    def _start(self, row: Container, child: Child | None) -> None:
-        if row.cgroup:
-            self._oom.watch(row.id, row.cgroup)
-        task = asyncio.create_task(self._watch(row.id, row.monitor, child), name=f"exit:{row.id}")
-        self._tasks[row.id] = task
-        task.add_done_callback(lambda _: self._tasks.pop(row.id, None))
-
-    async def _watch(
-        self, container_id: str, monitor: ProcessRef | None, child: Child | None
-    ) -> None:
-        if child is not None:
-            await child.wait()
-        elif monitor is not None:
-            await _ended(monitor)
-        start = self._starts.get(start_key(container_id))
-        if start is not None and start.task is not None:  # its row comes first, and its event
-            await asyncio.wait({start.task}, timeout=_START_LIMIT_S)
-        row = self._store.get(container_id)
-        if row is not None and row.ready_at_ns and not row.finished_at_ns:
-            try:
-                await self.settle(row)
-            except Exception as failure:
-                log.exception("exit_not_written", container_id=container_id, error=repr(failure))
 
     async def _code(self, row: Container, file: Path) -> tuple[int | None, int]:
         """Exit code and time from conmon's file; (None, 0) when it left none."""
@@ -158,10 +186,13 @@ class ExitWatcher:
         cgroupfs.kill(row.cgroup)
 
     def _oom_kills(self, row: Container, code: int) -> int:
-        kills = self._oom.kills(row.id, row.cgroup, code=code) if row.cgroup else 0
-        if not kills and self._paths.oom_file(row.id).exists():
-            kills = 1
-        return kills
+        if not row.cgroup:
+            return 0
+        kills = self._oom.kills(row.id, row.cgroup, code=code)
+        if kills or code != KILLED_CODE or self._oom.could_look(row.id, row.cgroup):
+            return kills
+        # The word of the monitor, which may mean no more than that memory ran short.
+        return int(self._paths.oom_file(row.id).exists())
 
 
 def _read_exit(file: Path) -> tuple[int | None, int]:
@@ -172,7 +203,7 @@ def _read_exit(file: Path) -> tuple[int | None, int]:
         return None, 0
 
 
-async def _ended(monitor: ProcessRef) -> None:
+async def _end(monitor: ProcessRef) -> None:
     fd = process.open_pidfd(monitor)
     if fd is None:
         return

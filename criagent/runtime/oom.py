@@ -4,17 +4,29 @@ With the systemd driver a scope and its files are gone when the exit is seen, so
 them all and keeps the last values. A process that ends right after the kill takes its scope along
 before the event is read; the pod's slice stays and counts the kills below it, so what no other
 container there accounts for is the ended one's. A kill counts, an `oom` event alone does not: the
-kernel may have found memory after all (kernel documentation, cgroup-v2).
+kernel may have found memory after all (kernel documentation, cgroup-v2). conmon's file `oom` does
+not tell the two apart.
 """
 
 from __future__ import annotations
 
 import asyncio
+import errno
+from pathlib import Path
+
+import structlog
 
 from criagent.kernel import cgroupfs
 from criagent.kernel.inotify import IN_IGNORED, IN_MODIFY, Inotify
 
-_KILLED = 137  # 128 + SIGKILL
+KILLED_CODE = 137  # 128 + SIGKILL
+# man 7 inotify; what doctor asks for.
+_CURES = {
+    errno.EMFILE: "sysctl -w fs.inotify.max_user_instances=512",
+    errno.ENOSPC: "sysctl -w fs.inotify.max_user_watches=65536",
+}
+
+log: structlog.stdlib.BoundLogger = structlog.get_logger(__name__)
 
 
 class OomWatch:
@@ -31,20 +43,22 @@ class OomWatch:
         self._accounted: dict[str, int] = {}
 
     def watch(self, container_id: str, cgroup: str) -> None:
-        """Follow the container's memory.events until `forget`."""
+        """Follow the container's memory.events until `forget`; a failure is only logged."""
         path = cgroupfs.directory(cgroup) / "memory.events"
         if container_id in self._watches or not path.exists():
             return
+        try:
+            number = self._add(path)
+        except OSError as failure:
+            cure = _CURES.get(failure.errno or 0, "")
+            log.warning("oom_not_watched", container_id=container_id, error=str(failure), cure=cure)
+            return
+        self._containers[number] = (container_id, cgroup)
+        self._watches[container_id] = number
         self._join_slice(container_id, cgroup)
         with cgroupfs.Reader(cgroup) as files:
             if files.number("memory.max") is not None:
                 self._limited.add(container_id)
-        if self._inotify is None:
-            self._inotify = Inotify()
-            asyncio.get_running_loop().add_reader(self._inotify.fd, self._readable)
-        number = self._inotify.add(path, IN_MODIFY)
-        self._containers[number] = (container_id, cgroup)
-        self._watches[container_id] = number
 
     def kills(self, container_id: str, cgroup: str, *, code: int | None = None) -> int:
         """How many processes of the container the kernel has killed, as far as was seen.
@@ -58,6 +72,10 @@ class OomWatch:
             own = max(own, self._unaccounted(container_id, name, code))
             self._kills[container_id] = own
         return own
+
+    def could_look(self, container_id: str, cgroup: str) -> bool:
+        """Whether `kills` knows all of it: by the container's own file, or by its pod's slice."""
+        return container_id in self._cgroups or cgroupfs.read(cgroup, "memory.events") is not None
 
     def forget(self, container_id: str) -> None:
         """The container is gone; `kills` has been asked."""
@@ -81,6 +99,12 @@ class OomWatch:
             asyncio.get_running_loop().remove_reader(self._inotify.fd)
             self._inotify.close()
             self._inotify = None
+
+    def _add(self, path: Path) -> int:
+        if self._inotify is None:
+            self._inotify = Inotify()
+            asyncio.get_running_loop().add_reader(self._inotify.fd, self._readable)
+        return self._inotify.add(path, IN_MODIFY)
 
     def _readable(self) -> None:
         if self._inotify is None:
@@ -112,7 +136,7 @@ class OomWatch:
                     ending.add(other)
         # Of several that end at once it was the one that was killed, or that had a limit to hit.
         limited = container_id in self._limited and not ending & self._limited
-        if ending and code != _KILLED and not limited:
+        if ending and code != KILLED_CODE and not limited:
             return 0
         return max(rest, 0)
 

@@ -97,7 +97,7 @@ class RuntimePaths:
         return self.run_dir / "exits" / container_id
 
     def oom_file(self, container_id: str) -> Path:
-        """conmon's mark that it saw the kernel kill something."""
+        """conmon's mark that memory ran short; it does not tell whether anything was killed."""
         return self.container(container_id) / "oom"
 
     @property

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import resource
 import shutil
 from collections.abc import AsyncIterator
 from pathlib import Path
@@ -100,3 +102,21 @@ async def test_of_two_that_end_at_once_the_killed_one_had_the_kill(tree: Tree) -
         kills[name] = tree.watch.kills(name, scope(name), code=code)
         tree.watch.forget(name)
     assert kills == {"a": 0, "b": 1}
+
+
+async def test_a_watch_that_failed_leaves_nothing_and_can_be_made_again(tree: Tree) -> None:
+    free = os.dup(0)
+    os.close(free)
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    tree.add("a", "max")
+    tree.kill("a")
+    tree.watch.forget("a")
+    tree.watch.close()
+    resource.setrlimit(resource.RLIMIT_NOFILE, (free, hard))  # no descriptor for an inotify
+    try:
+        tree.watch.watch("a", scope("a"))
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+    tree.watch.watch("a", scope("a"))
+    tree.end("a")
+    assert tree.watch.kills("a", scope("a"), code=7) == 1

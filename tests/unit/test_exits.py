@@ -1,0 +1,258 @@
+"""Exits come to the row, and stops wait for them, whatever the watch lacked when it began."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import dataclasses
+import os
+import resource
+import signal
+import sqlite3
+from collections.abc import AsyncIterator, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+import structlog
+
+from criagent.aio import KeyedLocks, Owners
+from criagent.kernel import cgroupfs
+from criagent.kernel.process import alive, process_ref
+from criagent.model import (
+    Container,
+    ContainerId,
+    ContainerMetadata,
+    ContainerSpec,
+    ContainerState,
+    Sandbox,
+    SandboxId,
+    SandboxMetadata,
+    SandboxSpec,
+)
+from criagent.runtime.clock import Clock
+from criagent.runtime.container_stop import ContainerStopper
+from criagent.runtime.exits import ExitWatcher
+from criagent.runtime.oom import OomWatch
+from criagent.runtime.paths import RuntimePaths
+from criagent.runtime.transitions import Transitions
+from criagent.store.containers import ContainerStore
+from criagent.store.db import Database
+from criagent.store.sandboxes import SandboxStore
+
+LIMIT_S = 20
+ID = ContainerId("a" * 64)
+BOX = Sandbox(
+    id=SandboxId("b" * 64),
+    spec=SandboxSpec(metadata=SandboxMetadata(name="pod", uid="u", namespace="n")),
+    created_at_ns=1,
+    boot_id="this",
+)
+ROW = Container(
+    id=ID,
+    sandbox_id=BOX.id,
+    spec=ContainerSpec(metadata=ContainerMetadata(name="c"), image="i"),
+    created_at_ns=1,
+    boot_id="this",
+    handler="crun",
+    cgroup="/kubepods.slice/kubepods-pod1.slice/cri-a.scope",
+    ready_at_ns=2,
+    started_at_ns=3,
+)
+# What conmon does for an exit: its child's code in a file, then its own end.
+MONITOR = '"$@" >/dev/null & echo $!; wait $!; printf %s $? > "$0.new"; mv "$0.new" "$0"'
+
+
+class Ground:
+    """A watcher and a stopper over a real database, and monitors of real processes."""
+
+    def __init__(self, top: Path) -> None:
+        self.database = top / "state.db"
+        self.db = Database.open(self.database)
+        self.store = ContainerStore(self.db)
+        self.boxes = SandboxStore(self.db)
+        self.paths = RuntimePaths(root=top / "root", run_dir=top / "run")
+        self.paths.prepare()
+        self.fs = ThreadPoolExecutor(2)
+        owners: Owners[None] = Owners(limit_s=60)
+        transitions = Transitions(store=self.store, locks=KeyedLocks())
+        self.exits = ExitWatcher(
+            store=self.store,
+            transitions=transitions,
+            paths=self.paths,
+            oom=OomWatch(),
+            starts=owners,
+            clock=Clock(),
+            fs=self.fs,
+            boot_id="this",
+        )
+        self.stopper = ContainerStopper(
+            store=self.store,
+            owners=owners,
+            exits=self.exits,
+            transitions=transitions,
+            fs=self.fs,
+        )
+        self.monitors: list[asyncio.subprocess.Process] = []
+
+    async def running(self, *command: str) -> Container:
+        """A row of `command`, which runs under a monitor that nothing watches."""
+        words = ["sh", "-c", MONITOR, str(self.paths.exit_file(ID)), *command]
+        monitor = await asyncio.create_subprocess_exec(
+            *words, stdout=asyncio.subprocess.PIPE, start_new_session=True
+        )
+        self.monitors.append(monitor)
+        assert monitor.stdout is not None
+        init = int(await monitor.stdout.readline())
+        row = dataclasses.replace(ROW, monitor=process_ref(monitor.pid), init=process_ref(init))
+        await self.boxes.insert(BOX)
+        await self.store.insert(row)
+        return row
+
+    @property
+    def row(self) -> Container:
+        """The row as it is now."""
+        return self.store.resolve(ID)
+
+    async def until_exited(self) -> Container:
+        """The row once it tells the exit."""
+        changed = asyncio.Event()
+        self.store.listeners.append(lambda *_: changed.set())
+        async with asyncio.timeout(LIMIT_S):
+            while self.row.state is not ContainerState.EXITED:
+                await changed.wait()
+                changed.clear()
+        return self.row
+
+    @contextmanager
+    def unwritable(self) -> Iterator[None]:
+        """No row of a container can be written while the block runs."""
+        self._rename("containers", "away")
+        yield
+        self._rename("away", "containers")
+
+    def _rename(self, old: str, new: str) -> None:
+        with sqlite3.connect(self.database) as connection:
+            connection.execute(f"ALTER TABLE {old} RENAME TO {new}")
+        connection.close()
+
+
+@pytest.fixture
+async def ground(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Ground]:
+    """Everything in a directory of its own, which also stands for /sys/fs/cgroup."""
+    monkeypatch.setattr(cgroupfs, "ROOT", tmp_path / "cgroup")
+    made = Ground(tmp_path)
+    yield made
+    await made.exits.close()
+    for monitor in made.monitors:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(monitor.pid, signal.SIGKILL)
+        await monitor.communicate()
+    made.db.close()
+    made.fs.shutdown()
+
+
+@contextmanager
+def no_more_descriptors() -> Iterator[None]:
+    """The kernel refuses this process every new descriptor while the block runs."""
+    free = os.dup(0)
+    os.close(free)
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (free, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+
+
+def scope(kills: int = 0) -> Path:
+    """The container's cgroup with a memory controller."""
+    directory = cgroupfs.directory(ROW.cgroup)
+    directory.mkdir(parents=True)
+    (directory / "memory.events").write_text(f"oom 3\noom_kill {kills}\n")
+    (directory / "memory.max").write_text("1024\n")
+    return directory
+
+
+async def test_an_exit_is_noticed_without_a_watch_for_memory(ground: Ground) -> None:
+    row = await ground.running("sh", "-c", "exec sleep 100000")
+    scope()
+    with structlog.testing.capture_logs() as told, no_more_descriptors():
+        ground.exits.adopt(row)
+    (warning,) = [line for line in told if line["event"] == "oom_not_watched"]
+    assert "fs.inotify.max_user_instances" in warning["cure"]
+    assert row.init is not None
+    os.kill(row.init.pid, signal.SIGTERM)
+    assert (await ground.until_exited()).exit_code == 143
+
+
+@pytest.mark.parametrize(
+    ("command", "code"),
+    [("exec sleep 100000", 143), ("trap '' TERM; while :; do sleep 0.1; done", 137)],
+)
+async def test_a_stop_ends_a_container_that_nothing_watches(
+    ground: Ground, command: str, code: int
+) -> None:
+    row = await ground.running("sh", "-c", command)
+    await ground.stopper.stop(ID, 1)
+    assert not alive(row.init)
+    assert (ground.row.state, ground.row.exit_code) == (ContainerState.EXITED, code)
+
+
+async def test_an_exit_that_could_not_be_written_is_written_later(ground: Ground) -> None:
+    row = await ground.running("sh", "-c", "exit 7")
+    with ground.unwritable():
+        with pytest.raises(sqlite3.OperationalError):
+            await ground.exits.exited(row)
+        assert ground.row.state is ContainerState.RUNNING
+    assert (await ground.until_exited()).exit_code == 7
+
+
+async def test_a_stop_tells_that_the_exit_cannot_be_written(ground: Ground) -> None:
+    row = await ground.running("sleep", "100000")
+    ground.exits.adopt(row)
+    with ground.unwritable(), pytest.raises(sqlite3.OperationalError):
+        await ground.stopper.stop(ID, 0)
+    assert not alive(row.init)
+    await ground.stopper.stop(ID, 10)
+    assert (ground.row.state, ground.row.exit_code) == (ContainerState.EXITED, 137)
+
+
+@pytest.mark.parametrize(
+    ("cgroup", "code", "reason"),
+    [
+        ("is gone", 137, "OOMKilled"),
+        ("is gone", 1, "Error"),
+        ("tells of no kill", 137, "Error"),
+        ("tells of no kill", 1, "Error"),
+        ("tells of a kill", 1, "OOMKilled"),
+    ],
+)
+async def test_the_monitors_word_counts_only_where_nobody_else_could_look(
+    ground: Ground, cgroup: str, code: int, reason: str
+) -> None:
+    """conmon leaves its file also when the kernel only ran short and killed nobody."""
+    row = await ground.running("sh", "-c", f"exit {code}")
+    if cgroup != "is gone":
+        scope(kills=int(cgroup == "tells of a kill"))
+    ground.paths.container(ID).mkdir()
+    ground.paths.oom_file(ID).touch()
+    await ground.exits.exited(row)
+    assert (ground.row.exit_code, ground.row.reason) == (code, reason)
+
+
+async def test_kills_that_were_seen_are_not_forgotten_before_they_are_written(
+    ground: Ground,
+) -> None:
+    row = await ground.running("sleep", "100000")
+    directory = scope()
+    ground.exits.adopt(row)
+    (directory / "memory.events").write_text("oom 1\noom_kill 1\n")
+    (directory.parent / "memory.events").write_text("oom 1\noom_kill 1\n")
+    with ground.unwritable():
+        with pytest.raises(sqlite3.OperationalError):
+            await ground.stopper.stop(ID, 0)
+        (directory / "memory.events").unlink()
+        (directory.parent / "memory.events").unlink()
+    assert (await ground.until_exited()).reason == "OOMKilled"
