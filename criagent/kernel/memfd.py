@@ -1,4 +1,4 @@
-"""Programs in sealed memory (man 2 memfd_create, F_ADD_SEALS). Synchronous, no policy."""
+"""Files in memory (man 2 memfd_create, F_ADD_SEALS). Synchronous, no policy."""
 
 from __future__ import annotations
 
@@ -9,6 +9,19 @@ from pathlib import Path
 # fcntl(2): F_SEAL_SEAL | F_SEAL_SHRINK | F_SEAL_GROW | F_SEAL_WRITE
 _ALL_SEALS = 0x1 | 0x2 | 0x4 | 0x8
 _CHUNK = 1 << 20
+
+
+def data_file(name: str, data: bytes) -> int:
+    """A descriptor to read `data` from; unlike a pipe it takes any size at once, read or not."""
+    fd = os.memfd_create(name, os.MFD_CLOEXEC)
+    try:
+        with os.fdopen(fd, "wb", closefd=False) as file:
+            file.write(data)
+        os.lseek(fd, 0, os.SEEK_SET)
+    except BaseException:
+        os.close(fd)
+        raise
+    return fd
 
 
 def sealed_copy(path: Path) -> int:

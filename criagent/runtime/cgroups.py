@@ -25,7 +25,11 @@ _LEAST = {
     "memory_swap_limit_in_bytes": -1,
 }
 _UNIFIED_KEY = re.compile(r"(memory|cpu|cpuset|io|pids|hugetlb|misc|rdma)(\.[A-Za-z0-9_]+)+")
-_PAGE_SIZE = re.compile(r"[0-9]+(KB|MB|GB)")
+_UNIFIED_MOST = 256  # of one container; the kernel has some dozens
+_NAME_MOST = 255
+_PAGE_SIZES_MOST = 64
+_CPUSET_MOST = 100 + 6 * 8192  # what the kernel takes with the most CPUs that it can have
+_PAGE_SIZE = re.compile(r"[0-9]{1,20}(KB|MB|GB)")
 
 
 class CgroupDriver(enum.StrEnum):
@@ -106,7 +110,10 @@ def _check(resources: Resources) -> None:
     if not -1000 <= score <= 1000:
         raise InvalidRequestError(f"oom_score_adj {score} is not within -1000..1000")
     for name in ("cpuset_cpus", "cpuset_mems"):
-        if (text := getattr(resources, name)) and not _CPUSET.fullmatch(text):
+        text = getattr(resources, name)
+        if len(text) > _CPUSET_MOST:
+            raise InvalidRequestError(f"{name} has over {_CPUSET_MOST} characters")
+        if text and not _CPUSET.fullmatch(text):
             raise InvalidRequestError(f"{name} {text[:80]!r} is no list such as 0-3,7")
 
 
@@ -158,11 +165,14 @@ def _memory(resources: Resources, gate: _Gate, *, swap: bool) -> OciObject:
 
 def _unified(resources: Resources, gate: _Gate, *, swap: bool) -> OciObject:
     unified: OciObject = {}
+    if len(resources.unified) > _UNIFIED_MOST:
+        raise InvalidRequestError(f"over {_UNIFIED_MOST} unified resources")
     for key, value in resources.unified.items():
-        if not _UNIFIED_KEY.fullmatch(key):
-            raise InvalidRequestError(f"unified resource {key!r} is not a limit of cgroup v2")
+        if len(key) > _NAME_MOST or not _UNIFIED_KEY.fullmatch(key):
+            raise InvalidRequestError(f"unified resource {key[:80]!r} is not a limit of cgroup v2")
         if not value or len(value) > 4096 or not value.isprintable():
-            raise InvalidRequestError(f"unified resource {key}: value {value!r} is not one line")
+            shown = repr(value[:80])
+            raise InvalidRequestError(f"unified resource {key}: value {shown} is not one line")
         if key.startswith("memory.swap.") and not swap:
             continue  # no swap accounting: there is nothing to limit
         if gate.admits(key.partition(".")[0], f"unified resource {key}"):
@@ -172,9 +182,12 @@ def _unified(resources: Resources, gate: _Gate, *, swap: bool) -> OciObject:
 
 def _hugepages(resources: Resources, gate: _Gate) -> list[OciObject]:
     limits: list[OciObject] = []
+    if len(resources.hugepage_limits) > _PAGE_SIZES_MOST:
+        raise InvalidRequestError(f"over {_PAGE_SIZES_MOST} hugepage sizes")
     for item in resources.hugepage_limits:
         if not _PAGE_SIZE.fullmatch(item.page_size):
-            raise InvalidRequestError(f"hugepage size {item.page_size!r} is not like 2MB or 1GB")
+            shown = repr(item.page_size[:80])
+            raise InvalidRequestError(f"hugepage size {shown} is not like 2MB or 1GB")
         # The kubelet names every page size, 0 = none: without a controller that is no request.
         if not item.limit and not gate.has("hugetlb"):
             continue

@@ -16,7 +16,7 @@ from pathlib import Path
 
 from criagent.child import PipeReader, killed_on_exit, spawn
 from criagent.errors import AgentError, TimedOutError
-from criagent.kernel.memfd import sealed_copy
+from criagent.kernel.memfd import data_file, sealed_copy
 from criagent.runtime import scopes
 from criagent.runtime.cgroups import CgroupDriver
 from criagent.runtime.spec_inputs import OciObject
@@ -129,9 +129,7 @@ class OciRuntime:
         fds = [out_write, err_write]
         in_read = subprocess.DEVNULL
         if stdin:
-            in_read, in_write = os.pipe()
-            os.write(in_write, stdin.encode())
-            os.close(in_write)
+            in_read = data_file("oci-input", stdin.encode())
             fds.append(in_read)
         output = PipeReader(out_read, limit=_OUTPUT)
         errors = PipeReader(err_read, limit=_OUTPUT)

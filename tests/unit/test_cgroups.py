@@ -165,11 +165,19 @@ def test_no_hugepages_at_all_is_no_request_of_the_controller() -> None:
         {"memory.high": "1\n2"},
         {"memory.high": ""},
         {"memory.high": "1" * 4097},
+        {f"memory.a{'b' * 255}": "1"},
+        {f"memory.a{number}": "1" for number in range(257)},
     ],
 )
 def test_unified_keys_are_limits_and_values_one_line(unified: dict[str, str]) -> None:
     with pytest.raises(InvalidRequestError, match="unified"):
         resources_to_oci(Resources(unified=unified), controllers=EVERY)
+
+
+def test_page_sizes_are_few() -> None:
+    limits = tuple(HugepageLimit(page_size=f"{size}KB", limit=1) for size in range(65))
+    with pytest.raises(InvalidRequestError, match="hugepage"):
+        resources_to_oci(Resources(hugepage_limits=limits), controllers=EVERY)
 
 
 @pytest.mark.parametrize("size", ["", "2M", "2mb", "-2MB", "../2MB", "2MB\n"])
@@ -191,6 +199,7 @@ def test_page_sizes_are_like_the_kernels(size: str) -> None:
         Resources(cpuset_cpus="0-"),
         Resources(cpuset_cpus="0,,1"),
         Resources(cpuset_mems="all"),
+        Resources(cpuset_cpus="0," * 30_000 + "1"),
     ],
 )
 @pytest.mark.parametrize("missing", ["error", "ignore"])

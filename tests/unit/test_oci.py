@@ -1,0 +1,29 @@
+"""The OCI runtime's command line, with programs that stand for a runtime."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+from criagent.runtime.cgroups import CgroupDriver
+from criagent.runtime.oci import OciRuntime, SealedProgram
+
+
+async def test_limits_of_any_length_reach_the_runtime(tmp_path: Path) -> None:
+    """More than a pipe takes, which nobody reads before the program runs."""
+    program, taken = tmp_path / "crun", tmp_path / "taken"
+    program.write_text(f"#!/bin/sh\ncat > {taken}\n")
+    program.chmod(0o755)
+    runtime = OciRuntime(
+        name="crun",
+        program=SealedProgram(program),
+        type="crun",
+        root=tmp_path,
+        driver=CgroupDriver.CGROUPFS,
+    )
+    limits = {"unified": {f"memory.a{number}": "1" * 4096 for number in range(256)}}
+    try:
+        await runtime.update("c", limits)
+    finally:
+        runtime.program.close()
+    assert json.loads(taken.read_text()) == limits
