@@ -15,6 +15,8 @@ from criagent.runtime.spec_inputs import NodeFacts
 from criagent.runtime.transitions import Transitions
 from criagent.store.containers import ContainerStore
 
+_SWAP_FILE = "memory.swap.max"
+
 log: structlog.stdlib.BoundLogger = structlog.get_logger(__name__)
 
 
@@ -30,12 +32,14 @@ class ResourceUpdater:
     async def update(self, container_id: str, resources: Resources) -> None:
         """Change the limits that are given; zero and empty ones stay as they are.
 
+        Only a memory limit that is taken away (-1) takes that of swap along: so OCI has it.
         Raises NotFoundError, WrongStateError for an exited container, UnsupportedError for a limit
         whose controller is missing, AgentError with the runtime's words.
         """
         row = self.store.resolve(container_id)
         if row.state is ContainerState.EXITED:
             raise WrongStateError(f"container {row.id} has exited; its limits cannot change")
+        resources = with_swap(row.resources, resources)
         wanted = resources_to_oci(
             resources,
             controllers=self.node.controllers,
@@ -46,6 +50,27 @@ class ResourceUpdater:
             await self.runtimes[row.handler].update(row.id, wanted)
         await self.transitions.apply(row.id, resources=merged(row.resources, resources))
         log.info("container_updated", container_id=row.id)
+
+
+def with_swap(old: Resources, new: Resources) -> Resources:
+    """`new` with its half of memory and swap that is not given, as the container has it.
+
+    CRI and OCI count the two together, so that neither can change alone.
+    """
+    limit, total = new.memory_limit_in_bytes, new.memory_swap_limit_in_bytes
+    if total and not limit:
+        return dataclasses.replace(new, memory_limit_in_bytes=old.memory_limit_in_bytes)
+    if not limit or total or _SWAP_FILE in new.unified:
+        return new
+    if _SWAP_FILE in old.unified:
+        unified = {**new.unified, _SWAP_FILE: old.unified[_SWAP_FILE]}
+        return dataclasses.replace(new, unified=unified)
+    old_limit, old_total = old.memory_limit_in_bytes, old.memory_swap_limit_in_bytes
+    if limit < 0 or old_limit <= 0 or old_total < 0:
+        total = -1
+    elif old_total:
+        total = limit + old_total - old_limit
+    return dataclasses.replace(new, memory_swap_limit_in_bytes=total)  # 0 = no swap, as before
 
 
 def merged(old: Resources, new: Resources) -> Resources:

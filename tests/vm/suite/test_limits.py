@@ -19,6 +19,12 @@ def _read(cgroup: Path, name: str) -> str:
     return (cgroup / name).read_text().strip()
 
 
+def _swap(*cgroups: Path) -> str:
+    """The limit of swap in force: the smallest of the container's cgroups."""
+    limits = [_read(cgroup, "memory.swap.max") for cgroup in cgroups]
+    return min(limits, key=lambda text: float("inf") if text == "max" else int(text))
+
+
 def _holder(megabytes: int) -> api.ContainerConfig:
     """A container whose process holds that much memory, says "held" and sleeps."""
     program = 'BEGIN { x = sprintf("%%%dd", 1); print "held"; fflush(); system("sleep 100000") }'
@@ -78,6 +84,40 @@ def test_limits_change_in_place(pods: VmPods, handler: str) -> None:
     status = pods.cri.status(row)
     assert status.started_at == started
     assert status.resources.linux.memory_limit_in_bytes == 256 << 20
+
+
+@pytest.mark.parametrize("handler", HANDLERS)
+@pytest.mark.parametrize("swap", [64 << 20, -1])
+def test_more_memory_leaves_swap_as_it_is(pods: VmPods, handler: str, swap: int) -> None:
+    wanted = sleeper()
+    limits = wanted.linux.resources
+    limits.memory_limit_in_bytes = 128 << 20
+    limits.memory_swap_limit_in_bytes = -1 if swap < 0 else (128 << 20) + swap
+    row = pods.created(wanted, pods.of_handler(handler))
+    scope, inner = scope_of(pods.cri, row), cgroup_of(pods.cri, row)
+    expected = "max" if swap < 0 else str(swap)
+    assert _swap(scope, inner) == expected
+    changed = api.LinuxContainerResources(memory_limit_in_bytes=256 << 20)
+    request = api.UpdateContainerResourcesRequest(container_id=row, linux=changed)
+    pods.cri.runtime.UpdateContainerResources(request, timeout=60)
+    assert _read(scope, "memory.max") == str(256 << 20)
+    assert _swap(scope, inner) == expected
+    told = pods.cri.status(row).resources.linux
+    assert told.memory_limit_in_bytes == 256 << 20
+    assert told.memory_swap_limit_in_bytes == (-1 if swap < 0 else (256 << 20) + swap)
+
+
+@pytest.mark.parametrize("handler", HANDLERS)
+def test_cpus_change_in_place(pods: VmPods, handler: str) -> None:
+    row = pods.created(sleeper(), pods.of_handler(handler))
+    scope = scope_of(pods.cri, row)
+    assert _read(scope, "cpuset.cpus") == ""
+    changed = api.LinuxContainerResources(cpuset_cpus="0", cpuset_mems="0")
+    request = api.UpdateContainerResourcesRequest(container_id=row, linux=changed)
+    pods.cri.runtime.UpdateContainerResources(request, timeout=60)
+    assert (_read(scope, "cpuset.cpus"), _read(scope, "cpuset.mems")) == ("0", "0")
+    told = pods.cri.status(row).resources.linux
+    assert (told.cpuset_cpus, told.cpuset_mems) == ("0", "0")
 
 
 def test_a_shrink_below_what_is_used_is_told(pods: VmPods) -> None:
