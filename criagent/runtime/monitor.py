@@ -118,7 +118,11 @@ class Conmon:
 
     def _move(self, pid: int) -> None:
         try:
-            cgroupfs.join(self.cgroup, pid)
+            try:
+                cgroupfs.join(self.cgroup, pid)
+            except FileNotFoundError:  # the unit was started anew while no monitor lived in it
+                cgroupfs.directory(self.cgroup).mkdir(exist_ok=True)
+                cgroupfs.join(self.cgroup, pid)
         except ProcessLookupError:
             pass  # dead already, as its reply will tell
         except OSError as exc:

@@ -139,6 +139,18 @@ def test_restarts_and_kills_of_the_service_lose_no_container(node: SystemdNode) 
     cri.close()
 
 
+def test_monitors_find_their_unit_again_that_was_restarted(node: SystemdNode) -> None:
+    """With no monitor in it systemd takes the directory below the unit away."""
+    node.run("systemctl", "restart", "criagent-monitors")
+    assert node.run("ls", "-d", f"/sys/fs/cgroup{MONITORS}", check=False) == ""
+    cri = node.client()
+    box, row = started(cri, "after")
+    (monitor,) = node.run("cat", f"/sys/fs/cgroup{MONITORS}/cgroup.procs").split()
+    assert row in node.run("cat", f"/proc/{monitor}/cmdline")
+    cri.remove_pod(box)
+    cri.close()
+
+
 def test_failed_scopes_of_no_container_are_forgotten_at_the_next_start(node: SystemdNode) -> None:
     """What a create leaves that was killed while systemd made its scope."""
     cri = node.client()

@@ -1,0 +1,76 @@
+"""Monitors live in the unit that is theirs, with a program that stands for conmon."""
+
+from __future__ import annotations
+
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+import structlog
+
+from criagent.child import killed_on_exit
+from criagent.kernel import cgroupfs
+from criagent.model import Container, ContainerId, ContainerMetadata, ContainerSpec, SandboxId
+from criagent.runtime.cgroups import CgroupDriver
+from criagent.runtime.monitor import Conmon
+from criagent.runtime.oci import OciRuntime, SealedProgram
+from criagent.runtime.paths import RuntimePaths
+
+UNIT = "/system.slice/criagent-monitors.service"
+ROW = Container(
+    id=ContainerId("a" * 64),
+    sandbox_id=SandboxId("b" * 64),
+    spec=ContainerSpec(metadata=ContainerMetadata(name="c"), image="i"),
+    created_at_ns=1,
+    boot_id="boot",
+    handler="crun",
+)
+# It says that it is the container itself, and stays.
+PROGRAM = """#!/bin/sh
+echo "{\\"pid\\": $$}" > /proc/self/fd/$_OCI_SYNCPIPE
+exec sleep 100000
+"""
+
+
+async def created(top: Path) -> int:
+    """The pid of a monitor that was started and has ended."""
+    paths = RuntimePaths(root=top / "root", run_dir=top / "run")
+    paths.prepare()
+    paths.container(ROW.id).mkdir()
+    program = top / "conmon"
+    program.write_text(PROGRAM)
+    program.chmod(0o755)
+    runtime = OciRuntime(
+        name="crun",
+        program=SealedProgram(program),
+        type="crun",
+        root=top,
+        driver=CgroupDriver.CGROUPFS,
+    )
+    with ThreadPoolExecutor(1) as fs:
+        conmon = Conmon(program=program, paths=paths, limit_s=20, cgroup=f"{UNIT}/monitors", fs=fs)
+        try:
+            monitored = await conmon.create(ROW, runtime)
+        finally:
+            runtime.program.close()
+    async with killed_on_exit(monitored.child):
+        return monitored.monitor.pid
+
+
+@pytest.mark.parametrize("there", [True, False])
+async def test_a_monitor_moves_also_when_systemd_made_the_unit_anew(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, there: bool
+) -> None:
+    """A unit that is started again while no monitor lives in it has lost its directory."""
+    monkeypatch.setattr(cgroupfs, "ROOT", tmp_path / "cgroup")
+    cgroupfs.make(f"{UNIT}/monitors" if there else UNIT)
+    pid = await created(tmp_path)
+    assert (cgroupfs.directory(UNIT) / "monitors/cgroup.procs").read_text() == str(pid)
+
+
+async def test_no_unit_is_made_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cgroupfs, "ROOT", tmp_path / "cgroup")
+    with structlog.testing.capture_logs() as told:
+        await created(tmp_path)
+    assert "monitor_not_moved" in [line["event"] for line in told]
+    assert not cgroupfs.directory(UNIT).exists()
