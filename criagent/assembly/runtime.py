@@ -38,7 +38,7 @@ from criagent.runtime.host_paths import HostPaths
 from criagent.runtime.image_volumes import ImageVolumes
 from criagent.runtime.monitor import Conmon, monitors_cgroup
 from criagent.runtime.node_facts import read_node_facts, systemd_manages
-from criagent.runtime.oci import OciRuntime, SealedProgram
+from criagent.runtime.oci import OciRuntime, Runtimes, SealedProgram
 from criagent.runtime.oom import OomWatch
 from criagent.runtime.paths import RuntimePaths
 from criagent.runtime.pod_files import PodFileWriter
@@ -166,16 +166,19 @@ class _RuntimeAssembly:
             )
         self.selinux = _selinux(section.selinux, self.node, self.fs)
         self.apparmor = AppArmor(available=self.node.apparmor, fs=self.fs)
-        self.runtimes = {
-            name: OciRuntime(
-                name=name,
-                program=SealedProgram(handler.path),
-                type=handler.type,
-                root=self.paths.runtime_root(name),
-                driver=self.driver,
+        self.runtimes = Runtimes(
+            (
+                name,
+                OciRuntime(
+                    name=name,
+                    program=SealedProgram(handler.path),
+                    type=handler.type,
+                    root=self.paths.runtime_root(name),
+                    driver=self.driver,
+                ),
             )
             for name, handler in section.handlers.items()
-        }
+        )
         self.sandbox_owners: Owners[Sandbox] = Owners(limit_s=section.create_timeout_s)
         self.container_owners: Owners[Container] = Owners(limit_s=section.create_timeout_s)
         self.stop_owners: Owners[None] = Owners(limit_s=_STOP_LIMIT_S)
@@ -280,7 +283,8 @@ class _RuntimeAssembly:
             unprivileged_ports=self.config.network.unprivileged_ports,
         )
         self.holder = SandboxHolder(
-            runtime=self.runtimes[self.config.runtime.default_handler],
+            runtimes=self.runtimes,
+            default_handler=self.config.runtime.default_handler,
             paths=self.paths,
             namespaces=self.namespaces,
             catatonit=self.config.runtime.catatonit,

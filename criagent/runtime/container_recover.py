@@ -87,6 +87,7 @@ class ContainerRecovery:
 
     async def _started(self, row: Container) -> Container:
         """The row; the last daemon may have died between starting the container and saying so."""
-        if row.started_at_ns or await self._runtimes[row.handler].status(row.id) != "running":
+        runtime = self._runtimes.get(row.handler)  # None = configured no more
+        if row.started_at_ns or runtime is None or await runtime.status(row.id) != "running":
             return row
         return await self._transitions.apply(row.id, started_at_ns=self._clock.now_ns()) or row

@@ -9,7 +9,7 @@ from functools import partial
 import structlog
 
 from criagent import faults
-from criagent.aio import Owner, Owners
+from criagent.aio import Owner, Owners, run_in
 from criagent.errors import NotFoundError
 from criagent.model import Container
 from criagent.runtime.container_files import ContainerFiles
@@ -56,6 +56,8 @@ class ContainerRemover:
         runtime = self.runtimes.get(row.handler)
         if runtime is not None:
             await runtime.delete(row.id)
+        else:
+            await run_in(self.files.fs, self.files.paths.forget_state, row.id)
         faults.reach("container-remove:runtime")
         await self.files.remove(row.id, row.cgroup)
         faults.reach("container-remove:files")

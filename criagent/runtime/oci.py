@@ -15,7 +15,7 @@ import subprocess
 from pathlib import Path
 
 from criagent.child import PipeReader, killed_on_exit, spawn
-from criagent.errors import AgentError, TimedOutError
+from criagent.errors import AgentError, TimedOutError, WrongStateError
 from criagent.kernel.memfd import data_file, sealed_copy
 from criagent.runtime import scopes
 from criagent.runtime.cgroups import CgroupDriver
@@ -86,13 +86,17 @@ class OciRuntime:
             arguments.append("--systemd-cgroup")
         return arguments
 
+    def knows(self, container_id: str) -> bool:
+        """Whether it has state of the container."""
+        return (self.root / container_id).exists()
+
     async def start(self, container_id: str) -> None:
         """Let a created container's process run. Raises AgentError with the runtime's words."""
         await self._run("start", container_id)
 
     async def delete(self, container_id: str) -> None:
         """Kill what lives and forget the container; fine when it is unknown."""
-        if not (self.root / container_id).exists():
+        if not self.knows(container_id):
             await scopes.forget([container_id])
             return
         try:
@@ -151,6 +155,16 @@ class OciRuntime:
             ending = f"killed by {signal.Signals(-status).name}" if status < 0 else ""
             raise AgentError(f"{self.name} {words[0]}: {ending or plain_words(words_of_failure)}")
         return text
+
+
+class Runtimes(dict[str, OciRuntime]):
+    """The configured handlers by name. What they made may outlive their configuration."""
+
+    def __missing__(self, name: str) -> OciRuntime:
+        raise WrongStateError(
+            f'runtime handler "{name}" is configured no more; set runtime.handlers.{name} again, '
+            "or remove the pod"
+        )
 
 
 def _taken(reader: PipeReader) -> str:

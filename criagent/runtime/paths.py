@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import shutil
 from pathlib import Path
 
 
@@ -113,3 +114,11 @@ class RuntimePaths:
     def runtime_root(self, handler: str) -> Path:
         """--root of one OCI runtime handler."""
         return self.run_dir / "runtime" / handler
+
+    def forget_state(self, object_id: str) -> None:
+        """Remove what OCI runtimes keep of a dead container or holder; synchronous.
+
+        For one whose handler is configured no more: a runtime forgets its own.
+        """
+        for state in (self.run_dir / "runtime").glob(f"*/{object_id}"):
+            shutil.rmtree(state, ignore_errors=True)

@@ -9,7 +9,10 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import os
+import select
 import shutil
+import signal
+from collections.abc import Mapping
 from concurrent.futures import Executor
 from pathlib import Path
 
@@ -20,7 +23,7 @@ from criagent.errors import AgentError
 from criagent.kernel import cgroupfs, process
 from criagent.kernel.selinux import set_label
 from criagent.model import ProcessRef, Sandbox
-from criagent.runtime.cgroups import CgroupDriver, container_cgroup, container_cgroups_path
+from criagent.runtime.cgroups import CgroupDriver, container_cgroups_path
 from criagent.runtime.oci import OciRuntime
 from criagent.runtime.paths import RuntimePaths
 from criagent.runtime.pod_namespaces import PodNamespaces
@@ -30,13 +33,15 @@ from criagent.runtime.user_namespaces import oci_mappings
 
 _UID = 65535  # what pause images run as; with fewer ids mapped, the last of them
 _PROGRAM = "/catatonit"
+_END_LIMIT_S = 10.0
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class SandboxHolder:
     """Starts, finds and removes holders; the container id is the sandbox id."""
 
-    runtime: OciRuntime
+    runtimes: Mapping[str, OciRuntime]
+    default_handler: str  # starts new ones
     paths: RuntimePaths
     namespaces: PodNamespaces
     catatonit: Path
@@ -65,7 +70,8 @@ class SandboxHolder:
             (bundle / "config.json").write_bytes(msgspec.json.encode(spec))
 
         await run_in(self.fs, write)
-        pid = await self.runtime.run_detached(box.id, bundle, bundle / "pidfile")
+        runtime = self.runtimes[self.default_handler]
+        pid = await runtime.run_detached(box.id, bundle, bundle / "pidfile")
         ref = process.process_ref(pid)
         if ref is None:
             raise AgentError(f"the holder of sandbox {box.id} died at its start")
@@ -75,18 +81,25 @@ class SandboxHolder:
         """Whether the holder lives, for a sandbox that has one."""
         return box.holder is None or process.alive(box.holder)
 
-    async def remove(self, sandbox_id: str) -> None:
-        """Kill it and everything in its PID namespace; idempotent."""
-        if not self.paths.holder(sandbox_id).exists():
-            return
-        await self.runtime.delete(sandbox_id)
-        with contextlib.suppress(FileNotFoundError):
-            await run_in(self.fs, shutil.rmtree, self.paths.holder(sandbox_id))
+    async def remove(self, box: Sandbox) -> None:
+        """Kill it and everything in its PID namespace; idempotent.
 
-    async def remove_cgroup(self, box: Sandbox) -> None:
-        """A failed start leaves it behind."""
-        cgroup = container_cgroup(self.driver, box.spec.cgroup_parent, box.id)
-        await run_in(self.fs, cgroupfs.remove, cgroup)
+        The default handler may be another one by now than the one that started it.
+        """
+        if not self.paths.holder(box.id).exists():
+            return
+        default = self.runtimes[self.default_handler]
+        owner = next((one for one in self.runtimes.values() if one.knows(box.id)), default)
+        await owner.delete(box.id)
+        await run_in(self.fs, self._clear, box)
+
+    def _clear(self, box: Sandbox) -> None:
+        """The bundle goes, and what is left where the handler is configured no more."""
+        if box.holder is not None:
+            _end(box.holder)
+        self.paths.forget_state(box.id)
+        with contextlib.suppress(FileNotFoundError):
+            shutil.rmtree(self.paths.holder(box.id))
 
     def _spec(self, box: Sandbox) -> OciObject:
         pins = self.namespaces.pins(box)
@@ -146,3 +159,20 @@ class SandboxHolder:
             ],
             "linux": linux,
         }
+
+
+def _end(holder: ProcessRef) -> None:
+    """Kill it if it lives, await its end and remove its cgroup."""
+    fd = process.open_pidfd(holder)
+    if fd is None:
+        return
+    try:
+        cgroup = cgroupfs.of_process(holder.pid)
+        signal.pidfd_send_signal(fd, signal.SIGKILL)
+        cgroupfs.kill(cgroup)
+        select.select([fd], [], [], _END_LIMIT_S)
+    except (FileNotFoundError, ProcessLookupError):
+        return  # it was ending
+    finally:
+        os.close(fd)
+    cgroupfs.remove(cgroup)

@@ -133,7 +133,7 @@ class SandboxRunner:
         faults.reach("sandbox-run:files")
         if box.spec.security.namespaces.pid is NamespaceMode.POD:
             owner.stage = "shared PID namespace"
-            undo.push("holder", partial(self.holder.remove, box.id))
+            undo.push("holder", partial(self.holder.remove, box))
             box = dataclasses.replace(box, holder=await self.holder.start(box))
             faults.reach("sandbox-run:holder")
         owner.stage = "commit"

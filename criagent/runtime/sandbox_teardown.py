@@ -55,7 +55,7 @@ class SandboxTeardown:
         box = await self.mark_stopped(box)
         if box.released_at_ns:
             return box
-        await self.holder.remove(box.id)
+        await self.holder.remove(box)
         faults.reach("sandbox-stop:holder")
         await self.detach(box)
         faults.reach("sandbox-stop:network")
@@ -69,7 +69,7 @@ class SandboxTeardown:
     async def erase(self, box: Sandbox) -> None:
         """Everything goes, the row last."""
         if not box.released_at_ns:
-            await self.holder.remove(box.id)
+            await self.holder.remove(box)
             await self.detach(box)
             await self.namespaces.remove(box.id)
         await self.files.remove(box.id)

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 import subprocess
+from collections.abc import Callable
 from pathlib import Path
 
 import agent
+import grpc
 import pytest
 from conftest import Pods
-from cri_client import Cri, api
+from cri_client import Cri, api, container
 from node_state import monitor_pid
 from waiting import until
 
@@ -96,6 +99,79 @@ def test_a_sandbox_whose_namespaces_are_gone_is_not_ready(pods: Pods) -> None:
     subprocess.run(["umount", f"/run/criagent/sandboxes/{box}/ns/net"], check=True)
     pods.cri = agent.start()
     assert pods.cri.pod_status(box).state == api.SANDBOX_NOTREADY
+
+
+MINE = '[runtime.handlers]\ncrun.path = "/usr/bin/crun"\nmine.path = "/usr/bin/crun"\n'
+
+
+def code(call: Callable[[], object]) -> tuple[grpc.StatusCode, str]:
+    """How the call is refused."""
+    with pytest.raises(grpc.RpcError) as caught:
+        call()
+    return caught.value.code(), caught.value.details()
+
+
+def forget_mine() -> None:
+    """That handler's directory goes; there is nothing in it but crun's cache."""
+    mine = Path("/run/criagent/runtime/mine")
+    assert [path.name for path in mine.glob("*")] in ([], [".cache"])
+    shutil.rmtree(mine, ignore_errors=True)
+
+
+def test_containers_whose_handler_is_configured_no_more_can_be_ended(pods: Pods) -> None:
+    agent.stop()
+    pods.cri = agent.start(MINE)
+    config = pods.config()
+    box = pods.cri.run(config, handler="mine")
+    ends, stopped, unread = (pods.running(box=(box, config)) for _ in range(3))
+    made = pods.cri.create(box, container("made", ["sleep", "1"]), config)
+    agent.kill()
+    pods.cri = agent.start()
+    assert pods.cri.status(ends).state == api.CONTAINER_RUNNING
+    for call in (
+        lambda: pods.cri.exec(ends, "true"),
+        lambda: pods.cri.start(made),
+        lambda: pods.cri.create(box, container("late", ["sleep", "1"]), config),
+    ):
+        status, text = code(call)
+        assert status is grpc.StatusCode.FAILED_PRECONDITION, text
+        assert '"mine"' in text
+        assert "runtime.handlers.mine" in text
+    os.kill(init_pid(pods.cri, ends), signal.SIGKILL)
+    until(lambda: pods.cri.status(ends).state == api.CONTAINER_EXITED, "the exit")
+    assert pods.cri.status(ends).exit_code == 137
+    pods.cri.stop(stopped)
+    assert pods.cri.status(stopped).state == api.CONTAINER_EXITED
+    pid = init_pid(pods.cri, unread)
+    pods.cri.remove_pod(box)
+    assert not Path(f"/proc/{pid}").exists()
+    forget_mine()
+
+
+@pytest.mark.parametrize(
+    ("before", "after"),
+    [
+        ("", '[runtime]\ndefault_handler = "runc"\n'),
+        (f'[runtime]\ndefault_handler = "mine"\n{MINE}', ""),
+    ],
+)
+def test_a_shared_pid_namespace_ends_with_its_pod_under_another_default_handler(
+    pods: Pods, before: str, after: str
+) -> None:
+    agent.stop()
+    pods.cri = agent.start(before)
+    config = pods.config()
+    config.linux.security_context.namespace_options.pid = api.POD
+    box = pods.cri.run(config)
+    (cgroup,) = Path("/sys/fs/cgroup").rglob(box)
+    (holder,) = (cgroup / "cgroup.procs").read_text().split()
+    agent.stop()
+    pods.cri = agent.start(after)
+    pods.cri.remove_pod(box)
+    assert not Path(f"/proc/{holder}").exists()
+    forget_mine()
+    agent.stop()
+    pods.cri = agent.start()
 
 
 def test_names_and_annotations_are_the_same_after_a_restart(pods: Pods) -> None:

@@ -5,8 +5,19 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import pytest
+
+from criagent.errors import WrongStateError
 from criagent.runtime.cgroups import CgroupDriver
-from criagent.runtime.oci import OciRuntime, SealedProgram
+from criagent.runtime.oci import OciRuntime, Runtimes, SealedProgram
+
+
+def test_a_handler_that_is_configured_no_more_is_named() -> None:
+    runtimes = Runtimes()
+    with pytest.raises(WrongStateError, match=r"runtime\.handlers\.kata") as caught:
+        runtimes["kata"]
+    assert '"kata"' in str(caught.value)
+    assert runtimes.get("kata") is None
 
 
 async def test_limits_of_any_length_reach_the_runtime(tmp_path: Path) -> None:
