@@ -18,6 +18,7 @@ import pytest
 import structlog
 
 from criagent.aio import KeyedLocks, Owners
+from criagent.image.snapshots.overlay import OverlaySnapshots
 from criagent.kernel import cgroupfs
 from criagent.kernel.process import alive, process_ref
 from criagent.model import (
@@ -31,15 +32,21 @@ from criagent.model import (
     SandboxMetadata,
     SandboxSpec,
 )
+from criagent.runtime.cgroups import CgroupDriver
 from criagent.runtime.clock import Clock
+from criagent.runtime.container_files import ContainerFiles
+from criagent.runtime.container_recover import ContainerRecovery
+from criagent.runtime.container_remove import ContainerRemover
 from criagent.runtime.container_stop import ContainerStopper
 from criagent.runtime.exits import ExitWatcher
+from criagent.runtime.oci import OciRuntime, Runtimes, SealedProgram
 from criagent.runtime.oom import OomWatch
 from criagent.runtime.paths import RuntimePaths
 from criagent.runtime.transitions import Transitions
 from criagent.store.containers import ContainerStore
 from criagent.store.db import Database
 from criagent.store.sandboxes import SandboxStore
+from criagent.store.snapshots import SnapshotStore
 
 LIMIT_S = 20
 ID = ContainerId("a" * 64)
@@ -76,7 +83,8 @@ class Ground:
         self.paths.prepare()
         self.fs = ThreadPoolExecutor(2)
         owners: Owners[None] = Owners(limit_s=60)
-        transitions = Transitions(store=self.store, locks=KeyedLocks())
+        self.owners = owners
+        self.transitions = transitions = Transitions(store=self.store, locks=KeyedLocks())
         self.exits = ExitWatcher(
             store=self.store,
             transitions=transitions,
@@ -109,6 +117,35 @@ class Ground:
         await self.boxes.insert(BOX)
         await self.store.insert(row)
         return row
+
+    def recovery(self, program: Path) -> ContainerRecovery:
+        """What a restarted daemon does with the container, with an OCI runtime of `program`."""
+        snapshots = OverlaySnapshots(self.paths.root, SnapshotStore(self.db), self.fs)
+        runtime = OciRuntime(
+            name="crun",
+            program=SealedProgram(program),
+            type="crun",
+            root=self.paths.runtime_root("crun"),
+            driver=CgroupDriver.CGROUPFS,
+        )
+        runtimes = Runtimes(crun=runtime)
+        remover = ContainerRemover(
+            store=self.store,
+            owners=self.owners,
+            stopper=self.stopper,
+            runtimes=runtimes,
+            files=ContainerFiles(paths=self.paths, snapshots=snapshots, fs=self.fs),
+        )
+        return ContainerRecovery(
+            exits=self.exits,
+            remover=remover,
+            stopper=self.stopper,
+            transitions=self.transitions,
+            runtimes=runtimes,
+            paths=self.paths,
+            clock=Clock(),
+            boot_id="this",
+        )
 
     @property
     def row(self) -> Container:
@@ -198,6 +235,22 @@ async def test_a_stop_ends_a_container_that_nothing_watches(
     await ground.stopper.stop(ID, 1)
     assert not alive(row.init)
     assert (ground.row.state, ground.row.exit_code) == (ContainerState.EXITED, code)
+
+
+async def test_a_recovery_that_takes_too_long_watches_the_container_all_the_same(
+    ground: Ground, tmp_path: Path
+) -> None:
+    program = tmp_path / "crun"
+    program.write_text("#!/bin/sh\nexec sleep 100000\n")
+    program.chmod(0o755)
+    row = dataclasses.replace(await ground.running("sleep", "100000"), started_at_ns=0)
+    await ground.store.update(row)
+    with pytest.raises(TimeoutError):
+        async with asyncio.timeout(0.5):
+            await ground.recovery(program).recover(row)
+    assert row.init is not None
+    os.kill(row.init.pid, signal.SIGTERM)
+    assert (await ground.until_exited()).exit_code == 143
 
 
 async def test_an_exit_that_could_not_be_written_is_written_later(ground: Ground) -> None:
