@@ -12,6 +12,7 @@ from typing import Any
 from criagent.aio import finish
 from criagent.child import Child, PipeReader, spawn
 from criagent.errors import AgentError, TimedOutError
+from criagent.kernel.memfd import data_file
 from criagent.net.cni_result import LIMIT_BYTES
 
 _STDERR_BYTES = 1 << 14
@@ -31,7 +32,7 @@ async def run_plugin(
     output = PipeReader(out_read, limit=LIMIT_BYTES)
     errors = PipeReader(err_read, limit=_STDERR_BYTES)
     try:
-        stdin = _request_file(request)
+        stdin = data_file("cni-request", json.dumps(request).encode())
         try:
             child = spawn(
                 [program],
@@ -56,19 +57,6 @@ async def run_plugin(
     if output.dropped:
         raise AgentError(f'CNI plugin "{program.name}" printed more than {LIMIT_BYTES} bytes')
     return status, bytes(output.data), bytes(errors.data)
-
-
-def _request_file(request: Mapping[str, Any]) -> int:
-    """A file in memory: unlike a pipe it takes any size at once, read or not."""
-    fd = os.memfd_create("cni-request", os.MFD_CLOEXEC)
-    try:
-        with os.fdopen(fd, "wb", closefd=False) as file:
-            file.write(json.dumps(request).encode())
-        os.lseek(fd, 0, os.SEEK_SET)
-    except BaseException:
-        os.close(fd)
-        raise
-    return fd
 
 
 async def _ended(child: Child, program: Path, limit_s: float) -> int:

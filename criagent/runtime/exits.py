@@ -100,7 +100,8 @@ class ExitWatcher:
             self._oom.watch(row.id, row.cgroup)
 
     def _ended(self, container_id: str, task: asyncio.Task[None]) -> None:
-        self._tasks.pop(container_id, None)
+        if self._tasks.get(container_id) is task:
+            del self._tasks[container_id]
         if not task.cancelled():
             task.exception()  # was logged
 

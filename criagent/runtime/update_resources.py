@@ -80,6 +80,8 @@ def merged(old: Resources, new: Resources) -> Resources:
         for field in dataclasses.fields(new)
         if (value := getattr(new, field.name))
     }
-    if new.unified:
-        given["unified"] = {**old.unified, **new.unified}
+    unified = {**old.unified, **new.unified}
+    if new.memory_swap_limit_in_bytes and _SWAP_FILE not in new.unified:
+        unified.pop(_SWAP_FILE, None)  # the total that came counts now
+    given["unified"] = unified
     return dataclasses.replace(old, **given)

@@ -49,7 +49,8 @@ def nothing_leaks(cri: Cri) -> Iterator[None]:
         with_fresh.remove_pod(box.id)
     after = settled_state(with_fresh)
     with_fresh.close()
-    assert differences(before, after) == ""
+    left = differences(before, after)
+    assert not left, left
 
 
 class Pods:

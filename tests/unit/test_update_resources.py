@@ -123,6 +123,11 @@ async def test_swap_that_was_given_by_its_file_stays(tmp_path: Path) -> None:
     assert in_force == memory(300, swap="7")
 
 
+async def test_a_total_takes_the_place_of_the_file(tmp_path: Path) -> None:
+    _, in_force = await updated(tmp_path, memory(100, swap="7"), memory(300, 400))
+    assert in_force == memory(300, 400)
+
+
 async def test_without_memory_nothing_is_said_of_it(tmp_path: Path) -> None:
     told, in_force = await updated(tmp_path, memory(100, 150), Resources(cpu_shares=512))
     assert told == {"cpu": {"shares": 512}}

@@ -12,6 +12,7 @@ import subprocess
 from pathlib import Path
 
 import pytest
+from cri_client import Cri
 from test_security import slices
 from units import systemctl
 
@@ -20,11 +21,11 @@ LIMIT = "-ginkgo.timeout=1h50m"
 
 
 @pytest.mark.timeout(7000)
-def test_every_spec_passes_that_can(tmp_path: Path) -> None:
+def test_every_spec_passes_that_can(cri: Cri, tmp_path: Path) -> None:
     sudo = tmp_path / "sudo"
     sudo.write_text('#!/bin/sh\nexec "$@"\n')  # critest calls it; we are root
     sudo.chmod(0o755)
-    before = slices()
+    before, images = slices(), {image.id for image in cri.images()}
     done = subprocess.run(
         ["/src/tests/conformance/run", LIMIT],
         env={**os.environ, "PATH": f"{tmp_path}:{os.environ['PATH']}:/usr/sbin"},
@@ -34,6 +35,9 @@ def test_every_spec_passes_that_can(tmp_path: Path) -> None:
     )
     for name in slices() - before:
         systemctl("stop", name)  # the parent of its pods, which it leaves behind
+    for image in cri.images():
+        if image.id not in images:
+            cri.remove_image(image.id)
     print(done.stdout)
     report = Path("/tmp/critest.json")
     assert report.exists(), done.stdout + done.stderr

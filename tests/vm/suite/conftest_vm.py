@@ -52,7 +52,8 @@ def nothing_leaks(cri: Cri) -> Iterator[None]:
         systemctl("stop", name)  # as the kubelet does
     after = {**settled_state(with_fresh), "failed": failed_units()}
     with_fresh.close()
-    assert differences(before, after) == ""
+    left = differences(before, after)
+    assert not left, left
 
 
 def settled(cgroup: Path) -> None:
