@@ -1,4 +1,4 @@
-# vm: memory=6144 limit=7200 programs=kind,kubectl,node-image.tar
+# vm: memory=6144 limit=7200 programs=kind,kubectl,node-image.tar seconds=1500
 """kind with podman: a cluster of deploy/kind's node image, images loaded into it, its end.
 
 The image is made by deploy/kind/build-from-root (tests/kind). `podman run` returns when the node

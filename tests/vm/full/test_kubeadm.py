@@ -1,4 +1,4 @@
-# vm: memory=6144 limit=7200 programs=kubelet,kubeadm,kubectl,control-plane.tar
+# vm: memory=6144 limit=7200 programs=kubelet,kubeadm,kubectl,control-plane.tar seconds=1500
 """kubeadm init with docs/kubeadm.md's configuration, a pod and a Service in it, kubeadm reset.
 
 The images of the control plane are made from Go modules (tests/kind). The configuration gets longer
