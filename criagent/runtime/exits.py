@@ -66,13 +66,12 @@ class ExitWatcher:
         self._retries: dict[str, asyncio.TimerHandle] = {}
 
     def watch_child(self, row: Container, child: Child) -> None:
-        """Watch the monitor that we have just started."""
+        """Watch the monitor that we have just started, unless a stop came first and does."""
         self._start(row, child)
 
     def adopt(self, row: Container) -> None:
         """Watch the monitor of a container that an earlier daemon started, unless it is watched."""
-        if row.id not in self._tasks:
-            self._start(row, None)
+        self._start(row, None)
 
     async def exited(self, row: Container) -> None:
         """Return once the container's exit is in its row, which is watched if nobody did yet.
@@ -92,6 +91,8 @@ class ExitWatcher:
         self._oom.close()
 
     def _start(self, row: Container, child: Child | None, retry_s: float = _RETRY_S) -> None:
+        if row.id in self._tasks:
+            return
         watching = self._watch(row, child, retry_s)
         task = asyncio.create_task(watching, name=f"exit:{row.id}")
         self._tasks[row.id] = task
@@ -100,8 +101,7 @@ class ExitWatcher:
             self._oom.watch(row.id, row.cgroup)
 
     def _ended(self, container_id: str, task: asyncio.Task[None]) -> None:
-        if self._tasks.get(container_id) is task:
-            del self._tasks[container_id]
+        del self._tasks[container_id]
         if not task.cancelled():
             task.exception()  # was logged
 
@@ -128,8 +128,7 @@ class ExitWatcher:
     def _retry(self, row: Container, delay_s: float) -> None:
         def again() -> None:
             del self._retries[row.id]
-            if row.id not in self._tasks:
-                self._start(row, None, min(2 * delay_s, _RETRY_MOST_S))
+            self._start(row, None, min(2 * delay_s, _RETRY_MOST_S))
 
         if (earlier := self._retries.pop(row.id, None)) is not None:
             earlier.cancel()
