@@ -148,7 +148,7 @@ class ExitWatcher:
             code, finished_ns = LOST_CODE, self._clock.now_ns()
         if row.spec.security.namespaces.pid is not NamespaceMode.CONTAINER:
             await run_in(self._fs, cgroupfs.kill, row.cgroup)  # nothing else ends its children
-        kills = await run_in(self._fs, self._oom_kills, row, code)
+        kills = self._oom_kills(row, code)
         if not reason:
             reason = Reason.ERROR if code else Reason.COMPLETED
             if kills:

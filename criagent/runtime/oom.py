@@ -30,7 +30,10 @@ log: structlog.stdlib.BoundLogger = structlog.get_logger(__name__)
 
 
 class OomWatch:
-    """One inotify for all containers; nothing where the kernel has no memory controller."""
+    """One inotify for all containers; nothing where the kernel has no memory controller.
+
+    For the event loop alone: its files are counters, which the kernel tells at once.
+    """
 
     def __init__(self) -> None:
         self._inotify: Inotify | None = None

@@ -49,6 +49,13 @@ from criagent.store.sandboxes import SandboxStore
 from criagent.store.snapshots import SnapshotStore
 
 LIMIT_S = 20
+
+
+def named(name: str) -> ContainerSpec:
+    return ContainerSpec(metadata=ContainerMetadata(name=name), image="i")
+
+
+POD = "/kubepods.slice/kubepods-pod1.slice"
 ID = ContainerId("a" * 64)
 BOX = Sandbox(
     id=SandboxId("b" * 64),
@@ -59,11 +66,11 @@ BOX = Sandbox(
 ROW = Container(
     id=ID,
     sandbox_id=BOX.id,
-    spec=ContainerSpec(metadata=ContainerMetadata(name="c"), image="i"),
+    spec=named("c"),
     created_at_ns=1,
     boot_id="this",
     handler="crun",
-    cgroup="/kubepods.slice/kubepods-pod1.slice/cri-a.scope",
+    cgroup=f"{POD}/cri-a.scope",
     ready_at_ns=2,
     started_at_ns=3,
 )
@@ -309,3 +316,22 @@ async def test_kills_that_were_seen_are_not_forgotten_before_they_are_written(
         (directory / "memory.events").unlink()
         (directory.parent / "memory.events").unlink()
     assert (await ground.until_exited()).reason == "OOMKilled"
+
+
+async def test_containers_of_one_pod_that_end_at_once_are_all_written(ground: Ground) -> None:
+    rows = []
+    await ground.boxes.insert(BOX)
+    for number in range(100):
+        name = ContainerId(f"{number:064x}")
+        cgroup = f"{POD}/cri-{name}.scope"
+        row = dataclasses.replace(ROW, id=name, spec=named(f"c{number}"), cgroup=cgroup)
+        directory = cgroupfs.directory(cgroup)
+        directory.mkdir(parents=True)
+        (directory / "memory.events").write_text("oom 0\noom_kill 0\n")
+        (directory / "memory.max").write_text("max\n")
+        ground.paths.exit_file(name).write_text("0")
+        await ground.store.insert(row)
+        rows.append(row)
+    (cgroupfs.directory(POD) / "memory.events").write_text("oom 0\noom_kill 0\n")
+    await asyncio.gather(*(ground.exits.exited(row) for row in rows))
+    assert {ground.store.resolve(row.id).reason for row in rows} == {"Completed"}
