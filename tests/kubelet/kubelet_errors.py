@@ -17,12 +17,14 @@ _EXPLAINED = {
     r"PLEG is not healthy: pleg has yet to be successful": "it has only just started",
     r"container runtime status check may not have completed yet": "the same",
     r"checkpoint is not found": "its first start",
-    r"ContainerStatus from runtime service failed.*code = NotFound": "its collectors race",
+    r"(?:ContainerStatus from runtime service failed|Failed to get container status)"
+    r".*code = NotFound": "its collectors race",
     r"(?:Failed to remove container|Image garbage collection failed).*code = NotFound": "the same",
     r"ExecSync cmd from runtime service failed.*timed out after": "a probe that hangs",
     r"ExecSync cmd from runtime service failed.*is exited, not running": "its container just ended",
     r"Skipping pod synchronization.*container runtime is down": "agent gone for half a minute (VM)",
-    r"(?:ReopenContainerLog|Failed to rotate log).*is not running; its log stays closed": "ended",
+    r"(?:ReopenContainerLog|Failed to rotate log|reopen container log failed)"
+    r".*is not running; its log stays closed": "ended",
     # Not of commands' cgroups, which it is to leave alone.
     r"Partial failure issuing cadvisor.ContainerInfoV2(?!.*/exec-)": "before its first look at one",
     r"Could not get metadata.*no such file|Unable to process watch event": "manifests that went",

@@ -63,6 +63,15 @@ def kubelet(session_kubelet: Kubelet) -> Iterator[Kubelet]:
 
 
 @pytest.fixture
+def few_pods(kubelet: Kubelet) -> Iterator[None]:
+    """Pods that a test makes end with it, where forty at once are too much."""
+    before = {path.stem for path in MANIFESTS.iterdir()}
+    yield
+    if made := {path.stem for path in MANIFESTS.iterdir()} - before:
+        kubelet.remove(*made)
+
+
+@pytest.fixture
 def host_directory(request: pytest.FixtureRequest) -> Path:
     """A directory of the node, empty, for this test; pods may go on to use it."""
     place = HOST_DIRECTORIES / request.node.name

@@ -40,7 +40,7 @@ def test_pods_over_their_limits_of_storage_are_noticed(kubelet: Kubelet) -> None
 
 def test_unused_images_go_when_the_disk_is_short(kubelet: Kubelet) -> None:
     cri = Cri()
-    cri.pull(UNUSED)
+    cri.pull(UNUSED, timeout=300)
     mounted = {"volumeMounts": [{"name": "image", "mountPath": "/image"}]}
     image = {"name": "image", "image": {"reference": DEBIAN, "pullPolicy": "IfNotPresent"}}
     container = shell("main", "exec sleep 1000000", **mounted)

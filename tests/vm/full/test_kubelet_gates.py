@@ -6,7 +6,15 @@ from __future__ import annotations
 
 import os
 
-from kubelet_fixtures import host_directory, images, kubelet, nothing_leaks, session_kubelet
+import pytest
+from kubelet_fixtures import (
+    few_pods,
+    host_directory,
+    images,
+    kubelet,
+    nothing_leaks,
+    session_kubelet,
+)
 from test_agent import (
     pods,
     test_no_container_notices,
@@ -68,6 +76,7 @@ from test_volumes import (
 )
 
 __all__ = [
+    "few_pods",
     "gated",
     "host_directory",
     "images",
@@ -111,5 +120,7 @@ __all__ = [
     "test_unused_images_go_when_the_disk_is_short",
     "test_users_and_groups_and_a_volume_of_the_pods_group",
 ]
+
+pytestmark = pytest.mark.usefixtures("few_pods")
 
 os.environ["CRIAGENT_KUBELET_GATES"] = "PodAndContainerStatsFromCRI EventedPLEG"

@@ -4,8 +4,16 @@
 
 from __future__ import annotations
 
+import pytest
 from cri_client import BUSYBOX, DEBIAN, Cri
-from kubelet_fixtures import host_directory, images, kubelet, nothing_leaks, session_kubelet
+from kubelet_fixtures import (
+    few_pods,
+    host_directory,
+    images,
+    kubelet,
+    nothing_leaks,
+    session_kubelet,
+)
 from kubelet_node import LIMIT_S, Kubelet, sleeper, until
 from test_agent import (
     pods,
@@ -53,6 +61,7 @@ from test_volumes import (
 )
 
 __all__ = [
+    "few_pods",
     "gated",
     "host_directory",
     "images",
@@ -81,6 +90,8 @@ __all__ = [
     "test_statistics_are_the_runtimes",
     "test_unused_images_go_when_the_disk_is_short",
 ]
+
+pytestmark = pytest.mark.usefixtures("few_pods")
 
 
 def test_unused_images_go_above_the_threshold(kubelet: Kubelet) -> None:
