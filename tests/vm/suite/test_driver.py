@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import subprocess
+from concurrent.futures import ThreadPoolExecutor
 
 import grpc
 import pytest
@@ -109,3 +110,28 @@ def test_daemon_reload_changes_no_limit(pods: VmPods) -> None:
     systemctl("daemon-reload")
     assert {name: (scope / name).read_text() for name in before} == before
     assert before["memory.max"].strip() == str(100 << 20)
+
+
+@pytest.mark.parametrize("pid", [api.NamespaceMode.CONTAINER, api.NamespaceMode.POD])
+def test_containers_of_a_pod_that_are_stopped_at_once(pods: VmPods, pid: int) -> None:
+    """As the kubelet does; some end at SIGTERM, others only at SIGKILL."""
+    commands = (("sleep", "100000"), ("sh", "-c", "trap '' TERM; while :; do sleep 0.1; done"))
+
+    def made(number: int) -> str:
+        wanted = sleeper(f"c{number}", *commands[number % 2])
+        wanted.linux.security_context.namespace_options.pid = pid
+        return pods.created(wanted, box)
+
+    def stop(row: str) -> None:
+        request = api.StopContainerRequest(container_id=row, timeout=1)
+        pods.cri.runtime.StopContainer(request, timeout=120)
+
+    with ThreadPoolExecutor(6) as threads:
+        for _ in range(4):
+            config = pods.config()
+            config.linux.security_context.namespace_options.pid = pid
+            box = (pods.cri.run(config), config)
+            rows = list(threads.map(made, range(6)))
+            list(threads.map(stop, rows))
+            assert {pods.cri.status(row).exit_code for row in rows} <= {137, 143}
+            pods.cri.remove_pod(box[0])
