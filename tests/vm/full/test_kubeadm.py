@@ -20,6 +20,8 @@ from units import container_units, failed_units, systemctl
 pytestmark = pytest.mark.timeout(5400)
 
 TOOLS = Path("/opt/tools/bin")
+# This machine's own name server is on loopback: CoreDNS would ask itself, and ends when it does.
+RESOLV_CONF = Path("/etc/upstream.conf")
 SOCKET = "unix:///run/criagent/criagent.sock"
 # kubeadm's own drop-in of the kubelet's unit, in short.
 KUBELET = """[Unit]
@@ -48,6 +50,7 @@ def documented() -> str:
     for number, (kind, more) in enumerate(SLOW.items()):
         assert f"kind: {kind}" in documents[number]
         documents[number] = documents[number].rstrip("\n") + "\n" + more
+    documents[-1] += f"resolvConf: {RESOLV_CONF}\n"
     return "---\n".join(documents)
 
 
@@ -74,6 +77,7 @@ def cluster() -> Iterator[Cluster]:
     took("images imported")
     Path("/etc/systemd/system/kubelet.service").write_text(KUBELET)
     write_patches()
+    RESOLV_CONF.write_text("nameserver 10.0.2.3\n")
     Path("/root/kubeadm.yaml").write_text(documented())
     systemctl("daemon-reload")
     systemctl("enable", "kubelet")
