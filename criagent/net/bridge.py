@@ -7,6 +7,7 @@ eleven digits. Netlink and nftables calls run in the network thread. IPv6 follow
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import dataclasses
 import os
 from collections.abc import Callable, Sequence
@@ -309,9 +310,8 @@ class BridgeNetwork:
         """Not started, so nobody needs the table any longer, if there is one."""
         if netlink.index_of(self._config.bridge) is not None:
             try:
-                nft = Nftables()
-                nft.run(hostport.REMOVAL)
-                nft.close()
+                with contextlib.closing(Nftables()) as nft:
+                    nft.run(hostport.REMOVAL)
             except AgentError as exc:
                 log.warning("rules_not_removed", error=str(exc))
 
