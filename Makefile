@@ -3,7 +3,7 @@ CACHE := $(or $(XDG_CACHE_HOME),$(HOME)/.cache)/criagent
 VENV  := $(CACHE)/venv-$(shell sha256sum pyproject.toml requirements-dev.lock 2>/dev/null | sha256sum | cut -c1-16)
 PY    := $(VENV)/bin/python
 
-.PHONY: help proto venv demo bench test unit node critest conformance kubernetes check vm-test \
+.PHONY: help proto venv demo bench test unit node install-test critest conformance kubernetes check vm-test \
 	vm-test-full
 
 help:  ## list the targets
@@ -37,6 +37,9 @@ check: $(PY)  ## linters, types, import rules
 node: $(PY)  ## pods, restarts, networks, crashes in the test node; needs root
 	tests/node/up python3 -m pytest -q -o timeout=300 -p no:cacheprovider tests/node
 	tests/node/up python3 -m pytest -q -o timeout=300 -p no:cacheprovider tests/crash
+
+install-test:  ## the README's install steps, typed into a bare Debian 13; needs root
+	tests/node/bare-install
 
 critest:  ## critest whole, once, in a random order (SEED=); judged by tests/conformance/expected.toml
 	CRIAGENT_ARGS="--log-level warning" tests/node/up tests/conformance/run

@@ -168,7 +168,7 @@ def load(path: Path) -> Config:
     problems: list[str] = []
     values: dict[str, dict[str, Any]] = {}
     origins: dict[str, Path] = {}  # where a key was set last
-    for file in _files(path, problems):
+    for file in files(path, problems):
         try:
             document = tomllib.loads(file.read_text())
         except (tomllib.TOMLDecodeError, UnicodeDecodeError, OSError) as exc:
@@ -220,7 +220,12 @@ def _path(kind: type, value: object) -> Path:
     return Path(value)
 
 
-def _files(path: Path, problems: list[str]) -> list[Path]:
+def files(path: Path, problems: list[str] | None = None) -> list[Path]:
+    """The files that make the configuration of `path`, the winning one last.
+
+    A main file that cannot be read is left out, and said in `problems`.
+    """
+    problems = [] if problems is None else problems
     main = []
     try:
         path.stat()

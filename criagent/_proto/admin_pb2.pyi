@@ -101,3 +101,17 @@ class PruneResponse(_message.Message):
     blobs: int
     snapshots: int
     def __init__(self, freed_bytes: _Optional[int] = ..., blobs: _Optional[int] = ..., snapshots: _Optional[int] = ...) -> None: ...
+
+class RemoveImageNameRequest(_message.Message):
+    __slots__ = ("image",)
+    IMAGE_FIELD_NUMBER: _ClassVar[int]
+    image: str
+    def __init__(self, image: _Optional[str] = ...) -> None: ...
+
+class RemoveImageNameResponse(_message.Message):
+    __slots__ = ("names", "removed_id")
+    NAMES_FIELD_NUMBER: _ClassVar[int]
+    REMOVED_ID_FIELD_NUMBER: _ClassVar[int]
+    names: _containers.RepeatedScalarFieldContainer[str]
+    removed_id: str
+    def __init__(self, names: _Optional[_Iterable[str]] = ..., removed_id: _Optional[str] = ...) -> None: ...

@@ -54,6 +54,11 @@ class AdminStub:
                 request_serializer=admin__pb2.TagImageRequest.SerializeToString,
                 response_deserializer=admin__pb2.TagImageResponse.FromString,
                 _registered_method=True)
+        self.RemoveImageName = channel.unary_unary(
+                '/criagent.v1.Admin/RemoveImageName',
+                request_serializer=admin__pb2.RemoveImageNameRequest.SerializeToString,
+                response_deserializer=admin__pb2.RemoveImageNameResponse.FromString,
+                _registered_method=True)
         self.Fsck = channel.unary_unary(
                 '/criagent.v1.Admin/Fsck',
                 request_serializer=admin__pb2.FsckRequest.SerializeToString,
@@ -97,6 +102,13 @@ class AdminServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def RemoveImageName(self, request, context):
+        """Takes one name from an image, or all for an id. An image without a name left is removed.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def Fsck(self, request, context):
         """Compares image rows, blobs and snapshots with what is on disk.
         """
@@ -133,6 +145,11 @@ def add_AdminServicer_to_server(servicer, server):
                     servicer.TagImage,
                     request_deserializer=admin__pb2.TagImageRequest.FromString,
                     response_serializer=admin__pb2.TagImageResponse.SerializeToString,
+            ),
+            'RemoveImageName': grpc.unary_unary_rpc_method_handler(
+                    servicer.RemoveImageName,
+                    request_deserializer=admin__pb2.RemoveImageNameRequest.FromString,
+                    response_serializer=admin__pb2.RemoveImageNameResponse.SerializeToString,
             ),
             'Fsck': grpc.unary_unary_rpc_method_handler(
                     servicer.Fsck,
@@ -253,6 +270,33 @@ class Admin:
             '/criagent.v1.Admin/TagImage',
             admin__pb2.TagImageRequest.SerializeToString,
             admin__pb2.TagImageResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def RemoveImageName(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/criagent.v1.Admin/RemoveImageName',
+            admin__pb2.RemoveImageNameRequest.SerializeToString,
+            admin__pb2.RemoveImageNameResponse.FromString,
             options,
             channel_credentials,
             insecure,

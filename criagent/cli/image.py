@@ -12,7 +12,8 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import IO, TYPE_CHECKING
 
-from criagent.cli.common import connection, failed, output_argument, show, table
+from criagent.cli.agent import UnreachableError, connection, failed
+from criagent.cli.common import output_argument, show, table
 from criagent.cli.progress import Bar, size_text
 
 if TYPE_CHECKING:
@@ -39,8 +40,10 @@ def arguments(command: argparse.ArgumentParser) -> None:
     action = actions.add_parser("tag", help="give an image one more tag")
     action.add_argument("image", metavar="IMAGE", help="reference or id")
     action.add_argument("tag", metavar="TAG", help="the new reference")
-    action = actions.add_parser("rm", help="remove images with all their names")
-    action.add_argument("images", nargs="+", metavar="IMAGE", help="reference or id")
+    action = actions.add_parser("rm", help="remove names, and images without a name left")
+    action.add_argument(
+        "images", nargs="+", metavar="IMAGE", help="name, or id for an image with all its names"
+    )
     action = actions.add_parser("fsck", help="compare images with what is on disk")
     action.add_argument("--repair", action="store_true", help="drop what is broken")
     output_argument(action)
@@ -65,12 +68,12 @@ def run(chosen: argparse.Namespace) -> int:
     try:
         with connection(chosen) as channel:
             return actions[chosen.action](chosen, channel)
-    except grpc.RpcError as error:
+    except (grpc.RpcError, UnreachableError) as error:
         return failed(error)
     except BrokenPipeError:
         raise
     except OSError as error:
-        print(error, file=sys.stderr)
+        print(f"{chosen.file}: {error.strerror or error}", file=sys.stderr)
         return 1
 
 
@@ -78,7 +81,7 @@ def _import(chosen: argparse.Namespace, channel: grpc.Channel) -> int:
     from criagent._proto import admin_pb2, admin_pb2_grpc
 
     if chosen.file == "-" and sys.stdin.isatty():
-        print("an archive does not come from a terminal; redirect it", file=sys.stderr)
+        print("refusing to read an archive from a terminal; redirect it", file=sys.stderr)
         return 2
     total = 0 if chosen.file == "-" else Path(chosen.file).stat().st_size
     source: IO[bytes] = (
@@ -111,7 +114,7 @@ def _export(chosen: argparse.Namespace, channel: grpc.Channel) -> int:
     from criagent._proto import admin_pb2, admin_pb2_grpc
 
     if chosen.file == "-" and sys.stdout.isatty():
-        print("an archive is nothing for a terminal; redirect it", file=sys.stderr)
+        print("refusing to write an archive to a terminal; redirect it", file=sys.stderr)
         return 2
     request = admin_pb2.ExportImagesRequest(images=chosen.images)
     stream = admin_pb2_grpc.AdminStub(channel).ExportImages(request)
@@ -198,18 +201,25 @@ def _tag(chosen: argparse.Namespace, channel: grpc.Channel) -> int:
 
 
 def _remove(chosen: argparse.Namespace, channel: grpc.Channel) -> int:
-    from criagent._proto import api_pb2, api_pb2_grpc
+    import grpc
 
-    stub = api_pb2_grpc.ImageServiceStub(channel)
+    from criagent._proto import admin_pb2, admin_pb2_grpc
+
+    stub = admin_pb2_grpc.AdminStub(channel)
     status = 0
     for name in chosen.images:
-        image = api_pb2.ImageSpec(image=name)
-        if not stub.ImageStatus(api_pb2.ImageStatusRequest(image=image)).HasField("image"):
+        try:
+            answer = stub.RemoveImageName(admin_pb2.RemoveImageNameRequest(image=name))
+        except grpc.RpcError as error:
+            if error.code() is not grpc.StatusCode.NOT_FOUND:
+                raise
             print(f"{name} is not on this node", file=sys.stderr)
             status = 1
             continue
-        stub.RemoveImage(api_pb2.RemoveImageRequest(image=image))
-        print(name)
+        for removed in answer.names:
+            print(f"untagged {removed}")
+        if answer.removed_id:
+            print(f"removed {answer.removed_id}")
     return status
 
 

@@ -6,7 +6,8 @@ import argparse
 import json
 from typing import Any
 
-from criagent.cli.common import connection, failed, output_argument, show
+from criagent.cli.agent import UnreachableError, connection, failed
+from criagent.cli.common import output_argument, show
 
 
 def arguments(command: argparse.ArgumentParser) -> None:
@@ -20,11 +21,11 @@ def run(chosen: argparse.Namespace) -> int:
 
     from criagent._proto import admin_pb2, admin_pb2_grpc
 
-    with connection(chosen) as channel:
-        try:
+    try:
+        with connection(chosen) as channel:
             answer = admin_pb2_grpc.AdminStub(channel).Info(admin_pb2.InfoRequest(), timeout=10)
-        except grpc.RpcError as error:
-            return failed(error)
+    except (grpc.RpcError, UnreachableError) as error:
+        return failed(error)
     document = json.loads(answer.json)
     if chosen.output == "json":
         show(document)
@@ -42,7 +43,7 @@ def _print(value: Any, indent: str) -> None:
         elif isinstance(item, list):
             print(f"{indent}{name}:")
             for entry in item:
-                words = ", ".join(f"{k} {v}" for k, v in entry.items() if v)
-                print(f"{indent}  {words}")
+                facts = ", ".join(f"{k} {v}" for k, v in entry.items() if v not in {"", None})
+                print(f"{indent}  {facts}")
         else:
             print(f"{indent}{name}: {item}")

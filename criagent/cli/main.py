@@ -24,6 +24,29 @@ COMMANDS = {
 }
 
 
+LOG_LEVELS = ("debug", "info", "warning", "error")
+
+
+def global_arguments(parser: argparse.ArgumentParser, *, inner: bool) -> None:
+    """Options of every command, which may stand before it or, with `inner`, after it."""
+    missing = argparse.SUPPRESS if inner else None
+    parser.add_argument(
+        "--config",
+        type=Path,
+        default=missing,
+        help="configuration file (default: /etc/criagent/config.toml)",
+    )
+    parser.add_argument(
+        "--socket", default=missing, help="the agent's socket (default: as configured)"
+    )
+    parser.add_argument(
+        "--log-level",
+        choices=LOG_LEVELS,
+        default=missing or "info",
+        help="what serve logs (default: info)",
+    )
+
+
 def parser(words: list[str] | None = None) -> argparse.ArgumentParser:
     """The whole grammar, or that of the commands among `words`: only their modules are imported."""
     top = argparse.ArgumentParser(
@@ -32,19 +55,8 @@ def parser(words: list[str] | None = None) -> argparse.ArgumentParser:
         epilog=EPILOG,
         allow_abbrev=False,
     )
-    top.add_argument(
-        "--config",
-        type=Path,
-        help="configuration file (default: /etc/criagent/config.toml)",
-    )
     top.add_argument("--version", action="version", version=f"criagent {VERSION}")
-    top.add_argument("--socket", type=Path, help="the agent's socket (default: as configured)")
-    top.add_argument(
-        "--log-level",
-        choices=("debug", "info", "warning", "error"),
-        default="info",
-        help="what serve logs (default: %(default)s)",
-    )
+    global_arguments(top, inner=False)
     commands = top.add_subparsers(dest="command", metavar="COMMAND", required=True)
     for name, text in COMMANDS.items():
         if words is not None and name not in words:
@@ -53,17 +65,31 @@ def parser(words: list[str] | None = None) -> argparse.ArgumentParser:
         module = importlib.import_module(f"criagent.cli.{name}")
         command = commands.add_parser(name, help=text, description=module.__doc__, epilog=EPILOG)
         module.arguments(command)
+        _everywhere(command)
         command.set_defaults(run=module.run)
     return top
+
+
+def _everywhere(command: argparse.ArgumentParser) -> None:
+    """Let the global options stand after the command and its action as well."""
+    global_arguments(command, inner=True)
+    for action in command._actions:  # noqa: SLF001 - argparse has no public way to walk a grammar
+        if isinstance(action, argparse._SubParsersAction):  # noqa: SLF001
+            for inner in action.choices.values():
+                global_arguments(inner, inner=True)
 
 
 def main(words: list[str] | None = None) -> int:
     """Run one command; returns the exit status."""
     words = sys.argv[1:] if words is None else words
-    chosen = parser(words).parse_args(words)
     try:
+        chosen = parser(words).parse_args(words)
+        if sys.stdout is None and chosen.command != "serve":
+            print("standard output is closed", file=sys.stderr)
+            return 1
         status: int = chosen.run(chosen)
-        sys.stdout.flush()
+        if sys.stdout is not None:
+            sys.stdout.flush()
     except BrokenPipeError:
         # The reader of our output has left; the interpreter's own flush must not complain again.
         os.dup2(os.open(os.devnull, os.O_WRONLY | os.O_CLOEXEC), 1)

@@ -39,9 +39,14 @@ class AdminService(admin_pb2_grpc.AdminServicer):
         rows = [row for row in self._runtime.containers.all() if row.visible]
         network = self._runtime.networks.default
         condition = network.condition()
+        reason, message = await self._runtime.unready()
         usages = self._images.fs_usage(), self._images.container_fs_usage()
         document = {
             "version": VERSION,
+            "conditions": [
+                _condition("RuntimeReady", reason, message),
+                _condition("NetworkReady", condition.reason, condition.message),
+            ],
             "sandboxes": {
                 "ready": sum(1 for box in boxes if box.state is SandboxState.READY),
                 "total": len(boxes),
@@ -57,6 +62,7 @@ class AdminService(admin_pb2_grpc.AdminServicer):
                 "run_dir": str(self._runtime.paths.run_dir),
                 "used_bytes": sum(usage.used_bytes for usage in usages),
             },
+            "conmon": {"problem": self._runtime.monitor_problem},
             "cgroup_driver": str(self._runtime.cgroup_driver),
             "network": {
                 "backend": network.backend,
@@ -102,6 +108,12 @@ class AdminService(admin_pb2_grpc.AdminServicer):
         image = await self._images.tag(request.image, request.tag)
         return admin_pb2.TagImageResponse(id=image.id, tags=image.repo_tags)
 
+    async def RemoveImageName(
+        self, request: admin_pb2.RemoveImageNameRequest, context: Context
+    ) -> admin_pb2.RemoveImageNameResponse:
+        names, removed = await self._images.remove_name(request.image)
+        return admin_pb2.RemoveImageNameResponse(names=names, removed_id=removed)
+
     async def ExportImages(
         self, request: admin_pb2.ExportImagesRequest, context: Context
     ) -> AsyncIterator[admin_pb2.ExportImagesResponse]:
@@ -137,6 +149,10 @@ class AdminService(admin_pb2_grpc.AdminServicer):
         return admin_pb2.PruneResponse(
             freed_bytes=result.freed_bytes, blobs=result.blobs, snapshots=result.snapshots
         )
+
+
+def _condition(kind: str, reason: str, message: str) -> dict[str, object]:
+    return {"type": kind, "status": not reason, "reason": reason, "message": message}
 
 
 def _write(file: IO[bytes], chunk: bytes, path: Path) -> None:

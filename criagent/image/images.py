@@ -170,6 +170,34 @@ class Images:
             await self.collect()
             log.info("image_removed", image=text, id=image.id)
 
+    async def remove_name(self, text: str) -> tuple[tuple[str, ...], str]:
+        """Take one name from an image: the names that went, and its id when it is gone as well.
+
+        With its last tag an image goes, and with the last tag of a repository the digests of that
+        repository. An id stands for all names. Raises NotFoundError for an unknown image.
+        """
+        image = self.resolve(text)
+        left = _without(image, self.shown_name(image, text)) if self.is_name(text) else None
+        if left is None:
+            await self.remove(image.id)
+            return (*image.repo_tags, *image.repo_digests), image.id
+        await self.store.rename(left)
+        log.info("image_untagged", image=text, id=image.id)
+        names = {*image.repo_tags, *image.repo_digests} - {*left.repo_tags, *left.repo_digests}
+        return tuple(sorted(names)), ""
+
+    def is_name(self, text: str) -> bool:
+        """Whether `text` names an image by a reference, not by its id."""
+        if text.startswith("sha256:"):
+            return False
+        try:
+            reference = parse_reference(text).with_default_tag()
+        except InvalidRequestError:
+            return False
+        name = f"{reference.name}@{reference.digest}" if reference.digest else str(reference)
+        image = self.store.find(name)
+        return image is not None and name in {*image.repo_tags, *image.repo_digests}
+
     def fs_usage(self) -> FsUsage:
         """What images take, from the rows alone, without looking at the disk."""
         blobs = self.blobs.all()
@@ -333,6 +361,17 @@ class Images:
             needed.update(layer.digest for layer in image.layers)
             needed.update(name.partition("@")[2] for name in image.repo_digests)
         return [blob for blob in self.blobs.all() if blob.digest not in needed]
+
+
+def _without(image: Image, name: str) -> Image | None:
+    """The image without that name; None when it has no other tag, or no other digest."""
+    tags = tuple(tag for tag in image.repo_tags if tag != name)
+    if name in image.repo_tags:
+        repositories = {parse_reference(tag).name for tag in tags}
+        digests = tuple(d for d in image.repo_digests if d.partition("@")[0] in repositories)
+        return dataclasses.replace(image, repo_tags=tags, repo_digests=digests) if tags else None
+    digests = tuple(d for d in image.repo_digests if d != name)
+    return dataclasses.replace(image, repo_digests=digests) if tags or digests else None
 
 
 async def _ended(task: asyncio.Task[None]) -> None:

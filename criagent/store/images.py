@@ -96,6 +96,30 @@ class ImageStore:
 
         return (await self._db.write(change, then=then))[0]
 
+    async def rename(self, image: Image) -> None:
+        """Replace the image's names by those of `image`; nothing happens when it is gone."""
+
+        def change(connection: sqlite3.Connection) -> list[Image]:
+            query = "SELECT body FROM images WHERE id = ?"
+            found = _load_all(connection.execute(query, (image.id,)).fetchall())
+            changed = [
+                dataclasses.replace(
+                    row, repo_tags=image.repo_tags, repo_digests=image.repo_digests
+                )
+                for row in found
+            ]
+            for row in changed:
+                connection.execute(
+                    "UPDATE images SET body = ? WHERE id = ?", (msgspec.json.encode(row), row.id)
+                )
+            return changed
+
+        def then(changed: list[Image]) -> None:
+            for row in changed:
+                self._committed(row)
+
+        await self._db.write(change, then=then, frees=True)
+
     async def delete(self, image_id: str) -> None:
         """Forget the image with all its names; nothing happens when it is gone."""
 
