@@ -55,6 +55,8 @@ class RegistryError(AgentError):
     """A registry failed or could not be reached: UNKNOWN with the prefix that the kubelet reads.
 
     `url` is redacted (no credentials, no query); `codes` are the registry's own error codes.
+    `transient` says that the same request may succeed later, `retry_after_s` when the server wants
+    it again.
     """
 
     def __init__(
@@ -65,13 +67,21 @@ class RegistryError(AgentError):
         url: str = "",
         status: int = 0,
         codes: tuple[str, ...] = (),
+        transient: bool = False,
+        retry_after_s: float | None = None,
     ) -> None:
         super().__init__(text)
         self.method = method
         self.url = url
         self.status = status
         self.codes = codes
+        self.transient = transient
+        self.retry_after_s = retry_after_s
 
 
 class RegistryDeniedError(RegistryError):
     """The registry refused the credentials, or wants some: PERMISSION_DENIED."""
+
+
+class RegistryUnreachableError(RegistryError):
+    """No connection to a host came about: UNKNOWN, as RegistryError."""

@@ -51,6 +51,7 @@ class Descriptor(msgspec.Struct, frozen=True, rename="camel"):
     size: Size
     media_type: str = ""
     platform: Platform | None = None
+    urls: list[str] | None = None  # of a layer that registries do not distribute
 
     @property
     def parsed(self) -> Digest:

@@ -165,13 +165,14 @@ class Puller:
         image = _image(chosen, top.digest, reference, self._now_ns())
 
         async def fetch(layer: Layer) -> None:
-            blob = Descriptor(digest=layer.digest, size=layer.size, media_type=layer.media_type)
+            blob = descriptors[layer.digest]
             async with gate:
                 await self._client.fetch_blob(session, blob, progress)
             faults.reach("pull-image:blob")
             fetched.append(Blob(digest=layer.digest, size=layer.size, media_type=layer.media_type))
 
         gate = asyncio.Semaphore(self._parallel)
+        descriptors = {layer.digest: layer for layer in chosen.document.layers or ()}
         fetched = self._documents(top, chosen)
         async with self._unpacker.unpacked(chosen.layers, fetch, progress.moved) as snapshots:
             # A layer that a container kept may have outlived its blob, which an export needs.

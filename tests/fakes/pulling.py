@@ -21,6 +21,7 @@ from criagent.image.proxy import ProxySettings
 from criagent.image.pull import Puller
 from criagent.image.reference import parse_reference
 from criagent.image.registry import RegistryClient
+from criagent.image.registry.retry import Clock
 from criagent.model import Image, Layer, Snapshot
 from criagent.store.blobs import BlobStore
 from criagent.store.db import Database
@@ -44,6 +45,33 @@ def entry(content: bytes, **fields: Any) -> Json:
 
 async def straight(_: web.BaseRequest) -> None:
     """No answer of its own: the content is served."""
+
+
+def ranged(content: bytes, header: str) -> web.Response:
+    """The answer of a good server to a Range."""
+    first, _, last = header.removeprefix("bytes=").partition("-")
+    start, stop = int(first), min(int(last) + 1 if last else len(content), len(content))
+    span = f"bytes {start}-{stop - 1}/{len(content)}"
+    return web.Response(status=206, body=content[start:stop], headers={"Content-Range": span})
+
+
+class InstantClock(Clock):
+    """Does not wait: `slept` has the waits, which move its time on."""
+
+    def __init__(self) -> None:
+        self.slept: list[float] = []
+        self.now = 1_700_000_000.0
+
+    def monotonic(self) -> float:
+        return self.now
+
+    def time(self) -> float:
+        return self.now
+
+    async def sleep(self, seconds: float) -> None:
+        self.slept.append(seconds)
+        self.now += seconds
+        await asyncio.sleep(0)
 
 
 class Registry:
@@ -95,9 +123,7 @@ class Registry:
         kind = {"Content-Type": self.kinds[name] or "application/octet-stream"}
         if not header or not self.ranges:
             return web.Response(body=content, headers=kind)
-        first, _, last = header.removeprefix("bytes=").partition("-")
-        stop = min(int(last) + 1 if last else len(content), len(content))
-        return web.Response(status=206, body=content[int(first) : stop])
+        return ranged(content, header)
 
     def blobs(self, content: bytes) -> int:
         """How many requests there were for this blob."""
@@ -136,6 +162,7 @@ class Node:
         self.files = BlobFiles(top / "blobs")
         self.files.prepare()
         self._threads = ThreadPoolExecutor(4)
+        self.clock = InstantClock()
         self.client = RegistryClient(
             hosts=HostsDirectory([top / "certs.d"]),
             docker_config=top / "config.json",
@@ -143,6 +170,7 @@ class Node:
             files=self.files,
             fs=self._threads,
             range_bytes=RANGE,
+            clock=self.clock,
         )
         self._db = Database.open(top / "state.db")
         snapshots, self.rows = SnapshotStore(self._db), BlobStore(self._db)
