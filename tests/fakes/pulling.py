@@ -96,6 +96,10 @@ class Registry:
     async def stop(self) -> None:
         await self._runner.cleanup()
 
+    @property
+    def url(self) -> str:
+        return f"http://127.0.0.1:{self.port}"
+
     def put(self, content: bytes, kind: str = "", *tags: str) -> Json:
         for name in (digest(content), *tags):
             self.content[name], self.kinds[name] = content, kind
@@ -196,6 +200,13 @@ class Node:
     async def pull(self, name: str, auth: RegistryAuth | None = None) -> Image:
         async with asyncio.timeout(20):
             return await self.puller.pull(parse_reference(name).with_default_tag(), auth)
+
+
+def hosts_toml(top: Path, registry: str, text: str) -> None:
+    """Settings of `registry` for the node whose directory is `top`."""
+    folder = top / "certs.d" / registry
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "hosts.toml").write_text(text)
 
 
 def name(registry: Registry, rest: str = "a/b:1") -> str:
