@@ -87,9 +87,9 @@ class Registry:
         self.port = 0
         self._runner = web.ServerRunner(web.Server(self._answer), shutdown_timeout=0.1)
 
-    async def start(self) -> None:
+    async def start(self, port: int = 0) -> None:
         await self._runner.setup()
-        site = web.TCPSite(self._runner, "127.0.0.1", 0)
+        site = web.TCPSite(self._runner, "127.0.0.1", port)
         await site.start()
         self.port = site._server.sockets[0].getsockname()[1]  # type: ignore[union-attr]
 

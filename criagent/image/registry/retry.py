@@ -24,7 +24,7 @@ LONGEST_WAIT_S = 30.0  # a server that wants to be asked later than this is not 
 TOTAL_WAIT_S = 60.0  # of one request, all waits together
 _FIRST_WAIT_S = 0.5
 _ATTEMPTS_OF_500 = 2  # it seldom heals, and containerd asks once more too
-_SECONDS = re.compile(r"[0-9]{1,9}")
+_SECONDS = re.compile(r"[0-9]+")
 
 log: structlog.stdlib.BoundLogger = structlog.get_logger(__name__)
 
@@ -49,7 +49,7 @@ def retry_after_s(value: str, now: float) -> float | None:
     """Seconds that a Retry-After field asks for (RFC 9110, section 10.2.3), None for nonsense."""
     value = value.strip()
     if _SECONDS.fullmatch(value):
-        return float(value)
+        return float(value[:12])  # of more digits as of twelve: for ever
     try:
         at = email.utils.parsedate_to_datetime(value)
         return max(0.0, at.timestamp() - now)
