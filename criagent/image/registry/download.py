@@ -251,11 +251,11 @@ async def _again(task: _Download, error: RegistryError, budget: Budget, *, moved
     """Return when the request may go on where it broke off; raises `error` otherwise."""
     if error.transient and moved >= _PROGRESS:
         budget.progressed()
+        log.info("blob_resumed", digest=task.blob.digest, error=str(error))
     elif not task.source.patient and moved <= 0:
         raise error
     else:
         await budget.wait(error)
-    log.info("blob_resumed", digest=task.blob.digest, host=task.source.where, error=str(error))
 
 
 @asynccontextmanager

@@ -332,6 +332,8 @@ def _cause(exc: BaseException) -> str:
 
     if isinstance(exc, aiohttp.ClientResponseError):
         return f"malformed answer: {printable(exc.message, 200)}"
+    if isinstance(exc, aiohttp.ClientPayloadError):
+        return "the body is not complete"
     if isinstance(exc, aiohttp.ServerDisconnectedError):
         return "the server closed the connection"
     if isinstance(exc, OSError) and exc.errno:
