@@ -52,7 +52,7 @@ class Host:
         return urlsplit(self.url).netloc
 
     def stands_for(self, registry: str) -> bool:
-        """Whether it has to be told the registry's name, since it is not that registry."""
+        """Whether it is another registry, to which requests have to name `registry`."""
         return not same_registry(self.authority, registry)
 
     def tls(self) -> ssl.SSLContext | None:

@@ -162,7 +162,9 @@ class Unpacker:
 class Node:
     """The parts of a node that pull, on a directory that outlives them."""
 
-    def __init__(self, top: Path, *, timeout_s: float = 30.0) -> None:
+    def __init__(
+        self, top: Path, *, timeout_s: float = 30.0, proxies: ProxySettings | None = None
+    ) -> None:
         self.files = BlobFiles(top / "blobs")
         self.files.prepare()
         self._threads = ThreadPoolExecutor(4)
@@ -170,7 +172,7 @@ class Node:
         self.client = RegistryClient(
             hosts=HostsDirectory([top / "certs.d"]),
             docker_config=top / "config.json",
-            proxies=ProxySettings(),
+            proxies=proxies or ProxySettings(),
             files=self.files,
             fs=self._threads,
             range_bytes=RANGE,

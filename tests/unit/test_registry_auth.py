@@ -335,7 +335,7 @@ async def test_a_401_of_a_storage_does_not_spoil_the_registrys_token(
 async def test_a_name_that_only_redirects_to_a_registry(
     node: Node, registry: Registry, other: Registry
 ) -> None:
-    """Such names are common; where they lead, an anonymous token is asked for, and kept there."""
+    """Such names are common; where they lead, an anonymous token is asked for and sent."""
     image_id = other.image(SMALL)
 
     async def vanity(request: web.BaseRequest) -> web.StreamResponse | None:
@@ -438,3 +438,25 @@ async def test_a_token_service_that_fails_is_no_missing_image(
     tokens.refuse = {"GET": status}
     with pytest.raises(RegistryError, match=f"/token: {status}"):
         await manifest(node, registry)
+
+
+@pytest.mark.parametrize(
+    ("auth", "text"), [(None, "imagePullSecrets"), (ALICE, "does not take the credentials")]
+)
+async def test_rights_that_do_not_suffice_are_not_asked_for_again(
+    node: Node, registry: Registry, auth: RegistryAuth | None, text: str
+) -> None:
+    """Each token is a new one, as of Docker Hub for an image that is not there."""
+    given = 0
+
+    async def hook(request: web.BaseRequest) -> web.StreamResponse | None:
+        nonlocal given
+        if request.path == "/token":
+            given += 1
+            return web.json_response({"token": f"t{given}"})
+        return denied(f'Bearer realm="{registry.url}/token",error="insufficient_scope"')
+
+    registry.hook = hook
+    with pytest.raises(RegistryDeniedError, match=text):
+        await manifest(node, registry, auth)
+    assert given == 1

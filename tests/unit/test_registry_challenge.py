@@ -62,11 +62,11 @@ def test_nothing_fails(field: str) -> None:
         assert challenge.scheme == challenge.scheme.lower()
 
 
-WORD = st.text(alphabet="abcXYZ019-._~", min_size=1, max_size=8)
+NAME = st.text(alphabet="abcXYZ019-._~", min_size=1, max_size=8)
 QUOTED = st.text(alphabet='ab "\\,=/:', max_size=12)
 
 
-@given(st.lists(st.tuples(WORD, st.lists(st.tuples(WORD, QUOTED), max_size=4)), max_size=4))
+@given(st.lists(st.tuples(NAME, st.lists(st.tuples(NAME, QUOTED), max_size=4)), max_size=4))
 def test_what_is_written_by_the_grammar_is_read(
     challenges: list[tuple[str, list[tuple[str, str]]]],
 ) -> None:

@@ -16,10 +16,11 @@ from aiohttp import web
 from criagent.errors import CorruptError, RegistryError
 from criagent.image.digest import parse_digest
 from criagent.image.manifest import OCI_MANIFEST, Descriptor
+from criagent.image.proxy import ProxySettings
 from criagent.image.reference import parse_reference
 from criagent.image.registry import Progress
 from criagent.image.registry.wire import HeaderError, ordered
-from tests.fakes.pulling import LARGE, SMALL, Hook, Node, Registry, digest, name
+from tests.fakes.pulling import LARGE, SMALL, Hook, Node, Registry, digest, hosts_toml, name
 
 try:
     from compression import zstd  # type: ignore[import-not-found]
@@ -325,3 +326,40 @@ async def test_connections_are_limited_for_each_registry_and_not_over_all(node: 
     await asyncio.gather(*waiting, return_exceptions=True)
     for one in (*pits, good):
         await one.stop()
+
+
+async def test_through_a_proxy(registry: Registry, tmp_path: Path) -> None:
+    """Its answers have headers too, and a signed URL stays as it is written."""
+    signed = "http://real.test/s/a%2Fb?X-Sig=a%2Bb%3D"
+    asked: list[bytes] = []
+
+    async def talk(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        with contextlib.suppress(OSError, asyncio.IncompleteReadError):
+            request = await reader.readuntil(b"\r\n\r\n")
+            asked.append(request)
+            if request.startswith(b"CONNECT"):
+                writer.write(b"HTTP/1.1 200 OK\r\nX Odd Name: 1\r\n\r\n")
+                asked.append(await reader.readexactly(3))
+            elif b"/manifests/" in request:
+                head = f"HTTP/1.1 307 X\r\nContent-Length: 0\r\nLocation: {signed}\r\n\r\n"
+                writer.write(head.encode())
+            else:
+                writer.write(b"HTTP/1.1 200 OK\r\n" + LENGTH + b"\r\n" + MANIFEST)
+            await writer.drain()
+        writer.close()
+
+    server = await asyncio.start_server(talk, "127.0.0.1", 0)
+    proxy = f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}"
+    node = Node(tmp_path, proxies=ProxySettings(http=proxy, https=proxy))
+    hosts_toml(tmp_path, "real.test", 'server = "http://real.test"\n')
+    hosts_toml(tmp_path, "other.test", 'server = "https://other.test"\n')
+    async with server:
+        session = node.client.session(parse_reference("real.test/a/b:1"), None)
+        assert (await node.client.manifest(session, "1", Progress())).content == MANIFEST
+        session = node.client.session(parse_reference("other.test/a/b:1"), None)
+        with pytest.raises(RegistryError, match=r"https://other\.test"):
+            await node.client.manifest(session, "1", Progress())
+    await node.close()
+    assert asked[1].startswith(f"GET {signed} HTTP/1.1\r\n".encode())
+    assert asked[2].startswith(b"CONNECT other.test:443 HTTP/1.1\r\n")
+    assert asked[3] == b"\x16\x03\x01"  # a TLS greeting

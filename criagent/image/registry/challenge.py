@@ -56,7 +56,7 @@ def _challenges(field: str) -> Iterator[Challenge]:
         parameters: dict[str, str] = {}
         at = _skip(field, scheme.end())
         if lone := _TOKEN68.match(field, at):
-            if _separated_by_blank(field, scheme.end(), at):
+            if _follows_scheme(field, scheme.end(), at):
                 at = _skip(field, lone.end())
         else:
             while parameter := _PARAMETER.match(field, at):
@@ -68,8 +68,8 @@ def _challenges(field: str) -> Iterator[Challenge]:
         yield Challenge(scheme.group().lower(), parameters)
 
 
-def _separated_by_blank(field: str, start: int, end: int) -> bool:
-    """Whether only blanks stand between a scheme and a word: after a comma it is a scheme."""
+def _follows_scheme(field: str, start: int, end: int) -> bool:
+    """Whether only blanks stand between: after a comma a token68 is a scheme of its own."""
     return "," not in field[start:end]
 
 

@@ -149,7 +149,7 @@ class RegistryClient:
                         lambda host: self._from_host(host, blob, progress),
                     )
         except NotFoundError as exc:
-            if not blob.urls and not any(word in blob.media_type for word in _FOREIGN):
+            if not blob.urls and not any(mark in blob.media_type for mark in _FOREIGN):
                 raise
             await self._foreign(blob, progress, exc)
 

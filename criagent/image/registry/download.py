@@ -130,7 +130,8 @@ class Downloader:
     def _part(self, blob: Descriptor) -> Iterator[Path]:
         """The blob's part, or one of its own for a second writer, from another registry."""
         if blob.digest in self._growing:
-            with removed_on_error(part := self._files.own_part(blob.parsed)):
+            part = self._files.own_part(blob.parsed)
+            with removed_on_error(part), removed_on_error(part.with_suffix(".ranges")):
                 yield part
             return
         self._growing.add(blob.digest)

@@ -1,6 +1,6 @@
 """A server's refusal as an error: its own words reach the user, within limits.
 
-Words come from the registry and its token service. Of any other server, to which a redirect or a
+Details come from the registry and its token service. Of any other server, to which a redirect or a
 foreign layer's URL led, only a code is shown: an image must not read out what the node can reach.
 """
 
@@ -15,7 +15,7 @@ from typing import Any
 
 from criagent.errors import NotFoundError, RegistryDeniedError, RegistryError
 
-MAX_WORDS = 512  # characters of a server's text
+MAX_TEXT = 512  # characters of a server's text
 MAX_BODY = 64 << 10  # bytes of an error that are read
 _MAX_CODES = 8
 _MAX_CODE = 64
@@ -25,14 +25,14 @@ _TITLE = re.compile(r"<title[^>]*>([^<]{1,512})", re.IGNORECASE)
 
 
 @dataclass(frozen=True, slots=True)
-class Words:
+class Details:
     """What a server says of its refusal: codes, and a text of one line that has them too."""
 
     codes: tuple[str, ...] = ()
     text: str = ""
 
 
-def printable(text: str, limit: int = MAX_WORDS) -> str:
+def printable(text: str, limit: int = MAX_TEXT) -> str:
     """`text` on one line, without control, format and private characters, cut to `limit`."""
     text = text[: limit * 4]
     line = " ".join("".join(c if c.isprintable() else " " for c in text).split())
@@ -47,12 +47,12 @@ class Speaker(enum.Enum):
     STRANGER = "stranger"  # the code of a storage service
 
 
-def words_of(body: bytes, speaker: Speaker) -> Words:
+def details_of(body: bytes, speaker: Speaker) -> Details:
     """What the body of an error says: the distribution specification's errors, OAuth's, S3's."""
     text = body.decode("utf-8", "replace")
     if speaker is Speaker.STRANGER:
         code = _XML_CODE.search(text)
-        return Words((code[1],), code[1]) if code else Words()
+        return Details((code[1],), code[1]) if code else Details()
     try:
         document = json.loads(text)
     except (ValueError, RecursionError):
@@ -61,15 +61,15 @@ def words_of(body: bytes, speaker: Speaker) -> Words:
         entries = list(_entries(document))[:_MAX_CODES]
         codes = tuple(printable(code, _MAX_CODE) for code, _ in entries if code)
         said = "; ".join(": ".join(part for part in entry if part) for entry in entries)
-        return Words(codes, printable(said))
+        return Details(codes, printable(said))
     if code := _XML_CODE.search(text):
-        return Words((code[1],), code[1])
+        return Details((code[1],), code[1])
     if speaker is not Speaker.REGISTRY or document is not None:
-        return Words()
+        return Details()
     if text.lstrip().startswith("<"):
         title = _TITLE.search(text)
-        return Words((), printable(title[1]) if title else "")
-    return Words((), printable(text))
+        return Details((), printable(title[1]) if title else "")
+    return Details((), printable(text))
 
 
 def _entries(document: dict[str, Any]) -> Iterator[tuple[str, str]]:
@@ -100,11 +100,11 @@ class Refusal:
     url: str
     status: int
     reason: str
-    words: Words
+    details: Details
     retry_after_s: float | None = None
 
     def __str__(self) -> str:
-        said = f": {self.words.text}" if self.words.text else ""
+        said = f": {self.details.text}" if self.details.text else ""
         later = self.retry_after_s
         again = f" (it asks to come again in {later:.0f} s)" if later else ""
         reason = printable(self.reason, _MAX_CODE)
@@ -121,7 +121,7 @@ class Refusal:
             method=self.method,
             url=self.url,
             status=self.status,
-            codes=self.words.codes,
+            codes=self.details.codes,
             transient=self.status in _TRANSIENT,
             retry_after_s=self.retry_after_s,
         )

@@ -18,6 +18,7 @@ from criagent.image.registry.token import fetch_token, question
 from criagent.image.registry.transport import Answer, Request, Transport
 from criagent.image.registry.urls import Origin, origin
 
+_TOO_LITTLE = "insufficient_scope"  # RFC 6750, section 3.1: another token has no more rights
 _ROUNDS = 4  # challenges answered for one request: tokens end, and a Basic may follow a Bearer
 
 
@@ -51,7 +52,7 @@ class HostRepository:
 
         Raises NotFoundError, RegistryDeniedError, RegistryError.
         """
-        request = self._request(path, headers)
+        request, renewed = self._request(path, headers), False
         for left in reversed(range(_ROUNDS)):
             with self._progress.receiving():
                 sent = dict(self._session.authorizations)
@@ -63,8 +64,10 @@ class HostRepository:
                     if answer.status != 401 or not left:
                         raise refusal.error()
                     at, challenges = answer.origin, answer.challenges
+                if renewed and any(c.parameters.get("error") == _TOO_LITTLE for c in challenges):
+                    raise self._wanting(at, refusal)
                 # The connection is free again while a token is fetched.
-                await self._authorise(at, challenges, sent.get(at, ""), refusal)
+                renewed |= await self._authorise(at, challenges, sent.get(at, ""), refusal)
 
     def _request(self, path: str, headers: Mapping[str, str]) -> Request:
         reference, host = self._session.reference, self._host
@@ -99,29 +102,36 @@ class HostRepository:
 
     async def _authorise(
         self, at: Origin, challenges: list[Challenge], refused: str, refusal: Refusal
-    ) -> None:
+    ) -> bool:
         """Get what a 401 of `at` asks for; `refused` is what was sent before.
 
-        The registry's credentials are for its own origin. Where it redirects to, a pull without
-        credentials asks for an anonymous token, as names that only redirect to a registry need it.
+        False when another request of this pull has got it meanwhile. The registry's credentials
+        are for its own origin. Where it redirects to, a pull without credentials asks for an
+        anonymous token, as names that only redirect to a registry need it.
         """
         if self._session.authorizations.get(at, "") != refused:
-            return  # another request of this pull has got it meanwhile
+            return False
         credentials = self._session.credentials.get(self._host.url)
         if credentials is not None and at != self._origin:
             raise _denied(
                 f"{self.url} redirects to {at}, which wants credentials of its own", refusal
             )
         new = await self._authorization(at, challenges, credentials)
-        if not new:
-            name = self._session.reference.name
-            cure = "give imagePullSecrets" if credentials is None else "those given do not suit it"
-            if not challenges:
-                cure = "its challenge is missing"
-            raise _denied(f"{at} wants credentials for {name}; {cure}", refusal)
-        if new == refused:
-            raise refusal.error()
+        if not challenges:
+            raise _denied(f"{at} wants credentials but makes no challenge", refusal)
+        if not new or new == refused:
+            raise self._wanting(at, refusal)
         self._session.authorizations[at] = new
+        return True
+
+    def _wanting(self, at: Origin, refusal: Refusal) -> RegistryDeniedError:
+        """The error of a pull that has not the rights."""
+        name = self._session.reference.name
+        if self._session.credentials.get(self._host.url) is None:
+            text = f"{at} wants credentials for {name}; give imagePullSecrets, or check the name"
+        else:
+            text = f"{at} does not take the credentials for {name}"
+        return _denied(text, refusal)
 
     async def _authorization(
         self, at: Origin, challenges: list[Challenge], credentials: Credentials | None
@@ -149,5 +159,5 @@ def _denied(text: str, refusal: Refusal) -> RegistryDeniedError:
         method=refusal.method,
         url=refusal.url,
         status=refusal.status,
-        codes=refusal.words.codes,
+        codes=refusal.details.codes,
     )

@@ -25,9 +25,9 @@ from criagent.image.registry.failure import (
     MAX_BODY,
     Refusal,
     Speaker,
-    Words,
+    Details,
     printable,
-    words_of,
+    details_of,
 )
 from criagent.image.registry.reach import Reachability
 from criagent.image.registry.retry import Clock, retry_after_s
@@ -41,7 +41,7 @@ MAX_REDIRECTS = 10
 DIAL_TIMEOUT_S = 30.0  # containerd's default
 _PER_HOST = 64  # connections: five pulls of four blobs in four ranges do not wait for another
 _CHUNK = 1 << 20
-_WORDS_TIMEOUT_S = 5.0  # a refusal without its text is better than a late one
+_BODY_TIMEOUT_S = 5.0  # a refusal without its text is better than a late one
 _MOVED = {301, 302, 303, 307, 308}
 
 
@@ -131,19 +131,28 @@ class Answer:
         undo.finish()
         return b"".join(parts)
 
+    async def _beginning(self, limit: int) -> bytes:
+        undo, parts = Undo(self.codings, self.url), bytearray()
+        async for chunk in self.chunks():
+            for piece in undo.feed(chunk):
+                parts += piece[: limit - len(parts)]
+                if len(parts) == limit:
+                    return bytes(parts)
+        return bytes(parts)
+
     async def refusal(self, speaker: Speaker, now: float) -> Refusal:
         """What an unsuccessful answer says, its body read within limits. `now` is the epoch's."""
-        words = Words()
+        details = Details()
         with contextlib.suppress(RegistryError, CorruptError, TimeoutError):
-            async with asyncio.timeout(_WORDS_TIMEOUT_S):
-                words = words_of(await self.document(MAX_BODY), speaker)
+            async with asyncio.timeout(_BODY_TIMEOUT_S):
+                details = details_of(await self._beginning(MAX_BODY), speaker)
         reason = self._response.reason or _phrase(self.status)
         return Refusal(
             method=self._method,
             url=self.url,
             status=self.status,
             reason=reason,
-            words=words,
+            details=details,
             retry_after_s=retry_after_s(self.header("Retry-After"), now),
         )
 

@@ -58,14 +58,14 @@ def _framed(fields: list[tuple[bytes, bytes]]) -> list[tuple[bytes, bytes]]:
         for name, value in fields
     )
     lengths: set[bytes] = set()
-    kept = []
+    single = []
     for name, value in fields:
         if name.lower() == b"content-length":
             if chunked or value in lengths:
                 continue
             lengths.add(value)
-        kept.append((name, value))
-    return kept
+        single.append((name, value))
+    return single
 
 
 class HeaderFilter(ResponseHandler):
