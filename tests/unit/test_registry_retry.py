@@ -285,6 +285,11 @@ async def test_a_mirror_that_leads_to_a_dead_host_is_remembered_too(
     await node.pull("real.test/a/b:1")
     assert silent.dialled == 1
     assert len(mirror.asked) == 1
+    mirror.asked.clear()
+    mirror.hook = straight
+    mirror.image(*LAYERS)
+    await manifest(node, "real.test")
+    assert mirror.asked  # who leads elsewhere is not dead for other pulls
 
 
 async def test_a_mirror_that_comes_back_is_used(

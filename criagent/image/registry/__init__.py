@@ -1,7 +1,8 @@
 """The registry client (OCI distribution specification), by concern:
 
 client       manifests and blobs of an image, from the hosts of hosts.toml in turn
-repository   one host's copy of a repository: challenges answered, failures tried again
+repository   one host's copy of a repository: challenges answered, refusals as errors
+download     bytes of a blob into its part file
 token        token services
 challenge    WWW-Authenticate
 transport    requests and redirects over one pool of connections

@@ -142,12 +142,7 @@ class RegistryClient:
             # One fetch of a registry's blob at a time; another registry's is not waited for.
             async with self._wanted.hold(f"{session.reference.registry} {blob.digest}"):
                 if not await run_in(self._fs, self._files.has, blob.parsed):
-                    await self._first(
-                        session,
-                        {"pull"},
-                        progress,
-                        lambda host: self._from_host(host, blob, progress),
-                    )
+                    await self._first(session, {"pull"}, progress, ask)
         except NotFoundError as exc:
             if not blob.urls and not any(mark in blob.media_type for mark in _FOREIGN):
                 raise
@@ -198,7 +193,6 @@ class RegistryClient:
                 failures.append(_Failed(host, exc))
                 if isinstance(exc, RegistryUnreachableError):
                     session.unreachable.add(host.url)
-                    self._transport.reach.failed(origin(host.url), str(exc))
                 log.info("registry_host_failed", host=host.url, error=str(exc))
         raise _together(session, failures)
 
@@ -212,9 +206,9 @@ class RegistryClient:
         failures = []
         for url in (blob.urls or [])[:_MAX_URLS]:
             try:
-                if origin(url):
-                    await self._from_url(url, blob, progress)
-                    return
+                origin(url)  # raises ValueError for other than http and https
+                await self._from_url(url, blob, progress)
+                return
             except ValueError as exc:
                 failures.append(f"{printable(url, 200)}: {exc}")
             except (RegistryError, NotFoundError, CorruptError) as exc:

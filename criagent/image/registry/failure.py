@@ -1,7 +1,8 @@
-"""A server's refusal as an error: its own words reach the user, within limits.
+"""A server's refusal as an error: its own code and message reach the user, within limits.
 
-Details come from the registry and its token service. Of any other server, to which a redirect or a
-foreign layer's URL led, only a code is shown: an image must not read out what the node can reach.
+Messages are taken from the registry and its token service. Of any other server, to which a redirect
+or a foreign layer's URL led, only a code is shown: an image must not read out what the node can
+reach.
 """
 
 from __future__ import annotations

@@ -116,9 +116,9 @@ class HostRepository:
             raise _denied(
                 f"{self.url} redirects to {at}, which wants credentials of its own", refusal
             )
-        new = await self._authorization(at, challenges, credentials)
         if not challenges:
             raise _denied(f"{at} wants credentials but makes no challenge", refusal)
+        new = await self._authorization(at, challenges, credentials)
         if not new or new == refused:
             raise self._wanting(at, refusal)
         self._session.authorizations[at] = new

@@ -16,7 +16,7 @@ from criagent.image.auth import Credentials
 from criagent.image.registry.challenge import Challenge
 from criagent.image.registry.failure import Speaker, printable
 from criagent.image.registry.transport import Answer, Request, Transport
-from criagent.image.registry.urls import Origin, origin, redacted
+from criagent.image.registry.urls import Origin, origin
 
 _MAX_TOKEN = 1 << 20
 _CLIENT = "criagent"
@@ -139,7 +139,7 @@ async def _token(transport: Transport, answer: Answer) -> str:
         raise error
     token = _in_document(await answer.document(_MAX_TOKEN))
     if not token or not token.isascii() or not token.isprintable():
-        raise RegistryError(f"{answer.url} answered no token", url=redacted(answer.url))
+        raise RegistryError(f"{answer.url} answered no token", url=answer.url)
     return token
 
 

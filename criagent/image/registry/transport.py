@@ -23,11 +23,11 @@ from criagent.image.registry.challenge import Challenge, parse_challenges
 from criagent.image.registry.coding import Undo, codings_of
 from criagent.image.registry.failure import (
     MAX_BODY,
+    Details,
     Refusal,
     Speaker,
-    Details,
-    printable,
     details_of,
+    printable,
 )
 from criagent.image.registry.reach import Reachability
 from criagent.image.registry.retry import Clock, retry_after_s
@@ -39,7 +39,7 @@ if TYPE_CHECKING:
 
 MAX_REDIRECTS = 10
 DIAL_TIMEOUT_S = 30.0  # containerd's default
-_PER_HOST = 64  # connections: five pulls of four blobs in four ranges do not wait for another
+_PER_HOST = 64  # connections: four pulls of four blobs in four ranges each
 _CHUNK = 1 << 20
 _BODY_TIMEOUT_S = 5.0  # a refusal without its text is better than a late one
 _MOVED = {301, 302, 303, 307, 308}
@@ -339,6 +339,8 @@ def _cause(exc: BaseException) -> str:
     """What happened within a connection, without what differs from one time to the next."""
     import aiohttp
 
+    if isinstance(exc, aiohttp.ClientHttpProxyError):
+        return f"the proxy answers {exc.status} {printable(exc.message, 200)}"
     if isinstance(exc, aiohttp.ClientResponseError):
         return f"malformed answer: {printable(exc.message, 200)}"
     if isinstance(exc, aiohttp.ClientPayloadError):
