@@ -464,6 +464,9 @@ async def test_what_is_missing_is_named_with_every_host_that_was_tried(
         (403, 404, NotFoundError),
         (503, 404, NotFoundError),
         (404, 503, RegistryError),
+        (404, 0, NotFoundError),
+        (0, 404, NotFoundError),
+        (0, 0, RegistryError),
     ],
 )
 async def test_the_registry_itself_says_what_kind_of_failure_it_is(

@@ -253,9 +253,17 @@ def _checked(content: bytes, wanted: str, where: str) -> Digest:
     return expected
 
 
+def _answered(error: AgentError) -> bool:
+    return not isinstance(error, RegistryError) or error.status > 0
+
+
 def _together(session: Session, failures: list[_Failed]) -> AgentError:
-    """One error for all hosts. Its kind is that of the registry itself, whatever mirrors say."""
-    own = next((failed for failed in failures if not failed.host.mirror), failures[0])
+    """One error for all hosts, of the kind that the registry itself answered.
+
+    Where it gave no answer, as on nodes without a way to it, the kind is that of the first mirror.
+    """
+    answers = [failed for failed in failures if _answered(failed.error)] or failures
+    own = next((failed for failed in answers if not failed.host.mirror), answers[0])
     if len(failures) == 1:
         said = printable(str(own.error), _MAX_TEXT)
     else:
