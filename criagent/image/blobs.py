@@ -14,7 +14,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from criagent.errors import CorruptError, ExhaustedError
-from criagent.image.digest import Digest
+from criagent.image.digest import ALGORITHMS, Digest
 
 _CHUNK = 1 << 20
 
@@ -28,7 +28,7 @@ class BlobFiles:
 
     def prepare(self) -> None:
         """Make the directory; idempotent."""
-        for algorithm in ("sha256", "sha512"):
+        for algorithm in ALGORITHMS:
             (self._root / algorithm).mkdir(parents=True, exist_ok=True, mode=0o700)
 
     def path(self, digest: Digest) -> Path:

@@ -147,7 +147,7 @@ def _none(top: Document, state: _State) -> NotFoundError:
     offered = dict.fromkeys(str(e.platform) for e in top.manifests or () if e.platform is not None)
     names = sorted(offered)[:_MAX_OFFERED]
     more = f" and {len(offered) - len(names)} more" if len(offered) > len(names) else ""
-    text = f"no image for platform {state.host}; the index offers {names}{more}"
+    text = f"no image for platform {state.host}; the index offers {', '.join(names) or 'none'}{more}"
     if state.failure is not None:
         text += f"; an entry without platform cannot be read: {str(state.failure)[:300]}"
     return NotFoundError(text)

@@ -29,7 +29,7 @@ _BRACKETS = bytes(set(range(256)) - set(b"[]{}"))
 _SURROGATE = re.compile("[\ud800-\udfff]")
 _UPPER = {**{c: c - 32 for c in range(ord("a"), ord("z") + 1)}, 0x17F: "S", 0x212A: "K"}
 _TIME = re.compile(
-    r"(\d{4})-(\d\d)-(\d\d)T(\d\d):(\d\d):(\d\d)(?:\.\d+)?(?:Z|[+-](\d\d):(\d\d))", re.ASCII
+    r"(\d{4})-(\d\d)-(\d\d)T(\d{1,2}):(\d\d):(\d\d)(?:[.,]\d+)?(?:Z|[+-](\d\d):(\d\d))", re.ASCII
 )
 _INT64 = range(-(1 << 63), 1 << 63)
 
@@ -209,7 +209,7 @@ def octets(value: Any, old: Any) -> Any:
 
 
 def time(value: Any, old: Any) -> Any:  # noqa: ARG001 - the shape of a decoder
-    """A Go *time.Time, as its text: RFC 3339 and nothing else. None for null."""
+    """A Go *time.Time, as its text: RFC 3339, with what Go's parser lets pass. None for null."""
     if value is None:
         return None
     match = None
