@@ -131,7 +131,7 @@ def _candidates(index: Document, host: Platform) -> list[tuple[int | None, Descr
     stated: list[tuple[int, Descriptor]] = []
     unstated: list[tuple[int | None, Descriptor]] = []
     for entry in index.manifests or ():
-        if not is_sound(entry) or _ATTESTATION in entry.annotations or entry.artifact_type:
+        if not is_sound(entry) or is_attestation(entry) or entry.artifact_type:
             continue
         if entry.media_type and entry.media_type not in ACCEPTED:
             continue
@@ -143,11 +143,20 @@ def _candidates(index: Document, host: Platform) -> list[tuple[int | None, Descr
     return [*stated, *unstated]
 
 
+def is_attestation(entry: Descriptor) -> bool:
+    """Whether an entry of an index only says something about another one."""
+    if entry.platform is not None and entry.platform.normal[:2] == ("unknown", "unknown"):
+        return True
+    return _ATTESTATION in entry.annotations
+
+
 def _none(top: Document, state: _State) -> NotFoundError:
     offered = dict.fromkeys(str(e.platform) for e in top.manifests or () if e.platform is not None)
     names = sorted(offered)[:_MAX_OFFERED]
     more = f" and {len(offered) - len(names)} more" if len(offered) > len(names) else ""
-    text = f"no image for platform {state.host}; the index offers {', '.join(names) or 'none'}{more}"
+    text = (
+        f"no image for platform {state.host}; the index offers {', '.join(names) or 'none'}{more}"
+    )
     if state.failure is not None:
         text += f"; an entry without platform cannot be read: {str(state.failure)[:300]}"
     return NotFoundError(text)

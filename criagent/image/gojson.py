@@ -27,7 +27,7 @@ Zero = Callable[[], Any]
 
 _BRACKETS = bytes(set(range(256)) - set(b"[]{}"))
 _SURROGATE = re.compile("[\ud800-\udfff]")
-_UPPER = {**{c: c - 32 for c in range(ord("a"), ord("z") + 1)}, 0x17F: "S", 0x212A: "K"}
+_UPPER: dict[int, str | int] = {**{c: c - 32 for c in range(ord("a"), ord("z") + 1)}, 0x17F: "S", 0x212A: "K"}
 _TIME = re.compile(
     r"(\d{4})-(\d\d)-(\d\d)T(\d{1,2}):(\d\d):(\d\d)(?:[.,]\d+)?(?:Z|[+-](\d\d):(\d\d))", re.ASCII
 )
@@ -208,7 +208,7 @@ def octets(value: Any, old: Any) -> Any:
     return old
 
 
-def time(value: Any, old: Any) -> Any:  # noqa: ARG001 - the shape of a decoder
+def time(value: Any, old: Any) -> Any:
     """A Go *time.Time, as its text: RFC 3339, with what Go's parser lets pass. None for null."""
     if value is None:
         return None
@@ -265,7 +265,7 @@ def map_of(element: Decoder, zero: Zero) -> Decoder:
     return decode
 
 
-def anything(value: Any, old: Any) -> Any:  # noqa: ARG001 - the shape of a decoder
+def anything(value: Any, old: Any) -> Any:
     """The parsed value itself; also null counts as one (json.RawMessage)."""
     return (value,)
 

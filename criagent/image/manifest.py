@@ -194,9 +194,12 @@ def parse_document(data: bytes, media_type: str) -> Document:
 
 def _decoded(value: Any) -> Document:
     """A key counts as there also when its value is null, as containerd reads it."""
-    keys = {gojson.fold(key) for key, _ in value} if isinstance(value, gojson.Members) else set()
-    is_manifest, is_index = bool(keys & {"CONFIG", "LAYERS"}), "MANIFESTS" in keys
-    if "FSLAYERS" in keys:
+    if not isinstance(value, gojson.Members):
+        raise MalformedError("want an object")
+    keys = {gojson.fold(key): item for key, item in value}
+    is_manifest, is_index = "CONFIG" in keys or "LAYERS" in keys, "MANIFESTS" in keys
+    old = keys.get("SCHEMAVERSION") == "1" and not is_manifest and not is_index
+    if "FSLAYERS" in keys or old:
         raise UnsupportedError("the image has a schema 1 manifest; push it again with a newer tool")
     if is_manifest == is_index:
         raise MalformedError("want either manifests, or config and layers")
@@ -310,9 +313,14 @@ def image_configuration(document: Document, data: bytes) -> Configuration:
 
 def _artifact(kind: str) -> UnsupportedError:
     return UnsupportedError(
-        f"it is an OCI artifact ({kind[:200]}), not a container image; only images can be "
+        f"it is an OCI artifact ({_shown(kind)}), not a container image; only images can be "
         "pulled, run and mounted"
     )
+
+
+def _shown(text: str) -> str:
+    """A text of a stranger for a message: cut, without control characters."""
+    return text[:200] if text.isprintable() else ascii(text[:200])
 
 
 def image_layers(document: Document, configuration: Configuration) -> tuple[Layer, ...]:
@@ -368,7 +376,9 @@ def _items(value: Slice | None, limit: int, what: str) -> list[Any]:
     if value is None:
         return []
     if value.length > limit:
-        raise MalformedError(f"too many entries: {what} has {value.length}, at most {limit} are read")
+        raise MalformedError(
+            f"too many entries: {what} has {value.length}, at most {limit} are read"
+        )
     return value.items
 
 
@@ -379,7 +389,9 @@ def _strings(value: Slice | None, what: str) -> tuple[str, ...]:
 def _check(entry: Descriptor) -> None:
     _digest(entry.digest, "manifest")
     if not 0 <= entry.size < _MAX_SIZE:
-        raise CorruptError(f"malformed manifest: {entry.digest} has the impossible size {entry.size}")
+        raise CorruptError(
+            f"malformed manifest: {entry.digest} has the impossible size {entry.size}"
+        )
 
 
 def _digest(text: str, what: str) -> None:

@@ -53,8 +53,9 @@ class Platform:
     os_features: tuple[str, ...] = ()
 
     def __str__(self) -> str:
-        parts = (self.os, self.architecture, self.variant)
-        return "/".join(part[:40] for part in parts if part) or "unknown"
+        parts = (self.os[:40], self.architecture[:40], self.variant[:40])
+        text = "/".join(part for part in parts if part) or "unknown"
+        return text if text.isprintable() else ascii(text)
 
     @property
     def normal(self) -> tuple[str, str, str]:

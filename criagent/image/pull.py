@@ -19,9 +19,9 @@ from criagent.aio import finish, run_in
 from criagent.errors import CorruptError, RegistryError, UnsupportedError
 from criagent.image.auth import RegistryAuth
 from criagent.image.blobs import BlobFiles
+from criagent.image.choose import UNREADABLE, Answer, Found, Wanted, find_manifest
 from criagent.image.digest import Digest, parse_digest
 from criagent.image.layers import LayerUnpacker
-from criagent.image.choose import UNREADABLE, Answer, Found, Wanted, find_manifest
 from criagent.image.manifest import (
     MAX_DOCUMENT,
     Configuration,

@@ -65,7 +65,7 @@ class Store:
 
 
 def split(text: str) -> Json:
-    system, architecture, variant = (text.split("/") + ["", ""])[:3]
+    system, architecture, variant = ([*text.split("/"), "", ""])[:3]
     return {"os": system, "architecture": architecture, "variant": variant}
 
 

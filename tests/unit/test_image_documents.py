@@ -12,9 +12,9 @@ import pytest
 from criagent.image import gojson, manifest
 from criagent.image.gojson import MalformedError, Slice
 
-VECTORS = json.loads(
-    (Path(__file__).parents[1] / "vectors" / "image-documents.json").read_text()
-)["cases"]
+VECTORS = json.loads((Path(__file__).parents[1] / "vectors" / "image-documents.json").read_text())[
+    "cases"
+]
 Json = dict[str, Any]
 
 
@@ -39,7 +39,10 @@ def read(kind: str, data: bytes) -> Json:
         raw = manifest._CONFIGURATION.decode(data)
         process = raw["config"]
         made = {name: raw[name] for name in ("os", "architecture", "variant")}
-        made |= {"created": raw["created"] is not None, "diffIds": listed(raw["rootfs"]["diff_ids"])}
+        made |= {
+            "created": raw["created"] is not None,
+            "diffIds": listed(raw["rootfs"]["diff_ids"]),
+        }
         made |= {"user": process["User"], "workingDir": process["WorkingDir"]}
         made |= {"stopSignal": process["StopSignal"], "labels": process["Labels"]}
         made |= {name: listed(process[name.title()]) for name in ("env", "entrypoint", "cmd")}

@@ -10,12 +10,14 @@ import pytest
 
 from criagent.image.platforms import Platform, arm_variant, rank
 
-VECTORS = json.loads((Path(__file__).parents[1] / "vectors" / "platforms.json").read_text())["cases"]
+VECTORS = json.loads((Path(__file__).parents[1] / "vectors" / "platforms.json").read_text())[
+    "cases"
+]
 
 
 def platform(value: str | dict[str, Any]) -> Platform:
     if isinstance(value, str):
-        system, architecture, variant = (value.split("/") + ["", ""])[:3]
+        system, architecture, variant = ([*value.split("/"), "", ""])[:3]
         return Platform(architecture, system, variant)
     features = tuple(value.get("os.features", ()))
     return Platform(value["architecture"], value["os"], value["variant"], features)

@@ -390,7 +390,7 @@ async def test_what_no_entry_fits_is_told(registry: Registry, node: Node) -> Non
         ]
     }
     registry.put(json.dumps(index).encode(), OCI_INDEX, "1")
-    with pytest.raises(NotFoundError, match="offers linux/arm64000; .*not found"):
+    with pytest.raises(NotFoundError, match=r"offers linux/arm64000; .*not found"):
         await node.pull(name(registry))
 
 
