@@ -2,13 +2,12 @@
 
 Entries that state a fitting platform come first, the best one alone. Entries without a platform are
 looked at by their configuration, in their order. Indexes within an index are followed. The search
-is a generator without any I/O: it yields what it wants to read, and `throw` tells it that an entry
-cannot be read.
+does no I/O: it says what it wants to read, and is told what that holds or why it cannot be read.
 """
 
 from __future__ import annotations
 
-from collections.abc import Generator
+from collections.abc import Callable, Generator
 from dataclasses import dataclass
 
 from criagent.errors import AgentError, CorruptError, NotFoundError, UnsupportedError
@@ -57,7 +56,32 @@ class Found:
     content: bytes = b""
 
 
-Search = Generator[Wanted, Answer, Found]
+class Search:
+    """The search for the manifest for `host` at or below `top`, one document at a time."""
+
+    def __init__(self, top: Document, digest: Digest, host: Platform) -> None:
+        self._steps = _find(top, digest, host)
+
+    def start(self) -> Wanted | Found:
+        """What to read first. Raises what `next` raises."""
+        return self._step(lambda: next(self._steps))
+
+    def next(self, answer: Answer | AgentError) -> Wanted | Found:
+        """What to read after `answer`, or the end of the search.
+
+        Raises NotFoundError that names what there is instead, CorruptError beyond the limits, and
+        `answer` itself when it is the error of an entry that states the platform.
+        """
+        if isinstance(answer, AgentError):
+            return self._step(lambda: self._steps.throw(answer))
+        return self._step(lambda: self._steps.send(answer))
+
+    def _step(self, go: Callable[[], Wanted]) -> Wanted | Found:
+        try:
+            return go()
+        except StopIteration as stop:
+            found: Found = stop.value
+            return found
 
 
 @dataclass(slots=True)
@@ -67,12 +91,7 @@ class _State:
     failure: AgentError | None = None
 
 
-def find_manifest(top: Document, digest: Digest, host: Platform) -> Search:
-    """The manifest for `host` at or below `top`.
-
-    Raises NotFoundError that names what there is instead, CorruptError beyond the limits, and what
-    was thrown in for an entry that states the platform.
-    """
+def _find(top: Document, digest: Digest, host: Platform) -> Generator[Wanted, Answer, Found]:
     if not top.is_index:
         return Found(digest, top)
     state = _State(host)

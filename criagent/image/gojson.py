@@ -15,6 +15,7 @@ import base64
 import binascii
 import datetime as dt
 import json
+import math
 import re
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -27,7 +28,8 @@ Zero = Callable[[], Any]
 
 _BRACKETS = bytes(set(range(256)) - set(b"[]{}"))
 _SURROGATE = re.compile("[\ud800-\udfff]")
-_UPPER: dict[int, str | int] = {**{c: c - 32 for c in range(ord("a"), ord("z") + 1)}, 0x17F: "S", 0x212A: "K"}
+_UPPER: dict[int, str | int] = {code: code - 32 for code in range(ord("a"), ord("z") + 1)}
+_UPPER |= {0x17F: "S", 0x212A: "K"}
 _TIME = re.compile(
     r"(\d{4})-(\d\d)-(\d\d)T(\d{1,2}):(\d\d):(\d\d)(?:[.,]\d+)?(?:Z|[+-](\d\d):(\d\d))", re.ASCII
 )
@@ -123,13 +125,18 @@ _DECODER = json.JSONDecoder(
 
 
 def plain(value: Any) -> Any:
-    """A parsed value as dict, list, str, int, float, bool and None; the last of equal keys wins."""
+    """A parsed value as dict, list, str, int, float, bool and None; the last of equal keys wins.
+
+    A number that no int64 or float holds is its text.
+    """
     if isinstance(value, Members):
         return {key: plain(item) for key, item in value}
     if isinstance(value, list):
         return [plain(item) for item in value]
     if isinstance(value, Number):
-        return _int64(value) if value.lstrip("-").isdigit() else float(value)
+        if value.lstrip("-").isdigit():
+            return int(value) if len(value) < 20 else str(value)
+        return number if math.isfinite(number := float(value)) else str(value)
     return _text(value) if isinstance(value, str) else value
 
 

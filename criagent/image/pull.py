@@ -16,10 +16,10 @@ import structlog
 
 from criagent import faults
 from criagent.aio import finish, run_in
-from criagent.errors import CorruptError, RegistryError, UnsupportedError
+from criagent.errors import AgentError, CorruptError, RegistryError, UnsupportedError
 from criagent.image.auth import RegistryAuth
 from criagent.image.blobs import BlobFiles
-from criagent.image.choose import UNREADABLE, Answer, Found, Wanted, find_manifest
+from criagent.image.choose import UNREADABLE, Answer, Found, Search, Wanted
 from criagent.image.digest import Digest, parse_digest
 from criagent.image.layers import LayerUnpacker
 from criagent.image.manifest import (
@@ -207,8 +207,9 @@ class Puller:
             read.append(wanted.descriptor)
             return Answer(content)
 
-        document = parse_document(top.content, top.media_type)
-        found = await _searched(document, top.digest, answer)
+        # Documents of strangers may take long to parse: not on the loop.
+        document = await run_in(self._fs, parse_document, top.content, top.media_type)
+        found = await self._searched(Search(document, top.digest, host_platform()), answer)
         if found.content:
             await run_in(self._fs, self._files.store, found.digest, found.content)
         await run_in(self._fs, self._files.store, top.digest, top.content)
@@ -217,7 +218,7 @@ class Puller:
             raise CorruptError(f"{session.reference}: the manifest has no configuration")
         content = await self._configuration(session, config, progress)
         try:
-            configuration = image_configuration(found.document, content)
+            configuration = await run_in(self._fs, image_configuration, found.document, content)
         except UnsupportedError as exc:
             raise UnsupportedError(f"{session.reference}: {exc}") from None
         return Chosen(
@@ -229,6 +230,19 @@ class Puller:
             read=tuple(read),
         )
 
+    async def _searched(
+        self, search: Search, answer: Callable[[Wanted], Awaitable[Answer]]
+    ) -> Found:
+        """The manifest for this machine; `answer` reads what the search wants."""
+        step = await run_in(self._fs, search.start)
+        while isinstance(step, Wanted):
+            try:
+                content: Answer | AgentError = await answer(step)
+            except UNREADABLE as exc:
+                content = exc
+            step = await run_in(self._fs, search.next, content)
+        return step
+
     async def _configuration(
         self, session: Session, config: Descriptor, progress: Progress
     ) -> bytes:
@@ -236,25 +250,6 @@ class Puller:
             raise CorruptError(f"{session.reference}: the configuration is too large")
         await self._client.fetch_blob(session, config, progress)
         return await run_in(self._fs, self._files.read, config.parsed, MAX_DOCUMENT)
-
-
-async def _searched(
-    top: Document, digest: Digest, answer: Callable[[Wanted], Awaitable[Answer]]
-) -> Found:
-    """The manifest for this machine; `answer` reads what the search wants."""
-    search = find_manifest(top, digest, host_platform())
-    try:
-        wanted = next(search)
-        while True:
-            try:
-                content = await answer(wanted)
-            except UNREADABLE as exc:
-                wanted = search.throw(exc)
-            else:
-                wanted = search.send(content)
-    except StopIteration as stop:
-        found: Found = stop.value
-        return found
 
 
 async def _ended(work: asyncio.Task[Image]) -> None:

@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 
-from criagent.errors import CorruptError, NotFoundError, UnsupportedError
-from criagent.image.choose import UNREADABLE, Answer, Found, find_manifest
+from criagent.errors import AgentError, CorruptError, NotFoundError, UnsupportedError
+from criagent.image.choose import UNREADABLE, Answer, Found, Search, Wanted
 from criagent.image.digest import digest_of
 from criagent.image.manifest import OCI_INDEX, OCI_MANIFEST, parse_document
 from criagent.image.platforms import Platform
@@ -43,20 +43,15 @@ class Store:
 
     def find(self, top: Json, host: Platform = AMD64) -> Found:
         content = self.content[top["digest"]]
-        search = find_manifest(parse_document(content, ""), digest_of(content), host)
-        try:
-            wanted = next(search)
-            while True:
-                self.asked.append(wanted.descriptor.digest)
-                try:
-                    answer = Answer(self.read(wanted.descriptor.digest))
-                except UNREADABLE as exc:
-                    wanted = search.throw(exc)
-                else:
-                    wanted = search.send(answer)
-        except StopIteration as stop:
-            found: Found = stop.value
-            return found
+        step = (search := Search(parse_document(content, ""), digest_of(content), host)).start()
+        while isinstance(step, Wanted):
+            self.asked.append(step.descriptor.digest)
+            try:
+                answer: Answer | AgentError = Answer(self.read(step.descriptor.digest))
+            except UNREADABLE as exc:
+                answer = exc
+            step = search.next(answer)
+        return step
 
     def read(self, digest: str) -> bytes:
         if digest not in self.content:

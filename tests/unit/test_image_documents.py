@@ -115,3 +115,5 @@ def test_plain_values_for_people() -> None:
         None,
         "\ufffd",
     ]
+    large = gojson.plain(gojson.parse(b"[1e400," + b"9" * 5000 + b"]"))
+    assert large == ["1e400", "9" * 5000]  # no JSON writer of ours could write them as numbers

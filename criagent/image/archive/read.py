@@ -23,7 +23,7 @@ from criagent.image import gojson
 from criagent.image.archive.members import Member, Members
 from criagent.image.archive.room import Room
 from criagent.image.blobs import BlobFiles, disk_full, removed_on_error
-from criagent.image.choose import UNREADABLE, Answer, Found, Wanted, find_manifest, is_attestation
+from criagent.image.choose import UNREADABLE, Answer, Found, Search, Wanted, is_attestation
 from criagent.image.decompress import BadLayerError, compression, is_compressed, plain_chunks
 from criagent.image.digest import Digest, digest_of
 from criagent.image.gojson import STRING, STRINGS, MalformedError, Struct
@@ -33,6 +33,7 @@ from criagent.image.manifest import (
     OCI_MANIFEST,
     Configuration,
     Descriptor,
+    Document,
     canonical_json,
     descriptor_of,
     image_configuration,
@@ -48,6 +49,7 @@ _LAYER = "application/vnd.oci.image.layer.v1.tar"
 _NAME, _REF_NAME = "io.containerd.image.name", "org.opencontainers.image.ref.name"
 _LISTED = Struct({"Config": STRING, "RepoTags": STRINGS, "Layers": STRINGS})
 _MAX_NAMES = 100  # of one entry
+_MAX_NAMES_OF_IMAGE = 1000
 _MAX_SKIPPED = 100
 _BAD_ENTRY = (NotFoundError, CorruptError, UnsupportedError, InvalidRequestError)
 
@@ -125,6 +127,7 @@ class _Reader:
         self._room = room
         self._host = host_platform()
         self._contents = Contents()
+        self._names: dict[str, dict[str, None]] = {}  # by digest of the manifest
         self._failures: list[AgentError] = []
         self._taken: dict[Member, tuple[Digest, str]] = {}  # layers of Docker archives
 
@@ -143,8 +146,9 @@ class _Reader:
             raise InvalidRequestError(
                 "not an image archive: neither oci-layout with index.json nor manifest.json in it"
             )
-        if not self._contents.images:
+        if not self._names:
             raise self._nothing()
+        self._contents.images = {digest: list(names) for digest, names in self._names.items()}
         return self._contents
 
     def _nothing(self) -> AgentError:
@@ -214,20 +218,16 @@ class _Reader:
         self._store(found.digest, found.content or content)
         self._add(found.digest, names)
 
-    def _searched(self, top: Any, entry: Descriptor) -> Found:
-        search = find_manifest(top, entry.parsed, self._host)
-        try:
-            wanted: Wanted = next(search)
-            while True:
-                try:
-                    content = self._document(wanted.descriptor)
-                except UNREADABLE as exc:
-                    wanted = search.throw(exc)
-                else:
-                    wanted = search.send(Answer(content))
-        except StopIteration as stop:
-            found: Found = stop.value
-            return found
+    def _searched(self, top: Document, entry: Descriptor) -> Found:
+        search = Search(top, entry.parsed, self._host)
+        step = search.start()
+        while isinstance(step, Wanted):
+            try:
+                answer: Answer | AgentError = Answer(self._document(step.descriptor))
+            except UNREADABLE as exc:
+                answer = exc
+            step = search.next(answer)
+        return step
 
     def _check_platform(self, configuration: Configuration) -> None:
         """A configuration that states no platform is taken for any."""
@@ -294,8 +294,8 @@ class _Reader:
         return names
 
     def _add(self, digest: Digest, names: list[str]) -> None:
-        known = self._contents.images.setdefault(str(digest), [])
-        known.extend(name for name in names if name not in known)
+        known = self._names.setdefault(str(digest), {})
+        known.update(dict.fromkeys(names[: _MAX_NAMES_OF_IMAGE - len(known)]))
 
     def _docker(self) -> None:
         try:
@@ -370,7 +370,7 @@ def _label(value: Any, default: str) -> str:
     annotations = fields.get("annotations")
     names = dict(annotations) if isinstance(annotations, gojson.Members) else {}
     for text in (names.get(_NAME), names.get(_REF_NAME), fields.get("digest")):
-        if text and isinstance(text, str):
+        if text and isinstance(text, str) and not isinstance(text, gojson.Number):
             return text[:160]
     return default
 

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from criagent.errors import NotFoundError
+from criagent.image.archive.room import Room
 from criagent.image.blobs import BlobFiles, disk_full
 from criagent.image.digest import Digest, parse_digest
 from criagent.image.manifest import OCI_MANIFEST, canonical_json
@@ -20,7 +21,8 @@ _NAME, _REF_NAME = "io.containerd.image.name", "org.opencontainers.image.ref.nam
 def write_archive(chosen: Sequence[tuple[Image, str | None]], files: BlobFiles, path: Path) -> None:
     """Write images, each under the given tag or all of its own, to `path`.
 
-    Raises NotFoundError when a blob is not on this node any more.
+    Raises NotFoundError when a blob is not on this node any more, ExhaustedError when the disk has
+    no room for it.
     """
     manifests: list[dict[str, object]] = []
     listed: list[dict[str, object]] = []
@@ -47,10 +49,12 @@ def write_archive(chosen: Sequence[tuple[Image, str | None]], files: BlobFiles, 
         )
         for digest in (image.manifest_digest, image.id, *(x.digest for x in image.layers)):
             digests[digest] = None
+    blobs = [_path(files, parse_digest(digest)) for digest in digests]
+    Room(path.parent).take(sum(blob.stat().st_size for blob in blobs))
     with disk_full(path), tarfile.open(path, "w", format=tarfile.PAX_FORMAT) as tar:
         _add(tar, "oci-layout", canonical_json({"imageLayoutVersion": "1.0.0"}))
-        for digest in digests:
-            tar.add(_path(files, parse_digest(digest)), _member(digest), filter=_anonymous)
+        for digest, blob in zip(digests, blobs, strict=True):
+            tar.add(blob, _member(digest), filter=_anonymous)
         _add(tar, "index.json", canonical_json({"schemaVersion": 2, "manifests": manifests}))
         _add(tar, "manifest.json", json.dumps(listed).encode())
 
