@@ -210,7 +210,7 @@ def octets(value: Any, old: Any) -> Any:
     if not isinstance(value, list) or isinstance(value, Members):
         raise _wrong("base64 text", value)
     for item in value:
-        if not 0 <= int64(item, 0) <= 255:
+        if not 0 <= int64(item, 0) <= 255 or item == "-0":
             raise MalformedError("want bytes")
     return old
 
