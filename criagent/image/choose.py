@@ -1,8 +1,8 @@
 """Which manifest of an index is for this machine, as containerd chooses (core/images, Manifest).
 
 Entries that state a fitting platform come first, the best one alone. Entries without a platform are
-looked at by their configuration, in their order. Indexes within an index are followed. The search
-does no I/O: it says what it wants to read, and is told what that holds or why it cannot be read.
+judged by their configuration, in their order. Indexes within an index are followed. The search does
+no I/O: it asks for a document, and gets the content or the reason why it cannot be read.
 """
 
 from __future__ import annotations
@@ -110,7 +110,7 @@ def _below(
     best: tuple[int, Found] | None = None
     for fit, entry in _candidates(index, state.host):
         try:
-            found = yield from _look(entry, fit, state, depth)
+            found = yield from _examine(entry, fit, state, depth)
         except UNREADABLE as exc:
             if fit is not None or state.read > _MAX_READ:
                 raise
@@ -123,7 +123,7 @@ def _below(
     return best
 
 
-def _look(
+def _examine(
     entry: Descriptor, fit: int | None, state: _State, depth: int
 ) -> Generator[Wanted, Answer, tuple[int, Found] | None]:
     answer = yield _read(state, entry, is_manifest=True)

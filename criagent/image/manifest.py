@@ -173,7 +173,7 @@ def parse_document(data: bytes, media_type: str) -> Document:
     """The manifest or index `data`, served as `media_type`.
 
     Raises CorruptError for what is malformed or ambiguous, UnsupportedError for schema 1. Digests
-    and sizes of an index's entries are not looked at: a bad entry costs itself only.
+    and sizes of an index's entries are not checked: a bad entry costs itself only.
     """
     _limit(data, "manifest")
     try:

@@ -57,7 +57,7 @@ class Chosen:
     configuration: Configuration
     config: Descriptor
     layers: tuple[Layer, ...]
-    read: tuple[Descriptor, ...] = ()  # configurations of other platforms that were looked at
+    read: tuple[Descriptor, ...] = ()  # configurations of other platforms, read to choose
 
 
 class Puller:

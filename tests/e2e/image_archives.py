@@ -13,19 +13,19 @@ from typing import Any
 import image_builder
 
 
-def command(*words: str, data: bytes = b"") -> subprocess.CompletedProcess[bytes]:
+def command(*arguments: str, data: bytes = b"") -> subprocess.CompletedProcess[bytes]:
     """`criagent image …`, whatever its exit status."""
     return subprocess.run(
-        [sys.executable, "-m", "criagent", "image", *words],
+        [sys.executable, "-m", "criagent", "image", *arguments],
         input=data,
         capture_output=True,
         check=False,
     )
 
 
-def succeed(*words: str, data: bytes = b"") -> bytes:
+def succeed(*arguments: str, data: bytes = b"") -> bytes:
     """Standard output of `criagent image …`, which must end well."""
-    done = command(*words, data=data)
+    done = command(*arguments, data=data)
     assert done.returncode == 0, done.stderr.decode()
     return done.stdout
 

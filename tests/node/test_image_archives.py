@@ -37,7 +37,7 @@ def clean(cri: Cri) -> Iterator[Cri]:
 
 @pytest.fixture
 def small_root(cri: Cri) -> Iterator[Cri]:
-    """An agent whose root directory is a tmpfs of 200 MiB, of which 10 MiB are kept free."""
+    """An agent whose root directory is a tmpfs of 200 MiB, of which 10 MiB stay free."""
     agent.stop()
     SMALL.mkdir(exist_ok=True)
     subprocess.run(["mount", "-t", "tmpfs", "-o", "size=200m", "small", SMALL], check=True)
@@ -102,13 +102,13 @@ def test_a_header_of_half_a_gigabyte_is_not_held(clean: Cri, tmp_path: Path, kin
 
 
 def test_one_bad_entry_costs_itself_only(clean: Cri, pods: Pods) -> None:
-    gone = {"digest": "sha256:" + "0" * 64, "size": 1}
-    data = archive([small_layer(b"beside a bad one")], TAG, gone, {"digest": 5})
+    missing = {"digest": "sha256:" + "0" * 64, "size": 1}
+    data = archive([small_layer(b"beside a bad one")], TAG, missing, {"digest": 5})
     done = command("import", "-", "--output", "json", data=data)
     assert done.returncode == 0, done.stderr.decode()
     assert [image["tags"] for image in json.loads(done.stdout)] == [[TAG]]
-    told = done.stderr.decode().splitlines()
-    assert [line.split(":")[0] for line in told] == [
+    lines = done.stderr.decode().splitlines()
+    assert [line.split(":")[0] for line in lines] == [
         "skipped sha256",
         "skipped entry 1 of index.json",
     ]

@@ -330,7 +330,7 @@ def artifact(members: Members) -> Json:
 
 
 def signature(members: Members) -> Json:
-    """The same before OCI 1.1: it looks like an image but for its layers."""
+    """The same before OCI 1.1: an image in all but its layers."""
     kind = "application/vnd.dev.cosign.simplesigning.v1+json"
     layer = {**put(members, {"critical": {}}), "mediaType": kind}
     config = put(members, {"rootfs": {"type": "layers", "diff_ids": [layer["digest"]]}})
@@ -338,8 +338,8 @@ def signature(members: Members) -> Json:
 
 
 def without_layer(members: Members) -> Json:
-    diff = {"rootfs": {"diff_ids": [digest(b"gone")]}}
-    return put(members, {"config": put(members, diff), "layers": [entry_of(b"gone")]})
+    diff = {"rootfs": {"diff_ids": [digest(b"missing")]}}
+    return put(members, {"config": put(members, diff), "layers": [entry_of(b"missing")]})
 
 
 def of_other_platform(members: Members) -> Json:
@@ -360,11 +360,11 @@ def one_too_few(members: Members) -> Json:
 BAD_ENTRIES: dict[str, tuple[Callable[[Members], Any], str]] = {
     "artifact": (artifact, "OCI artifact .*cosign.artifact"),
     "signature": (signature, "OCI artifact .*simplesigning"),
-    "manifest is missing": (lambda _: entry_of(b"gone"), "the archive lacks 'blobs/sha256/"),
+    "manifest is missing": (lambda _: entry_of(b"missing"), "the archive lacks 'blobs/sha256/"),
     "layer is missing": (without_layer, "the archive lacks 'blobs/sha256/"),
     "layer has other content": (wrong_content, "has other content"),
     "layers do not match": (one_too_few, "0 layers but 1 diff IDs"),
-    "configuration is missing": (lambda m: put(m, {"config": entry_of(b"gone")}), "lacks"),
+    "configuration is missing": (lambda m: put(m, {"config": entry_of(b"missing")}), "lacks"),
     "other platform, stated": (
         lambda _: entry_of(b"", platform={"os": "linux", "architecture": "s390x"}),
         "it is for linux/s390x, this node is linux/",
@@ -413,7 +413,7 @@ def test_when_nothing_can_be_imported_the_error_says_why(
     kinds = (CorruptError, InvalidRequestError, NotFoundError, UnsupportedError)
     with pytest.raises(kinds, match=why if "platform" not in name else "s390x"):
         contents(files, tmp_path, members)
-    members["index.json"] = json.dumps({"manifests": [bad, entry_of(b"gone")]}).encode()
+    members["index.json"] = json.dumps({"manifests": [bad, entry_of(b"missing")]}).encode()
     with pytest.raises(kinds, match="1 more entries" if "other platform" not in name else "lacks"):
         contents(files, tmp_path, members)
 
@@ -435,8 +435,8 @@ def test_bad_entries_of_docker_archives(files: BlobFiles, tmp_path: Path) -> Non
     good = json.loads(members["manifest.json"])[0]  # type: ignore[arg-type]
     members["other.json"] = json.dumps({"os": "linux", "architecture": "s390x"}).encode()
     bad = [
-        {**good, "Config": "gone.json"},
-        {**good, "Layers": ["0/layer.tar", "gone.tar"]},
+        {**good, "Config": "missing.json"},
+        {**good, "Layers": ["0/layer.tar", "missing.tar"]},
         {**good, "Layers": ["0/layer.tar"]},
         {**good, "Layers": "0/layer.tar"},
         {**good, "Config": "other.json"},
@@ -465,7 +465,7 @@ def test_one_bad_tag_costs_itself_only(files: BlobFiles, tmp_path: Path) -> None
     assert [one.entry[:12] for one in result.skipped] == ["name 'A B'", "name 'xxxxxx"]
 
 
-def test_what_was_passed_over_is_told_up_to_a_limit(files: BlobFiles, tmp_path: Path) -> None:
+def test_what_was_passed_over_is_named_up_to_a_limit(files: BlobFiles, tmp_path: Path) -> None:
     bad = [
         entry_of(
             str(n).encode(), annotations={"org.opencontainers.image.ref.name": "\x1b[31m" * 99}

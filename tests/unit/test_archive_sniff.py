@@ -79,7 +79,7 @@ REFUSED = {
 
 
 @pytest.mark.parametrize("name", REFUSED)
-def test_everything_else_is_refused_in_words(name: str) -> None:
+def test_everything_else_is_refused_with_the_reason(name: str) -> None:
     start, why = REFUSED[name]
     with pytest.raises(InvalidRequestError, match=why):
         check_start(start)

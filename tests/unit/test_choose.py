@@ -106,7 +106,7 @@ def test_entries_without_platform_come_after_those_with(store: Store) -> None:
     assert chosen(store.find(store.index(unstated, stated))) == "stated"
 
 
-def test_entries_without_platform_are_looked_at(store: Store) -> None:
+def test_entries_without_platform_are_judged_by_their_configuration(store: Store) -> None:
     arm, old, mine = (
         store.image(name, name) for name in ("linux/arm64", "linux/386", "Linux/x86_64")
     )

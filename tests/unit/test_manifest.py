@@ -257,18 +257,18 @@ def test_artifacts_are_told_from_damaged_images(
 
 
 @pytest.mark.parametrize(
-    ("kind", "told"),
+    ("kind", "said"),
     [
         ("application/vnd.dev.cosign.simplesigning.v1+json", "simplesigning"),
         ("application/vnd.in-toto+json", "in-toto"),
         ("application/vnd.oci.image.layer.v1.tar+gzip+encrypted", "encrypted"),
     ],
 )
-def test_layers_that_are_no_file_systems_are_told(kind: str, told: str) -> None:
+def test_layers_that_are_no_file_systems_are_refused(kind: str, said: str) -> None:
     """Signatures and attestations have the configuration of an image, and one diff ID a layer."""
     document = parse({**MANIFEST, "layers": [{**ENTRY, "mediaType": kind}]})
     content = json.dumps({"rootfs": {"type": "layers", "diff_ids": [A]}}).encode()
-    with pytest.raises(UnsupportedError, match=told):
+    with pytest.raises(UnsupportedError, match=said):
         image_configuration(document, content)
 
 

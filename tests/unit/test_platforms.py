@@ -1,4 +1,4 @@
-"""Platforms match and are ordered as containerd's own module has it; the host is told rightly."""
+"""Platforms match and are ordered as containerd's own module has it; the host states its own."""
 
 from __future__ import annotations
 

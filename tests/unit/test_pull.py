@@ -363,7 +363,9 @@ async def test_indexes_nest_up_to_a_limit(registry: Registry, node: Node) -> Non
         await node.pull(name(registry))
 
 
-async def test_an_entry_without_platform_is_looked_at(registry: Registry, node: Node) -> None:
+async def test_an_entry_without_platform_is_judged_by_its_configuration(
+    registry: Registry, node: Node
+) -> None:
     """By its configuration: one of another platform and a missing one are passed over."""
     here = host_platform()
     mine = {"os": here.os, "architecture": here.architecture}
@@ -380,12 +382,12 @@ async def test_an_entry_without_platform_is_looked_at(registry: Registry, node: 
     assert {str(found) for found, _ in node.files.all()} == known  # nothing is left unaccounted
 
 
-async def test_what_no_entry_fits_is_told(registry: Registry, node: Node) -> None:
+async def test_the_error_says_that_no_entry_fits(registry: Registry, node: Node) -> None:
     registry.image(SMALL, tags=("other",), config={"os": "linux", "architecture": "s390x"})
     index = {
         "manifests": [
             entry(registry.content["other"]),
-            entry(b"gone"),
+            entry(b"missing"),
             entry(b"arm", platform={"os": "linux", "architecture": "arm64000"}),
         ]
     }

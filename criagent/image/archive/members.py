@@ -1,6 +1,6 @@
 """Members of a tar file by name, found with the limited header reader and read where they lie.
 
-Nothing is extracted to a path of the archive's choosing: members are looked up by exact names.
+Nothing is extracted to a path of the archive's choosing: members are found by exact names.
 """
 
 from __future__ import annotations
@@ -109,7 +109,7 @@ class Members:
             yield data
 
     def start(self, member: Member) -> bytes:
-        """The first bytes of a member, by which its compression is told."""
+        """The first bytes of a member, by which its compression is known."""
         return os.pread(self._file.fileno(), min(4, member.size), member.offset)
 
     def small(self, name: str) -> bytes:

@@ -9,11 +9,11 @@ from criagent.errors import ExhaustedError
 
 _RESERVE = 1 << 30  # bytes that stay free for the rest of the node,
 _RESERVE_SHARE = 20  # or a twentieth of a smaller disk
-_STEP = 64 << 20  # others write too: look again after so much
+_STEP = 64 << 20  # others write too: ask again after so much
 
 
 class Room:
-    """What may be written to the file system of `where`, which always keeps a reserve free."""
+    """What may be written to the file system of `where`, which always leaves a reserve free."""
 
     def __init__(self, where: Path) -> None:
         self.where = where

@@ -1,4 +1,4 @@
-"""Whether a stream can be an image archive, told by its first bytes before any is stored."""
+"""Whether a stream can be an image archive, judged by its first bytes before any is stored."""
 
 from __future__ import annotations
 
