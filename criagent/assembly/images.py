@@ -72,6 +72,7 @@ def image_parts(
         files=files,
         snapshots=snapshots,
         unpacker=unpacker,
+        workers=workers,
         puller=puller,
         fs=executors.fs,
         root=root,

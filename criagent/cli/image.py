@@ -93,6 +93,8 @@ def _import(chosen: argparse.Namespace, channel: grpc.Channel) -> int:
 
     with source:
         answer = admin_pb2_grpc.AdminStub(channel).ImportImages(chunks())
+    for entry in answer.skipped:
+        print(f"skipped {entry.entry}: {entry.reason}", file=sys.stderr)
     if chosen.output == "json":
         show(
             [

@@ -204,7 +204,7 @@ class RegistryClient:
     async def _foreign(self, blob: Descriptor, progress: Progress, missing: NotFoundError) -> None:
         """Fetch a layer that the registry does not distribute from the URLs of its descriptor."""
         failures = []
-        for url in (blob.urls or [])[:_MAX_URLS]:
+        for url in blob.urls[:_MAX_URLS]:
             try:
                 origin(url)  # raises ValueError for other than http and https
                 await self._from_url(url, blob, progress)
