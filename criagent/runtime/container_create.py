@@ -36,6 +36,7 @@ from criagent.runtime.exits import ExitWatcher
 from criagent.runtime.handlers import check_image_handler
 from criagent.runtime.image_volumes import ImageVolumes
 from criagent.runtime.monitor import Conmon
+from criagent.runtime.mount_targets import resolve_targets
 from criagent.runtime.oci import OciRuntime
 from criagent.runtime.paths import RuntimePaths
 from criagent.runtime.selinux import Selinux
@@ -219,7 +220,8 @@ class ContainerCreator:
         )
 
     def _write(self, row: Container, spec: dict[str, object]) -> None:
-        self.files.write(row.id, spec)
+        rootfs = self.paths.rootfs(row.id)
+        self.files.write(row.id, resolve_targets(rootfs, spec, row.spec.image))
         if row.log_path:
             Path(row.log_path).parent.mkdir(parents=True, exist_ok=True)
 
