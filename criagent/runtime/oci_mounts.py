@@ -62,11 +62,12 @@ def _pod_files(inputs: SpecInputs) -> list[OciObject]:
     files = inputs.pod_files
     access = "ro" if inputs.container.spec.security.readonly_rootfs else "rw"
     shm = ["rbind", "rprivate", "rw", *_SAFE]
+    etc = ["rbind", "rprivate", access, *_SAFE]
     return [
         _mount("/dev/shm", "bind", str(files.shm), shm),  # noqa: S108 - the container's
-        _mount("/etc/resolv.conf", "bind", str(files.resolv_conf), ["rbind", "rprivate", access]),
-        _mount("/etc/hostname", "bind", str(files.hostname), ["rbind", "rprivate", access]),
-        _mount("/etc/hosts", "bind", str(files.hosts), ["rbind", "rprivate", access]),
+        _mount("/etc/resolv.conf", "bind", str(files.resolv_conf), etc),
+        _mount("/etc/hostname", "bind", str(files.hostname), etc),
+        _mount("/etc/hosts", "bind", str(files.hosts), etc),
     ]
 
 

@@ -45,7 +45,8 @@ class PodNamespaces:
             sysctls.setdefault(_PORTS_SYSCTL, "0")
 
         def make() -> None:
-            directory.mkdir(parents=True, exist_ok=True, mode=0o711)
+            self.paths.make_sandbox(box.id, None)
+            directory.mkdir(exist_ok=True, mode=0o711)
             if targets:
                 hostname = pod_hostname(box) if "uts" in targets else None
                 pin_namespaces(targets, sysctls=sysctls, hostname=hostname)
@@ -68,7 +69,8 @@ class PodNamespaces:
         sysctls = with_node_groups(sysctls, mapped.gids[0])
 
         def pin(pid: int) -> None:
-            targets["user"].parent.mkdir(parents=True, exist_ok=True, mode=0o711)
+            self.paths.make_sandbox(box.id, mapped.root_gid)
+            targets["user"].parent.mkdir(exist_ok=True, mode=0o711)
             pin_namespaces_of(
                 pid,
                 targets,

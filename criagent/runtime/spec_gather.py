@@ -170,9 +170,12 @@ class SpecGatherer:
 
     def _pod_files(self, box: Sandbox) -> PodFiles:
         host_ipc = box.spec.security.namespaces.ipc is NamespaceMode.NODE
+        etc = self.paths.etc(box.id)
+        if not etc.exists():  # a pod that 0.1 made
+            etc = self.paths.sandbox(box.id)
         return PodFiles(
-            resolv_conf=self.paths.resolv_conf(box.id),
-            hostname=self.paths.hostname(box.id),
-            hosts=self.paths.hosts(box.id),
+            resolv_conf=etc / "resolv.conf",
+            hostname=etc / "hostname",
+            hosts=etc / "hosts",
             shm=_HOST_SHM if host_ipc else self.paths.shm(box.id),
         )

@@ -126,8 +126,9 @@ def test_kernel_trees_are_read_only_unless_privileged(target: str) -> None:
 
 @pytest.mark.parametrize("target", ["/etc/resolv.conf", "/etc/hostname", "/etc/hosts"])
 def test_pod_files_are_writable_as_the_root_is(target: str) -> None:
-    assert mount_at(target)["options"] == ["rbind", "rprivate", "rw"]
-    assert mount_at(target, readonly_rootfs=True)["options"] == ["rbind", "rprivate", "ro"]
+    safe = ["nosuid", "noexec", "nodev"]
+    assert mount_at(target)["options"] == ["rbind", "rprivate", "rw", *safe]
+    assert mount_at(target, readonly_rootfs=True)["options"] == ["rbind", "rprivate", "ro", *safe]
 
 
 def test_shared_memory_is_the_pods_and_stays_writable() -> None:
