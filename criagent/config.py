@@ -95,6 +95,9 @@ class Runtime:
     nofile_soft: int = 1024
     nofile_hard: int = 524288
     cdi_spec_dirs: tuple[Path, ...] = (Path("/etc/cdi"), Path("/var/run/cdi"))  # later ones win
+    # what becomes of a VOLUME of an image: a directory of the node (containerd), one in the root
+    # (CRI-O), nothing
+    image_volumes: Literal["bind", "mkdir", "ignore"] = "bind"
     selinux: Literal["auto", "off"] = "auto"  # auto: labels where the kernel has SELinux on
     device_ownership_from_security_context: bool = False  # requested devices are the user's
 

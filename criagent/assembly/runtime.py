@@ -29,6 +29,7 @@ from criagent.runtime.container_recover import ContainerRecovery
 from criagent.runtime.container_remove import ContainerRemover
 from criagent.runtime.container_start import ContainerStarter
 from criagent.runtime.container_stop import ContainerStopper
+from criagent.runtime.declared_volumes import DeclaredVolumes
 from criagent.runtime.exec_stream import ExecStreamer
 from criagent.runtime.exec_sync import ExecSync
 from criagent.runtime.exits import ExitWatcher
@@ -365,6 +366,12 @@ class _RuntimeAssembly:
             owners=self.container_owners,
             images=self.images.images,
             volumes=ImageVolumes(images=self.images.images, paths=self.paths, fs=self.fs),
+            declared=DeclaredVolumes(
+                mode=section.image_volumes,
+                paths=self.paths,
+                snapshots=self.images.snapshots,
+                fs=self.fs,
+            ),
             files=self.files,
             gatherer=self._gatherer(),
             conmon=Conmon(

@@ -32,6 +32,7 @@ from criagent.model import (
 from criagent.runtime.cgroups import CgroupDriver, container_cgroup
 from criagent.runtime.clock import Clock
 from criagent.runtime.container_files import ContainerFiles
+from criagent.runtime.declared_volumes import DeclaredVolumes
 from criagent.runtime.exits import ExitWatcher
 from criagent.runtime.handlers import check_image_handler
 from criagent.runtime.image_volumes import ImageVolumes
@@ -61,6 +62,7 @@ class ContainerCreator:
     owners: Owners[Container]
     images: Images
     volumes: ImageVolumes
+    declared: DeclaredVolumes
     files: ContainerFiles
     gatherer: SpecGatherer
     conmon: Conmon
@@ -186,7 +188,10 @@ class ContainerCreator:
         )
         check_user(user, box.spec.security.namespaces.mapped)
         row = dataclasses.replace(row, user=user)
+        declared = await self.declared.make(row, box, snapshot, image.config.volumes)
+        faults.reach("container-create:declared-volumes")
         inputs = await self.gatherer.gather(row, box, image, volumes)
+        inputs = dataclasses.replace(inputs, mounts=(*inputs.mounts, *declared))
         await self.selinux.relabel(inputs.mounts, labels)
         inputs = dataclasses.replace(inputs, selinux=labels)
         check_user(inputs.user, box.spec.security.namespaces.mapped)  # CDI devices bring groups
