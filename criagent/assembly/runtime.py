@@ -38,7 +38,7 @@ from criagent.runtime.holder_watch import HolderWatch
 from criagent.runtime.host_paths import HostPaths
 from criagent.runtime.image_volumes import ImageVolumes
 from criagent.runtime.monitor import Conmon, monitors_cgroup
-from criagent.runtime.node_facts import read_node_facts, systemd_manages
+from criagent.runtime.node_facts import has_all_ids, read_node_facts, systemd_manages
 from criagent.runtime.oci import OciRuntime, Runtimes, SealedProgram
 from criagent.runtime.oom import OomWatch
 from criagent.runtime.paths import RuntimePaths
@@ -282,6 +282,8 @@ class _RuntimeAssembly:
             paths=self.paths,
             fs=self.fs,
             unprivileged_ports=self.config.network.unprivileged_ports,
+            # In a user namespace of the agent's own there are not that many groups.
+            unprivileged_icmp=self.config.network.unprivileged_icmp and has_all_ids(),
         )
         self.holder = SandboxHolder(
             runtimes=self.runtimes,
