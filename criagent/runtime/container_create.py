@@ -36,7 +36,7 @@ from criagent.runtime.declared_volumes import DeclaredVolumes
 from criagent.runtime.exits import ExitWatcher
 from criagent.runtime.handlers import check_image_handler
 from criagent.runtime.image_volumes import ImageVolumes
-from criagent.runtime.monitor import Conmon
+from criagent.runtime.monitor import Conmon, make_log
 from criagent.runtime.mount_targets import resolve_targets
 from criagent.runtime.oci import OciRuntime
 from criagent.runtime.paths import RuntimePaths
@@ -228,7 +228,7 @@ class ContainerCreator:
         rootfs = self.paths.rootfs(row.id)
         self.files.write(row.id, resolve_targets(rootfs, spec, row.spec.image))
         if row.log_path:
-            Path(row.log_path).parent.mkdir(parents=True, exist_ok=True)
+            make_log(Path(row.log_path))
 
     async def _keep_for_removal(self, row: Container) -> None:
         """List a container whose undo failed as EXITED, so that the kubelet comes back for it."""
