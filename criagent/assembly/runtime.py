@@ -114,6 +114,10 @@ async def probed_handlers(
     found = []
     for name, handler in config.runtime.handlers.items():
         facts = await probe(name, handler.path, handler.type)
+        if facts.insecure:
+            log.warning(
+                "handler_insecure", handler=name, path=str(facts.path), reason=facts.insecure
+            )
         found.append(dataclasses.replace(facts, userns_problem=facts.userns_problem or lacking))
     return tuple(found)
 
