@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from pathlib import PurePosixPath
 
+from criagent.kernel import cgroupfs
 from criagent.runtime.spec_inputs import OciObject, ResolvedMount, SpecInputs
 from criagent.runtime.user_namespaces import oci_mappings
 
@@ -54,8 +55,22 @@ def _kernel(inputs: SpecInputs) -> list[OciObject]:
         _mount("/dev/pts", "devpts", "devpts", terminals),
         _mount("/dev/mqueue", "mqueue", "mqueue", _SAFE),
         _mount("/sys", "sysfs", "sysfs", [*_SAFE, access]),
-        _mount("/sys/fs/cgroup", "cgroup", "cgroup", [*_SAFE, "relatime", access]),
+        _cgroups(access, nodes=security.privileged and mapped is None),
     ]
+
+
+def _cgroups(access: str, *, nodes: bool) -> OciObject:
+    """The container's own cgroup, or the node's tree where it has no cgroup namespace.
+
+    That tree is bound: a mount of it outside of all namespaces sets the options of the only super
+    block there is, so the node would lose nsdelegate and memory_recursiveprot (cgroup v2,
+    "Mounting").
+    """
+    if nodes:
+        tree = str(cgroupfs.ROOT)
+        options = ["rbind", "rprivate", *_SAFE, "relatime", access]
+        return _mount("/sys/fs/cgroup", "bind", tree, options)
+    return _mount("/sys/fs/cgroup", "cgroup", "cgroup", [*_SAFE, "relatime", access])
 
 
 def _pod_files(inputs: SpecInputs) -> list[OciObject]:
