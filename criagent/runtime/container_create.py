@@ -44,6 +44,7 @@ from criagent.runtime.selinux import Selinux
 from criagent.runtime.signals import stop_signal
 from criagent.runtime.spec import build_spec
 from criagent.runtime.spec_gather import SpecGatherer
+from criagent.runtime.spec_inputs import ResolvedMount, SelinuxLabels
 from criagent.runtime.user_namespaces import check_user
 from criagent.runtime.users import resolve_user
 from criagent.runtime.validate import validate_container_spec
@@ -173,15 +174,7 @@ class ContainerCreator:
         undo.push("files", partial(self.files.remove, row.id, row.cgroup))
         _, snapshot = await asyncio.gather(self.store.insert(row), self._snapshot(row, image))
         faults.reach("container-create:row")
-        owner.stage = "root file system"
-        security = row.spec.security
-        labels = await self.selinux.labels(box, security.selinux, privileged=security.privileged)
-        label = "" if labels is None else labels.mount
-        await self.files.mount_rootfs(row.id, box, snapshot, image, label)
-        faults.reach("container-create:mount")
-        owner.stage = "image volumes"
-        volumes = await self.volumes.mount(row, box, label)
-        faults.reach("container-create:volumes")
+        labels, volumes = await self._mount(row, box, image, snapshot, owner)
         owner.stage = "specification"
         user = await run_in(
             self.files.fs, resolve_user, self.paths.rootfs(row.id), row.spec, image.config
@@ -202,6 +195,7 @@ class ContainerCreator:
         runtime = self.runtimes[row.handler]
         undo.push("runtime", partial(runtime.delete, row.id))
         monitored = await self.conmon.create(row, runtime)
+        self.gatherer.check_pid_namespace(row, box)
         faults.reach("container-create:created")
         if box.spec.security.namespaces.mapped is not None:
             await self.files.release_mounts(row.id)
@@ -217,6 +211,26 @@ class ContainerCreator:
         self.exits.watch_child(row, monitored.child)
         faults.reach("container-create:ready")
         return row
+
+    async def _mount(
+        self,
+        row: Container,
+        box: Sandbox,
+        image: Image,
+        snapshot: Snapshot,
+        owner: Owner[Container],
+    ) -> tuple[SelinuxLabels | None, Mapping[int, ResolvedMount]]:
+        """Mount the root file system and the image volumes."""
+        owner.stage = "root file system"
+        security = row.spec.security
+        labels = await self.selinux.labels(box, security.selinux, privileged=security.privileged)
+        label = "" if labels is None else labels.mount
+        await self.files.mount_rootfs(row.id, box, snapshot, image, label)
+        faults.reach("container-create:mount")
+        owner.stage = "image volumes"
+        volumes = await self.volumes.mount(row, box, label)
+        faults.reach("container-create:volumes")
+        return labels, volumes
 
     async def _snapshot(self, row: Container, image: Image) -> Snapshot:
         parent = image.layers[-1].chain_id if image.layers else ""

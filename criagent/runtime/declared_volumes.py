@@ -11,7 +11,6 @@ from __future__ import annotations
 import dataclasses
 import errno
 import os
-import posixpath
 import stat
 from collections.abc import Sequence
 from concurrent.futures import Executor
@@ -27,7 +26,7 @@ from criagent.image.blobs import disk_full
 from criagent.image.snapshots.overlay import OverlaySnapshots
 from criagent.kernel.paths import RESOLVE_IN_ROOT, RESOLVE_NO_SYMLINKS, open_in_root, openat2
 from criagent.model import Container, Mount, Sandbox, Snapshot
-from criagent.runtime.mount_targets import is_kernel_place, landing
+from criagent.runtime.mount_targets import cleaned, is_kernel_place, landing
 from criagent.runtime.paths import RuntimePaths
 from criagent.runtime.spec_inputs import ResolvedMount
 
@@ -83,11 +82,11 @@ class DeclaredVolumes:
             )
         root = os.open(self.paths.rootfs(row.id), os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
         try:
-            taken = {_clean(mount.container_path) for mount in row.spec.mounts}
+            taken = {cleaned(mount.container_path) for mount in row.spec.mounts}
             taken |= {landing(root, path, image) for path in taken}
             places: dict[str, None] = {}
             for text in declared:
-                path = _clean(text)
+                path = cleaned(text)
                 if "\0" in path or path == "/":
                     raise InvalidRequestError(
                         f"image {image[:200]} declares the volume {text[:200]!r}, which cannot be "
@@ -213,7 +212,3 @@ def _mount(place: str, directory: Path) -> ResolvedMount:
     source = str(directory)
     request = Mount(container_path=place, host_path=source, selinux_relabel=True)
     return ResolvedMount(request=request, source=source, propagation="rprivate")
-
-
-def _clean(path: str) -> str:
-    return posixpath.normpath("/" + path.lstrip("/"))

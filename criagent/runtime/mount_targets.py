@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import errno
 import os
+import posixpath
 import re
 import stat
 from collections.abc import Sequence
@@ -61,7 +62,12 @@ def landing(rootfs: int, path: str, image: str) -> str:
 
     Raises InvalidRequestError as `resolve_targets` does.
     """
-    return _landed(_Walk(rootfs, image), _clean(path), image)
+    return _landed(_Walk(rootfs, image), cleaned(path), image)
+
+
+def cleaned(path: str) -> str:
+    """An absolute path without "." and "..", as OCI runtimes clean the targets of mounts."""
+    return posixpath.normpath("/" + path.lstrip("/"))
 
 
 def is_kernel_place(path: str) -> bool:
@@ -234,7 +240,7 @@ def _landed(walk: _Walk, path: str, image: str, asked: str = "") -> str:
 
 
 def _device(walk: _Walk, device: OciObject, image: str) -> OciObject:
-    path = _clean(str(device["path"]))
+    path = cleaned(str(device["path"]))
     return device if is_kernel_place(path) else {**device, "path": _landed(walk, path, image)}
 
 
@@ -249,7 +255,3 @@ def _check_cwd(walk: _Walk, cwd: str, image: str) -> None:
 
 def _depth(path: str) -> int:
     return 0 if path == "/" else path.count("/")
-
-
-def _clean(path: str) -> str:
-    return str(PurePosixPath("/", path.lstrip("/")))

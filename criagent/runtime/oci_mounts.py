@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from pathlib import PurePosixPath
 
 from criagent.kernel import cgroupfs
+from criagent.runtime.mount_targets import cleaned
 from criagent.runtime.spec_inputs import OciObject, ResolvedMount, SpecInputs
 from criagent.runtime.user_namespaces import oci_mappings
 
@@ -21,7 +21,7 @@ def oci_mounts(inputs: SpecInputs) -> list[OciObject]:
     mount takes the place of one of ours at the same path; with a requested /dev, nothing of ours
     is mounted below it but /dev/shm.
     """
-    requested = {_clean(mount.request.container_path) for mount in inputs.mounts}
+    requested = {cleaned(mount.request.container_path) for mount in inputs.mounts}
 
     def kept(mounts: Iterable[OciObject]) -> list[OciObject]:
         return [mount for mount in mounts if mount["destination"] not in requested]
@@ -93,15 +93,11 @@ def _bind(mount: ResolvedMount) -> OciObject:
         options.append("rro")
     options.append("ro" if request.readonly else "rw")
     options += request.options
-    entry = _mount(_clean(request.container_path), "bind", mount.source, options)
+    entry = _mount(cleaned(request.container_path), "bind", mount.source, options)
     if request.uid_mappings:
         entry["uidMappings"] = oci_mappings(request.uid_mappings)
         entry["gidMappings"] = oci_mappings(request.gid_mappings)
     return entry
-
-
-def _clean(path: str) -> str:
-    return str(PurePosixPath("/", path.lstrip("/")))
 
 
 def _mount(destination: str, kind: str, source: str, options: list[str]) -> OciObject:
