@@ -117,6 +117,7 @@ def _call(name: str, number: int, since: str) -> Finding:
 
 
 def os_release() -> dict[str, str]:
+    """Keys and values of /etc/os-release (man 5 os-release); empty without it."""
     pairs = (line.partition("=") for line in content(_OS_RELEASE).splitlines())
     return {key: value.strip("\"'") for key, _, value in pairs}
 

@@ -30,6 +30,7 @@ from criagent.runtime.spec_inputs import OciObject
 _PLAIN = RESOLVE_IN_ROOT | RESOLVE_NO_SYMLINKS | RESOLVE_NO_MAGICLINKS
 _KERNEL = ("dev", "proc", "sys")
 _LINKS = 40  # as the kernel (man 7 path_resolution)
+_STEPS = 1000  # components in all: an image can make chains of links through deep directories
 _ROUNDS = 8  # mounts through links of other mounts, one in another
 # Directories of a process that lead to files it has open, also out of the root (CVE-2024-21626).
 _MAGIC = re.compile(r"/proc/(self|thread-self|[0-9]+)(/.*)?|/dev/fd(/.*)?")
@@ -107,26 +108,34 @@ class _Walk:
     def follow(self, path: str) -> str:
         """As `resolve`, for a path that may also have ".." in it."""
         waiting = list(reversed(path.split("/")))
-        done: list[str] = []
-        links = 0
+        done = [("", "/")]  # each directory on the way, and the innermost mount that it is in
+        links = steps = 0
         while waiting:
             part = waiting.pop()
+            steps += 1
+            if steps > _STEPS:
+                raise self._refusal(path, f"symlinks make it longer than {_STEPS} components")
             if part in {"", "."}:
                 continue
             if part == "..":
-                del done[-1:]
+                del done[max(1, len(done) - 1) :]
                 continue
-            target = self._link("/" + "/".join([*done, part]))
+            above, holder = done[-1]
+            here = f"{above}/{part}"
+            if here in self._mounts:
+                done.append((here, here))
+                continue
+            target = self._link(here, holder)
             if target is None:
-                done.append(part)
+                done.append((here, holder))
                 continue
             links += 1
             if links > _LINKS:
                 raise self._refusal(path, "too many symlinks")
             if target.startswith("/"):
-                done.clear()
+                del done[1:]
             waiting += reversed(target.split("/"))
-        found = "/" + "/".join(done)
+        found = done[-1][0] or "/"
         try:
             found.encode()
         except UnicodeEncodeError:
@@ -140,11 +149,8 @@ class _Walk:
             here = here.rpartition("/")[0]
         return here or "/"
 
-    def _link(self, path: str) -> str | None:
+    def _link(self, path: str, holder: str) -> str | None:
         """Target of the symlink at `path`, which has none above; None when there is none."""
-        if path in self._mounts:
-            return None
-        holder = self._holder(path)
         if holder == "/":
             return _link_at(self._root, path[1:])
         mount = self._mounts[holder]
