@@ -37,6 +37,7 @@ class Network:
     pod_cidrs: tuple[str, ...] = ("10.88.0.0/16", "fd00:10:88::/64")
     mtu: int = 0  # 0 = of the default route
     unprivileged_ports: bool = True  # as containerd: a non-root process may listen on port 80
+    unprivileged_icmp: bool = True  # as containerd: a process without capabilities may ping
     cni_conf_dir: Path = Path("/etc/cni/net.d")
     cni_bin_dirs: tuple[Path, ...] = (Path("/opt/cni/bin"), Path("/usr/lib/cni"))
     cni_timeout_s: float = 120.0  # half of the kubelet's limit for RunPodSandbox
@@ -95,6 +96,9 @@ class Runtime:
     nofile_soft: int = 1024
     nofile_hard: int = 524288
     cdi_spec_dirs: tuple[Path, ...] = (Path("/etc/cdi"), Path("/var/run/cdi"))  # later ones win
+    # what becomes of a VOLUME of an image: a directory of the node (containerd), one in the root
+    # (CRI-O), nothing
+    image_volumes: Literal["bind", "mkdir", "ignore"] = "bind"
     selinux: Literal["auto", "off"] = "auto"  # auto: labels where the kernel has SELinux on
     device_ownership_from_security_context: bool = False  # requested devices are the user's
 

@@ -65,6 +65,7 @@ class ContainerFiles:
         """Unmount rootfs and volumes, delete bundle, exit file, cgroup and writable layer."""
         await run_in(self.fs, self._remove, container_id, cgroup)
         await self.snapshots.remove(container_id)
+        self.snapshots.empty_soon()
 
     def _remove(self, container_id: str, cgroup: str) -> None:
         bundle = self.paths.container(container_id)

@@ -134,8 +134,11 @@ class WritableLayers:
         snapshot = self._snapshots.store.get(container_id)
         if snapshot is None:
             return None
-        tree = self._snapshots.tree(snapshot)
-        job = _Job(container_id, snapshot.number, TreeCount(tree), self._now_ns())
+        tops = [self._snapshots.tree(snapshot)]
+        volumes = tops[0].with_name("volumes")  # of the image's declaration
+        if volumes.exists():
+            tops.append(volumes)
+        job = _Job(container_id, snapshot.number, TreeCount(*tops), self._now_ns())
         self._jobs[container_id] = job
         return job
 

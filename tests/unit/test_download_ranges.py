@@ -58,10 +58,10 @@ async def node(tmp_path: Path) -> AsyncIterator[Node]:
 
 
 async def fetch(
-    node: Node, registry: Registry, content: bytes, urls: list[str] | None = None, kind: str = ""
+    node: Node, registry: Registry, content: bytes, urls: Sequence[str] = (), kind: str = ""
 ) -> None:
     session = node.client.session(parse_reference(name(registry)), None)
-    blob = Descriptor(digest=digest(content), size=len(content), urls=urls, media_type=kind)
+    blob = Descriptor(digest=digest(content), size=len(content), urls=tuple(urls), media_type=kind)
     async with asyncio.timeout(20):
         await node.client.fetch_blob(session, blob, Progress())
 
@@ -287,16 +287,15 @@ async def test_the_registry_comes_before_the_urls(
 @pytest.mark.parametrize(
     ("urls", "text"),
     [
-        (None, "foreign layer.*no urls"),
         ([], "foreign layer.*no urls"),
         (["file:///etc/passwd"], "foreign layer.*want http"),
         (["{other}/x", "http://127.0.0.1:1/"], "foreign layer.*404.*Connection refused"),
     ],
 )
 async def test_a_foreign_layer_that_nobody_has_is_called_one(
-    node: Node, registry: Registry, other: Registry, urls: list[str] | None, text: str
+    node: Node, registry: Registry, other: Registry, urls: list[str], text: str
 ) -> None:
-    places = None if urls is None else [url.format(other=other.url) for url in urls]
+    places = [url.format(other=other.url) for url in urls]
     with pytest.raises(NotFoundError, match=text):
         await fetch(node, registry, b"foreign", places, FOREIGN)
 
