@@ -130,6 +130,8 @@ class Telemetry:
 
     otlp_endpoint: str = ""
     metrics_address: str = "127.0.0.1:9880"
+    # "/run/containerd/containerd.sock" is where cAdvisor in the kubelet looks for a containerd
+    cadvisor_socket: str = ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -210,6 +212,9 @@ def _contradictions(config: Config) -> list[tuple[tuple[str, ...], str]]:
     if bool(streaming.tls_cert) != bool(streaming.tls_key):
         keys = ("streaming.tls_cert", "streaming.tls_key")
         found.append((keys, "want a certificate and its key, or neither"))
+    if config.telemetry.cadvisor_socket == str(storage.socket):
+        keys = ("telemetry.cadvisor_socket", "storage.socket")
+        found.append((keys, "is the socket of the CRI; want one of its own"))
     if storage.root == storage.run_dir:
         keys = ("storage.run_dir", "storage.root")
         found.append((keys, "is the root directory too; want a directory on tmpfs of its own"))
@@ -319,6 +324,12 @@ def _check_socket(path: Path) -> str:
     return "" if size <= 107 else f"is {size} bytes long; a socket's path has room for 107"
 
 
+def _check_cadvisor_socket(path: str) -> str:
+    if path and not path.startswith("/"):
+        return f"want an absolute path, not {path!r}"
+    return _check_socket(Path(path))
+
+
 def _check_mtu(mtu: int) -> str:
     if mtu == 0 or 1280 <= mtu <= 65535:  # IPv6 needs 1280 (RFC 8200 section 5)
         return ""
@@ -368,6 +379,7 @@ _CHECKS: dict[str, Callable[[Any], str]] = {
     "pod_cidrs": check_cidrs,
     "bridge": _check_bridge,
     "metrics_address": _check_address,
+    "cadvisor_socket": _check_cadvisor_socket,
 }
 
 

@@ -28,6 +28,7 @@ from criagent.aio import run_in
 from criagent.config import Config
 from criagent.cri.admin_service import AdminService
 from criagent.cri.boundary import Boundary
+from criagent.cri.cadvisor import Cadvisor, CadvisorService
 from criagent.cri.events import Events
 from criagent.cri.image_service import ImageService
 from criagent.cri.runtime_service import RuntimeService
@@ -39,6 +40,7 @@ from criagent.kernel.priority import raise_all_threads
 from criagent.operator_metrics import OperatorMetrics
 from criagent.runtime.clock import Clock
 from criagent.runtime.handlers import monitor_problem
+from criagent.runtime.network_cgroups import NetworkCgroups
 from criagent.runtime.runtime import Runtime
 from criagent.service_notify import notify
 from criagent.streaming.server import Listener, StreamingServer
@@ -110,15 +112,11 @@ class _Daemon:
             self._listener(), runtime.streamer, runtime.attacher, runtime.forwarder
         )
         server = await self._listen(metrics, runtime, images.images, streaming)
+        cadvisor = self._cadvisor(runtime)
         try:
             await streaming.start()
             metrics.serve(config.telemetry.metrics_address, lambda: self._recovered)
-            began = loop.time()
-            await images.images.prepare()
-            await runtime.networks.start()
-            await runtime.recover()
-            self._recovery_s = loop.time() - began
-            self._recovered = True
+            await self._recover(runtime, images.images, cadvisor)
             faults.arm(config.debug.kill_at or None)  # the verbs' points, not recovery's
             collector = asyncio.create_task(
                 collect_now_and_then(self._executors.fs), name="garbage"
@@ -133,8 +131,36 @@ class _Daemon:
             await streaming.close()
             if self._events is not None:
                 self._events.close()
+            await cadvisor.close()
             await self._shut_down(server, runtime, images)
             metrics.close()
+
+    async def _recover(self, runtime: Runtime, images: Images, cadvisor: Cadvisor) -> None:
+        """Reconcile rows, disk and kernel: layers, then networks, then pods and containers."""
+        loop = asyncio.get_running_loop()
+        began = loop.time()
+        await cadvisor.listen()
+        await images.prepare()
+        await runtime.networks.start()
+        await runtime.recover()
+        self._recovery_s = loop.time() - began
+        self._recovered = True
+        cadvisor.recovered()
+
+    def _cadvisor(self, runtime: Runtime) -> Cadvisor:
+        networks = NetworkCgroups(
+            sandboxes=runtime.sandboxes,
+            containers=runtime.containers,
+            driver=runtime.cgroup_driver,
+            fs=self._executors.fs,
+        )
+        service = CadvisorService(
+            sandboxes=runtime.sandboxes,
+            containers=runtime.containers,
+            networks=networks,
+            driver=runtime.cgroup_driver,
+        )
+        return Cadvisor(self._config.telemetry.cadvisor_socket, service, networks)
 
     def _listener(self) -> Listener:
         section = self._config.streaming

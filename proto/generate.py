@@ -11,13 +11,14 @@ from grpc_tools import protoc
 ROOT = Path(__file__).resolve().parent
 OUT = ROOT.parent / "criagent" / "_proto"
 # Import paths of generated modules follow the proto path, so they are rewritten to the package.
-SOURCES = ("cri/v1/api.proto", "criagent/v1/admin.proto")
+SERVICES = ("cri/v1/api.proto", "criagent/v1/admin.proto")
+MESSAGES = ("criagent/v1/containerd.proto",)  # served under names that are not their own
 
 
 def main() -> int:
-    """Write one `*_pb2.py`, `*_pb2.pyi` and `*_pb2_grpc.py` for each source."""
+    """Write `*_pb2.py` and `*_pb2.pyi` for each source, `*_pb2_grpc.py` for those with services."""
     include = str(resources.files("grpc_tools") / "_proto")
-    for source in SOURCES:
+    for source in (*SERVICES, *MESSAGES):
         folder = ROOT / Path(source).parent
         status = protoc.main(
             [
@@ -26,7 +27,7 @@ def main() -> int:
                 f"--proto_path={include}",
                 f"--python_out={OUT}",
                 f"--pyi_out={OUT}",
-                f"--grpc_python_out={OUT}",
+                *([f"--grpc_python_out={OUT}"] if source in SERVICES else []),
                 str(folder / Path(source).name),
             ]
         )
