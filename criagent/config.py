@@ -132,7 +132,8 @@ class Telemetry:
 class Debug:
     """For tests."""
 
-    kill_at: str = ""
+    kill_at: str = ""  # a crash point of the code
+    fail_at: tuple[str, ...] = ()  # steps and undos that fail once, see criagent/faults.py
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

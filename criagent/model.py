@@ -187,6 +187,11 @@ class SandboxMetadata:
         """The unique name: no two sandboxes of one attempt of one pod exist."""
         return f"{self.name}_{self.namespace}_{self.uid}_{self.attempt}"
 
+    @property
+    def facts(self) -> dict[str, str]:
+        """What log lines call the pod."""
+        return {"pod": f"{self.namespace}/{self.name}", "pod_uid": self.uid}
+
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class SandboxSpec:
