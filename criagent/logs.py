@@ -106,9 +106,8 @@ def _shown(value: object, limit: int) -> tuple[object, int]:
     if value is None or isinstance(value, bool | int | float):
         return value, 8
     if isinstance(value, Mapping):
-        pairs = [(str(key), item) for key, item in value.items()]
-        keys, size = _items([key for key, _ in pairs], limit // 2)
-        items, more = _items([item for _, item in pairs], limit // 2)
+        keys, size = _items([str(key) for key in value], limit // 2)
+        items, more = _items(list(value.values()), limit // 2)
         return dict(zip(keys, items, strict=True)), size + more
     if isinstance(value, list | tuple | set | frozenset):
         return _items(list(value), limit)
@@ -116,9 +115,12 @@ def _shown(value: object, limit: int) -> tuple[object, int]:
 
 
 def _items(values: list[Any], limit: int) -> tuple[list[Any], int]:
-    shown, used = [], 0
+    """The first of `values`; what they hold in turn is shown as a text."""
+    shown: list[Any] = []
+    used = 0
     for value in values[:_ITEMS]:
-        item, size = _shown(value, max(limit - used, 64))
+        plain = value is None or isinstance(value, str | bool | int | float)
+        item, size = _shown(value if plain else repr(value), max(limit - used, 64))
         shown.append(item)
         used += size
     return shown, used
