@@ -30,6 +30,7 @@ _VALUE = 2048  # characters of one fact, as JSON
 _LINE = 16384  # of all facts together
 _ITEMS = 32
 _FIRST_FRAMES, _LAST_FRAMES, _FRAME = 25, 35, 512  # lines of a traceback, characters of each
+_FIRST = ("event", "level", "timestamp", "rpc", "trace_id", "pod", "container", "image")
 _PRIORITIES = {"debug": 7, "info": 6, "warning": 4, "error": 3, "critical": 2}
 
 
@@ -146,7 +147,7 @@ def _json_size(text: str) -> int:
 def _ordered(
     _logger: object, _method: str, event: structlog.typing.EventDict
 ) -> structlog.typing.EventDict:
-    first = {key: event.pop(key) for key in ("event", "level", "timestamp") if key in event}
+    first = {key: event.pop(key) for key in _FIRST if key in event}
     return {**first, **event}
 
 

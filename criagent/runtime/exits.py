@@ -18,7 +18,7 @@ from pathlib import Path
 
 import structlog
 
-from criagent.aio import Owners, run_in
+from criagent.aio import Owners, detached, run_in
 from criagent.child import Child
 from criagent.kernel import cgroupfs, process
 from criagent.model import Container, NamespaceMode, ProcessRef, Reason
@@ -94,7 +94,7 @@ class ExitWatcher:
         if row.id in self._tasks:
             return
         watching = self._watch(row, child, retry_s)
-        task = asyncio.create_task(watching, name=f"exit:{row.id}")
+        task = detached(watching, name=f"exit:{row.id}", **row.facts)
         self._tasks[row.id] = task
         task.add_done_callback(partial(self._ended, row.id))
         if row.cgroup:

@@ -7,6 +7,7 @@ import os
 
 import structlog
 
+from criagent.aio import supervised
 from criagent.kernel import process
 from criagent.model import Sandbox
 from criagent.runtime.sandbox_teardown import SandboxTeardown
@@ -44,14 +45,14 @@ class HolderWatch:
 
     def _ended(self, box_id: str) -> None:
         self._forget(box_id)
-        task = asyncio.create_task(self._mark(box_id), name=f"holder:{box_id}")
+        task = supervised(self._mark(box_id), name=f"holder:{box_id}")
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
 
     async def _mark(self, box_id: str) -> None:
         box = self._store.get(box_id)
         if box is not None and not box.stopped_at_ns:
-            log.warning("holder_died", sandbox_id=box_id, pod=box.spec.metadata.key)
+            log.warning("holder_died", sandbox_id=box_id, **box.spec.metadata.facts)
             await self._teardown.mark_stopped(box)
 
     def _forget(self, box_id: str) -> None:

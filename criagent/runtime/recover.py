@@ -113,7 +113,7 @@ class Recovery:
             await self.teardown.release(box)
             return
         if not await self.namespaces.intact(box) or not self.holder.alive(box):
-            log.warning("sandbox_lost", sandbox_id=box.id, pod=box.spec.metadata.key)
+            log.warning("sandbox_lost", sandbox_id=box.id, **box.spec.metadata.facts)
             await self.teardown.mark_stopped(box)
         else:
             self.watch.watch(box)

@@ -1,4 +1,4 @@
-"""The asyncio tools: work awaited to its end, undo that fails or is cancelled, owners and limits."""
+"""The asyncio tools: work awaited to its end, undo that fails or is cancelled, owners, limits."""
 
 from __future__ import annotations
 
@@ -99,10 +99,11 @@ async def test_work_that_is_cancelled_from_inside_is_a_cancellation_of_finish() 
 
 
 async def test_run_in_awaits_the_thread_also_when_cancelled() -> None:
-    entered, leave, seen = threading.Event(), threading.Event(), []
+    entered, leave, seen = asyncio.Event(), threading.Event(), []
+    loop = asyncio.get_running_loop()
 
     def call() -> None:
-        entered.set()
+        loop.call_soon_threadsafe(entered.set)
         leave.wait(10)
         seen.append(structlog.contextvars.get_contextvars()["pod"])
 
@@ -112,8 +113,7 @@ async def test_run_in_awaits_the_thread_also_when_cancelled() -> None:
 
     with ThreadPoolExecutor(1) as executor:
         task = asyncio.create_task(caller())
-        while not entered.is_set():
-            await asyncio.sleep(0)
+        await entered.wait()
         task.cancel()
         await passes()
         assert not task.done()
@@ -218,10 +218,14 @@ async def test_an_undo_that_hangs_is_given_up_after_its_budget() -> None:
         await asyncio.Event().wait()
 
     undo = Rollback("verb", step_budget_s=0.01)
-    with pytest.raises(ExhaustedError) as caught:
+
+    async def verb() -> None:
         async with undo:
             undo.push("row", hang)
             raise ExhaustedError("full")
+
+    with pytest.raises(ExhaustedError) as caught:
+        await verb()
     assert not undo.clean
     assert caught.value.__notes__ == ["undo of row failed: it took longer than 0.01 s"]
 

@@ -1,4 +1,4 @@
-"""The boundary on the wire: a real gRPC server, and what a client and the log get for each error."""
+"""The boundary on the wire: a real gRPC server, what a client and the log get for each error."""
 
 from __future__ import annotations
 
@@ -37,7 +37,9 @@ class Service(api_pb2_grpc.RuntimeServiceServicer):
         self.act: Act = lambda: None
         self.entered = asyncio.Event()
 
-    async def RunPodSandbox(self, request: Any, context: Any) -> api.RunPodSandboxResponse:
+    async def RunPodSandbox(  # noqa: N802 - the servicer's name
+        self, request: Any, context: Any
+    ) -> api.RunPodSandboxResponse:
         self.entered.set()
         found = self.act()
         if asyncio.iscoroutine(found):
@@ -46,11 +48,22 @@ class Service(api_pb2_grpc.RuntimeServiceServicer):
 
     ExecSync = StopContainer = ContainerStatus = RunPodSandbox
 
-    async def GetContainerEvents(
+    async def GetContainerEvents(  # noqa: N802 - as above
         self, request: Any, context: Any
     ) -> AsyncIterator[api.ContainerEventResponse]:
         yield api.ContainerEventResponse(container_id="c1")
         self.act()
+
+
+class Logged:
+    """A processor of the log that says when the first line comes."""
+
+    def __init__(self) -> None:
+        self.line = asyncio.Event()
+
+    def __call__(self, _logger: object, _method: str, event: Any) -> Any:
+        self.line.set()
+        return event
 
 
 class Edge:
@@ -289,14 +302,15 @@ async def test_control_characters_are_escaped_in_short_texts_too(edge: Edge) -> 
 
 async def test_a_call_that_its_caller_gives_up_has_a_text(edge: Edge) -> None:
     edge.service.act = lambda: asyncio.Event().wait()
-    with capture_logs() as lines:
+    logged = Logged()
+    with capture_logs(processors=[logged]) as lines:
         call = edge.stub.RunPodSandbox(api.RunPodSandboxRequest())
         await edge.service.entered.wait()
         call.cancel()
         with pytest.raises(asyncio.CancelledError):
             await call
-        while not lines:
-            await asyncio.sleep(0.001)
+        await logged.line.wait()
+        await asyncio.sleep(0)
     (line,) = lines
     assert (line["code"], line["log_level"]) == ("CANCELLED", "warning")
     assert line["error"] == "the caller cancelled the call"
@@ -304,11 +318,12 @@ async def test_a_call_that_its_caller_gives_up_has_a_text(edge: Edge) -> None:
 
 async def test_a_deadline_that_passes_has_a_text_of_its_own(edge: Edge) -> None:
     edge.service.act = lambda: asyncio.Event().wait()
-    with capture_logs() as lines:
+    logged = Logged()
+    with capture_logs(processors=[logged]) as lines:
         with pytest.raises(grpc.aio.AioRpcError) as caught:
             await edge.stub.RunPodSandbox(api.RunPodSandboxRequest(), timeout=0.05)
-        while not lines:
-            await asyncio.sleep(0.001)
+        await logged.line.wait()
+        await asyncio.sleep(0)
     assert caught.value.code() is StatusCode.DEADLINE_EXCEEDED
     assert lines[0]["error"] == "the caller's deadline passed"
 
@@ -389,9 +404,13 @@ async def test_a_stream_that_fails_in_the_middle_gives_what_it_had_and_its_statu
 ) -> None:
     edge.service.act = raising(OSError(errno.EIO, "read", "/x"))
     got = []
-    with pytest.raises(grpc.aio.AioRpcError) as caught:
+
+    async def read() -> None:
         async for event in edge.stub.GetContainerEvents(api.GetEventsRequest()):
             got.append(event.container_id)
+
+    with pytest.raises(grpc.aio.AioRpcError) as caught:
+        await read()
     assert got == ["c1"]
     assert caught.value.code() is StatusCode.UNAVAILABLE
     assert edge.boundary.in_flight() == {}
@@ -399,7 +418,7 @@ async def test_a_stream_that_fails_in_the_middle_gives_what_it_had_and_its_statu
 
 async def test_calls_under_way_are_counted_and_aged(edge: Edge) -> None:
     go = asyncio.Event()
-    edge.service.act = lambda: go.wait()
+    edge.service.act = go.wait
     call = asyncio.ensure_future(edge.stub.RunPodSandbox(api.RunPodSandboxRequest()))
     await edge.service.entered.wait()
     assert edge.boundary.in_flight() == {"RunPodSandbox": 1}
