@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 
 import structlog
 
 from criagent.aio import supervised
+from criagent.errors import NotFoundError
 from criagent.kernel import process
 from criagent.model import Sandbox
 from criagent.runtime.sandbox_teardown import SandboxTeardown
@@ -53,7 +55,8 @@ class HolderWatch:
         box = self._store.get(box_id)
         if box is not None and not box.stopped_at_ns:
             log.warning("holder_died", sandbox_id=box_id, **box.spec.metadata.facts)
-            await self._teardown.mark_stopped(box)
+            with contextlib.suppress(NotFoundError):  # it was removed at the same time
+                await self._teardown.mark_stopped(box)
 
     def _forget(self, box_id: str) -> None:
         fd = self._pidfds.pop(box_id, None)
