@@ -1,4 +1,4 @@
-"""The agent's log as operators read it: who, what, why, at which level; and signals that dump it."""
+"""The agent's log as operators read it: who, what, why, at which level; signals that dump it."""
 
 from __future__ import annotations
 

@@ -64,11 +64,11 @@ async def test_the_signals_are_survived_and_noted() -> None:
     assert "restart" in lines[0]["cure"]
 
 
-async def test_a_child_has_the_systems_own_handlers() -> None:
-    install(asyncio.get_running_loop())
-    done = subprocess.run(
-        ["grep", "-E", "Sig(Ign|Blk|Cgt)", "/proc/self/status"], capture_output=True, check=True
-    )
+def test_a_child_has_the_systems_own_handlers() -> None:
+    with asyncio.Runner() as runner:
+        install(runner.get_loop())
+        command = ["grep", "-E", "Sig(Ign|Blk|Cgt)", "/proc/self/status"]
+        done = subprocess.run(command, capture_output=True, check=True)
     masks = [int(line.split()[1], 16) for line in done.stdout.decode().splitlines()]
     for number in SIGNALS:
         assert not any(mask >> (number - 1) & 1 for mask in masks)
@@ -88,10 +88,10 @@ from criagent.process_signals import install
 
 async def main():
     install(asyncio.get_running_loop())
-    os.kill(os.getpid(), signal.SIGUSR1)
     held_up()
 
 def held_up():
+    os.kill(os.getpid(), signal.SIGUSR1)
     for thread in threading.enumerate():
         if thread.name == "stack-dump":
             thread.join()
