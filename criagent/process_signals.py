@@ -9,11 +9,9 @@ middle of another one. None is ignored by SIG_IGN, which children would inherit,
 from __future__ import annotations
 
 import asyncio
-import io
 import signal
 import sys
 import threading
-import traceback
 from types import FrameType
 
 import structlog
@@ -36,17 +34,44 @@ def install(loop: asyncio.AbstractEventLoop) -> None:
 
 
 def dump_stacks(loop: asyncio.AbstractEventLoop) -> None:
-    """One line for each thread, then one for each task of `loop`, at level warning."""
+    """One line for each thread, then one for each task of `loop`, at level warning.
+
+    A stack is a list of "file:line function": of a thread from the outermost call to the innermost,
+    of a task from its coroutine along what each one awaits.
+    """
     names = {thread.ident: thread.name for thread in threading.enumerate()}
     own = threading.get_ident()
     for ident, frame in sys._current_frames().items():  # noqa: SLF001 - documented
         if ident != own:
-            stack = "".join(traceback.format_stack(frame)[-_FRAMES:])
-            log.warning("thread_stack", thread=names.get(ident, str(ident)), stack=_lines(stack))
+            thread = names.get(ident, str(ident))
+            log.warning("thread_stack", thread=thread, stack=_calls(frame))
     for task in asyncio.all_tasks(loop):
-        text = io.StringIO()
-        task.print_stack(limit=_FRAMES, file=text)
-        log.warning("task_stack", task=task.get_name(), stack=_lines(text.getvalue()))
+        log.warning("task_stack", task=task.get_name(), stack=_awaits(task.get_coro()))
+
+
+def _calls(frame: FrameType | None) -> list[str]:
+    places: list[str] = []
+    while frame is not None and len(places) < _FRAMES:
+        places.append(_place(frame))
+        frame = frame.f_back
+    return places[::-1]
+
+
+def _awaits(work: object) -> list[str]:
+    """Along cr_await and its like; gRPC's compiled coroutines have no line, futures no frame."""
+    places: list[str] = []
+    while work is not None and len(places) < _FRAMES:
+        kind = next((k for k in ("cr", "gi", "ag") if hasattr(work, f"{k}_frame")), "")
+        frame = getattr(work, f"{kind}_frame", None)
+        places.append(_place(frame) if frame is not None else type(work).__name__)
+        following = {"cr": "cr_await", "gi": "gi_yieldfrom", "ag": "ag_await"}.get(kind, "")
+        work = getattr(work, following, None)
+    return places
+
+
+def _place(frame: FrameType) -> str:
+    code = frame.f_code
+    return f"{code.co_filename}:{frame.f_lineno or 0} {code.co_name}"
 
 
 def _noted(number: int, _frame: FrameType | None) -> None:
@@ -56,7 +81,3 @@ def _noted(number: int, _frame: FrameType | None) -> None:
     threading.Thread(
         target=log.warning, args=("signal_ignored",), kwargs={"signal": name, "cure": cure}
     ).start()
-
-
-def _lines(text: str) -> list[str]:
-    return [line.strip() for line in text.splitlines()]

@@ -15,6 +15,7 @@ import signal
 from concurrent.futures import Executor
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import structlog
 
@@ -94,7 +95,10 @@ class ExitWatcher:
         if row.id in self._tasks:
             return
         watching = self._watch(row, child, retry_s)
-        task = detached(watching, name=f"exit:{row.id}", **row.facts)
+        # The pod of one that we have just made is known though no label says it.
+        bound = structlog.contextvars.get_contextvars()
+        facts: dict[str, Any] = {key: bound[key] for key in ("pod", "pod_uid") if key in bound}
+        task = detached(watching, name=f"exit:{row.id}", **(facts | row.facts))
         self._tasks[row.id] = task
         task.add_done_callback(partial(self._ended, row.id))
         if row.cgroup:
