@@ -9,6 +9,8 @@ from __future__ import annotations
 
 import errno
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 from criagent import errors
 
@@ -76,6 +78,51 @@ def translated(error: OSError) -> errors.AgentError | None:
     call = (error.strerror or "").partition(":")[0]
     cure = _OF_CALLS.get(call, {}).get(error.errno or 0, cure)
     return kind(f"{described(error)}; {cure}" if cure else described(error))
+
+
+# The node is at fault with these whatever was asked for.
+_OF_THE_NODE = frozenset(
+    {
+        errno.ENOSPC,
+        errno.EDQUOT,
+        errno.EMFILE,
+        errno.ENFILE,
+        errno.ENOMEM,
+        errno.EROFS,
+        errno.EIO,
+        errno.EUCLEAN,
+        errno.EREMOTEIO,
+        errno.ESTALE,
+        errno.ENOTCONN,
+        errno.EHOSTDOWN,
+    }
+)
+
+
+def blamed(error: errors.AgentError) -> errors.AgentError:
+    """`error`, or one of another class when it was made of an error that only the node explains.
+
+    Many a room says that a path, a profile or a device of the request cannot be used; with a disk
+    that fails or without a free descriptor that is not the caller's fault.
+    """
+    cause = error.__cause__ or error.__context__
+    if type(error) not in {errors.AgentError, errors.InvalidRequestError}:
+        return error
+    if not isinstance(cause, OSError) or cause.errno not in _OF_THE_NODE:
+        return error
+    kind, cure = _CLASSES[cause.errno]
+    return kind(f"{error}; {cure}")
+
+
+@contextmanager
+def about(name: object) -> Iterator[None]:
+    """Give errors of the block that name no object, as those of write(2), `name` for one."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno is not None and error.filename is None:
+            error.filename = name
+        raise
 
 
 def described(error: OSError) -> str:

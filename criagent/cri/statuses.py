@@ -62,7 +62,7 @@ def status_of(error: BaseException, rpc: str, reference: str) -> Status:
 def _known(error: BaseException) -> errors.AgentError | None:
     """`error` as one of ours, None when its text is not for callers."""
     if isinstance(error, errors.AgentError):
-        return error
+        return os_errors.blamed(error)
     if isinstance(error, OSError):
         return os_errors.translated(error)
     if isinstance(error, MemoryError):

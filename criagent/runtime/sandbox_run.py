@@ -24,6 +24,7 @@ from criagent.errors import (
 )
 from criagent.model import NamespaceMode, Sandbox, SandboxId, SandboxSpec
 from criagent.net.pod_network import Networks
+from criagent.os_errors import about
 from criagent.runtime.clock import Clock
 from criagent.runtime.holder_watch import HolderWatch
 from criagent.runtime.pod_files import PodFileWriter
@@ -138,12 +139,14 @@ class SandboxRunner:
             )
             faults.reach("sandbox-run:network")
         owner.stage = "pod files"
-        await self.files.write(box)
+        with about(self.files.paths.sandbox(box.id)):
+            await self.files.write(box)
         faults.reach("sandbox-run:files")
         if box.spec.security.namespaces.pid is NamespaceMode.POD:
             owner.stage = "shared PID namespace"
             undo.push("holder", partial(self.holder.remove, box))
-            box = dataclasses.replace(box, holder=await self.holder.start(box))
+            with about(self.files.paths.sandbox(box.id)):
+                box = dataclasses.replace(box, holder=await self.holder.start(box))
             faults.reach("sandbox-run:holder")
         owner.stage = "commit"
         box = dataclasses.replace(box, ready_at_ns=self.clock.now_ns())

@@ -23,6 +23,7 @@ from criagent._proto import api_pb2_grpc
 from criagent.aio import Owner, Owners
 from criagent.cri.boundary import Boundary
 from criagent.cri.statuses import MESSAGE_LIMIT
+from criagent.os_errors import about
 from criagent.telemetry import Telemetry
 
 Act = Callable[[], Any]
@@ -227,6 +228,44 @@ async def test_other_errors_whose_cause_is_known(
     assert found.name == code
     assert part in text
     assert SECRET not in text
+
+
+async def test_a_write_that_fails_names_its_file_all_the_same(edge: Edge) -> None:
+    def write() -> None:
+        with about("/run/x"), open("/dev/full", "wb", buffering=0) as full:
+            full.write(b"x")
+
+    found, text, _ = await edge.fails(write)
+    assert found is StatusCode.RESOURCE_EXHAUSTED
+    assert text.startswith("No space left on device: /run/x; ")
+
+
+@pytest.mark.parametrize("suppressed", [False, True])
+@pytest.mark.parametrize(
+    ("kind", "number", "code"),
+    [
+        (errors.InvalidRequestError, errno.EMFILE, StatusCode.RESOURCE_EXHAUSTED),
+        (errors.InvalidRequestError, errno.EIO, StatusCode.UNAVAILABLE),
+        (errors.AgentError, errno.ENOSPC, StatusCode.RESOURCE_EXHAUSTED),
+        # What the caller did ask for wrongly, and what has a class of its own, stays.
+        (errors.InvalidRequestError, errno.ENOENT, StatusCode.INVALID_ARGUMENT),
+        (errors.InvalidRequestError, errno.EACCES, StatusCode.INVALID_ARGUMENT),
+        (errors.InvalidRequestError, errno.EINVAL, StatusCode.INVALID_ARGUMENT),
+        (errors.NotFoundError, errno.EIO, StatusCode.NOT_FOUND),
+    ],
+)
+async def test_a_request_is_not_blamed_for_a_node_that_ran_out_of_something(
+    edge: Edge, kind: type[errors.AgentError], number: int, code: StatusCode, *, suppressed: bool
+) -> None:
+    def act() -> None:
+        try:
+            raise OSError(number, os.strerror(number), "/profile")
+        except OSError as error:
+            raise kind("seccomp profile: x") from (None if suppressed else error)
+
+    found, text, _ = await edge.fails(act)
+    assert found is code
+    assert text.startswith("seccomp profile: x")
 
 
 @pytest.mark.parametrize(
