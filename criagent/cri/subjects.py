@@ -14,6 +14,8 @@ from criagent.store.sandboxes import SandboxStore
 R = TypeVar("R", Sandbox, Container)
 Facts = dict[str, str]
 
+_ID_FIELDS: dict[type, str] = {}  # by kind of request, filled as they come
+
 
 class Subjects:
     """Reads requests; what only an id names is looked up in the stores."""
@@ -43,11 +45,11 @@ class Subjects:
                 return {"image": _image(request.image)}
             case admin_pb2.TagImageRequest():
                 return {"image": request.image}
-        if container_id := getattr(request, "container_id", ""):
-            return self._container(container_id)
-        if sandbox_id := getattr(request, "pod_sandbox_id", ""):
-            return self._sandbox(sandbox_id)
-        return {}
+        field = _id_field(type(request))
+        if not field:
+            return {}
+        found = getattr(request, field)
+        return self._container(found) if field == "container_id" else self._sandbox(found)
 
     def _sandbox(self, sandbox_id: str) -> Facts:
         sandbox = _found(self._sandboxes, sandbox_id)
@@ -65,6 +67,16 @@ class Subjects:
             "image": container.spec.user_specified_image or container.spec.image,
             **self._sandbox(container.sandbox_id),
         }
+
+
+def _id_field(kind: type) -> str:
+    """Which field of a request names its object; "" for lists and streams of requests."""
+    found = _ID_FIELDS.get(kind)
+    if found is None:
+        fields = getattr(getattr(kind, "DESCRIPTOR", None), "fields_by_name", ())
+        names = (name for name in ("container_id", "pod_sandbox_id") if name in fields)
+        found = _ID_FIELDS[kind] = next(names, "")
+    return found
 
 
 def _pod(metadata: api_pb2.PodSandboxMetadata) -> Facts:
