@@ -163,14 +163,16 @@ class Boundary(grpc.aio.ServerInterceptor):
                 except grpc.aio.AbortError:
                     raise
                 except asyncio.CancelledError:
-                    await self._cancelled(call, context)
-                    raise
+                    if self._given_up(call, context):
+                        raise
                 except Exception as error:  # noqa: BLE001 - the one boundary; see `_failed`
-                    await self._failed(call, context, error)
+                    self._failed(call, error)
                 finally:
                     del self._calls[context]
-                    self._account(call, span)
+                    self._account(call, span)  # before the caller hears of it
                     structlog.contextvars.unbind_contextvars(*bound)
+        if call.code is not StatusCode.OK:
+            await context.abort(call.code, call.text)
 
     def _begin(self, request: Any, span: CallSpan, bound: dict[str, str]) -> Any:
         facts = {key: bounded(value, _FACT) for key, value in self._about(request).items() if value}
@@ -179,22 +181,23 @@ class Boundary(grpc.aio.ServerInterceptor):
         span.about(facts)
         return request
 
-    async def _cancelled(self, call: _Call, context: Any) -> None:
+    def _given_up(self, call: _Call, context: Any) -> bool:
+        """Whether the caller has left; otherwise work that the call joined was cancelled."""
         task = asyncio.current_task()
-        if task is not None and not task.cancelling():  # not this call, but work that it joined
+        if task is not None and not task.cancelling():
             call.code = StatusCode.ABORTED
             call.text = "the work was cancelled by a stop of its pod or of the agent; try again"
-            await context.abort(call.code, call.text)
+            return False
         late = context.time_remaining() == 0
         call.code = StatusCode.CANCELLED
         call.text = "the caller's deadline passed" if late else "the caller cancelled the call"
+        return True
 
-    async def _failed(self, call: _Call, context: Any, error: Exception) -> None:
+    def _failed(self, call: _Call, error: Exception) -> None:
         status = status_of(error, call.name, call.trace_id)
         call.code, call.text = status.code, status.text
         if not status.expected:
             log.error("call_failed", exc_info=error)
-        await context.abort(call.code, call.text)
 
     def _account(self, call: _Call, span: CallSpan) -> None:
         code, took_s = call.code, time.perf_counter() - call.started

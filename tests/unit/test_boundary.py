@@ -133,7 +133,9 @@ def test_every_kind_of_error_has_a_case_here() -> None:
     def below(kind: type) -> set[type]:
         return {kind}.union(*(below(one) for one in kind.__subclasses__()))
 
-    assert below(errors.AgentError) - {errors.RegistryError} == {kind for kind, _, _ in OURS}
+    # those of rooms have the status of the class above them
+    found = {kind for kind in below(errors.AgentError) if kind.__module__ == errors.__name__}
+    assert found - {errors.RegistryError} == {kind for kind, _, _ in OURS}
 
 
 @pytest.mark.parametrize(("kind", "code", "level"), OURS)
