@@ -18,6 +18,8 @@ from urllib.parse import urlsplit
 
 import msgspec
 
+from criagent import faults
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Storage:
@@ -355,6 +357,15 @@ def _check_url_host(host: str) -> str:
     return _check_listen_address(host) and f"{host!r} is no host name and no IP address"
 
 
+def _check_faults(entries: Sequence[str]) -> str:
+    try:
+        for entry in entries:
+            faults.failure(entry)
+    except ValueError as exc:
+        return str(exc)
+    return ""
+
+
 _CHECKS: dict[str, Callable[[Any], str]] = {
     "port": _check_port,
     "address": _check_listen_address,
@@ -365,6 +376,7 @@ _CHECKS: dict[str, Callable[[Any], str]] = {
     "pod_cidrs": check_cidrs,
     "bridge": _check_bridge,
     "metrics_address": _check_address,
+    "fail_at": _check_faults,
 }
 
 

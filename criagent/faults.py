@@ -26,7 +26,7 @@ def arm(kill_at: str | None, fail_at: Sequence[str] = ()) -> None:
     An entry is "POINT=ENOSPC" (any name of errno), "POINT=cancel" for a CancelledError, or "POINT"
     for EIO. What was armed before is disarmed. Raises ValueError for an unknown failure.
     """
-    failures = dict(_failure(entry) for entry in fail_at)
+    failures = dict(map(failure, fail_at))
     _armed.clear()
     _armed.update(failures)
     if kill_at:
@@ -56,7 +56,8 @@ def _act(point: str) -> None:
     raise OSError(number, f"injected: {os.strerror(number)}", point)
 
 
-def _failure(entry: str) -> tuple[str, str]:
+def failure(entry: str) -> tuple[str, str]:
+    """The point of an entry of `fail_at`, and what happens there. Raises ValueError."""
     point, _, what = entry.partition("=")
     what = what or "EIO"
     if what != _CANCEL and not isinstance(getattr(errno, what, None), int):

@@ -305,7 +305,7 @@ async def test_an_unexpected_error_says_where_to_look_and_keeps_its_text_in_the_
         assert line.items() >= POD.items()
 
 
-async def test_notes_of_stage_and_undo_are_told(edge: Edge) -> None:
+async def test_the_stage_of_the_work_is_in_the_text(edge: Edge) -> None:
     owners: Owners[None] = Owners(limit_s=60)
 
     async def work(owner: Owner[None]) -> None:
