@@ -113,8 +113,7 @@ class SandboxRunner:
                 box = await self._build(box, owner, undo)
                 undo.commit()
         except BaseException as error:
-            if not undo.clean:
-                await self.teardown.mark_lost(box.id)
+            if not undo.clean and await self.teardown.mark_lost(box.id):
                 error.add_note(f"sandbox {box.id} is listed as NOTREADY; remove it")
             raise
         log.info("sandbox_started", **box.spec.metadata.facts, ips=box.addresses)

@@ -38,22 +38,23 @@ class SandboxTeardown:
         await self.store.update(box)
         return box
 
-    async def mark_lost(self, sandbox_id: str) -> None:
+    async def mark_lost(self, sandbox_id: str) -> bool:
         """List a sandbox whose undo failed as NOTREADY, so that the kubelet comes back for it.
 
-        When the disk does not take that either, the next RunPodSandbox of its name or the next
+        Returns whether it is listed. When the disk does not take that either, the next RunPodSandbox of its name or the next
         start of the agent removes what is left.
         """
         box = self.store.get(sandbox_id)
         if box is None:
-            return
+            return False
         facts = {"sandbox_id": box.id, **box.spec.metadata.facts}
         try:
             await self.mark_stopped(box)
         except AgentError as error:
             log.error("sandbox_not_listed", reason=str(error), **facts)  # noqa: TRY400 - its text
-        else:
-            log.warning("sandbox_kept_for_removal", **facts)
+            return False
+        log.warning("sandbox_kept_for_removal", **facts)
+        return True
 
     async def detach(self, box: Sandbox) -> None:
         """Take the sandbox off its network; its addresses are free afterwards."""

@@ -161,6 +161,7 @@ async def test_a_mark_that_the_disk_does_not_take_hides_no_cause_and_bars_no_rep
     with capture_logs() as lines, pytest.raises(OSError, match="sandbox-run:files") as caught:
         await ground.runner.run(SPEC)
     assert "busy" in caught.value.__notes__[0]
+    assert not any("listed" in note for note in caught.value.__notes__)
     assert [line["event"] for line in lines] == ["undo_failed", "sandbox_not_listed"]
     assert "read-only" in lines[1]["reason"]
     (left,) = ground.store.all()
