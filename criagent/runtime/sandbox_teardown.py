@@ -41,8 +41,8 @@ class SandboxTeardown:
     async def mark_lost(self, sandbox_id: str) -> bool:
         """List a sandbox whose undo failed as NOTREADY, so that the kubelet comes back for it.
 
-        Returns whether it is listed. When the disk does not take that either, the next RunPodSandbox of its name or the next
-        start of the agent removes what is left.
+        Returns whether it is listed. When the disk does not take that either, the next
+        RunPodSandbox of its name or the next start of the agent removes what is left.
         """
         box = self.store.get(sandbox_id)
         if box is None:

@@ -135,7 +135,8 @@ def test_every_kind_of_error_has_a_case_here() -> None:
 
     # those of rooms have the status of the class above them
     found = {kind for kind in below(errors.AgentError) if kind.__module__ == errors.__name__}
-    assert found - {errors.RegistryError} == {kind for kind, _, _ in OURS}
+    registry = {errors.RegistryError, errors.RegistryUnreachableError}  # with a prefix, below
+    assert found - registry == {kind for kind, _, _ in OURS}
 
 
 @pytest.mark.parametrize(("kind", "code", "level"), OURS)
@@ -149,10 +150,11 @@ async def test_an_error_of_ours_has_its_status_its_text_and_its_level(
     assert edge.boundary.failed == {code.name: 1}
 
 
+@pytest.mark.parametrize("kind", [errors.RegistryError, errors.RegistryUnreachableError])
 async def test_a_registry_that_is_unavailable_has_the_prefix_that_the_kubelet_reads(
-    edge: Edge,
+    edge: Edge, kind: type[errors.RegistryError]
 ) -> None:
-    found, text, _ = await edge.fails(raising(errors.RegistryError("no route")))
+    found, text, _ = await edge.fails(raising(kind("no route")))
     assert (found, text) == (StatusCode.UNKNOWN, "RegistryUnavailable: no route")
 
 
