@@ -18,6 +18,8 @@ from urllib.parse import urlsplit
 
 import msgspec
 
+from criagent import faults
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Storage:
@@ -138,7 +140,8 @@ class Telemetry:
 class Debug:
     """For tests."""
 
-    kill_at: str = ""
+    kill_at: str = ""  # a crash point of the code
+    fail_at: tuple[str, ...] = ()  # steps and undos that fail once, see criagent/faults.py
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -369,6 +372,15 @@ def _check_url_host(host: str) -> str:
     return _check_listen_address(host) and f"{host!r} is no host name and no IP address"
 
 
+def _check_faults(entries: Sequence[str]) -> str:
+    try:
+        for entry in entries:
+            faults.failure(entry)
+    except ValueError as exc:
+        return str(exc)
+    return ""
+
+
 _CHECKS: dict[str, Callable[[Any], str]] = {
     "port": _check_port,
     "address": _check_listen_address,
@@ -380,6 +392,7 @@ _CHECKS: dict[str, Callable[[Any], str]] = {
     "bridge": _check_bridge,
     "metrics_address": _check_address,
     "cadvisor_socket": _check_cadvisor_socket,
+    "fail_at": _check_faults,
 }
 
 

@@ -47,6 +47,10 @@ class TimedOutError(AgentError):
     """Work that carries its own time limit ran out of it: DEADLINE_EXCEEDED."""
 
 
+class NotPermittedError(AgentError):
+    """The kernel or a security module forbids the agent to do it: PERMISSION_DENIED."""
+
+
 class CorruptError(AgentError):
     """Content does not match its digest or size: DATA_LOSS."""
 

@@ -184,8 +184,11 @@ class _RuntimeAssembly:
             )
             for name, handler in section.handlers.items()
         )
-        self.sandbox_owners: Owners[Sandbox] = Owners(limit_s=section.create_timeout_s)
-        self.container_owners: Owners[Container] = Owners(limit_s=section.create_timeout_s)
+        limit_s, setting = section.create_timeout_s, "runtime.create_timeout_s"
+        self.sandbox_owners = Owners[Sandbox](limit_s=limit_s, noun="sandbox", setting=setting)
+        self.container_owners = Owners[Container](
+            limit_s=limit_s, noun="container", setting=setting
+        )
         self.stop_owners: Owners[None] = Owners(limit_s=_STOP_LIMIT_S)
         self.transitions = Transitions(store=stores.containers, locks=KeyedLocks())
 
@@ -274,7 +277,11 @@ class _RuntimeAssembly:
             store=self.stores.containers,
             paths=self.paths,
             fs=self.fs,
-            owners=Owners(limit_s=self.config.runtime.create_timeout_s),
+            owners=Owners(
+                limit_s=self.config.runtime.create_timeout_s,
+                noun="log of container",
+                setting="runtime.create_timeout_s",
+            ),
         )
 
     def _forget_stats(self, row_id: str, row: object) -> None:

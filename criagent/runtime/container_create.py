@@ -133,7 +133,8 @@ class ContainerCreator:
         owner: Owner[Container],
     ) -> Container:
         row = dataclasses.replace(self._row(box, spec, image), image_volumes=volumes)
-        undo = Rollback(step_budget_s=_UNDO_BUDGET_S)
+        structlog.contextvars.bind_contextvars(container_id=row.id)
+        undo = Rollback("container-create", step_budget_s=_UNDO_BUDGET_S)
         try:
             async with undo:
                 row = await self._build(row, box, image, owner, undo)

@@ -66,6 +66,7 @@ def test_all_problems_of_all_files_are_listed(tmp_path: Path) -> None:
         ('network.bridge = "a-name-that-is-too-long"', "network.bridge"),
         ('network.backend = "calico"', "network.backend"),
         ('telemetry.metrics_address = "0.0.0.0:80"', "telemetry.metrics_address"),
+        ('debug.fail_at = ["sandbox-run:row=ENOSUCH"]', "debug.fail_at"),
         ('telemetry.metrics_address = "127.0.0.1:99999"', "telemetry.metrics_address"),
         ('runtime.default_handler = "kata"', "runtime.default_handler"),
         ('runtime.handlers.x = { path = "/bin/x", typ = "crun" }', "runtime.handlers.x.typ"),

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 from aiohttp import web
 
-from criagent.cri.boundary import status_of
+from criagent.cri.statuses import status_of
 from criagent.errors import NotFoundError, RegistryDeniedError, RegistryError
 from criagent.image.manifest import OCI_MANIFEST, Descriptor
 from criagent.image.reference import parse_reference
@@ -411,7 +411,7 @@ async def test_a_failure_has_the_same_text_each_time_and_no_memory_address(
     for _ in range(3):
         with pytest.raises(RegistryError) as failure:
             await manifest(node, f"127.0.0.1:{registry.port}")
-        texts.add(status_of(failure.value)[1])
+        texts.add(status_of(failure.value, "PullImage", "").text)
     (text,) = texts
     where = f"127.0.0.1:{registry.port}"
     assert text == (
