@@ -6,7 +6,8 @@ import asyncio
 import contextlib
 import email.utils
 import re
-from collections.abc import AsyncIterator
+import socket
+from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 
 import pytest
@@ -175,31 +176,32 @@ async def test_a_mirror_that_is_throttled_is_not_waited_for(
 
 
 class Silent:
-    """A host that takes connections and never answers a TLS greeting: `dialled` counts them."""
+    """A host that takes connections and never answers a TLS greeting."""
 
     def __init__(self) -> None:
-        self.dialled = 0
-        self.port = 0
+        self._socket = socket.create_server(("127.0.0.1", 0))
+        self._socket.setblocking(False)
+        self._taken: list[socket.socket] = []
+        self.port = self._socket.getsockname()[1]
 
-    async def _accept(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        self.dialled += 1
-        with contextlib.suppress(OSError):
-            while await reader.read(1000):
-                pass
-        writer.close()
+    @property
+    def dialled(self) -> int:
+        """How many connections were made. The kernel queues them, also those that were given up."""
+        with contextlib.suppress(BlockingIOError):
+            while True:
+                self._taken.append(self._socket.accept()[0])
+        return len(self._taken)
 
-    async def start(self) -> asyncio.Server:
-        server = await asyncio.start_server(self._accept, "127.0.0.1", 0)
-        self.port = server.sockets[0].getsockname()[1]
-        return server
+    def close(self) -> None:
+        for one in (self._socket, *self._taken):
+            one.close()
 
 
 @pytest.fixture
-async def silent() -> AsyncIterator[Silent]:
+def silent() -> Iterator[Silent]:
     one = Silent()
-    server = await one.start()
     yield one
-    server.close()
+    one.close()
 
 
 def behind(tmp_path: Path, silent: Silent, registry: Registry) -> None:
