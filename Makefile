@@ -28,11 +28,12 @@ bench:  ## figures of docs/architecture.md as a table and as build/bench.json
 unit: $(PY)  ## pure tests, no root needed
 	$(PY) -m pytest tests/unit
 
-check: $(PY)  ## linters, types, import rules
+check: $(PY)  ## linters, types, import rules, generated code
 	$(VENV)/bin/ruff check criagent tests proto
 	$(VENV)/bin/ruff format --check criagent tests proto
 	$(VENV)/bin/mypy
 	PYTHONPATH=. $(VENV)/bin/lint-imports
+	$(PY) proto/generate.py --check
 
 node: $(PY)  ## pods, restarts, networks, crashes in the test node; needs root
 	tests/node/up python3 -m pytest -q -o timeout=300 -p no:cacheprovider tests/node

@@ -1,7 +1,8 @@
 """The few asyncio tools that everything else is built from; all else is the standard library.
 
 Rules they stand for (docs/architecture.md, "Async rules"): a cancelled step has stopped before its
-undo starts; undo is pushed before its step; long work belongs to one owner task that callers join.
+undo starts; undo is pushed before its step; long work belongs to one owner task that callers join;
+work that nobody awaits is supervised, so that its failure is logged and counted.
 """
 
 from __future__ import annotations
@@ -13,12 +14,26 @@ from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
 from concurrent.futures import Executor
 from contextlib import asynccontextmanager
+from contextvars import Context, ContextVar
 from types import TracebackType
-from typing import Generic, TypeVar
+from typing import Any, Generic, TypeVar
 
 import structlog
 
+from criagent import faults, os_errors
+from criagent.errors import AgentError, TimedOutError
+
 T = TypeVar("T")
+
+# Failures since the start that no caller sees: an undo, a background task, a listener of a store.
+FAILURES: Counter[str] = Counter()
+FAILURE_KINDS = ("undo", "background", "listener")
+
+# Given the key of an owner that starts, makes what hears its stages; "" ends the last one.
+StageObserver = Callable[[str], None]
+STAGES: ContextVar[Callable[[str], StageObserver] | None] = ContextVar("stages", default=None)
+
+_supervised: set[asyncio.Task[Any]] = set()
 
 log: structlog.stdlib.BoundLogger = structlog.get_logger(__name__)
 
@@ -53,15 +68,57 @@ async def run_in(executor: Executor, call: Callable[..., T], *args: object) -> T
     return await finish(wait())
 
 
+def detached(work: Coroutine[object, object, T], *, name: str, **facts: object) -> asyncio.Task[T]:
+    """A task that outlives the call that starts it, and whose log lines do not name that call.
+
+    It has a context of its own, in which `facts` are bound for its log lines. The caller keeps the
+    task and takes its failure.
+    """
+    context = Context()
+    context.run(structlog.contextvars.bind_contextvars, **facts)
+    return asyncio.get_running_loop().create_task(work, name=name, context=context)
+
+
+def supervised(
+    work: Coroutine[object, object, T], *, name: str, **facts: object
+) -> asyncio.Task[T]:
+    """A detached task that nobody need await: it is kept alive, and its failure is logged."""
+    task = detached(work, name=name, **facts)
+    _supervised.add(task)
+    task.add_done_callback(_supervised_ended)
+    return task
+
+
+async def settle(*tasks: asyncio.Task[Any]) -> None:
+    """Cancel `tasks` and return when all have ended; what they ended with is not raised."""
+    for task in tasks:
+        task.cancel()
+    await finish(_all_ended(tasks))
+
+
+async def _all_ended(tasks: tuple[asyncio.Task[Any], ...]) -> None:
+    await asyncio.gather(*tasks, return_exceptions=True)
+
+
+def _supervised_ended(task: asyncio.Task[Any]) -> None:
+    _supervised.discard(task)
+    if not task.cancelled() and (failure := task.exception()) is not None:
+        FAILURES["background"] += 1
+        log.error("background_failed", task=task.get_name(), exc_info=failure)
+
+
 class Rollback:
     """Undo steps of one verb, run in reverse unless `commit` was called.
 
-    Push an undo before its step. Unwinding stops at the first undo that fails or exceeds
-    `step_budget_s`: the row, pushed first, then survives and tells recovery what is left.
-    `clean` says after the block whether everything was undone.
+    Push an undo before its step. Unwinding stops at the first undo that fails, ends by a
+    cancellation or exceeds `step_budget_s`: the row, pushed first, then survives and tells recovery
+    what is left. `clean` says after the block whether everything was undone. The error that leaves
+    the block says in a note which undo failed and why. `verb` begins the names of the undos as
+    points of `faults`.
     """
 
-    def __init__(self, *, step_budget_s: float) -> None:
+    def __init__(self, verb: str, *, step_budget_s: float) -> None:
+        self._verb = verb
         self._steps: list[tuple[str, Callable[[], Awaitable[object]]]] = []
         self._budget_s = step_budget_s
         self._committed = False
@@ -89,15 +146,30 @@ class Rollback:
 
     async def _unwind(self, error: BaseException | None) -> None:
         for name, undo in reversed(self._steps):
+            limit = asyncio.timeout(self._budget_s)
             try:
-                async with asyncio.timeout(self._budget_s):
+                async with limit:
+                    faults.reach(f"{self._verb}:undo-{name}")
                     await undo()
-            except Exception as failure:  # noqa: BLE001 - kept for recovery, told to the caller
+            except (Exception, asyncio.CancelledError) as failure:
                 self.clean = False
-                log.warning("undo_failed", step=name, error=repr(failure))
+                FAILURES["undo"] += 1
+                reason = _reason(failure)
+                if limit.expired():
+                    reason = f"it took longer than {self._budget_s:g} s"
+                log.exception("undo_failed", step=name, reason=reason)
                 if error is not None:
-                    error.add_note(f"undo of {name} failed: {failure!r}")
+                    error.add_note(f"undo of {name} failed: {reason}")
                 return
+
+
+def _reason(failure: BaseException) -> str:
+    """A text for callers: that of an expected error, of any other its kind alone."""
+    if isinstance(failure, AgentError):
+        return str(failure)
+    if isinstance(failure, OSError) and (expected := os_errors.translated(failure)) is not None:
+        return str(expected)
+    return type(failure).__name__
 
 
 class KeyedLocks:
@@ -127,15 +199,39 @@ class Owner(Generic[T]):
     def __init__(self, key: str, fingerprint: object) -> None:
         self.key = key
         self.fingerprint = fingerprint
-        self.stage = "starting"
         self.task: asyncio.Task[T] | None = None
+        self._stage = "starting"
+        observe = STAGES.get()
+        self._observer = None if observe is None else observe(key)
+
+    @property
+    def stage(self) -> str:
+        """What is being done; errors and spans name it."""
+        return self._stage
+
+    @stage.setter
+    def stage(self, name: str) -> None:
+        self._stage = name
+        if self._observer is not None:
+            self._observer(name)
+
+    def ended(self) -> None:
+        """The last stage is over."""
+        if self._observer is not None:
+            self._observer("")
 
 
 class Owners(Generic[T]):
-    """Owner tasks by key. Callers join the task; their own cancellation leaves it running."""
+    """Owner tasks by key. Callers join the task; their own cancellation leaves it running.
 
-    def __init__(self, *, limit_s: float) -> None:
+    Work that is not done within `limit_s` is cancelled and undone; `noun` and `setting`, the key of
+    the configuration that holds the limit, are for the text of its error.
+    """
+
+    def __init__(self, *, limit_s: float, noun: str = "work", setting: str = "") -> None:
         self._limit_s = limit_s
+        self._noun = noun
+        self._setting = setting
         self._owners: dict[str, Owner[T]] = {}
 
     def get(self, key: str) -> Owner[T] | None:
@@ -158,11 +254,15 @@ class Owners(Generic[T]):
         owner: Owner[T] = Owner(key, fingerprint)
         self._owners[key] = owner
         owner.task = asyncio.create_task(self._run(owner, work), name=f"owner:{key}")
-        owner.task.add_done_callback(self._retrieve)
+        owner.task.add_done_callback(functools.partial(self._ended, owner))
         return owner
 
     async def join(self, owner: Owner[T]) -> T:
-        """The owner's result; cancelling the caller does not cancel the work."""
+        """The owner's result; cancelling the caller does not cancel the work.
+
+        Raises what the work raises, an OSError with the stage as a note, and TimedOutError with
+        stage and setting when the limit has passed.
+        """
         if owner.task is None:
             raise RuntimeError("owner was not started")
         return await asyncio.shield(owner.task)
@@ -173,21 +273,40 @@ class Owners(Generic[T]):
         if not tasks:
             return
         _done, late = await asyncio.wait(tasks, timeout=limit_s)
-        for task in late:
-            task.cancel()
-        if late:
-            await asyncio.wait(late)
+        await settle(*late)
 
     async def _run(
         self, owner: Owner[T], work: Callable[[Owner[T]], Coroutine[object, object, T]]
     ) -> T:
+        limit = asyncio.timeout(self._limit_s)
         try:
-            async with asyncio.timeout(self._limit_s):
+            async with limit:
                 return await work(owner)
+        except OSError as error:
+            if not limit.expired():
+                error.add_note(f"stage: {owner.stage}")
+                raise
+            raise self._too_late(owner, error) from error
         finally:
+            owner.ended()
             del self._owners[owner.key]
 
-    @staticmethod
-    def _retrieve(task: asyncio.Task[T]) -> None:
+    def _too_late(self, owner: Owner[T], error: OSError) -> TimedOutError:
+        text = (
+            f'{self._noun} "{owner.key}" was not done within {self._limit_s:g} s and was given up; '
+            f"it was at the stage: {owner.stage}"
+        )
+        if self._setting:
+            text += f"; if the node is only slow, raise {self._setting}"
+        late = TimedOutError(text)
+        for note in getattr(error.__cause__, "__notes__", ()):  # of an undo that failed
+            late.add_note(note)
+        return late
+
+    def _ended(self, owner: Owner[T], task: asyncio.Task[T]) -> None:
+        # A task that is cancelled before its first step has not run `_run` at all.
+        if self._owners.get(owner.key) is owner:
+            del self._owners[owner.key]
+            owner.ended()
         if not task.cancelled():
             task.exception()  # the joiners raise it; without joiners it was logged by its verb

@@ -6,17 +6,20 @@ winning key by key. `load` reports every problem of every file at once.
 
 from __future__ import annotations
 
+import difflib
 import math
 import re
 import tomllib
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field, fields, is_dataclass
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field, fields
 from ipaddress import ip_address, ip_network
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args, get_origin, get_type_hints
 from urllib.parse import urlsplit
 
 import msgspec
+
+from criagent import faults
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -37,6 +40,7 @@ class Network:
     pod_cidrs: tuple[str, ...] = ("10.88.0.0/16", "fd00:10:88::/64")
     mtu: int = 0  # 0 = of the default route
     unprivileged_ports: bool = True  # as containerd: a non-root process may listen on port 80
+    unprivileged_icmp: bool = True  # as containerd: a process without capabilities may ping
     cni_conf_dir: Path = Path("/etc/cni/net.d")
     cni_bin_dirs: tuple[Path, ...] = (Path("/opt/cni/bin"), Path("/usr/lib/cni"))
     cni_timeout_s: float = 120.0  # half of the kubelet's limit for RunPodSandbox
@@ -95,6 +99,9 @@ class Runtime:
     nofile_soft: int = 1024
     nofile_hard: int = 524288
     cdi_spec_dirs: tuple[Path, ...] = (Path("/etc/cdi"), Path("/var/run/cdi"))  # later ones win
+    # what becomes of a VOLUME of an image: a directory of the node (containerd), one in the root
+    # (CRI-O), nothing
+    image_volumes: Literal["bind", "mkdir", "ignore"] = "bind"
     selinux: Literal["auto", "off"] = "auto"  # auto: labels where the kernel has SELinux on
     device_ownership_from_security_context: bool = False  # requested devices are the user's
 
@@ -126,13 +133,16 @@ class Telemetry:
 
     otlp_endpoint: str = ""
     metrics_address: str = "127.0.0.1:9880"
+    # "/run/containerd/containerd.sock" is where cAdvisor in the kubelet looks for a containerd
+    cadvisor_socket: str = ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Debug:
     """For tests."""
 
-    kill_at: str = ""
+    kill_at: str = ""  # a crash point of the code
+    fail_at: tuple[str, ...] = ()  # steps and undos that fail once, see criagent/faults.py
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -165,6 +175,11 @@ def load(path: Path) -> Config:
 
     Raises ConfigError with every problem found.
     """
+    return load_with_origins(path)[0]
+
+
+def load_with_origins(path: Path) -> tuple[Config, dict[str, Path]]:
+    """As `load`, with the file that each "section.key" was set in last; defaults are not in it."""
     problems: list[str] = []
     values: dict[str, dict[str, Any]] = {}
     origins: dict[str, Path] = {}  # where a key was set last
@@ -177,10 +192,12 @@ def load(path: Path) -> Config:
         for name, section in document.items():
             problems += [f"{file}: {text}" for text in _problems(name, section)]
             if isinstance(section, dict):
-                values.setdefault(name, {}).update(section)
+                _merge(values.setdefault(name, {}), section)
                 origins |= {f"{name}.{key}": file for key in section}
     if problems:
         raise ConfigError(problems)
+    if (runtime := values.get("runtime")) and "handlers" in runtime:
+        runtime["handlers"] = _with_default_handlers(runtime["handlers"])
     config: Config = msgspec.convert(values, Config, dec_hook=_path)
     if found := _contradictions(config):
         raise ConfigError(
@@ -189,7 +206,35 @@ def load(path: Path) -> Config:
                 for keys, text in found
             ]
         )
-    return config
+    return config, origins
+
+
+def _merge(values: dict[str, Any], section: dict[str, Any]) -> None:
+    """Later keys win. Handlers are merged by name, so that a file can add one."""
+    handlers = {**values.get("handlers", {}), **_table(section.get("handlers"))}
+    values.update(section)
+    if "handlers" in section:
+        values["handlers"] = handlers
+
+
+def _with_default_handlers(handlers: dict[str, Any]) -> dict[str, Any]:
+    """The default handlers stay unless a file says `NAME = false`; their keys may be set singly."""
+    found: dict[str, Any] = {}
+    for name, handler in _handlers().items():
+        found[name] = {key.name: getattr(handler, key.name) for key in fields(handler)}
+    for name, entry in handlers.items():
+        found[name] = {**found.get(name, {}), **entry} if isinstance(entry, dict) else entry
+    return {name: _plain(entry) for name, entry in found.items() if entry is not False}
+
+
+def _plain(entry: Any) -> Any:
+    if not isinstance(entry, dict):
+        return entry
+    return {key: str(value) if isinstance(value, Path) else value for key, value in entry.items()}
+
+
+def _table(value: object) -> dict[str, Any]:
+    return value if isinstance(value, dict) else {}
 
 
 def _contradictions(config: Config) -> list[tuple[tuple[str, ...], str]]:
@@ -206,10 +251,24 @@ def _contradictions(config: Config) -> list[tuple[tuple[str, ...], str]]:
     if bool(streaming.tls_cert) != bool(streaming.tls_key):
         keys = ("streaming.tls_cert", "streaming.tls_key")
         found.append((keys, "want a certificate and its key, or neither"))
+    if config.telemetry.cadvisor_socket == str(storage.socket):
+        keys = ("telemetry.cadvisor_socket", "storage.socket")
+        found.append((keys, "is the socket of the CRI; want one of its own"))
+    for key in ("tls_cert", "tls_key"):
+        if (file := getattr(streaming, key)) and (problem := _unreadable(Path(file))):
+            found.append(((f"streaming.{key}",), problem))
     if storage.root == storage.run_dir:
         keys = ("storage.run_dir", "storage.root")
         found.append((keys, "is the root directory too; want a directory on tmpfs of its own"))
     return found
+
+
+def _unreadable(path: Path) -> str:
+    try:
+        with path.open("rb"):
+            return ""
+    except OSError as error:
+        return f"{path} cannot be read: {error.strerror}"
 
 
 def _path(kind: type, value: object) -> Path:
@@ -240,7 +299,7 @@ def files(path: Path, problems: list[str] | None = None) -> list[Path]:
 def _problems(name: str, section: object) -> list[str]:
     sections = {f.name: f for f in fields(Config)}
     if name not in sections:
-        return [f"[{name}]: unknown section; known are {sorted(sections)}"]
+        return [f"[{name}]: unknown section{_meant(name, sections)}; known are {sorted(sections)}"]
     default = getattr(Config(), name)
     if not isinstance(section, dict):
         return [f"{name}: want a section, not a value"]
@@ -248,14 +307,15 @@ def _problems(name: str, section: object) -> list[str]:
     found = []
     for key, value in section.items():
         if key not in known:
-            found.append(f"{name}.{key}: unknown key")
+            found.append(f"{name}.{key}: unknown key{_meant(key, known)}")
             continue
         if key == "handlers" and isinstance(value, dict):
             found += _handler_problems(f"{name}.{key}", value)
+            value = _with_default_handlers(value)  # noqa: PLW2901 - as it will be
         try:
             converted = msgspec.convert({key: value}, type(default), dec_hook=_path)
         except msgspec.ValidationError as exc:
-            found.append(f"{name}.{key}: {exc}")
+            found.append(f"{name}.{key}: {_choices(type(default), key, value) or exc}")
             continue
         if (check := _CHECKS.get(key)) and (text := check(getattr(converted, key))):
             found.append(f"{name}.{key}: {text}")
@@ -267,10 +327,25 @@ def _problems(name: str, section: object) -> list[str]:
     return found
 
 
+def _meant(name: str, known: Iterable[str]) -> str:
+    close = difflib.get_close_matches(name, list(known), n=1)
+    return f"; did you mean {close[0]!r}?" if close else ""
+
+
+def _choices(section: type, key: str, value: object) -> str:
+    """What a key with a list of values takes; "" for other keys."""
+    hint = get_type_hints(section)[key]
+    if get_origin(hint) is not Literal:
+        return ""
+    choices = get_args(hint)
+    text = ", ".join(repr(choice) for choice in choices)
+    return f"want one of {text}, not {value!r}{_meant(str(value), choices)}"
+
+
 def _handler_problems(name: str, handlers: dict[str, Any]) -> list[str]:
     known = {f.name for f in fields(Handler)}
     return [
-        f"{name}.{handler}.{key}: unknown key"
+        f"{name}.{handler}.{key}: unknown key{_meant(key, known)}"
         for handler, entry in handlers.items()
         if isinstance(entry, dict)
         for key in entry
@@ -320,6 +395,12 @@ def _check_socket(path: Path) -> str:
     return "" if size <= 107 else f"is {size} bytes long; a socket's path has room for 107"
 
 
+def _check_cadvisor_socket(path: str) -> str:
+    if path and not path.startswith("/"):
+        return f"want an absolute path, not {path!r}"
+    return _check_socket(Path(path))
+
+
 def _check_mtu(mtu: int) -> str:
     if mtu == 0 or 1280 <= mtu <= 65535:  # IPv6 needs 1280 (RFC 8200 section 5)
         return ""
@@ -359,6 +440,15 @@ def _check_url_host(host: str) -> str:
     return _check_listen_address(host) and f"{host!r} is no host name and no IP address"
 
 
+def _check_faults(entries: Sequence[str]) -> str:
+    try:
+        for entry in entries:
+            faults.failure(entry)
+    except ValueError as exc:
+        return str(exc)
+    return ""
+
+
 _CHECKS: dict[str, Callable[[Any], str]] = {
     "port": _check_port,
     "address": _check_listen_address,
@@ -369,33 +459,6 @@ _CHECKS: dict[str, Callable[[Any], str]] = {
     "pod_cidrs": check_cidrs,
     "bridge": _check_bridge,
     "metrics_address": _check_address,
+    "cadvisor_socket": _check_cadvisor_socket,
+    "fail_at": _check_faults,
 }
-
-
-def default_text() -> str:
-    """The default configuration as TOML; every key is commented out."""
-    lines: list[str] = []
-    for section in fields(Config):
-        value = getattr(Config(), section.name)
-        lines.append(f"[{section.name}]")
-        for key in fields(value):
-            item = getattr(value, key.name)
-            if isinstance(item, dict):
-                lines += [f"# {key.name}.{name} = {_toml(entry)}" for name, entry in item.items()]
-            else:
-                lines.append(f"# {key.name} = {_toml(item)}")
-        lines.append("")
-    return "\n".join(lines)
-
-
-def _toml(value: object) -> str:
-    if is_dataclass(value):
-        pairs = ", ".join(f"{f.name} = {_toml(getattr(value, f.name))}" for f in fields(value))
-        return f"{{ {pairs} }}"
-    if isinstance(value, bool):
-        return "true" if value else "false"
-    if isinstance(value, tuple):
-        return "[" + ", ".join(_toml(item) for item in value) + "]"
-    if isinstance(value, int | float):
-        return str(value)
-    return '"' + str(value) + '"'

@@ -12,7 +12,7 @@ import fcntl
 import os
 import signal
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import structlog
@@ -22,15 +22,17 @@ os.environ.setdefault("GRPC_ENABLE_FORK_SUPPORT", "0")
 
 import grpc
 
-from criagent import assembly, faults, telemetry
+from criagent import assembly, faults, process_signals, telemetry
 from criagent._proto import admin_pb2_grpc, api_pb2_grpc
-from criagent.aio import run_in
+from criagent.aio import run_in, settle, supervised
 from criagent.config import Config
 from criagent.cri.admin_service import AdminService
 from criagent.cri.boundary import Boundary
+from criagent.cri.cadvisor import Cadvisor, CadvisorService
 from criagent.cri.events import Events
 from criagent.cri.image_service import ImageService
 from criagent.cri.runtime_service import RuntimeService
+from criagent.cri.subjects import Subjects
 from criagent.errors import AgentError, UnavailableError
 from criagent.garbage import collect_now_and_then
 from criagent.image.images import Images
@@ -38,11 +40,13 @@ from criagent.kernel import cgroupfs
 from criagent.kernel.priority import raise_all_threads
 from criagent.operator_metrics import OperatorMetrics
 from criagent.runtime.clock import Clock
-from criagent.runtime.handlers import monitor_problem
+from criagent.runtime.handlers import HandlerFacts, monitor_problem
+from criagent.runtime.network_cgroups import NetworkCgroups
 from criagent.runtime.runtime import Runtime
 from criagent.service_notify import notify
 from criagent.streaming.server import Listener, StreamingServer
 
+_METRICS_AGAIN_S = 30.0
 _SWITCH_S = 0.001  # for how long a file thread may keep the loop from going on; Python's own: 5 ms
 
 log: structlog.stdlib.BoundLogger = structlog.get_logger(__name__)
@@ -90,8 +94,7 @@ class _Daemon:
     async def run(self) -> None:
         """Serve until told to stop."""
         loop = asyncio.get_running_loop()
-        for number in (signal.SIGTERM, signal.SIGINT):
-            loop.add_signal_handler(number, self._stopping.set)
+        self._take_signals(loop)
         config, clock = self._config, Clock()
         metrics = telemetry.Telemetry(config.telemetry.otlp_endpoint)
         images = assembly.image_parts(config, self._stores, self._executors, clock)
@@ -100,41 +103,84 @@ class _Daemon:
         runtime = assembly.runtime(
             config, self._stores, self._executors, clock, images, handlers, monitor
         )
-        for facts in handlers:
-            if facts.problem:
-                log.warning("handler_not_usable", handler=facts.name, problem=facts.problem)
-        if monitor:
-            log.error("conmon_not_usable", problem=monitor)
+        _log_problems(handlers, monitor)
         await run_in(self._executors.fs, runtime.prepare)
         streaming = StreamingServer(
             self._listener(), runtime.streamer, runtime.attacher, runtime.forwarder
         )
         server = await self._listen(metrics, runtime, images.images, streaming)
+        cadvisor = self._cadvisor(runtime)
+        background: list[asyncio.Task[None]] = []
         try:
             await streaming.start()
-            metrics.serve(config.telemetry.metrics_address, lambda: self._recovered)
-            began = loop.time()
-            await images.images.prepare()
-            await runtime.networks.start()
-            await runtime.recover()
-            self._recovery_s = loop.time() - began
-            self._recovered = True
-            faults.arm(config.debug.kill_at or None)  # the verbs' points, not recovery's
-            collector = asyncio.create_task(
-                collect_now_and_then(self._executors.fs), name="garbage"
-            )
+            background.append(supervised(self._serve_metrics(metrics), name="metrics"))
+            await self._recover(runtime, images.images, cadvisor)
+            # the verbs' points, not recovery's
+            faults.arm(config.debug.kill_at or None, config.debug.fail_at)
+            collector = collect_now_and_then(self._executors.fs)
+            background.append(supervised(collector, name="garbage"))
             notify("READY=1")
             log.info("serving", socket=str(config.storage.socket))
             await self._stopping.wait()
-            collector.cancel()
         finally:
             notify("STOPPING=1")
             log.info("stopping")
+            await settle(*background)
             await streaming.close()
             if self._events is not None:
                 self._events.close()
+            await cadvisor.close()
             await self._shut_down(server, runtime, images)
             metrics.close()
+
+    async def _recover(self, runtime: Runtime, images: Images, cadvisor: Cadvisor) -> None:
+        """Reconcile rows, disk and kernel: layers, then networks, then pods and containers."""
+        loop = asyncio.get_running_loop()
+        began = loop.time()
+        await cadvisor.listen()
+        await images.prepare()
+        await runtime.networks.start()
+        await runtime.recover()
+        self._recovery_s = loop.time() - began
+        self._recovered = True
+        cadvisor.recovered()
+
+    def _cadvisor(self, runtime: Runtime) -> Cadvisor:
+        networks = NetworkCgroups(
+            sandboxes=runtime.sandboxes,
+            containers=runtime.containers,
+            driver=runtime.cgroup_driver,
+            fs=self._executors.fs,
+        )
+        service = CadvisorService(
+            sandboxes=runtime.sandboxes,
+            containers=runtime.containers,
+            networks=networks,
+            driver=runtime.cgroup_driver,
+        )
+        return Cadvisor(self._config.telemetry.cadvisor_socket, service, networks)
+
+    def _take_signals(self, loop: asyncio.AbstractEventLoop) -> None:
+        process_signals.install(loop)
+        for number in (signal.SIGTERM, signal.SIGINT):
+            loop.add_signal_handler(number, self._stopping.set)
+
+    async def _serve_metrics(self, metrics: telemetry.Telemetry) -> None:
+        """Pods do not depend on metrics: a taken address is tried again until it is free."""
+        logged = False
+        while True:
+            try:
+                metrics.serve(self._config.telemetry.metrics_address, lambda: self._recovered)
+            except UnavailableError as error:
+                if not logged:
+                    facts = {"error": str(error), "again_in_s": _METRICS_AGAIN_S}
+                    log.error("metrics_not_served", **facts)  # noqa: TRY400 - its text
+                logged = True
+                await asyncio.sleep(_METRICS_AGAIN_S)
+            else:
+                if logged:
+                    log.info("metrics_served")
+                return
 
     def _listener(self) -> Listener:
         section = self._config.streaming
@@ -156,7 +202,8 @@ class _Daemon:
         streaming: StreamingServer,
     ) -> grpc.aio.Server:
         size = self._config.limits.grpc_message_bytes
-        boundary = Boundary(metrics, lambda: self._recovered)
+        subjects = Subjects(runtime.sandboxes, runtime.containers)
+        boundary = Boundary(metrics, lambda: self._recovered, subjects.of)
         server = grpc.aio.server(
             interceptors=[boundary],
             options=[
@@ -199,7 +246,7 @@ class _Daemon:
         self, server: grpc.aio.Server, runtime: Runtime, images: assembly.ImageParts
     ) -> None:
         limit_s = self._config.limits.shutdown_s
-        stopping = asyncio.create_task(server.stop(limit_s))  # no new calls from now on
+        stopping = supervised(server.stop(limit_s), name="stopping")  # no new calls from now on
         await runtime.stop(limit_s)
         await images.close()
         await runtime.networks.stop()
@@ -227,6 +274,14 @@ def _lock(root: Path) -> Iterator[None]:
         yield
     finally:
         os.close(fd)
+
+
+def _log_problems(handlers: Sequence[HandlerFacts], monitor: str) -> None:
+    for facts in handlers:
+        if facts.problem:
+            log.warning("handler_not_usable", handler=facts.name, problem=facts.problem)
+    if monitor:
+        log.error("conmon_not_usable", problem=monitor)
 
 
 def _raise_priority() -> None:

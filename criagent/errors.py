@@ -47,6 +47,10 @@ class TimedOutError(AgentError):
     """Work that carries its own time limit ran out of it: DEADLINE_EXCEEDED."""
 
 
+class NotPermittedError(AgentError):
+    """The kernel or a security module forbids the agent to do it: PERMISSION_DENIED."""
+
+
 class CorruptError(AgentError):
     """Content does not match its digest or size: DATA_LOSS."""
 
@@ -55,6 +59,8 @@ class RegistryError(AgentError):
     """A registry failed or could not be reached: UNKNOWN with the prefix that the kubelet reads.
 
     `url` is redacted (no credentials, no query); `codes` are the registry's own error codes.
+    `transient` says that the same request may succeed later, `retry_after_s` when the server wants
+    it again.
     """
 
     def __init__(
@@ -65,13 +71,21 @@ class RegistryError(AgentError):
         url: str = "",
         status: int = 0,
         codes: tuple[str, ...] = (),
+        transient: bool = False,
+        retry_after_s: float | None = None,
     ) -> None:
         super().__init__(text)
         self.method = method
         self.url = url
         self.status = status
         self.codes = codes
+        self.transient = transient
+        self.retry_after_s = retry_after_s
 
 
 class RegistryDeniedError(RegistryError):
     """The registry refused the credentials, or wants some: PERMISSION_DENIED."""
+
+
+class RegistryUnreachableError(RegistryError):
+    """No connection to a host came about: UNKNOWN, as RegistryError."""

@@ -1,43 +1,58 @@
 """Logging: JSON lines on stderr, or readable ones when stderr is a terminal.
 
-An event is a constant name, its facts are keys. Credentials never get here: their types
-show nothing in their repr, and tracebacks carry no local variables.
+An event is a constant name and comes first; its facts are keys. Credentials never get here: their
+types show nothing in their repr, and tracebacks carry no local variables. Facts that images,
+registries or plug-ins control are printable and cut, and no line is longer than journald takes
+whole (LineMax=, 48 KiB). Below systemd each line begins with its priority (sd-daemon(3)), so that
+`journalctl -p warning` finds warnings and errors.
 """
 
 from __future__ import annotations
 
+import io
+import json
 import logging
+import os
 import sys
 from collections import Counter
+from collections.abc import Mapping
+from typing import Any, TextIO
 
 import structlog
 
-LINES: Counter[str] = Counter()  # lines written since the start, by level
+from criagent.text import bounded
+
+CALL = "call"  # the event of a call's end
+# Lines since the start by level, without those of calls: these have metrics of their own.
+LINES: Counter[str] = Counter()
+
+_VALUE = 2048  # characters of one fact, as JSON
+_LINE = 16384  # of all facts together
+_ITEMS = 32
+_FIRST_FRAMES, _LAST_FRAMES, _FRAME = 25, 35, 512  # lines of a traceback, characters of each
+_FIRST = ("event", "level", "timestamp", "rpc", "trace_id", "pod", "container", "image")
+_PRIORITIES = {"debug": 7, "info": 6, "warning": 4, "error": 3, "critical": 2}
 
 
 def setup(level: str) -> None:
     """Log from `level` on, libraries from warning on."""
     number = getattr(logging, level.upper())
+    terminal = sys.stderr.isatty()
     shared: list[structlog.typing.Processor] = [
         structlog.contextvars.merge_contextvars,
         structlog.stdlib.add_log_level,
         _counted,
         structlog.processors.TimeStamper(fmt="iso", utc=True),
     ]
-    terminal = sys.stderr.isatty()
-    renderer: structlog.typing.Processor = (
+    last: list[structlog.typing.Processor]
+    if terminal:
         # not the pretty tracebacks: those print local variables, so credentials too
-        structlog.dev.ConsoleRenderer(exception_formatter=structlog.dev.plain_traceback)
-        if terminal
-        else structlog.processors.JSONRenderer()
-    )
-    exceptions = [] if terminal else [structlog.processors.format_exc_info]
+        last = [_bounded, structlog.dev.ConsoleRenderer(exception_formatter=_plain_traceback)]
+    else:
+        render = _render_prefixed if to_journal() else _render
+        last = [structlog.processors.format_exc_info, _bounded, _ordered, render]
     structlog.configure(
-        processors=[
-            *shared,
-            *exceptions,
-            renderer,
-        ],
+        processors=[*shared, *last],
         wrapper_class=structlog.make_filtering_bound_logger(number),
         logger_factory=structlog.WriteLoggerFactory(file=sys.stderr),
         cache_logger_on_first_use=True,
@@ -46,18 +61,99 @@ def setup(level: str) -> None:
     handler.setFormatter(
         structlog.stdlib.ProcessorFormatter(
             foreign_pre_chain=shared,
-            processors=[
-                structlog.stdlib.ProcessorFormatter.remove_processors_meta,
-                *exceptions,
-                renderer,
-            ],
+            processors=[structlog.stdlib.ProcessorFormatter.remove_processors_meta, *last],
         )
     )
     logging.basicConfig(handlers=[handler], level=logging.WARNING, force=True)
 
 
+def to_journal() -> bool:
+    """Whether stderr is the journal's: $JOURNAL_STREAM, which children inherit, names its file."""
+    try:
+        facts = os.fstat(sys.stderr.fileno())
+    except (OSError, ValueError):  # closed, or no file at all
+        return False
+    return os.environ.get("JOURNAL_STREAM") == f"{facts.st_dev}:{facts.st_ino}"
+
+
 def _counted(
     _logger: object, _method: str, event: structlog.typing.EventDict
 ) -> structlog.typing.EventDict:
-    LINES[event.get("level", "")] += 1
+    if event.get("event") != CALL:
+        LINES[event.get("level", "")] += 1
     return event
+
+
+def _bounded(
+    _logger: object, _method: str, event: structlog.typing.EventDict
+) -> structlog.typing.EventDict:
+    left = _LINE
+    for key, value in event.items():
+        if key == "exception":
+            event[key] = _traceback(str(value))
+        elif key != "exc_info":
+            event[key], used = _shown(value, min(_VALUE, left))
+            left = max(left - used, 64)
+    return event
+
+
+def _shown(value: object, limit: int) -> tuple[object, int]:
+    """`value` with its texts cut to about `limit` characters together, and what they take."""
+    if isinstance(value, str):
+        if len(value) <= limit and value.isascii() and value.isprintable():
+            return value, len(value)
+        text = bounded(value, limit, _json_size)
+        return text, _json_size(text)
+    if value is None or isinstance(value, bool | int | float):
+        return value, 8
+    if isinstance(value, Mapping):
+        keys, size = _items([str(key) for key in value], limit // 2)
+        items, more = _items(list(value.values()), limit // 2)
+        return dict(zip(keys, items, strict=True)), size + more
+    if isinstance(value, list | tuple | set | frozenset):
+        return _items(list(value), limit)
+    return _shown(repr(value), limit)
+
+
+def _items(values: list[Any], limit: int) -> tuple[list[Any], int]:
+    """The first of `values`; what they hold in turn is shown as a text."""
+    shown: list[Any] = []
+    used = 0
+    for value in values[:_ITEMS]:
+        plain = value is None or isinstance(value, str | bool | int | float)
+        item, size = _shown(value if plain else repr(value), max(limit - used, 64))
+        shown.append(item)
+        used += size
+    return shown, used
+
+
+def _traceback(text: str) -> str:
+    lines = text.splitlines()
+    if len(lines) > _FIRST_FRAMES + _LAST_FRAMES:
+        lines = [*lines[:_FIRST_FRAMES], "...", *lines[-_LAST_FRAMES:]]
+    return "\n".join(bounded(line, _FRAME, _json_size) for line in lines)
+
+
+def _plain_traceback(out: TextIO, error: structlog.typing.ExcInfo) -> None:
+    text = io.StringIO()
+    structlog.dev.plain_traceback(text, error)
+    out.write("\n" + _traceback(text.getvalue().strip("\n")))
+
+
+def _json_size(text: str) -> int:
+    return len(json.dumps(text))
+
+
+def _ordered(
+    _logger: object, _method: str, event: structlog.typing.EventDict
+) -> structlog.typing.EventDict:
+    first = {key: event.pop(key) for key in _FIRST if key in event}
+    return {**first, **event}
+
+
+def _render(_logger: object, _method: str, event: structlog.typing.EventDict) -> str:
+    return json.dumps(event, default=repr)
+
+
+def _render_prefixed(_logger: object, _method: str, event: structlog.typing.EventDict) -> str:
+    return f"<{_PRIORITIES.get(event.get('level', ''), 6)}>{json.dumps(event, default=repr)}"

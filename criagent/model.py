@@ -16,6 +16,7 @@ from typing import NewType
 SandboxId = NewType("SandboxId", str)
 ContainerId = NewType("ContainerId", str)
 
+_POD_LABELS = tuple(f"io.kubernetes.pod.{key}" for key in ("namespace", "name", "uid"))
 ID_PATTERN = re.compile(r"[0-9a-f]{64}")
 
 
@@ -186,6 +187,11 @@ class SandboxMetadata:
     def key(self) -> str:
         """The unique name: no two sandboxes of one attempt of one pod exist."""
         return f"{self.name}_{self.namespace}_{self.uid}_{self.attempt}"
+
+    @property
+    def facts(self) -> dict[str, str]:
+        """What log lines call the pod."""
+        return {"pod": f"{self.namespace}/{self.name}", "pod_uid": self.uid}
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -383,6 +389,19 @@ class Container:
     # A stop is in progress; SIGKILL at this time of CLOCK_BOOTTIME, which nobody can set.
     stop_deadline_boot_ns: int = 0
     oom_kills_seen: int = 0
+
+    @property
+    def facts(self) -> dict[str, str]:
+        """What log lines call the container; its pod by the labels that every kubelet sets."""
+        namespace, name, uid = (self.spec.labels.get(label, "") for label in _POD_LABELS)
+        of_pod = {"pod": f"{namespace}/{name}", "pod_uid": uid} if name else {}
+        return {
+            **of_pod,
+            "sandbox_id": self.sandbox_id,
+            "container": self.spec.metadata.name,
+            "container_id": self.id,
+            "image": self.image_name or self.spec.image,
+        }
 
     @property
     def visible(self) -> bool:

@@ -11,11 +11,13 @@ import dataclasses
 from collections import Counter
 from collections.abc import Callable
 
-from criagent import logs
+from grpc import StatusCode
+
+from criagent import aio, logs
 from criagent.cri.boundary import Boundary
 from criagent.cri.events import Events
 from criagent.image.images import Images
-from criagent.model import Container, ContainerState, Sandbox, SandboxState
+from criagent.model import Container, ContainerState, Reason, Sandbox, SandboxState
 from criagent.runtime.runtime import Runtime
 from criagent.store.containers import ContainerStore
 from criagent.store.sandboxes import SandboxStore
@@ -30,7 +32,9 @@ class Tallies:
     """Starts and ends since the agent's own start, heard from the rows."""
 
     def __init__(self, sandboxes: SandboxStore, containers: ContainerStore) -> None:
-        self.exits: Counter[str] = Counter()  # by reason
+        # By reason. Each is there from the start: the first rise of a series that is born with it
+        # is none to Prometheus, so the first loss would not alert.
+        self.exits: Counter[str] = Counter({str(reason): 0 for reason in Reason})
         self.container_starts = 0
         self.sandbox_starts = 0
         self._ready: set[str] = {box.id for box in sandboxes.all() if box.ready_at_ns}
@@ -56,7 +60,7 @@ class Tallies:
             self.container_starts += 1
         if row.started_at_ns and row.finished_at_ns and row_id not in self._ended:
             self._ended.add(row_id)
-            self.exits[row.reason or "Unknown"] += 1
+            self.exits[row.reason or str(Reason.UNKNOWN)] += 1
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -104,6 +108,22 @@ class OperatorMetrics:
             "Age of the oldest call under way, streams aside.",
             self.boundary.oldest_s,
         )
+        to.counter(
+            "criagent_rpc_errors",
+            "Calls that failed, by gRPC status.",
+            lambda: {
+                code.name: float(self.boundary.failed[code.name])
+                for code in StatusCode
+                if code is not StatusCode.OK
+            },
+            label="code",
+        )
+        to.counter(
+            "criagent_internal_failures",
+            "Failures that no caller sees; the log has each.",
+            lambda: {kind: float(aio.FAILURES[kind]) for kind in aio.FAILURE_KINDS},
+            label="kind",
+        )
         to.gauge(
             "criagent_event_streams",
             "Subscribers of GetContainerEvents.",
@@ -121,7 +141,7 @@ class OperatorMetrics:
         )
         to.counter(
             "criagent_log_lines",
-            "Lines of the agent's log.",
+            "Lines of the agent's log, without those of calls.",
             lambda: {level: float(logs.LINES[level]) for level in ("warning", "error")},
             label="level",
         )

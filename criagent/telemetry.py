@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import os
 import socket
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from socketserver import TCPServer
 from threading import Event, Thread
@@ -12,6 +14,8 @@ from typing import TYPE_CHECKING, Any
 
 import structlog
 from opentelemetry import trace
+from opentelemetry.context import Context
+from opentelemetry.trace import Span, SpanKind, Status, StatusCode
 from prometheus_client import (
     CollectorRegistry,
     Histogram,
@@ -24,6 +28,7 @@ from prometheus_client.exposition import CONTENT_TYPE_LATEST, generate_latest
 from prometheus_client.registry import Collector
 
 from criagent.errors import UnavailableError, UnsupportedError
+from criagent.version import VERSION
 
 if TYPE_CHECKING:
     from opentelemetry.sdk.trace import TracerProvider
@@ -35,6 +40,15 @@ Value = float | Mapping[str, float]
 _BUCKETS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 60, 300)
 _REQUEST_S = 5.0
 _LAST_SPANS_S = 2.0  # a collector that is gone would hold a restart for seconds
+_CANCELLED = 1  # gRPC's number
+# Facts of log lines as OpenTelemetry's semantic conventions name them.
+_ATTRIBUTES = {
+    "pod_uid": "k8s.pod.uid",
+    "sandbox_id": "criagent.sandbox.id",
+    "container": "k8s.container.name",
+    "container_id": "container.id",
+    "image": "container.image.name",
+}
 
 log: structlog.stdlib.BoundLogger = structlog.get_logger(__name__)
 
@@ -77,6 +91,19 @@ class Telemetry:
             child = self._rpcs[method, code] = self.rpc_seconds.labels(method, code)
         child.observe(took_s)
 
+    @contextmanager
+    def call_span(self, service: str, method: str, parent: Context) -> Iterator[CallSpan]:
+        """The span of a call, current in the block; `parent` is the caller's trace context."""
+        with self.tracer.start_as_current_span(
+            f"{service}/{method}",
+            context=parent,
+            kind=SpanKind.SERVER,
+            attributes={"rpc.system": "grpc", "rpc.service": service, "rpc.method": method},
+            record_exception=False,  # the boundary knows better what a failure was
+            set_status_on_exception=False,
+        ) as span:
+            yield CallSpan(span, self.tracer)
+
     def serve(self, address: str, healthy: Callable[[], bool]) -> None:
         """Answer /metrics and /healthz on `address` ("host:port"); "" = nowhere.
 
@@ -97,14 +124,18 @@ class Telemetry:
                     case "/healthz":
                         self._answer(*((200, b"ok\n") if healthy() else (503, b"recovering\n")))
                     case _:
-                        self._answer(404, b"")
+                        self._answer(404, b"not found; there are /metrics and /healthz\n")
+
+            def do_HEAD(self) -> None:
+                self.do_GET()
 
             def _answer(self, status: int, body: bytes, kind: str = "text/plain") -> None:
                 self.send_response(status)
                 self.send_header("Content-Type", kind)
                 self.send_header("Content-Length", str(len(body)))
                 self.end_headers()
-                self.wfile.write(body)
+                if self.command != "HEAD":
+                    self.wfile.write(body)
 
             def log_message(self, *_: object) -> None:
                 """Scrapes are no events."""
@@ -127,6 +158,62 @@ class Telemetry:
             last = Thread(target=self._provider.shutdown, name="last-spans", daemon=True)
             last.start()
             last.join(_LAST_SPANS_S)
+
+
+class CallSpan:
+    """The span of one call, or a stand-in that records nothing."""
+
+    def __init__(self, span: Span, tracer: trace.Tracer) -> None:
+        self._span = span
+        self._tracer = tracer
+
+    @property
+    def recording(self) -> bool:
+        """Whether anybody will see it."""
+        return self._span.is_recording()
+
+    @property
+    def trace_id(self) -> str:
+        """Its trace, or the caller's; "" when there is none."""
+        found = self._span.get_span_context()
+        return format(found.trace_id, "032x") if found.is_valid else ""
+
+    def about(self, facts: Mapping[str, str]) -> None:
+        """Name pod, container and image."""
+        if not self.recording:
+            return
+        for key, name in _ATTRIBUTES.items():
+            if key in facts:
+                self._span.set_attribute(name, facts[key])
+        if "pod" in facts:
+            namespace, _, name = facts["pod"].partition("/")
+            self._span.set_attribute("k8s.namespace.name", namespace)
+            self._span.set_attribute("k8s.pod.name", name)
+
+    def ended(self, code: int, text: str) -> None:
+        """The call's gRPC status; every failure but a cancellation is an error of the span."""
+        if not self.recording:
+            return
+        self._span.set_attribute("rpc.grpc.status_code", code)
+        if code == _CANCELLED:
+            self._span.set_attribute("error.message", text)
+        elif code:
+            self._span.set_status(Status(StatusCode.ERROR, text))
+
+    def stages(self, key: str) -> Callable[[str], None]:
+        """What hears the stages of an owner that this call starts: a child span for each."""
+        parent = trace.set_span_in_context(self._span)
+        current: list[Span] = []
+
+        def begin(stage: str) -> None:
+            if current:
+                current.pop().end()
+            if stage:
+                span = self._tracer.start_span(stage, context=parent)
+                span.set_attribute("criagent.work", key)
+                current.append(span)
+
+        return begin
 
 
 class _Asked(Collector):
@@ -209,7 +296,13 @@ def _exporting(endpoint: str) -> TracerProvider:
     from opentelemetry.sdk.trace.export import BatchSpanProcessor
 
     provider = Provider(
-        resource=Resource.create({"service.name": "criagent"}),
+        resource=Resource.create(
+            {
+                "service.name": "criagent",
+                "service.version": VERSION,
+                "host.name": os.uname().nodename,
+            }
+        ),
         shutdown_on_exit=False,  # `close` does it
     )
     provider.add_span_processor(BatchSpanProcessor(OTLPSpanExporter(endpoint=endpoint)))

@@ -24,7 +24,7 @@ _sym_db = _symbol_database.Default()
 
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x0b\x61\x64min.proto\x12\x0b\x63riagent.v1\"\r\n\x0bInfoRequest\"\x1c\n\x0cInfoResponse\x12\x0c\n\x04json\x18\x01 \x01(\t\"$\n\x13ImportImagesRequest\x12\r\n\x05\x63hunk\x18\x01 \x01(\x0c\":\n\rImportedImage\x12\n\n\x02id\x18\x01 \x01(\t\x12\x0c\n\x04tags\x18\x02 \x03(\t\x12\x0f\n\x07\x64igests\x18\x03 \x03(\t\"B\n\x14ImportImagesResponse\x12*\n\x06images\x18\x01 \x03(\x0b\x32\x1a.criagent.v1.ImportedImage\"%\n\x13\x45xportImagesRequest\x12\x0e\n\x06images\x18\x01 \x03(\t\"%\n\x14\x45xportImagesResponse\x12\r\n\x05\x63hunk\x18\x01 \x01(\x0c\"-\n\x0fTagImageRequest\x12\r\n\x05image\x18\x01 \x01(\t\x12\x0b\n\x03tag\x18\x02 \x01(\t\",\n\x10TagImageResponse\x12\n\n\x02id\x18\x01 \x01(\t\x12\x0c\n\x04tags\x18\x02 \x03(\t\"\x1d\n\x0b\x46sckRequest\x12\x0e\n\x06repair\x18\x01 \x01(\x08\"<\n\x07\x46inding\x12\x0f\n\x07problem\x18\x01 \x01(\t\x12\x0e\n\x06object\x18\x02 \x01(\t\x12\x10\n\x08repaired\x18\x03 \x01(\x08\"6\n\x0c\x46sckResponse\x12&\n\x08\x66indings\x18\x01 \x03(\x0b\x32\x14.criagent.v1.Finding\"\x0e\n\x0cPruneRequest\"F\n\rPruneResponse\x12\x13\n\x0b\x66reed_bytes\x18\x01 \x01(\x04\x12\r\n\x05\x62lobs\x18\x02 \x01(\r\x12\x11\n\tsnapshots\x18\x03 \x01(\r\"\'\n\x16RemoveImageNameRequest\x12\r\n\x05image\x18\x01 \x01(\t\"<\n\x17RemoveImageNameResponse\x12\r\n\x05names\x18\x01 \x03(\t\x12\x12\n\nremoved_id\x18\x02 \x01(\t2\x96\x04\n\x05\x41\x64min\x12;\n\x04Info\x12\x18.criagent.v1.InfoRequest\x1a\x19.criagent.v1.InfoResponse\x12U\n\x0cImportImages\x12 .criagent.v1.ImportImagesRequest\x1a!.criagent.v1.ImportImagesResponse(\x01\x12U\n\x0c\x45xportImages\x12 .criagent.v1.ExportImagesRequest\x1a!.criagent.v1.ExportImagesResponse0\x01\x12G\n\x08TagImage\x12\x1c.criagent.v1.TagImageRequest\x1a\x1d.criagent.v1.TagImageResponse\x12\\\n\x0fRemoveImageName\x12#.criagent.v1.RemoveImageNameRequest\x1a$.criagent.v1.RemoveImageNameResponse\x12;\n\x04\x46sck\x12\x18.criagent.v1.FsckRequest\x1a\x19.criagent.v1.FsckResponse\x12>\n\x05Prune\x12\x19.criagent.v1.PruneRequest\x1a\x1a.criagent.v1.PruneResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x0b\x61\x64min.proto\x12\x0b\x63riagent.v1\"\r\n\x0bInfoRequest\"\x1c\n\x0cInfoResponse\x12\x0c\n\x04json\x18\x01 \x01(\t\"$\n\x13ImportImagesRequest\x12\r\n\x05\x63hunk\x18\x01 \x01(\x0c\":\n\rImportedImage\x12\n\n\x02id\x18\x01 \x01(\t\x12\x0c\n\x04tags\x18\x02 \x03(\t\x12\x0f\n\x07\x64igests\x18\x03 \x03(\t\"-\n\x0cSkippedEntry\x12\r\n\x05\x65ntry\x18\x01 \x01(\t\x12\x0e\n\x06reason\x18\x02 \x01(\t\"n\n\x14ImportImagesResponse\x12*\n\x06images\x18\x01 \x03(\x0b\x32\x1a.criagent.v1.ImportedImage\x12*\n\x07skipped\x18\x02 \x03(\x0b\x32\x19.criagent.v1.SkippedEntry\"%\n\x13\x45xportImagesRequest\x12\x0e\n\x06images\x18\x01 \x03(\t\"%\n\x14\x45xportImagesResponse\x12\r\n\x05\x63hunk\x18\x01 \x01(\x0c\"-\n\x0fTagImageRequest\x12\r\n\x05image\x18\x01 \x01(\t\x12\x0b\n\x03tag\x18\x02 \x01(\t\",\n\x10TagImageResponse\x12\n\n\x02id\x18\x01 \x01(\t\x12\x0c\n\x04tags\x18\x02 \x03(\t\"\x1d\n\x0b\x46sckRequest\x12\x0e\n\x06repair\x18\x01 \x01(\x08\"<\n\x07\x46inding\x12\x0f\n\x07problem\x18\x01 \x01(\t\x12\x0e\n\x06object\x18\x02 \x01(\t\x12\x10\n\x08repaired\x18\x03 \x01(\x08\"6\n\x0c\x46sckResponse\x12&\n\x08\x66indings\x18\x01 \x03(\x0b\x32\x14.criagent.v1.Finding\"\x0e\n\x0cPruneRequest\"F\n\rPruneResponse\x12\x13\n\x0b\x66reed_bytes\x18\x01 \x01(\x04\x12\r\n\x05\x62lobs\x18\x02 \x01(\r\x12\x11\n\tsnapshots\x18\x03 \x01(\r\"\'\n\x16RemoveImageNameRequest\x12\r\n\x05image\x18\x01 \x01(\t\"<\n\x17RemoveImageNameResponse\x12\r\n\x05names\x18\x01 \x03(\t\x12\x12\n\nremoved_id\x18\x02 \x01(\t2\x96\x04\n\x05\x41\x64min\x12;\n\x04Info\x12\x18.criagent.v1.InfoRequest\x1a\x19.criagent.v1.InfoResponse\x12U\n\x0cImportImages\x12 .criagent.v1.ImportImagesRequest\x1a!.criagent.v1.ImportImagesResponse(\x01\x12U\n\x0c\x45xportImages\x12 .criagent.v1.ExportImagesRequest\x1a!.criagent.v1.ExportImagesResponse0\x01\x12G\n\x08TagImage\x12\x1c.criagent.v1.TagImageRequest\x1a\x1d.criagent.v1.TagImageResponse\x12\\\n\x0fRemoveImageName\x12#.criagent.v1.RemoveImageNameRequest\x1a$.criagent.v1.RemoveImageNameResponse\x12;\n\x04\x46sck\x12\x18.criagent.v1.FsckRequest\x1a\x19.criagent.v1.FsckResponse\x12>\n\x05Prune\x12\x19.criagent.v1.PruneRequest\x1a\x1a.criagent.v1.PruneResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -39,30 +39,32 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_IMPORTIMAGESREQUEST']._serialized_end=109
   _globals['_IMPORTEDIMAGE']._serialized_start=111
   _globals['_IMPORTEDIMAGE']._serialized_end=169
-  _globals['_IMPORTIMAGESRESPONSE']._serialized_start=171
-  _globals['_IMPORTIMAGESRESPONSE']._serialized_end=237
-  _globals['_EXPORTIMAGESREQUEST']._serialized_start=239
-  _globals['_EXPORTIMAGESREQUEST']._serialized_end=276
-  _globals['_EXPORTIMAGESRESPONSE']._serialized_start=278
-  _globals['_EXPORTIMAGESRESPONSE']._serialized_end=315
-  _globals['_TAGIMAGEREQUEST']._serialized_start=317
-  _globals['_TAGIMAGEREQUEST']._serialized_end=362
-  _globals['_TAGIMAGERESPONSE']._serialized_start=364
-  _globals['_TAGIMAGERESPONSE']._serialized_end=408
-  _globals['_FSCKREQUEST']._serialized_start=410
-  _globals['_FSCKREQUEST']._serialized_end=439
-  _globals['_FINDING']._serialized_start=441
-  _globals['_FINDING']._serialized_end=501
-  _globals['_FSCKRESPONSE']._serialized_start=503
-  _globals['_FSCKRESPONSE']._serialized_end=557
-  _globals['_PRUNEREQUEST']._serialized_start=559
-  _globals['_PRUNEREQUEST']._serialized_end=573
-  _globals['_PRUNERESPONSE']._serialized_start=575
-  _globals['_PRUNERESPONSE']._serialized_end=645
-  _globals['_REMOVEIMAGENAMEREQUEST']._serialized_start=647
-  _globals['_REMOVEIMAGENAMEREQUEST']._serialized_end=686
-  _globals['_REMOVEIMAGENAMERESPONSE']._serialized_start=688
-  _globals['_REMOVEIMAGENAMERESPONSE']._serialized_end=748
-  _globals['_ADMIN']._serialized_start=751
-  _globals['_ADMIN']._serialized_end=1285
+  _globals['_SKIPPEDENTRY']._serialized_start=171
+  _globals['_SKIPPEDENTRY']._serialized_end=216
+  _globals['_IMPORTIMAGESRESPONSE']._serialized_start=218
+  _globals['_IMPORTIMAGESRESPONSE']._serialized_end=328
+  _globals['_EXPORTIMAGESREQUEST']._serialized_start=330
+  _globals['_EXPORTIMAGESREQUEST']._serialized_end=367
+  _globals['_EXPORTIMAGESRESPONSE']._serialized_start=369
+  _globals['_EXPORTIMAGESRESPONSE']._serialized_end=406
+  _globals['_TAGIMAGEREQUEST']._serialized_start=408
+  _globals['_TAGIMAGEREQUEST']._serialized_end=453
+  _globals['_TAGIMAGERESPONSE']._serialized_start=455
+  _globals['_TAGIMAGERESPONSE']._serialized_end=499
+  _globals['_FSCKREQUEST']._serialized_start=501
+  _globals['_FSCKREQUEST']._serialized_end=530
+  _globals['_FINDING']._serialized_start=532
+  _globals['_FINDING']._serialized_end=592
+  _globals['_FSCKRESPONSE']._serialized_start=594
+  _globals['_FSCKRESPONSE']._serialized_end=648
+  _globals['_PRUNEREQUEST']._serialized_start=650
+  _globals['_PRUNEREQUEST']._serialized_end=664
+  _globals['_PRUNERESPONSE']._serialized_start=666
+  _globals['_PRUNERESPONSE']._serialized_end=736
+  _globals['_REMOVEIMAGENAMEREQUEST']._serialized_start=738
+  _globals['_REMOVEIMAGENAMEREQUEST']._serialized_end=777
+  _globals['_REMOVEIMAGENAMERESPONSE']._serialized_start=779
+  _globals['_REMOVEIMAGENAMERESPONSE']._serialized_end=839
+  _globals['_ADMIN']._serialized_start=842
+  _globals['_ADMIN']._serialized_end=1376
 # @@protoc_insertion_point(module_scope)

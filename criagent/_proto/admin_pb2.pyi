@@ -32,11 +32,21 @@ class ImportedImage(_message.Message):
     digests: _containers.RepeatedScalarFieldContainer[str]
     def __init__(self, id: _Optional[str] = ..., tags: _Optional[_Iterable[str]] = ..., digests: _Optional[_Iterable[str]] = ...) -> None: ...
 
+class SkippedEntry(_message.Message):
+    __slots__ = ("entry", "reason")
+    ENTRY_FIELD_NUMBER: _ClassVar[int]
+    REASON_FIELD_NUMBER: _ClassVar[int]
+    entry: str
+    reason: str
+    def __init__(self, entry: _Optional[str] = ..., reason: _Optional[str] = ...) -> None: ...
+
 class ImportImagesResponse(_message.Message):
-    __slots__ = ("images",)
+    __slots__ = ("images", "skipped")
     IMAGES_FIELD_NUMBER: _ClassVar[int]
+    SKIPPED_FIELD_NUMBER: _ClassVar[int]
     images: _containers.RepeatedCompositeFieldContainer[ImportedImage]
-    def __init__(self, images: _Optional[_Iterable[_Union[ImportedImage, _Mapping]]] = ...) -> None: ...
+    skipped: _containers.RepeatedCompositeFieldContainer[SkippedEntry]
+    def __init__(self, images: _Optional[_Iterable[_Union[ImportedImage, _Mapping]]] = ..., skipped: _Optional[_Iterable[_Union[SkippedEntry, _Mapping]]] = ...) -> None: ...
 
 class ExportImagesRequest(_message.Message):
     __slots__ = ("images",)

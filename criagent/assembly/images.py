@@ -31,6 +31,7 @@ class ImageParts:
     async def close(self) -> None:
         """Stop pulls, workers and connections."""
         await self.images.close()
+        await self.snapshots.close()
         await self.workers.close()
         await self.client.close()
 
@@ -72,6 +73,7 @@ def image_parts(
         files=files,
         snapshots=snapshots,
         unpacker=unpacker,
+        workers=workers,
         puller=puller,
         fs=executors.fs,
         root=root,

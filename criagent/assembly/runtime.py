@@ -29,6 +29,7 @@ from criagent.runtime.container_recover import ContainerRecovery
 from criagent.runtime.container_remove import ContainerRemover
 from criagent.runtime.container_start import ContainerStarter
 from criagent.runtime.container_stop import ContainerStopper
+from criagent.runtime.declared_volumes import DeclaredVolumes
 from criagent.runtime.exec_stream import ExecStreamer
 from criagent.runtime.exec_sync import ExecSync
 from criagent.runtime.exits import ExitWatcher
@@ -37,7 +38,7 @@ from criagent.runtime.holder_watch import HolderWatch
 from criagent.runtime.host_paths import HostPaths
 from criagent.runtime.image_volumes import ImageVolumes
 from criagent.runtime.monitor import Conmon, monitors_cgroup
-from criagent.runtime.node_facts import read_node_facts, systemd_manages
+from criagent.runtime.node_facts import has_all_ids, read_node_facts, systemd_manages
 from criagent.runtime.oci import OciRuntime, Runtimes, SealedProgram
 from criagent.runtime.oom import OomWatch
 from criagent.runtime.paths import RuntimePaths
@@ -113,6 +114,10 @@ async def probed_handlers(
     found = []
     for name, handler in config.runtime.handlers.items():
         facts = await probe(name, handler.path, handler.type)
+        if facts.insecure:
+            log.warning(
+                "handler_insecure", handler=name, path=str(facts.path), reason=facts.insecure
+            )
         found.append(dataclasses.replace(facts, userns_problem=facts.userns_problem or lacking))
     return tuple(found)
 
@@ -179,8 +184,11 @@ class _RuntimeAssembly:
             )
             for name, handler in section.handlers.items()
         )
-        self.sandbox_owners: Owners[Sandbox] = Owners(limit_s=section.create_timeout_s)
-        self.container_owners: Owners[Container] = Owners(limit_s=section.create_timeout_s)
+        limit_s, setting = section.create_timeout_s, "runtime.create_timeout_s"
+        self.sandbox_owners = Owners[Sandbox](limit_s=limit_s, noun="sandbox", setting=setting)
+        self.container_owners = Owners[Container](
+            limit_s=limit_s, noun="container", setting=setting
+        )
         self.stop_owners: Owners[None] = Owners(limit_s=_STOP_LIMIT_S)
         self.transitions = Transitions(store=stores.containers, locks=KeyedLocks())
 
@@ -269,7 +277,11 @@ class _RuntimeAssembly:
             store=self.stores.containers,
             paths=self.paths,
             fs=self.fs,
-            owners=Owners(limit_s=self.config.runtime.create_timeout_s),
+            owners=Owners(
+                limit_s=self.config.runtime.create_timeout_s,
+                noun="log of container",
+                setting="runtime.create_timeout_s",
+            ),
         )
 
     def _forget_stats(self, row_id: str, row: object) -> None:
@@ -281,6 +293,8 @@ class _RuntimeAssembly:
             paths=self.paths,
             fs=self.fs,
             unprivileged_ports=self.config.network.unprivileged_ports,
+            # In a user namespace of the agent's own there are not that many groups.
+            unprivileged_icmp=self.config.network.unprivileged_icmp and has_all_ids(),
         )
         self.holder = SandboxHolder(
             runtimes=self.runtimes,
@@ -365,6 +379,12 @@ class _RuntimeAssembly:
             owners=self.container_owners,
             images=self.images.images,
             volumes=ImageVolumes(images=self.images.images, paths=self.paths, fs=self.fs),
+            declared=DeclaredVolumes(
+                mode=section.image_volumes,
+                paths=self.paths,
+                snapshots=self.images.snapshots,
+                fs=self.fs,
+            ),
             files=self.files,
             gatherer=self._gatherer(),
             conmon=Conmon(

@@ -8,7 +8,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from criagent.config import DEFAULT_PATH, Config, ConfigError, load
+from criagent.config import DEFAULT_PATH, Config, ConfigError, load_with_origins
 
 
 def config_path(chosen: argparse.Namespace) -> Path:
@@ -17,10 +17,10 @@ def config_path(chosen: argparse.Namespace) -> Path:
     return DEFAULT_PATH if path is None else path
 
 
-def configuration(chosen: argparse.Namespace) -> Config | None:
-    """The configuration, or None after every problem was printed."""
+def configuration(chosen: argparse.Namespace) -> tuple[Config, dict[str, Path]] | None:
+    """The configuration and where its keys are set; None after every problem was printed."""
     try:
-        return load(config_path(chosen))
+        return load_with_origins(config_path(chosen))
     except ConfigError as error:
         for problem in error.problems:
             print(problem, file=sys.stderr)

@@ -12,11 +12,16 @@ _BASH = """_criagent() {{
 {cases}
         esac
     done
+    case ${{COMP_WORDS[COMP_CWORD-1]}} in
+{values}
+    esac
     mapfile -t COMPREPLY < <(compgen -W "$words" -- "$word")
     [ ${{#COMPREPLY[@]}} -gt 0 ] || mapfile -t COMPREPLY < <(compgen -f -- "$word")
 }}
 complete -o filenames -F _criagent criagent
 """
+_IMAGES = {"rm", "export", "tag"}  # actions that take images of this node
+_LIST_IMAGES = "$(criagent image ls --quiet 2> /dev/null)"
 _ZSH = """(( $+functions[compdef] )) || {{ autoload -U compinit && compinit }}
 _criagent() {{
     local names="{words}" at
@@ -25,6 +30,9 @@ _criagent() {{
 {cases}
         esac
     done
+    case ${{words[CURRENT-1]}} in
+{values}
+    esac
     compadd -- ${{=names}} || _files
 }}
 compdef _criagent criagent
@@ -40,24 +48,38 @@ def run(chosen: argparse.Namespace) -> int:
     """Always status 0. The script is made from the grammar itself."""
     from criagent.cli.main import parser
 
-    words, nested = grammar(parser())
+    words, nested, values = grammar(parser())
     if chosen.shell == "fish":
-        _fish(words, nested)
+        _fish(words, nested, values)
         return 0
     variable, script = ("names", _ZSH) if chosen.shell == "zsh" else ("words", _BASH)
-    cases = "\n".join(
-        f'            {name}) {variable}="{" ".join(inner)}" ;;' for name, inner in nested.items()
+    cases = [
+        f'            {name}) {variable}="{" ".join(_candidates(name, inner))}" ;;'
+        for name, inner in nested.items()
+    ]
+    choices = [
+        f'        {option}) {variable}="{" ".join(found)}" ;;' for option, found in values.items()
+    ]
+    sys.stdout.write(
+        script.format(words=" ".join(words), cases="\n".join(cases), values="\n".join(choices))
     )
-    sys.stdout.write(script.format(words=" ".join(words), cases=cases))
     return 0
 
 
-def _fish(words: list[str], nested: dict[str, list[str]]) -> None:
+def _candidates(name: str, words: list[str]) -> list[str]:
+    return [*words, _LIST_IMAGES] if name in _IMAGES else words
+
+
+def _fish(words: list[str], nested: dict[str, list[str]], values: dict[str, list[str]]) -> None:
     conditions = {"__fish_use_subcommand": words}
     conditions |= {f"__fish_seen_subcommand_from {name}": inner for name, inner in nested.items()}
     for condition, candidates in conditions.items():
         for word in candidates:
-            print(f"complete -c criagent -n '{condition}' {_fish_word(word)}")
+            extra = f" -xa '{' '.join(values[word])}'" if word in values else ""
+            print(f"complete -c criagent -n '{condition}' {_fish_word(word)}{extra}")
+    for name in sorted(_IMAGES):
+        condition = f"__fish_seen_subcommand_from {name}"
+        print(f"complete -c criagent -n '{condition}' -a '({_LIST_IMAGES[2:-1]})'")
 
 
 def _fish_word(word: str) -> str:
@@ -66,20 +88,23 @@ def _fish_word(word: str) -> str:
     return f"-s {word[1:]}" if word.startswith("-") else f"-a '{word}'"
 
 
-def grammar(parser: argparse.ArgumentParser) -> tuple[list[str], dict[str, list[str]]]:
-    """Words of the top level, and those that follow each command."""
-    words, nested = _words(parser)
+def grammar(
+    parser: argparse.ArgumentParser,
+) -> tuple[list[str], dict[str, list[str]], dict[str, list[str]]]:
+    """Words of the top level, those that follow each command, and the values of options."""
+    values: dict[str, list[str]] = {}
+    words, nested = _words(parser, values)
     inner: dict[str, list[str]] = {}
     for name, command in nested.items():
-        own, deeper = _words(command)
+        own, deeper = _words(command, values)
         inner[name] = own
         for action, last in deeper.items():
-            inner[action] = _words(last)[0]
-    return words, inner
+            inner[action] = _words(last, values)[0]
+    return words, inner, values
 
 
 def _words(
-    parser: argparse.ArgumentParser,
+    parser: argparse.ArgumentParser, values: dict[str, list[str]]
 ) -> tuple[list[str], dict[str, argparse.ArgumentParser]]:
     words: list[str] = []
     nested: dict[str, argparse.ArgumentParser] = {}
@@ -90,4 +115,9 @@ def _words(
             words += nested
         elif action.choices and not action.option_strings:
             words += [str(choice) for choice in action.choices]
+        elif action.choices:
+            values |= {
+                option: [str(choice) for choice in action.choices]
+                for option in action.option_strings
+            }
     return words, nested

@@ -1,4 +1,4 @@
-"""Print the default configuration with every key, or check the one in force."""
+"""Print the default configuration or the one in force, or check the latter."""
 
 from __future__ import annotations
 
@@ -6,20 +6,24 @@ import argparse
 import sys
 
 from criagent.cli.common import config_path, configuration
-from criagent.config import default_text
+from criagent.config_text import default_text, effective_text
 
 
 def arguments(command: argparse.ArgumentParser) -> None:
-    """Which of the two."""
-    command.add_argument("action", choices=("default", "check"))
+    """Which of them."""
+    command.add_argument("action", choices=("default", "show", "check"))
 
 
 def run(chosen: argparse.Namespace) -> int:
-    """Status 2 when `check` finds problems, which it lists with file and key."""
+    """Status 2 when the configuration has problems, which are listed with file and key."""
     if chosen.action == "default":
         sys.stdout.write(default_text())
         return 0
-    if configuration(chosen) is None:
+    loaded = configuration(chosen)
+    if loaded is None:
         return 2
+    if chosen.action == "show":
+        sys.stdout.write(effective_text(*loaded))
+        return 0
     print(f"{config_path(chosen)}: no problem found")
     return 0

@@ -1,7 +1,7 @@
 """Check this node: kernel, cgroups, disk, programs and their versions, network, configuration.
 
 Each finding that is not ok has its cure. Status 0 = all ok, 1 = warnings, 2 = something that pods
-need is missing.
+need is missing. What --ignore names is shown, but does not count.
 """
 
 from __future__ import annotations
@@ -18,12 +18,19 @@ from criagent.config import Config, ConfigError, load
 if TYPE_CHECKING:
     from criagent.doctor import Finding
 
-_STATUS = {"ok": 0, "warning": 1, "error": 2}
+_STATUS = {"ok": 0, "ignored": 0, "warning": 1, "error": 2}
 
 
 def arguments(command: argparse.ArgumentParser) -> None:
-    """--output."""
+    """--output and --ignore."""
     output_argument(command)
+    command.add_argument(
+        "--ignore",
+        metavar="CHECK",
+        action="append",
+        default=[],
+        help='a check whose finding does not count, such as "handler runc"; may be repeated',
+    )
 
 
 def run(chosen: argparse.Namespace) -> int:
@@ -36,11 +43,18 @@ def run(chosen: argparse.Namespace) -> int:
     except ConfigError as error:
         config, problems = Config(), error.problems
     findings = [*_configuration(config_path(chosen), problems), *examine(config)]
+    findings = [_without(finding, chosen.ignore) for finding in findings]
     if chosen.output == "json":
         show([dataclasses.asdict(finding) for finding in findings])
     else:
         _print(findings)
     return max(_STATUS[finding.level] for finding in findings)
+
+
+def _without(finding: Finding, ignored: Sequence[str]) -> Finding:
+    if finding.level == "ok" or finding.name not in ignored:
+        return finding
+    return dataclasses.replace(finding, level="ignored")
 
 
 def _configuration(path: Path, problems: Sequence[str]) -> Iterator[Finding]:

@@ -89,13 +89,15 @@ def _import(chosen: argparse.Namespace, channel: grpc.Channel) -> int:
     )
 
     def chunks() -> Iterator[admin_pb2.ImportImagesRequest]:
-        with Bar("import", total) as bar:
+        with Bar("sent", total) as bar:
             while data := source.read(_CHUNK):
                 bar.moved(len(data))
                 yield admin_pb2.ImportImagesRequest(chunk=data)
 
     with source:
         answer = admin_pb2_grpc.AdminStub(channel).ImportImages(chunks())
+    for entry in answer.skipped:
+        print(f"skipped {entry.entry}: {entry.reason}", file=sys.stderr)
     if chosen.output == "json":
         show(
             [
@@ -119,7 +121,7 @@ def _export(chosen: argparse.Namespace, channel: grpc.Channel) -> int:
     request = admin_pb2.ExportImagesRequest(images=chosen.images)
     stream = admin_pb2_grpc.AdminStub(channel).ExportImages(request)
     first = next(stream, None)  # before the file is touched: the call may fail
-    with _target(chosen.file) as target, Bar("export", 0) as bar:
+    with _target(chosen.file) as target, Bar("written", 0) as bar:
         while first is not None:
             target.write(first.chunk)
             bar.moved(len(first.chunk))

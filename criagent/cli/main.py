@@ -17,7 +17,7 @@ COMMANDS = {
     "serve": "run the agent",
     "doctor": "check this node, with a cure for each problem",
     "info": "show what the running agent knows of itself",
-    "config": "print the default configuration, or check one",
+    "config": "print the default configuration or the one in force, or check it",
     "image": "import, export, list, check and prune images",
     "version": "print the version",
     "completion": "print a completion script for bash, zsh or fish",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import sys
 import time
 from types import TracebackType
@@ -45,8 +46,12 @@ class Bar:
         text = f"\r{self._verb} {size_text(self._done)}"
         if self._total:
             full = min(self._done / self._total, 1.0)
-            bar = ("=" * int(full * _WIDTH)).ljust(_WIDTH)
-            text += f" of {size_text(self._total)} [{bar}] {full:.0%}"
+            text += f" of {size_text(self._total)}"
+            room = shutil.get_terminal_size().columns - len(text) - len("  [] 100%")
+            width = min(room, _WIDTH)
+            if width > 0:
+                text += f" [{('=' * int(full * width)).ljust(width)}]"
+            text += f" {full:.0%}"
         sys.stderr.write(text + "\033[K")  # the rest of a longer line before
         sys.stderr.flush()
 

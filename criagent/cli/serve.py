@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+from pathlib import Path
 
 from criagent.cli.common import configuration
 
@@ -14,11 +15,13 @@ def arguments(command: argparse.ArgumentParser) -> None:
 
 def run(chosen: argparse.Namespace) -> int:
     """Status 2 for a wrong configuration, 1 when it cannot start."""
-    config = configuration(chosen)
-    if config is None:
+    loaded = configuration(chosen)
+    if loaded is None:
         return 2
+    config = loaded[0]
     if chosen.socket is not None:
-        storage = dataclasses.replace(config.storage, socket=chosen.socket.absolute())
+        socket = Path(chosen.socket.removeprefix("unix://")).absolute()
+        storage = dataclasses.replace(config.storage, socket=socket)
         config = dataclasses.replace(config, storage=storage)
     from criagent import daemon, logs
 

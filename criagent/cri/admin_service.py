@@ -13,6 +13,8 @@ import grpc
 from criagent._proto import admin_pb2, admin_pb2_grpc
 from criagent.aio import finish, run_in
 from criagent.errors import InvalidRequestError
+from criagent.image.archive.room import Room
+from criagent.image.archive.sniff import START, check_start
 from criagent.image.blobs import disk_full
 from criagent.image.images import Images, temporary
 from criagent.model import ContainerState, SandboxState
@@ -84,22 +86,33 @@ class AdminService(admin_pb2_grpc.AdminServicer):
     async def ImportImages(
         self, request_iterator: AsyncIterator[admin_pb2.ImportImagesRequest], context: Context
     ) -> admin_pb2.ImportImagesResponse:
+        start = bytearray()  # enough of it to refuse what is no archive before it takes disk
+        async for message in request_iterator:
+            start += message.chunk
+            if len(start) >= START:
+                break
+        await run_in(self._fs, check_start, bytes(start))
         path = await run_in(self._fs, temporary, self._images.incoming())
         try:
+            room = Room(path.parent)
             file = await run_in(self._fs, path.open, "wb")
             try:
+                await run_in(self._fs, _write, file, bytes(start), room)
                 async for message in request_iterator:
-                    await run_in(self._fs, _write, file, message.chunk, path)
+                    await run_in(self._fs, _write, file, message.chunk, room)
             finally:
                 await finish(run_in(self._fs, file.close))
-            images = await self._images.import_archive(path)
+            imported = await self._images.import_archive(path)
         finally:
             await finish(run_in(self._fs, _unlink, path))
         return admin_pb2.ImportImagesResponse(
             images=[
                 admin_pb2.ImportedImage(id=i.id, tags=i.repo_tags, digests=i.repo_digests)
-                for i in images
-            ]
+                for i in imported.images
+            ],
+            skipped=[
+                admin_pb2.SkippedEntry(entry=one.entry, reason=one.why) for one in imported.skipped
+            ],
         )
 
     async def TagImage(
@@ -155,8 +168,9 @@ def _condition(kind: str, reason: str, message: str) -> dict[str, object]:
     return {"type": kind, "status": not reason, "reason": reason, "message": message}
 
 
-def _write(file: IO[bytes], chunk: bytes, path: Path) -> None:
-    with disk_full(path):
+def _write(file: IO[bytes], chunk: bytes, room: Room) -> None:
+    room.take(len(chunk))
+    with disk_full(room.where):
         file.write(chunk)
 
 

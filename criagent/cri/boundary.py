@@ -1,16 +1,20 @@
 """The edge of the daemon: statuses, access log, spans, timings and readiness of every call.
 
-The only place that catches everything. An error of ours becomes its status with its text; anything
-else becomes INTERNAL with a neutral text and a traceback in the log. A handler never ends without a
-status: grpc.aio sends none for a CancelledError of its own making, and the client would hang.
+The only place that catches everything. A handler never ends without a status: grpc.aio sends none
+for a CancelledError of its own making, and the client would hang. All log lines of a call carry its
+trace id and what its request is about; those of a failure are errors, or warnings where the caller
+asked for what cannot be.
 """
 
 from __future__ import annotations
 
 import asyncio
+import random
 import time
+from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
 from typing import Any
 
 import grpc
@@ -18,63 +22,76 @@ import structlog
 from google.protobuf.message import DecodeError
 from grpc import StatusCode
 from opentelemetry.propagate import extract
-from opentelemetry.trace import SpanKind
 
 from criagent import errors
-from criagent.telemetry import Telemetry
+from criagent.aio import STAGES
+from criagent.cri.statuses import status_of
+from criagent.logs import CALL
+from criagent.telemetry import CallSpan, Telemetry
+from criagent.text import bounded
 
-_CODES: tuple[tuple[type[Exception], StatusCode], ...] = (
-    (errors.InvalidRequestError, StatusCode.INVALID_ARGUMENT),
-    (errors.NotFoundError, StatusCode.NOT_FOUND),
-    (errors.AlreadyExistsError, StatusCode.ALREADY_EXISTS),
-    (errors.WrongStateError, StatusCode.FAILED_PRECONDITION),
-    (errors.UnsupportedError, StatusCode.UNIMPLEMENTED),
-    (errors.UnavailableError, StatusCode.UNAVAILABLE),
-    (errors.ExhaustedError, StatusCode.RESOURCE_EXHAUSTED),
-    (errors.TimedOutError, StatusCode.DEADLINE_EXCEEDED),
-    (errors.CorruptError, StatusCode.DATA_LOSS),
-    (errors.RegistryDeniedError, StatusCode.PERMISSION_DENIED),
-)
 _QUIET = ("List", "Status", "Version", "Stats", "ImageFsInfo", "Info", "RuntimeConfig", "ExecSync")
 _ALWAYS_SERVED = ("Version",)
+_FACT = 256  # characters of what a request names
+# The caller asked for what cannot be, or left: nothing of the node is wrong.
+_CALLERS_OWN = frozenset(
+    {
+        StatusCode.CANCELLED,
+        StatusCode.ABORTED,
+        StatusCode.INVALID_ARGUMENT,
+        StatusCode.NOT_FOUND,
+        StatusCode.ALREADY_EXISTS,
+        StatusCode.FAILED_PRECONDITION,
+        StatusCode.UNIMPLEMENTED,
+    }
+)
 
 log: structlog.stdlib.BoundLogger = structlog.get_logger(__name__)
 
 
-def status_of(error: Exception) -> tuple[StatusCode, str]:
-    """The status and text that a caller gets for `error`."""
-    if isinstance(error, errors.RegistryError) and not isinstance(
-        error, errors.RegistryDeniedError
-    ):
-        # The kubelet reads this prefix, and only of an Unknown status (kubelet image manager).
-        return StatusCode.UNKNOWN, f"RegistryUnavailable: {error}"
-    for kind, code in _CODES:
-        if isinstance(error, kind):
-            return code, str(error)
-    if isinstance(error, errors.AgentError):
-        return StatusCode.INTERNAL, str(error)
-    return StatusCode.INTERNAL, "internal error; see the agent's log"
+@dataclass(slots=True)
+class _Call:
+    """One call under way."""
+
+    service: str
+    name: str
+    streams: bool
+    started: float = field(default_factory=time.perf_counter)
+    trace_id: str = ""
+    code: StatusCode = StatusCode.OK
+    text: str = ""
 
 
 class Boundary(grpc.aio.ServerInterceptor):
-    """Wraps every handler; `ready` says whether calls other than Version are served."""
+    """Wraps every handler.
 
-    def __init__(self, telemetry: Telemetry, ready: Callable[[], bool]) -> None:
+    `ready` says whether calls other than Version are served, `about` what a request is about: facts
+    for log lines and spans.
+    """
+
+    def __init__(
+        self,
+        telemetry: Telemetry,
+        ready: Callable[[], bool],
+        about: Callable[[Any], dict[str, str]] = lambda _: {},
+    ) -> None:
         self._telemetry = telemetry
         self._ready = ready
+        self._about = about
+        self.failed: Counter[str] = Counter()  # calls by the name of their status
         self._handlers: dict[str, Any] = {}
-        self._calls: dict[object, tuple[str, bool, float]] = {}
+        self._calls: dict[object, _Call] = {}
 
     def in_flight(self) -> dict[str, float]:
         """How many calls are being served, by method; may be asked from any thread."""
         counts: dict[str, float] = {}
-        for name, _, _ in list(self._calls.values()):
-            counts[name] = counts.get(name, 0) + 1
+        for call in list(self._calls.values()):
+            counts[call.name] = counts.get(call.name, 0) + 1
         return counts
 
     def oldest_s(self) -> float:
         """For how long the oldest call that has one answer has waited for it; 0 for none."""
-        started = [at for _, streams, at in list(self._calls.values()) if not streams]
+        started = [call.started for call in list(self._calls.values()) if not call.streams]
         return time.perf_counter() - min(started) if started else 0.0
 
     async def intercept_service(
@@ -88,84 +105,114 @@ class Boundary(grpc.aio.ServerInterceptor):
         return self._handlers[method]
 
     def _wrapped(self, handler: Any, method: str) -> Any:
-        name = method.rpartition("/")[2]
         if handler.unary_unary is not None:
             return grpc.unary_unary_rpc_method_handler(
-                self._answering(handler.unary_unary, name, handler.request_deserializer),
+                self._answering(handler.unary_unary, method, handler.request_deserializer),
                 None,
                 _ready_made(handler.response_serializer),
             )
         if handler.stream_unary is not None:
             return grpc.stream_unary_rpc_method_handler(
-                self._answering(handler.stream_unary, name, lambda requests: requests),
+                self._answering(handler.stream_unary, method, lambda requests: requests),
                 handler.request_deserializer,
                 _ready_made(handler.response_serializer),
             )
         return grpc.unary_stream_rpc_method_handler(
-            self._streaming(handler.unary_stream, name, handler.request_deserializer),
+            self._streaming(handler.unary_stream, method, handler.request_deserializer),
             None,
             _ready_made(handler.response_serializer),
         )
 
     def _answering(
-        self, call: Callable[..., Awaitable[Any]], name: str, decode: Callable[[Any], Any]
+        self, call: Callable[..., Awaitable[Any]], method: str, decode: Callable[[Any], Any]
     ) -> Any:
         async def answer(request: Any, context: Any) -> Any:
-            async with self._call(name, context, streams=False):
-                return await call(_decoded(request, decode), context)
+            async with self._call(method, context, streams=False) as begin:
+                return await call(begin(_decoded(request, decode)), context)
 
         return answer
 
     def _streaming(
-        self, call: Callable[..., AsyncIterator[Any]], name: str, decode: Callable[[Any], Any]
+        self, call: Callable[..., AsyncIterator[Any]], method: str, decode: Callable[[Any], Any]
     ) -> Any:
         async def stream(request: Any, context: Any) -> AsyncIterator[Any]:
-            async with self._call(name, context, streams=True):
-                async for item in call(_decoded(request, decode), context):
+            async with self._call(method, context, streams=True) as begin:
+                async for item in call(begin(_decoded(request, decode)), context):
                     yield item
 
         return stream
 
     @asynccontextmanager
-    async def _call(self, name: str, context: Any, *, streams: bool) -> AsyncIterator[None]:
-        started = time.perf_counter()
-        self._calls[context] = (name, streams, started)
-        code, text = StatusCode.OK, ""
-        carrier = dict(context.invocation_metadata() or ())
-        tracer = self._telemetry.tracer
-        with (
-            structlog.contextvars.bound_contextvars(rpc=name),
-            tracer.start_as_current_span(name, context=extract(carrier), kind=SpanKind.SERVER),
-        ):
-            try:
-                if not self._ready() and name not in _ALWAYS_SERVED:
-                    raise errors.UnavailableError("the agent is recovering; try again")
-                yield
-            except grpc.aio.AbortError:
-                raise
-            except asyncio.CancelledError:
-                code = StatusCode.CANCELLED
-                task = asyncio.current_task()
-                if task is not None and not task.cancelling():
-                    code, text = StatusCode.ABORTED, "the work was cancelled; try again"
-                    await context.abort(code, text)
-                raise
-            except Exception as error:
-                code, text = status_of(error)
-                if code is StatusCode.INTERNAL and not isinstance(error, errors.AgentError):
-                    log.exception("call_failed")
-                await context.abort(code, text)
-            finally:
-                del self._calls[context]
-                self._account(name, code, text, time.perf_counter() - started)
+    async def _call(
+        self, method: str, context: Any, *, streams: bool
+    ) -> AsyncIterator[Callable[[Any], Any]]:
+        """The block of one call; what it gives takes the request once that is decoded."""
+        service, _, name = method.strip("/").rpartition("/")
+        call = self._calls[context] = _Call(service, name, streams)
+        parent = extract(dict(context.invocation_metadata() or ()))
+        with self._telemetry.call_span(service, name, parent) as span:
+            call.trace_id = span.trace_id or f"{random.getrandbits(128):032x}"
+            with structlog.contextvars.bound_contextvars(rpc=name, trace_id=call.trace_id):
+                if span.recording:
+                    STAGES.set(span.stages)
+                bound: dict[str, str] = {}
+                try:
+                    if not self._ready() and name not in _ALWAYS_SERVED:
+                        raise errors.UnavailableError("the agent is recovering; try again")
+                    yield lambda request: self._begin(request, span, bound)
+                except grpc.aio.AbortError:
+                    raise
+                except asyncio.CancelledError:
+                    if self._given_up(call, context):
+                        raise
+                except Exception as error:  # noqa: BLE001 - the one boundary; see `_failed`
+                    self._failed(call, error)
+                finally:
+                    del self._calls[context]
+                    self._account(call, span)  # before the caller hears of it
+                    structlog.contextvars.unbind_contextvars(*bound)
+        if call.code is not StatusCode.OK:
+            await context.abort(call.code, call.text)
 
-    def _account(self, name: str, code: StatusCode, text: str, took_s: float) -> None:
-        self._telemetry.rpc(name, code.name, took_s)
-        quiet = any(word in name for word in _QUIET) and code is StatusCode.OK
+    def _begin(self, request: Any, span: CallSpan, bound: dict[str, str]) -> Any:
+        facts = {key: bounded(value, _FACT) for key, value in self._about(request).items() if value}
+        bound |= facts
+        structlog.contextvars.bind_contextvars(**facts)
+        span.about(facts)
+        return request
+
+    def _given_up(self, call: _Call, context: Any) -> bool:
+        """Whether the caller has left; otherwise work that the call joined was cancelled."""
+        task = asyncio.current_task()
+        if task is not None and not task.cancelling():
+            call.code = StatusCode.ABORTED
+            call.text = "the work was cancelled by a stop of its pod or of the agent; try again"
+            return False
+        late = context.time_remaining() == 0
+        call.code = StatusCode.CANCELLED
+        call.text = "the caller's deadline passed" if late else "the caller cancelled the call"
+        return True
+
+    def _failed(self, call: _Call, error: Exception) -> None:
+        status = status_of(error, call.name, call.trace_id)
+        call.code, call.text = status.code, status.text
+        if not status.expected:
+            log.error("call_failed", exc_info=error)
+
+    def _account(self, call: _Call, span: CallSpan) -> None:
+        code, took_s = call.code, time.perf_counter() - call.started
+        self._telemetry.rpc(call.name, code.name, took_s)
+        span.ended(code.value[0], call.text)
         facts: dict[str, object] = {"code": code.name, "ms": round(took_s * 1000, 2)}
-        if text:
-            facts["error"] = text
-        (log.debug if quiet else log.info)("call", **facts)
+        if code is StatusCode.OK:
+            quiet = any(word in call.name for word in _QUIET)
+            (log.debug if quiet else log.info)(CALL, **facts)
+            return
+        self.failed[code.name] += 1
+        # The time-out of an ExecSync is a probe's own, and recovery has lines of its own.
+        probe = call.name == "ExecSync" and code is StatusCode.DEADLINE_EXCEEDED
+        warns = code in _CALLERS_OWN or probe or not self._ready()
+        (log.warning if warns else log.error)(CALL, **facts, error=call.text)
 
 
 def _decoded(request: Any, decode: Callable[[Any], Any]) -> Any:
@@ -173,7 +220,9 @@ def _decoded(request: Any, decode: Callable[[Any], Any]) -> Any:
     try:
         return decode(request)
     except DecodeError as error:
-        raise errors.InvalidRequestError("the request is no message of its type") from error
+        raise errors.InvalidRequestError(
+            "malformed request: it cannot be decoded as a message of its type"
+        ) from error
 
 
 def _ready_made(serializer: Callable[[Any], bytes]) -> Callable[[Any], bytes]:

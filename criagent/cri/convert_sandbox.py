@@ -26,7 +26,7 @@ def sandbox_spec(config: api_pb2.PodSandboxConfig, runtime_handler: str) -> Sand
     return SandboxSpec(
         metadata=SandboxMetadata(
             name=common.required(metadata.name, "config.metadata.name"),
-            uid=common.required(metadata.uid, "config.metadata.uid"),
+            uid=metadata.uid,
             namespace=common.required(metadata.namespace, "config.metadata.namespace"),
             attempt=metadata.attempt,
         ),

@@ -85,6 +85,7 @@ class RuntimeService(StatsCalls, api_pb2_grpc.RuntimeServiceServicer):
                         reason=network.reason,
                         message=network.message,
                     ),
+                    self._security_condition(),
                 ]
             ),
             runtime_handlers=self._handlers(),
@@ -93,6 +94,16 @@ class RuntimeService(StatsCalls, api_pb2_grpc.RuntimeServiceServicer):
         if request.verbose:
             response.info["config"] = json.dumps(self._config())
         return response
+
+    def _security_condition(self) -> api_pb2.RuntimeCondition:
+        """One that kubelets do not look at, like containerd's of deprecations; crictl shows it."""
+        found = [f"handler {f.name}: {f.insecure}" for f in self._runtime.handlers if f.insecure]
+        return api_pb2.RuntimeCondition(
+            type="RuntimeHandlersSecure",
+            status=not found,
+            reason="KnownVulnerabilities" if found else "",
+            message="; ".join(found),
+        )
 
     def _handlers(self) -> list[api_pb2.RuntimeHandler]:
         default = self._runtime.creator.default_handler

@@ -7,12 +7,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-Level = Literal["ok", "warning", "error"]
+Level = Literal["ok", "ignored", "warning", "error"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Finding:
-    """`error` = pods cannot run, `warning` = some cannot, or not safely. Those two have a cure."""
+    """`error` = pods cannot run, `warning` = some cannot, or not safely; `ignored` was either.
+
+    Those three have a cure.
+    """
 
     name: str
     level: Level

@@ -9,12 +9,12 @@ from pathlib import Path
 
 from criagent.config import Config
 from criagent.doctor.finding import Finding, content, error, fine, warning
-from criagent.doctor.programs import FLOORS, answer_of, below_floor
+from criagent.doctor.programs import answer_of
 from criagent.errors import AgentError
 from criagent.kernel.nftables import Nftables
 from criagent.net.cni_config import CniConfigError, find_plugin, load_first
 from criagent.runtime.node_facts import held_capabilities
-from criagent.runtime.program_floors import dotted, parse_version
+from criagent.runtime.program_floors import FLOORS, below_floor, dotted, parse_version
 
 _FORWARDING = {
     4: "/proc/sys/net/ipv4/ip_forward",

@@ -11,16 +11,15 @@ from pathlib import Path
 
 from criagent.config import Config
 from criagent.doctor.finding import Finding, error, fine, warning
-from criagent.runtime.program_floors import Version, dotted, parse_version, too_old
+from criagent.doctor.system import os_release
+from criagent.runtime.program_floors import dotted, insecure, parse_version, too_old, version_of
 
-# Below these the security advisories of the tools apply.
-FLOORS = {
-    "crun": ("1.28",),
-    "runc": ("1.3.6", "1.4.3", "1.5.0"),
-    "conmon": ("2.1.2",),
-    "cni": ("1.9.0",),
+# Where distributions say which of their packages has which fix.
+_TRACKERS = {
+    "debian": "https://security-tracker.debian.org/tracker/source-package/{}",
+    "ubuntu": "https://ubuntu.com/security/cves?package={}",
+    "fedora": "https://bodhi.fedoraproject.org/updates/?packages={}&type=security",
 }
-_BROKEN = {("crun", (1, 29, 0))}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -28,9 +27,11 @@ class ProgramFacts:
     """What each program says to --version; None = it cannot be run."""
 
     handlers: Mapping[str, str | None] = field(default_factory=dict)  # by handler
+    absent: frozenset[str] = frozenset()  # handlers whose program is not there at all
     conmon: str | None = "conmon version 2.1.13"
     catatonit: bool = True
     conntrack: bool = True
+    distribution: str = ""  # ID of os-release
 
 
 def read(config: Config) -> ProgramFacts:
@@ -38,9 +39,11 @@ def read(config: Config) -> ProgramFacts:
     runtime = config.runtime
     return ProgramFacts(
         handlers={name: answer_of(handler.path) for name, handler in runtime.handlers.items()},
+        absent=frozenset(n for n, h in runtime.handlers.items() if not h.path.exists()),
         conmon=answer_of(runtime.conmon),
         catatonit=os.access(runtime.catatonit, os.X_OK),
         conntrack=shutil.which("conntrack") is not None,
+        distribution=os_release().get("ID", ""),
     )
 
 
@@ -49,9 +52,13 @@ def judge(facts: ProgramFacts, config: Config) -> Iterator[Finding]:
     runtime = config.runtime
     for name, handler in runtime.handlers.items():
         needed = name == runtime.default_handler
+        if name in facts.absent and not needed:
+            text = f"{handler.path} is not installed: pods that ask for {name} are refused"
+            yield fine(f"handler {name}", text)
+            continue
         answer = facts.handlers.get(name)
-        yield _program(f"handler {name}", handler.path, handler.type, answer, needed=needed)
-    yield _program("conmon", runtime.conmon, "conmon", facts.conmon, needed=True)
+        yield _program(f"handler {name}", handler.path, handler.type, answer, facts, needed=needed)
+    yield _program("conmon", runtime.conmon, "conmon", facts.conmon, facts, needed=True)
     if facts.catatonit:
         yield fine("catatonit", str(runtime.catatonit))
     else:
@@ -68,15 +75,6 @@ def judge(facts: ProgramFacts, config: Config) -> Iterator[Finding]:
         yield warning("conntrack", "missing: UDP hostPorts may keep old flows", "install conntrack")
 
 
-def below_floor(version: Version, floors: tuple[str, ...]) -> bool:
-    """Whether no floor is met; a floor holds for its own minor series, the last one beyond it."""
-    parsed = [found for floor in floors if (found := parse_version(floor)) is not None]
-    for floor in parsed[:-1]:
-        if version[:2] == floor[:2]:
-            return version < floor
-    return version < parsed[-1]
-
-
 def answer_of(path: Path) -> str | None:
     """What the program at `path` says to --version within ten seconds; None when it cannot."""
     try:
@@ -88,7 +86,9 @@ def answer_of(path: Path) -> str | None:
     return done.stdout + done.stderr
 
 
-def _program(name: str, path: Path, kind: str, answer: str | None, *, needed: bool) -> Finding:
+def _program(
+    name: str, path: Path, kind: str, answer: str | None, facts: ProgramFacts, *, needed: bool
+) -> Finding:
     worst = error if needed else warning
     if answer is None:
         return worst(
@@ -98,16 +98,22 @@ def _program(name: str, path: Path, kind: str, answer: str | None, *, needed: bo
         )
     if problem := too_old(kind, answer):
         return worst(name, f"{path}: {problem}", f"install a newer {kind}")
-    version = parse_version(answer)
-    if version is None:
+    version = version_of(kind, answer)
+    if version is None and parse_version(answer) is None:
         return warning(name, f"{path} tells no version", f"see whether it is {kind}")
-    text = f"{path} {dotted(version)}"
-    if below_floor(version, FLOORS[kind]) or (kind, version) in _BROKEN:
-        but = " (but not 1.29.0)" if kind == "crun" else ""
-        return warning(
-            name,
-            f"{text}: known security problems",
-            f"update {kind} to {' / '.join(FLOORS[kind])} or newer{but}; a distribution's own "
-            "package may have the fixes under an older number",
-        )
-    return fine(name, text)
+    if version is None:
+        said = answer.partition("\n")[0][:80]
+        return fine(name, f"{path} is another program than {kind}: {said}")
+    if problem := insecure(kind, answer):
+        return warning(name, f"{path}: {problem}", _security_cure(name, kind, facts.distribution))
+    return fine(name, f"{path} {dotted(version)}")
+
+
+def _security_cure(name: str, kind: str, distribution: str) -> str:
+    """A distribution's package may have the fixes under an older number, which only it can say."""
+    tracker = _TRACKERS.get(distribution)
+    where = f" ({tracker.format(kind)} tells)" if tracker else ""
+    return (
+        f"update {kind}; once the distribution's own package has the fixes{where}, run "
+        f"`criagent doctor --ignore '{name}'`"
+    )

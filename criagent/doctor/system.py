@@ -43,7 +43,7 @@ class SystemFacts:
 
 def read(config: Config) -> SystemFacts:
     """Look at this node."""
-    known = _os_release()
+    known = os_release()
     return SystemFacts(
         distribution=known.get("ID", ""),
         release=known.get("VERSION_ID", ""),
@@ -116,7 +116,8 @@ def _call(name: str, number: int, since: str) -> Finding:
     return error(name, os.strerror(number).lower(), cure)
 
 
-def _os_release() -> dict[str, str]:
+def os_release() -> dict[str, str]:
+    """Keys and values of /etc/os-release (man 5 os-release); empty without it."""
     pairs = (line.partition("=") for line in content(_OS_RELEASE).splitlines())
     return {key: value.strip("\"'") for key, _, value in pairs}
 

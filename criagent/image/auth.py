@@ -110,5 +110,11 @@ def _host(address: str) -> str:
     return _canonical(split.netloc.rpartition("@")[2].lower())
 
 
+def same_registry(one: str, other: str) -> bool:
+    """Whether two names, `host[:port]`, mean one registry."""
+    return _canonical(one.lower()) == _canonical(other.lower())
+
+
 def _canonical(host: str) -> str:
+    host = host.removesuffix(":443")
     return "docker.io" if host in {"index.docker.io", "registry-1.docker.io"} else host

@@ -14,7 +14,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from criagent.errors import CorruptError, ExhaustedError
-from criagent.image.digest import Digest
+from criagent.image.digest import ALGORITHMS, Digest
 
 _CHUNK = 1 << 20
 
@@ -28,8 +28,13 @@ class BlobFiles:
 
     def prepare(self) -> None:
         """Make the directory; idempotent."""
-        for algorithm in ("sha256", "sha512"):
+        for algorithm in ALGORITHMS:
             (self._root / algorithm).mkdir(parents=True, exist_ok=True, mode=0o700)
+
+    @property
+    def root(self) -> Path:
+        """The directory."""
+        return self._root
 
     def path(self, digest: Digest) -> Path:
         """Where the blob lies, or will."""
@@ -41,7 +46,9 @@ class BlobFiles:
 
     def own_part(self, digest: Digest) -> Path:
         """A part that no other writer of the same blob has; it is not resumed."""
-        return self._root / digest.algorithm / f"{digest.hex}.{next(self._count)}.part"
+        return (
+            self._root / digest.algorithm / f"{digest.hex}.{os.getpid()}.{next(self._count)}.part"
+        )
 
     def has(self, digest: Digest) -> bool:
         """Whether the blob is here, whole."""

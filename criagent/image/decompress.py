@@ -82,6 +82,13 @@ def plain_chunks(source: IO[bytes], hasher: Callable[[bytes], object]) -> Iterat
         raise BadLayerError("compressed data ends too soon")
 
 
+def compression(magic: bytes) -> str:
+    """`gzip` or `zstd` of data that begins with these four bytes; empty for anything else."""
+    if magic[:2] == GZIP_MAGIC:
+        return "gzip"
+    return "zstd" if len(magic) == 4 and _is_zstd(magic) else ""
+
+
 def is_compressed(magic: bytes) -> bool:
     """Whether a file that begins with these four bytes is gzip or zstd."""
     return magic[:2] == GZIP_MAGIC or _is_zstd(magic)

@@ -9,7 +9,8 @@ from typing import Any
 
 from criagent.errors import InvalidRequestError
 
-_FORM = re.compile(r"(sha256):([0-9a-f]{64})|(sha512):([0-9a-f]{128})")
+ALGORITHMS = ("sha256", "sha384", "sha512")  # those of Go's go-digest
+_FORM = re.compile(r"sha256:[0-9a-f]{64}|sha384:[0-9a-f]{96}|sha512:[0-9a-f]{128}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,8 +30,7 @@ class Digest:
 
 def parse_digest(text: str) -> Digest:
     """The digest `text`; raises InvalidRequestError for anything else, paths included."""
-    match = _FORM.fullmatch(text)
-    if match is None:
+    if _FORM.fullmatch(text) is None:
         raise InvalidRequestError(f"invalid digest {text[:160]!r}: want sha256:<64 hex digits>")
     algorithm, _, number = text.partition(":")
     return Digest(algorithm, number)

@@ -1,23 +1,31 @@
 """hosts.toml: which servers stand for a registry (containerd's format, docs/hosts.md there).
 
-Read anew for each pull. A directory is named after the registry, `host:port` or `host_port_`, else
-`_default`. Docker's certs.d layout (ca.crt, client.cert, client.key) is read as well.
+Read anew for each pull. A directory is named after the registry, `host_port_` or `host:port`, else
+`_default`; the first that exists counts. Without a hosts.toml in it Docker's certs.d layout
+(ca.crt, client.cert, client.key) is read.
 """
 
 from __future__ import annotations
 
 import ipaddress
+import posixpath
+import re
 import ssl
 import tomllib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
 from criagent.errors import InvalidRequestError
+from criagent.image.auth import same_registry
 
 ALL = frozenset({"pull", "resolve", "push"})
+_KNOWN = ALL | {"referrers"}
+_UNITS_S = {"ns": 1e-9, "us": 1e-6, "µs": 1e-6, "ms": 1e-3, "s": 1.0, "m": 60.0, "h": 3600.0}
+_PART = re.compile(r"([0-9]+\.?[0-9]*|\.[0-9]+)(ns|us|µs|ms|s|m|h)", re.ASCII)
+_DURATION = re.compile(rf"\+?(?:{_PART.pattern})+|0", re.ASCII)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -35,12 +43,17 @@ class Host:
     client: tuple[tuple[Path, Path | None], ...] = ()
     header: tuple[tuple[str, str], ...] = ()
     api: str = "/v2"
+    dial_timeout_s: float = 30.0  # 0 for none
     _loaded: list[ssl.SSLContext] = field(default_factory=list, repr=False, compare=False)
 
     @property
     def authority(self) -> str:
         """host[:port], what credentials belong to."""
         return urlsplit(self.url).netloc
+
+    def stands_for(self, registry: str) -> bool:
+        """Whether it is another registry, to which requests have to name `registry`."""
+        return not same_registry(self.authority, registry)
 
     def tls(self) -> ssl.SSLContext | None:
         """The TLS settings, None for plain HTTP. Raises OSError for files that cannot be used."""
@@ -72,13 +85,20 @@ class HostsDirectory:
         Raises InvalidRequestError that names the file for a hosts.toml that cannot be read.
         """
         for base in self._directories:
-            for name in (registry, _escaped(registry), "_default"):
+            for name in (_escaped(registry), registry, "_default"):
                 folder = base / name
-                if (folder / "hosts.toml").is_file():
+                if _has_text(folder / "hosts.toml"):
                     return _from_toml(folder, registry)
-                if folder.is_dir() and name != "_default" and any(folder.glob("*.crt")):
+                if folder.is_dir():
                     return [_from_docker(folder, registry)]
         return [Host(url=default_url(registry))]
+
+
+def _has_text(file: Path) -> bool:
+    try:
+        return file.stat().st_size > 0
+    except OSError:
+        return False
 
 
 def default_url(registry: str) -> str:
@@ -99,7 +119,10 @@ def _escaped(registry: str) -> str:
 
 
 def _from_docker(folder: Path, registry: str) -> Host:
-    pairs = [(cert, cert.with_suffix(".key")) for cert in sorted(folder.glob("*.cert"))]
+    pairs = []
+    for certificate in sorted(folder.glob("*.cert")):
+        key = certificate.with_suffix(".key")  # without one the certificate's file has it too
+        pairs.append((certificate, key if key.exists() else None))
     return Host(
         url=default_url(registry), ca=tuple(sorted(folder.glob("*.crt"))), client=tuple(pairs)
     )
@@ -121,27 +144,56 @@ def _from_toml(folder: Path, registry: str) -> list[Host]:
 
 
 def _host(url: str, entry: dict[str, Any], folder: Path, *, mirror: bool) -> Host:
-    url = (url if "://" in url else f"https://{url}").rstrip("/")
-    override = bool(entry.get("override_path", False))
-    api = "" if override or urlsplit(url).path.endswith("/v2") else "/v2"
-    capabilities = entry.get("capabilities")
-    if capabilities is not None and not isinstance(capabilities, list):
-        raise ValueError("capabilities: want a list such as ['pull', 'resolve']")
-    headers = [
-        (name, str(value))
-        for name, values in entry.get("header", {}).items()
-        for value in (values if isinstance(values, list) else [values])
-    ]
+    split = urlsplit(url if "://" in url else f"https://{url}")
+    if split.scheme not in {"http", "https"} or not split.hostname or split.port == 0:
+        raise ValueError(f"{url[:200]!r}: want http:// or https:// and a host")
+    path = posixpath.normpath(f"/{split.path}").lstrip("/")
+    api = "" if _flag(entry, "override_path") or f"/{path}".endswith("/v2") else "/v2"
+    host = split.netloc.rpartition("@")[2]
     return Host(
-        url=url,
+        url=f"{split.scheme}://{host}/{path}".rstrip("/"),
         api=api,
         mirror=mirror,
-        capabilities=frozenset(capabilities) if capabilities is not None else ALL,
-        skip_verify=bool(entry.get("skip_verify", False)),
+        capabilities=_capabilities(entry.get("capabilities")),
+        skip_verify=_flag(entry, "skip_verify"),
         ca=tuple(folder / str(path) for path in _many(entry.get("ca"))),
         client=tuple(_pair(folder, item) for item in _many(entry.get("client"))),
-        header=tuple(headers),
+        header=tuple(_headers(entry.get("header", {}))),
+        dial_timeout_s=_duration_s(entry.get("dial_timeout", "30s")),
     )
+
+
+def _flag(entry: dict[str, Any], key: str) -> bool:
+    value = entry.get(key, False)
+    if not isinstance(value, bool):
+        raise TypeError(f"{key}: want true or false")
+    return value
+
+
+def _capabilities(value: object) -> frozenset[str]:
+    """What a host may be asked; an empty list is as good as none."""
+    if value is not None and not isinstance(value, list):
+        raise ValueError("capabilities: want a list such as ['pull', 'resolve']")
+    names = frozenset(name.lower() for name in value or ())
+    if unknown := names - _KNOWN:
+        raise ValueError(f"capabilities: {sorted(unknown)} are unknown; want {sorted(_KNOWN)}")
+    return names or ALL
+
+
+def _headers(table: dict[str, Any]) -> Iterator[tuple[str, str]]:
+    """Fields; of several values of one name RFC 9110 (5.2) makes one."""
+    for name, values in table.items():
+        value = ", ".join(str(one) for one in (values if isinstance(values, list) else [values]))
+        if not name.isascii() or not f"{name}{value}".isprintable() or {" ", ":"} & set(name):
+            raise ValueError(f"header {name[:100]!r}: want a field's name and printable values")
+        yield name, value
+
+
+def _duration_s(text: object) -> float:
+    """Seconds of a duration in Go's form, such as "1s", "500ms" or "1m30s"; 0 for no limit."""
+    if not isinstance(text, str) or not _DURATION.fullmatch(text):
+        raise ValueError(f"dial_timeout: {str(text)[:50]!r} is no duration such as '5s'")
+    return sum(float(count) * _UNITS_S[unit] for count, unit in _PART.findall(text))
 
 
 def _many(value: object) -> list[object]:
@@ -152,6 +204,7 @@ def _many(value: object) -> list[object]:
 
 def _pair(folder: Path, item: object) -> tuple[Path, Path | None]:
     if isinstance(item, list):
-        key = folder / str(item[1]) if len(item) > 1 and item[1] else None
-        return folder / str(item[0]), key
+        if len(item) != 2:
+            raise ValueError("client: want pairs of a certificate and its key")
+        return folder / str(item[0]), folder / str(item[1]) if item[1] else None
     return folder / str(item), None

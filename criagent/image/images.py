@@ -17,22 +17,32 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import msgspec
 import structlog
 
 from criagent import faults
 from criagent.aio import finish, run_in
-from criagent.errors import CorruptError, InvalidRequestError, NotFoundError
-from criagent.image import archive, audit
+from criagent.errors import (
+    AgentError,
+    CorruptError,
+    InvalidRequestError,
+    NotFoundError,
+    UnsupportedError,
+)
+from criagent.image import audit, gojson
+from criagent.image.archive.images import ArchivedImage, archived_images
+from criagent.image.archive.read import Skipped, plain_copy
+from criagent.image.archive.write import write_archive
 from criagent.image.audit import Finding
 from criagent.image.auth import RegistryAuth
 from criagent.image.blobs import BlobFiles
 from criagent.image.digest import Digest, parse_digest
+from criagent.image.gojson import MalformedError
 from criagent.image.layers import LayerUnpacker
 from criagent.image.manifest import MAX_DOCUMENT
 from criagent.image.pull import Puller
 from criagent.image.reference import parse_reference
 from criagent.image.snapshots.overlay import OverlaySnapshots
+from criagent.image.unpack import UnpackWorkers
 from criagent.model import Blob, Image, Layer, Snapshot
 from criagent.store.blobs import BlobStore
 from criagent.store.containers import ContainerStore
@@ -64,6 +74,14 @@ class Pruned:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Imported:
+    """What an archive brought, and what of it was passed over."""
+
+    images: list[Image]
+    skipped: list[Skipped]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Images:
     """Verbs of images. Names are references, ids, or unique id prefixes."""
 
@@ -73,6 +91,7 @@ class Images:
     files: BlobFiles
     snapshots: OverlaySnapshots
     unpacker: LayerUnpacker
+    workers: UnpackWorkers
     puller: Puller
     fs: Executor
     root: Path
@@ -126,8 +145,8 @@ class Images:
         digest = parse_digest(image.id)
         content = await run_in(self.fs, self.files.read, digest, MAX_DOCUMENT)
         try:
-            document: dict[str, Any] = msgspec.json.decode(content, type=dict)
-        except msgspec.MsgspecError as exc:
+            document: dict[str, Any] = gojson.plain(gojson.parse(content))
+        except MalformedError as exc:
             raise CorruptError(f"configuration {digest} cannot be read: {exc}") from None
         return document
 
@@ -279,20 +298,38 @@ class Images:
             result, freed_bytes=result.freed_bytes + freed, blobs=result.blobs + count
         )
 
-    async def import_archive(self, path: Path) -> list[Image]:
-        """Every image of the OCI or Docker archive at `path`.
+    async def import_archive(self, path: Path) -> Imported:
+        """Every image of the OCI or Docker archive at `path` that can be imported.
 
-        Raises InvalidRequestError for what is no archive, CorruptError for wrong content.
+        When none can: InvalidRequestError for what is no archive, CorruptError for wrong content,
+        NotFoundError for other platforms alone, UnsupportedError, ExhaustedError.
         """
         async with self.sweeping:
             self.importing.add(path)
         try:
-            found = await run_in(self.fs, archive.read_archive, path, self.files)
-            return [await self._import(entry) for entry in found]
+            contents = await self.workers.read_archive(path, self.files.root)
+            found = await run_in(self.fs, archived_images, contents.images, self.files)
+            return await self._import_all(found, contents.skipped)
         finally:
+            await finish(run_in(self.fs, _unlink, plain_copy(path)))  # of a killed worker
             self.importing.discard(path)
 
-    async def _import(self, entry: archive.ArchivedImage) -> Image:
+    async def _import_all(self, found: list[ArchivedImage], skipped: Sequence[Skipped]) -> Imported:
+        images: list[Image] = []
+        failures: dict[str, AgentError] = {}
+        for entry in found:
+            try:
+                images.append(await self._import(entry))
+            except (CorruptError, UnsupportedError) as exc:
+                failures[(*entry.image.repo_tags, entry.image.id)[0]] = exc
+        if failures and not images:
+            raise next(iter(failures.values()))
+        more = [Skipped(name, str(exc)[:500]) for name, exc in failures.items()]
+        for one in (*skipped, *more):
+            log.warning("image_import_skipped", entry=one.entry, reason=one.why)
+        return Imported(images=images, skipped=[*skipped, *more])
+
+    async def _import(self, entry: ArchivedImage) -> Image:
         async def fetch(_: Layer) -> None:
             """The blob is there already."""
 
@@ -309,7 +346,7 @@ class Images:
         """
         images = [(self.resolve(name), name) for name in names]
         chosen = [(image, _tag(name, image)) for image, name in images]
-        await run_in(self.fs, archive.write_archive, chosen, self.files, path)
+        await run_in(self.fs, write_archive, chosen, self.files, path)
 
     async def fsck(self, *, repair: bool) -> list[Finding]:
         """Compare rows with the disk; `repair` drops what is broken, for the next pull to fetch."""
@@ -376,6 +413,10 @@ def _without(image: Image, name: str) -> Image | None:
 
 async def _ended(task: asyncio.Task[None]) -> None:
     await asyncio.wait({task})
+
+
+def _unlink(path: Path) -> None:
+    path.unlink(missing_ok=True)
 
 
 def _tag(name: str, image: Image) -> str | None:

@@ -1,17 +1,36 @@
-"""Manifests, indexes and image configurations: OCI and Docker documents, decoded with limits."""
+"""Manifests, indexes and image configurations: OCI and Docker documents, decoded with limits.
+
+What encoding/json of Go takes is taken (`gojson`), what containerd refuses as ambiguous is refused;
+docs/images.md has the table. Standard library only: the unpack worker reads archives with it.
+"""
 
 from __future__ import annotations
 
 import json
-import platform
-from dataclasses import dataclass
-from typing import Annotated
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
 
-import msgspec
-
-from criagent.errors import CorruptError, InvalidRequestError, NotFoundError, UnsupportedError
+from criagent.errors import CorruptError, InvalidRequestError, UnsupportedError
+from criagent.image import gojson
 from criagent.image.digest import Digest, digest_of, parse_digest
-from criagent.model import ImageConfig
+from criagent.image.gojson import (
+    BOOL,
+    INT,
+    NAMES,
+    OCTETS,
+    STRING,
+    STRING_MAP,
+    STRINGS,
+    TIME,
+    MalformedError,
+    Slice,
+    Struct,
+    list_of,
+    nothing,
+)
+from criagent.image.platforms import Platform
+from criagent.model import ImageConfig, Layer
 
 MAX_DOCUMENT = 8 << 20  # the registry must not make us hold more; the specification asks for 4 MiB
 
@@ -24,33 +43,98 @@ _IMAGE_CONFIGS = {
     "application/vnd.oci.image.config.v1+json",
     "application/vnd.docker.container.image.v1+json",
 }
+_ANY_CONFIGS = {*_IMAGE_CONFIGS, "", "application/octet-stream", "application/json"}
 _INDEXES = {OCI_INDEX, DOCKER_LIST}
 
-_ARCHITECTURES = {"x86_64": "amd64", "aarch64": "arm64", "armv7l": "arm", "ppc64le": "ppc64le"}
-_MAX_LAYERS = 500
-_MAX_ENTRIES = 1000
+MAX_LAYERS = 500
+MAX_ENTRIES = 1000  # manifests in an index
+_MAX_URLS = 32  # of one layer
+_MAX_SIZE = 1 << 53  # so that the sum over all layers fits into 64 bits
+_MAX_STRINGS = 10_000  # of one list of the configuration: env, labels, …
+_MAX_VOLUMES = 1000
 
-Size = Annotated[int, msgspec.Meta(ge=0, lt=1 << 53)]
+_PLATFORM = Struct(
+    {
+        "architecture": STRING,
+        "os": STRING,
+        "os.version": STRING,
+        "os.features": STRINGS,
+        "variant": STRING,
+    }
+)
+_DESCRIPTOR = Struct(
+    {
+        "mediaType": STRING,
+        "digest": STRING,
+        "size": INT,
+        "urls": STRINGS,
+        "annotations": STRING_MAP,
+        "data": OCTETS,
+        "platform": (_PLATFORM.pointer, nothing),
+        "artifactType": STRING,
+    }
+)
+_COMMON = {
+    "schemaVersion": INT,
+    "mediaType": STRING,
+    "artifactType": STRING,
+    "subject": (_DESCRIPTOR.pointer, nothing),
+    "annotations": STRING_MAP,
+}
+_DESCRIPTORS = (list_of(_DESCRIPTOR, _DESCRIPTOR.zero), nothing)
+_MANIFEST = Struct({**_COMMON, "config": (_DESCRIPTOR, _DESCRIPTOR.zero), "layers": _DESCRIPTORS})
+_INDEX = Struct({**_COMMON, "manifests": _DESCRIPTORS})
+_PROCESS = Struct(
+    {
+        "User": STRING,
+        "ExposedPorts": NAMES,
+        "Env": STRINGS,
+        "Entrypoint": STRINGS,
+        "Cmd": STRINGS,
+        "Volumes": NAMES,
+        "WorkingDir": STRING,
+        "Labels": STRING_MAP,
+        "StopSignal": STRING,
+        "ArgsEscaped": BOOL,
+    }
+)
+_ROOTFS = Struct({"type": STRING, "diff_ids": STRINGS})
+_HISTORY = Struct(
+    {
+        "created": TIME,
+        "created_by": STRING,
+        "author": STRING,
+        "comment": STRING,
+        "empty_layer": BOOL,
+    }
+)
+_CONFIGURATION = Struct(
+    {
+        "created": TIME,
+        "author": STRING,
+        "architecture": STRING,
+        "os": STRING,
+        "os.version": STRING,
+        "os.features": STRINGS,
+        "variant": STRING,
+        "config": (_PROCESS, _PROCESS.zero),
+        "rootfs": (_ROOTFS, _ROOTFS.zero),
+        "history": (list_of(_HISTORY, _HISTORY.zero), nothing),
+    }
+)
 
 
-class Platform(msgspec.Struct, frozen=True):
-    """A platform as indexes and configurations spell it."""
-
-    architecture: str = ""
-    os: str = ""
-    variant: str = ""
-
-    def __str__(self) -> str:
-        return "/".join(part for part in (self.os, self.architecture, self.variant) if part)
-
-
-class Descriptor(msgspec.Struct, frozen=True, rename="camel"):
-    """What a document says of another one or of a layer."""
+@dataclass(frozen=True, slots=True)
+class Descriptor:
+    """What a document says of another one or of a layer; `digest` may be anything."""
 
     digest: str
-    size: Size
+    size: int
     media_type: str = ""
     platform: Platform | None = None
+    artifact_type: str = ""
+    annotations: Mapping[str, str] = field(default_factory=dict)
+    urls: tuple[str, ...] = ()  # of a layer that registries do not distribute
 
     @property
     def parsed(self) -> Digest:
@@ -58,44 +142,20 @@ class Descriptor(msgspec.Struct, frozen=True, rename="camel"):
         return parse_digest(self.digest)
 
 
-class Document(msgspec.Struct, frozen=True, rename="camel"):
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Document:
     """A manifest (`config` and `layers`) or an index (`manifests`), never both."""
 
-    schema_version: int = 0
     media_type: str = ""
     artifact_type: str = ""
     config: Descriptor | None = None
-    layers: list[Descriptor] | None = None
-    manifests: list[Descriptor] | None = None
+    layers: tuple[Descriptor, ...] = ()
+    manifests: tuple[Descriptor, ...] | None = None
 
     @property
     def is_index(self) -> bool:
         """Whether it lists manifests by platform."""
         return self.manifests is not None
-
-
-class _Process(msgspec.Struct, frozen=True, rename="pascal"):
-    user: str | None = None
-    env: list[str] | None = None
-    entrypoint: list[str] | None = None
-    cmd: list[str] | None = None
-    working_dir: str | None = None
-    stop_signal: str | None = None
-    volumes: dict[str, object] | None = None
-    labels: dict[str, str] | None = None
-
-
-class _RootFs(msgspec.Struct, frozen=True):
-    diff_ids: list[str] | None  # null for an image without layers
-
-
-class _Configuration(msgspec.Struct, frozen=True):
-    rootfs: _RootFs
-    architecture: str = ""
-    os: str = ""
-    variant: str = ""
-    created: str | None = None
-    config: _Process | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -106,109 +166,182 @@ class Configuration:
     diff_ids: tuple[str, ...]
     platform: Platform
     created: str
+    rootfs_type: str = ""
 
 
 def parse_document(data: bytes, media_type: str) -> Document:
     """The manifest or index `data`, served as `media_type`.
 
-    Raises CorruptError for what is malformed or ambiguous, UnsupportedError for schema 1.
+    Raises CorruptError for what is malformed or ambiguous, UnsupportedError for schema 1. Digests
+    and sizes of an index's entries are not checked: a bad entry costs itself only.
     """
     _limit(data, "manifest")
     try:
-        document = msgspec.json.decode(data, type=Document)
-    except (msgspec.MsgspecError, RecursionError, UnicodeDecodeError) as exc:
+        document = _decoded(gojson.parse(data))
+    except MalformedError as exc:
         raise CorruptError(f"malformed manifest: {exc}") from None
-    if document.schema_version == 1:
-        raise UnsupportedError("the image has a schema 1 manifest; push it again with a newer tool")
-    if document.is_index == (document.layers is not None or document.config is not None):
-        raise CorruptError("malformed manifest: want either manifests, or config and layers")
-    kind = media_type.partition(";")[0].strip()
+    kind = media_type.partition(";")[0].strip().lower()
     if kind in ACCEPTED and (kind in _INDEXES) != document.is_index:
         raise CorruptError(f"malformed manifest: content is not the {kind} that it was served as")
     if document.media_type in ACCEPTED and (document.media_type in _INDEXES) != document.is_index:
         raise CorruptError(
             f"malformed manifest: content is not its mediaType {document.media_type}"
         )
-    if not document.is_index and document.config is None:  # no layers may be null, as Go writes it
-        raise CorruptError("malformed manifest: config must be there")
-    if len(document.layers or ()) > _MAX_LAYERS or len(document.manifests or ()) > _MAX_ENTRIES:
-        raise CorruptError("malformed manifest: too many entries")
-    for entry in (*(document.layers or ()), *(document.manifests or ())):
-        _checked(entry)
-    if document.config is not None:
-        _checked(document.config)
+    for entry in (*document.layers, *([document.config] if document.config else [])):
+        _check(entry)
     return document
+
+
+def _decoded(value: Any) -> Document:
+    """A key counts as there also when its value is null, as containerd reads it."""
+    if not isinstance(value, gojson.Members):
+        raise MalformedError("want an object")
+    keys = {gojson.fold(key): item for key, item in value}
+    is_manifest, is_index = "CONFIG" in keys or "LAYERS" in keys, "MANIFESTS" in keys
+    old = keys.get("SCHEMAVERSION") == "1" and not is_manifest and not is_index
+    if "FSLAYERS" in keys or old:
+        raise UnsupportedError("the image has a schema 1 manifest; push it again with a newer tool")
+    if is_manifest == is_index:
+        raise MalformedError("want either manifests, or config and layers")
+    if is_index:
+        raw = _INDEX(value, _INDEX.zero())
+        entries = _items(raw["manifests"], MAX_ENTRIES, "manifests")
+        return Document(
+            media_type=raw["mediaType"],
+            artifact_type=raw["artifactType"],
+            manifests=tuple(map(_descriptor, entries)),
+        )
+    raw = _MANIFEST(value, _MANIFEST.zero())
+    layers = _items(raw["layers"], MAX_LAYERS, "layers")  # null for none, as Go writes it
+    if "CONFIG" not in keys or not raw["config"]["digest"]:
+        raise MalformedError("config must be there")
+    return Document(
+        media_type=raw["mediaType"],
+        artifact_type=raw["artifactType"],
+        config=_descriptor(raw["config"]),
+        layers=tuple(map(_descriptor, layers)),
+    )
+
+
+def descriptor_of(value: Any) -> Descriptor:
+    """The descriptor that a parsed value is. Raises CorruptError."""
+    try:
+        return _descriptor(_DESCRIPTOR(value, _DESCRIPTOR.zero()))
+    except MalformedError as exc:
+        raise CorruptError(f"malformed descriptor: {exc}") from None
+
+
+def _descriptor(raw: dict[str, Any]) -> Descriptor:
+    platform = raw["platform"]
+    return Descriptor(
+        digest=raw["digest"],
+        size=raw["size"],
+        media_type=raw["mediaType"],
+        platform=None if platform is None else _platform(platform),
+        artifact_type=raw["artifactType"],
+        annotations=raw["annotations"] or {},
+        urls=tuple(_items(raw["urls"], _MAX_URLS, "urls")),
+    )
+
+
+def _platform(raw: dict[str, Any]) -> Platform:
+    features = tuple(_items(raw["os.features"], _MAX_STRINGS, "os.features"))
+    return Platform(raw["architecture"], raw["os"], raw["variant"], features)
 
 
 def parse_configuration(data: bytes) -> Configuration:
     """The image configuration `data`. Raises CorruptError."""
     _limit(data, "image configuration")
     try:
-        raw = msgspec.json.decode(data, type=_Configuration)
-    except (msgspec.MsgspecError, RecursionError, UnicodeDecodeError) as exc:
+        raw = _CONFIGURATION.decode(data)
+        process, rootfs = raw["config"], raw["rootfs"]
+        volumes = process["Volumes"] or {}
+        labels = process["Labels"] or {}
+        if len(volumes) > _MAX_VOLUMES or len(labels) > _MAX_STRINGS:
+            raise MalformedError("it has too many volumes or labels")
+        lists = {key: _strings(process[key], key) for key in ("Env", "Entrypoint", "Cmd")}
+        diff_ids = tuple(_items(rootfs["diff_ids"], MAX_LAYERS, "diff_ids"))
+    except MalformedError as exc:
         raise CorruptError(f"malformed image configuration: {exc}") from None
-    diff_ids = tuple(raw.rootfs.diff_ids or ())
     for diff_id in diff_ids:
-        _digest(diff_id)
-    process = raw.config or _Process()
+        _digest(diff_id, "image configuration")
     return Configuration(
         config=ImageConfig(
-            user=process.user or "",
-            env=tuple(process.env or ()),
-            entrypoint=tuple(process.entrypoint or ()),
-            cmd=tuple(process.cmd or ()),
-            working_dir=process.working_dir or "",
-            stop_signal=process.stop_signal or "",
-            volumes=tuple(process.volumes or ()),
-            labels=dict(process.labels or {}),
+            user=process["User"],
+            env=lists["Env"],
+            entrypoint=lists["Entrypoint"],
+            cmd=lists["Cmd"],
+            working_dir=process["WorkingDir"],
+            stop_signal=process["StopSignal"],
+            volumes=tuple(volumes),
+            labels=labels,
         ),
         diff_ids=diff_ids,
-        platform=Platform(raw.architecture, raw.os, raw.variant),
-        created=raw.created or "",
+        platform=_platform(raw),
+        created=raw["created"] or "",
+        rootfs_type=rootfs["type"],
     )
 
 
 def image_configuration(document: Document, data: bytes) -> Configuration:
     """The configuration `data` that the manifest `document` names.
 
-    Raises CorruptError, UnsupportedError for an artifact that is no container image.
+    Raises CorruptError, UnsupportedError for what is no container image.
     """
+    kind = "" if document.config is None else document.config.media_type
+    artifact = document.artifact_type or ("" if kind in _ANY_CONFIGS else kind)
     try:
-        return parse_configuration(data)
+        configuration = parse_configuration(data)
     except CorruptError:
-        kind = "" if document.config is None else document.config.media_type
-        if document.artifact_type or (kind and kind not in _IMAGE_CONFIGS):
-            kind = (document.artifact_type or kind)[:200]
-            raise UnsupportedError(
-                f"it is an OCI artifact ({kind}), not a container image; only images can be "
-                "pulled, run and mounted"
-            ) from None
+        if artifact:
+            raise _artifact(artifact) from None
         raise
+    if artifact and not configuration.diff_ids:
+        raise _artifact(artifact)
+    if configuration.rootfs_type not in {"", "layers"}:
+        raise UnsupportedError(
+            f"its root file system is of type {configuration.rootfs_type[:80]!r}; only layers can "
+            "be unpacked"
+        )
+    for layer in document.layers:
+        if layer.media_type.endswith(("+json", "/json")):
+            raise _artifact(layer.media_type)
+        if layer.media_type.endswith("+encrypted"):
+            raise UnsupportedError("its layers are encrypted, which this runtime does not decrypt")
+    return configuration
 
 
-def host_platform() -> Platform:
-    """The platform of this machine."""
-    machine = platform.machine()
-    return Platform(_ARCHITECTURES.get(machine, machine), "linux", "")
+def _artifact(kind: str) -> UnsupportedError:
+    return UnsupportedError(
+        f"it is an OCI artifact ({_shown(kind)}), not a container image; only images can be "
+        "pulled, run and mounted"
+    )
 
 
-def choose_platform(index: Document, wanted: Platform) -> Descriptor:
-    """The entry of `index` for `wanted`; raises NotFoundError that names what there is."""
-    entries = index.manifests or []
-    fitting = [
-        e
-        for e in entries
-        if e.platform is not None
-        and (e.platform.os, e.platform.architecture) == (wanted.os, wanted.architecture)
-    ]
-    # A newer variant is better, but only the plain one is sure to run on every machine.
-    plain = [e for e in fitting if e.platform and e.platform.variant in {"", wanted.variant, "v8"}]
-    if found := plain or fitting:
-        return found[0]
-    if len(entries) == 1 and entries[0].platform is None:
-        return entries[0]
-    offered = sorted(str(e.platform) for e in entries if e.platform is not None)
-    raise NotFoundError(f"no image for platform {wanted}; the index offers {offered}")
+def _shown(text: str) -> str:
+    """A text of a stranger for a message: cut, without control characters."""
+    return text[:200] if text.isprintable() else ascii(text[:200])
+
+
+def image_layers(document: Document, configuration: Configuration) -> tuple[Layer, ...]:
+    """The layers of an image, lowest first. Raises CorruptError when the two do not agree."""
+    descriptors, diff_ids = document.layers, configuration.diff_ids
+    if len(descriptors) != len(diff_ids):
+        raise CorruptError(
+            f"malformed image: {len(descriptors)} layers but {len(diff_ids)} diff IDs"
+        )
+    return tuple(
+        Layer(
+            digest=str(descriptor.parsed),
+            size=descriptor.size,
+            media_type=descriptor.media_type,
+            diff_id=diff_id,
+            chain_id=chain_id,
+        )
+        for descriptor, diff_id, chain_id in zip(
+            descriptors, diff_ids, chain_ids(diff_ids), strict=True
+        )
+    )
 
 
 def chain_ids(diff_ids: tuple[str, ...]) -> tuple[str, ...]:
@@ -225,17 +358,44 @@ def canonical_json(value: object) -> bytes:
     return json.dumps(value, separators=(",", ":")).encode()
 
 
+def is_sound(entry: Descriptor) -> bool:
+    """Whether digest and size of a descriptor are possible ones."""
+    try:
+        _check(entry)
+    except CorruptError:
+        return False
+    return True
+
+
 def _limit(data: bytes, what: str) -> None:
     if len(data) > MAX_DOCUMENT:
         raise CorruptError(f"{what} is larger than {MAX_DOCUMENT} bytes")
 
 
-def _checked(entry: Descriptor) -> None:
-    _digest(entry.digest)
+def _items(value: Slice | None, limit: int, what: str) -> list[Any]:
+    if value is None:
+        return []
+    if value.length > limit:
+        raise MalformedError(
+            f"too many entries: {what} has {value.length}, at most {limit} are read"
+        )
+    return value.items
 
 
-def _digest(text: str) -> None:
+def _strings(value: Slice | None, what: str) -> tuple[str, ...]:
+    return tuple(_items(value, _MAX_STRINGS, what))
+
+
+def _check(entry: Descriptor) -> None:
+    _digest(entry.digest, "manifest")
+    if not 0 <= entry.size < _MAX_SIZE:
+        raise CorruptError(
+            f"malformed manifest: {entry.digest} has the impossible size {entry.size}"
+        )
+
+
+def _digest(text: str, what: str) -> None:
     try:
         parse_digest(text)
     except InvalidRequestError as exc:
-        raise CorruptError(f"malformed manifest: {exc}") from None
+        raise CorruptError(f"malformed {what}: {exc}") from None

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from concurrent.futures import Executor
 from dataclasses import dataclass
 
@@ -16,9 +16,10 @@ import structlog
 
 from criagent import faults
 from criagent.aio import finish, run_in
-from criagent.errors import CorruptError, RegistryError, UnsupportedError
+from criagent.errors import AgentError, CorruptError, RegistryError, UnsupportedError
 from criagent.image.auth import RegistryAuth
 from criagent.image.blobs import BlobFiles
+from criagent.image.choose import UNREADABLE, Answer, Found, Search, Wanted
 from criagent.image.digest import Digest, parse_digest
 from criagent.image.layers import LayerUnpacker
 from criagent.image.manifest import (
@@ -26,12 +27,11 @@ from criagent.image.manifest import (
     Configuration,
     Descriptor,
     Document,
-    chain_ids,
-    choose_platform,
-    host_platform,
     image_configuration,
+    image_layers,
     parse_document,
 )
+from criagent.image.platforms import host_platform
 from criagent.image.reference import Reference
 from criagent.image.registry import Progress, RegistryClient, Resolved, Session
 from criagent.model import Blob, Image, Layer
@@ -57,6 +57,7 @@ class Chosen:
     configuration: Configuration
     config: Descriptor
     layers: tuple[Layer, ...]
+    read: tuple[Descriptor, ...] = ()  # configurations of other platforms, read to choose
 
 
 class Puller:
@@ -165,13 +166,14 @@ class Puller:
         image = _image(chosen, top.digest, reference, self._now_ns())
 
         async def fetch(layer: Layer) -> None:
-            blob = Descriptor(digest=layer.digest, size=layer.size, media_type=layer.media_type)
+            blob = descriptors[layer.digest]
             async with gate:
                 await self._client.fetch_blob(session, blob, progress)
             faults.reach("pull-image:blob")
             fetched.append(Blob(digest=layer.digest, size=layer.size, media_type=layer.media_type))
 
         gate = asyncio.Semaphore(self._parallel)
+        descriptors = {layer.digest: layer for layer in chosen.document.layers or ()}
         fetched = self._documents(top, chosen)
         async with self._unpacker.unpacked(chosen.layers, fetch, progress.moved) as snapshots:
             # A layer that a container kept may have outlived its blob, which an export needs.
@@ -191,36 +193,64 @@ class Puller:
         """Blob rows of the manifests and the configuration."""
         digests = {str(top.digest), str(chosen.digest)}
         manifests = [Blob(digest=digest, size=0) for digest in sorted(digests)]
-        return [*manifests, Blob(digest=chosen.config.digest, size=chosen.config.size)]
+        configs = {config.digest: config.size for config in (*chosen.read, chosen.config)}
+        return [*manifests, *(Blob(digest=digest, size=configs[digest]) for digest in configs)]
 
     async def _choose(self, session: Session, top: Resolved, progress: Progress) -> Chosen:
-        document, digest = parse_document(top.content, top.media_type), top.digest
-        if document.is_index:
-            entry = choose_platform(document, host_platform())
-            inner = await self._client.manifest(session, entry.digest, progress)
-            document, digest = parse_document(inner.content, inner.media_type), inner.digest
-            if document.is_index:
-                raise CorruptError(f"{session.reference}: an index within an index")
-            await run_in(self._fs, self._files.store, digest, inner.content)
+        read: list[Descriptor] = []
+
+        async def answer(wanted: Wanted) -> Answer:
+            if wanted.is_manifest:
+                digest = wanted.descriptor.digest
+                inner = await self._client.manifest(session, digest, progress)
+                return Answer(inner.content, inner.media_type)
+            content = await self._configuration(session, wanted.descriptor, progress)
+            read.append(wanted.descriptor)
+            return Answer(content)
+
+        # Documents of strangers may take long to parse: not on the loop.
+        document = await run_in(self._fs, parse_document, top.content, top.media_type)
+        found = await self._searched(Search(document, top.digest, host_platform()), answer)
+        if found.content:
+            await run_in(self._fs, self._files.store, found.digest, found.content)
         await run_in(self._fs, self._files.store, top.digest, top.content)
-        config = document.config
+        config = found.document.config
         if config is None:
             raise CorruptError(f"{session.reference}: the manifest has no configuration")
-        if config.size > MAX_DOCUMENT:
-            raise CorruptError(f"{session.reference}: the configuration is too large")
-        await self._client.fetch_blob(session, config, progress)
-        content = await run_in(self._fs, self._files.read, config.parsed, MAX_DOCUMENT)
+        content = await self._configuration(session, config, progress)
         try:
-            configuration = image_configuration(document, content)
+            configuration = await run_in(self._fs, image_configuration, found.document, content)
         except UnsupportedError as exc:
             raise UnsupportedError(f"{session.reference}: {exc}") from None
         return Chosen(
-            digest=digest,
-            document=document,
+            digest=found.digest,
+            document=found.document,
             configuration=configuration,
             config=config,
-            layers=image_layers(document, configuration),
+            layers=image_layers(found.document, configuration),
+            read=tuple(read),
         )
+
+    async def _searched(
+        self, search: Search, answer: Callable[[Wanted], Awaitable[Answer]]
+    ) -> Found:
+        """The manifest for this machine; `answer` reads what the search wants."""
+        step = await run_in(self._fs, search.start)
+        while isinstance(step, Wanted):
+            try:
+                content: Answer | AgentError = await answer(step)
+            except UNREADABLE as exc:
+                content = exc
+            step = await run_in(self._fs, search.next, content)
+        return step
+
+    async def _configuration(
+        self, session: Session, config: Descriptor, progress: Progress
+    ) -> bytes:
+        if config.size > MAX_DOCUMENT:
+            raise CorruptError(f"{session.reference}: the configuration is too large")
+        await self._client.fetch_blob(session, config, progress)
+        return await run_in(self._fs, self._files.read, config.parsed, MAX_DOCUMENT)
 
 
 async def _ended(work: asyncio.Task[Image]) -> None:
@@ -228,27 +258,6 @@ async def _ended(work: asyncio.Task[Image]) -> None:
     await asyncio.wait({work})
     if not work.cancelled():
         work.exception()
-
-
-def image_layers(document: Document, configuration: Configuration) -> tuple[Layer, ...]:
-    """The layers of an image, lowest first. Raises CorruptError when the two do not agree."""
-    descriptors, diff_ids = document.layers or [], configuration.diff_ids
-    if len(descriptors) != len(diff_ids):
-        raise CorruptError(
-            f"malformed image: {len(descriptors)} layers but {len(diff_ids)} diff IDs"
-        )
-    return tuple(
-        Layer(
-            digest=str(descriptor.parsed),
-            size=descriptor.size,
-            media_type=descriptor.media_type,
-            diff_id=diff_id,
-            chain_id=chain_id,
-        )
-        for descriptor, diff_id, chain_id in zip(
-            descriptors, diff_ids, chain_ids(diff_ids), strict=True
-        )
-    )
 
 
 def _image(chosen: Chosen, top: Digest, reference: Reference, now_ns: int) -> Image:

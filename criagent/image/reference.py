@@ -1,7 +1,9 @@
 """Image references, in the grammar that containerd and Docker share (distribution/reference).
 
 A short name means docker.io, and a name without a slash its `library`. The repository is at most
-255 characters long and a tag 128.
+255 characters long and a tag 128. tests/vectors/references.json holds answers of the Go module.
+Stricter than Go: a reference has at most 1024 characters, a port five digits, and an IPv6 address
+must be one.
 """
 
 from __future__ import annotations
@@ -13,15 +15,17 @@ import re
 from criagent.errors import InvalidRequestError
 from criagent.image.digest import Digest, parse_digest
 
+_COMPONENT = r"(?:[a-zA-Z0-9]|[a-zA-Z0-9][a-zA-Z0-9-]*[a-zA-Z0-9])"
 _DOMAIN = re.compile(
-    r"(?:\[[0-9a-fA-F:]+\]|(?:[a-zA-Z0-9]|[a-zA-Z0-9][a-zA-Z0-9-]*[a-zA-Z0-9])"
-    r"(?:\.(?:[a-zA-Z0-9]|[a-zA-Z0-9][a-zA-Z0-9-]*[a-zA-Z0-9]))*)(?::[0-9]{1,5})?"
+    rf"(?:\[[0-9a-fA-F:]+\]|{_COMPONENT}(?:\.{_COMPONENT})*)(?::[0-9]{{1,5}})?", re.ASCII
 )
 _PATH = re.compile(
     r"[a-z0-9]+(?:(?:\.|_|__|-+)[a-z0-9]+)*(?:/[a-z0-9]+(?:(?:\.|_|__|-+)[a-z0-9]+)*)*"
 )
 _TAG = re.compile(r"\w[\w.-]{0,127}", re.ASCII)
-_MAX_NAME = 255
+_IMAGE_ID = re.compile(r"[0-9a-f]{64}")
+_DEFAULT, _LEGACY = "docker.io", "index.docker.io"
+_MAX_PATH = 255  # the repository without its registry, as Go's RepositoryNameTotalLengthMax
 _MAX_TEXT = 1024
 
 
@@ -60,27 +64,31 @@ def parse_reference(text: str) -> Reference:
     """The reference `text`; raises InvalidRequestError that says which part is wrong."""
     if not text or len(text) > _MAX_TEXT:
         raise _invalid(text, "it is empty" if not text else f"it is longer than {_MAX_TEXT}")
-    rest, at, digest_text = text.partition("@")
+    if _IMAGE_ID.fullmatch(text):
+        raise _invalid(text, "64 hexadecimal digits are an image's id, not a name")
+    first, slash, rest = text.partition("/")
+    if not slash or not _is_host(first):
+        first, rest = _DEFAULT, text
+    if first in {_DEFAULT, _LEGACY}:
+        first = _DEFAULT
+        rest = rest if "/" in rest else f"library/{rest}"
+    rest, at, digest_text = rest.partition("@")
     digest = parse_digest(digest_text) if at else None
-    tag = None
-    head, colon, last = rest.rpartition(":")
-    if colon and "/" not in last:
-        rest, tag = head, last
-        if _TAG.fullmatch(tag) is None:
-            raise _invalid(text, f"the tag {tag[:140]!r} is invalid")
-    first, slash, path = rest.partition("/")
-    if not slash or not (set(".:[") & set(first) or first == "localhost" or first.lower() != first):
-        first, path = "docker.io", rest
-    if first in {"docker.io", "index.docker.io"}:
-        first = "docker.io"
-        path = path if "/" in path else f"library/{path}"
+    path, colon, tag = rest.partition(":")
+    if colon and _TAG.fullmatch(tag) is None:
+        raise _invalid(text, f"the tag {tag[:140]!r} is invalid")
     if not _is_registry(first):
-        raise _invalid(text, f"the registry {first!r} is invalid")
+        raise _invalid(text, f"the registry {first[:140]!r} is invalid")
     if _PATH.fullmatch(path) is None:
         raise _invalid(text, "the repository must be lower-case letters, digits and separators")
-    if len(first) + 1 + len(path) > _MAX_NAME:
-        raise _invalid(text, f"the name is longer than {_MAX_NAME} characters")
-    return Reference(registry=first, repository=path, tag=tag, digest=digest)
+    if len(path) > _MAX_PATH:
+        raise _invalid(text, f"the repository is longer than {_MAX_PATH} characters")
+    return Reference(registry=first, repository=path, tag=tag if colon else None, digest=digest)
+
+
+def _is_host(first: str) -> bool:
+    """Whether what stands before the first slash is a registry, not a part of the repository."""
+    return bool(set(".:") & set(first)) or first == "localhost" or first.lower() != first
 
 
 def _is_registry(text: str) -> bool:

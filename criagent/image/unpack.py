@@ -20,7 +20,15 @@ from typing import Any
 
 from criagent.aio import finish
 from criagent.child import Child, PipeReader, spawn
-from criagent.errors import AgentError, CorruptError, ExhaustedError
+from criagent.errors import (
+    AgentError,
+    CorruptError,
+    ExhaustedError,
+    InvalidRequestError,
+    NotFoundError,
+    UnsupportedError,
+)
+from criagent.image.archive.read import Contents, Skipped
 
 _IDLE_S = 30.0  # a warm worker saves 60 ms of start-up and holds about 15 MB
 _LINE_LIMIT = 64 << 20
@@ -29,6 +37,11 @@ sys.path[:0] = {path!r}
 from criagent.image.unpack_worker import main
 main()
 """
+
+_ERRORS = {
+    kind.__name__: kind
+    for kind in (CorruptError, ExhaustedError, InvalidRequestError, NotFoundError, UnsupportedError)
+}
 
 Json = dict[str, Any]
 
@@ -99,6 +112,12 @@ class UnpackWorkers:
         request = {"op": "adopt", "root": str(root), "lowers": paths, "implied": list(implied)}
         await self._ask(request, lambda _: None)
 
+    async def read_archive(self, archive: Path, blobs: Path) -> Contents:
+        """Take the blobs of an image archive into the directory `blobs`: `archive.read`."""
+        request = {"op": "import", "archive": str(archive), "root": str(blobs)}
+        answer = await self._ask(request, lambda _: None)
+        return Contents(answer["images"], [Skipped(*one) for one in answer["skipped"]])
+
     async def sync(self, root: Path) -> None:
         """Make everything written to the file system of `root` durable (man 2 syncfs)."""
         await self._ask({"op": "sync", "root": str(root)}, lambda _: None)
@@ -125,6 +144,8 @@ class UnpackWorkers:
                 raise ExhaustedError(f"no space left to unpack below {request['root']}: {text}")
             case "lowers":
                 raise NeedsLowers(text)
+            case kind if kind in _ERRORS:
+                raise _ERRORS[kind](text)
         raise AgentError(f"unpacking {request.get('digest', '')} failed: {text}")
 
     @asynccontextmanager

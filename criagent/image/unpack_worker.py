@@ -5,9 +5,11 @@ decompressors and the few modules of this package that stand on the standard lib
 lives in a mount namespace of its own and keeps only the capabilities that writing files needs.
 
 Requests: {"op": "extract", "blob", "root", "lowers", "size", "digest", "diff_id"} ·
-{"op": "adopt", "root", "lowers", "implied"} · {"op": "sync", "root"}.
+{"op": "adopt", "root", "lowers", "implied"} · {"op": "sync", "root"} ·
+{"op": "import", "archive", "root"}, where root is the directory of the blobs.
 Answers: {"progress": bytes} any number of times, then {"ok": …} or {"error", "kind"}, where kind is
-"layer" (malformed), "lowers" (wants to be done through the lower layers), "full" or "system".
+"layer" (malformed), "lowers" (wants to be done through the lower layers), "full", "system", or the
+name of a class in `criagent.errors`.
 """
 
 from __future__ import annotations
@@ -23,6 +25,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import IO, Any
 
+from criagent.errors import AgentError
 from criagent.image.decompress import BadLayerError, LayerStream
 from criagent.image.extract import Extractor, NeedsLowersError, TooLargeError
 from criagent.kernel import mount
@@ -76,6 +79,8 @@ def _served(request: Json) -> Json:
         return {"error": str(exc), "kind": "full"}
     except NeedsLowersError as exc:
         return {"error": str(exc), "kind": "lowers"}
+    except AgentError as exc:
+        return {"error": str(exc), "kind": type(exc).__name__}
     except OSError as exc:
         full = exc.errno in {errno.ENOSPC, errno.EDQUOT}
         return {"error": str(exc), "kind": "full" if full else "system"}
@@ -165,7 +170,23 @@ def _sync(request: Json) -> Json:
     return {}
 
 
-_OPS = {"extract": _extract, "adopt": _adopt, "sync": _sync}
+def _import(request: Json) -> Json:
+    """Take the blobs of an image archive; its modules are loaded by the first one."""
+    from criagent.image.archive.read import read_archive
+    from criagent.image.blobs import BlobFiles
+
+    mask = os.umask(0o077)
+    try:
+        contents = read_archive(Path(request["archive"]), BlobFiles(Path(request["root"])))
+    finally:
+        os.umask(mask)
+    return {
+        "images": contents.images,
+        "skipped": [[one.entry, one.why] for one in contents.skipped],
+    }
+
+
+_OPS = {"extract": _extract, "adopt": _adopt, "sync": _sync, "import": _import}
 
 
 @contextlib.contextmanager

@@ -104,7 +104,7 @@ def overlay(
     By `lowerdir+` (Linux 6.7), which has no limit on the length of the list. OSError carries the
     kernel's own words when it gives some.
     """
-    context = syscall(_FSOPEN, "fsopen", b"overlay", c_uint(_FSOPEN_CLOEXEC))
+    context = syscall(_FSOPEN, "fsopen", b"overlay", c_uint(_FSOPEN_CLOEXEC), source="overlay")
     try:
         for lower in lowers:
             _set_string(context, b"lowerdir+", os.fsencode(lower))

@@ -1,7 +1,8 @@
 """Route netlink (man 7 rtnetlink): the few requests that a pod's network is made of.
 
 Hand-encoded, because two sends a pod are several times faster than a general library, and because
-the library's namespace support forks. Requests are synchronous; run them in the network thread.
+the library's namespace support forks (docs/adr/0014). Requests are synchronous; run them in the
+network thread.
 """
 
 from __future__ import annotations

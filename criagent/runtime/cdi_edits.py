@@ -11,6 +11,7 @@ from collections.abc import Iterable
 from pathlib import PurePosixPath
 
 from criagent.runtime.cdi_specs import Hook, IntelRdt, Mount
+from criagent.runtime.mount_targets import cleaned
 from criagent.runtime.spec_inputs import CdiEdits, CdiNode, OciObject
 
 
@@ -73,7 +74,7 @@ def _rule(node: CdiNode) -> OciObject:
 def _mounts(mounts: Iterable[OciObject], more: Iterable[Mount], *, mapped: bool) -> list[OciObject]:
     by_place = {mount["destination"]: mount for mount in mounts}
     for mount in more:
-        place = str(PurePosixPath("/", mount.container_path.lstrip("/")))
+        place = cleaned(mount.container_path)
         by_place.pop(place, None)
         by_place[place] = _mount(mount, place, mapped=mapped)
     return sorted(

@@ -32,16 +32,19 @@ from criagent.model import (
 from criagent.runtime.cgroups import CgroupDriver, container_cgroup
 from criagent.runtime.clock import Clock
 from criagent.runtime.container_files import ContainerFiles
+from criagent.runtime.declared_volumes import DeclaredVolumes
 from criagent.runtime.exits import ExitWatcher
 from criagent.runtime.handlers import check_image_handler
 from criagent.runtime.image_volumes import ImageVolumes
-from criagent.runtime.monitor import Conmon
+from criagent.runtime.monitor import Conmon, make_log
+from criagent.runtime.mount_targets import resolve_targets
 from criagent.runtime.oci import OciRuntime
 from criagent.runtime.paths import RuntimePaths
 from criagent.runtime.selinux import Selinux
 from criagent.runtime.signals import stop_signal
 from criagent.runtime.spec import build_spec
 from criagent.runtime.spec_gather import SpecGatherer
+from criagent.runtime.spec_inputs import ResolvedMount, SelinuxLabels
 from criagent.runtime.user_namespaces import check_user
 from criagent.runtime.users import resolve_user
 from criagent.runtime.validate import validate_container_spec
@@ -60,6 +63,7 @@ class ContainerCreator:
     owners: Owners[Container]
     images: Images
     volumes: ImageVolumes
+    declared: DeclaredVolumes
     files: ContainerFiles
     gatherer: SpecGatherer
     conmon: Conmon
@@ -129,7 +133,8 @@ class ContainerCreator:
         owner: Owner[Container],
     ) -> Container:
         row = dataclasses.replace(self._row(box, spec, image), image_volumes=volumes)
-        undo = Rollback(step_budget_s=_UNDO_BUDGET_S)
+        structlog.contextvars.bind_contextvars(container_id=row.id)
+        undo = Rollback("container-create", step_budget_s=_UNDO_BUDGET_S)
         try:
             async with undo:
                 row = await self._build(row, box, image, owner, undo)
@@ -170,22 +175,17 @@ class ContainerCreator:
         undo.push("files", partial(self.files.remove, row.id, row.cgroup))
         _, snapshot = await asyncio.gather(self.store.insert(row), self._snapshot(row, image))
         faults.reach("container-create:row")
-        owner.stage = "root file system"
-        security = row.spec.security
-        labels = await self.selinux.labels(box, security.selinux, privileged=security.privileged)
-        label = "" if labels is None else labels.mount
-        await self.files.mount_rootfs(row.id, box, snapshot, image, label)
-        faults.reach("container-create:mount")
-        owner.stage = "image volumes"
-        volumes = await self.volumes.mount(row, box, label)
-        faults.reach("container-create:volumes")
+        labels, volumes = await self._mount(row, box, image, snapshot, owner)
         owner.stage = "specification"
         user = await run_in(
             self.files.fs, resolve_user, self.paths.rootfs(row.id), row.spec, image.config
         )
         check_user(user, box.spec.security.namespaces.mapped)
         row = dataclasses.replace(row, user=user)
+        declared = await self.declared.make(row, box, snapshot, image.config.volumes)
+        faults.reach("container-create:declared-volumes")
         inputs = await self.gatherer.gather(row, box, image, volumes)
+        inputs = dataclasses.replace(inputs, mounts=(*inputs.mounts, *declared))
         await self.selinux.relabel(inputs.mounts, labels)
         inputs = dataclasses.replace(inputs, selinux=labels)
         check_user(inputs.user, box.spec.security.namespaces.mapped)  # CDI devices bring groups
@@ -196,6 +196,7 @@ class ContainerCreator:
         runtime = self.runtimes[row.handler]
         undo.push("runtime", partial(runtime.delete, row.id))
         monitored = await self.conmon.create(row, runtime)
+        self.gatherer.check_pid_namespace(row, box)
         faults.reach("container-create:created")
         if box.spec.security.namespaces.mapped is not None:
             await self.files.release_mounts(row.id)
@@ -212,6 +213,26 @@ class ContainerCreator:
         faults.reach("container-create:ready")
         return row
 
+    async def _mount(
+        self,
+        row: Container,
+        box: Sandbox,
+        image: Image,
+        snapshot: Snapshot,
+        owner: Owner[Container],
+    ) -> tuple[SelinuxLabels | None, Mapping[int, ResolvedMount]]:
+        """Mount the root file system and the image volumes."""
+        owner.stage = "root file system"
+        security = row.spec.security
+        labels = await self.selinux.labels(box, security.selinux, privileged=security.privileged)
+        label = "" if labels is None else labels.mount
+        await self.files.mount_rootfs(row.id, box, snapshot, image, label)
+        faults.reach("container-create:mount")
+        owner.stage = "image volumes"
+        volumes = await self.volumes.mount(row, box, label)
+        faults.reach("container-create:volumes")
+        return labels, volumes
+
     async def _snapshot(self, row: Container, image: Image) -> Snapshot:
         parent = image.layers[-1].chain_id if image.layers else ""
         return await self.files.snapshots.create(
@@ -219,9 +240,10 @@ class ContainerCreator:
         )
 
     def _write(self, row: Container, spec: dict[str, object]) -> None:
-        self.files.write(row.id, spec)
+        rootfs = self.paths.rootfs(row.id)
+        self.files.write(row.id, resolve_targets(rootfs, spec, row.spec.image))
         if row.log_path:
-            Path(row.log_path).parent.mkdir(parents=True, exist_ok=True)
+            make_log(Path(row.log_path))
 
     async def _keep_for_removal(self, row: Container) -> None:
         """List a container whose undo failed as EXITED, so that the kubelet comes back for it."""

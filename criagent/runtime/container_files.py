@@ -13,6 +13,7 @@ from criagent.aio import run_in
 from criagent.image.snapshots.overlay import OverlaySnapshots
 from criagent.kernel import cgroupfs, mount
 from criagent.model import Image, Sandbox, Snapshot
+from criagent.os_errors import about
 from criagent.runtime.mapped_mounts import detach_mapped
 from criagent.runtime.paths import RuntimePaths
 from criagent.runtime.spec_inputs import OciObject
@@ -43,8 +44,9 @@ class ContainerFiles:
         """config.json of the bundle; synchronous."""
         bundle = self.paths.container(container_id)
         target = bundle / "config.json"
-        target.touch(mode=0o600)  # the environment may hold secrets
-        target.write_bytes(msgspec.json.encode(spec))
+        with about(target):
+            target.touch(mode=0o600)  # the environment may hold secrets
+            target.write_bytes(msgspec.json.encode(spec))
 
     def spec(self, container_id: str) -> OciObject:
         """config.json as the runtime got it; synchronous. Raises FileNotFoundError."""
@@ -65,6 +67,7 @@ class ContainerFiles:
         """Unmount rootfs and volumes, delete bundle, exit file, cgroup and writable layer."""
         await run_in(self.fs, self._remove, container_id, cgroup)
         await self.snapshots.remove(container_id)
+        self.snapshots.empty_soon()
 
     def _remove(self, container_id: str, cgroup: str) -> None:
         bundle = self.paths.container(container_id)

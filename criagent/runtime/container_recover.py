@@ -9,7 +9,7 @@ from functools import cached_property
 
 import structlog
 
-from criagent.aio import finish
+from criagent.aio import finish, supervised
 from criagent.kernel import cgroupfs, process
 from criagent.model import Container, ProcessRef
 from criagent.runtime.clock import Clock
@@ -80,7 +80,8 @@ class ContainerRecovery:
         finally:  # whatever failed or took too long: its exit is noticed, and its stop goes on
             self._exits.adopt(row)
             if row.stop_deadline_boot_ns:
-                task = asyncio.create_task(self._stopper.stop_by(row, row.stop_deadline_boot_ns))
+                stop = self._stopper.stop_by(row, row.stop_deadline_boot_ns)
+                task = supervised(stop, name=f"stop:{row.id}", **row.facts)
                 self._stops.add(task)
                 task.add_done_callback(self._stops.discard)
         log.info("container_adopted", container_id=row.id)

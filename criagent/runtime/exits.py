@@ -15,10 +15,11 @@ import signal
 from concurrent.futures import Executor
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import structlog
 
-from criagent.aio import Owners, run_in
+from criagent.aio import Owners, detached, run_in
 from criagent.child import Child
 from criagent.kernel import cgroupfs, process
 from criagent.model import Container, NamespaceMode, ProcessRef, Reason
@@ -94,7 +95,10 @@ class ExitWatcher:
         if row.id in self._tasks:
             return
         watching = self._watch(row, child, retry_s)
-        task = asyncio.create_task(watching, name=f"exit:{row.id}")
+        # The pod of one that we have just made is known though no label says it.
+        bound = structlog.contextvars.get_contextvars()
+        facts: dict[str, Any] = {key: bound[key] for key in ("pod", "pod_uid") if key in bound}
+        task = detached(watching, name=f"exit:{row.id}", **(facts | row.facts))
         self._tasks[row.id] = task
         task.add_done_callback(partial(self._ended, row.id))
         if row.cgroup:

@@ -14,7 +14,7 @@ from typing import Any
 from criagent.child import PipeReader, killed_on_exit, spawn
 from criagent.errors import InvalidRequestError
 from criagent.kernel.mount import has_recursive_attributes
-from criagent.runtime.program_floors import too_old
+from criagent.runtime.program_floors import insecure, too_old
 
 _LIMIT_S = 10.0
 _VERSION = re.compile(r"version[: ]+v?([0-9]+\.[0-9]+(?:\.[0-9]+)?\S*)")
@@ -34,6 +34,7 @@ class HandlerFacts:
     intel_rdt_schemata: bool = False
     idmapped_mounts: bool = False
     userns_problem: str = "not looked at"  # why no pod can have a user namespace, "" = it can
+    insecure: str = ""  # known security problems of the program, and what to do, "" = none
     problem: str = ""
 
     @property
@@ -67,6 +68,7 @@ async def probe(name: str, path: Path, kind: str) -> HandlerFacts:
     return dataclasses.replace(
         facts,
         version=match[1] if match else "",
+        insecure=insecure(kind, version),
         recursive_read_only="rro" in options and has_recursive_attributes(),
         net_devices=_has(linux, "netDevices", "enabled"),
         intel_rdt=_has(linux, "intelRdt", "enabled"),

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 
 import structlog
 
+from criagent.aio import supervised
+from criagent.errors import NotFoundError
 from criagent.kernel import process
 from criagent.model import Sandbox
 from criagent.runtime.sandbox_teardown import SandboxTeardown
@@ -44,15 +47,16 @@ class HolderWatch:
 
     def _ended(self, box_id: str) -> None:
         self._forget(box_id)
-        task = asyncio.create_task(self._mark(box_id), name=f"holder:{box_id}")
+        task = supervised(self._mark(box_id), name=f"holder:{box_id}")
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
 
     async def _mark(self, box_id: str) -> None:
         box = self._store.get(box_id)
         if box is not None and not box.stopped_at_ns:
-            log.warning("holder_died", sandbox_id=box_id, pod=box.spec.metadata.key)
-            await self._teardown.mark_stopped(box)
+            log.warning("holder_died", sandbox_id=box_id, **box.spec.metadata.facts)
+            with contextlib.suppress(NotFoundError):  # it was removed at the same time
+                await self._teardown.mark_stopped(box)
 
     def _forget(self, box_id: str) -> None:
         fd = self._pidfds.pop(box_id, None)

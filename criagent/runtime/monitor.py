@@ -8,8 +8,10 @@ from __future__ import annotations
 
 import asyncio
 import dataclasses
+import errno
 import json
 import os
+import stat
 from collections.abc import AsyncIterator
 from concurrent.futures import Executor
 from contextlib import asynccontextmanager
@@ -19,7 +21,7 @@ import structlog
 
 from criagent.aio import run_in
 from criagent.child import Child, PipeReader, killed_on_exit, spawn
-from criagent.errors import AgentError, TimedOutError
+from criagent.errors import AgentError, ExhaustedError, InvalidRequestError, TimedOutError
 from criagent.kernel import cgroupfs
 from criagent.kernel.devices import restore_null
 from criagent.kernel.process import process_ref
@@ -31,6 +33,8 @@ from criagent.runtime.paths import RuntimePaths
 log: structlog.stdlib.BoundLogger = structlog.get_logger(__name__)
 
 _REPLY_LIMIT = 64 << 10
+_LOG_MODE = 0o640  # as containerd's; the same after a rotation (`reopen_log.py`)
+_UNUSABLE = {errno.ENAMETOOLONG, errno.ENOTDIR, errno.EEXIST, errno.ELOOP}  # names of logs
 _KEPT_VARIABLES = ("PATH", "XDG_RUNTIME_DIR")
 
 
@@ -164,6 +168,39 @@ class Conmon:
             if not row.spec.stdin_once:
                 command.append("--leave-stdin-open")
         return command
+
+
+def make_log(log: Path) -> None:
+    """Make a container's log, which its group may read, and the directories above it; synchronous.
+
+    conmon would make it with another mode before 2.1.13, and follow a symlink that a pod with the
+    node's /var/log left under the name. A regular file that is there stays as it is. Raises
+    InvalidRequestError for anything else there, ExhaustedError, AgentError.
+    """
+    flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC  # so no symlink is followed
+    try:
+        log.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            fd = os.open(log, flags, _LOG_MODE)
+        except FileExistsError:
+            regular = stat.S_ISREG(log.lstat().st_mode)
+        else:
+            regular = True
+            os.fchmod(fd, _LOG_MODE)  # the umask does not count
+            os.close(fd)
+    except OSError as exc:
+        words = f"log {str(log)[:500]!r} cannot be made: {exc.strerror}"
+        kind: type[AgentError] = (
+            ExhaustedError if exc.errno in {errno.ENOSPC, errno.EDQUOT} else AgentError
+        )
+        if exc.errno in _UNUSABLE:
+            kind = InvalidRequestError
+        raise kind(words) from None
+    if not regular:
+        raise InvalidRequestError(
+            f"log {str(log)[:500]!r} is there and no regular file; remove it, or set another "
+            "log_path"
+        )
 
 
 def monitors_cgroup() -> str:

@@ -50,6 +50,11 @@ def held_capabilities() -> frozenset[str]:
     return frozenset()
 
 
+def has_all_ids() -> bool:
+    """Whether every group exists here: not in a user namespace (man 7 user_namespaces)."""
+    return Path("/proc/self/gid_map").read_text().split() == ["0", "0", "4294967295"]
+
+
 def systemd_manages() -> bool:
     """Whether systemd is this system's first process and answers: not in a container that only has
     the node's /run/systemd/system."""

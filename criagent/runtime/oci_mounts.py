@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from pathlib import PurePosixPath
 
+from criagent.kernel import cgroupfs
+from criagent.runtime.mount_targets import cleaned
 from criagent.runtime.spec_inputs import OciObject, ResolvedMount, SpecInputs
 from criagent.runtime.user_namespaces import oci_mappings
 
@@ -20,7 +21,7 @@ def oci_mounts(inputs: SpecInputs) -> list[OciObject]:
     mount takes the place of one of ours at the same path; with a requested /dev, nothing of ours
     is mounted below it but /dev/shm.
     """
-    requested = {_clean(mount.request.container_path) for mount in inputs.mounts}
+    requested = {cleaned(mount.request.container_path) for mount in inputs.mounts}
 
     def kept(mounts: Iterable[OciObject]) -> list[OciObject]:
         return [mount for mount in mounts if mount["destination"] not in requested]
@@ -54,19 +55,34 @@ def _kernel(inputs: SpecInputs) -> list[OciObject]:
         _mount("/dev/pts", "devpts", "devpts", terminals),
         _mount("/dev/mqueue", "mqueue", "mqueue", _SAFE),
         _mount("/sys", "sysfs", "sysfs", [*_SAFE, access]),
-        _mount("/sys/fs/cgroup", "cgroup", "cgroup", [*_SAFE, "relatime", access]),
+        _cgroups(access, nodes=security.privileged and mapped is None),
     ]
+
+
+def _cgroups(access: str, *, nodes: bool) -> OciObject:
+    """The container's own cgroup, or the node's tree where it has no cgroup namespace.
+
+    That tree is bound: a mount of it outside of all namespaces sets the options of the only super
+    block there is, so the node would lose nsdelegate and memory_recursiveprot (cgroup v2,
+    "Mounting").
+    """
+    if nodes:
+        tree = str(cgroupfs.ROOT)
+        options = ["rbind", "rprivate", *_SAFE, "relatime", access]
+        return _mount("/sys/fs/cgroup", "bind", tree, options)
+    return _mount("/sys/fs/cgroup", "cgroup", "cgroup", [*_SAFE, "relatime", access])
 
 
 def _pod_files(inputs: SpecInputs) -> list[OciObject]:
     files = inputs.pod_files
     access = "ro" if inputs.container.spec.security.readonly_rootfs else "rw"
     shm = ["rbind", "rprivate", "rw", *_SAFE]
+    etc = ["rbind", "rprivate", access, *_SAFE]
     return [
         _mount("/dev/shm", "bind", str(files.shm), shm),  # noqa: S108 - the container's
-        _mount("/etc/resolv.conf", "bind", str(files.resolv_conf), ["rbind", "rprivate", access]),
-        _mount("/etc/hostname", "bind", str(files.hostname), ["rbind", "rprivate", access]),
-        _mount("/etc/hosts", "bind", str(files.hosts), ["rbind", "rprivate", access]),
+        _mount("/etc/resolv.conf", "bind", str(files.resolv_conf), etc),
+        _mount("/etc/hostname", "bind", str(files.hostname), etc),
+        _mount("/etc/hosts", "bind", str(files.hosts), etc),
     ]
 
 
@@ -77,15 +93,11 @@ def _bind(mount: ResolvedMount) -> OciObject:
         options.append("rro")
     options.append("ro" if request.readonly else "rw")
     options += request.options
-    entry = _mount(_clean(request.container_path), "bind", mount.source, options)
+    entry = _mount(cleaned(request.container_path), "bind", mount.source, options)
     if request.uid_mappings:
         entry["uidMappings"] = oci_mappings(request.uid_mappings)
         entry["gidMappings"] = oci_mappings(request.gid_mappings)
     return entry
-
-
-def _clean(path: str) -> str:
-    return str(PurePosixPath("/", path.lstrip("/")))
 
 
 def _mount(destination: str, kind: str, source: str, options: list[str]) -> OciObject:

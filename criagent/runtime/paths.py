@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 import shutil
 from pathlib import Path
 
@@ -15,19 +16,38 @@ class RuntimePaths:
     run_dir: Path
 
     def prepare(self) -> None:
-        """Make the fixed directories with their modes; idempotent."""
+        """Make the fixed directories with their modes; idempotent.
+
+        Local users reach nothing but the socket. `make_sandbox` opens the way for user namespaces.
+        """
         self.root.mkdir(parents=True, exist_ok=True, mode=0o700)
         self.run_dir.mkdir(parents=True, exist_ok=True)
         self.run_dir.chmod(0o711)
         for name, mode in (
-            ("sandboxes", 0o711),
-            ("containers", 0o711),
+            ("sandboxes", 0o700),
+            ("containers", 0o700),
             ("exits", 0o700),
             ("attach", 0o700),
             ("runtime", 0o700),
         ):
-            (self.run_dir / name).mkdir(exist_ok=True)
+            (self.run_dir / name).mkdir(exist_ok=True, mode=mode)
             (self.run_dir / name).chmod(mode)
+
+    def make_sandbox(self, sandbox_id: str, gid: int | None) -> None:
+        """Make a sandbox's directory, closed to local users; idempotent.
+
+        The runtime mounts as the root of the pod's user namespace where there is one: the group
+        `gid`, which that root has on the node, may pass through.
+        """
+        directory = self.sandbox(sandbox_id)
+        directory.mkdir(exist_ok=True, mode=0o700)
+        if gid is None:
+            directory.chmod(0o700)
+            return
+        os.chown(directory, -1, gid)
+        directory.chmod(0o710)
+        for name in ("sandboxes", "containers"):  # what is in them is closed by itself
+            (self.run_dir / name).chmod(0o711)
 
     def sandbox(self, sandbox_id: str) -> Path:
         """Everything of one sandbox."""
@@ -53,17 +73,9 @@ class RuntimePaths:
         """The tmpfs that is /dev/shm in the pod."""
         return self.sandbox(sandbox_id) / "shm"
 
-    def resolv_conf(self, sandbox_id: str) -> Path:
-        """resolv.conf of the pod."""
-        return self.sandbox(sandbox_id) / "resolv.conf"
-
-    def hostname(self, sandbox_id: str) -> Path:
-        """/etc/hostname of the pod."""
-        return self.sandbox(sandbox_id) / "hostname"
-
-    def hosts(self, sandbox_id: str) -> Path:
-        """/etc/hosts of the pod, where the kubelet mounts none."""
-        return self.sandbox(sandbox_id) / "hosts"
+    def etc(self, sandbox_id: str) -> Path:
+        """The small tmpfs with resolv.conf, hostname and hosts of the pod."""
+        return self.sandbox(sandbox_id) / "etc"
 
     def holder(self, sandbox_id: str) -> Path:
         """Bundle of the process that holds a shared PID namespace."""

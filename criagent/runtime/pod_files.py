@@ -1,24 +1,29 @@
-"""Files of a sandbox that its containers mount: resolv.conf, hostname, hosts and /dev/shm."""
+"""Files of a sandbox that its containers mount: resolv.conf, hostname, hosts and /dev/shm.
+
+Containers write to them, so they lie in file systems of their own, whose size has a limit: a full
+one is the pod's trouble, and not that of the node's /run.
+"""
 
 from __future__ import annotations
 
 import dataclasses
 import os
 import shutil
+from collections.abc import Mapping
 from concurrent.futures import Executor
 from pathlib import Path
 
 from criagent.aio import run_in
 from criagent.kernel import mount
-from criagent.kernel.selinux import set_label
 from criagent.model import NamespaceMode, Sandbox
 from criagent.net.resolv import resolv_conf
 from criagent.runtime.paths import RuntimePaths
 from criagent.runtime.pod_namespaces import pod_hostname
 from criagent.runtime.selinux import Selinux
 
-_SHM_FLAGS = mount.MS_NOSUID | mount.MS_NODEV | mount.MS_NOEXEC
+_SAFE = mount.MS_NOSUID | mount.MS_NODEV | mount.MS_NOEXEC
 _SHM_DATA = "mode=1777,size=65536k"  # what containerd and CRI-O give every pod
+_ROOM = 1 << 20  # for what a pod adds to its /etc/hosts
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -35,37 +40,46 @@ class PodFileWriter:
         await run_in(self.fs, self._write, box, "" if labels is None else labels.mount)
 
     async def remove(self, sandbox_id: str) -> None:
-        """Unmount shm and delete the sandbox directory; idempotent."""
+        """Unmount its file systems and delete the sandbox directory; idempotent."""
         await run_in(self.fs, self._remove, sandbox_id)
 
     def _write(self, box: Sandbox, label: str) -> None:
-        directory = self.paths.sandbox(box.id)
-        directory.mkdir(parents=True, exist_ok=True, mode=0o711)
-        files = {
-            self.paths.resolv_conf(box.id): resolv_conf(box.spec.dns, _host("/etc/resolv.conf")),
-            self.paths.hostname(box.id): pod_hostname(box) + "\n",
-            self.paths.hosts(box.id): _host("/etc/hosts"),
-        }
         mapped = box.spec.security.namespaces.mapped
-        for path, text in files.items():
-            path.write_text(text)
-            path.chmod(0o644)
-            if mapped is not None:
-                os.chown(path, mapped.root_uid, mapped.root_gid)
-            if label:
-                set_label(path, label)
+        owner = None if mapped is None else (mapped.root_uid, mapped.root_gid)
+        self.paths.make_sandbox(box.id, None if owner is None else owner[1])
+        context = f',context="{label}"' if label else ""
+        texts = {
+            "resolv.conf": resolv_conf(box.spec.dns, _host("/etc/resolv.conf")),
+            "hostname": pod_hostname(box) + "\n",
+            "hosts": _host("/etc/hosts"),
+        }
+        _write_files(self.paths.etc(box.id), texts, owner, context)
         if box.spec.security.namespaces.ipc is not NamespaceMode.NODE:
             shm = self.paths.shm(box.id)
             shm.mkdir(exist_ok=True)
-            owner = f",uid={mapped.root_uid},gid={mapped.root_gid}" if mapped is not None else ""
-            context = f',context="{label}"' if label else ""
-            mount.mount("shm", shm, "tmpfs", _SHM_FLAGS, _SHM_DATA + owner + context)
+            ids = "" if owner is None else f",uid={owner[0]},gid={owner[1]}"
+            mount.mount("shm", shm, "tmpfs", _SAFE, _SHM_DATA + ids + context)
 
     def _remove(self, sandbox_id: str) -> None:
-        shm = self.paths.shm(sandbox_id)
-        if shm.exists():
-            mount.detach(shm)
+        for place in (self.paths.shm(sandbox_id), self.paths.etc(sandbox_id)):
+            if place.exists():
+                mount.detach(place)
         shutil.rmtree(self.paths.sandbox(sandbox_id), ignore_errors=False, onerror=_missing_is_fine)
+
+
+def _write_files(
+    etc: Path, texts: Mapping[str, str], owner: tuple[int, int] | None, context: str
+) -> None:
+    contents = {name: text.encode() for name, text in texts.items()}
+    size = _ROOM + 2 * sum(map(len, contents.values()))
+    etc.mkdir(exist_ok=True)
+    mount.mount("etc", etc, "tmpfs", _SAFE, f"mode=755,nr_inodes=16,size={size}" + context)
+    for name, content in contents.items():
+        path = etc / name
+        path.write_bytes(content)
+        path.chmod(0o644)
+        if owner is not None:
+            os.chown(path, *owner)
 
 
 def _host(path: str) -> str:

@@ -22,7 +22,9 @@ from criagent.runtime.sysctls import normalised, with_node_groups
 from criagent.runtime.user_namespaces import namespace_maker
 
 _SYSCTLS = "/proc/sys/"
-_PORTS_SYSCTL = "net.ipv4.ip_unprivileged_port_start"
+# What pods have unless they ask for something else.
+_PORTS = ("net.ipv4.ip_unprivileged_port_start", "0")
+_ICMP = ("net.ipv4.ping_group_range", "0 2147483647")
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -32,6 +34,7 @@ class PodNamespaces:
     paths: RuntimePaths
     fs: Executor
     unprivileged_ports: bool
+    unprivileged_icmp: bool
 
     async def create(self, box: Sandbox) -> None:
         """Make and pin the namespaces that `box` has of its own, with hostname and sysctls.
@@ -42,10 +45,13 @@ class PodNamespaces:
         directory = self.paths.netns(box.id).parent
         sysctls = {normalised(name): value for name, value in box.spec.sysctls.items()}
         if self.unprivileged_ports and "net" in targets:
-            sysctls.setdefault(_PORTS_SYSCTL, "0")
+            sysctls.setdefault(*_PORTS)
+        if self.unprivileged_icmp and "net" in targets:
+            sysctls.setdefault(*_ICMP)
 
         def make() -> None:
-            directory.mkdir(parents=True, exist_ok=True, mode=0o711)
+            self.paths.make_sandbox(box.id, None)
+            directory.mkdir(exist_ok=True, mode=0o711)
             if targets:
                 hostname = pod_hostname(box) if "uts" in targets else None
                 pin_namespaces(targets, sysctls=sysctls, hostname=hostname)
@@ -68,7 +74,8 @@ class PodNamespaces:
         sysctls = with_node_groups(sysctls, mapped.gids[0])
 
         def pin(pid: int) -> None:
-            targets["user"].parent.mkdir(parents=True, exist_ok=True, mode=0o711)
+            self.paths.make_sandbox(box.id, mapped.root_gid)
+            targets["user"].parent.mkdir(exist_ok=True, mode=0o711)
             pin_namespaces_of(
                 pid,
                 targets,

@@ -1,4 +1,8 @@
-"""The oldest versions of other programs that the agent can work with."""
+"""The oldest versions of other programs that work, and that have no known security problems.
+
+A floor is that of one program. What another one says of itself (runsc, youki as a handler of type
+runc) is not compared with it.
+"""
 
 from __future__ import annotations
 
@@ -12,6 +16,14 @@ _NEEDED: dict[str, tuple[Version, str]] = {
     "crun": ((1, 3, 0), "exec --cgroup"),
     "runc": ((1, 1, 0), "exec --cgroup"),
 }
+# Below these the security advisories of the tools apply; one for each minor series.
+FLOORS = {
+    "crun": ("1.28",),
+    "runc": ("1.3.6", "1.4.3", "1.5.0"),
+    "conmon": ("2.1.2",),
+    "cni": ("1.9.0",),
+}
+_BROKEN = {("crun", (1, 29, 0))}
 _VERSION = re.compile(r"v?(\d+)\.(\d+)(?:\.(\d+))?")
 
 
@@ -23,13 +35,45 @@ def parse_version(text: str) -> Version | None:
     return int(match[1]), int(match[2]), int(match[3] or 0)
 
 
+def version_of(kind: str, answer: str) -> Version | None:
+    """The version of the program `kind` that says `answer` to --version; None for another one."""
+    said = re.search(rf"^{kind} version:? (.*)", answer, re.MULTILINE)
+    return None if said is None else parse_version(said[1])
+
+
 def too_old(kind: str, answer: str) -> str:
     """Why a program that says `answer` to --version cannot be used; "" = it can, or tells none."""
-    version = parse_version(answer)
+    version = version_of(kind, answer)
     floor, reason = _NEEDED.get(kind, ((0, 0, 0), ""))
     if version is None or version >= floor:
         return ""
     return f"{kind} {dotted(version)} is too old: {reason} came with {dotted(floor)}"
+
+
+def insecure(kind: str, answer: str) -> str:
+    """What says that a program has known security problems, and which version has none; "" = none.
+
+    A distribution may have mended them under an older number.
+    """
+    version = version_of(kind, answer)
+    if version is None or kind not in FLOORS:
+        return ""
+    if not below_floor(version, FLOORS[kind]) and (kind, version) not in _BROKEN:
+        return ""
+    but = " (but not 1.29.0)" if kind == "crun" else ""
+    return (
+        f"{kind} {dotted(version)} has known security problems, which "
+        f"{' / '.join(FLOORS[kind])} or newer{but} has not"
+    )
+
+
+def below_floor(version: Version, floors: tuple[str, ...]) -> bool:
+    """Whether no floor is met; a floor holds for its own minor series, the last one beyond it."""
+    parsed = [found for floor in floors if (found := parse_version(floor)) is not None]
+    for floor in parsed[:-1]:
+        if version[:2] == floor[:2]:
+            return version < floor
+    return version < parsed[-1]
 
 
 def dotted(version: Version) -> str:

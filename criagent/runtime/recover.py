@@ -112,8 +112,11 @@ class Recovery:
         if box.stopped_at_ns or box.boot_id != self.boot_id:
             await self.teardown.release(box)
             return
+        mapped = box.spec.security.namespaces.mapped
+        gid = None if mapped is None else mapped.root_gid
+        await run_in(self.fs, self.paths.make_sandbox, box.id, gid)
         if not await self.namespaces.intact(box) or not self.holder.alive(box):
-            log.warning("sandbox_lost", sandbox_id=box.id, pod=box.spec.metadata.key)
+            log.warning("sandbox_lost", sandbox_id=box.id, **box.spec.metadata.facts)
             await self.teardown.mark_stopped(box)
         else:
             self.watch.watch(box)

@@ -143,7 +143,8 @@ class Runtime:
             "cgroup": row.cgroup,
         }
         try:
-            facts["runtimeSpec"] = await run_in(self.files.fs, self.files.spec, row.id)
+            spec = await run_in(self.files.fs, self.files.spec, row.id)
+            facts["runtimeSpec"] = self.updater.in_force(row, spec)
         except FileNotFoundError:
             facts["runtimeSpec"] = None
         return facts

@@ -24,6 +24,7 @@ from criagent.errors import (
 )
 from criagent.model import NamespaceMode, Sandbox, SandboxId, SandboxSpec
 from criagent.net.pod_network import Networks
+from criagent.os_errors import about
 from criagent.runtime.clock import Clock
 from criagent.runtime.holder_watch import HolderWatch
 from criagent.runtime.pod_files import PodFileWriter
@@ -80,9 +81,10 @@ class SandboxRunner:
         key = spec.metadata.key
         owner = self.owners.get(key)
         if owner is None:
-            if (existing := self.store.by_key(key)) is not None:
+            existing = self.store.by_key(key)
+            if existing is not None and existing.visible:
                 return _same(existing, spec)
-            owner = self.owners.start(key, spec, partial(self._run, spec))
+            owner = self.owners.start(key, spec, partial(self._run, spec, existing))
         elif owner.fingerprint != spec:
             raise NameReservedError(
                 f'sandbox name "{key}" is being made with another configuration '
@@ -90,7 +92,12 @@ class SandboxRunner:
             )
         return await self.owners.join(owner)
 
-    async def _run(self, spec: SandboxSpec, owner: Owner[Sandbox]) -> Sandbox:
+    async def _run(
+        self, spec: SandboxSpec, remains: Sandbox | None, owner: Owner[Sandbox]
+    ) -> Sandbox:
+        if remains is not None:  # a failed undo, on a disk that did not even take its mark
+            owner.stage = "remains of a failed attempt"
+            await self.teardown.erase(remains)
         box = Sandbox(
             id=SandboxId(self.new_id()),
             spec=spec,
@@ -99,15 +106,17 @@ class SandboxRunner:
             selinux_level=self.selinux.level(spec, self.store.all()),
             network_backend=self._backend(spec),
         )
-        undo = Rollback(step_budget_s=_UNDO_BUDGET_S)
+        structlog.contextvars.bind_contextvars(sandbox_id=box.id)
+        undo = Rollback("sandbox-run", step_budget_s=_UNDO_BUDGET_S)
         try:
             async with undo:
                 box = await self._build(box, owner, undo)
                 undo.commit()
-        finally:
-            if not undo.clean:
-                await self.teardown.mark_lost(box.id)
-        log.info("sandbox_started", sandbox_id=box.id, pod=spec.metadata.key, ips=box.addresses)
+        except BaseException as error:
+            if not undo.clean and await self.teardown.mark_lost(box.id):
+                error.add_note(f"sandbox {box.id} is listed as NOTREADY; remove it")
+            raise
+        log.info("sandbox_started", **box.spec.metadata.facts, ips=box.addresses)
         return box
 
     async def _build(self, box: Sandbox, owner: Owner[Sandbox], undo: Rollback) -> Sandbox:
@@ -129,12 +138,14 @@ class SandboxRunner:
             )
             faults.reach("sandbox-run:network")
         owner.stage = "pod files"
-        await self.files.write(box)
+        with about(self.files.paths.sandbox(box.id)):
+            await self.files.write(box)
         faults.reach("sandbox-run:files")
         if box.spec.security.namespaces.pid is NamespaceMode.POD:
             owner.stage = "shared PID namespace"
             undo.push("holder", partial(self.holder.remove, box))
-            box = dataclasses.replace(box, holder=await self.holder.start(box))
+            with about(self.files.paths.sandbox(box.id)):
+                box = dataclasses.replace(box, holder=await self.holder.start(box))
             faults.reach("sandbox-run:holder")
         owner.stage = "commit"
         box = dataclasses.replace(box, ready_at_ns=self.clock.now_ns())

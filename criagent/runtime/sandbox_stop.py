@@ -64,6 +64,7 @@ class SandboxStopper:
         box = self.store.get(sandbox_id)
         if box is None:
             return
+        released_before = bool(box.released_at_ns)
         box = await self.teardown.mark_stopped(box)
         faults.reach("sandbox-stop:marked")
         owner.stage = "containers"
@@ -73,7 +74,8 @@ class SandboxStopper:
         faults.reach("sandbox-stop:containers")
         owner.stage = "network and namespaces"
         await self.teardown.release(box)
-        log.info("sandbox_stopped", sandbox_id=box.id, pod=box.spec.metadata.key)
+        if not released_before:
+            log.info("sandbox_stopped", sandbox_id=box.id, **box.spec.metadata.facts)
 
     async def _remove(self, sandbox_id: str, owner: Owner[None]) -> None:
         await self.stop(sandbox_id)
@@ -85,4 +87,4 @@ class SandboxStopper:
         if box is not None:
             owner.stage = "files"
             await self.teardown.erase(box)
-            log.info("sandbox_removed", sandbox_id=box.id, pod=box.spec.metadata.key)
+            log.info("sandbox_removed", sandbox_id=box.id, **box.spec.metadata.facts)

@@ -7,6 +7,7 @@ import dataclasses
 import structlog
 
 from criagent import faults
+from criagent.errors import AgentError
 from criagent.model import Sandbox
 from criagent.net.pod_network import Networks
 from criagent.runtime.clock import Clock
@@ -37,12 +38,23 @@ class SandboxTeardown:
         await self.store.update(box)
         return box
 
-    async def mark_lost(self, sandbox_id: str) -> None:
-        """List a sandbox whose undo failed as NOTREADY, so that the kubelet comes back for it."""
+    async def mark_lost(self, sandbox_id: str) -> bool:
+        """List a sandbox whose undo failed as NOTREADY, so that the kubelet comes back for it.
+
+        Returns whether it is listed. When the disk does not take that either, the next
+        RunPodSandbox of its name or the next start of the agent removes what is left.
+        """
         box = self.store.get(sandbox_id)
-        if box is not None:
+        if box is None:
+            return False
+        facts = {"sandbox_id": box.id, **box.spec.metadata.facts}
+        try:
             await self.mark_stopped(box)
-            log.warning("sandbox_kept_for_removal", sandbox_id=sandbox_id)
+        except AgentError as error:
+            log.error("sandbox_not_listed", reason=str(error), **facts)  # noqa: TRY400 - its text
+            return False
+        log.warning("sandbox_kept_for_removal", **facts)
+        return True
 
     async def detach(self, box: Sandbox) -> None:
         """Take the sandbox off its network; its addresses are free afterwards."""

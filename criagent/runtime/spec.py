@@ -184,7 +184,7 @@ def container_cwd(spec: ContainerSpec, image: ImageConfig) -> str:
         cwd = "/" + cwd
     if "\0" in cwd or ("/fd/" in cwd + "/" and "/proc/" in cwd):  # CVE-2024-21626
         raise InvalidRequestError(
-            f'container "{spec.metadata.name}": working directory {cwd!r} leads through /proc'
+            f'container "{spec.metadata.name}": working directory {cwd[:200]!r} leads through /proc'
         )
     return cwd
 

@@ -10,13 +10,15 @@ from pathlib import Path
 from typing import Literal
 
 from criagent.aio import run_in
-from criagent.errors import InvalidRequestError
+from criagent.errors import InvalidRequestError, WrongStateError
+from criagent.kernel import process
 from criagent.model import (
     Container,
     ContainerState,
     ContainerUser,
     Image,
     NamespaceMode,
+    ProcessRef,
     Sandbox,
 )
 from criagent.runtime.apparmor import AppArmor
@@ -150,29 +152,49 @@ class SpecGatherer:
             user=pins.get("user"),
         )
 
+    def check_pid_namespace(self, row: Container, box: Sandbox) -> None:
+        """Raises WrongStateError when the process whose PID namespace `row` has entered is dead.
+
+        Its number may have been another one's by the time the runtime opened the namespace, so it
+        is looked at before and after.
+        """
+        owner = self._pid_owner(row, box)
+        if owner is not None and not process.alive(owner):
+            raise WrongStateError(
+                f"the process whose PID namespace container {row.id} asks for has ended"
+            )
+
     def _pid_namespace(self, row: Container, box: Sandbox) -> Path | Literal["new"] | None:
-        options = row.spec.security.namespaces
-        if options.pid is NamespaceMode.NODE:
+        if row.spec.security.namespaces.pid is NamespaceMode.NODE:
             return None
+        owner = self._pid_owner(row, box)
+        if owner is None:
+            return "new"
+        self.check_pid_namespace(row, box)
+        return Path(f"/proc/{owner.pid}/ns/pid")
+
+    def _pid_owner(self, row: Container, box: Sandbox) -> ProcessRef | None:
+        options = row.spec.security.namespaces
         if options.pid is NamespaceMode.TARGET:
             return self._target(row, options.target_id)
-        if options.pid is NamespaceMode.POD and box.holder is not None:
-            return Path(f"/proc/{box.holder.pid}/ns/pid")
-        return "new"
+        return box.holder if options.pid is NamespaceMode.POD else None
 
-    def _target(self, row: Container, target_id: str) -> Path:
+    def _target(self, row: Container, target_id: str) -> ProcessRef:
         target = self.store.get(target_id)
         if target is None or target.sandbox_id != row.sandbox_id:
             raise InvalidRequestError(f"PID target {target_id[:80]!r} is no container of this pod")
         if target.state is not ContainerState.RUNNING or target.init is None:
             raise InvalidRequestError(f"PID target {target.id} is not running")
-        return Path(f"/proc/{target.init.pid}/ns/pid")
+        return target.init
 
     def _pod_files(self, box: Sandbox) -> PodFiles:
         host_ipc = box.spec.security.namespaces.ipc is NamespaceMode.NODE
+        etc = self.paths.etc(box.id)
+        if not etc.exists():  # a pod that 0.1 made
+            etc = self.paths.sandbox(box.id)
         return PodFiles(
-            resolv_conf=self.paths.resolv_conf(box.id),
-            hostname=self.paths.hostname(box.id),
-            hosts=self.paths.hosts(box.id),
+            resolv_conf=etc / "resolv.conf",
+            hostname=etc / "hostname",
+            hosts=etc / "hosts",
             shm=_HOST_SHM if host_ipc else self.paths.shm(box.id),
         )

@@ -8,10 +8,10 @@ from collections.abc import Mapping
 import structlog
 
 from criagent.errors import WrongStateError
-from criagent.model import ContainerState, Resources
+from criagent.model import Container, ContainerState, Resources
 from criagent.runtime.cgroups import resources_to_oci
 from criagent.runtime.oci import OciRuntime
-from criagent.runtime.spec_inputs import NodeFacts
+from criagent.runtime.spec_inputs import NodeFacts, OciObject
 from criagent.runtime.transitions import Transitions
 from criagent.store.containers import ContainerStore
 
@@ -50,6 +50,19 @@ class ResourceUpdater:
             await self.runtimes[row.handler].update(row.id, wanted)
         await self.transitions.apply(row.id, resources=merged(row.resources, resources))
         log.info("container_updated", container_id=row.id)
+
+    def in_force(self, row: Container, spec: OciObject) -> OciObject:
+        """`spec` of a container with the limits that it has since its last update."""
+        if row.resources == row.spec.resources:
+            return spec
+        limits = resources_to_oci(
+            row.resources,
+            controllers=self.node.controllers,
+            missing="ignore",
+            swap=self.node.swap,
+        )
+        linux = spec["linux"]
+        return {**spec, "linux": {**linux, "resources": {**linux["resources"], **limits}}}
 
 
 def with_swap(old: Resources, new: Resources) -> Resources:

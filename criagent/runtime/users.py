@@ -85,7 +85,7 @@ def _account(rootfs: Path, user: str) -> _Account:
     for fields in _records(rootfs, "etc/passwd", 4):
         if _NUMBER.fullmatch(fields[2]) and int(fields[2][:20]) == uid:
             return _Account(
-                name=fields[0], uid=uid, gid=_number(fields[3], f'gid of "{fields[0]}"')
+                name=fields[0], uid=uid, gid=_number(fields[3], f"gid of {_cut(fields[0])}")
             )
     return _Account(name="", uid=uid, gid=0)
 
@@ -93,9 +93,9 @@ def _account(rootfs: Path, user: str) -> _Account:
 def _account_by_name(rootfs: Path, user: str) -> _Account:
     for fields in _records(rootfs, "etc/passwd", 4):
         if fields[0] == user:
-            uid = _number(fields[2], f'uid of user "{user}" in the image')
-            return _Account(name=user, uid=uid, gid=_number(fields[3], f'gid of user "{user}"'))
-    raise InvalidRequestError(f"user {user!r} is not in the image's /etc/passwd")
+            uid = _number(fields[2], f"uid of user {_cut(user)} in the image")
+            return _Account(name=user, uid=uid, gid=_number(fields[3], f"gid of user {_cut(user)}"))
+    raise InvalidRequestError(f"user {_cut(user)} is not in the image's /etc/passwd")
 
 
 def _group_id(rootfs: Path, group: str) -> int:
@@ -103,20 +103,25 @@ def _group_id(rootfs: Path, group: str) -> int:
         return _number(group, "group")
     for fields in _records(rootfs, "etc/group", 3):
         if fields[0] == group:
-            return _number(fields[2], f'gid of group "{group}" in the image')
-    raise InvalidRequestError(f"group {group!r} is not in the image's /etc/group")
+            return _number(fields[2], f"gid of group {_cut(group)} in the image")
+    raise InvalidRequestError(f"group {_cut(group)} is not in the image's /etc/group")
 
 
 def _memberships(rootfs: Path, name: str) -> Iterable[int]:
     for fields in _records(rootfs, "etc/group", 4):
         if name in fields[3].split(","):
-            yield _number(fields[2], f'gid of group "{fields[0]}" in the image')
+            yield _number(fields[2], f"gid of group {_cut(fields[0])} in the image")
 
 
 def _number(text: str, what: str) -> int:
     if not _NUMBER.fullmatch(text) or len(text) > 20:
         raise InvalidRequestError(f"{what}: {text[:40]!r} is not within 0..{MAX_ID}")
     return check_id(int(text), what)
+
+
+def _cut(text: str) -> str:
+    """Text that the image controls, short enough for an error."""
+    return repr(text[:80])
 
 
 def _records(rootfs: Path, path: str, least: int) -> Iterator[list[str]]:

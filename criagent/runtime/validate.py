@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import re
+import os
 from collections.abc import Iterable
 from ipaddress import ip_address
 from pathlib import PurePosixPath
@@ -16,6 +16,7 @@ from criagent.model import (
     NamespaceMode,
     ProfileType,
     Sandbox,
+    SandboxMetadata,
     SandboxSpec,
     SecurityProfile,
 )
@@ -25,12 +26,12 @@ from criagent.runtime.capabilities import NAMES, capability_sets
 from criagent.runtime.cdi_specs import is_device_name
 from criagent.runtime.cgroups import validate_cgroup_parent
 from criagent.runtime.image_volumes import check_image_mount
+from criagent.runtime.mount_targets import cleaned
 from criagent.runtime.selinux import validate_selinux
 from criagent.runtime.sysctls import validate_sysctls
 from criagent.runtime.users import check_id
 
-_LABEL = r"[A-Za-z0-9]([A-Za-z0-9-]{0,61}[A-Za-z0-9])?"
-_HOSTNAME = re.compile(rf"{_LABEL}(\.{_LABEL})*")
+_HOSTNAME_LIMIT = 64  # bytes (man 2 sethostname); the kernel takes any
 _NAME_LIMIT = 1024
 _LABELS_LIMIT = 1 << 20  # bytes; they are in every list answer
 _CDI_LIMIT = 1000  # of one container
@@ -45,17 +46,8 @@ _PROC_FILES = frozenset(
 def validate_sandbox_spec(spec: SandboxSpec) -> None:
     """Raises InvalidRequestError or UnsupportedError with the field's name."""
     what = f'sandbox "{spec.metadata.name[:80]}"'
-    for field, text in (
-        ("name", spec.metadata.name),
-        ("uid", spec.metadata.uid),
-        ("namespace", spec.metadata.namespace),
-    ):
-        _plain(f"{what}: metadata.{field}", text)
-    if spec.hostname and (len(spec.hostname) > 64 or not _HOSTNAME.fullmatch(spec.hostname)):
-        raise InvalidRequestError(
-            f"{what}: hostname {spec.hostname[:80]!r} is no name of at most 64 letters, digits "
-            "and dashes"
-        )
+    _pod_names(what, spec.metadata)
+    _hostname(what, spec)
     if spec.log_directory:
         _absolute(f"{what}: log_directory", spec.log_directory)
     _labels(what, spec.labels, spec.annotations)
@@ -159,22 +151,47 @@ def _address(what: str, text: str) -> None:
 
 def _namespaces(what: str, *modes: NamespaceMode) -> None:
     network, ipc, pid = modes
-    if network not in {NamespaceMode.POD, NamespaceMode.NODE}:
+    # As with the peers: whatever is not the node's is the pod's.
+    if network is NamespaceMode.TARGET:
         raise InvalidRequestError(f"{what}: network mode {network.name} is not POD or NODE")
-    if ipc not in {NamespaceMode.POD, NamespaceMode.NODE}:
+    if ipc is NamespaceMode.TARGET:
         raise InvalidRequestError(f"{what}: ipc mode {ipc.name} is not POD or NODE")
     if pid is NamespaceMode.TARGET:
         raise InvalidRequestError(f"{what}: PID mode TARGET is for containers only")
 
 
+def _pod_names(what: str, metadata: SandboxMetadata) -> None:
+    _plain(f"{what}: metadata.name", metadata.name)
+    _plain(f"{what}: metadata.namespace", metadata.namespace)
+    if metadata.uid:
+        _plain(f"{what}: metadata.uid", metadata.uid)
+    for text in (metadata.name, metadata.namespace, metadata.uid):
+        if ";" in text or "=" in text:  # they would cut the entries of CNI_ARGS
+            raise InvalidRequestError(f'{what}: metadata: {text[:80]!r} contains ";" or "="')
+
+
+def _hostname(what: str, spec: SandboxSpec) -> None:
+    """Everything that the kernel takes and that stays one line of /etc/hostname."""
+    name = spec.hostname
+    if len(name.encode()) > _HOSTNAME_LIMIT:
+        raise InvalidRequestError(
+            f"{what}: hostname {name[:80]!r} is longer than {_HOSTNAME_LIMIT} bytes"
+        )
+    if not _printable(name):
+        raise InvalidRequestError(f"{what}: hostname {name[:80]!r} is not one line")
+    hosts = spec.security.namespaces.network is NamespaceMode.NODE
+    if hosts and name not in {"", os.uname().nodename}:
+        raise InvalidRequestError(
+            f"{what}: hostname {name!r}: a pod with the host's network has the node's hostname; "
+            "set none"
+        )
+
+
 def _plain(what: str, text: str) -> None:
     if not text:
         raise InvalidRequestError(f"{what} is empty")
-    if len(text) > _NAME_LIMIT or any(character in text for character in "\0\n\r"):
+    if len(text) > _NAME_LIMIT or not _printable(text):
         raise InvalidRequestError(f"{what} {text[:80]!r} is too long or more than one line")
-    # Names go into paths and into CNI_ARGS, whose entries these characters would cut.
-    if text in {".", ".."} or any(character in text for character in "/;="):
-        raise InvalidRequestError(f'{what} {text[:80]!r} contains "/", ";" or "="')
 
 
 def _absolute(what: str, path: str) -> None:
@@ -192,11 +209,9 @@ def _log_path(what: str, path: str) -> None:
 
 def _mount(what: str, mount: Mount, *, privileged: bool) -> None:
     target = mount.container_path
-    place = PurePosixPath("/", target.lstrip("/"))  # PurePosixPath keeps a leading "//"
+    place = PurePosixPath(cleaned(target))
     if not target or "\0" in target or place == PurePosixPath("/"):
         raise InvalidRequestError(f"{what}: mount: container_path {target[:200]!r} is invalid")
-    if ".." in PurePosixPath(target).parts:
-        raise InvalidRequestError(f'{what}: mount: container_path {target[:200]!r} has ".."')
     if place.is_relative_to("/proc"):
         below = str(place.relative_to("/proc"))
         if below not in _PROC_FILES and not (below == "." and privileged):

@@ -17,7 +17,7 @@ from concurrent.futures import Executor
 
 import structlog
 
-from criagent.aio import run_in
+from criagent.aio import detached, run_in
 from criagent.image.snapshots.overlay import OverlaySnapshots
 from criagent.image.snapshots.tree_count import TreeCount
 from criagent.model import Container
@@ -101,7 +101,7 @@ class WritableLayers:
             finally:
                 self._settle(new)
         if self._queue and (self._worker is None or self._worker.done()):
-            self._worker = asyncio.create_task(self._work(), name="writable-layers")
+            self._worker = detached(self._work(), name="writable-layers")
             self._worker.add_done_callback(self._ended)
 
     async def settled(self) -> None:
@@ -134,8 +134,11 @@ class WritableLayers:
         snapshot = self._snapshots.store.get(container_id)
         if snapshot is None:
             return None
-        tree = self._snapshots.tree(snapshot)
-        job = _Job(container_id, snapshot.number, TreeCount(tree), self._now_ns())
+        tops = [self._snapshots.tree(snapshot)]
+        volumes = tops[0].with_name("volumes")  # of the image's declaration
+        if volumes.exists():
+            tops.append(volumes)
+        job = _Job(container_id, snapshot.number, TreeCount(*tops), self._now_ns())
         self._jobs[container_id] = job
         return job
 

@@ -194,13 +194,17 @@ def _rewrite_first_page(connection: sqlite3.Connection) -> None:
 
 
 def _settle(pending: _Pending, outcome: object) -> None:
-    if isinstance(outcome, BaseException):
-        if not pending.future.done():
-            pending.future.set_exception(outcome)
+    """Give the writer its outcome, whatever `then` does: a writer without one waits for ever."""
+    if pending.then is not None and not isinstance(outcome, BaseException):
+        try:
+            pending.then(outcome)
+        except Exception as failure:  # noqa: BLE001 - handed to the writer: its cache is behind
+            outcome = failure
+    if pending.future.done():
         return
-    if pending.then is not None:
-        pending.then(outcome)
-    if not pending.future.done():
+    if isinstance(outcome, BaseException):
+        pending.future.set_exception(outcome)
+    else:
         pending.future.set_result(outcome)
 
 

@@ -13,6 +13,7 @@ from criagent.errors import NotFoundError
 from criagent.model import Blob, Image, Snapshot
 from criagent.store.blobs import BlobStore, insert_blob
 from criagent.store.db import Database
+from criagent.store.listeners import notify
 from criagent.store.snapshots import SnapshotStore, update_snapshot
 
 _ID_PREFIX = re.compile(r"[0-9a-f]{3,64}")  # as short as crictl prints and people type
@@ -103,9 +104,7 @@ class ImageStore:
             query = "SELECT body FROM images WHERE id = ?"
             found = _load_all(connection.execute(query, (image.id,)).fetchall())
             changed = [
-                dataclasses.replace(
-                    row, repo_tags=image.repo_tags, repo_digests=image.repo_digests
-                )
+                dataclasses.replace(row, repo_tags=image.repo_tags, repo_digests=image.repo_digests)
                 for row in found
             ]
             for row in changed:
@@ -137,16 +136,14 @@ class ImageStore:
 
     def _committed(self, image: Image) -> None:
         self._remember(image)
-        for listener in self.listeners:
-            listener(image.id, image)
+        notify(self.listeners, image.id, image)
 
     def _forget(self, image_id: str) -> None:
         image = self._rows.pop(image_id, None)
         for name in self._names_of(image):
             if self._names.get(name) == image_id:
                 del self._names[name]
-        for listener in self.listeners:
-            listener(image_id, None)
+        notify(self.listeners, image_id, None)
 
     @staticmethod
     def _names_of(image: Image | None) -> tuple[str, ...]:

@@ -11,6 +11,7 @@ import msgspec
 from criagent.errors import AlreadyExistsError, InvalidRequestError, NotFoundError
 from criagent.model import ID_PATTERN
 from criagent.store.db import Database
+from criagent.store.listeners import notify
 
 
 class Row(Protocol):
@@ -26,7 +27,8 @@ R = TypeVar("R", bound=Row)
 class RowStore(Generic[R]):
     """Objects of one table. Reads are from memory; a write returns when it is durable.
 
-    `listeners` hear (id, new value or None) on the loop right after each commit.
+    `listeners` hear (id, new value or None) on the loop right after each commit; one that raises is
+    logged and harms nobody.
     """
 
     noun: str
@@ -117,13 +119,11 @@ class RowStore(Generic[R]):
 
     def _committed(self, row: R) -> None:
         self._remember(row)
-        for listener in self.listeners:
-            listener(row.id, row)
+        notify(self.listeners, row.id, row)
 
     def _forget(self, row_id: str) -> None:
         row = self._rows.pop(row_id, None)
         if row is None:
             return
         del self._ids_by_key[self._key(row)]
-        for listener in self.listeners:
-            listener(row_id, None)
+        notify(self.listeners, row_id, None)

@@ -21,6 +21,7 @@ from criagent.image.proxy import ProxySettings
 from criagent.image.pull import Puller
 from criagent.image.reference import parse_reference
 from criagent.image.registry import RegistryClient
+from criagent.image.registry.retry import Clock
 from criagent.model import Image, Layer, Snapshot
 from criagent.store.blobs import BlobStore
 from criagent.store.db import Database
@@ -46,6 +47,33 @@ async def straight(_: web.BaseRequest) -> None:
     """No answer of its own: the content is served."""
 
 
+def ranged(content: bytes, header: str) -> web.Response:
+    """The answer of a good server to a Range."""
+    first, _, last = header.removeprefix("bytes=").partition("-")
+    start, stop = int(first), min(int(last) + 1 if last else len(content), len(content))
+    span = f"bytes {start}-{stop - 1}/{len(content)}"
+    return web.Response(status=206, body=content[start:stop], headers={"Content-Range": span})
+
+
+class InstantClock(Clock):
+    """Does not wait: `slept` has the waits, which move its time on."""
+
+    def __init__(self) -> None:
+        self.slept: list[float] = []
+        self.now = 1_700_000_000.0
+
+    def monotonic(self) -> float:
+        return self.now
+
+    def time(self) -> float:
+        return self.now
+
+    async def sleep(self, seconds: float) -> None:
+        self.slept.append(seconds)
+        self.now += seconds
+        await asyncio.sleep(0)
+
+
 class Registry:
     """Serves `content` by digest and tag; `hook` may answer first. `asked` keeps the paths."""
 
@@ -59,14 +87,18 @@ class Registry:
         self.port = 0
         self._runner = web.ServerRunner(web.Server(self._answer), shutdown_timeout=0.1)
 
-    async def start(self) -> None:
+    async def start(self, port: int = 0) -> None:
         await self._runner.setup()
-        site = web.TCPSite(self._runner, "127.0.0.1", 0)
+        site = web.TCPSite(self._runner, "127.0.0.1", port)
         await site.start()
         self.port = site._server.sockets[0].getsockname()[1]  # type: ignore[union-attr]
 
     async def stop(self) -> None:
         await self._runner.cleanup()
+
+    @property
+    def url(self) -> str:
+        return f"http://127.0.0.1:{self.port}"
 
     def put(self, content: bytes, kind: str = "", *tags: str) -> Json:
         for name in (digest(content), *tags):
@@ -95,9 +127,7 @@ class Registry:
         kind = {"Content-Type": self.kinds[name] or "application/octet-stream"}
         if not header or not self.ranges:
             return web.Response(body=content, headers=kind)
-        first, _, last = header.removeprefix("bytes=").partition("-")
-        stop = min(int(last) + 1 if last else len(content), len(content))
-        return web.Response(status=206, body=content[int(first) : stop])
+        return ranged(content, header)
 
     def blobs(self, content: bytes) -> int:
         """How many requests there were for this blob."""
@@ -132,17 +162,21 @@ class Unpacker:
 class Node:
     """The parts of a node that pull, on a directory that outlives them."""
 
-    def __init__(self, top: Path, *, timeout_s: float = 30.0) -> None:
+    def __init__(
+        self, top: Path, *, timeout_s: float = 30.0, proxies: ProxySettings | None = None
+    ) -> None:
         self.files = BlobFiles(top / "blobs")
         self.files.prepare()
         self._threads = ThreadPoolExecutor(4)
+        self.clock = InstantClock()
         self.client = RegistryClient(
             hosts=HostsDirectory([top / "certs.d"]),
             docker_config=top / "config.json",
-            proxies=ProxySettings(),
+            proxies=proxies or ProxySettings(),
             files=self.files,
             fs=self._threads,
             range_bytes=RANGE,
+            clock=self.clock,
         )
         self._db = Database.open(top / "state.db")
         snapshots, self.rows = SnapshotStore(self._db), BlobStore(self._db)
@@ -168,6 +202,13 @@ class Node:
     async def pull(self, name: str, auth: RegistryAuth | None = None) -> Image:
         async with asyncio.timeout(20):
             return await self.puller.pull(parse_reference(name).with_default_tag(), auth)
+
+
+def hosts_toml(top: Path, registry: str, text: str) -> None:
+    """Settings of `registry` for the node whose directory is `top`."""
+    folder = top / "certs.d" / registry
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "hosts.toml").write_text(text)
 
 
 def name(registry: Registry, rest: str = "a/b:1") -> str:

@@ -12,9 +12,12 @@ from pathlib import Path
 import pytest
 from cri_client import BUSYBOX, DEBIAN, Cri
 from kubelet_errors import unexplained
-from kubelet_node import HOST_DIRECTORIES, IN_VM, LIMIT_S, MANIFESTS, Kubelet, until
+from kubelet_node import HOST_DIRECTORIES, IN_VM, LIMIT_S, MANIFESTS, Kubelet, ground, until
 from node_state import differences, settled_state
 from units import failed_units, pod_slices, systemctl
+
+CADVISOR_SOCKET = "/run/containerd/containerd.sock"
+_CADVISOR = Path("/etc/criagent/config.d/cadvisor.toml")
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -34,6 +37,9 @@ def nothing_leaks() -> None:
 @pytest.fixture(scope="session")
 def session_kubelet(images: None) -> Iterator[Kubelet]:
     """A kubelet for all tests; afterwards the node is as it was."""
+    _CADVISOR.parent.mkdir(parents=True, exist_ok=True)
+    _CADVISOR.write_text(f'[telemetry]\ncadvisor_socket = "{CADVISOR_SOCKET}"\n')
+    ground.restart_agent()  # cAdvisor looks for the socket once, when the kubelet starts
     cri = Cri()
     before = _state(cri)
     service = Kubelet()

@@ -10,6 +10,7 @@ import itertools
 import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import agent
 import pytest
@@ -51,6 +52,10 @@ def nothing_leaks(cri: Cri) -> Iterator[None]:
     with_fresh.close()
     left = differences(before, after)
     assert not left, left
+
+
+if TYPE_CHECKING:
+    from made_images import ImageMaker
 
 
 class Pods:
@@ -99,3 +104,13 @@ class Pods:
 def pods(cri: Cri, tmp_path: Path, request: pytest.FixtureRequest) -> Pods:
     """A maker of pods for this test."""
     return Pods(cri, tmp_path, request.node.name[:40].replace("[", "-").replace("]", ""))
+
+
+@pytest.fixture
+def make_image(cri: Cri) -> Iterator[ImageMaker]:
+    """Makes images for this test alone."""
+    from made_images import ImageMaker  # it imports tests that import this file
+
+    maker = ImageMaker(cri)
+    yield maker
+    maker.clean()

@@ -87,7 +87,7 @@ def test_a_missing_or_old_program_makes_the_node_not_ready(
     programs: Pods, config: str, part: str, tmp_path: Path
 ) -> None:
     old = tmp_path / "old"
-    old.write_text("#!/bin/sh\necho version 1.2\n")
+    old.write_text("#!/bin/sh\necho crun version 1.2; echo conmon version 1.2\n")
     old.chmod(0o755)
     box, spec = programs.sandbox()
     row = programs.running(box=(box, spec))

@@ -38,6 +38,11 @@ def host_ipc(config: api.PodSandboxConfig) -> None:
     config.linux.sysctls["kernel.shmmax"] = "1"
 
 
+def another_name(config: api.PodSandboxConfig) -> None:
+    config.linux.security_context.namespace_options.network = api.NODE
+    config.hostname = "not-the-nodes"
+
+
 def user_namespace(config: api.PodSandboxConfig) -> None:
     options = config.linux.security_context.namespace_options.userns_options
     options.mode = api.POD
@@ -47,11 +52,9 @@ def user_namespace(config: api.PodSandboxConfig) -> None:
     ("change", "code", "words"),
     [
         (lambda c: c.ClearField("metadata"), INVALID, "config.metadata.name"),
-        (lambda c: setattr(c.metadata, "uid", ""), INVALID, "config.metadata.uid"),
         (lambda c: setattr(c.metadata, "name", "a\nb"), INVALID, "metadata.name"),
         (lambda c: setattr(c, "hostname", "a" * 65), INVALID, "hostname"),
-        (lambda c: setattr(c, "hostname", "a b"), INVALID, "hostname"),
-        (lambda c: setattr(c, "hostname", "../x"), INVALID, "hostname"),
+        (lambda c: setattr(c, "hostname", "a\nb"), INVALID, "hostname"),
         (lambda c: setattr(c, "log_directory", "logs"), INVALID, "log_directory"),
         (lambda c: setattr(c, "log_directory", "/var/../etc"), INVALID, "log_directory"),
         (lambda c: c.dns_config.servers.append("1.1.1.1\nsearch evil"), INVALID, "dns_config"),
@@ -69,6 +72,7 @@ def user_namespace(config: api.PodSandboxConfig) -> None:
         (lambda c: c.linux.sysctls.update({"net/../kernel/x": "1"}), INVALID, "sysctl"),
         (lambda c: c.linux.sysctls.update({"net.ipv4.nonsense": "1"}), INVALID, "nonsense"),
         (host_network, INVALID, "host's network"),
+        (another_name, INVALID, "has the node's hostname"),
         (host_ipc, INVALID, "host's IPC"),
         (lambda c: setattr(c.linux, "cgroup_parent", "/a/../b"), INVALID, "cgroup_parent"),
         (user_namespace, INVALID, "0 mappings of uids"),
@@ -125,7 +129,7 @@ def user(**fields: object) -> Callable[[api.ContainerConfig], object]:
         (lambda c: c.mounts.add(container_path="/x", host_path="relative"), INVALID, "host_path"),
         (lambda c: c.mounts.add(container_path="/", host_path="/tmp"), INVALID, "container_path"),
         (
-            lambda c: c.mounts.add(container_path="/../x", host_path="/tmp"),
+            lambda c: c.mounts.add(container_path="/x/..", host_path="/tmp"),
             INVALID,
             "container_path",
         ),

@@ -235,8 +235,8 @@ def test_unknown_methods_and_broken_messages(cri: Cri) -> None:
     refused(lambda: call(b""), UNSUPPORTED)
     call = cri.channel.unary_unary(f"{service}/RunPodSandbox")
     stream = cri.channel.unary_stream(f"{service}/StreamContainers")
-    refused(lambda: call(b"\xff\xff\xff"), INVALID, "no message")
-    refused(lambda: list(stream(b"\xff\xff\xff")), INVALID, "no message")
+    refused(lambda: call(b"\xff\xff\xff"), INVALID, "malformed request")
+    refused(lambda: list(stream(b"\xff\xff\xff")), INVALID, "malformed request")
     old = cri.channel.unary_unary("/runtime.v1alpha2.RuntimeService/Version")
     refused(lambda: old(b""), UNSUPPORTED)
     assert cri.pods() == []

@@ -346,6 +346,7 @@ def test_the_agent_tells_of_itself() -> None:
     assert {one["type"]: one["status"] for one in found["status"]["conditions"]} == {
         "RuntimeReady": True,
         "NetworkReady": True,
+        "RuntimeHandlersSecure": False,  # Debian 13's crun and runc
     }
     assert {one.get("name", "") for one in found["runtimeHandlers"]} == {"", "crun", "runc"}
     assert crictl("runtime-config").split() == ["cgroup", "driver:", "CGROUPFS"]

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import agent
 import pytest
+import yaml
 from conftest import Pods
 from cri_client import api
 from prometheus_client.parser import text_string_to_metric_families
@@ -36,8 +37,8 @@ def test_the_dashboard_and_the_alerts_ask_for_metrics_that_there_are(pods: Pods)
     pods.running()
     dashboard = json.loads((DEPLOY / "grafana" / "criagent.json").read_text())
     queries = [target["expr"] for panel in dashboard["panels"] for target in panel["targets"]]
-    alerts = (DEPLOY / "prometheus" / "alerts.yaml").read_text()
-    queries += re.findall(r"expr: (.*)", alerts)
+    alerts = yaml.safe_load((DEPLOY / "prometheus" / "alerts.yaml").read_text())
+    queries += [rule["expr"] for group in alerts["groups"] for rule in group["rules"]]
     asked = {name for query in queries for name in _NAME.findall(query)}
     assert asked
     assert asked - offered() == set()

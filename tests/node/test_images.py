@@ -9,11 +9,9 @@ import json
 import os
 import signal
 import subprocess
-import sys
 import tarfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
 
 import agent
 import grpc
@@ -21,6 +19,7 @@ import image_builder
 import pytest
 from conftest import Pods
 from cri_client import BUSYBOX, DEBIAN, Cri, api
+from image_archives import archive, command, packed, small_layer, succeed
 from waiting import content
 
 from criagent.image.unpack import LayerFile, UnpackWorkers
@@ -32,21 +31,6 @@ OTHER = Path("/mnt/images")
 MADE = "registry.test/made"
 
 
-def command(*words: str, data: bytes = b"") -> subprocess.CompletedProcess[bytes]:
-    return subprocess.run(
-        [sys.executable, "-m", "criagent", "image", *words],
-        input=data,
-        capture_output=True,
-        check=False,
-    )
-
-
-def succeed(*words: str, data: bytes = b"") -> bytes:
-    done = command(*words, data=data)
-    assert done.returncode == 0, done.stderr.decode()
-    return done.stdout
-
-
 def listed(cri: Cri) -> dict[str, api.Image]:
     return {tag: image for image in cri.images() for tag in image.repo_tags}
 
@@ -54,34 +38,6 @@ def listed(cri: Cri) -> dict[str, api.Image]:
 def usage(cri: Cri) -> tuple[int, int]:
     info = cri.image.ImageFsInfo(api.ImageFsInfoRequest()).image_filesystems[0]
     return info.used_bytes.value, info.inodes_used.value
-
-
-def archive(layers: list[bytes], tag: str, **config: Any) -> bytes:
-    """An OCI layout of a made image."""
-    image = image_builder.image(layers, {"Cmd": ["sleep", "1000"], **config})
-    entry = {**image.descriptor, "annotations": {"io.containerd.image.name": tag}}
-    members = {"oci-layout": b"{}", "index.json": json.dumps({"manifests": [entry]}).encode()}
-    blobs = {**image.blobs, image_builder.digest(image.manifest): image.manifest}
-    members.update({"blobs/" + name.replace(":", "/"): blob for name, blob in blobs.items()})
-    return packed(members)
-
-
-def packed(members: dict[str, bytes]) -> bytes:
-    buffer = io.BytesIO()
-    with tarfile.open(fileobj=buffer, mode="w") as tar:
-        for name, content in members.items():
-            entry = tarfile.TarInfo(name)
-            entry.size = len(content)
-            tar.addfile(entry, io.BytesIO(content))
-    return buffer.getvalue()
-
-
-def small_layer(content: bytes) -> bytes:
-    layer = image_builder.Layer()
-    layer.program(Path("/usr/bin/sleep"), "usr/bin/sleep")
-    layer.program(Path("/usr/bin/cat"), "usr/bin/cat")
-    layer.file("content", content)
-    return layer.tar()
 
 
 @pytest.fixture

@@ -6,20 +6,24 @@ import os
 import re
 import signal
 import socket
+import stat
 import threading
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 
+import agent
 import grpc
 import pytest
 from conftest import Pods
-from cri_client import Cri, api
+from cri_client import Cri, api, container
 from node_state import monitor_pid
+from test_bad_requests import refused
 from waiting import until
 
 pytestmark = pytest.mark.root
 
+INVALID = grpc.StatusCode.INVALID_ARGUMENT
 MiB = 1 << 20
 LINE = 1000  # characters of a counted line
 _ENTRY = re.compile(rb"\S+ (stdout|stderr) ([FP]) (.*)", re.DOTALL)
@@ -259,3 +263,71 @@ def test_output_is_whole_when_the_exit_is_told(pods: Pods) -> None:
         assert sizes[row] == size == log.stat().st_size
     stream.cancel()
     listener.join()
+
+
+def mode_of(path: Path) -> int:
+    return stat.S_IMODE(path.stat().st_mode)
+
+
+@pytest.mark.parametrize("tty", [False, True])
+def test_the_group_of_a_log_may_read_it_before_and_after_a_rotation(
+    pods: Pods, tmp_path: Path, *, tty: bool
+) -> None:
+    logs = tmp_path / "collected"
+    logs.mkdir()
+    os.chown(logs, 0, 4)
+    logs.chmod(0o2755)
+    pods.logs = logs / "pod"
+    row = pods.running(change=lambda config: setattr(config, "tty", tty))
+    log = Path(pods.cri.status(row).log_path)
+    assert (mode_of(log), log.stat().st_gid) == (0o640, 4)
+    for number in range(2):
+        log.rename(f"{log}.{number}")
+        reopen(pods.cri, row)
+        assert (mode_of(log), log.stat().st_gid) == (0o640, 4)
+        assert mode_of(Path(f"{log}.{number}")) == 0o640
+
+
+def test_the_mode_of_a_log_is_not_the_umasks(pods: Pods) -> None:
+    agent.stop()
+    before = os.umask(0o077)
+    try:
+        pods.cri = agent.start()
+    finally:
+        os.umask(before)
+    row = pods.running()
+    assert mode_of(Path(pods.cri.status(row).log_path)) == 0o640
+    agent.stop()
+    agent.start().close()
+
+
+@pytest.mark.parametrize(
+    "trap", ["link", "dangling", "fifo", "directory", "device", "long", "below"]
+)
+def test_a_log_that_is_no_plain_file_is_refused_and_untouched(
+    pods: Pods, tmp_path: Path, trap: str
+) -> None:
+    """A pod with the node's /var/log can leave such a thing for the next container's name."""
+    victim = tmp_path / "victim"
+    victim.write_text("of the node")
+    logs = tmp_path / "logs"
+    logs.mkdir()
+    pods.logs = logs
+    log = logs / "0.log"
+    if trap in {"link", "dangling"}:
+        log.symlink_to(victim if trap == "link" else tmp_path / "made")
+    elif trap == "fifo":
+        os.mkfifo(log)
+    elif trap == "directory":
+        log.mkdir()
+    elif trap == "device":
+        os.mknod(log, 0o600 | stat.S_IFCHR, os.makedev(1, 3))
+    (logs / "file").touch()
+    name = {"long": "n" * 300, "below": "file/0.log"}.get(trap, "0.log")
+    box, config = pods.sandbox()
+    wanted = container("trapped", ["sh", "-c", "echo written"])
+    wanted.log_path = name
+    refused(lambda: pods.cri.create(box, wanted, config), INVALID, "log '")
+    assert victim.read_text() == "of the node"
+    assert not (tmp_path / "made").exists()
+    assert pods.cri.containers() == []

@@ -13,7 +13,7 @@ import agent
 import grpc
 import pytest
 from conftest import Pods
-from cri_client import Cri, api
+from cri_client import Cri, api, pod
 from node_state import agent_pid
 
 pytestmark = pytest.mark.root
@@ -25,6 +25,45 @@ def reconfigured(cri: Cri) -> Iterator[None]:
     yield
     agent.stop()
     agent.start().close()
+
+
+# What `--version` says, and for the rest a crun.
+_SAYS = """#!/bin/sh
+[ "$1" = --version ] && {{ echo '{version}'; exit; }}
+exec /usr/bin/crun "$@"
+"""
+
+
+@pytest.mark.parametrize(
+    ("version", "part"),
+    [
+        ("crun version 1.28", ""),
+        ("crun version 1.27.1", "crun 1.27.1 has known security problems"),
+        ("runsc version 0.0~20240729", ""),
+        ("youki version: 0.5.3", ""),
+    ],
+)
+def test_handlers_below_their_security_floor_are_told_in_status_and_log(
+    cri: Cri, reconfigured: None, tmp_path: Path, version: str, part: str
+) -> None:
+    program = tmp_path / "program"
+    program.write_text(_SAYS.format(version=version))
+    program.chmod(0o755)
+    agent.stop()
+    log = Path("/var/log/criagent.log")
+    before = log.stat().st_size
+    other = agent.start(f'[runtime.handlers.crun]\npath = "{program}"\n')
+    answer = other.runtime.Status(api.StatusRequest())
+    conditions = {one.type: one for one in answer.status.conditions}
+    assert conditions["RuntimeReady"].status
+    assert conditions["RuntimeHandlersSecure"].status == (not part)
+    assert part in conditions["RuntimeHandlersSecure"].message
+    told = [line for line in log.read_text()[before:].splitlines() if "handler_insecure" in line]
+    assert len(told) == bool(part)
+    assert all(str(program) in line and part in line for line in told)
+    other.run(pod("with-it"))
+    other.remove_pod(other.pods()[0].id)
+    other.close()
 
 
 def use_cidrs(cri: Cri, cidrs: str) -> None:
@@ -49,8 +88,13 @@ def test_runtime_config_tells_the_cgroup_driver_in_use(cri: Cri, reconfigured: N
 def test_status_has_both_conditions_and_the_default_handler_twice(cri: Cri) -> None:
     answer = cri.runtime.Status(api.StatusRequest(verbose=True))
     conditions = {one.type: one for one in answer.status.conditions}
+    secure = conditions.pop("RuntimeHandlersSecure")
     assert set(conditions) == {"RuntimeReady", "NetworkReady"}
     assert all(one.status and not one.reason for one in conditions.values())
+    # Debian 13's crun 1.21 and runc 1.1.15
+    assert (secure.status, secure.reason) == (False, "KnownVulnerabilities")
+    assert "handler crun: crun 1.21.0 has known" in secure.message
+    assert "handler runc: runc 1.1.15 has known" in secure.message
     names = [handler.name for handler in answer.runtime_handlers]
     assert sorted(names) == ["", "crun", "runc"]
     by_name = {handler.name: handler.features for handler in answer.runtime_handlers}

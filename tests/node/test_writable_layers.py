@@ -91,3 +91,13 @@ def test_an_ended_container_keeps_its_figures(pods: Pods) -> None:
     until(lambda: pods.cri.status(row).state == api.CONTAINER_EXITED, "the end", SYNC_S)
     until(lambda: layer(pods, row).HasField("used_bytes"), "the first count")
     assert layer(pods, row).used_bytes.value == du(upper(row))[0] > 490_000
+
+
+def test_what_a_removed_container_wrote_is_freed_without_anybodys_command(pods: Pods) -> None:
+    row = pods.running("sh", "-c", "head -c 30000000 /dev/zero > /file; sync; exec sleep 1000")
+    until(lambda: layer(pods, row).used_bytes.value > 29_000_000, "the file", SYNC_S)
+    place = upper(row).parent
+    pods.cri.remove(row)
+    trash = place.parent / "trash"
+    until(lambda: not list(trash.iterdir()), "the deletion")
+    assert not place.exists()

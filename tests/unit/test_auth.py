@@ -41,6 +41,8 @@ def docker(folder: Path, document: object) -> Path:
         ("registry-1.docker.io", "docker.io", True),
         ("example.test:5000", "example.test:5000", True),
         ("example.test:5000", "example.test", False),
+        ("example.test:443", "example.test", True),
+        ("https://example.test", "example.test:443", True),
         ("example.test", "example.test.evil", False),
         ("evil.test", "example.test", False),
         ("https://[broken", "example.test", False),

@@ -5,8 +5,10 @@ from __future__ import annotations
 import io
 import json
 import os
+import socket
 import subprocess
 import sys
+import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -19,13 +21,18 @@ import pytest
 from criagent._proto import admin_pb2, admin_pb2_grpc, api_pb2, api_pb2_grpc
 from criagent.cli.main import COMMANDS, main
 from criagent.cli.progress import Bar, size_text
-from criagent.config import DEFAULT_PATH, default_text
+from criagent.config import DEFAULT_PATH
+from criagent.config_text import default_text
 from criagent.version import VERSION
 
 ROOT = Path(__file__).parents[2]
 
 
-class Agent(admin_pb2_grpc.AdminServicer, api_pb2_grpc.ImageServiceServicer):
+class Agent(
+    admin_pb2_grpc.AdminServicer,
+    api_pb2_grpc.ImageServiceServicer,
+    api_pb2_grpc.RuntimeServiceServicer,
+):
     """An agent with two images and one finding; `failing` = the status that every call ends in."""
 
     def __init__(self) -> None:
@@ -34,6 +41,8 @@ class Agent(admin_pb2_grpc.AdminServicer, api_pb2_grpc.ImageServiceServicer):
         self.imported = b""
         self.repaired = False
         self.removed: list[str] = []
+        self.hangs_from_the_pull_on: threading.Event | None = None
+        self._hanging = False
 
     def _judge(self, context: Any) -> None:
         if self.failing is not None:
@@ -65,17 +74,23 @@ class Agent(admin_pb2_grpc.AdminServicer, api_pb2_grpc.ImageServiceServicer):
 
     def PullImage(self, request: Any, context: Any) -> Any:  # noqa: N802
         self._judge(context)
+        if self.hangs_from_the_pull_on is not None:
+            self._hanging = True
+            self.hangs_from_the_pull_on.wait()
         return api_pb2.PullImageResponse(image_ref="sha256:" + "a" * 64)
 
-    def ImageStatus(self, request: Any, context: Any) -> Any:  # noqa: N802
-        self._judge(context)
-        image = api_pb2.Image(id="sha256:1") if request.image.image != "none" else None
-        return api_pb2.ImageStatusResponse(image=image)
+    def Version(self, request: Any, context: Any) -> Any:  # noqa: N802
+        if self._hanging and self.hangs_from_the_pull_on is not None:
+            self.hangs_from_the_pull_on.wait()
+        return api_pb2.VersionResponse(runtime_name="criagent")
 
-    def RemoveImage(self, request: Any, context: Any) -> Any:  # noqa: N802
+    def RemoveImageName(self, request: Any, context: Any) -> Any:  # noqa: N802
         self._judge(context)
-        self.removed.append(request.image.image)
-        return api_pb2.RemoveImageResponse()
+        if request.image == "none":
+            context.abort(grpc.StatusCode.NOT_FOUND, "no such image")
+        self.removed.append(request.image)
+        gone = "sha256:1" if len(self.removed) > 1 else ""
+        return admin_pb2.RemoveImageNameResponse(names=[request.image], removed_id=gone)
 
     def Fsck(self, request: Any, context: Any) -> Any:  # noqa: N802
         self._judge(context)
@@ -110,6 +125,7 @@ def call(agent: Agent, tmp_path: Path) -> Iterator[Callable[..., int]]:
         server = grpc.server(pool)
         admin_pb2_grpc.add_AdminServicer_to_server(agent, server)
         api_pb2_grpc.add_ImageServiceServicer_to_server(agent, server)
+        api_pb2_grpc.add_RuntimeServiceServicer_to_server(agent, server)
         server.add_insecure_port(f"unix:{socket}")
         server.start()
         try:
@@ -223,29 +239,105 @@ def test_config_default_can_be_checked(tmp_path: Path, capsys: pytest.CaptureFix
     assert main(["--config", str(tmp_path / "c.toml"), "config", "check"]) == 0
 
 
-def test_a_wrong_configuration_is_status_2_for_every_command_that_reads_it(
+def test_a_wrong_configuration_is_status_2_where_it_matters(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     file = tmp_path / "c.toml"
     file.write_text("[network]\nmtu = 3\nbrigde = 1\n[nowhere]\n")
-    for words in (["config", "check"], ["serve"], ["info"], ["image", "ls"]):
-        assert status("--config", str(file), *words) == 2
+    for argv in (["config", "check"], ["config", "show"], ["serve"]):
+        assert status("--config", str(file), *argv) == 2
         error = capsys.readouterr().err
-        assert [key in error for key in ("network.mtu", "network.brigde", "[nowhere]")] == [
-            True
-        ] * 3
+        assert all(key in error for key in ("network.mtu", "network.brigde", "[nowhere]"))
         assert error.count(str(file)) == 3
+
+
+def test_a_wrong_configuration_does_not_hide_the_running_agent(
+    call: Callable[..., int], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = tmp_path / "c.toml"
+    file.write_text(f'[storage]\nsocket = "{tmp_path}/agent.sock"\n[nowhere]\n')
+    assert status("--config", str(file), "image", "ls", "-q") == 0
+    assert "a:1" in capsys.readouterr().out
 
 
 # --- the running agent -----------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("words", [["info"], ["image", "ls"], ["image", "prune"]])
+@pytest.mark.parametrize("argv", [["info"], ["image", "ls"], ["image", "prune"]])
 def test_without_an_agent_the_status_is_3(
-    words: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    argv: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert main(["--socket", str(tmp_path / "none"), *words]) == 3
-    assert "cannot be reached" in capsys.readouterr().err
+    assert main(["--socket", str(tmp_path / "none"), *argv]) == 3
+    error = capsys.readouterr().err
+    assert "the agent is not running" in error
+    assert "systemctl start criagent" in error
+    with socket.socket(socket.AF_UNIX) as stale:
+        stale.bind(str(tmp_path / "stale"))
+    assert main(["--socket", str(tmp_path / "stale"), *argv]) == 3
+    assert "nothing answers" in capsys.readouterr().err
+
+
+def test_an_agent_that_hangs_is_given_up(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("criagent.cli.agent._ANSWER_S", 0.2)
+    with socket.socket(socket.AF_UNIX) as hanging:
+        hanging.bind(str(tmp_path / "hanging"))
+        hanging.listen()
+        assert main(["--socket", str(tmp_path / "hanging"), "image", "ls"]) == 3
+    assert "has not answered" in capsys.readouterr().err
+
+
+def test_an_agent_that_begins_to_hang_ends_a_long_call(
+    call: Callable[..., int],
+    agent: Agent,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("criagent.cli.agent._ANSWER_S", 0.2)
+    agent.hangs_from_the_pull_on = threading.Event()
+    try:
+        assert call("image", "pull", "a:1") == 3
+    finally:
+        agent.hangs_from_the_pull_on.set()
+    assert "has not answered" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("prefix", ["", "unix://", "unix:"])
+@pytest.mark.parametrize("place", ["before", "after", "last", "environment"])
+def test_the_socket_is_named_as_crictl_does(
+    call: Callable[..., int],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    prefix: str,
+    place: str,
+) -> None:
+    option = ["--socket", f"{prefix}{tmp_path}/agent.sock"]
+    if place == "environment":
+        monkeypatch.setenv("CONTAINER_RUNTIME_ENDPOINT", option[1])
+        option = []
+    argv = {
+        "before": [*option, "image", "ls"],
+        "after": ["image", *option, "ls"],
+        "last": ["image", "ls", *option],
+        "environment": ["image", "ls"],
+    }[place]
+    assert main(argv) == 0
+
+
+def test_closed_standard_output_is_no_traceback(tmp_path: Path) -> None:
+    script = f"{sys.executable} -m criagent version >&-"
+    command = ["sh", "-c", script]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, cwd=ROOT)
+    assert (done.returncode, done.stderr) == (1, "standard output is closed\n")
+
+
+def test_an_interrupt_at_the_start_is_no_traceback(monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupted(argv: list[str]) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("criagent.cli.main.parser", interrupted)
+    assert main(["version"]) == 130
 
 
 def test_info(call: Callable[..., int], capsys: pytest.CaptureFixture[str]) -> None:
@@ -301,7 +393,9 @@ def test_image_tag_pull_and_rm(
     assert capsys.readouterr().out == "a:1 b:2\nsha256:" + "a" * 64 + "\n"
     assert call("image", "rm", "a:1", "none", "b:2") == 1
     assert agent.removed == ["a:1", "b:2"]
-    assert capsys.readouterr().err == "none is not on this node\n"
+    printed = capsys.readouterr()
+    assert printed.out == "untagged a:1\nuntagged b:2\nremoved sha256:1\n"
+    assert printed.err == "none is not on this node\n"
 
 
 def test_import_sends_the_whole_file(

@@ -6,7 +6,13 @@ from pathlib import Path
 
 import pytest
 
-from criagent.config import Config, ConfigError, default_text, load
+from criagent.config import (
+    Config,
+    ConfigError,
+    load,
+    load_with_origins,
+)
+from criagent.config_text import default_text, effective_text
 
 
 def problems(path: Path) -> list[str]:
@@ -66,6 +72,7 @@ def test_all_problems_of_all_files_are_listed(tmp_path: Path) -> None:
         ('network.bridge = "a-name-that-is-too-long"', "network.bridge"),
         ('network.backend = "calico"', "network.backend"),
         ('telemetry.metrics_address = "0.0.0.0:80"', "telemetry.metrics_address"),
+        ('debug.fail_at = ["sandbox-run:row=ENOSUCH"]', "debug.fail_at"),
         ('telemetry.metrics_address = "127.0.0.1:99999"', "telemetry.metrics_address"),
         ('runtime.default_handler = "kata"', "runtime.default_handler"),
         ('runtime.handlers.x = { path = "/bin/x", typ = "crun" }', "runtime.handlers.x.typ"),
@@ -145,3 +152,55 @@ def test_a_file_that_cannot_be_read_is_a_problem_not_a_crash(tmp_path: Path) -> 
 def test_the_file_in_deploy_is_the_default_text() -> None:
     deployed = Path(__file__).parents[2] / "deploy" / "config.toml"
     assert deployed.read_text() == default_text()
+
+
+def test_a_handler_is_added_changed_or_taken_away_by_name(tmp_path: Path) -> None:
+    file = tmp_path / "config.toml"
+    file.write_text('[runtime.handlers.youki]\npath = "/usr/bin/youki"\n')
+    found = load(file).runtime.handlers
+    assert sorted(found) == ["crun", "runc", "youki"]
+    assert found["runc"] == Config().runtime.handlers["runc"]
+    (tmp_path / "config.d").mkdir()
+    (tmp_path / "config.d" / "1.toml").write_text('[runtime.handlers.runc]\npath = "/opt/runc"\n')
+    (tmp_path / "config.d" / "2.toml").write_text("[runtime.handlers]\ncrun = false\n")
+    (tmp_path / "config.d" / "3.toml").write_text('[runtime]\ndefault_handler = "runc"\n')
+    found = load(file).runtime.handlers
+    assert sorted(found) == ["runc", "youki"]
+    assert (found["runc"].path, found["runc"].type) == (Path("/opt/runc"), "runc")
+
+
+@pytest.mark.parametrize(
+    ("text", "hint"),
+    [
+        ('[network]\nbackend = "calico"', "want one of 'builtin', 'cni', not 'calico'"),
+        ('[runtime]\ncgroup_driver = "sytemd"', "did you mean 'systemd'?"),
+        ('[network]\nbrigde = "x"', "did you mean 'bridge'?"),
+        ("[netwrok]", "did you mean 'network'?"),
+        ('[runtime.handlers.crun]\npaht = "/x"', "did you mean 'path'?"),
+        (
+            '[streaming]\ntls_cert = "/nosuch"\ntls_key = "/nosuch"',
+            "/nosuch cannot be read: No such",
+        ),
+    ],
+)
+def test_mistakes_are_answered_with_what_would_be_right(
+    tmp_path: Path, text: str, hint: str
+) -> None:
+    file = tmp_path / "config.toml"
+    file.write_text(text)
+    assert any(hint in problem for problem in problems(file)), problems(file)
+
+
+def test_the_configuration_in_force_is_shown_with_its_files(tmp_path: Path) -> None:
+    file, drop_in = tmp_path / "config.toml", tmp_path / "config.d" / "1.toml"
+    drop_in.parent.mkdir()
+    file.write_text('[network]\nmtu = 1400\nbridge = "a0"\n')
+    drop_in.write_text('[network]\nbridge = "b0"\n')
+    config, origins = load_with_origins(file)
+    text = effective_text(config, origins)
+    assert f"mtu = 1400  # {file}\n" in text
+    assert f'bridge = "b0"  # {drop_in}\n' in text
+    assert 'backend = "builtin"\n' in text
+    file.write_text(text)
+    drop_in.unlink()
+    assert load(file) == config

@@ -15,8 +15,8 @@ from criagent.image.digest import digest_of, parse_digest
 HEX = "0123456789abcdef" * 4
 
 
-@pytest.mark.parametrize("text", [f"sha256:{HEX}", f"sha512:{HEX}{HEX}"])
-def test_both_algorithms_come_back(text: str) -> None:
+@pytest.mark.parametrize("text", [f"sha256:{HEX}", f"sha384:{HEX}{HEX[:32]}", f"sha512:{HEX}{HEX}"])
+def test_all_algorithms_come_back(text: str) -> None:
     digest = parse_digest(text)
     assert str(digest) == text
     assert digest.hasher().name == digest.algorithm

@@ -21,8 +21,7 @@ from criagent.doctor import (
     system,
     unit,
 )
-from criagent.doctor.programs import below_floor
-from criagent.runtime.program_floors import parse_version, too_old
+from criagent.runtime.program_floors import below_floor, insecure, parse_version, too_old
 
 CNI = Config(network=Network(backend="cni"))
 RUNC = {"runc": Handler(path="/usr/sbin/runc", type="runc")}  # type: ignore[arg-type]
@@ -147,9 +146,29 @@ def test_storage(facts: dict[str, Any], name: str, level: str, part: str) -> Non
         ({"handlers": {"runc": "runc version 1.5.0"}}, "handler crun", "error", "install crun"),
         ({"handlers": {"crun": "crun version 1.30"}}, "handler runc", "warning", "install runc"),
         ({"handlers": {**GOOD, "crun": "crun version 1.2"}}, "handler crun", "error", "--cgroup"),
-        ({"handlers": {**GOOD, "crun": "crun 1.21"}}, "handler crun", "warning", "1.28"),
-        ({"handlers": {**GOOD, "crun": "crun 1.29.0"}}, "handler crun", "warning", "not 1.29.0"),
+        ({"handlers": {**GOOD, "crun": "crun version 1.21"}}, "handler crun", "warning", "1.28"),
+        (
+            {"handlers": {**GOOD, "crun": "crun version 1.29.0"}},
+            "handler crun",
+            "warning",
+            "not 1.29.0",
+        ),
         ({"handlers": {**GOOD, "crun": "hm"}}, "handler crun", "warning", "tells no version"),
+        ({"handlers": GOOD, "absent": {"runc"}}, "handler runc", "ok", "is not installed"),
+        ({"handlers": {}, "absent": {"crun"}}, "handler crun", "error", "install crun"),
+        (
+            {"handlers": {**GOOD, "runc": "runsc version 0.0~20240729"}},
+            "handler runc",
+            "ok",
+            "runsc",
+        ),
+        ({"handlers": {**GOOD, "runc": "youki version: 0.5.3"}}, "handler runc", "ok", "youki"),
+        (
+            {"handlers": {**GOOD, "crun": "crun version 1.21"}, "distribution": "debian"},
+            "handler crun",
+            "warning",
+            "https://security-tracker.debian.org/tracker/source-package/crun",
+        ),
         ({}, "conmon", "ok", "2.1.13"),
         ({"conmon": None}, "conmon", "error", "install conmon"),
         ({"conmon": "conmon version 2.0.22"}, "conmon", "error", "came with 2.0.23"),
@@ -346,3 +365,24 @@ def test_too_old_names_the_version_that_would_do() -> None:
     assert too_old("conmon", "no number at all") == ""
     assert "2.0.23" in too_old("conmon", "conmon version 2.0.22")
     assert "1.3.0" in too_old("crun", "crun version 1.2.99")
+
+
+@pytest.mark.parametrize("kind", ["crun", "runc"])
+@pytest.mark.parametrize(
+    "answer",
+    [
+        "runsc version 0.0~20240729\nspec: 1.1.0-rc.1\n",
+        "runsc version release-20240729.0\n",
+        "youki version: 0.5.3\ncommit: 1.0.0\n",
+        "kata-runtime  : 0.1.0\n   commit   : 1\n",
+        "wrapper 0.0.1\n",
+    ],
+)
+def test_another_program_has_no_floor_of_crun_or_runc(kind: str, answer: str) -> None:
+    assert too_old(kind, answer) == insecure(kind, answer) == ""
+
+
+def test_a_wrapper_that_says_the_programs_version_has_its_floor() -> None:
+    assert "1.28" in insecure("crun", "wrapper 9\ncrun version 1.21\ncommit: 99.1\n")
+    assert "1.1.0" in too_old("runc", "runc version 1.0.3\n")
+    assert insecure("runc", "runc version 1.3.6+ds1\nspec: 1.0.2\n") == ""

@@ -121,6 +121,20 @@ def test_certificates_in_dockers_places(tmp_path: Path) -> None:
         '[host."http://x"]\nheader = 1',
         '[host."http://[x"]',
         '[host."http://x"]\nclient = [[]]',
+        '[host."http://x"]\nclient = [["a"]]',
+        '[host."http://x"]\nskip_verify = "false"',
+        '[host."http://x"]\noverride_path = 1',
+        '[host."http://x"]\ncapabilities = ["pulls"]',
+        '[host."http://x"]\ndial_timeout = 5',
+        '[host."http://x"]\ndial_timeout = "5"',
+        '[host."http://x"]\ndial_timeout = "-1s"',
+        '[host."http://x"]\ndial_timeout = "1s 2s"',
+        '[host."http://x"]\ndial_timeout = ""',
+        '[host."http://x".header]\nx-a = "b\\r\\nHost: y"',
+        '[host."http://x".header]\n"x a" = "b"',
+        '[host."ftp://x"]',
+        '[host."http://"]',
+        '[host."http://x:99999"]',
         b"\xff",
     ],
 )
@@ -130,6 +144,83 @@ def test_a_bad_file_is_named(tmp_path: Path, text: str | bytes) -> None:
     file.write_bytes(text if isinstance(text, bytes) else text.encode())
     with pytest.raises(InvalidRequestError, match=r"hosts\.toml"):
         HostsDirectory([tmp_path]).hosts("quay.io")
+
+
+@pytest.mark.parametrize(
+    ("text", "seconds"),
+    [("1s", 1.0), ("500ms", 0.5), ("1m30s", 90.0), ("1.5h", 5400.0), (".5s", 0.5), ("0", 0.0)],
+)
+def test_dial_timeouts_are_durations_of_go(tmp_path: Path, text: str, seconds: float) -> None:
+    hosts = written(
+        tmp_path, "quay.io", f'dial_timeout = "2s"\n[host."https://m"]\ndial_timeout = "{text}"\n'
+    ).hosts("quay.io")
+    assert [host.dial_timeout_s for host in hosts] == [seconds, 2.0]
+    assert HostsDirectory([]).hosts("quay.io")[0].dial_timeout_s == 30.0
+
+
+@pytest.mark.parametrize(
+    ("text", "wanted"),
+    [
+        ("", ALL),
+        ("capabilities = []", ALL),
+        ('capabilities = ["Pull", "RESOLVE"]', {"pull", "resolve"}),
+        ('capabilities = ["pull", "referrers"]', {"pull", "referrers"}),
+    ],
+)
+def test_capabilities(tmp_path: Path, text: str, wanted: set[str]) -> None:
+    hosts = written(tmp_path, "quay.io", f'[host."https://m"]\n{text}\n').hosts("quay.io")
+    assert hosts[0].capabilities == wanted
+
+
+@pytest.mark.parametrize(
+    ("key", "url", "api"),
+    [
+        ("https://m.test", "https://m.test", "/v2"),
+        ("https://m.test/", "https://m.test", "/v2"),
+        ("https://m.test/v2", "https://m.test/v2", ""),
+        ("https://m.test/one//two/../three/", "https://m.test/one/three", "/v2"),
+        ("https://user:secret@m.test/v2/", "https://m.test/v2", ""),
+        ("m.test:5000", "https://m.test:5000", "/v2"),
+        ("http://[::1]:5000", "http://[::1]:5000", "/v2"),
+    ],
+)
+def test_urls_of_hosts(tmp_path: Path, key: str, url: str, api: str) -> None:
+    host = written(tmp_path, "quay.io", f'[host."{key}"]\n').hosts("quay.io")[0]
+    assert (host.url, host.api) == (url, api)
+
+
+@pytest.mark.parametrize(
+    ("url", "registry", "stands"),
+    [
+        ("https://registry-1.docker.io", "docker.io", False),
+        ("https://mirror.test", "docker.io", True),
+        ("https://quay.io", "quay.io", False),
+        ("https://quay.io:443", "quay.io", False),
+        ("https://quay.io:5000", "quay.io", True),
+    ],
+)
+def test_who_has_to_be_told_the_registrys_name(url: str, registry: str, *, stands: bool) -> None:
+    assert Host(url=url).stands_for(registry) == stands
+
+
+def test_a_directory_of_the_registry_hides_the_default(tmp_path: Path) -> None:
+    """As with containerd, also when it holds certificates alone, or nothing."""
+    written(tmp_path, "_default", '[host."https://mirror.test"]')
+    hosts = HostsDirectory([tmp_path])
+    assert hosts.hosts("quay.io")[0].url == "https://mirror.test"
+    folder = tmp_path / "quay.io"
+    folder.mkdir()
+    assert [host.url for host in hosts.hosts("quay.io")] == ["https://quay.io"]
+    (folder / "client.cert").touch()
+    (folder / "hosts.toml").touch()
+    (host,) = hosts.hosts("quay.io")
+    assert host.client == ((folder / "client.cert", None),)
+
+
+def test_values_of_one_field_are_joined(tmp_path: Path) -> None:
+    text = '[host."https://m".header]\nx-a = ["one", "two"]\nx-b = "three"\n'
+    host = written(tmp_path, "quay.io", text).hosts("quay.io")[0]
+    assert host.header == (("x-a", "one, two"), ("x-b", "three"))
 
 
 def test_tls_settings_are_loaded_once(tmp_path: Path) -> None:

@@ -5,9 +5,11 @@ from __future__ import annotations
 import io
 import json
 import logging
+import os
 import sys
 from collections.abc import Iterator
 from datetime import datetime, timedelta
+from pathlib import Path
 
 import pytest
 import structlog
@@ -57,7 +59,7 @@ def test_an_event_is_one_json_object_with_utc_time_and_bound_facts(
         structlog.get_logger("test").info("pod_started", pod="a\nb")
     (line,) = lines(stream)
     assert (line["event"], line["level"], line["sandbox_id"]) == ("pod_started", "info", "s1")
-    assert line["pod"] == "a\nb"
+    assert line["pod"] == "a\\nb"  # a text that is printed as it is breaks no terminal
     assert datetime.fromisoformat(line["timestamp"]).utcoffset() == timedelta(0)
 
 
@@ -120,3 +122,120 @@ def test_a_terminal_gets_readable_lines(monkeypatch: pytest.MonkeyPatch) -> None
     structlog.get_logger("test").info("pod_started")
     assert "pod_started" in stream.getvalue()
     assert not stream.getvalue().startswith("{")
+
+
+@pytest.mark.parametrize(
+    ("level", "priority"), [("debug", 7), ("info", 6), ("warning", 4), ("error", 3)]
+)
+def test_lines_to_the_journal_begin_with_their_priority(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, level: str, priority: int
+) -> None:
+    with (tmp_path / "journal").open("w+") as stream:
+        facts = os.fstat(stream.fileno())
+        monkeypatch.setenv("JOURNAL_STREAM", f"{facts.st_dev}:{facts.st_ino}")
+        monkeypatch.setattr(sys, "stderr", stream)
+        logs.setup("debug")
+        getattr(structlog.get_logger("test"), level)("x")
+        getattr(logging.getLogger("grpc"), level)("y")
+        stream.flush()
+        stream.seek(0)
+        found = stream.read().splitlines()
+    assert found[0].startswith(f"<{priority}>{{")
+    assert json.loads(found[0][3:])["level"] == level
+    assert len(found) == (2 if priority <= 4 else 1)
+    assert found[-1].startswith(f"<{priority}>{{")
+
+
+@pytest.mark.parametrize("value", ["1:2", "", "garbage"])
+def test_a_journal_of_somebody_else_adds_no_priority(
+    monkeypatch: pytest.MonkeyPatch, value: str
+) -> None:
+    monkeypatch.setenv("JOURNAL_STREAM", value)
+    stream = set_up(monkeypatch, "info")
+    structlog.get_logger("test").info("x")
+    assert stream.getvalue().startswith("{")
+
+
+def test_the_event_comes_first_then_level_and_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    stream = set_up(monkeypatch, "info")
+    with structlog.contextvars.bound_contextvars(rpc="Exec", trace_id="t"):
+        structlog.get_logger("test").info("x", ms=1, pod="n/p")
+    assert list(lines(stream)[0]) == [
+        "event",
+        "level",
+        "timestamp",
+        "rpc",
+        "trace_id",
+        "pod",
+        "ms",
+    ]
+
+
+ODD = "\x1b]0;x\x07\n"
+LIMIT = 48 << 10  # LineMax= of journald.conf(5)
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        "x" * 5_000_000,
+        ODD * 100_000,
+        "\ud800" * 100_000,
+        "🐧" * 100_000,
+        ["x" * 100_000] * 1000,
+        [ODD] * 100_000,
+        {"k" * 100_000: ["v" * 100_000] * 100},
+        {f"{n}": ODD for n in range(100_000)},
+        b"\xff" * 1_000_000,
+        {"x" * 10_000},
+        [[["x" * 1000] * 10] * 10] * 100,
+        ValueError("x" * 1_000_000),
+    ],
+)
+@pytest.mark.parametrize("terminal", [False, True])
+def test_a_line_is_short_and_harmless_whatever_its_facts_are(
+    monkeypatch: pytest.MonkeyPatch, value: object, *, terminal: bool
+) -> None:
+    stream = set_up(monkeypatch, "info", terminal=terminal)
+    structlog.get_logger("test").info("x", a=value, b=value, c=value, last="kept")
+    written = stream.getvalue()
+    assert "kept" in written
+    assert written.count("\n") == 1
+    assert terminal or len(written) <= LIMIT
+    assert "\x07" not in written
+    assert terminal or json.loads(written)["event"] == "x"
+
+
+@pytest.mark.parametrize("terminal", [False, True])
+def test_a_traceback_is_bounded_too(monkeypatch: pytest.MonkeyPatch, *, terminal: bool) -> None:
+    def deep(left: int) -> None:
+        if left:
+            deep(left - 1)
+        raise ValueError(ODD + "x" * 1_000_000)
+
+    stream = set_up(monkeypatch, "info", terminal=terminal)
+    try:
+        deep(100)
+    except ValueError:
+        structlog.get_logger("test").exception("failed", a="x" * 100_000)
+        logging.getLogger("grpc").exception("failed")
+    written = stream.getvalue()
+    assert "ValueError: \\x1b" in written.replace("\\\\", "\\")
+    assert "\x07" not in written
+    for line in written.splitlines() if not terminal else []:
+        assert len(line) <= LIMIT
+
+
+def test_lines_are_counted_by_level_but_not_those_of_calls(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    set_up(monkeypatch, "info")
+    before = logs.LINES.copy()
+    log = structlog.get_logger("test")
+    log.error("broken")
+    log.error(logs.CALL)
+    log.warning("odd")
+    assert {key: n - before[key] for key, n in logs.LINES.items() if n != before[key]} == {
+        "error": 1,
+        "warning": 1,
+    }

@@ -124,10 +124,19 @@ def test_kernel_trees_are_read_only_unless_privileged(target: str) -> None:
         assert option in mount_at(target, privileged=True)["options"]
 
 
+def test_the_nodes_cgroup_tree_is_bound_and_never_mounted_anew() -> None:
+    """A mount outside of cgroup namespaces sets the options of the node's own mount."""
+    own, nodes = mount_at("/sys/fs/cgroup"), mount_at("/sys/fs/cgroup", privileged=True)
+    assert own["type"] == "cgroup"
+    assert (nodes["type"], nodes["source"]) == ("bind", "/sys/fs/cgroup")
+    assert "rbind" in nodes["options"]
+
+
 @pytest.mark.parametrize("target", ["/etc/resolv.conf", "/etc/hostname", "/etc/hosts"])
 def test_pod_files_are_writable_as_the_root_is(target: str) -> None:
-    assert mount_at(target)["options"] == ["rbind", "rprivate", "rw"]
-    assert mount_at(target, readonly_rootfs=True)["options"] == ["rbind", "rprivate", "ro"]
+    safe = ["nosuid", "noexec", "nodev"]
+    assert mount_at(target)["options"] == ["rbind", "rprivate", "rw", *safe]
+    assert mount_at(target, readonly_rootfs=True)["options"] == ["rbind", "rprivate", "ro", *safe]
 
 
 def test_shared_memory_is_the_pods_and_stays_writable() -> None:

@@ -19,7 +19,8 @@ from criagent.errors import (
 )
 from criagent.image.auth import RegistryAuth
 from criagent.image.digest import parse_digest
-from criagent.image.manifest import OCI_INDEX, OCI_MANIFEST, host_platform
+from criagent.image.manifest import OCI_INDEX, OCI_MANIFEST
+from criagent.image.platforms import host_platform
 from criagent.model import Image, Snapshot
 from tests.fakes.pulling import (
     LARGE,
@@ -344,11 +345,61 @@ async def test_bad_manifests(
     assert node.images.all() == []
 
 
-async def test_an_index_within_an_index_is_refused(registry: Registry, node: Node) -> None:
-    inner = registry.put(json.dumps({"schemaVersion": 2, "manifests": []}).encode())
-    registry.put(json.dumps({"schemaVersion": 2, "manifests": [inner]}).encode(), "", "1")
-    with pytest.raises(CorruptError, match="index within"):
+async def test_an_index_within_an_index_is_followed(registry: Registry, node: Node) -> None:
+    image = registry.image(SMALL, tags=("inner",))
+    here = host_platform()
+    platform = {"os": here.os, "architecture": here.architecture}
+    below = entry(registry.content["inner"], platform=platform)
+    for _ in range(3):
+        below = registry.put(json.dumps({"manifests": [below]}).encode(), OCI_INDEX, "1")
+    assert (await node.pull(name(registry))).id == image
+
+
+async def test_indexes_nest_up_to_a_limit(registry: Registry, node: Node) -> None:
+    below = registry.put(json.dumps({"manifests": []}).encode())
+    for _ in range(5):
+        below = registry.put(json.dumps({"manifests": [below]}).encode(), OCI_INDEX, "1")
+    with pytest.raises(NotFoundError, match="nest deeper than 4"):
         await node.pull(name(registry))
+
+
+async def test_an_entry_without_platform_is_judged_by_its_configuration(
+    registry: Registry, node: Node
+) -> None:
+    """By its configuration: one of another platform and a missing one are passed over."""
+    here = host_platform()
+    mine = {"os": here.os, "architecture": here.architecture}
+    other = {"os": "linux", "architecture": "s390x"}
+    registry.image(SMALL, tags=("other",), config=other)
+    image = registry.image(LARGE, tags=("mine",), config=mine)
+    missing = entry(b"missing")
+    unstated = [entry(registry.content[tag]) for tag in ("other", "mine")]
+    index = {"manifests": [missing, *unstated, {**missing, "platform": other}]}
+    registry.put(json.dumps(index).encode(), OCI_INDEX, "1")
+    pulled = await node.pull(name(registry))
+    assert (pulled.id, pulled.platform) == (image, f"linux/{here.architecture}")
+    known = {blob.digest for blob in node.rows.all()}
+    assert {str(found) for found, _ in node.files.all()} == known  # nothing is left unaccounted
+
+
+async def test_the_error_says_that_no_entry_fits(registry: Registry, node: Node) -> None:
+    registry.image(SMALL, tags=("other",), config={"os": "linux", "architecture": "s390x"})
+    index = {
+        "manifests": [
+            entry(registry.content["other"]),
+            entry(b"missing"),
+            entry(b"arm", platform={"os": "linux", "architecture": "arm64000"}),
+        ]
+    }
+    registry.put(json.dumps(index).encode(), OCI_INDEX, "1")
+    with pytest.raises(NotFoundError, match=r"offers linux/arm64000; .*not found"):
+        await node.pull(name(registry))
+
+
+async def test_lower_case_keys_of_a_configuration_count(registry: Registry, node: Node) -> None:
+    registry.image(SMALL, config={"config": {"cmd": ["/bin/sleep", "1000"], "env": ["A=nix"]}})
+    config = (await node.pull(name(registry))).config
+    assert (config.cmd, config.env) == (("/bin/sleep", "1000"), ("A=nix",))
 
 
 async def test_close_stops_everything(registry: Registry, node: Node) -> None:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import json
+from pathlib import Path
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -12,6 +15,7 @@ from criagent.image.reference import parse_reference
 
 HEX = "0123456789abcdef" * 4
 SHA = f"sha256:{HEX}"
+VECTORS = json.loads((Path(__file__).parents[1] / "vectors" / "references.json").read_text())
 
 GOOD = {
     "busybox": "docker.io/library/busybox",
@@ -66,12 +70,31 @@ BAD = [
     "a:t\n",
     "é",
     "a:é",
-    "quay.io/" + "a" * 250,
+    "quay.io/" + "a" * 256,
+    HEX,
     "a:" + "t" * 129,
     "a" * 2000,
     "a_____b",
     "a\0b",
 ]
+
+
+@pytest.mark.parametrize(("text", "parts"), VECTORS["cases"])
+def test_references_mean_what_they_mean_in_go(text: str, parts: list[str] | None) -> None:
+    if parts is None:
+        with pytest.raises(InvalidRequestError):
+            parse_reference(text)
+        return
+    found = parse_reference(text)
+    digest = "" if found.digest is None else str(found.digest)
+    assert [found.registry, found.repository, found.tag or "", digest] == parts
+
+
+@pytest.mark.parametrize("text", VECTORS["stricter"])
+def test_names_that_no_registry_can_have_are_refused(text: str) -> None:
+    """Go takes these; there is no such port, address or host name."""
+    with pytest.raises(InvalidRequestError):
+        parse_reference(text)
 
 
 @pytest.mark.parametrize(("text", "full"), GOOD.items())

@@ -25,6 +25,7 @@ from criagent.image.manifest import Descriptor
 from criagent.image.proxy import ProxySettings
 from criagent.image.reference import parse_reference
 from criagent.image.registry import Progress, RegistryClient
+from tests.fakes.pulling import InstantClock
 
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 CONTENT = b"blob content " * 1000
@@ -86,6 +87,7 @@ async def client(tmp_path: Path) -> AsyncIterator[RegistryClient]:
         files=files,
         fs=threads,
         range_bytes=4096,
+        clock=InstantClock(),
     )
     yield made
     await made.close()

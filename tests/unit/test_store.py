@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import asyncio
 import dataclasses
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from ipaddress import ip_network
 from pathlib import Path
 
 import pytest
 import pytest_asyncio
+from structlog.testing import capture_logs
 
+from criagent.aio import FAILURES, KeyedLocks
 from criagent.errors import (
     AlreadyExistsError,
     CorruptError,
@@ -20,6 +22,10 @@ from criagent.errors import (
     UnavailableError,
 )
 from criagent.model import (
+    Container,
+    ContainerId,
+    ContainerMetadata,
+    ContainerSpec,
     Image,
     ImageConfig,
     Sandbox,
@@ -27,8 +33,10 @@ from criagent.model import (
     SandboxMetadata,
     SandboxSpec,
 )
+from criagent.runtime.transitions import Transitions
 from criagent.store.addresses import AddressStore
 from criagent.store.blobs import BlobStore
+from criagent.store.containers import ContainerStore
 from criagent.store.db import Database
 from criagent.store.images import ImageStore
 from criagent.store.sandboxes import SandboxStore
@@ -134,6 +142,75 @@ async def test_listeners_hear_commits_in_order(db: Database) -> None:
     await store.update(newer)
     await store.delete(newer.id)
     assert heard == [(newer.id, box(1)), (newer.id, newer), (newer.id, None)]
+
+
+def raiser(error: BaseException) -> Callable[[str, object], None]:
+    def listen(_row_id: str, _row: object) -> None:
+        raise error
+
+    return listen
+
+
+@pytest.mark.parametrize("error", [KeyError("bug"), OSError("x"), asyncio.CancelledError()])
+async def test_a_listener_that_raises_harms_neither_writer_nor_other_listeners(
+    db: Database, error: BaseException
+) -> None:
+    store, heard = SandboxStore(db), []
+    store.listeners += [raiser(error), lambda _, row: heard.append(row), raiser(error)]
+    before = FAILURES["listener"]
+    with capture_logs() as lines:
+        async with asyncio.timeout(10):
+            await store.insert(box(1))
+            await store.update(newer := dataclasses.replace(box(1), ready_at_ns=5))
+            await store.delete(box(1).id)
+    assert heard == [box(1), newer, None]
+    assert [(line["event"], line["log_level"]) for line in lines] == [
+        ("listener_failed", "error")
+    ] * 6
+    assert lines[0]["id"] == box(1).id
+    assert "raiser" in lines[0]["listener"]
+    assert FAILURES["listener"] - before == 6
+
+
+async def test_a_listener_of_images_that_raises_harms_no_writer(db: Database) -> None:
+    store = ImageStore(db, SnapshotStore(db), BlobStore(db))
+    store.listeners.append(raiser(KeyError("bug")))
+    image = Image(id="sha256:1", manifest_digest="m", config=ImageConfig(), layers=())
+    with capture_logs() as lines:
+        async with asyncio.timeout(10):
+            await store.put(image, [])
+            await store.delete(image.id)
+    assert store.all() == []
+    assert [line["event"] for line in lines] == ["listener_failed"] * 2
+
+
+async def test_a_row_lock_is_free_after_a_listener_that_raised(db: Database) -> None:
+    store = ContainerStore(db)
+    await SandboxStore(db).insert(box(1))
+    row = Container(
+        id=ContainerId("c" * 64),
+        sandbox_id=box(1).id,
+        spec=ContainerSpec(metadata=ContainerMetadata(name="main"), image="i"),
+        created_at_ns=1,
+        boot_id="boot",
+        handler="crun",
+    )
+    store.listeners.append(raiser(KeyError("bug")))
+    transitions = Transitions(store=store, locks=KeyedLocks())
+    async with asyncio.timeout(10):
+        await store.insert(row)
+        for number in (1, 2):
+            await transitions.apply(row.id, exit_code=number)
+    assert store.all() == [dataclasses.replace(row, exit_code=2)]
+
+
+async def test_a_writer_hears_of_a_cache_that_fails_after_the_commit(db: Database) -> None:
+    def apply(_: object) -> None:
+        raise KeyError("bug")
+
+    async with asyncio.timeout(10):
+        with pytest.raises(KeyError, match="bug"):
+            await db.write(lambda connection: connection.execute("SELECT 1"), then=apply)
 
 
 @pytest.mark.parametrize("damage", [b"", b"SQLite format 3\0", b"not a database at all" * 99])

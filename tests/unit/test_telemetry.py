@@ -2,20 +2,34 @@
 
 from __future__ import annotations
 
+import gzip
 import http.client
+import os
 import socket
 import struct
 import sys
 from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from threading import Thread
+from typing import Any
 
+import grpc
 import pytest
+from opentelemetry.context import Context
+from opentelemetry.propagate import extract
+from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
+from opentelemetry.proto.resource.v1.resource_pb2 import Resource
 from prometheus_client.parser import text_string_to_metric_families
 
 from criagent import telemetry
-from criagent.errors import UnavailableError, UnsupportedError
+from criagent._proto import api_pb2, api_pb2_grpc
+from criagent.aio import Owner, Owners
+from criagent.cri.boundary import Boundary
+from criagent.errors import ExhaustedError, UnavailableError, UnsupportedError
 from criagent.service_notify import notify
 from criagent.telemetry import Telemetry
+from criagent.version import VERSION
 
 
 @pytest.fixture
@@ -33,9 +47,9 @@ def free_port(host: str = "127.0.0.1") -> int:
         return port
 
 
-def get(port: int, path: str, host: str = "127.0.0.1") -> tuple[int, str]:
+def get(port: int, path: str, host: str = "127.0.0.1", method: str = "GET") -> tuple[int, str]:
     connection = http.client.HTTPConnection(host, port, timeout=10)
-    connection.request("GET", path)
+    connection.request(method, path)
     answer = connection.getresponse()
     body = answer.read().decode()
     connection.close()
@@ -77,7 +91,24 @@ def test_health_follows_the_callback_and_unknown_paths_are_404(metrics: Telemetr
     assert get(port, "/healthz") == (503, "recovering\n")
     healthy[0] = True
     assert get(port, "/healthz") == (200, "ok\n")
-    assert get(port, "/")[0] == 404
+    assert get(port, "/") == (404, "not found; there are /metrics and /healthz\n")
+
+
+@pytest.mark.parametrize(("path", "status"), [("/metrics", 200), ("/healthz", 503), ("/x", 404)])
+def test_head_answers_as_get_without_a_body(metrics: Telemetry, path: str, status: int) -> None:
+    port = free_port()
+    metrics.serve(f"127.0.0.1:{port}", lambda: False)
+    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=10)
+    lengths = []
+    for method in ("HEAD", "GET"):
+        connection.request(method, path)
+        answer = connection.getresponse()
+        body = answer.read()
+        assert answer.status == status
+        assert (body == b"") == (method == "HEAD")
+        lengths.append(answer.headers["Content-Length"])
+        connection.close()
+    assert int(lengths[0]) > 0
 
 
 def test_an_ipv6_address_is_served(metrics: Telemetry) -> None:
@@ -132,6 +163,201 @@ def test_a_gauge_that_fails_is_an_event_not_a_traceback(
     captured = capfd.readouterr()
     assert "scrape_failed" in captured.out + captured.err
     assert "Traceback" not in captured.out + captured.err
+
+
+# Spans
+
+
+class Collector:
+    """An OTLP receiver on loopback; what it got, when the exporter has sent its last."""
+
+    def __init__(self) -> None:
+        requests: list[ExportTraceServiceRequest] = []
+
+        class Handler(BaseHTTPRequestHandler):
+            def do_POST(self) -> None:
+                body = self.rfile.read(int(self.headers["Content-Length"]))
+                if self.headers.get("Content-Encoding") == "gzip":
+                    body = gzip.decompress(body)
+                requests.append(ExportTraceServiceRequest.FromString(body))
+                self.send_response(200)
+                self.send_header("Content-Length", "0")
+                self.end_headers()
+
+            def log_message(self, *_: object) -> None:
+                pass
+
+        self.requests = requests
+        self._server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        self.endpoint = f"http://127.0.0.1:{self._server.server_address[1]}/v1/traces"
+        self._thread = Thread(target=self._server.serve_forever)
+        self._thread.start()
+
+    def close(self) -> None:
+        self._server.shutdown()
+        self._thread.join()
+        self._server.server_close()
+
+    def resource(self) -> dict[str, str]:
+        (resource,) = {
+            r.resource.SerializeToString() for q in self.requests for r in q.resource_spans
+        }
+        return attributes(Resource.FromString(resource).attributes)
+
+    def spans(self) -> list[Any]:
+        return [
+            span
+            for request in self.requests
+            for resource in request.resource_spans
+            for scope in resource.scope_spans
+            for span in scope.spans
+        ]
+
+
+def attributes(pairs: Any) -> dict[str, Any]:
+    return {pair.key: getattr(pair.value, pair.value.WhichOneof("value")) for pair in pairs}
+
+
+@pytest.fixture
+def collector() -> Iterator[Collector]:
+    made = Collector()
+    yield made
+    made.close()
+
+
+TRACE, PARENT = "4bf92f3577b34da6a3ce929d0e0e4736", "00f067aa0ba902b7"
+FACTS = {
+    "pod": "ns/web",
+    "pod_uid": "u1",
+    "sandbox_id": "s1",
+    "container": "main",
+    "container_id": "c1",
+    "image": "web:1",
+}
+
+
+def test_a_span_names_call_pod_container_image_and_status(collector: Collector) -> None:
+    made = Telemetry(collector.endpoint)
+    parent = extract({"traceparent": f"00-{TRACE}-{PARENT}-01"})
+    for code, text in ((0, ""), (13, "conmon died"), (1, "the caller left")):
+        with made.call_span("runtime.v1.RuntimeService", "StartContainer", parent) as span:
+            assert span.trace_id == TRACE
+            span.about(FACTS)
+            span.ended(code, text)
+    made.close()
+    fine, failed, cancelled = collector.spans()
+    assert attributes(fine.attributes) == {
+        "rpc.system": "grpc",
+        "rpc.service": "runtime.v1.RuntimeService",
+        "rpc.method": "StartContainer",
+        "rpc.grpc.status_code": 0,
+        "k8s.namespace.name": "ns",
+        "k8s.pod.name": "web",
+        "k8s.pod.uid": "u1",
+        "criagent.sandbox.id": "s1",
+        "k8s.container.name": "main",
+        "container.id": "c1",
+        "container.image.name": "web:1",
+    }
+    assert (fine.name, fine.trace_id.hex(), fine.parent_span_id.hex()) == (
+        "runtime.v1.RuntimeService/StartContainer",
+        TRACE,
+        PARENT,
+    )
+    assert fine.kind == fine.SPAN_KIND_SERVER
+    assert fine.status.code == fine.status.STATUS_CODE_UNSET
+    assert (failed.status.code, failed.status.message) == (
+        failed.status.STATUS_CODE_ERROR,
+        "conmon died",
+    )
+    assert attributes(failed.attributes)["rpc.grpc.status_code"] == 13
+    assert cancelled.status.code == cancelled.status.STATUS_CODE_UNSET
+    assert attributes(cancelled.attributes)["error.message"] == "the caller left"
+
+
+def test_the_resource_names_service_version_and_host(collector: Collector) -> None:
+    made = Telemetry(collector.endpoint)
+    with made.call_span("s", "m", Context()):
+        pass
+    made.close()
+    found = collector.resource()
+    assert (
+        found.items()
+        >= {
+            "service.name": "criagent",
+            "service.version": VERSION,
+            "host.name": os.uname().nodename,
+        }.items()
+    )
+
+
+def test_stages_of_the_work_are_spans_below_that_of_the_call(collector: Collector) -> None:
+    made = Telemetry(collector.endpoint)
+    with made.call_span("s", "RunPodSandbox", Context()) as span:
+        hear = span.stages("web_ns_u1_0")
+        for stage in ("namespaces", "network", ""):
+            hear(stage)
+    made.close()
+    first, second, call = collector.spans()
+    assert [one.name for one in (first, second, call)] == [
+        "namespaces",
+        "network",
+        "s/RunPodSandbox",
+    ]
+    for one in (first, second):
+        assert one.parent_span_id == call.span_id
+        assert attributes(one.attributes) == {"criagent.work": "web_ns_u1_0"}
+    assert first.end_time_unix_nano <= second.start_time_unix_nano
+
+
+async def test_a_failed_call_has_the_status_of_its_error_and_not_grpcs_abort(
+    collector: Collector, tmp_path: Path
+) -> None:
+    class Service(api_pb2_grpc.RuntimeServiceServicer):
+        async def RunPodSandbox(self, request: Any, context: Any) -> Any:  # noqa: N802
+            owners: Owners[None] = Owners(limit_s=60)
+            await owners.join(owners.start("web_ns_u1_0", None, self._work))
+
+        async def _work(self, owner: Owner[None]) -> None:
+            owner.stage = "network"
+            raise ExhaustedError("no address is free")
+
+    made = Telemetry(collector.endpoint)
+    server = grpc.aio.server(interceptors=[Boundary(made, lambda: True, lambda _: FACTS)])
+    api_pb2_grpc.add_RuntimeServiceServicer_to_server(Service(), server)
+    server.add_insecure_port(f"unix:{tmp_path}/s")
+    await server.start()
+    async with grpc.aio.insecure_channel(f"unix:{tmp_path}/s") as channel:
+        with pytest.raises(grpc.aio.AioRpcError):
+            await api_pb2_grpc.RuntimeServiceStub(channel).RunPodSandbox(
+                api_pb2.RunPodSandboxRequest(),
+                metadata=[("traceparent", f"00-{TRACE}-{PARENT}-01")],
+            )
+    await server.stop(None)
+    made.close()
+    stage, call = collector.spans()
+    assert (call.status.code, call.status.message) == (
+        call.status.STATUS_CODE_ERROR,
+        "no address is free",
+    )
+    assert attributes(call.attributes)["rpc.grpc.status_code"] == 8
+    assert attributes(call.attributes)["k8s.pod.name"] == "web"
+    assert list(call.events) == []
+    assert (stage.name, stage.parent_span_id, stage.trace_id.hex()) == (
+        "network",
+        call.span_id,
+        TRACE,
+    )
+
+
+def test_without_an_endpoint_a_call_has_the_trace_of_its_caller(metrics: Telemetry) -> None:
+    parent = extract({"traceparent": f"00-{TRACE}-{PARENT}-01"})
+    with metrics.call_span("s", "m", parent) as span:
+        assert (span.trace_id, span.recording) == (TRACE, False)
+        span.about(FACTS)
+        span.ended(13, "x")
+    with metrics.call_span("s", "m", Context()) as span:
+        assert span.trace_id == ""
 
 
 def test_spans_cost_nothing_without_an_endpoint(metrics: Telemetry) -> None:

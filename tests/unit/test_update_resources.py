@@ -46,6 +46,33 @@ def memory(limit: int, total: int = 0, **fields: Any) -> Resources:
     )
 
 
+def container(resources: Resources, asked: Resources | None = None) -> Container:
+    return Container(
+        id=ID,
+        sandbox_id=BOX.id,
+        spec=ContainerSpec(
+            metadata=ContainerMetadata(name="c"), image="i", resources=asked or Resources()
+        ),
+        created_at_ns=1,
+        boot_id="boot",
+        handler="crun",
+        resources=resources,
+        ready_at_ns=2,
+        started_at_ns=3,
+    )
+
+
+def updater_of(store: ContainerStore, runtimes: dict[str, OciRuntime]) -> ResourceUpdater:
+    return ResourceUpdater(
+        store=store,
+        transitions=Transitions(store=store, locks=KeyedLocks()),
+        runtimes=runtimes,
+        node=NodeFacts(
+            capabilities=frozenset(), controllers=frozenset({"cpu", "memory"}), swap=True
+        ),
+    )
+
+
 async def updated(
     top: Path, old: Resources, new: Resources
 ) -> tuple[dict[str, Any], Resources | None]:
@@ -62,25 +89,8 @@ async def updated(
     )
     db = Database.open(top / "state.db")
     store = ContainerStore(db)
-    row = Container(
-        id=ID,
-        sandbox_id=BOX.id,
-        spec=ContainerSpec(metadata=ContainerMetadata(name="c"), image="i"),
-        created_at_ns=1,
-        boot_id="boot",
-        handler="crun",
-        resources=old,
-        ready_at_ns=2,
-        started_at_ns=3,
-    )
-    updater = ResourceUpdater(
-        store=store,
-        transitions=Transitions(store=store, locks=KeyedLocks()),
-        runtimes={"crun": runtime},
-        node=NodeFacts(
-            capabilities=frozenset(), controllers=frozenset({"cpu", "memory"}), swap=True
-        ),
-    )
+    row = container(old)
+    updater = updater_of(store, {"crun": runtime})
     try:
         await SandboxStore(db).insert(BOX)
         await store.insert(row)
@@ -134,3 +144,26 @@ async def test_without_memory_nothing_is_said_of_it(tmp_path: Path) -> None:
     assert in_force == Resources(
         cpu_shares=512, memory_limit_in_bytes=100, memory_swap_limit_in_bytes=150
     )
+
+
+def test_the_specification_that_is_shown_has_the_limits_in_force(tmp_path: Path) -> None:
+    db = Database.open(tmp_path / "state.db")
+    try:
+        updater = updater_of(ContainerStore(db), {})
+    finally:
+        db.close()
+    limits = {"memory": {"limit": 100}, "devices": [{"allow": False}], "cpu": {"shares": 2}}
+    spec = {"root": {}, "linux": {"resources": limits, "cgroupsPath": "/x"}}
+    asked = memory(100)
+    assert updater.in_force(container(asked, asked), spec) is spec
+    now = Resources(memory_limit_in_bytes=300, cpu_shares=512, cpuset_cpus="0")
+    shown = updater.in_force(container(now, asked), spec)
+    assert shown["linux"] == {
+        "cgroupsPath": "/x",
+        "resources": {
+            "memory": {"limit": 300, "swap": 300},
+            "devices": [{"allow": False}],
+            "cpu": {"shares": 512},  # the node has no cpuset
+        },
+    }
+    assert spec["linux"]["resources"] is limits

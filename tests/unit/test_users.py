@@ -173,3 +173,17 @@ def test_a_passwd_that_is_no_small_file_is_refused_at_once(rootfs: Path, kind: s
         path.symlink_to("passwd")
     with pytest.raises(InvalidRequestError, match="passwd"):
         resolve(rootfs, "app")
+
+
+@pytest.mark.parametrize(
+    "user", ["u" * 5_000_000, "9" * 5_000_000, "0:" + "g" * 5_000_000, "long", "0:long"]
+)
+def test_what_an_image_says_is_cut_in_errors(tmp_path: Path, user: str) -> None:
+    name = "n" * 1_000_000
+    (tmp_path / "etc").mkdir()
+    (tmp_path / "etc/passwd").write_text(f"{name}:x:-5:0::/:\nlong:x:{'8' * 1_000_000}:0::/:\n")
+    (tmp_path / "etc/group").write_text(f"{name}:x:-5:long\nlong:x:{'8' * 1_000_000}:\n")
+    spec = ContainerSpec(metadata=ContainerMetadata(name="c"), image="i")
+    with pytest.raises(InvalidRequestError) as caught:
+        resolve_user(tmp_path, spec, ImageConfig(user=user))
+    assert len(str(caught.value)) < 300

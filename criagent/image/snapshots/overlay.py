@@ -50,6 +50,8 @@ class OverlaySnapshots:
         self._empty = root / "empty"
         self._fillers = (self._empty, root / "empty-too")
         self._emptying = asyncio.Lock()  # two deletions of one tree would trip over each other
+        self._emptier: asyncio.Task[None] | None = None
+        self._more = False  # was renamed away since the emptier looked
 
     def prepare(self) -> None:
         """Make the fixed directories; idempotent."""
@@ -146,7 +148,7 @@ class OverlaySnapshots:
         await run_in(self._fs, mount.detach, target)
 
     async def remove(self, key: str) -> None:
-        """Forget the snapshot; its space is freed in the background. Idempotent."""
+        """Forget the snapshot; `empty_soon` or `empty_trash` frees its space. Idempotent."""
         snapshot = self.store.get(key)
         if snapshot is None:
             return
@@ -158,6 +160,27 @@ class OverlaySnapshots:
         """Delete what removals renamed away; it is gone when this returns."""
         async with self._emptying:
             await run_in(self._fs, self._empty_trash)
+
+    def empty_soon(self) -> None:
+        """Have the trash emptied in the background."""
+        self._more = True
+        if self._emptier is None:
+            self._emptier = asyncio.create_task(self._empty_all(), name="trash")
+
+    async def close(self) -> None:
+        """Finish what `empty_soon` began."""
+        if self._emptier is not None:
+            await asyncio.wait({self._emptier})
+
+    async def _empty_all(self) -> None:
+        try:
+            while self._more:
+                self._more = False
+                await self.empty_trash()
+        except OSError as exc:
+            log.warning("trash_not_deleted", path=str(self.root / "trash"), error=str(exc))
+        finally:
+            self._emptier = None
 
     async def sweep(self) -> None:
         """After a crash: drop directories without a row and the trash. Rows stay."""

@@ -28,16 +28,17 @@ class _Level:
 
 
 class TreeCount:
-    """Counts what is below `top`, which does not count itself. `busy_s` is the time it took.
+    """Counts what is below each of `tops`, which do not count themselves, in `busy_s` seconds.
 
     A file with several names is divided among them, so that no list of inodes is kept. `complete`
     turns False when directories had to be left out because too many were waiting.
     """
 
-    def __init__(self, top: Path, *, waiting: int = _WAITING) -> None:
+    def __init__(self, *tops: Path, waiting: int = _WAITING) -> None:
         self.complete = True
         self.busy_s = 0.0
-        self._top = top
+        self._tops = list(tops)
+        self._top = Path()  # the one that is being counted
         self._room = waiting
         self._levels: list[_Level] = []
         self._fd = -1
@@ -52,17 +53,16 @@ class TreeCount:
         """
         started = time.monotonic()
         try:
-            if self._fd < 0:
-                self._enter(os.open(self._top, _FLAGS), "")
-            while self._step():
-                if time.monotonic() >= until:
-                    return False
+            while self._fd >= 0 or self._next_top():
+                while self._step():
+                    if time.monotonic() >= until:
+                        return False
+                self.close()
         except BaseException:
             self.close()
             raise
         finally:
             self.busy_s += time.monotonic() - started
-        self.close()
         return True
 
     @property
@@ -83,6 +83,13 @@ class TreeCount:
             self._entries.close()
             self._entries = None
         self._levels.clear()
+
+    def _next_top(self) -> bool:
+        if not self._tops:
+            return False
+        self._top = self._tops.pop(0)
+        self._enter(os.open(self._top, _FLAGS), "")
+        return True
 
     def _step(self) -> bool:
         """Count one entry, or go to the next directory; False when there is none."""

@@ -1,5 +1,5 @@
 # vm: seconds=200
-"""AppArmor where the kernel has it, by tests of the node tier and by critest; limits."""
+"""AppArmor where the kernel has it, by tests of the node tier and by critest; limits; cgroups."""
 
 from __future__ import annotations
 
@@ -18,11 +18,15 @@ from test_apparmor import (
     test_unconfined_and_privileged_containers_have_none,
 )
 from test_fields import test_unified_keys_and_hugepages_reach_the_kernel
+from test_privileged import (
+    test_a_privileged_container_has_the_nodes_cgroup_tree_and_changes_no_option_of_it,
+)
 from units import systemctl
 
 __all__ = [
     "deny",
     "test_a_container_whose_profile_takes_no_signal_is_stopped_all_the_same",
+    "test_a_privileged_container_has_the_nodes_cgroup_tree_and_changes_no_option_of_it",
     "test_a_profile_of_the_node_is_enforced",
     "test_a_profile_that_is_not_loaded_is_refused",
     "test_the_default_profile_comes_back_when_it_was_unloaded",

@@ -1,0 +1,286 @@
+"""Manifests and blobs of an image, asked of the hosts of hosts.toml in turn.
+
+A host that could not be connected goes to the end of the list for the rest of the pull, and for
+others a minute long.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from concurrent.futures import Executor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TypeVar
+
+import structlog
+
+from criagent.aio import KeyedLocks, run_in
+from criagent.errors import (
+    AgentError,
+    CorruptError,
+    NotFoundError,
+    RegistryDeniedError,
+    RegistryError,
+    RegistryUnreachableError,
+)
+from criagent.image.auth import RegistryAuth, credentials_for, same_registry
+from criagent.image.blobs import BlobFiles
+from criagent.image.digest import Digest, digest_of, parse_digest
+from criagent.image.hosts import Host, HostsDirectory
+from criagent.image.manifest import ACCEPTED, MAX_DOCUMENT, Descriptor
+from criagent.image.proxy import ProxySettings
+from criagent.image.reference import Reference
+from criagent.image.registry.download import Downloader, Source
+from criagent.image.registry.failure import Speaker, printable
+from criagent.image.registry.progress import Progress
+from criagent.image.registry.repository import HostRepository
+from criagent.image.registry.retry import Budget, Clock, retried
+from criagent.image.registry.session import Session
+from criagent.image.registry.transport import Answer, Request, Transport
+from criagent.image.registry.urls import origin, redacted
+
+T = TypeVar("T")
+
+_MAX_TEXT = 1024  # characters of an error that names all hosts
+_MAX_HOSTS = 8  # of them that an error names
+_MAX_URLS = 8  # of a foreign layer that are tried
+_FOREIGN = ("foreign", "nondistributable")
+
+log: structlog.stdlib.BoundLogger = structlog.get_logger(__name__)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Resolved:
+    """A manifest or index as the registry served it, its digest checked."""
+
+    digest: Digest
+    media_type: str
+    content: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class _Failed:
+    host: Host
+    error: AgentError
+
+
+class RegistryClient:
+    """Speaks to registries; closed by `close`."""
+
+    def __init__(
+        self,
+        *,
+        hosts: HostsDirectory,
+        docker_config: Path,
+        proxies: ProxySettings,
+        files: BlobFiles,
+        fs: Executor,
+        range_bytes: int,
+        clock: Clock | None = None,
+    ) -> None:
+        self._hosts = hosts
+        self._docker_config = docker_config
+        self._files = files
+        self._fs = fs
+        self._transport = Transport(proxies, clock or Clock())
+        self._downloader = Downloader(files, fs, range_bytes=range_bytes)
+        self._wanted = KeyedLocks()
+
+    async def close(self) -> None:
+        """Close all connections."""
+        await self._transport.close()
+
+    def session(self, reference: Reference, auth: RegistryAuth | None) -> Session:
+        """Begin a pull. Raises InvalidRequestError for a bad hosts.toml or `auth`."""
+        hosts = self._hosts.hosts(reference.registry)
+        credentials = {}
+        for host in hosts:
+            mirror = host.mirror and not same_registry(host.authority, reference.registry)
+            credentials[host.url] = credentials_for(
+                host.authority if mirror else reference.registry,
+                auth,
+                self._docker_config,
+                mirror=mirror,
+            )
+        return Session(reference=reference, credentials=credentials, hosts=hosts)
+
+    async def manifest(self, session: Session, wanted: str, progress: Progress) -> Resolved:
+        """The manifest or index `wanted` (a tag or digest).
+
+        Raises NotFoundError, RegistryDeniedError, RegistryError, CorruptError.
+        """
+        headers = {"Accept": ", ".join(ACCEPTED)}
+
+        async def once(repository: HostRepository) -> Resolved:
+            async with repository.get(f"manifests/{wanted}", headers) as answer:
+                content = await answer.document(MAX_DOCUMENT)
+                kind = answer.header("Content-Type")
+            return Resolved(
+                digest=_checked(content, wanted, repository.url), media_type=kind, content=content
+            )
+
+        async def ask(repository: HostRepository) -> Resolved:
+            if not repository.patient:
+                return await once(repository)
+            return await retried(lambda: once(repository), repository.budget())
+
+        need = {"pull"} if ":" in wanted else {"pull", "resolve"}
+        return await self._first(session, need, progress, ask)
+
+    async def fetch_blob(self, session: Session, blob: Descriptor, progress: Progress) -> None:
+        """Fetch a blob into the blob files, verified and durable; nothing to do when it is there.
+
+        Resumes a part that an earlier try left. A blob that no host has is fetched from the URLs
+        of its descriptor. Raises what `manifest` raises, ExhaustedError.
+        """
+
+        async def ask(repository: HostRepository) -> None:
+            await self._from_host(repository, blob, progress)
+
+        try:
+            # One fetch of a registry's blob at a time; another registry's is not waited for.
+            async with self._wanted.hold(f"{session.reference.registry} {blob.digest}"):
+                if not await run_in(self._fs, self._files.has, blob.parsed):
+                    await self._first(session, {"pull"}, progress, ask)
+        except NotFoundError as exc:
+            if not blob.urls and not any(mark in blob.media_type for mark in _FOREIGN):
+                raise
+            await self._foreign(blob, progress, exc)
+
+    async def _from_host(
+        self, repository: HostRepository, blob: Descriptor, progress: Progress
+    ) -> None:
+        await self._downloader.download(
+            blob,
+            Source(
+                where=repository.url,
+                get=lambda headers: repository.get(f"blobs/{blob.digest}", headers),
+                moved=progress.moved,
+                budget=repository.budget,
+                patient=repository.patient,
+            ),
+        )
+
+    async def _first(
+        self,
+        session: Session,
+        need: set[str],
+        progress: Progress,
+        ask: Callable[[HostRepository], Awaitable[T]],
+    ) -> T:
+        """The first host's answer; an error that tells every host's failure when none has one."""
+        able = [host for host in session.hosts if need <= host.capabilities]
+        if not able:
+            raise RegistryError(
+                f"no host of {session.reference.registry} has the capability {', '.join(need)}; "
+                "add it in hosts.toml"
+            )
+        silent = [host for host in able if self._silent(session, host)]
+        reachable = [host for host in able if host not in silent]
+        failures: list[_Failed] = []
+        for host in [*reachable, *silent]:
+            repository = HostRepository(
+                self._transport,
+                session,
+                host,
+                progress,
+                patient=host is [*silent, *reachable][-1],
+            )
+            try:
+                return await ask(repository)
+            except (RegistryError, NotFoundError, CorruptError) as exc:
+                failures.append(_Failed(host, exc))
+                if isinstance(exc, RegistryUnreachableError):
+                    session.unreachable.add(host.url)
+                log.info("registry_host_failed", host=host.url, error=str(exc))
+        raise _together(session, failures)
+
+    def _silent(self, session: Session, host: Host) -> bool:
+        return host.url in session.unreachable or self._transport.reach.failed_lately(
+            origin(host.url)
+        )
+
+    async def _foreign(self, blob: Descriptor, progress: Progress, missing: NotFoundError) -> None:
+        """Fetch a layer that the registry does not distribute from the URLs of its descriptor."""
+        failures = []
+        for url in blob.urls[:_MAX_URLS]:
+            try:
+                origin(url)  # raises ValueError for other than http and https
+                await self._from_url(url, blob, progress)
+                return
+            except ValueError as exc:
+                failures.append(f"{printable(url, 200)}: {exc}")
+            except (RegistryError, NotFoundError, CorruptError) as exc:
+                failures.append(printable(str(exc)))
+        tried = "; ".join(failures) or "its descriptor has no urls"
+        raise NotFoundError(
+            f"{missing}: {blob.digest} is a foreign layer, which registries do not distribute; "
+            f"from its urls: {tried}"
+        ) from None
+
+    async def _from_url(self, url: str, blob: Descriptor, progress: Progress) -> None:
+        @contextlib.asynccontextmanager
+        async def get(headers: Mapping[str, str]) -> AsyncIterator[Answer]:
+            with progress.receiving():
+                async with self._transport.open(Request(url=url, headers=headers)) as answer:
+                    if answer.status >= 300:
+                        now = self._transport.clock.time()
+                        raise (await answer.refusal(Speaker.STRANGER, now)).error()
+                    yield answer
+
+        source = Source(
+            where=redacted(url),
+            get=get,
+            moved=progress.moved,
+            budget=lambda: Budget(self._transport.clock),
+            patient=True,
+        )
+        async with self._wanted.hold(f"{url} {blob.digest}"):
+            if not await run_in(self._fs, self._files.has, blob.parsed):
+                await self._downloader.download(blob, source)
+
+
+def _checked(content: bytes, wanted: str, where: str) -> Digest:
+    """The digest of `content`, which is `wanted` if that is a digest. Raises CorruptError."""
+    if ":" not in wanted:
+        return digest_of(content)
+    expected = parse_digest(wanted)
+    hasher = expected.hasher()
+    hasher.update(content)
+    if hasher.hexdigest() != expected.hex:
+        raise CorruptError(f"manifest {wanted} from {where} has digest {digest_of(content)}")
+    return expected
+
+
+def _answered(error: AgentError) -> bool:
+    return not isinstance(error, RegistryError) or error.status > 0
+
+
+def _together(session: Session, failures: list[_Failed]) -> AgentError:
+    """One error for all hosts, of the kind that the registry itself answered.
+
+    Where it gave no answer, as on nodes without a way to it, the kind is that of the first mirror.
+    """
+    answers = [failed for failed in failures if _answered(failed.error)] or failures
+    own = next((failed for failed in answers if not failed.host.mirror), answers[0])
+    if len(failures) == 1:
+        said = printable(str(own.error), _MAX_TEXT)
+    else:
+        each = _MAX_TEXT // min(len(failures), _MAX_HOSTS)
+        said = "; ".join(
+            f"{failed.host.url}: {printable(str(failed.error), each)}"
+            for failed in failures[:_MAX_HOSTS]
+        )
+    missing = " not found" if isinstance(own.error, NotFoundError) else ""
+    text = f"{session.reference}{missing}: {said}"
+    if not isinstance(own.error, RegistryError):
+        return type(own.error)(text)
+    kind = RegistryDeniedError if isinstance(own.error, RegistryDeniedError) else RegistryError
+    return kind(
+        text,
+        method=own.error.method,
+        url=own.error.url,
+        status=own.error.status,
+        codes=own.error.codes,
+    )

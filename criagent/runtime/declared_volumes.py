@@ -1,0 +1,214 @@
+"""Volumes that an image's configuration declares (VOLUME of a Dockerfile).
+
+As containerd does it, each is a directory of the node with what the image has there, mounted over
+that place: writable under a read-only root, and no overlay on an overlay. It lies beside the
+container's writable layer, `snapshots/<number>/volumes/<n>`, is counted with it and goes with it.
+A mount of the request at the same place is used instead.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import errno
+import os
+import stat
+from collections.abc import Sequence
+from concurrent.futures import Executor
+from pathlib import Path
+from typing import Literal
+
+import structlog
+
+from criagent.aio import run_in
+from criagent.child import PipeReader, killed_on_exit, spawn
+from criagent.errors import AgentError, ExhaustedError, InvalidRequestError
+from criagent.image.blobs import disk_full
+from criagent.image.snapshots.overlay import OverlaySnapshots
+from criagent.kernel.paths import RESOLVE_IN_ROOT, RESOLVE_NO_SYMLINKS, open_in_root, openat2
+from criagent.model import Container, Mount, Sandbox, Snapshot
+from criagent.runtime.mount_targets import cleaned, is_kernel_place, landing
+from criagent.runtime.paths import RuntimePaths
+from criagent.runtime.spec_inputs import ResolvedMount
+
+VolumeMode = Literal["bind", "mkdir", "ignore"]
+
+_LIMIT = 128  # of one image; each costs a directory and a mount
+_CURE = 'set runtime.image_volumes = "ignore"'
+_FULL = (os.strerror(errno.ENOSPC), os.strerror(errno.EDQUOT))
+
+log: structlog.stdlib.BoundLogger = structlog.get_logger(__name__)
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class DeclaredVolumes:
+    """Makes the volumes of a container whose root is mounted."""
+
+    mode: VolumeMode
+    paths: RuntimePaths
+    snapshots: OverlaySnapshots
+    fs: Executor
+
+    async def make(
+        self, row: Container, box: Sandbox, snapshot: Snapshot, declared: Sequence[str]
+    ) -> tuple[ResolvedMount, ...]:
+        """The mounts of the `declared` volumes; what is in the image there is copied.
+
+        With mode "mkdir" the directories are made in the root, for the container's user, and there
+        are no mounts. Raises InvalidRequestError for a declaration that cannot be, ExhaustedError
+        when the disk is full, AgentError.
+        """
+        if not declared or self.mode == "ignore":
+            return ()
+        places = await run_in(self.fs, self._places, row, declared)
+        if self.mode == "mkdir":
+            await run_in(self.fs, self._make_places, row, box, places)
+            return ()
+        mounts = []
+        top = self.snapshots.tree(snapshot).with_name("volumes")
+        for number, place in enumerate(places):
+            directory = top / str(number)
+            if await run_in(self.fs, self._prepare, row, box, place, directory):
+                await self._copy(row, place, directory)
+            mounts.append(_mount(place, directory))
+        return tuple(mounts)
+
+    def _places(self, row: Container, declared: Sequence[str]) -> list[str]:
+        """Where the volumes are, without links, each once, without those that are not made."""
+        image = row.spec.image
+        if len(declared) > _LIMIT:
+            raise InvalidRequestError(
+                f"image {image[:200]} declares {len(declared)} volumes, more than {_LIMIT}; "
+                f"declare fewer, or {_CURE}"
+            )
+        root = os.open(self.paths.rootfs(row.id), os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+        try:
+            taken = {cleaned(mount.container_path) for mount in row.spec.mounts}
+            taken |= {landing(root, path, image) for path in taken}
+            places: dict[str, None] = {}
+            for text in declared:
+                path = cleaned(text)
+                if "\0" in path or path == "/":
+                    raise InvalidRequestError(
+                        f"image {image[:200]} declares the volume {text[:200]!r}, which cannot be "
+                        f"mounted; declare another directory, or {_CURE}"
+                    )
+                place = path if is_kernel_place(path) else landing(root, path, image)
+                if is_kernel_place(place):
+                    log.info("declared_volume_left_out", container_id=row.id, path=place[:200])
+                elif path not in taken and place not in taken:
+                    places[place] = None
+        finally:
+            os.close(root)
+        return list(places)
+
+    def _prepare(self, row: Container, box: Sandbox, place: str, directory: Path) -> bool:
+        """Whether the image has files at `place` to be copied with their directory.
+
+        Otherwise the directory is made, with owner and mode as the image's or else root's.
+        """
+        content = self._content(row, place)
+        mapped = box.spec.security.namespaces.mapped
+        owner, mode = (0, 0) if mapped is None else (mapped.root_uid, mapped.root_gid), 0o755
+        with disk_full(self.snapshots.root):
+            directory.parent.mkdir(exist_ok=True, mode=0o700)
+            if content is not None:
+                try:
+                    with os.scandir(content) as entries:
+                        if next(entries, None) is not None:
+                            return True
+                    facts = os.fstat(content)
+                    owner, mode = (facts.st_uid, facts.st_gid), stat.S_IMODE(facts.st_mode)
+                finally:
+                    os.close(content)
+            directory.mkdir(mode=0o700)
+            os.chown(directory, *owner)
+            directory.chmod(mode)
+        return False
+
+    async def _copy(self, row: Container, place: str, directory: Path) -> None:
+        """Copy a directory with owners, modes, times, links and attributes, by cp of coreutils.
+
+        The path has no links, and nobody else can change the root.
+        """
+        source = f"{self.paths.rootfs(row.id)}{place}/."
+        read, write = os.pipe()
+        errors = PipeReader(read, limit=4096)
+        try:
+            try:
+                child = spawn(["cp", "-a", "-T", "--reflink=auto", source, directory], stderr=write)
+            except OSError as exc:
+                raise AgentError(f"cp cannot be run: {exc.strerror}; install coreutils") from exc
+            finally:
+                os.close(write)
+            async with killed_on_exit(child):
+                status = await child.wait()
+            errors.drain()
+        finally:
+            errors.close()
+        if status:
+            words = bytes(errors.data).decode(errors="replace").strip()[-300:]
+            text = f"image {row.spec.image[:200]}: volume {place[:200]!r} was not copied: {words}"
+            if any(reason in words for reason in _FULL):
+                raise ExhaustedError(f"{text}; free space on the disk of storage.root")
+            raise AgentError(text)
+
+    def _content(self, row: Container, place: str) -> int | None:
+        """What the image has at `place`, None = nothing."""
+        root = os.open(self.paths.rootfs(row.id), os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+        try:
+            return open_in_root(root, place, os.O_RDONLY | os.O_DIRECTORY)
+        except FileNotFoundError:
+            return None
+        except NotADirectoryError:
+            raise InvalidRequestError(
+                f"image {row.spec.image[:200]} declares the volume {place[:200]!r}, where it has "
+                f"a file and no directory; declare a directory, or {_CURE}"
+            ) from None
+        finally:
+            os.close(root)
+
+    def _make_places(self, row: Container, box: Sandbox, places: Sequence[str]) -> None:
+        """Directories of the container's user in its root; those that are there stay."""
+        user, mapped = row.user, box.spec.security.namespaces.mapped
+        uid, gid = (0, 0) if user is None else (user.uid, user.gid)
+        if mapped is not None:
+            uid, gid = mapped.root_uid + uid, mapped.root_gid + gid
+        root = os.open(self.paths.rootfs(row.id), os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+        try:
+            for place in places:
+                _make_below(root, place, (uid, gid))
+        except NotADirectoryError as exc:
+            raise InvalidRequestError(
+                f"image {row.spec.image[:200]} declares a volume at or below "
+                f"{str(exc.filename)[:200]!r}, where it has a file; {_CURE}"
+            ) from None
+        finally:
+            os.close(root)
+
+
+def _make_below(root: int, place: str, owner: tuple[int, int]) -> None:
+    here = os.dup(root)
+    try:
+        for part in place.split("/")[1:]:
+            try:
+                os.mkdir(part, 0o755, dir_fd=here)
+            except FileExistsError:
+                below = _directory(here, part)
+            else:
+                below = _directory(here, part)
+                os.chown(part, *owner, dir_fd=here, follow_symlinks=False)
+            os.close(here)
+            here = below
+    finally:
+        os.close(here)
+
+
+def _directory(parent: int, name: str) -> int:
+    flags = os.O_PATH | os.O_DIRECTORY
+    return openat2(parent, name, flags, RESOLVE_IN_ROOT | RESOLVE_NO_SYMLINKS)
+
+
+def _mount(place: str, directory: Path) -> ResolvedMount:
+    source = str(directory)
+    request = Mount(container_path=place, host_path=source, selinux_relabel=True)
+    return ResolvedMount(request=request, source=source, propagation="rprivate")

@@ -1,0 +1,70 @@
+"""Names as the peers take them: no uid, slashes, host names of every kind; and PID targets."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import grpc
+import pytest
+from conftest import Pods
+from cri_client import api, container
+from made_images import HANDLERS
+from mapped_pods import words
+from test_bad_requests import refused
+
+pytestmark = pytest.mark.root
+
+
+@pytest.mark.parametrize("handler", HANDLERS)
+def test_names_with_slashes_and_no_uid_are_names_and_no_paths(pods: Pods, handler: str) -> None:
+    config = pods.config()
+    config.metadata.name, config.metadata.namespace = "../../../tmp/pod", "a/b"
+    config.metadata.uid = ""
+    box = pods.cri.run(config, handler=handler)
+    wanted = container("../../c/d", ["sleep", "1000"])
+    wanted.log_path = "0.log"
+    row = pods.cri.create(box, wanted, config)
+    pods.cri.start(row)
+    assert words(pods, row, "echo", "alive") == "alive"
+    status = pods.cri.pod_status(box)
+    assert (status.metadata.name, status.metadata.uid) == ("../../../tmp/pod", "")
+    assert pods.cri.status(row).metadata.name == "../../c/d"
+    assert not Path("/tmp/pod").exists()
+    assert pods.cri.run(config, handler=handler) == box
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["pod.sub.ns.svc.", "-under_score", "UPPER", "a" * 64, "ü.example", "with blank", "../x"],
+)
+def test_a_hostname_is_what_the_kernel_takes(pods: Pods, name: str) -> None:
+    """The kubelet sends a trailing dot for setHostnameAsFQDN without a cluster domain."""
+    row = pods.running(box=pods.sandbox(lambda config: setattr(config, "hostname", name)))
+    assert words(pods, row, "hostname") == name
+    assert words(pods, row, "cat", "/etc/hostname") == name
+    assert words(pods, row, "sh", "-c", 'echo "$HOSTNAME"') == name
+
+
+def test_with_the_nodes_network_its_own_hostname_may_be_said(pods: Pods) -> None:
+    def host(config: api.PodSandboxConfig) -> None:
+        config.linux.security_context.namespace_options.network = api.NODE
+        config.hostname = os.uname().nodename
+
+    row = pods.running(box=pods.sandbox(host))
+    assert words(pods, row, "hostname") == os.uname().nodename
+
+
+def test_a_dead_target_or_holder_gives_nobody_its_pid_namespace(pods: Pods) -> None:
+    box, config = pods.sandbox()
+    row = pods.running(box=(box, config))
+    pods.cri.stop(row)
+    wanted = container("debugger", ["sleep", "1"])
+    options = wanted.linux.security_context.namespace_options
+    options.pid, options.target_id = api.TARGET, row
+    refused(
+        lambda: pods.cri.create(box, wanted, config),
+        grpc.StatusCode.INVALID_ARGUMENT,
+        "not running",
+    )
+    assert [one.id for one in pods.cri.containers()] == [row]

@@ -1,0 +1,48 @@
+"""What privileged containers are given of the node, and that the node keeps it as it is."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from conftest import Pods
+from cri_client import api
+from made_images import HANDLERS
+from mapped_pods import words
+
+pytestmark = pytest.mark.root
+
+PLACE = " /sys/fs/cgroup "
+
+
+def privileged(config: api.PodSandboxConfig | api.ContainerConfig) -> None:
+    config.linux.security_context.privileged = True
+
+
+def line_of(table: str) -> str:
+    """The topmost mount on /sys/fs/cgroup."""
+    return [line for line in table.splitlines() if PLACE in line][-1]
+
+
+@pytest.mark.parametrize("handler", HANDLERS)
+def test_a_privileged_container_has_the_nodes_cgroup_tree_and_changes_no_option_of_it(
+    pods: Pods, handler: str
+) -> None:
+    """Outside of cgroup namespaces a fresh mount takes nsdelegate and memory_recursiveprot from the
+    node's. A test node has a cgroup namespace itself; the VM tier has not."""
+    before = line_of(Path("/proc/self/mountinfo").read_text())
+    config = pods.config()
+    privileged(config)
+    box = pods.cri.run(config, handler=handler)
+    row = pods.running(box=(box, config), change=privileged)
+    inside = line_of(words(pods, row, "cat", "/proc/self/mountinfo"))
+    assert line_of(Path("/proc/self/mountinfo").read_text()) == before
+    of_node, of_container = (line.split(" - ")[1].split() for line in (before, inside))
+    assert of_container[0] == of_node[0] == "cgroup2"
+    assert of_container[2] == of_node[2]
+    assert before.split()[2:4] == inside.split()[2:4]  # device and root of the tree
+    options = inside.split()[5].split(",")
+    assert {"rw", "nosuid", "nodev", "noexec"} <= set(options)
+    words(pods, row, "mkdir", "/sys/fs/cgroup/made-inside")
+    assert Path("/sys/fs/cgroup/made-inside").is_dir()
+    words(pods, row, "rmdir", "/sys/fs/cgroup/made-inside")
