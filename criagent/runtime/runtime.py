@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import dataclasses
+import os
 from collections.abc import Sequence
 from typing import Any
 
@@ -151,7 +152,7 @@ class Runtime:
 
     @property
     def problem(self) -> str:
-        """Why no pod of the default handler can run; "" = they can. Does not look at the disk."""
+        """Why no pod of the default handler can run; "" = they can. Asks for the programs' files."""
         return self._problem_of(self.creator.default_handler)
 
     async def unready(self) -> tuple[str, str]:
@@ -163,8 +164,17 @@ class Runtime:
         return "", ""
 
     def _problem_of(self, handler: str) -> str:
-        found = [facts.problem for facts in self.handlers if facts.name == handler]
-        return "; ".join(text for text in (*found, self.monitor_problem) if text)
+        """What was found at the start, or a program that has gone since."""
+        chosen = [facts for facts in self.handlers if facts.name == handler]
+        found = [*(facts.problem for facts in chosen), self.monitor_problem]
+        if not any(found):
+            programs = (*(facts.path for facts in chosen), self.creator.conmon.program)
+            found = [
+                f"{program} can no longer be run; install it again"
+                for program in programs
+                if not os.access(program, os.X_OK)
+            ]
+        return "; ".join(text for text in found if text)
 
     def _require(self, handler: str) -> None:
         if problem := self._problem_of(handler or self.creator.default_handler):

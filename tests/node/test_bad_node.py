@@ -112,6 +112,27 @@ def test_a_missing_or_old_program_makes_the_node_not_ready(
     assert programs.cri.status(row).state == api.CONTAINER_EXITED
 
 
+@pytest.mark.parametrize("key", ["handlers.crun", "conmon"])
+def test_a_program_that_goes_while_the_agent_runs_makes_the_node_not_ready(
+    programs: Pods, key: str, tmp_path: Path
+) -> None:
+    program = tmp_path / key.rpartition(".")[2]
+    program.symlink_to(f"/usr/bin/{program.name}")
+    value = f'{{ path = "{program}" }}' if "." in key else f'"{program}"'
+    agent.stop()
+    programs.cri = agent.start(f"[runtime]\n{key} = {value}\n")
+    assert condition(programs.cri).status
+    program.unlink()
+    found = condition(programs.cri)
+    assert (found.status, found.reason) == (False, "ProgramNotUsable")
+    assert f"{program} can no longer be run; install it again" in found.message
+    code, text = refused(programs.sandbox)
+    assert code is grpc.StatusCode.FAILED_PRECONDITION
+    assert str(program) in text
+    program.symlink_to(f"/usr/bin/{program.name}")
+    assert condition(programs.cri).status
+
+
 def test_crun_without_dbus_says_what_to_do(programs: Pods) -> None:
     agent.stop()
     programs.cri = agent.start('[runtime]\ncgroup_driver = "systemd"\n')
