@@ -152,7 +152,7 @@ class Runtime:
 
     @property
     def problem(self) -> str:
-        """Why no pod of the default handler can run; "" = they can. Asks for the programs' files."""
+        """Why no pod of the default handler can run; "" = they can. Looks for the programs."""
         return self._problem_of(self.creator.default_handler)
 
     async def unready(self) -> tuple[str, str]:
