@@ -7,6 +7,7 @@ interpreter lock.
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import queue
 import threading
@@ -17,12 +18,13 @@ _READ = 1 << 18
 _SMALL = 1 << 14  # fed to a new member: what it does not take is copied once per member
 _CHUNK = 1 << 20  # most that is decompressed at once: a bomb makes a thousand times its input
 _QUEUED = 16  # chunks
+_MAX_MEMBERS = 10_000_000  # eStargz has two for each of the archive's
 MAX_OVERHEAD = 8 << 30  # bytes of a layer that are not file content: enough for 4 million files
 
 GZIP_MAGIC = b"\x1f\x8b"
 ZSTD_MAGIC = b"\x28\xb5\x2f\xfd"
 _ZSTD_SKIPPABLE = b"\x2a\x4d\x18"  # after a byte 0x5?; pzstd begins with such a frame
-_FOREIGN = {b"\xfd7zXZ\0": "xz", b"BZh91AY&SY": "bzip2", b"\x04\x22\x4d\x18": "lz4"}
+_FOREIGN = {b"\xfd7zXZ\0": "xz", b"BZh91AY&SY": "bzip2"}
 
 
 class BadLayerError(Exception):
@@ -37,21 +39,22 @@ class _Decoder(Protocol):
     def decompress(self, data: bytes, max_length: int = -1) -> bytes: ...
 
 
-def _gzip() -> _Decoder:
+@functools.cache
+def _gzip() -> Callable[[], _Decoder]:
     try:
         from isal import isal_zlib as codec
     except ImportError:
         import zlib as codec  # type: ignore[no-redef]
-    decoder: _Decoder = codec.decompressobj(31)
-    return decoder
+    return functools.partial(codec.decompressobj, 31)
 
 
-def _zstd() -> _Decoder:
+@functools.cache
+def _zstd() -> Callable[[], _Decoder]:
     try:
         from compression import zstd  # type: ignore[import-not-found]
     except ImportError:
         from backports import zstd
-    decoder: _Decoder = zstd.ZstdDecompressor()
+    decoder: Callable[[], _Decoder] = zstd.ZstdDecompressor
     return decoder
 
 
@@ -63,23 +66,24 @@ def plain_chunks(source: IO[bytes], hasher: Callable[[bytes], object]) -> Iterat
     """
     block = source.read(_READ)
     for magic, name in _FOREIGN.items():
-        if block.startswith(magic):
-            raise BadLayerError(f"the layer is compressed with {name}; use gzip or zstd")
-    make = _gzip if block[:2] == GZIP_MAGIC else _zstd if _is_zstd(block[:4]) else None
+        if block.startswith(magic) and block[257:262] != b"ustar":
+            raise BadLayerError(f"compressed with {name}, which is not supported; use gzip or zstd")
+    make = _gzip() if block[:2] == GZIP_MAGIC else _zstd() if _is_zstd(block[:4]) else None
     decoder = make() if make else None
+    numbers = iter(range(_MAX_MEMBERS))
     while block:
         hasher(block)
         if make is None:
             yield block
         else:
-            decoder = yield from _members(block, decoder, make)
+            decoder = yield from _members(block, decoder, make, numbers)
         block = source.read(_READ)
     if decoder is not None:
         raise BadLayerError("compressed data ends too soon")
 
 
 def _members(
-    block: bytes, decoder: _Decoder | None, make: Callable[[], _Decoder]
+    block: bytes, decoder: _Decoder | None, make: Callable[[], _Decoder], numbers: Iterator[int]
 ) -> Generator[bytes, None, _Decoder | None]:
     """What `block` decodes to; returns the decoder of a member that goes on in the next block."""
     at, size = 0, len(block)
@@ -90,6 +94,8 @@ def _members(
             at += len(piece) - len(data)
             if not data:
                 continue
+            if next(numbers, None) is None:
+                raise BadLayerError(f"the layer is compressed in more than {_MAX_MEMBERS} parts")
             decoder, piece = make(), data
         yield from _decoded(decoder, piece)
         at += len(piece)

@@ -84,7 +84,7 @@ def test_a_bomb_comes_in_bounded_pieces(pack: object) -> None:
 
 @given(st.binary(max_size=3000), st.sampled_from([gzip.compress, zstd.compress, bytes]))
 def test_anything_packed_comes_back(content: bytes, pack: object) -> None:
-    if pack is bytes and is_compressed(content[:4]):
+    if pack is bytes and (is_compressed(content[:4]) or content.startswith((b"\xfd7zXZ", b"BZh9"))):
         return
     assert plain(pack(content)) == content  # type: ignore[operator]
 
@@ -143,7 +143,7 @@ def test_many_members_follow_one_another(pack: Callable[[bytes], bytes], size: i
 
 @pytest.mark.parametrize("pack", [lzma.compress, bz2.compress])
 def test_a_format_that_layers_do_not_have_is_named(pack: Callable[[bytes], bytes]) -> None:
-    with pytest.raises(BadLayerError, match=r"compressed with (xz|bzip2); use gzip or zstd"):
+    with pytest.raises(BadLayerError, match=r"compressed with (xz|bzip2), which is not"):
         plain(pack(PLAIN))
 
 
