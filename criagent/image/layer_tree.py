@@ -93,10 +93,7 @@ class LayerTree:
         """The directory at `path` for an entry in it; made when missing. Raises BadLayerError."""
         found = self._directory(path, _For.CONTENT)
         assert found is not None
-        above = found.path
-        while self.implied.get(above):
-            self.implied[above] = False
-            above = parent_of(above)
+        self._has_content(found.path)
         return found
 
     def directory_for_whiteout(self, path: bytes) -> Directory | None:
@@ -189,7 +186,14 @@ class LayerTree:
             if exc.errno != errno.EINVAL:
                 raise
         # A file, or a whiteout: it hides what lower layers have here.
-        return self.make_directory(here, name, 0o755) if purpose is _For.CONTENT else None
+        if purpose is not _For.CONTENT:
+            return None
+        return _plain(self.make_directory(here, name, 0o755))
+
+    def _has_content(self, path: bytes) -> None:
+        while self.implied.get(path):
+            self.implied[path] = False
+            path = parent_of(path)
 
     def _count_step(self) -> None:
         self._steps -= 1
@@ -203,9 +207,11 @@ class LayerTree:
         os.mkdir(name, 0o755, dir_fd=here.fd)
         path = here.child(name)
         self.times.pop(path, None)
+        if not only_whiteouts:
+            self._has_content(here.path)
         if self.below is Below.UNKNOWN:
             self.implied[self.remember(path)] = only_whiteouts
-        return os.open(name, _NO_FOLLOW, dir_fd=here.fd)
+        return _plain(os.open(name, _NO_FOLLOW, dir_fd=here.fd))
 
     def make_directory(self, parent: Directory, name: bytes, mode: int) -> int:
         """A descriptor of the directory `name`, made unless there is one."""
@@ -259,6 +265,13 @@ def parent_of(path: bytes) -> bytes:
 def is_whiteout(found: os.stat_result) -> bool:
     """Whether overlayfs takes the file for a removed one."""
     return stat.S_ISCHR(found.st_mode) and found.st_rdev == 0
+
+
+def _plain(directory: int) -> int:
+    """What a directory above passed on (setgid bit and group) is not in the layer: undone."""
+    os.fchown(directory, 0, 0)
+    os.fchmod(directory, 0o755)
+    return directory
 
 
 def _closed(fd: int) -> int:

@@ -23,6 +23,7 @@ from criagent.kernel.trees import remove_tree
 _IMPLIED, _BY_WHITEOUTS, _WHITEOUT = b"d", b"w", b"x"
 _DIRECTORY = os.O_RDONLY | os.O_DIRECTORY
 _ABSENT = {errno.ENOENT, errno.ENOTDIR, errno.ELOOP}
+_UNREADABLE = {errno.EINVAL, errno.ENODATA, errno.EOPNOTSUPP, errno.EPERM}  # empty capabilities
 _NOT_COPIED = ("trusted.", "user.overlay.")
 
 
@@ -195,7 +196,12 @@ def _copy_attributes(source: int, target: int) -> None:
     facts = os.fstat(source)
     os.fchown(target, facts.st_uid, facts.st_gid)
     for key in os.listxattr(source):
-        if not key.startswith(_NOT_COPIED):
+        if key.startswith(_NOT_COPIED):
+            continue
+        try:
             os.setxattr(target, key, os.getxattr(source, key))
+        except OSError as exc:
+            if exc.errno not in _UNREADABLE:
+                raise
     os.fchmod(target, facts.st_mode & 0o7777)
     os.utime(target, ns=(facts.st_mtime_ns, facts.st_mtime_ns))

@@ -1,0 +1,86 @@
+"""A layer over another: written alone and settled, it shows what it shows written through it."""
+
+from __future__ import annotations
+
+import io
+from pathlib import Path
+from random import Random
+
+from layer_ground import Facts, extract, facts, fresh
+from tars import hostile
+
+from criagent.image.decompress import BadLayerError, LayerStream
+from criagent.image.extract import TooLargeError, clean
+from criagent.image.layer_tree import Below, parent_of
+from criagent.image.settle import settle, write_unsettled
+from criagent.image.tar_headers import DIRECTORY, entries
+from criagent.image.unpack_protocol import NeedsLowers
+from criagent.kernel import mount
+
+SPLIT = b"-- the upper layer --"
+
+
+def make(rnd: Random, seeds: list[bytes]) -> bytes:
+    return hostile(rnd, tough=0) + SPLIT + hostile(rnd, tough=rnd.choice([0, 0, 0.05]))
+
+
+def check(data: bytes) -> None:
+    low, _, upper = data.partition(SPLIT)
+    if _has_late_directories(upper):
+        return  # alone they take what came before into them, even where a lower layer has a link
+    lower = fresh("lower")
+    try:
+        extract(low, lower, Below.NOTHING)
+    except (BadLayerError, TooLargeError):
+        return
+    merged = _merged(lower, upper)
+    top = fresh("alone") / "fs"
+    top.mkdir()
+    try:
+        if write_unsettled(top, extract(upper, top, Below.UNKNOWN)):
+            settle(top, lower)
+    except NeedsLowers:
+        return
+    except BadLayerError as exc:
+        assert isinstance(merged, str), f"refused only alone: {exc}"
+        return
+    assert isinstance(merged, dict), f"refused only through the lower layer: {merged}"
+    target = fresh("view")
+    mount.overlay([top, lower], None, None, target)
+    try:
+        alone = facts(target, directory_times=False)
+    finally:
+        mount.umount2(target)
+    different = {k: (alone[0].get(k), merged.get(k)) for k in {*alone[0], *merged}}
+    different = {k: pair for k, pair in different.items() if pair[0] != pair[1] and k != "."}
+    assert not different, different
+
+
+def _has_late_directories(data: bytes) -> bool:
+    above: set[bytes] = set()
+    stream = LayerStream(io.BytesIO(data))
+    try:
+        for entry in entries(stream):
+            path = clean(entry.name)
+            if entry.kind == DIRECTORY and path in above:
+                return True
+            while path:
+                path = parent_of(path)
+                above.add(path)
+    except BadLayerError:
+        pass
+    finally:
+        stream.close()
+    return False
+
+
+def _merged(lower: Path, upper: bytes) -> Facts | str:
+    root, work, target = fresh("root"), fresh("work"), fresh("merged")
+    mount.overlay([lower], root, work, target)
+    try:
+        extract(upper, target, Below.MERGED)
+        return facts(target, directory_times=False)[0]
+    except BadLayerError as exc:
+        return str(exc)
+    finally:
+        mount.umount2(target)
