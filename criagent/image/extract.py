@@ -194,9 +194,9 @@ class Extractor:
         if source is None:
             raise self._missing(target)
         try:
-            found = os.stat(base, dir_fd=source, follow_symlinks=False)
-            if is_whiteout(found):
-                raise self._missing(target)
+            found = os.stat(base, dir_fd=source.fd, follow_symlinks=False)
+            if is_whiteout(found) or self._tree.implied.get(source.child(base)):
+                raise self._missing(target)  # not there, or only for the sake of whiteouts
             if stat.S_ISDIR(found.st_mode):
                 raise BadLayerError(f"a hard link to the directory {shown(target)}")
             if self._is_same(parent, name, found):
@@ -205,13 +205,13 @@ class Extractor:
                 parent,
                 name,
                 lambda: os.link(
-                    base, name, src_dir_fd=source, dst_dir_fd=parent.fd, follow_symlinks=False
+                    base, name, src_dir_fd=source.fd, dst_dir_fd=parent.fd, follow_symlinks=False
                 ),
             )
         except FileNotFoundError:
             raise self._missing(target) from None
         finally:
-            os.close(source)
+            os.close(source.fd)
 
     def _is_same(self, parent: Directory, name: bytes, found: os.stat_result) -> bool:
         try:

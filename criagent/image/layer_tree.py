@@ -100,10 +100,9 @@ class LayerTree:
         """The directory at `path`, or None when nothing of a lower layer can be seen there."""
         return self._directory(path, _For.WHITEOUT)
 
-    def find(self, path: bytes) -> int | None:
-        """A descriptor of the directory at `path`, for the caller to close; None if missing."""
-        found = self._walk(path, _For.LINK_TARGET)
-        return None if found is None else found.fd
+    def find(self, path: bytes) -> Directory | None:
+        """The directory at `path`, for the caller to close; None if it is missing."""
+        return self._walk(path, _For.LINK_TARGET)
 
     def open(self, path: bytes, flags: int = DIRECTORY_FLAGS) -> int:
         """Open `path`, which leads through no link."""
@@ -157,6 +156,8 @@ class LayerTree:
                     continue
                 links += 1
                 if links > _MAX_LINKS:
+                    if purpose is _For.WHITEOUT:
+                        return None  # a loop hides what is below it
                     raise BadLayerError(f"more than {_MAX_LINKS} links in one path")
                 if step.startswith(b"/"):
                     done.clear()
@@ -188,6 +189,7 @@ class LayerTree:
         # A file, or a whiteout: it hides what lower layers have here.
         if purpose is not _For.CONTENT:
             return None
+        self._has_content(here.path)
         return _plain(self.make_directory(here, name, 0o755))
 
     def _has_content(self, path: bytes) -> None:

@@ -134,7 +134,7 @@ def fuzz(name: str, seconds: float, seed: str) -> bool:
             FAILED.mkdir(parents=True, exist_ok=True)
             file = FAILED / f"{name}-{seed}-{count}"
             file.write_bytes(data)
-            print(f"{name}: the input is {file}; again: make fuzz FUZZ={name} INPUT={file}")
+            print(f"{name}: once more: make fuzz FUZZ={name} INPUT=build/fuzz/{file.name}")
             return False
         count += 1
     print(f"{name}: {count} cases, SEED={seed}", flush=True)

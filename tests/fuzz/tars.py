@@ -29,20 +29,21 @@ RECORDS = ["path", "linkpath", "size", "uid", "gid", "mtime", "GNU.sparse.map", 
 VALUES = ["y", "", "../../outside/keep", "0,5", "1", "9" * 30, "-1", "l/keep", "1.5", "0"]
 
 
-def hostile(rnd: Random, *, tough: float) -> bytes:
+def hostile(rnd: Random, *, tough: float, links: bool = True) -> bytes:
     """Entries that hide, replace and lead through one another; `tough` is how odd they are."""
-    parts = [_member(rnd, tough) for _ in range(rnd.randint(1, 25))]
+    kinds = KINDS if links else [kind for kind in KINDS if kind != tarfile.SYMTYPE]
+    parts = [_member(rnd, tough, kinds) for _ in range(rnd.randint(1, 25))]
     return b"".join(parts) + bytes(1024)
 
 
-def _member(rnd: Random, tough: float) -> bytes:
+def _member(rnd: Random, tough: float, kinds: list[bytes]) -> bytes:
     names = [rnd.choice(NAMES) for _ in range(rnd.randint(1, 4))]
     if rnd.random() < 0.25:
         names[-1] = rnd.choice(WHITEOUTS)
     if rnd.random() < tough:
         names[rnd.randrange(len(names))] = rnd.choice([*TOUGH_NAMES, *WHITEOUTS])
     entry = tarfile.TarInfo(rnd.choice(["", "", "", "/", "./"]) + "/".join(names))
-    entry.type = rnd.choice(KINDS if rnd.random() > tough / 10 else [b"S", b"g", b"Z", b"V"])
+    entry.type = rnd.choice(kinds if rnd.random() > tough / 10 else [b"S", b"g", b"Z", b"V"])
     entry.mode = rnd.choice([0o644, 0o755, 0o4777, 0o1700, 0])
     entry.mtime = rnd.choice([0, 5, 2**33, -5]) if rnd.random() < tough else 5
     entry.uid = rnd.choice([0, 1000, 2**32 - 1, 2**40, -1]) if rnd.random() < tough else 7
