@@ -11,6 +11,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
+import stat
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -128,17 +129,17 @@ class _Settler:
             return None
         try:
             return os.open(name, _DIRECTORY | os.O_NOFOLLOW, dir_fd=parent)
+        except FileNotFoundError:
+            return None
         except OSError as exc:
             if exc.errno not in _ABSENT:
                 raise
-        try:
-            os.readlink(name, dir_fd=parent)
-        except OSError:
-            return None
-        else:
-            raise NeedsLowers(f"{shown(path)} is a link in a lower layer")
+            found = os.stat(name, dir_fd=parent, follow_symlinks=False)
         finally:
             os.close(parent)
+        if stat.S_ISLNK(found.st_mode):
+            raise NeedsLowers(f"{shown(path)} is a link in a lower layer")
+        return None
 
     def _remove(self, path: bytes) -> None:
         parent = _open(self._root, parent_of(path), _DIRECTORY)

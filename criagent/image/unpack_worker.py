@@ -190,8 +190,11 @@ def _lower_view(lowers: Sequence[Path]) -> Iterator[Path]:
 
 @contextlib.contextmanager
 def _scratch() -> Iterator[Path]:
-    with tempfile.TemporaryDirectory(prefix="criagent-unpack-") as name:
-        yield Path(name)
+    path = Path(tempfile.mkdtemp(prefix="criagent-unpack-"))
+    try:
+        yield path
+    finally:
+        path.rmdir()  # alone: what is mounted there must never be deleted
 
 
 def _free(root: Path) -> int:

@@ -201,9 +201,10 @@ CASES: dict[str, tuple[list[Member], dict[str, str]]] = {
 async def test_what_a_container_sees(place: Place, name: str) -> None:
     members, expected = CASES[name]
     for merged in (False, True):
-        trees = await place.image(LOWER, tar(*members), merged=merged)
-        with place.view(trees) as view:
-            assert listed(view) == expected, "merged" if merged else "alone"
+        for lowers in ([LOWER], [tar(directory("d")), LOWER, tar(member("file", b"file"))]):
+            trees = await place.image(*lowers, tar(*members), merged=merged)
+            with place.view(trees) as view:
+                assert listed(view) == expected, "merged" if merged else "alone"
     assert place.is_untouched()
 
 
