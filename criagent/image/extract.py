@@ -280,6 +280,7 @@ class Extractor:
             del self._tree.implied[path]
             self._mark(parent, name)
         elif stat.S_ISDIR(found.st_mode):
+            self._tree.implied.pop(path, None)  # nothing below has its attributes any more
             fd = os.open(name, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW, dir_fd=parent.fd)
             try:
                 os.setxattr(fd, OPAQUE_XATTR, b"y")

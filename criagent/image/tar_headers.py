@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 from criagent.image.decompress import BadLayerError, LayerStream
+from criagent.image.unpack_protocol import shown
 
 BLOCK = 512
 _MAX_EXTENDED = 1 << 20  # bytes of one pax or long-name record
@@ -77,7 +78,7 @@ def entries(stream: LayerStream) -> Iterator[Entry]:
         count += 1
         if count > _MAX_ENTRIES:
             raise BadLayerError(f"the archive has more than {_MAX_ENTRIES} members")
-        entry, recorded = _with_map(stream, header, extensions)
+        entry, recorded = _member(stream, header, extensions)
         end = stream.read_bytes + entry.size
         yield entry
         stream.skip(end - stream.read_bytes)
@@ -137,10 +138,25 @@ class _Extensions:
         return {key: value for key, value in both.items() if value or key.startswith(_XATTR)}
 
 
-def _with_map(stream: LayerStream, header: bytes, extensions: _Extensions) -> tuple[Entry, int]:
-    """The member with its sparse map, and its size in the archive, which decides the padding."""
+def _member(stream: LayerStream, header: bytes, extensions: _Extensions) -> tuple[Entry, int]:
+    """As `_with_map`; errors name the member."""
     pax = extensions.records()
-    entry = _entry(header, pax, extensions.long_name, extensions.long_link)
+    name = pax.get(b"path") or extensions.long_name or _header_name(header)
+    try:
+        return _with_map(stream, header, pax, name, extensions.long_link)
+    except BadLayerError as exc:
+        raise BadLayerError(f"entry {shown(name)}: {exc}") from None
+
+
+def _with_map(
+    stream: LayerStream,
+    header: bytes,
+    pax: dict[bytes, bytes],
+    name: bytes,
+    long_link: bytes | None,
+) -> tuple[Entry, int]:
+    """The member with its sparse map, and its size in the archive, which decides the padding."""
+    entry = _entry(header, pax, name, long_link)
     recorded = entry.size
     if header[156:157] == b"S":
         entry.sparse = _old_sparse(stream, header)
@@ -218,19 +234,20 @@ def _extended(stream: LayerStream, header: bytes) -> bytes:
     return data
 
 
-def _entry(
-    header: bytes, pax: dict[bytes, bytes], long_name: bytes | None, long_link: bytes | None
-) -> Entry:
+def _header_name(header: bytes) -> bytes:
     name = header[:100].split(b"\0", 1)[0]
     if header[257:263] == b"ustar\0" and header[345]:
         name = header[345:500].split(b"\0", 1)[0] + b"/" + name
-    name = pax.get(b"path") or long_name or name
+    return name
+
+
+def _entry(header: bytes, pax: dict[bytes, bytes], name: bytes, long_link: bytes | None) -> Entry:
     kind = header[156:157]
     if kind in {b"\0", b"7", b"S"}:
         kind = DIRECTORY if kind == b"\0" and name.endswith(b"/") else REGULAR
     size = _pax_number(pax, b"size", number(header[124:136]))
     if not 0 <= size <= _MAX_SIZE:
-        raise BadLayerError(f"a member has the impossible size {size}")
+        raise BadLayerError(f"impossible size {size}")
     if kind in {HARD_LINK, SYMLINK, CHAR, BLOCK_DEVICE, DIRECTORY, FIFO}:
         size = 0  # POSIX: no data follows, whatever the header says
     entry = Entry(
@@ -245,7 +262,7 @@ def _entry(
         xattrs={k[len(_XATTR) :]: v for k, v in pax.items() if k.startswith(_XATTR)},
     )
     if b"\0" in entry.name + entry.link or any(b"\0" in key for key in entry.xattrs):
-        raise BadLayerError(f"a name of the member {entry.name[:200]!r} has a NUL byte")
+        raise BadLayerError("a name has a NUL byte")
     if kind in {CHAR, BLOCK_DEVICE}:
         entry.major, entry.minor = number(header[329:337]), number(header[337:345])
         if not (0 <= entry.major <= _MAX_MAJOR and 0 <= entry.minor <= _MAX_MINOR):

@@ -6,16 +6,20 @@ replaces later depends on the way it is written. Alone it does not, as in contai
 
 from __future__ import annotations
 
+import io
+import os
 from pathlib import Path
 from random import Random
+from stat import S_IFDIR
 
 from layer_ground import Facts, extract, facts, fresh
 from tars import hostile
 
-from criagent.image.decompress import BadLayerError
-from criagent.image.extract import TooLargeError
+from criagent.image.decompress import BadLayerError, LayerStream
+from criagent.image.extract import TooLargeError, clean
 from criagent.image.layer_tree import Below
 from criagent.image.settle import settle, write_unsettled
+from criagent.image.tar_headers import DIRECTORY, entries
 from criagent.image.unpack_protocol import NeedsLowers
 from criagent.kernel import mount
 
@@ -51,9 +55,21 @@ def check(data: bytes) -> None:
         alone = facts(target, directory_times=False)
     finally:
         mount.umount2(target)
+    explicit = _directories(upper)
+    for found in (alone[0], merged):  # what was copied up before its whiteout came looks as below
+        found.update({k: f[:1] for k, f in found.items() if f[0] == S_IFDIR and k not in explicit})
     different = {k: (alone[0].get(k), merged.get(k)) for k in {*alone[0], *merged}}
     different = {k: pair for k, pair in different.items() if pair[0] != pair[1] and k != "."}
     assert not different, different
+
+
+def _directories(data: bytes) -> set[str]:
+    stream = LayerStream(io.BytesIO(data))
+    try:
+        kinds = [(clean(entry.name), entry.kind) for entry in entries(stream)]
+    finally:
+        stream.close()
+    return {os.fsdecode(path) for path, kind in kinds if kind == DIRECTORY}
 
 
 def _settle(top: Path, lower: Path) -> None:
