@@ -31,6 +31,7 @@ _WHITEOUT = b".wh."
 _OPAQUE = b".wh..wh..opq"
 _META = b".wh..wh."  # other bookkeeping of aufs
 _NOT_SET = (b"trusted.", b"user.overlay.")  # for the administrator and the overlay alone
+_NAME_MAX = 255
 _FRAME = 4096  # bytes that the smallest file takes on common file systems
 _CREATE = os.O_CREAT | os.O_EXCL | os.O_WRONLY | os.O_NOFOLLOW | os.O_CLOEXEC
 _NODES = {tar.CHAR: stat.S_IFCHR, tar.BLOCK_DEVICE: stat.S_IFBLK, tar.FIFO: stat.S_IFIFO}
@@ -104,6 +105,8 @@ class Extractor:
             return
         above, _, name = path.rpartition(b"/")
         if name.startswith(_WHITEOUT):
+            if max(map(len, path.split(b"/"))) > _NAME_MAX:
+                raise OSError(errno.ENAMETOOLONG, "")
             self._whiteout(above, name)
             return
         if entry.kind == tar.CHAR and entry.major == entry.minor == 0:
@@ -195,9 +198,11 @@ class Extractor:
             raise self._missing(target)
         try:
             found = os.stat(base, dir_fd=source.fd, follow_symlinks=False)
-            if is_whiteout(found) or self._tree.implied.get(source.child(base)):
-                raise self._missing(target)  # not there, or only for the sake of whiteouts
+            if is_whiteout(found):
+                raise self._missing(target)
             if stat.S_ISDIR(found.st_mode):
+                if self._tree.implied.get(source.child(base)):  # there only for its whiteouts
+                    raise self._missing(target)
                 raise BadLayerError(f"a hard link to the directory {shown(target)}")
             if self._is_same(parent, name, found):
                 return  # to replace it would lose the file
@@ -275,12 +280,12 @@ class Extractor:
                 self._tree.remove(parent, name)
             elif stat.S_ISDIR(found.st_mode):
                 self._clear(path)
-        elif self._tree.implied.get(path):
-            self._tree.remove(parent, name)
-            del self._tree.implied[path]
-            self._mark(parent, name)
         elif stat.S_ISDIR(found.st_mode):
-            self._tree.implied.pop(path, None)  # nothing below has its attributes any more
+            # Nothing below lends it its attributes any more; if it is there at all.
+            if self._tree.implied.pop(path, False):
+                self._tree.remove(parent, name)
+                self._mark(parent, name)
+                return
             fd = os.open(name, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW, dir_fd=parent.fd)
             try:
                 os.setxattr(fd, OPAQUE_XATTR, b"y")

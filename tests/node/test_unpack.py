@@ -54,6 +54,8 @@ IMPOSSIBLE: dict[str, tuple[Members, str]] = {
     "implied name too long": ([member("x" * 300 + "/y")], "too long"),
     "link name too long": ([link("x" * 300, "y")], "too long"),
     "node name too long": ([member("x" * 300, kind=FIFO)], "too long"),
+    "whiteout name too long": ([member(".wh." + "x" * 300)], "too long"),
+    "whiteout below a long name": ([member("x" * 300 + "/.wh.x")], "too long"),
     "path too long": ([member("x/" * 3000 + "y")], "too long"),
     "link target too long": ([link("l", "x" * 5000)], "too long"),
     "hard link target too long": ([hard("l", "x" * 300)], "too long"),
