@@ -105,9 +105,7 @@ class Extractor:
             return
         above, _, name = path.rpartition(b"/")
         if name.startswith(_WHITEOUT):
-            if max(map(len, path.split(b"/"))) > _NAME_MAX:
-                raise OSError(errno.ENAMETOOLONG, "")
-            self._whiteout(above, name)
+            self._whiteout(path)
             return
         if entry.kind == tar.CHAR and entry.major == entry.minor == 0:
             self._hide(above, name)  # to overlayfs that is what a whiteout is
@@ -252,7 +250,10 @@ class Extractor:
 
     # Removals.
 
-    def _whiteout(self, above: bytes, name: bytes) -> None:
+    def _whiteout(self, path: bytes) -> None:
+        if max(map(len, path.split(b"/"))) > _NAME_MAX:
+            raise OSError(errno.ENAMETOOLONG, "")
+        above, _, name = path.rpartition(b"/")
         if name == _OPAQUE:
             self._hide_children(above)
         elif not name.startswith(_META):
