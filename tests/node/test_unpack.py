@@ -9,6 +9,7 @@ import resource
 import stat
 import tarfile
 from collections.abc import AsyncIterator, Callable
+from pathlib import Path
 
 import pytest
 from backports import zstd
@@ -28,7 +29,7 @@ from unpack_place import (
     tar,
 )
 
-from criagent.errors import CorruptError, ExhaustedError
+from criagent.errors import AgentError, CorruptError, ExhaustedError
 from criagent.image.unpack import NeedsLowers
 
 pytestmark = pytest.mark.root
@@ -331,3 +332,37 @@ async def test_a_worker_dies_with_its_caller(place: Place) -> None:
     task.cancel()
     with pytest.raises(asyncio.CancelledError):
         await task
+
+
+async def test_a_worker_has_no_network_and_few_rights(place: Place) -> None:
+    """C code reads hostile bytes in it."""
+    await place.unpack(tar(member("f")), lowers=[])
+    (worker,) = children()
+    for name in ("net", "ipc", "mnt"):
+        assert os.readlink(f"/proc/{worker}/ns/{name}") != os.readlink(f"/proc/self/ns/{name}")
+    links = [line.split(":")[0].strip() for line in lines_of(worker, "net/dev")[2:]]
+    assert links == ["lo"]
+    status = dict(line.split(":\t", 1) for line in lines_of(worker, "status"))
+    needed = sum(1 << number for number in (0, 1, 3, 4, 21, 27, 31))
+    for name in ("CapEff", "CapPrm", "CapBnd"):
+        assert int(status[name], 16) == needed
+    assert status["NoNewPrivs"].strip() == "1"
+
+
+async def test_a_request_larger_than_the_pipe_is_refused(place: Place) -> None:
+    """The event loop must never wait in a write."""
+    plain = tar(member("f", b"x"))
+    with pytest.raises(AgentError, match="too large"):
+        await place.unpack(plain, lowers=[Path("/" + "x" * 1000)] * 2000)
+    root, _ = await place.unpack(plain, lowers=[])
+    assert (root / "f").read_bytes() == b"x"
+
+
+def lines_of(pid: int, name: str) -> list[str]:
+    return Path(f"/proc/{pid}/{name}").read_text().splitlines()
+
+
+def children() -> list[int]:
+    found = Path(f"/proc/self/task/{os.getpid()}/children").read_text().split()
+    commands = {int(pid): Path(f"/proc/{pid}/cmdline").read_bytes() for pid in found}
+    return [pid for pid, command in commands.items() if b"unpack_worker" in command]
