@@ -41,6 +41,6 @@ def check(data: bytes) -> None:
             continue
         assert manifest.parse_document(data, media_type) == document
         assert (document.config is None) == document.is_index
-        for entry in (*(document.manifests or ()), *(document.layers or ())):
+        for entry in document.layers or ():  # an index may list entries that are passed over
             assert entry.size >= 0
             assert len(entry.parsed.hex) >= 64

@@ -29,6 +29,6 @@ def check(data: bytes) -> None:
     except InvalidRequestError as exc:
         assert len(str(exc)) < 2500
         return
-    assert len(found.name) <= 255
+    assert len(found.repository) <= 255
     assert parse_reference(str(found)) == found
     assert parse_reference(str(found.with_default_tag())) == found.with_default_tag()
