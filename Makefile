@@ -3,8 +3,8 @@ CACHE := $(or $(XDG_CACHE_HOME),$(HOME)/.cache)/criagent
 VENV  := $(CACHE)/venv-$(shell sha256sum pyproject.toml requirements-dev.lock 2>/dev/null | sha256sum | cut -c1-16)
 PY    := $(VENV)/bin/python
 
-.PHONY: help proto venv demo bench test unit node install-test critest conformance kubernetes check vm-test \
-	vm-test-full
+.PHONY: help proto venv demo bench test unit fuzz node install-test critest conformance kubernetes check \
+	vm-test vm-test-full
 
 help:  ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST)
@@ -35,6 +35,10 @@ check: $(PY)  ## linters, types, import rules, generated code
 	PYTHONPATH=. $(VENV)/bin/lint-imports
 	$(PY) proto/generate.py --check
 
+fuzz: $(PY)  ## random inputs for FUZZ_SECONDS=10 each; FUZZ="NAME…" SEED= INPUT= (tests/fuzz)
+	$(if $(FUZZ),,$(PY) tests/fuzz/run.py --pure)
+	tests/node/enter python3 tests/fuzz/run.py $(or $(FUZZ),--in-node)
+
 node: $(PY)  ## pods, restarts, networks, crashes in the test node; needs root
 	tests/node/up python3 -m pytest -q -o timeout=300 -p no:cacheprovider tests/node
 	tests/node/up python3 -m pytest -q -o timeout=300 -p no:cacheprovider tests/crash
@@ -59,5 +63,5 @@ vm-test-full:  ## the same, then for hours: critest whole, idle windows, a clust
 	tests/node/bare-doctor
 	tests/vm/suites --full
 
-test: unit node critest kubernetes  ## all tests that this machine can run; prints what is skipped and why
+test: unit fuzz node critest kubernetes  ## all tests that this machine can run; prints what is skipped and why
 	@echo "not run here: the VM tier (systemd driver, limits, AppArmor, kubelet): make vm-test, make vm-test-full"

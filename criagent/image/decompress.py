@@ -7,19 +7,24 @@ interpreter lock.
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import queue
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from typing import IO, Protocol
 
 _READ = 1 << 18
+_SMALL = 1 << 14  # fed to a new member: what it does not take is copied once per member
 _CHUNK = 1 << 20  # most that is decompressed at once: a bomb makes a thousand times its input
 _QUEUED = 16  # chunks
+_MAX_MEMBERS = 10_000_000  # eStargz has two for each of the archive's
+MAX_OVERHEAD = 8 << 30  # bytes of a layer that are not file content: enough for 4 million files
 
 GZIP_MAGIC = b"\x1f\x8b"
 ZSTD_MAGIC = b"\x28\xb5\x2f\xfd"
 _ZSTD_SKIPPABLE = b"\x2a\x4d\x18"  # after a byte 0x5?; pzstd begins with such a frame
+_FOREIGN = {b"\xfd7zXZ\0": "xz", b"BZh91AY&SY": "bzip2"}
 
 
 class BadLayerError(Exception):
@@ -34,52 +39,71 @@ class _Decoder(Protocol):
     def decompress(self, data: bytes, max_length: int = -1) -> bytes: ...
 
 
-def _gzip() -> _Decoder:
+@functools.cache
+def _gzip() -> Callable[[], _Decoder]:
     try:
         from isal import isal_zlib as codec
     except ImportError:
         import zlib as codec  # type: ignore[no-redef]
-    decoder: _Decoder = codec.decompressobj(31)
-    return decoder
+    return functools.partial(codec.decompressobj, 31)
 
 
-def _zstd() -> _Decoder:
+@functools.cache
+def _zstd() -> Callable[[], _Decoder]:
     try:
         from compression import zstd  # type: ignore[import-not-found]
     except ImportError:
         from backports import zstd
-    decoder: _Decoder = zstd.ZstdDecompressor()
+    decoder: Callable[[], _Decoder] = zstd.ZstdDecompressor
     return decoder
 
 
 def plain_chunks(source: IO[bytes], hasher: Callable[[bytes], object]) -> Iterator[bytes]:
     """Decompressed chunks of `source`; `hasher` sees its bytes as they are on disk.
 
-    The format is told by its magic number, as containerd does: media types lie. Raises
-    BadLayerError for damaged or truncated data.
+    The magic number decides the format, as in containerd: media types can be wrong. Raises
+    BadLayerError for damaged or truncated data and for formats that layers do not have.
     """
-    first = source.read(_READ)
-    make = _gzip if first[:2] == GZIP_MAGIC else _zstd if _is_zstd(first[:4]) else None
-    if make is None:
-        while first:
-            hasher(first)
-            yield first
-            first = source.read(_READ)
-        return
-    decoder = make()
-    pending = first
-    while pending:
-        hasher(pending)
-        while (
-            pending := pending.lstrip(b"\0") if decoder.eof else pending
-        ):  # padding after a member
-            if decoder.eof:
-                decoder = make()
-            yield from _decoded(decoder, pending)
-            pending = decoder.unused_data if decoder.eof else b""
-        pending = source.read(_READ)
-    if not decoder.eof:
+    block = source.read(_READ)
+    for magic, name in _FOREIGN.items():
+        if block.startswith(magic) and block[257:262] != b"ustar":
+            raise BadLayerError(f"compressed with {name}, which is not supported; use gzip or zstd")
+    make = _gzip() if block[:2] == GZIP_MAGIC else _zstd() if _is_zstd(block[:4]) else None
+    decoder = make() if make else None
+    numbers = iter(range(_MAX_MEMBERS))
+    while block:
+        hasher(block)
+        if make is None:
+            yield block
+        else:
+            decoder = yield from _members(block, decoder, make, numbers)
+        block = source.read(_READ)
+    if decoder is not None:
         raise BadLayerError("compressed data ends too soon")
+
+
+def _members(
+    block: bytes, decoder: _Decoder | None, make: Callable[[], _Decoder], numbers: Iterator[int]
+) -> Generator[bytes, None, _Decoder | None]:
+    """What `block` decodes to; returns the decoder of a member that goes on in the next block."""
+    at, size = 0, len(block)
+    while at < len(block):
+        piece = block[at : at + size]
+        if decoder is None:
+            data = piece.lstrip(b"\0")  # padding after a member
+            at += len(piece) - len(data)
+            if not data:
+                continue
+            if next(numbers, None) is None:
+                raise BadLayerError(f"the layer is compressed in more than {_MAX_MEMBERS} parts")
+            decoder, piece = make(), data
+        yield from _decoded(decoder, piece)
+        at += len(piece)
+        size *= 4
+        if decoder.eof:
+            at -= len(decoder.unused_data)
+            decoder, size = None, _SMALL
+    return decoder
 
 
 def compression(magic: bytes) -> str:
@@ -113,12 +137,17 @@ def _decoded(decoder: _Decoder, data: bytes) -> Iterator[bytes]:
 
 
 class LayerStream:
-    """The tar stream of a layer file: exact reads in front, decoding and hashing behind."""
+    """The tar stream of a layer file: exact reads in front, decoding and hashing behind.
 
-    def __init__(self, source: IO[bytes]) -> None:
+    All but what `pieces` gives counts as overhead; more than `max_overhead` bytes of it are
+    refused with BadLayerError, so that a small layer cannot keep a worker busy for hours.
+    """
+
+    def __init__(self, source: IO[bytes], max_overhead: int = MAX_OVERHEAD) -> None:
         self.compressed = hashlib.sha256()
         self.plain = hashlib.sha256()
         self.read_bytes = 0
+        self._overhead_left = max_overhead
         self._source = source
         self._queue: queue.Queue[bytes | BaseException] = queue.Queue(_QUEUED)
         self._stop = threading.Event()
@@ -171,6 +200,7 @@ class LayerStream:
             parts.append(part)
         data = b"".join(parts)
         self.read_bytes += len(data)
+        self._count_overhead(len(data))
         return data
 
     def pieces(self, size: int) -> Iterator[memoryview]:
@@ -186,10 +216,16 @@ class LayerStream:
 
     def skip(self, size: int) -> None:
         """Pass over `size` bytes."""
-        for _ in self.pieces(size):
-            pass
+        for piece in self.pieces(size):
+            self._count_overhead(len(piece))
 
     def drain(self) -> None:
         """Read to the end, so that both hashes cover everything."""
-        while self._next():
-            pass
+        self._count_overhead(len(self._chunk) - self._at)
+        while chunk := self._next():
+            self._count_overhead(len(chunk))
+
+    def _count_overhead(self, size: int) -> None:
+        self._overhead_left -= size
+        if self._overhead_left < 0:
+            raise BadLayerError("too much of the layer is not the content of files")

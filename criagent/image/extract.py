@@ -1,39 +1,45 @@
 """Write one layer's tar stream into a directory, in overlay form. Runs in the unpack worker.
 
-Every path is opened with openat2(2) below the layer's root, so no link leads out of it. By itself a
-layer becomes whiteout devices and opaque marks (kernel documentation, overlayfs, "whiteouts and
-opaque directories"). A layer that leans on the ones below it - a hard link or a path through a
-symbolic link of theirs - raises NeedsLowersError and is written again through a mounted overlay.
+No path leads out of the layer's root (`layer_tree.py`). By itself a layer becomes whiteout devices
+and opaque marks (kernel documentation, overlayfs, "whiteouts and opaque directories"). Where it
+implies directories or removes something, `settle.py` looks at the lower layers afterwards. A layer
+that cannot do without them - a hard link to a file of theirs - raises NeedsLowers and is written
+again through a mounted overlay.
 """
 
 from __future__ import annotations
 
-import contextlib
 import errno
 import os
 import stat
-from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 from criagent.image import tar_headers as tar
 from criagent.image.decompress import BadLayerError, LayerStream
+from criagent.image.layer_tree import (
+    OPAQUE_XATTR,
+    Below,
+    Directory,
+    LayerTree,
+    is_whiteout,
+    parent_of,
+)
 from criagent.image.tar_headers import Entry
-from criagent.kernel.paths import open_in_root
-from criagent.kernel.trees import remove_tree
+from criagent.image.unpack_protocol import NeedsLowers, shown
 
 _WHITEOUT = b".wh."
 _OPAQUE = b".wh..wh..opq"
-_OPAQUE_XATTR = b"trusted.overlay.opaque"
-_OURS = (b"trusted.overlay.", b"user.overlay.")  # an image must not steer the overlay
-_MAX_ID = 2**32 - 2  # 2^32-1 tells chown(2) to change nothing
-_OPEN_DIRECTORIES = 256
+_META = b".wh..wh."  # other bookkeeping of aufs
+_NOT_SET = (b"trusted.", b"user.overlay.")  # for the administrator and the overlay alone
+_NAME_MAX = 255
 _FRAME = 4096  # bytes that the smallest file takes on common file systems
-_DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC
 _CREATE = os.O_CREAT | os.O_EXCL | os.O_WRONLY | os.O_NOFOLLOW | os.O_CLOEXEC
-
-
-class NeedsLowersError(Exception):
-    """The layer cannot be written without the layers below it."""
+_NODES = {tar.CHAR: stat.S_IFCHR, tar.BLOCK_DEVICE: stat.S_IFBLK, tar.FIFO: stat.S_IFIFO}
+_FULL = {errno.ENOSPC, errno.EDQUOT}
+_OURS = _FULL | {  # failures of the node; any other errno is the doing of the layer
+    errno.EIO, errno.EROFS, errno.ENOMEM, errno.EMFILE, errno.ENFILE, errno.EACCES, errno.EBADF,
+    errno.EAGAIN, errno.ESTALE, errno.ENOSYS,
+}  # fmt: skip
 
 
 class TooLargeError(Exception):
@@ -42,172 +48,128 @@ class TooLargeError(Exception):
 
 @dataclass(slots=True)
 class Extracted:
-    """What a layer took, and the directories that only its files' paths imply."""
+    """What a layer took, and what is to be settled with the lower layers.
+
+    `implied` has directories that only paths imply, and whether only paths of whiteouts do;
+    `whiteouts` the whiteout devices.
+    """
 
     used_bytes: int = 0
     inodes: int = 0
-    implied: list[str] = field(default_factory=list)
+    implied: dict[bytes, bool] = field(default_factory=dict)
+    whiteouts: list[bytes] = field(default_factory=list)
 
 
 class Extractor:
-    """Writes one layer below the directory `root`.
+    """Writes one layer below the directory `root`. `limit` is how many bytes it may grow to."""
 
-    `merged` says that `root` is an overlay with the lower layers in it, so that removals are done
-    there instead of marked. `limit` is how many bytes the layer may grow to.
-    """
-
-    def __init__(self, stream: LayerStream, root: bytes, *, merged: bool, limit: int) -> None:
+    def __init__(self, stream: LayerStream, root: bytes, *, below: Below, limit: int) -> None:
         self._stream = stream
-        self._root = os.open(root, _DIRECTORY)
-        self._merged = merged
+        self._below = below
         self._limit = limit
-        self._open: dict[bytes, int] = {}
-        self._implied: dict[bytes, None] = {}
-        self._times: dict[bytes, int] = {}
-        self._written: set[bytes] = set()
         self._result = Extracted()
+        self._tree = LayerTree(root, below, self._charge)
+        # Of a merged layer: paths that are its own, and directories without lower children.
+        self._own: set[bytes] = set()
+        self._cleared: set[bytes] = set()
 
     def run(self) -> Extracted:
-        """Write everything. Raises BadLayerError, NeedsLowersError, OSError."""
+        """Write everything. Raises BadLayerError, TooLargeError, NeedsLowers, OSError."""
         try:
             for entry in tar.entries(self._stream):
-                self._put(entry)
+                self._put_or_blame(entry)
             self._stream.drain()
-            for path, mtime_ns in reversed(self._times.items()):
-                self._set_directory_time(path, mtime_ns)
-            self._result.implied = [os.fsdecode(path) for path in self._implied]
+            self._set_times()
+            self._result.implied = self._tree.implied
             return self._result
         finally:
-            self._forget_directories()
-            os.close(self._root)
+            self._tree.close()
+
+    def _put_or_blame(self, entry: Entry) -> None:
+        """An error that comes of the entry names it."""
+        try:
+            self._put(entry)
+        except BadLayerError as exc:
+            raise BadLayerError(f"entry {shown(entry.name)}: {exc}") from None
+        except OSError as exc:
+            if exc.errno in _OURS:
+                raise
+            text = os.strerror(exc.errno or 0)
+            raise BadLayerError(f"entry {shown(entry.name)}: {text}") from None
 
     def _put(self, entry: Entry) -> None:
         path = clean(entry.name)
         if not path:
             if entry.kind == tar.DIRECTORY:
-                self._finish_directory(self._root, b".", entry)
+                self._finish_directory(self._tree.root, entry)
             return
-        directory, _, name = path.rpartition(b"/")
-        parent = self._directory(directory)
+        above, _, name = path.rpartition(b"/")
         if name.startswith(_WHITEOUT):
-            self._whiteout(parent, directory, name)
+            self._whiteout(path)
             return
-        if self._merged:
-            self._written.add(path)
-        self._result.inodes += 1
-        self._result.used_bytes += -(-max(entry.size, 1) // _FRAME) * _FRAME
-        if self._result.used_bytes > self._limit:
-            raise TooLargeError(f"the layer grows beyond the {self._limit} bytes that are free")
-        if entry.uid > _MAX_ID or entry.gid > _MAX_ID or min(entry.uid, entry.gid) < 0:
-            raise BadLayerError(f"{path!r} has the impossible owner {entry.uid}:{entry.gid}")
+        if entry.kind == tar.CHAR and entry.major == entry.minor == 0:
+            self._hide(above, name)  # to overlayfs that is what a whiteout is
+            return
+        parent = self._tree.directory(above)
+        if self._below is Below.MERGED:
+            self._own_from(parent.child(name))
+        self._charge(entry)
         if entry.kind == tar.DIRECTORY:
-            self._make_directory(parent, path, name, entry)
+            fd = self._tree.make_directory(parent, name, 0o700)
+            try:
+                self._finish_directory(Directory(fd, parent.child(name)), entry)
+            finally:
+                os.close(fd)
         elif entry.kind == tar.REGULAR:
             self._regular(parent, name, entry)
         elif entry.kind == tar.HARD_LINK:
-            self._hard_link(parent, name, clean(entry.link))
+            self._hard_link(parent, name, entry.link)
         elif entry.kind == tar.SYMLINK:
             self._symlink(parent, name, entry)
-        elif entry.kind in {tar.CHAR, tar.BLOCK_DEVICE, tar.FIFO}:
+        elif entry.kind in _NODES:
             self._node(parent, name, entry)
         else:
-            raise BadLayerError(f"{path!r} has the unknown type {entry.kind!r}")
+            raise BadLayerError(f"type {entry.kind!r} is unknown")
+
+    def _charge(self, entry: Entry | None = None) -> None:
+        """Count what is about to be made. Raises TooLargeError."""
+        frames = 1
+        if entry is not None and entry.sparse is not None:
+            frames += sum(1 + length // _FRAME for _, length in entry.sparse)
+        elif entry is not None:
+            frames = -(-max(entry.size, 1) // _FRAME)
+        self._result.inodes += 1
+        self._result.used_bytes += frames * _FRAME
+        if self._result.used_bytes > self._limit:
+            raise TooLargeError(f"the layer grows beyond the {self._limit} bytes that are free")
 
     # Directories.
 
-    def _directory(self, path: bytes) -> int:
-        """A descriptor of the directory `path`, which is made when nothing of the layer did."""
-        if not path:
-            return self._root
-        if (fd := self._open.get(path)) is not None:
-            return fd
-        try:
-            fd = open_in_root(self._root, path, _DIRECTORY)
-        except FileNotFoundError:
-            fd = self._imply(path)
-        except NotADirectoryError:
-            fd = self._replace_by_directory(path)
-        except OSError as exc:
-            if exc.errno in {errno.ELOOP, errno.EXDEV, errno.ENAMETOOLONG}:
-                raise BadLayerError(f"path {path[:200]!r}: {os.strerror(exc.errno)}") from None
-            raise
-        if len(self._open) >= _OPEN_DIRECTORIES:
-            self._forget_directories()
-        self._open[path] = fd
-        return fd
+    def _finish_directory(self, directory: Directory, entry: Entry) -> None:
+        os.fchown(directory.fd, entry.uid, entry.gid)
+        _set_xattrs(directory.fd, entry)
+        os.fchmod(directory.fd, entry.mode)
+        if directory.path not in self._tree.times:
+            self._tree.remember(directory.path)
+        self._tree.times[directory.path] = entry.mtime_ns
 
-    def _imply(self, path: bytes) -> int:
-        above, _, name = path.rpartition(b"/")
-        parent = self._directory(above)
-        try:
-            os.mkdir(name, 0o755, dir_fd=parent)
-        except FileExistsError:
-            raise NeedsLowersError(f"{path!r} leads through a link into a lower layer") from None
-        if not self._merged:
-            self._implied[path] = None
-        return os.open(name, _DIRECTORY | os.O_NOFOLLOW, dir_fd=parent)
-
-    def _replace_by_directory(self, path: bytes) -> int:
-        """A file or whiteout of this layer stands where a path goes through."""
-        above, _, name = path.rpartition(b"/")
-        parent = self._directory(above)
-        found = os.stat(name, dir_fd=parent, follow_symlinks=False)
-        if stat.S_ISLNK(found.st_mode):
-            raise BadLayerError(f"path {path[:200]!r} goes through a link to a file")
-        self._remove(parent, name)
-        os.mkdir(name, 0o755, dir_fd=parent)
-        fd = os.open(name, _DIRECTORY | os.O_NOFOLLOW, dir_fd=parent)
-        if _is_whiteout(found) and not self._merged:
-            os.setxattr(fd, _OPAQUE_XATTR, b"y")
-        return fd
-
-    def _make_directory(self, parent: int, path: bytes, name: bytes, entry: Entry) -> None:
-        self._implied.pop(path, None)
-        opaque = False
-        try:
-            os.mkdir(name, 0o700, dir_fd=parent)
-        except FileExistsError:
-            found = os.stat(name, dir_fd=parent, follow_symlinks=False)
-            if not stat.S_ISDIR(found.st_mode):
-                opaque = _is_whiteout(found) and not self._merged
-                self._remove(parent, name)
-                os.mkdir(name, 0o700, dir_fd=parent)
-        fd = os.open(name, _DIRECTORY | os.O_NOFOLLOW, dir_fd=parent)
-        try:
-            if opaque:
-                os.setxattr(fd, _OPAQUE_XATTR, b"y")
-            self._finish_directory(fd, path, entry)
-        finally:
-            os.close(fd)
-
-    def _finish_directory(self, fd: int, path: bytes, entry: Entry) -> None:
-        os.fchown(fd, entry.uid, entry.gid)
-        _set_xattrs(fd, entry)
-        os.fchmod(fd, entry.mode)
-        self._times[path] = entry.mtime_ns
-
-    def _set_directory_time(self, path: bytes, mtime_ns: int) -> None:
-        with contextlib.suppress(OSError):  # a later entry may have replaced the directory
-            fd = open_in_root(self._root, path, _DIRECTORY | os.O_NOFOLLOW)
+    def _set_times(self) -> None:
+        for path, mtime_ns in self._tree.times.items():
             try:
-                _set_time(fd, mtime_ns)
+                fd = self._tree.open(path)
+            except OSError as exc:
+                if exc.errno in {errno.ENOENT, errno.ENOTDIR, errno.ELOOP}:
+                    continue  # a later entry replaced the directory
+                raise
+            try:
+                os.utime(fd, ns=_times(mtime_ns))
             finally:
                 os.close(fd)
 
-    def _forget_directories(self) -> None:
-        for fd in self._open.values():
-            os.close(fd)
-        self._open.clear()
-
     # Everything else.
 
-    def _regular(self, parent: int, name: bytes, entry: Entry) -> None:
-        with self._replacing(parent, name):
-            try:
-                fd = os.open(name, _CREATE, 0o600, dir_fd=parent)
-            except FileExistsError:
-                self._remove(parent, name)
-                fd = os.open(name, _CREATE, 0o600, dir_fd=parent)
+    def _regular(self, parent: Directory, name: bytes, entry: Entry) -> None:
+        fd = self._tree.place(parent, name, lambda: os.open(name, _CREATE, 0o600, dir_fd=parent.fd))
         try:
             if entry.sparse is None:
                 for piece in self._stream.pieces(entry.size):
@@ -218,165 +180,177 @@ class Extractor:
                     for piece in self._stream.pieces(length):
                         _write_all(fd, piece)
                 os.ftruncate(fd, entry.real_size)
-            os.fchown(fd, entry.uid, entry.gid)
+            os.fchown(fd, entry.uid, entry.gid)  # takes setuid bits and capabilities away
             _set_xattrs(fd, entry)
             os.fchmod(fd, entry.mode)
-            _set_time(fd, entry.mtime_ns)
+            os.utime(fd, ns=_times(entry.mtime_ns))
         finally:
             os.close(fd)
 
-    def _hard_link(self, parent: int, name: bytes, target: bytes) -> None:
-        if not target:
-            raise BadLayerError(f"the hard link {name!r} has no target")
-        directory, _, base = target.rpartition(b"/")
+    def _hard_link(self, parent: Directory, name: bytes, target: bytes) -> None:
+        above, _, base = target.rstrip(b"/").rpartition(b"/")
+        if base in {b"", b".", b".."}:
+            raise BadLayerError(f"a hard link to {shown(target)}, which is not a file")
+        source = self._tree.find(above)
+        if source is None:
+            raise self._missing(target)
         try:
-            source = open_in_root(self._root, directory or b".", _DIRECTORY)
-        except (FileNotFoundError, NotADirectoryError):
-            raise self._missing_target(target) from None
-        try:
-            if os.path.lexists(b"/proc/self/fd/%d/%s" % (source, base)) and _same(
-                source, base, parent, name
-            ):
-                return
-            with self._replacing(parent, name):
-                try:
-                    _link(source, base, parent, name)
-                except FileExistsError:
-                    self._remove(parent, name)
-                    _link(source, base, parent, name)
+            found = os.stat(base, dir_fd=source.fd, follow_symlinks=False)
+            if is_whiteout(found):
+                raise self._missing(target)
+            if stat.S_ISDIR(found.st_mode):
+                if self._tree.implied.get(source.child(base)):  # there only for its whiteouts
+                    raise self._missing(target)
+                raise BadLayerError(f"a hard link to the directory {shown(target)}")
+            if self._is_same(parent, name, found):
+                return  # to replace it would lose the file
+            self._tree.place(
+                parent,
+                name,
+                lambda: os.link(
+                    base, name, src_dir_fd=source.fd, dst_dir_fd=parent.fd, follow_symlinks=False
+                ),
+            )
         except FileNotFoundError:
-            raise self._missing_target(target) from None
-        except PermissionError:
-            raise BadLayerError(f"the hard link {name!r} names the directory {target!r}") from None
+            raise self._missing(target) from None
         finally:
-            os.close(source)
+            os.close(source.fd)
 
-    def _missing_target(self, target: bytes) -> Exception:
-        if self._merged:
-            return BadLayerError(f"a hard link names {target[:200]!r}, which no layer has")
-        return NeedsLowersError(f"a hard link names {target[:200]!r} of a lower layer")
-
-    def _symlink(self, parent: int, name: bytes, entry: Entry) -> None:
-        if not entry.link:
-            raise BadLayerError(f"the symbolic link {name!r} is empty")
-        with self._replacing(parent, name):
-            try:
-                os.symlink(entry.link, name, dir_fd=parent)
-            except FileExistsError:
-                self._remove(parent, name)
-                os.symlink(entry.link, name, dir_fd=parent)
-        os.chown(name, entry.uid, entry.gid, dir_fd=parent, follow_symlinks=False)
-        with contextlib.suppress(OverflowError):
-            times = (entry.mtime_ns, entry.mtime_ns)
-            os.utime(name, ns=times, dir_fd=parent, follow_symlinks=False)
-
-    def _node(self, parent: int, name: bytes, entry: Entry) -> None:
-        kind = {
-            tar.CHAR: stat.S_IFCHR,
-            tar.BLOCK_DEVICE: stat.S_IFBLK,
-            tar.FIFO: stat.S_IFIFO,
-        }[entry.kind]
-        device = os.makedev(entry.major, entry.minor)
-        with self._replacing(parent, name):
-            try:
-                os.mknod(name, kind | 0o600, device, dir_fd=parent)
-            except FileExistsError:
-                self._remove(parent, name)
-                os.mknod(name, kind | 0o600, device, dir_fd=parent)
-        os.chown(name, entry.uid, entry.gid, dir_fd=parent, follow_symlinks=False)
-        # The node was made by us a moment ago in a directory that nobody else writes to.
-        os.chmod(name, entry.mode, dir_fd=parent)
-
-    def _whiteout(self, parent: int, directory: bytes, name: bytes) -> None:
-        if name == _OPAQUE:
-            if self._merged:
-                self._hide_lower_children(parent, directory)
-            else:
-                os.setxattr(parent, _OPAQUE_XATTR, b"y")
-            return
-        if name.startswith(b".wh..wh."):
-            return  # bookkeeping of aufs
-        hidden = name[len(_WHITEOUT) :]
-        if hidden in {b"", b".", b".."}:
-            raise BadLayerError(f"the whiteout {name!r} names no file")
-        path = directory + b"/" + hidden if directory else hidden
+    def _is_same(self, parent: Directory, name: bytes, found: os.stat_result) -> bool:
         try:
-            found = os.stat(hidden, dir_fd=parent, follow_symlinks=False)
+            other = os.stat(name, dir_fd=parent.fd, follow_symlinks=False)
         except FileNotFoundError:
-            if not self._merged:
-                os.mknod(hidden, stat.S_IFCHR, 0, dir_fd=parent)
+            return False
+        return os.path.samestat(found, other)
+
+    def _missing(self, target: bytes) -> Exception:
+        if self._below is Below.UNKNOWN:
+            return NeedsLowers(f"a hard link to {shown(target)} of a lower layer")
+        return BadLayerError(f"a hard link to {shown(target)}, which does not exist")
+
+    def _symlink(self, parent: Directory, name: bytes, entry: Entry) -> None:
+        if not entry.link:
+            raise BadLayerError("a symbolic link without a target")
+        self._tree.place(parent, name, lambda: os.symlink(entry.link, name, dir_fd=parent.fd))
+        self._finish_node(parent, name, entry)
+
+    def _node(self, parent: Directory, name: bytes, entry: Entry) -> None:
+        mode, device = _NODES[entry.kind] | 0o600, os.makedev(entry.major, entry.minor)
+        self._tree.place(parent, name, lambda: os.mknod(name, mode, device, dir_fd=parent.fd))
+        self._finish_node(parent, name, entry)
+
+    def _finish_node(self, parent: Directory, name: bytes, entry: Entry) -> None:
+        """Attributes of what must not be opened. It was made a moment ago, by this process."""
+        os.chown(name, entry.uid, entry.gid, dir_fd=parent.fd, follow_symlinks=False)
+        if entry.xattrs:
+            _set_xattrs(b"/proc/self/fd/%d/%s" % (parent.fd, name), entry)
+        if entry.kind != tar.SYMLINK:
+            os.chmod(name, entry.mode, dir_fd=parent.fd)
+        os.utime(name, ns=_times(entry.mtime_ns), dir_fd=parent.fd, follow_symlinks=False)
+
+    # Removals.
+
+    def _whiteout(self, path: bytes) -> None:
+        if max(map(len, path.split(b"/"))) > _NAME_MAX:
+            raise OSError(errno.ENAMETOOLONG, "")
+        above, _, name = path.rpartition(b"/")
+        if name == _OPAQUE:
+            self._hide_children(above)
+        elif not name.startswith(_META):
+            hidden = name[len(_WHITEOUT) :]
+            if hidden in {b"", b".", b".."}:
+                raise BadLayerError("a whiteout that names no file")
+            self._hide(above, hidden)
+
+    def _hide(self, above: bytes, name: bytes) -> None:
+        """Hide what lower layers have as `name`, but nothing of this layer."""
+        if self._below is Below.NOTHING:
             return
-        if self._merged:
-            if path not in self._written:
-                self._remove(parent, hidden)
-        elif stat.S_ISDIR(found.st_mode):  # it hides the lower one only
-            fd = os.open(hidden, _DIRECTORY | os.O_NOFOLLOW, dir_fd=parent)
+        parent = self._tree.directory_for_whiteout(above)
+        if parent is None:
+            return
+        path = parent.child(name)
+        try:
+            found = os.stat(name, dir_fd=parent.fd, follow_symlinks=False)
+        except FileNotFoundError:
+            if self._below is Below.UNKNOWN:
+                self._mark(parent, name)
+            return
+        if self._below is Below.MERGED:
+            if path not in self._own:
+                self._tree.remove(parent, name)
+            elif stat.S_ISDIR(found.st_mode):
+                self._clear(path)
+        elif stat.S_ISDIR(found.st_mode):
+            # Nothing below lends it its attributes any more; if it is there at all.
+            if self._tree.implied.pop(path, False):
+                self._tree.remove(parent, name)
+                self._mark(parent, name)
+                return
+            fd = os.open(name, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW, dir_fd=parent.fd)
             try:
-                os.setxattr(fd, _OPAQUE_XATTR, b"y")
+                os.setxattr(fd, OPAQUE_XATTR, b"y")
             finally:
                 os.close(fd)
 
-    def _hide_lower_children(self, parent: int, directory: bytes) -> None:
-        for text in os.listdir(parent):
-            child = os.fsencode(text)
-            path = directory + b"/" + child if directory else child
-            ours = path in self._written or any(w.startswith(path + b"/") for w in self._written)
-            if not ours:
-                self._remove(parent, child)
+    def _mark(self, parent: Directory, name: bytes) -> None:
+        self._charge()
+        os.mknod(name, stat.S_IFCHR, 0, dir_fd=parent.fd)
+        self._result.whiteouts.append(self._tree.remember(parent.child(name)))
 
-    @contextlib.contextmanager
-    def _replacing(self, parent: int, name: bytes) -> Iterator[None]:
-        try:
-            yield
-        except OSError as exc:
-            if exc.errno == errno.ENAMETOOLONG:
-                raise BadLayerError(f"the name {name[:80]!r}… is too long") from None
-            raise
-
-    def _remove(self, parent: int, name: bytes) -> None:
-        found = os.stat(name, dir_fd=parent, follow_symlinks=False)
-        if stat.S_ISDIR(found.st_mode):
-            self._forget_all_but(parent)
-            remove_tree(os.fsdecode(name), dir_fd=parent)
+    def _hide_children(self, path: bytes) -> None:
+        """Hide all that lower layers have in the directory `path`, but nothing of this layer."""
+        if self._below is Below.NOTHING:
+            return
+        parent = self._tree.directory_for_whiteout(path)
+        if parent is None:
+            return
+        if self._below is Below.MERGED:
+            self._clear(parent.path)
+        elif parent.path:
+            os.setxattr(parent.fd, OPAQUE_XATTR, b"y")
         else:
-            if stat.S_ISLNK(found.st_mode):
-                self._forget_all_but(parent)
-            os.unlink(name, dir_fd=parent)
+            raise NeedsLowers("an opaque root, which overlayfs does not know")
 
-    def _forget_all_but(self, kept: int) -> None:
-        """Paths may mean another directory from now on."""
-        for path, fd in list(self._open.items()):
-            if fd != kept:
-                os.close(fd)
-                del self._open[path]
+    def _clear(self, path: bytes) -> None:
+        """Remove all that is not of this layer below `path`; each directory is read only once."""
+        todo = [path]
+        while todo:
+            here = todo.pop()
+            if here in self._cleared:
+                continue
+            self._cleared.add(self._tree.remember(here))
+            directory = Directory(self._tree.open(here), here)
+            try:
+                for text in os.listdir(directory.fd):
+                    name = os.fsencode(text)
+                    if (child := directory.child(name)) not in self._own:
+                        self._tree.remove(directory, name)
+                    elif _is_directory(directory.fd, name):
+                        todo.append(child)
+            finally:
+                os.close(directory.fd)
+
+    def _own_from(self, path: bytes) -> None:
+        """Note that `path`, and so each directory above it, belongs to this layer."""
+        while path and path not in self._own:
+            self._own.add(self._tree.remember(path))
+            path = parent_of(path)
 
 
 def clean(name: bytes) -> bytes:
-    """`name` relative to the root, without "." and doubled slashes. Raises BadLayerError."""
-    parts = [part for part in name.split(b"/") if part not in {b"", b"."}]
-    if b".." in parts:
-        raise BadLayerError(f"the path {name[:200]!r} leads upwards")
-    if b"\0" in name:
-        raise BadLayerError(f"the path {name[:200]!r} has a NUL byte")
+    """`name` relative to the root, without "." and ".."; the root is its own parent."""
+    parts: list[bytes] = []
+    for part in name.split(b"/"):
+        if part == b"..":
+            del parts[-1:]
+        elif part not in {b"", b"."}:
+            parts.append(part)
     return b"/".join(parts)
 
 
-def _is_whiteout(found: os.stat_result) -> bool:
-    return stat.S_ISCHR(found.st_mode) and found.st_rdev == 0
-
-
-def _link(source: int, base: bytes, parent: int, name: bytes) -> None:
-    os.link(base, name, src_dir_fd=source, dst_dir_fd=parent, follow_symlinks=False)
-
-
-def _same(source: int, base: bytes, parent: int, name: bytes) -> bool:
-    """Whether the link would be onto itself; replacing it would lose the file."""
-    try:
-        one = os.stat(base, dir_fd=source, follow_symlinks=False)
-        other = os.stat(name, dir_fd=parent, follow_symlinks=False)
-    except FileNotFoundError:
-        return False
-    return (one.st_dev, one.st_ino) == (other.st_dev, other.st_ino)
+def _is_directory(parent: int, name: bytes) -> bool:
+    return stat.S_ISDIR(os.stat(name, dir_fd=parent, follow_symlinks=False).st_mode)
 
 
 def _write_all(fd: int, piece: memoryview) -> None:
@@ -384,17 +358,30 @@ def _write_all(fd: int, piece: memoryview) -> None:
         piece = piece[os.write(fd, piece) :]
 
 
-def _set_xattrs(fd: int, entry: Entry) -> None:
+def _set_xattrs(target: int | bytes, entry: Entry) -> None:
+    """Set what the file system can hold and a layer may say; containerd leaves the same out."""
     for key, value in entry.xattrs.items():
-        if key.startswith(_OURS):
+        if key.startswith(_NOT_SET):
             continue
         try:
-            os.setxattr(fd, key, value)
+            os.setxattr(target, key, value, follow_symlinks=isinstance(target, int))
         except OSError as exc:
-            if exc.errno not in {errno.EOPNOTSUPP, errno.EPERM}:
-                raise BadLayerError(f"extended attribute {key[:80]!r}: {exc.strerror}") from None
+            if exc.errno in {errno.EOPNOTSUPP, errno.EPERM}:
+                continue
+            if exc.errno in _FULL and _is_full(target):
+                raise
+            text = f"extended attribute {shown(key)}: {os.strerror(exc.errno or 0)}"
+            raise BadLayerError(text) from None
 
 
-def _set_time(fd: int, mtime_ns: int) -> None:
-    with contextlib.suppress(OverflowError):
-        os.utime(fd, ns=(mtime_ns, mtime_ns))
+def _is_full(target: int | bytes) -> bool:
+    """ENOSPC may mean the disk or only the place that a file has for its attributes."""
+    facts = os.statvfs(target if isinstance(target, int) else os.path.dirname(target))
+    return facts.f_bavail < 16
+
+
+def _times(mtime_ns: int) -> tuple[int, int]:
+    """Both times for utimensat(2): 1970 stands for what it cannot take, as in containerd."""
+    seconds = mtime_ns // 10**9
+    mtime_ns = mtime_ns if -(1 << 63) <= seconds < 1 << 63 else 0
+    return mtime_ns, mtime_ns

@@ -126,7 +126,7 @@ class LayerUnpacker:
         )
         await fetch(layer)
         try:
-            result = await self._extract(layer, snapshot, [], moved)
+            result = await self._extract(layer, snapshot, None if at else [], moved)
         except NeedsLowers:
             return _Written(layer, snapshot, None)
         return _Written(layer, snapshot, result)
@@ -140,10 +140,9 @@ class LayerUnpacker:
             for lower in reversed(below)
             if (found := self._snapshots.store.get(lower.chain_id)) is not None
         ]
-        if result is not None and result.implied and lowers:
+        if result is not None and result.unsettled:
             try:
-                tree = self._snapshots.tree(snapshot)
-                await self._workers.adopt(tree, lowers, result.implied)
+                await self._workers.settle(self._snapshots.tree(snapshot), lowers)
             except NeedsLowers:
                 result = None
         if result is None:
@@ -161,7 +160,7 @@ class LayerUnpacker:
         )
 
     async def _extract(
-        self, layer: Layer, snapshot: Snapshot, lowers: Sequence[Path], moved: Moved
+        self, layer: Layer, snapshot: Snapshot, lowers: Sequence[Path] | None, moved: Moved
     ) -> Unpacked:
         file = LayerFile(
             blob=self._files.path(parse_digest(layer.digest)),

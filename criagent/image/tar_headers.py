@@ -1,21 +1,32 @@
 """tar headers: ustar, GNU long names, pax, base-256 numbers and sparse files, with limits.
 
-POSIX.1-2017 pax(1) and the GNU tar manual, "Basic Tar Format" and "Storing Sparse Files".
+POSIX.1-2017 pax(1) and the GNU tar manual, "Basic Tar Format" and "Storing Sparse Files". Where
+they leave room, a header means what it means to Go's archive/tar, by which most layers are read.
+tarfile of the standard library has no limits and reads names and attributes as text.
 """
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 from criagent.image.decompress import BadLayerError, LayerStream
+from criagent.image.unpack_protocol import shown
 
 BLOCK = 512
 _MAX_EXTENDED = 1 << 20  # bytes of one pax or long-name record
+_MAX_EXTENDED_ALL = 2 << 30  # bytes of all of them
+_MAX_RECORDS = 10_000  # of one pax header
+_MAX_GLOBAL = 1_000  # pax records that are in force for all members
 _MAX_ENTRIES = 4_000_000
 _MAX_SPARSE = 100_000
 _MAX_SIZE = 1 << 46
 _MAX_MAJOR, _MAX_MINOR = (1 << 12) - 1, (1 << 20) - 1  # of a Linux device number
+_MAX_ID = 2**32 - 1
+_XATTR = b"SCHILY.xattr."
+_INTEGER = re.compile(rb"[+-]?\d{1,20}")
+_TIME = re.compile(rb"([+-]?)(\d{1,19})(?:\.(\d*))?")
 _ZERO = bytes(BLOCK)
 
 REGULAR, HARD_LINK, SYMLINK, CHAR, BLOCK_DEVICE, DIRECTORY, FIFO = (
@@ -67,12 +78,12 @@ def entries(stream: LayerStream) -> Iterator[Entry]:
         count += 1
         if count > _MAX_ENTRIES:
             raise BadLayerError(f"the archive has more than {_MAX_ENTRIES} members")
-        entry = _with_map(stream, header, extensions)
+        entry, recorded = _member(stream, header, extensions)
         end = stream.read_bytes + entry.size
         yield entry
         stream.skip(end - stream.read_bytes)
         if entry.kind == REGULAR:
-            stream.skip(-_recorded_size(header, extensions.pax) % BLOCK)
+            stream.skip(-recorded % BLOCK)
         extensions.next_member()
 
 
@@ -82,6 +93,7 @@ class _Extensions:
     def __init__(self) -> None:
         self.shared: dict[bytes, bytes] = {}
         self._shared_size = 0
+        self._total = 0
         self.next_member()
 
     def next_member(self) -> None:
@@ -98,13 +110,16 @@ class _Extensions:
             return False
         data = _extended(stream, header)
         self._size += len(data)
-        if self._size > 2 * _MAX_EXTENDED:
+        self._total += len(data)
+        if self._size > 2 * _MAX_EXTENDED or self._total > _MAX_EXTENDED_ALL:
             raise BadLayerError(f"extended headers are larger than {2 * _MAX_EXTENDED} bytes")
         match kind:
             case b"x" | b"X":
                 self.pax.update(parse_pax(data))
             case b"g":
                 self.shared.update(parse_pax(data))
+                if len(self.shared) > _MAX_GLOBAL:
+                    raise BadLayerError(f"more than {_MAX_GLOBAL} global pax records")
                 self._shared_size = sum(len(k) + len(v) for k, v in self.shared.items())
             case b"L":
                 self.long_name = data.rstrip(b"\0")
@@ -112,24 +127,45 @@ class _Extensions:
                 self.long_link = data.rstrip(b"\0")
         return True
 
+    def records(self) -> dict[bytes, bytes]:
+        """The pax records in force for the next member.
 
-def _with_map(stream: LayerStream, header: bytes, extensions: _Extensions) -> Entry:
-    """The member with its sparse map, wherever that stands."""
-    pax = {**extensions.shared, **extensions.pax}
-    entry = _entry(header, pax, extensions.long_name, extensions.long_link)
+        An empty value deletes a record (POSIX); extended attributes alone may be empty.
+        """
+        if not self.shared and not self.pax:
+            return self.pax
+        both = {**self.shared, **self.pax}
+        return {key: value for key, value in both.items() if value or key.startswith(_XATTR)}
+
+
+def _member(stream: LayerStream, header: bytes, extensions: _Extensions) -> tuple[Entry, int]:
+    """As `_with_map`; errors name the member."""
+    pax = extensions.records()
+    name = pax.get(b"path") or extensions.long_name or _header_name(header)
+    try:
+        return _with_map(stream, header, pax, name, extensions.long_link)
+    except BadLayerError as exc:
+        raise BadLayerError(f"entry {shown(name)}: {exc}") from None
+
+
+def _with_map(
+    stream: LayerStream,
+    header: bytes,
+    pax: dict[bytes, bytes],
+    name: bytes,
+    long_link: bytes | None,
+) -> tuple[Entry, int]:
+    """The member with its sparse map, and its size in the archive, which decides the padding."""
+    entry = _entry(header, pax, name, long_link)
+    recorded = entry.size
     if header[156:157] == b"S":
         entry.sparse = _old_sparse(stream, header)
         entry.real_size = number(header[483:495])
-    elif entry.sparse is None and pax.get(b"GNU.sparse.major") == b"1":
-        _sparse_1_0(stream, entry)
+    elif entry.kind == REGULAR and pax:
+        _new_sparse(stream, entry, pax)
     if entry.sparse is not None:
         _check_sparse(entry)
-    return entry
-
-
-def _recorded_size(header: bytes, pax: dict[bytes, bytes]) -> int:
-    """The member's size as it stands in the archive, which decides the padding."""
-    return _pax_number(pax, b"size", number(header[124:136]))
+    return entry, recorded
 
 
 def number(field_bytes: bytes) -> int:
@@ -139,19 +175,26 @@ def number(field_bytes: bytes) -> int:
         if field_bytes[0] & 0x40:
             value -= 1 << (8 * len(field_bytes) - 2)
         return value
-    text = field_bytes.split(b"\0", 1)[0].strip()
+    text = field_bytes.strip(b" \0").split(b"\0", 1)[0].rstrip()
+    if not text:
+        return 0
     try:
-        return int(text, 8) if text else 0
+        if text.isdigit():  # int() takes signs, "_" and "0o" too
+            return int(text, 8)
     except ValueError:
-        raise BadLayerError(f"malformed number {field_bytes!r} in a header") from None
+        pass
+    raise BadLayerError(f"malformed number {field_bytes!r} in a header")
 
 
 def parse_pax(data: bytes) -> dict[bytes, bytes]:
     """The records of a pax header. Raises BadLayerError."""
     records: dict[bytes, bytes] = {}
     sparse: list[bytes] = []
-    at = 0
+    at = count = 0
     while at < len(data):
+        count += 1
+        if count > _MAX_RECORDS:
+            raise BadLayerError(f"a pax header has more than {_MAX_RECORDS} records")
         space = data.find(b" ", at, at + 20)
         digits = data[at:space] if space > 0 else b""
         if not digits.isdigit():
@@ -163,6 +206,7 @@ def parse_pax(data: bytes) -> dict[bytes, bytes]:
             raise BadLayerError("malformed pax record")
         if key in {b"GNU.sparse.offset", b"GNU.sparse.numbytes"}:
             sparse.append(value)  # format 0.0 repeats its keys
+            count -= 1
         records[key] = value
         at = end
     if sparse:
@@ -190,43 +234,51 @@ def _extended(stream: LayerStream, header: bytes) -> bytes:
     return data
 
 
-def _entry(
-    header: bytes, pax: dict[bytes, bytes], long_name: bytes | None, long_link: bytes | None
-) -> Entry:
+def _header_name(header: bytes) -> bytes:
     name = header[:100].split(b"\0", 1)[0]
     if header[257:263] == b"ustar\0" and header[345]:
         name = header[345:500].split(b"\0", 1)[0] + b"/" + name
+    return name
+
+
+def _entry(header: bytes, pax: dict[bytes, bytes], name: bytes, long_link: bytes | None) -> Entry:
     kind = header[156:157]
     if kind in {b"\0", b"7", b"S"}:
         kind = DIRECTORY if kind == b"\0" and name.endswith(b"/") else REGULAR
     size = _pax_number(pax, b"size", number(header[124:136]))
     if not 0 <= size <= _MAX_SIZE:
-        raise BadLayerError(f"a member has the impossible size {size}")
+        raise BadLayerError(f"impossible size {size}")
     if kind in {HARD_LINK, SYMLINK, CHAR, BLOCK_DEVICE, DIRECTORY, FIFO}:
         size = 0  # POSIX: no data follows, whatever the header says
     entry = Entry(
         kind=kind,
-        name=pax.get(b"GNU.sparse.name") or pax.get(b"path") or long_name or name,
+        name=pax.get(b"GNU.sparse.name") or name,
         link=pax.get(b"linkpath") or long_link or header[157:257].split(b"\0", 1)[0],
         mode=number(header[100:108]) & 0o7777,
-        uid=_pax_number(pax, b"uid", number(header[108:116])),
-        gid=_pax_number(pax, b"gid", number(header[116:124])),
+        uid=_owner(pax, b"uid", header[108:116]),
+        gid=_owner(pax, b"gid", header[116:124]),
         mtime_ns=_pax_time(pax, number(header[136:148])),
         size=size,
-        xattrs={k[13:]: v for k, v in pax.items() if k.startswith(b"SCHILY.xattr.")},
+        xattrs={k[len(_XATTR) :]: v for k, v in pax.items() if k.startswith(_XATTR)},
     )
     if b"\0" in entry.name + entry.link or any(b"\0" in key for key in entry.xattrs):
-        raise BadLayerError(f"a name of the member {entry.name[:200]!r} has a NUL byte")
+        raise BadLayerError("a name has a NUL byte")
     if kind in {CHAR, BLOCK_DEVICE}:
         entry.major, entry.minor = number(header[329:337]), number(header[337:345])
         if not (0 <= entry.major <= _MAX_MAJOR and 0 <= entry.minor <= _MAX_MINOR):
             raise BadLayerError(f"impossible device {entry.major}:{entry.minor}")
-    if b"GNU.sparse.map" in pax:
-        entry.sparse = _pairs(pax[b"GNU.sparse.map"].split(b","))
-    if b"GNU.sparse.realsize" in pax or b"GNU.sparse.size" in pax:
-        key = b"GNU.sparse.realsize" if b"GNU.sparse.realsize" in pax else b"GNU.sparse.size"
-        entry.real_size = _pax_number(pax, key, 0)
     return entry
+
+
+def _owner(pax: dict[bytes, bytes], key: bytes, field_bytes: bytes) -> int:
+    """A user or group ID as Go and chown(2) take it: cut to 32 bits; -1 leaves root as owner."""
+    value = pax.get(key)
+    if value is not None and not _INTEGER.fullmatch(value):
+        raise BadLayerError(f"malformed pax {key.decode()} {value[:40]!r}")
+    found = number(field_bytes) if value is None else int(value)
+    if not -(1 << 31) <= found <= _MAX_ID:
+        raise BadLayerError(f"impossible {key.decode()} {found}")
+    return 0 if found & _MAX_ID == _MAX_ID else found & _MAX_ID
 
 
 def _pax_number(pax: dict[bytes, bytes], key: bytes, default: int) -> int:
@@ -242,27 +294,37 @@ def _pax_time(pax: dict[bytes, bytes], seconds: int) -> int:
     value = pax.get(b"mtime")
     if value is None:
         return seconds * 10**9
-    whole, _, part = value.partition(b".")
-    try:
-        return int(whole) * 10**9 + int((part + b"000000000")[:9])
-    except ValueError:
-        raise BadLayerError(f"malformed pax time {value[:40]!r}") from None
+    match = _TIME.fullmatch(value)
+    if match is None:
+        raise BadLayerError(f"malformed pax time {value[:40]!r}")
+    sign, whole, part = match.groups(b"")
+    found = int(whole) * 10**9 + int((part + b"000000000")[:9])
+    return -found if sign == b"-" else found
 
 
 def _pairs(numbers: list[bytes]) -> list[tuple[int, int]]:
     if len(numbers) > 2 * _MAX_SPARSE or len(numbers) % 2:
         raise BadLayerError("a sparse file has a malformed or too long map")
-    try:
-        values = [int(n) for n in numbers]
-    except ValueError:
-        raise BadLayerError("a sparse file has a malformed map") from None
+    if not all(n.isdigit() and len(n) < 20 for n in numbers):
+        raise BadLayerError("a sparse file has a malformed map")
+    values = [int(n) for n in numbers]
     return list(zip(values[::2], values[1::2], strict=True))
+
+
+def _new_sparse(stream: LayerStream, entry: Entry, pax: dict[bytes, bytes]) -> None:
+    """Formats 0.0, 0.1 and 1.0 of GNU tar's pax records."""
+    if b"GNU.sparse.map" in pax:
+        entry.sparse = _pairs(pax[b"GNU.sparse.map"].split(b","))
+    size = _pax_number(pax, b"GNU.sparse.size", 0)
+    entry.real_size = _pax_number(pax, b"GNU.sparse.realsize", size)
+    if entry.sparse is None and pax.get(b"GNU.sparse.major") == b"1":
+        _sparse_1_0(stream, entry)
 
 
 def _old_sparse(stream: LayerStream, header: bytes) -> list[tuple[int, int]]:
     pieces: list[tuple[int, int]] = []
     block, start, count, more = header, 386, 4, header[482]
-    while True:
+    for _ in range(_MAX_SPARSE // 21 + 2):
         for index in range(count):
             at = start + 24 * index
             if not block[at]:
@@ -270,12 +332,11 @@ def _old_sparse(stream: LayerStream, header: bytes) -> list[tuple[int, int]]:
             pieces.append((number(block[at : at + 12]), number(block[at + 12 : at + 24])))
         if not more:
             return pieces
-        if len(pieces) > _MAX_SPARSE:
-            raise BadLayerError("a sparse file has a too long map")
         block = stream.read(BLOCK)
         if len(block) < BLOCK:
             raise BadLayerError("the archive ends within a header")
         start, count, more = 0, 21, block[504]
+    raise BadLayerError("a sparse file has a too long map")
 
 
 def _sparse_1_0(stream: LayerStream, entry: Entry) -> None:

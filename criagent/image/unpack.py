@@ -1,14 +1,14 @@
 """Layers into snapshots, by worker processes that stay warm for a while.
 
 A worker does one thing at a time and is killed when its caller gives up. What a layer needs of the
-ones below it (`unpack_worker.py`) is settled bottom-up once all layers of an image are written.
+ones below it (`settle.py`) is settled bottom-up once all layers of an image are written.
 """
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
-import json
+import fcntl
 import os
 import subprocess
 import sys
@@ -16,7 +16,6 @@ from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from criagent.aio import finish
 from criagent.child import Child, PipeReader, spawn
@@ -29,25 +28,37 @@ from criagent.errors import (
     UnsupportedError,
 )
 from criagent.image.archive.read import Contents, Skipped
+from criagent.image.unpack_protocol import (
+    Done,
+    Extract,
+    Failed,
+    Import,
+    Imported,
+    NeedsLowers,
+    Progress,
+    Reason,
+    Request,
+    Settle,
+    Sync,
+    decode_answer,
+    encode,
+)
+
+__all__ = ["LayerFile", "NeedsLowers", "UnpackWorkers", "Unpacked"]
 
 _IDLE_S = 30.0  # a warm worker saves 60 ms of start-up and holds about 15 MB
-_LINE_LIMIT = 64 << 20
+_ANSWER_LIMIT = 16 << 20  # bytes of answers that wait to be read
+_REQUEST_LIMIT = 1 << 20  # bytes; as large as the pipe, so that no write waits for the worker
+_TEXT_LIMIT = 1000  # characters of a worker's error
+_ERRORS = {
+    kind.__name__: kind
+    for kind in (CorruptError, ExhaustedError, InvalidRequestError, NotFoundError, UnsupportedError)
+}
 _MAIN = """import sys
 sys.path[:0] = {path!r}
 from criagent.image.unpack_worker import main
 main()
 """
-
-_ERRORS = {
-    kind.__name__: kind
-    for kind in (CorruptError, ExhaustedError, InvalidRequestError, NotFoundError, UnsupportedError)
-}
-
-Json = dict[str, Any]
-
-
-class NeedsLowers(Exception):  # noqa: N818 - an answer, not a failure
-    """The layer must be written through the layers below it."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -62,11 +73,11 @@ class LayerFile:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Unpacked:
-    """What a layer took on disk, and directories that only its files' paths imply."""
+    """What a layer took on disk, and whether `settle` must fit it to the layers below it."""
 
     used_bytes: int
     inodes: int
-    implied: tuple[str, ...]
+    unsettled: bool
 
 
 class UnpackWorkers:
@@ -81,46 +92,41 @@ class UnpackWorkers:
         self,
         layer: LayerFile,
         root: Path,
-        lowers: Sequence[Path],
+        lowers: Sequence[Path] | None,
         moved: Callable[[int], None],
     ) -> Unpacked:
-        """Write `layer` below `root`, through an overlay of `lowers` (topmost first) when given.
+        """Write `layer` below `root`.
 
+        `lowers` are the layers below it, topmost first; none of an image's lowest layer. With None
+        it is written without them, and NeedsLowers may be raised or the result be unsettled.
         `moved` hears of bytes read. Raises CorruptError, ExhaustedError, NeedsLowers.
         """
-        answer = await self._ask(
-            {
-                "op": "extract",
-                "blob": str(layer.blob),
-                "size": layer.size,
-                "digest": layer.digest,
-                "diff_id": layer.diff_id,
-                "root": str(root),
-                "lowers": [str(lower) for lower in lowers],
-            },
-            moved,
+        request = Extract(
+            blob=str(layer.blob),
+            root=str(root),
+            digest=layer.digest,
+            diff_id=layer.diff_id,
+            lowers=None if lowers is None else [str(lower) for lower in lowers],
         )
-        return Unpacked(
-            used_bytes=answer["used_bytes"],
-            inodes=answer["inodes"],
-            implied=tuple(answer["implied"]),
-        )
+        done = await self._ask(request, f"layer {layer.digest}", moved)
+        assert isinstance(done, Done)
+        return Unpacked(used_bytes=done.used_bytes, inodes=done.inodes, unsettled=done.unsettled)
 
-    async def adopt(self, root: Path, lowers: Sequence[Path], implied: Sequence[str]) -> None:
-        """Give implied directories what the lower layers have for them. Raises NeedsLowers."""
-        paths = [str(lower) for lower in lowers]
-        request = {"op": "adopt", "root": str(root), "lowers": paths, "implied": list(implied)}
-        await self._ask(request, lambda _: None)
+    async def settle(self, root: Path, lowers: Sequence[Path]) -> None:
+        """Fit an unsettled layer to the layers below it, topmost first. Raises NeedsLowers."""
+        request = Settle(root=str(root), lowers=[str(lower) for lower in lowers])
+        await self._ask(request, f"the layer in {root}", lambda _: None)
 
     async def read_archive(self, archive: Path, blobs: Path) -> Contents:
         """Take the blobs of an image archive into the directory `blobs`: `archive.read`."""
-        request = {"op": "import", "archive": str(archive), "root": str(blobs)}
-        answer = await self._ask(request, lambda _: None)
-        return Contents(answer["images"], [Skipped(*one) for one in answer["skipped"]])
+        request = Import(archive=str(archive), root=str(blobs))
+        done = await self._ask(request, f"the archive {archive}", lambda _: None)
+        assert isinstance(done, Imported)
+        return Contents(done.images, [Skipped(entry, why) for entry, why in done.skipped])
 
     async def sync(self, root: Path) -> None:
         """Make everything written to the file system of `root` durable (man 2 syncfs)."""
-        await self._ask({"op": "sync", "root": str(root)}, lambda _: None)
+        await self._ask(Sync(root=str(root)), f"the file system of {root}", lambda _: None)
 
     async def close(self) -> None:
         """End the idle workers."""
@@ -130,23 +136,25 @@ class UnpackWorkers:
         for worker in workers:
             await worker.kill()
 
-    async def _ask(self, request: Json, moved: Callable[[int], None]) -> Json:
+    async def _ask(
+        self, request: Request, subject: str, moved: Callable[[int], None]
+    ) -> Done | Imported:
         async with self._worker() as worker:
             answer = await worker.ask(request, moved)
-        if "ok" in answer:
-            result: Json = answer["ok"]
-            return result
-        text = answer["error"]
-        match answer["kind"]:
-            case "layer":
-                raise CorruptError(f"layer {request.get('digest', '')}: {text}")
-            case "full":
-                raise ExhaustedError(f"no space left to unpack below {request['root']}: {text}")
-            case "lowers":
+        if not isinstance(answer, Failed):
+            return answer
+        text = answer.text[:_TEXT_LIMIT]
+        match answer.reason:
+            case Reason.LAYER:
+                raise CorruptError(f"{subject}: {text}")
+            case Reason.FULL:
+                raise ExhaustedError(f"{subject}: no space left below {request.root}: {text}")
+            case Reason.LOWERS:
                 raise NeedsLowers(text)
-            case kind if kind in _ERRORS:
-                raise _ERRORS[kind](text)
-        raise AgentError(f"unpacking {request.get('digest', '')} failed: {text}")
+            case Reason.ERROR:
+                raise _ERRORS.get(answer.error, AgentError)(answer.text)
+            case Reason.SYSTEM:
+                raise AgentError(f"{subject}: {text}")
 
     @asynccontextmanager
     async def _worker(self) -> AsyncIterator[_Worker]:
@@ -189,6 +197,8 @@ class _Worker:
         # The isolated interpreter finds this package and the decompressors, and nothing else runs.
         path = [str(Path(__file__).parents[2]), *(p for p in sys.path if "site-packages" in p)]
         try:
+            fcntl.fcntl(requests, fcntl.F_SETPIPE_SZ, _REQUEST_LIMIT)
+            os.set_blocking(requests, False)
             child = spawn(
                 [sys.executable, "-I", "-S", "-c", _MAIN.format(path=path)],
                 stdin=request_read,
@@ -203,7 +213,7 @@ class _Worker:
         finally:
             os.close(theirs)
             os.close(request_read)
-        worker = cls(child, requests, PipeReader(answers, limit=_LINE_LIMIT))
+        worker = cls(child, requests, PipeReader(answers, limit=_ANSWER_LIMIT))
         try:
             await worker._read(lambda _: None)
         except BaseException:
@@ -216,21 +226,24 @@ class _Worker:
         """Whether it has not ended, as far as the loop has heard."""
         return self._child.running
 
-    async def ask(self, request: Json, moved: Callable[[int], None]) -> Json:
-        with contextlib.suppress(BrokenPipeError):  # the end of its answers tells it
-            os.write(self._requests, json.dumps(request).encode() + b"\n")
+    async def ask(self, request: Request, moved: Callable[[int], None]) -> Done | Imported | Failed:
+        line = encode(request)
+        if len(line) > _REQUEST_LIMIT:
+            raise AgentError(f"a request of {len(line)} bytes to the unpack worker is too large")
+        with contextlib.suppress(BrokenPipeError):  # the end of its answers says so
+            os.write(self._requests, line)  # the pipe is empty: the last request was answered
         return await self._read(moved)
 
-    async def _read(self, moved: Callable[[int], None]) -> Json:
+    async def _read(self, moved: Callable[[int], None]) -> Done | Imported | Failed:
         while True:
             line = await self._answers.line()
             if line is None:
                 status = await self._child.wait()
                 raise AgentError(f"the unpack worker ended unexpectedly (status {status})")
-            answer: Json = json.loads(line)
-            if "progress" not in answer:
+            answer = decode_answer(line)
+            if not isinstance(answer, Progress):
                 return answer
-            moved(answer["progress"])
+            moved(answer.size)
 
     async def kill(self) -> None:
         self._child.kill()

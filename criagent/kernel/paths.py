@@ -15,6 +15,7 @@ RESOLVE_NO_SYMLINKS = 0x04
 RESOLVE_IN_ROOT = 0x10
 
 _OPENAT2 = 437
+_TRIES = 128  # as runc and libpathrs have it
 
 
 class _OpenHow(ctypes.Structure):
@@ -26,12 +27,19 @@ class _OpenHow(ctypes.Structure):
 
 
 def openat2(root: int, path: str | bytes, flags: int, resolve: int, mode: int = 0) -> int:
-    """openat2(2); the new descriptor is close-on-exec."""
+    """openat2(2); the new descriptor is close-on-exec.
+
+    A rename or mount anywhere on the machine makes the kernel answer EAGAIN to a path with "..".
+    That is tried again here, so only an endless storm of them reaches the caller as EAGAIN.
+    """
     how = _OpenHow(flags | os.O_CLOEXEC, mode, resolve)
-    size = ctypes.sizeof(how)
-    return syscall(
-        _OPENAT2, "openat2", root, os.fsencode(path), ctypes.byref(how), size, source=path
-    )
+    values = (root, os.fsencode(path), ctypes.byref(how), ctypes.sizeof(how))
+    for _ in range(_TRIES - 1):
+        try:
+            return syscall(_OPENAT2, "openat2", *values, source=path)
+        except BlockingIOError:
+            continue
+    return syscall(_OPENAT2, "openat2", *values, source=path)
 
 
 def open_in_root(root: int, path: str | bytes, flags: int, mode: int = 0) -> int:
@@ -43,17 +51,21 @@ def read_in_root(root: Path, path: str, limit: int) -> bytes:
     """Content of the regular file `path` within `root`.
 
     Raises FileNotFoundError, and OSError EFBIG for more than `limit` bytes, EINVAL for anything
-    that is no regular file. Never blocks on a FIFO or a device.
+    that is not a regular file. A device or FIFO is never opened: that alone can have effects.
     """
     directory = os.open(root, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
-        fd = open_in_root(directory, path, os.O_RDONLY | os.O_NONBLOCK | os.O_NOCTTY)
+        found = open_in_root(directory, path, os.O_PATH)
     finally:
         os.close(directory)
-    with os.fdopen(fd, "rb") as file:
-        facts = os.fstat(file.fileno())
+    try:
+        facts = os.fstat(found)
         if not stat.S_ISREG(facts.st_mode):
             raise OSError(errno.EINVAL, "not a regular file", path)
+        fd = os.open(f"/proc/self/fd/{found}", os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+    finally:
+        os.close(found)
+    with os.fdopen(fd, "rb") as file:
         if facts.st_size > limit or len(content := file.read(limit + 1)) > limit:
             raise OSError(errno.EFBIG, f"larger than {limit} bytes", path)
         return content

@@ -8,59 +8,89 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import itertools
 import os
-from collections.abc import Iterator
+from dataclasses import dataclass
 
-_DEEPEST = 200  # directories open at once
+_OPEN = 200  # directories open at once
 _DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 _Entries = list[tuple[str, bool]]  # names, and whether they are directories
+
+
+@dataclass(slots=True)
+class _Level:
+    """A directory on the way down; `fd` is -1 while it is closed."""
+
+    fd: int
+    name: str
+    left: _Entries
+    identity: tuple[int, int]
+
+    @classmethod
+    def open(cls, name: str, parent: int) -> _Level:
+        fd = os.open(name, _DIRECTORY, dir_fd=parent)
+        try:
+            return cls(fd, name, _entries(fd), _identity(fd))
+        except BaseException:
+            os.close(fd)
+            raise
 
 
 def remove_tree(path: str | os.PathLike[str], *, dir_fd: int | None = None) -> None:
     """Delete the directory `path` and everything in it; no symlink is followed.
 
-    A directory that lies too deep is first renamed to the top of the tree, so that neither the
-    stack nor the open descriptors grow with the depth. What is gone is fine: several may delete a
-    tree at once. Raises OSError.
+    Neither the stack nor the open descriptors grow with the depth: directories far above are closed
+    and found again by "..", which must be the directory that was left. What is gone is fine:
+    several may delete a tree at once. Raises OSError, ESTALE when a directory was moved meanwhile.
     """
     try:
         top = os.open(path, _DIRECTORY, dir_fd=dir_fd)
     except FileNotFoundError:
         return
-    numbers = itertools.count()
     try:
         while entries := _entries(top):
-            _empty(top, entries, numbers)
+            _empty(_Level(top, "", entries, _identity(top)))
     finally:
         os.close(top)
     _rmdir(path, dir_fd)
 
 
-def _empty(top: int, entries: _Entries, numbers: Iterator[int]) -> None:
-    stack = [(top, "", entries)]
+def _empty(top: _Level) -> None:
+    levels = [top]
     try:
-        while stack:
-            here, name, left = stack[-1]
-            if left:
-                entry, is_directory = left.pop()
-                if not is_directory:
-                    with contextlib.suppress(FileNotFoundError):
-                        os.unlink(entry, dir_fd=here)
-                elif len(stack) > _DEEPEST:
-                    _move(here, entry, top, numbers)
-                else:
-                    with contextlib.suppress(FileNotFoundError):
-                        child = os.open(entry, _DIRECTORY, dir_fd=here)
-                        stack.append((child, entry, _entries(child)))
+        while levels:
+            here = levels[-1]
+            if here.left:
+                name, is_directory = here.left.pop()
+                with contextlib.suppress(FileNotFoundError):
+                    if is_directory:
+                        levels.append(_Level.open(name, here.fd))
+                    else:
+                        os.unlink(name, dir_fd=here.fd)
+                if len(levels) > _OPEN:
+                    _close(levels[-_OPEN])
                 continue
-            stack.pop()
-            if stack:
-                os.close(here)
-                _rmdir(name, stack[-1][0])
+            if len(levels) > 1:
+                _reopen(levels[-2], here.fd)
+                _close(here)
+                _rmdir(here.name, levels[-2].fd)
+            levels.pop()
     finally:
-        for fd, _, _ in stack[1:]:
-            os.close(fd)
+        for level in levels[1:]:
+            _close(level)
+
+
+def _reopen(level: _Level, child: int) -> None:
+    if level.fd >= 0:
+        return
+    level.fd = os.open("..", _DIRECTORY, dir_fd=child)
+    if _identity(level.fd) != level.identity:
+        raise OSError(errno.ESTALE, "the directory was moved while it was deleted", level.name)
+
+
+def _close(level: _Level) -> None:
+    if level.fd >= 0:
+        os.close(level.fd)
+        level.fd = -1
 
 
 def _rmdir(name: str | os.PathLike[str], parent: int | None) -> None:
@@ -73,15 +103,6 @@ def _entries(directory: int) -> _Entries:
         return [(entry.name, entry.is_dir(follow_symlinks=False)) for entry in found]
 
 
-def _move(parent: int, name: str, top: int, numbers: Iterator[int]) -> None:
-    """Rename a directory to a free name at the top."""
-    for number in numbers:
-        try:
-            os.rename(name, f".deep-{number}", src_dir_fd=parent, dst_dir_fd=top)
-        except OSError as exc:
-            if exc.errno == errno.ENOENT:
-                return
-            if exc.errno not in {errno.EEXIST, errno.ENOTEMPTY, errno.ENOTDIR}:
-                raise
-        else:
-            return
+def _identity(directory: int) -> tuple[int, int]:
+    facts = os.fstat(directory)
+    return facts.st_dev, facts.st_ino

@@ -192,6 +192,24 @@ BAD: dict[str, Callable[[], bytes]] = {
         + patched(124, b"%011o" % 5)
     ),
     "sparse odd": lambda: pax(b"x", record(b"GNU.sparse.map", b"0,4,5")) + patched(0, b"x"),
+    "pax uid": lambda: pax(b"x", record(b"uid", b"1_0")) + patched(0, b"x"),
+    "pax uid is text": lambda: pax(b"x", record(b"uid", b"root")) + patched(0, b"x"),
+    "pax gid beyond 32 bits": lambda: pax(b"x", record(b"gid", b"4294967296")) + patched(0, b"x"),
+    "uid beyond 32 bits": lambda: patched(108, b"\x80\0\0\1\0\0\0\0"),
+    "uid far below zero": lambda: patched(108, b"\xff\0\0\0\0\0\0\0"),
+    "mode with a prefix": lambda: patched(100, b"0o00644"),
+    "mode with a sign": lambda: patched(100, b"-000644"),
+    "mode with a stroke": lambda: patched(100, b"00_0644"),
+    "pax time with exponent": lambda: pax(b"x", record(b"mtime", b"1.7e9")) + patched(0, b"x"),
+    "pax time of many digits": lambda: pax(b"x", record(b"mtime", b"1" * 30)) + patched(0, b"x"),
+    "pax time with stroke": lambda: pax(b"x", record(b"mtime", b"1_0")) + patched(0, b"x"),
+    "pax of many records": lambda: pax(b"x", record(b"a", b"") * 10_001) + patched(0, b"x"),
+    "global of many records": lambda: (
+        pax(b"g", b"".join(record(b"%d" % n, b"v") for n in range(1001))) + patched(0, b"x")
+    ),
+    "old sparse chain without end": lambda: (
+        patched(482, b"\1", b"S")[:512] + (bytes(504) + b"\1" + bytes(7)) * 6000
+    ),
     "sparse text": lambda: pax(b"x", record(b"GNU.sparse.map", b"a,b")) + patched(0, b"x"),
     "sparse 1.0 without map": lambda: (
         pax(b"x", record(b"GNU.sparse.major", b"1")) + patched(0, b"x")[:512] + b"x" * 2048
@@ -212,6 +230,92 @@ BAD: dict[str, Callable[[], bytes]] = {
 def test_malformed_archives(name: str) -> None:
     with pytest.raises(BadLayerError):
         read(BAD[name]())
+
+
+EMPTY = b"".join(
+    record(key, b"")
+    for key in (
+        b"path", b"linkpath", b"size", b"uid", b"gid", b"mtime", b"atime", b"ctime", b"uname",
+        b"hdrcharset", b"GNU.sparse.map", b"GNU.sparse.major", b"GNU.sparse.name",
+    )
+)  # fmt: skip
+
+
+def test_an_empty_pax_value_leaves_the_header_as_it_is() -> None:
+    """POSIX: it deletes the record, global ones too."""
+    shared = pax(b"g", record(b"uid", b"77") + record(b"mtime", b"9") + record(b"path", b"g"))
+    data = shared + pax(b"x", EMPTY) + tar((info("n", uid=5, gid=6, mtime=7), b"content"))
+    ((entry, content),) = read(data)
+    assert (entry.name, entry.uid, entry.gid, entry.mtime_ns) == (b"n", 5, 6, 7 * 10**9)
+    assert content == b"content"
+
+
+def test_an_extended_attribute_may_be_empty() -> None:
+    data = pax(
+        b"x", record(b"SCHILY.xattr.user.a", b"") + record(b"LIBARCHIVE.xattr.user.b", b"YQ")
+    )
+    ((entry, _),) = read(data + tar((info(), b"")))
+    assert entry.xattrs == {b"user.a": b""}
+
+
+@pytest.mark.parametrize("charset", [b"BINARY", b"ISO-IR 10646 2000 UTF-8", b"ISO-IR 8859 1 1998"])
+def test_names_are_bytes_in_every_charset(charset: bytes) -> None:
+    data = pax(b"x", record(b"hdrcharset", charset) + record(b"path", b"caf\xe9"))
+    assert read(data + tar((info(), b"")))[0][0].name == b"caf\xe9"
+
+
+@pytest.mark.parametrize(
+    ("text", "ns"),
+    [
+        (b"-1.5", -1_500_000_000),
+        (b"-0.25", -250_000_000),
+        (b"+1.", 1_000_000_000),
+        (b"1.1234567899", 1_123_456_789),
+        (b"9" * 18, (10**18 - 1) * 10**9),
+    ],
+)
+def test_pax_times(text: bytes, ns: int) -> None:
+    ((entry, _),) = read(pax(b"x", record(b"mtime", text)) + tar((info(), b"")))
+    assert entry.mtime_ns == ns
+
+
+def test_times_that_nobody_reads_may_be_anything() -> None:
+    data = pax(b"x", record(b"atime", b"noon") + record(b"ctime", b"-1") + record(b"comment", b"x"))
+    assert len(read(data + tar((info(), b"")))) == 1
+
+
+OWNERS = [(b"-1", 0), (b"4294967295", 0), (b"-2", 2**32 - 2), (b"+5", 5), (b"2147483648", 1 << 31)]
+
+
+@pytest.mark.parametrize(("text", "uid"), OWNERS)
+def test_owners_are_cut_to_32_bits(text: bytes, uid: int) -> None:
+    """As Go and chown(2) take them; -1 leaves the owner as it is, which is root."""
+    raw = (int(text) & (1 << 64) - 1).to_bytes(8, "big")
+    raw = raw if int(text) < 0 else bytes([raw[0] | 0x80]) + raw[1:]
+    ((entry, _),) = read(pax(b"x", record(b"uid", text)) + patched(0, b"x")[:512])
+    assert entry.uid == uid
+    ((entry, _),) = read(patched(108, raw)[:512])
+    assert entry.uid == uid
+
+
+def test_a_file_of_old_tar_with_a_slash_is_a_directory() -> None:
+    """Its name may also come of an extension; a type of today counts for more."""
+    old = patched(0, b"name/", b"\0")
+    assert read(old)[0][0].kind == tar_headers.DIRECTORY
+    assert read(pax(b"x", record(b"path", b"p/")) + patched(0, b"x", b"\0"))[0][0].kind == b"5"
+    assert read(patched(0, b"name/"))[0][0].kind == tar_headers.REGULAR
+
+
+@pytest.mark.parametrize("kind", [tarfile.SYMTYPE, tarfile.LNKTYPE, tarfile.DIRTYPE])
+def test_only_files_are_sparse(kind: bytes) -> None:
+    one = record(b"GNU.sparse.major", b"1") + record(b"GNU.sparse.map", b"0,4")
+    data = pax(b"x", one) + patched(124, b"%011o" % 512, kind)[:512] + tar((info("after"), b"z"))
+    assert [(e.name[:4], e.sparse) for e, _ in read(data)] == [(b"name", None), (b"afte", None)]
+
+
+def test_a_header_number_may_be_padded_on_either_side() -> None:
+    for text in (b"\0000644", b"  644\0\0", b"0644 \0 ", b"644\0rub"):
+        assert number(text) == 0o644
 
 
 def test_repeated_global_records_are_fine() -> None:

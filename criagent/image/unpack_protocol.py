@@ -1,0 +1,133 @@
+"""What the daemon and its unpack workers say to each other: one JSON document a line.
+
+A request is answered by any number of Progress and then by Done, Imported or Failed; a fresh worker
+says Done before its first request. Both ends run the same code, so an unknown message is a bug. The
+worker imports this, so it stands on the standard library alone.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import Any
+
+_SHOWN = 200  # bytes of a name from a layer that an error quotes
+
+
+class NeedsLowers(Exception):  # noqa: N818 - an answer, not a failure
+    """The layer must be written through the layers below it."""
+
+
+class Reason(StrEnum):
+    """Why a request failed."""
+
+    LAYER = "layer"  # it is malformed, hostile or not what its digests say
+    FULL = "full"  # no space for it
+    LOWERS = "lowers"  # NeedsLowers
+    ERROR = "error"  # an error of criagent.errors
+    SYSTEM = "system"  # the node's failure
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Extract:
+    """Write the layer file `blob`, of `digest` and `diff_id`, below the directory `root`.
+
+    `lowers` are the directories of the layers below it, topmost first, or None to do without
+    them: then the answer may be LOWERS, or that the layer is to be settled.
+    """
+
+    blob: str
+    root: str
+    digest: str
+    diff_id: str
+    lowers: list[str] | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Settle:
+    """Fit the layer below `root`, written without its `lowers`, to them."""
+
+    root: str
+    lowers: list[str]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Import:
+    """Take the blobs of the image archive `archive` into the directory `root`."""
+
+    archive: str
+    root: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Sync:
+    """Make what was written to the file system of `root` durable."""
+
+    root: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Progress:
+    """`size` more bytes of the layer file were read."""
+
+    size: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Done:
+    """The request is served. Of Extract: what the layer took, and whether it must be settled."""
+
+    used_bytes: int = 0
+    inodes: int = 0
+    unsettled: bool = False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Imported:
+    """Import is served: names by the digest of each manifest, and entries left out with the why."""
+
+    images: dict[str, list[str]]
+    skipped: list[tuple[str, str]]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Failed:
+    """The request failed with this text; `error` names the class of Reason.ERROR."""
+
+    reason: Reason
+    text: str
+    error: str = ""
+
+
+Request = Extract | Settle | Import | Sync
+Answer = Progress | Done | Imported | Failed
+_REQUESTS = {kind.__name__: kind for kind in (Extract, Settle, Import, Sync)}
+_ANSWERS = {kind.__name__: kind for kind in (Progress, Done, Imported, Failed)}
+
+
+def encode(message: Request | Answer) -> bytes:
+    """`message` as a line with its newline."""
+    document = {"kind": type(message).__name__, **dataclasses.asdict(message)}
+    return json.dumps(document).encode() + b"\n"
+
+
+def decode_request(line: bytes) -> Request:
+    """The request that `line` is."""
+    document: dict[str, Any] = json.loads(line)
+    return _REQUESTS[document.pop("kind")](**document)
+
+
+def decode_answer(line: bytes) -> Answer:
+    """The answer that `line` is."""
+    document: dict[str, Any] = json.loads(line)
+    if "reason" in document:
+        document["reason"] = Reason(document["reason"])
+    answer: Answer = _ANSWERS[document.pop("kind")](**document)
+    return answer
+
+
+def shown(name: bytes) -> str:
+    """A name that a layer chose, quoted for an error and cut."""
+    return repr(name[:_SHOWN])[1:] + ("…" if len(name) > _SHOWN else "")
