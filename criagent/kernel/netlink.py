@@ -31,6 +31,7 @@ _IFLA_AF_SPEC, _IFLA_NET_NS_FD, _IFLA_PROTINFO = 26, 28, 12
 _IFLA_LINK, _IFLA_LINK_NETNSID, _IFLA_TARGET_NETNSID = 5, 37, 46
 _IFLA_INFO_KIND, _IFLA_INFO_DATA, _VETH_INFO_PEER = 1, 2, 1
 _IFLA_BRPORT_MODE = 4  # hairpin
+_IFLA_BR_MULTI_BOOLOPT, _NO_LL_LEARN = 46, 1 << 0
 _IFA_ADDRESS, _IFA_LOCAL, _IFA_FLAGS, _IFA_F_NODAD = 1, 2, 8, 0x02
 _RTA_DST, _RTA_OIF, _RTA_GATEWAY = 1, 4, 5
 _RTNH_F_ONLINK = 4
@@ -98,6 +99,21 @@ def bridge(name: str) -> Request:
     info = _nest(_IFLA_LINKINFO, _attribute(_IFLA_INFO_KIND, b"bridge"))
     body = _link_header(0, _IFF_UP) + _text(_IFLA_IFNAME, name) + info
     return Request(f"bridge {name}", _RTM_NEWLINK, _NLM_CREATE_EXCL, body)
+
+
+def no_link_local_learning(name: str) -> Request:
+    """Have a bridge learn no hardware address from frames to 01:80:c2:00:00:0x.
+
+    They reach it without passing any filter.
+    """
+    options = struct.pack("=II", _NO_LL_LEARN, _NO_LL_LEARN)
+    info = _nest(
+        _IFLA_LINKINFO,
+        _attribute(_IFLA_INFO_KIND, b"bridge"),
+        _nest(_IFLA_INFO_DATA, _attribute(_IFLA_BR_MULTI_BOOLOPT, options)),
+    )
+    body = _link_header() + _text(_IFLA_IFNAME, name) + info
+    return Request(f"options of bridge {name}", _RTM_NEWLINK, 0, body)
 
 
 def hairpin(index: int) -> Request:

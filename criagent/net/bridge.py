@@ -208,6 +208,7 @@ class BridgeNetwork:
         self._mtu = self._config.mtu or routes.default_mtu()
         name = self._config.bridge
         routes.send([netlink.bridge(name)], exist_ok=True)
+        routes.send([netlink.no_link_local_learning(name)])
         self._index = netlink.index_of(name) or 0
         # Else it takes the lowest address of its ports, and pods lose their gateway for a while
         # when that pod goes.
