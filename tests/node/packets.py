@@ -115,11 +115,26 @@ class Wire:
     def send(self, frame: bytes) -> None:
         self._socket.send(frame)
 
+    def next(self) -> bytes:
+        """The next frame, which has to come."""
+        return self._socket.recv(65536)
+
+    def waiting(self) -> list[bytes]:
+        """All frames that are here already."""
+        found = []
+        self._socket.setblocking(False)
+        try:
+            while True:
+                found.append(self._socket.recv(65536))
+        except BlockingIOError:
+            self._socket.settimeout(_LIMIT_S)
+            return found
+
     def until(self, wanted: bytes) -> list[bytes]:
         """All frames up to the one that contains `wanted`, which has to come."""
         found = []
         while True:
-            frame = self._socket.recv(65536)
+            frame = self.next()
             if wanted in frame:
                 return found
             found.append(frame)
