@@ -95,6 +95,7 @@ def networks(config: Config, stores: Stores, executors: Executors) -> Networks:
             cache_dir=config.storage.run_dir / "cni",
         ),
         executors.fs,
+        stores.settings,
     )
     return Networks([bridge, cni], network.backend, live)
 

@@ -41,10 +41,14 @@ def replacement(contents: Contents, *, anti_spoofing: bool) -> str:
             parts.append(f"add element {hostport.TABLE} {name} {{ {', '.join(sources)} }}\n")
     parts.append(hostport.add_commands(contents.forwards))
     if anti_spoofing:
-        parts.append(clearance(antispoof.TABLE))
-        parts.append(_ANTISPOOF.read_text())
+        parts.append(antispoof_text())
         parts.append(antispoof.add_commands(contents.ports))
     return "".join(parts)
+
+
+def antispoof_text() -> str:
+    """Commands that put the second table there anew, without ports."""
+    return clearance(antispoof.TABLE) + _ANTISPOOF.read_text()
 
 
 def clearance(*tables: str) -> str:
