@@ -39,6 +39,8 @@ class Network:
     bridge: str = "cri0"
     pod_cidrs: tuple[str, ...] = ("10.88.0.0/16", "fd00:10:88::/64")
     mtu: int = 0  # 0 = of the default route
+    # Pods send from their own hardware and IP addresses only. Off for pods that route for others.
+    anti_spoofing: bool = True
     unprivileged_ports: bool = True  # as containerd: a non-root process may listen on port 80
     unprivileged_icmp: bool = True  # as containerd: a process without capabilities may ping
     cni_conf_dir: Path = Path("/etc/cni/net.d")

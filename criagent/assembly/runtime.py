@@ -77,7 +77,12 @@ def networks(config: Config, stores: Stores, executors: Executors) -> Networks:
         return [box for box in stores.sandboxes.all() if not box.released_at_ns]
 
     bridge = BridgeNetwork(
-        BridgeConfig(bridge=network.bridge, pod_cidrs=network.pod_cidrs, mtu=network.mtu),
+        BridgeConfig(
+            bridge=network.bridge,
+            pod_cidrs=network.pod_cidrs,
+            mtu=network.mtu,
+            anti_spoofing=network.anti_spoofing,
+        ),
         stores.addresses,
         stores.settings,
         executors.net,
@@ -91,6 +96,7 @@ def networks(config: Config, stores: Stores, executors: Executors) -> Networks:
             cache_dir=config.storage.run_dir / "cni",
         ),
         executors.fs,
+        stores.settings,
     )
     return Networks([bridge, cni], network.backend, live)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -12,6 +13,7 @@ from criagent.doctor.finding import Finding, content, error, fine, warning
 from criagent.doctor.programs import answer_of
 from criagent.errors import AgentError
 from criagent.kernel.nftables import Nftables
+from criagent.net import rules
 from criagent.net.cni_config import CniConfigError, find_plugin, load_first
 from criagent.runtime.node_facts import held_capabilities
 from criagent.runtime.program_floors import FLOORS, below_floor, dotted, parse_version
@@ -32,6 +34,7 @@ class NetworkFacts:
     forward6: str = "1"
     bridged: str = "1"  # whether bridged packets pass through iptables
     nftables_problem: str = ""
+    antispoof_problem: str = ""  # what the kernel says to the rules that keep pods from spoofing
     forward_dropped: bool = False
     cni_file: str = ""  # a file in the configuration directory
     cni_name: str = ""
@@ -50,6 +53,7 @@ def read(config: Config) -> NetworkFacts:
         forward6=content(_FORWARDING[6]),
         bridged=content(_BRIDGED),
         nftables_problem=problem,
+        antispoof_problem=_antispoof_problem() if builtin and not problem else "",
         forward_dropped=bool(_DROPS.search(chains)),
         cni_file=str(files[0]) if files else "",
         cni_name=name,
@@ -73,6 +77,7 @@ def _judge_builtin(facts: NetworkFacts, config: Config) -> Iterator[Finding]:
         )
     else:
         yield fine("nftables", "libnftables works")
+    yield from _anti_spoofing(facts, config)
     yield _forwarding(facts, config)
     if facts.forward_dropped:
         yield warning(
@@ -87,6 +92,21 @@ def _judge_builtin(facts: NetworkFacts, config: Config) -> Iterator[Finding]:
             f"{facts.cni_file} is not used: network.backend is builtin",
             'set network.backend = "cni", or remove the file',
         )
+
+
+def _anti_spoofing(facts: NetworkFacts, config: Config) -> Iterator[Finding]:
+    name = "anti-spoofing"
+    if not config.network.anti_spoofing:
+        yield fine(name, "off: network.anti_spoofing is false, and pods can use any address")
+    elif facts.antispoof_problem:
+        yield warning(
+            name,
+            f"pods can use addresses of other pods: {facts.antispoof_problem}",
+            "use a kernel with nftables for bridges (CONFIG_NF_TABLES_BRIDGE), or set "
+            "network.anti_spoofing = false",
+        )
+    elif not facts.nftables_problem:
+        yield fine(name, "the kernel can keep pods from using addresses of others")
 
 
 def _forwarding(facts: NetworkFacts, config: Config) -> Finding:
@@ -158,6 +178,16 @@ def _chains() -> tuple[str, str]:
             nft.close()
     except AgentError as exc:
         return str(exc), ""
+
+
+def _antispoof_problem() -> str:
+    """Why the kernel does not take the rules; "" when it does. Nothing is changed."""
+    try:
+        with contextlib.closing(Nftables(dry_run=True)) as nft:
+            nft.run(rules.antispoof_text())
+    except AgentError as exc:
+        return str(exc)
+    return ""
 
 
 def _files(directory: Path) -> list[Path]:

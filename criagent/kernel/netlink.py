@@ -12,6 +12,7 @@ import errno
 import os
 import socket
 import struct
+import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from ipaddress import IPv4Address, IPv6Address
@@ -28,8 +29,10 @@ _NESTED = 0x8000
 
 _IFLA_ADDRESS, _IFLA_IFNAME, _IFLA_MTU, _IFLA_MASTER, _IFLA_LINKINFO = 1, 3, 4, 10, 18
 _IFLA_AF_SPEC, _IFLA_NET_NS_FD, _IFLA_PROTINFO = 26, 28, 12
+_IFLA_LINK, _IFLA_LINK_NETNSID, _IFLA_TARGET_NETNSID = 5, 37, 46
 _IFLA_INFO_KIND, _IFLA_INFO_DATA, _VETH_INFO_PEER = 1, 2, 1
 _IFLA_BRPORT_MODE = 4  # hairpin
+_IFLA_BR_MULTI_BOOLOPT, _NO_LL_LEARN = 46, 1 << 0
 _IFA_ADDRESS, _IFA_LOCAL, _IFA_FLAGS, _IFA_F_NODAD = 1, 2, 8, 0x02
 _RTA_DST, _RTA_OIF, _RTA_GATEWAY = 1, 4, 5
 _RTNH_F_ONLINK = 4
@@ -68,22 +71,28 @@ class Request:
     body: bytes
 
 
-def veth(host: str, peer: str, bridge: int, netns: int, mtu: int) -> Request:
+@dataclass(frozen=True, slots=True)
+class End:
+    """One end of a veth pair: its name and its hardware address, six bytes."""
+
+    name: str
+    mac: bytes
+
+
+def veth(host: End, peer: End, bridge: int, netns: int, mtu: int) -> Request:
     """A veth pair: `host` up and in `bridge`, `peer` made within `netns` at once."""
-    peer_part = _link_header() + _text(_IFLA_IFNAME, peer) + _u32(_IFLA_NET_NS_FD, netns)
+    peer_part = _link_header() + _end(peer, mtu) + _u32(_IFLA_NET_NS_FD, netns)
     info = _nest(
         _IFLA_LINKINFO,
         _attribute(_IFLA_INFO_KIND, b"veth"),
-        _nest(_IFLA_INFO_DATA, _nest(_VETH_INFO_PEER, peer_part + _u32(_IFLA_MTU, mtu))),
+        _nest(_IFLA_INFO_DATA, _nest(_VETH_INFO_PEER, peer_part)),
     )
-    body = (
-        _link_header(0, _IFF_UP)
-        + _text(_IFLA_IFNAME, host)
-        + _u32(_IFLA_MTU, mtu)
-        + _u32(_IFLA_MASTER, bridge)
-        + info
-    )
-    return Request(f"veth {host}", _RTM_NEWLINK, _NLM_CREATE_EXCL, body)
+    body = _link_header(0, _IFF_UP) + _end(host, mtu) + _u32(_IFLA_MASTER, bridge) + info
+    return Request(f"veth {host.name}", _RTM_NEWLINK, _NLM_CREATE_EXCL, body)
+
+
+def _end(end: End, mtu: int) -> bytes:
+    return _text(_IFLA_IFNAME, end.name) + _attribute(_IFLA_ADDRESS, end.mac) + _u32(_IFLA_MTU, mtu)
 
 
 def bridge(name: str) -> Request:
@@ -93,12 +102,33 @@ def bridge(name: str) -> Request:
     return Request(f"bridge {name}", _RTM_NEWLINK, _NLM_CREATE_EXCL, body)
 
 
+def no_link_local_learning(name: str) -> Request:
+    """Have a bridge learn no hardware address from frames to 01:80:c2:00:00:0x.
+
+    They reach it without passing any filter.
+    """
+    options = struct.pack("=II", _NO_LL_LEARN, _NO_LL_LEARN)
+    info = _nest(
+        _IFLA_LINKINFO,
+        _attribute(_IFLA_INFO_KIND, b"bridge"),
+        _nest(_IFLA_INFO_DATA, _attribute(_IFLA_BR_MULTI_BOOLOPT, options)),
+    )
+    body = _link_header() + _text(_IFLA_IFNAME, name) + info
+    return Request(f"options of bridge {name}", _RTM_NEWLINK, 0, body)
+
+
 def hairpin(index: int) -> Request:
     """Let a bridge port send a frame back where it came from: a pod that reaches itself."""
     body = _link_header(index, family=socket.AF_BRIDGE) + _nest(
         _IFLA_PROTINFO, _attribute(_IFLA_BRPORT_MODE, b"\1")
     )
     return Request("hairpin", _RTM_SETLINK, 0, body)
+
+
+def set_mac(index: int, mac: bytes) -> Request:
+    """A hardware address, which a bridge then keeps whatever ports come and go."""
+    body = _link_header(index) + _attribute(_IFLA_ADDRESS, mac)
+    return Request("hardware address", _RTM_SETLINK, 0, body)
 
 
 def set_up(index: int) -> Request:
@@ -126,6 +156,17 @@ def default_route(index: int, gateway: Address) -> Request:
     body = struct.pack("=BBBBBBBBI", family, 0, 0, 0, 254, 3, 0, 1, _RTNH_F_ONLINK)
     body += _attribute(_RTA_GATEWAY, gateway.packed) + _u32(_RTA_OIF, index)
     return Request(f"default route by {gateway}", _RTM_NEWROUTE, _NLM_CREATE_EXCL, body)
+
+
+@dataclass(frozen=True, slots=True)
+class Link:
+    """An interface. `peer` is (index, id of its network namespace) of a veth's end elsewhere."""
+
+    index: int
+    name: str
+    mac: bytes
+    mtu: int
+    peer: tuple[int, int] | None
 
 
 class RouteSocket:
@@ -177,7 +218,25 @@ class RouteSocket:
         index = next((r for r in self._default_routes()), 0)
         if not index:
             return 1500
-        return next((m for i, m in self._link_mtus() if i == index), 1500)
+        return next((link.mtu for link in self.links() if link.index == index), 1500)
+
+    def links(self) -> list[Link]:
+        """Every interface of the socket's network namespace."""
+        return [_link(data) for data in self._dump(_RTM_GETLINK, _link_header())]
+
+    def peer_mac(self, link: Link) -> bytes:
+        """The hardware address of the other end of `link`, a veth; b"" when it cannot be asked."""
+        if link.peer is None:
+            return b""
+        index, netns = link.peer
+        body = _link_header(index) + _u32(_IFLA_TARGET_NETNSID, netns)
+        self._sequence += 1
+        head = struct.pack("=IHHII", 16 + len(body), _RTM_GETLINK, 1, self._sequence, 0)
+        self._socket.send(head + body)
+        for kind, _, data in _messages(self._socket.recv(65536)):
+            if kind == _RTM_NEWLINK:
+                return _link(data).mac
+        return b""
 
     def _acknowledgement(self) -> tuple[int, int]:
         while True:
@@ -204,13 +263,24 @@ class RouteSocket:
                 found.append(int.from_bytes(attributes[_RTA_OIF], "little"))
         return found
 
-    def _link_mtus(self) -> list[tuple[int, int]]:
-        rows = []
-        for data in self._dump(_RTM_GETLINK, _link_header()):
-            (index,) = struct.unpack_from("=4xi", data)
-            mtu = _attributes(data[16:]).get(_IFLA_MTU, b"")
-            rows.append((index, int.from_bytes(mtu, "little")))
-        return rows
+
+def _link(data: bytes) -> Link:
+    (index,) = struct.unpack_from("=4xi", data)
+    attributes = _attributes(data[16:])
+    peer = None
+    if _IFLA_LINK in attributes and _IFLA_LINK_NETNSID in attributes:
+        peer = _number(attributes[_IFLA_LINK]), _number(attributes[_IFLA_LINK_NETNSID])
+    return Link(
+        index=index,
+        name=attributes.get(_IFLA_IFNAME, b"").rstrip(b"\0").decode(errors="replace"),
+        mac=attributes.get(_IFLA_ADDRESS, b""),
+        mtu=_number(attributes.get(_IFLA_MTU, b"")),
+        peer=peer,
+    )
+
+
+def _number(data: bytes) -> int:
+    return int.from_bytes(data, sys.byteorder)
 
 
 def index_of(name: str) -> int | None:

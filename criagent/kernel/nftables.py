@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import ctypes
-from ctypes import c_char_p, c_int, c_void_p
+from ctypes import c_bool, c_char_p, c_int, c_void_p
 
 from criagent.errors import AgentError, UnsupportedError
 
 
 class Nftables:
-    """A libnftables context, bound to the network namespace in which it was made; one thread."""
+    """A libnftables context, bound to the network namespace in which it was made; one thread.
 
-    def __init__(self) -> None:
+    With `dry_run` the kernel checks what is run, and nothing is changed.
+    """
+
+    def __init__(self, *, dry_run: bool = False) -> None:
         try:
             library = ctypes.CDLL("libnftables.so.1")
         except OSError as exc:
@@ -25,10 +28,12 @@ class Nftables:
             getattr(library, name).argtypes = [c_void_p]
         library.nft_ctx_free.argtypes = [c_void_p]
         library.nft_run_cmd_from_buffer.restype = c_int
+        library.nft_ctx_set_dry_run.argtypes = [c_void_p, c_bool]
         self._library = library
         self._context = c_void_p(library.nft_ctx_new(0))
         library.nft_ctx_buffer_output(self._context)
         library.nft_ctx_buffer_error(self._context)
+        library.nft_ctx_set_dry_run(self._context, dry_run)
 
     def run(self, commands: str) -> str:
         """Apply `commands` whole or not at all; returns what they print.

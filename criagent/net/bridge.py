@@ -1,13 +1,12 @@
 """The built-in pod network: a bridge, a veth pair a pod, addresses from the store, nftables.
 
 Every object follows from the sandbox id: the host's end of the veth is `cri` and the id's first
-eleven digits. Netlink and nftables calls run in the network thread. IPv6 follows the pod CIDRs.
+eleven digits, and both ends have hardware addresses made of it. Netlink and nftables calls run in
+the network thread. IPv6 follows the pod CIDRs.
 """
 
 from __future__ import annotations
 
-import asyncio
-import contextlib
 import dataclasses
 import os
 from collections.abc import Callable, Sequence
@@ -20,17 +19,17 @@ import structlog
 from criagent.aio import run_in
 from criagent.config import check_cidrs
 from criagent.errors import AgentError, InvalidRequestError
-from criagent.kernel import namespaces, netlink, nft_events
-from criagent.kernel.nftables import Nftables
+from criagent.kernel import namespaces, netlink
 from criagent.model import Sandbox
-from criagent.net import hostport
+from criagent.net import antispoof, forwarding, hostport, rules
 from criagent.net.flows import forget_flows
 from criagent.net.pod_network import Attachment, NetworkCondition
+from criagent.net.rule_keeper import RuleKeeper
 from criagent.store.addresses import AddressStore, Network
 from criagent.store.settings import SettingStore
 
 _CIDR_SETTING = "pod_cidrs"
-_PAUSE_S = 0.1  # between two times that deleted rules are put back
+_INTERFACE = "eth0"
 
 log: structlog.stdlib.BoundLogger = structlog.get_logger(__name__)
 
@@ -42,6 +41,7 @@ class BridgeConfig:
     bridge: str
     pod_cidrs: tuple[str, ...]
     mtu: int  # 0 = of the default route
+    anti_spoofing: bool
 
 
 class BridgeNetwork:
@@ -62,17 +62,13 @@ class BridgeNetwork:
         self._settings = settings
         self._net = net
         self._live = live
-        self._nft: Nftables | None = None
         self._routes: netlink.RouteSocket | None = None
         self._index = 0
         self._mtu = 1500
         self._failure = "the network has not started"
         self._forwards: dict[str, list[hostport.Forward]] = {}
-        self._events: nft_events.NftEvents | None = None
-        self._repair: asyncio.Task[None] | None = None
-        # Generations of the ruleset: when the table was written whole, when of it was deleted.
-        self._written = 0
-        self._deleted = 0
+        self._ports: dict[str, antispoof.Port] = {}
+        self._rules = RuleKeeper(net, self._contents, anti_spoofing=config.anti_spoofing)
 
     @property
     def cidrs(self) -> tuple[str, ...]:
@@ -93,31 +89,31 @@ class BridgeNetwork:
         return [*self.cidrs, *former]
 
     async def start(self) -> None:
-        """Make bridge, gateway addresses, kernel switches and the nftables table."""
-        self._forwards = {
-            box.id: hostport.forwards(box, box.addresses)
-            for box in self._live()
-            if box.network_backend == self.backend
-        }
-        self._events = nft_events.NftEvents()
+        """Make bridge, gateway addresses, kernel switches and the nftables tables."""
+        boxes = [box for box in self._live() if box.network_backend == self.backend]
+        self._forwards = {box.id: hostport.forwards(box, box.addresses) for box in boxes}
+        self._ports = await run_in(self._net, self._ports_of, boxes)
+        self._rules.watch()
         await run_in(self._net, self._start)
         self._failure = ""
-        asyncio.get_running_loop().add_reader(self._events, self._rules_changed)
 
     async def stop(self) -> None:
         """Stop looking after the rules; pods keep their network."""
-        if self._events is not None:
-            asyncio.get_running_loop().remove_reader(self._events)
-            self._events.close()
-            self._events = None
-        if self._repair is not None:
-            self._repair.cancel()
-            await asyncio.wait({self._repair})
+        await self._rules.stop()
 
     def condition(self) -> NetworkCondition:
-        """Ready once the bridge is up."""
-        if self._failure:
-            return NetworkCondition(ready=False, reason="BridgeNotReady", message=self._failure)
+        """Ready once the bridge is up and the rules are in force.
+
+        Ready with a reason when the kernel cannot keep pods from using addresses of others.
+        """
+        if failure := self._failure or self._rules.failure:
+            return NetworkCondition(ready=False, reason="BridgeNotReady", message=failure)
+        if problem := self._rules.open_to_spoofing:
+            return NetworkCondition(
+                ready=True,
+                reason="SpoofingNotPrevented",
+                message=f"pods can use addresses of other pods: {problem}",
+            )
         return NetworkCondition(ready=True)
 
     async def set_pod_cidrs(self, cidrs: Sequence[str]) -> None:
@@ -141,19 +137,22 @@ class BridgeNetwork:
         hostport.check_conflicts(box.id, wanted, self._forwards)
         if wanted:
             self._forwards[box.id] = wanted
-        await run_in(self._net, self._attach, box.id, netns, networks, addresses, wanted)
+        port = self._ports[box.id] = _port(box.id, addresses)
+        await run_in(self._net, self._attach, box.id, netns, networks, port, wanted)
         await forget_flows(wanted)
         return Attachment(addresses=addresses)
 
     async def detach(self, box: Sandbox, netns: Path | None) -> None:
-        """Take rules, veth, flows and addresses away; who gets them next has no old traffic."""
+        """Take veth, rules, flows and addresses away; who gets them next has no old traffic."""
         del netns
+        addresses = self._addresses.of(box.id)
         gone = self._forwards.pop(box.id, None)
         if gone is None:
-            gone = hostport.forwards(box, self._addresses.of(box.id))
+            gone = hostport.forwards(box, addresses)
             # A sandbox that was refused for a taken host port never had it.
             gone = hostport.unclaimed(gone, self._forwards)
-        await run_in(self._net, self._detach, box.id, gone)
+        port = self._ports.pop(box.id, None) or _port(box.id, addresses)
+        await run_in(self._net, self._detach, port, gone)
         await forget_flows(gone)
         await self._addresses.release(box.id)
 
@@ -165,153 +164,116 @@ class BridgeNetwork:
                 await self._addresses.release(owner)
         names = {_veth_name(box_id) for box_id in known}
         await run_in(self._net, self._sweep, names)
-        if self._nft is None:
+        if not self._rules.started:
             await run_in(self._net, self._retire)
 
-    def _rules_changed(self) -> None:
-        """Somebody changed rules; when ours were deleted, they come back."""
-        if self._damaged() and self._repair is None:
-            self._repair = asyncio.create_task(self._restore(), name="nftables")
-            self._repair.add_done_callback(self._restored)
-
-    def _damaged(self) -> bool:
-        """Whether rules of ours were deleted after the last time that we wrote them all."""
-        if self._events is not None:
-            deleted = self._events.deletions(hostport.NAME)
-            self._deleted = max(self._deleted, self._written + 1 if deleted is None else deleted)
-        return self._deleted > self._written
-
-    def _restored(self, task: asyncio.Task[None]) -> None:
-        self._repair = None
-        if not task.cancelled() and (failure := task.exception()):
-            log.error("rules_not_watched", error=repr(failure))
-
-    async def _restore(self) -> None:
-        """Write the table until nobody has deleted of it afterwards.
-
-        While that fails, the condition says so.
-        """
-        while self._damaged():
-            try:
-                await run_in(self._net, self._write_table)
-            except (AgentError, OSError) as exc:
-                self._failure = f"the nftables rules were deleted and cannot be put back: {exc}"
-                log.warning("rules_not_restored", error=str(exc))
-            else:
-                self._failure = ""
-                log.warning("rules_restored", table=hostport.TABLE)
-            # Whoever deletes rules often does so several times.
-            await asyncio.sleep(_PAUSE_S)
+    def _contents(self) -> rules.Contents:
+        # Copies made in one step: verbs change the dicts in the event loop's thread.
+        forwards = list(self._forwards.values())
+        ports = list(self._ports.values())
+        return rules.Contents(
+            bridge=self._config.bridge,
+            pods=self._pods,
+            forwards=[forward for held in forwards for forward in held],
+            ports=ports,
+        )
 
     # The rest runs in the network thread.
 
-    def _write_table(self) -> None:
-        if self._nft is None:
-            raise RuntimeError("rules before start")
-        # A copy made in one step: verbs change the dict in the event loop's thread.
-        live = [f for held in list(self._forwards.values()) for f in held]
-        before = self._written
-        # Should others commit in between, ours is a later one, and is taken for a deletion once.
-        self._written = nft_events.generation() + 1
-        try:
-            self._nft.run(hostport.table(self._config.bridge, self._pods, live))
-        except BaseException:
-            self._written = before
-            raise
-
-    def _table_there(self) -> bool:
-        try:
-            return self._nft is not None and bool(self._nft.run(f"list table {hostport.TABLE}"))
-        except AgentError:
-            return False
-
-    def _change_rules(self, commands: str) -> None:
-        """Apply `commands`; should the table be gone, write it whole, as it has to be now."""
-        try:
-            if self._nft is not None:
-                self._nft.run(commands)
-        except AgentError:
-            if self._table_there():
-                raise
-            self._write_table()
-
-    def _start(self) -> None:
-        if self._nft is None:
-            self._nft = Nftables()
+    def _route_socket(self) -> netlink.RouteSocket:
         if self._routes is None:
             self._routes = netlink.RouteSocket()
-        routes = self._routes
+        return self._routes
+
+    def _ports_of(self, boxes: Sequence[Sandbox]) -> dict[str, antispoof.Port]:
+        """Ports of sandboxes from before this start."""
+        routes = self._route_socket()
+        links = {link.name: link for link in routes.links()}
+        found: dict[str, antispoof.Port] = {}
+        for box in boxes:
+            port = _port(box.id, self._addresses.of(box.id))
+            link = links.get(port.interface)
+            if link is not None and link.mac != antispoof.host_mac(box.id):
+                # criagent 0.1 left both hardware addresses to the kernel.
+                mac = routes.peer_mac(link)
+                if not mac:
+                    log.warning("port_not_guarded", sandbox_id=box.id, link=link.name)
+                    continue
+                port = dataclasses.replace(port, mac=mac)
+            found[box.id] = port
+        return found
+
+    def _start(self) -> None:
+        routes = self._route_socket()
         self._mtu = self._config.mtu or routes.default_mtu()
         name = self._config.bridge
         routes.send([netlink.bridge(name)], exist_ok=True)
+        routes.send([netlink.no_link_local_learning(name)])
         self._index = netlink.index_of(name) or 0
+        # Else it takes the lowest address of its ports, and pods lose their gateway for a while
+        # when that pod goes.
+        mac = next(link.mac for link in routes.links() if link.index == self._index)
+        routes.send([netlink.set_mac(self._index, mac)])
         for network in self._networks:
             gateway = network[1]
             routes.send([netlink.address(self._index, gateway, network.prefixlen)], exist_ok=True)
-        self._switches(name)
-        self._write_table()
-
-    def _switches(self, name: str) -> None:
-        _sysctl("net/ipv4/ip_forward", "1")
-        _sysctl(f"net/ipv4/conf/{name}/route_localnet", "1")
-        _sysctl(f"net/ipv4/conf/{name}/send_redirects", "0")
-        if any(":" in cidr for cidr in self.cidrs):
-            for conf in Path("/proc/sys/net/ipv6/conf").iterdir():
-                # Forwarding makes an uplink deaf to router advertisements unless it says 2.
-                accept = conf / "accept_ra"
-                if conf.name != name and accept.read_text().strip() == "1":
-                    accept.write_text("2")
-            _sysctl("net/ipv6/conf/all/forwarding", "1")
-            _sysctl(f"net/ipv6/conf/{name}/accept_ra", "0")
-            _sysctl(f"net/ipv6/conf/{name}/accept_dad", "0")
+        ipv6 = any(":" in cidr for cidr in self.cidrs)
+        forwarding.set_up_bridge(name, ipv6=ipv6)
+        forwarding.forward_ipv4()
+        if ipv6:
+            forwarding.forward_ipv6(name)
+        self._rules.write()
 
     def _attach(
         self,
         sandbox_id: str,
         netns: Path,
         networks: Sequence[Network],
-        addresses: Sequence[str],
+        port: antispoof.Port,
         wanted: Sequence[hostport.Forward],
     ) -> None:
-        if self._routes is None or self._nft is None:
-            raise RuntimeError("attach before start")
-        host = _veth_name(sandbox_id)
+        routes = self._route_socket()
+        # Before the link is there, so that the pod sends nothing unchecked.
+        guard = antispoof.add_commands([port]) if self._rules.prevents_spoofing else ""
+        if commands := guard + hostport.add_commands(wanted):
+            self._rules.change(commands)
+        host = netlink.End(port.interface, antispoof.host_mac(sandbox_id))
+        peer = netlink.End(_INTERFACE, port.mac)
         fd = os.open(netns, os.O_RDONLY | os.O_CLOEXEC)
         try:
-            self._routes.send([netlink.veth(host, "eth0", self._index, fd, self._mtu)])
+            routes.send([netlink.veth(host, peer, self._index, fd, self._mtu)])
         finally:
             os.close(fd)
         # br_netfilter keeps what is redirected to a pod within the bridge: to its own port as well.
-        self._routes.send([netlink.hairpin(netlink.index_of(host) or 0)])
+        routes.send([netlink.hairpin(netlink.index_of(host.name) or 0)])
         gateways = [network[1] for network in networks]
-        namespaces.in_netns(netns, lambda: _configure(addresses, gateways))
+        namespaces.in_netns(netns, lambda: _configure(port.addresses, gateways))
         if networks != self._networks:
-            self._write_table()  # others came while these addresses were on their way
-        if wanted:
-            self._change_rules(hostport.add_commands(wanted))
+            self._rules.write()  # others came while these addresses were on their way
 
-    def _detach(self, sandbox_id: str, gone: Sequence[hostport.Forward]) -> None:
-        if gone:
-            self._change_rules(hostport.delete_commands(gone))
-        index = netlink.index_of(_veth_name(sandbox_id))
-        if index is not None and self._routes is not None:
-            self._routes.send([netlink.delete_link(index)])
+    def _detach(self, port: antispoof.Port, gone: Sequence[hostport.Forward]) -> None:
+        index = netlink.index_of(port.interface)
+        if index is not None:
+            self._route_socket().send([netlink.delete_link(index)])
+        if self._rules.started:
+            guard = antispoof.delete_commands([port]) if self._rules.prevents_spoofing else ""
+            if commands := guard + hostport.delete_commands(gone):
+                self._rules.change(commands)
 
     def _sweep(self, names: set[str]) -> None:
         members = Path(f"/sys/class/net/{self._config.bridge}/brif")
         for entry in members.iterdir() if members.exists() else ():
             if entry.name not in names and entry.name.startswith("cri"):
                 index = netlink.index_of(entry.name)
-                if index is not None and self._routes is not None:
-                    self._routes.send([netlink.delete_link(index)])
+                if index is not None:
+                    self._route_socket().send([netlink.delete_link(index)])
                     log.warning("orphan_link_removed", link=entry.name)
 
     def _retire(self) -> None:
         """Not started, so nobody needs the table any longer, if there is one."""
         if netlink.index_of(self._config.bridge) is not None:
             try:
-                with contextlib.closing(Nftables()) as nft:
-                    nft.run(hostport.REMOVAL)
+                self._rules.remove()
             except AgentError as exc:
                 log.warning("rules_not_removed", error=str(exc))
 
@@ -320,8 +282,16 @@ def _veth_name(sandbox_id: str) -> str:
     return f"cri{sandbox_id[:11]}"  # 14 characters; IFNAMSIZ leaves 15
 
 
+def _port(sandbox_id: str, addresses: Sequence[str]) -> antispoof.Port:
+    return antispoof.Port(
+        interface=_veth_name(sandbox_id),
+        mac=antispoof.pod_mac(sandbox_id),
+        addresses=tuple(addresses),
+    )
+
+
 def _configure(addresses: Sequence[str], gateways: Sequence[netlink.Address]) -> None:
-    index = netlink.index_of("eth0") or 0
+    index = netlink.index_of(_INTERFACE) or 0
     requests = []
     for text in addresses:
         address = ip_address(text)
@@ -330,9 +300,3 @@ def _configure(addresses: Sequence[str], gateways: Sequence[netlink.Address]) ->
     requests += [netlink.default_route(index, gateway) for gateway in gateways]
     with netlink.RouteSocket() as routes:
         routes.send(requests)
-
-
-def _sysctl(name: str, value: str) -> None:
-    path = Path("/proc/sys") / name
-    if path.exists() and path.read_text().strip() != value:
-        path.write_text(value)

@@ -24,7 +24,8 @@ from criagent.aio import run_in
 from criagent.errors import AgentError, CorruptError, InvalidRequestError
 from criagent.kernel import namespaces
 from criagent.model import Sandbox
-from criagent.net import cni_result
+from criagent.net import bandwidth, cni_result
+from criagent.net.cni_capabilities import runtime_config
 from criagent.net.cni_config import (
     CniConfigError,
     NetworkList,
@@ -34,8 +35,10 @@ from criagent.net.cni_config import (
 )
 from criagent.net.cni_plugin import run_plugin
 from criagent.net.pod_network import Attachment, NetworkCondition
+from criagent.store.settings import SettingStore
 
 _INTERFACE = "eth0"
+_CIDR_SETTING = "cni_pod_cidrs"
 _QUESTION_LIMIT_S = 10.0  # for STATUS and GC, on which no pod waits
 _STATUS_EVERY_S = 4.0  # the kubelet asks for our condition every 5 s
 _ARGUMENT = re.compile(r"[^;=\x00-\x1f]*")
@@ -71,15 +74,22 @@ class CniNetwork:
 
     backend = "cni"
 
-    def __init__(self, config: CniConfig, fs: Executor) -> None:
+    def __init__(self, config: CniConfig, fs: Executor, settings: SettingStore) -> None:
         self._config = config
         self._fs = fs
+        self._settings = settings
         self._seen: object = None
         self._loaded: NetworkList | None = None
         self._broken = "the configuration has not been read"
         self._status_problem = ""
         self._status_task: asyncio.Task[None] | None = None
         self._status_at = 0.0
+
+    @property
+    def _pod_cidrs(self) -> list[str]:
+        """What the kubelet gave last, also to an agent before this one."""
+        given = self._settings.get(_CIDR_SETTING)
+        return given.split(",") if given else []
 
     async def start(self) -> None:
         """Read the directory once; it may still be empty."""
@@ -110,22 +120,26 @@ class CniNetwork:
         return NetworkCondition(ready=True)
 
     async def set_pod_cidrs(self, cidrs: Sequence[str]) -> None:
-        """Checked and otherwise left alone: the configuration's IPAM decides.
+        """Told to plugins that declare `ipRanges`; otherwise the configuration's IPAM decides.
 
         Raises InvalidRequestError for what is no network.
         """
+        networks = []
         for cidr in cidrs:
             try:
-                ip_network(cidr)
+                networks.append(str(ip_network(cidr)))
             except ValueError as exc:
                 raise InvalidRequestError(f"pod CIDR {cidr[:80]!r} is no network: {exc}") from None
+        await self._settings.put(_CIDR_SETTING, ",".join(networks))
 
     async def attach(self, box: Sandbox, netns: Path) -> Attachment:
         """ADD of every plugin in order; after a failure `detach` takes back what was done.
 
         Raises AgentError with the plugin's words, TimedOutError for one that hangs,
-        InvalidRequestError for metadata that CNI_ARGS cannot carry.
+        InvalidRequestError for metadata that CNI_ARGS cannot carry and for bandwidth annotations
+        that are none, also when no plugin limits the pod.
         """
+        bandwidth.limits(box.spec.annotations)
         for key, value in _arguments(box):
             if not _ARGUMENT.fullmatch(value):
                 raise InvalidRequestError(
@@ -257,10 +271,11 @@ class CniNetwork:
                 "CNI_IFNAME": _INTERFACE,
                 "CNI_ARGS": ";".join(["IgnoreUnknown=1", *arguments]),
             }
-            if runtime_config := _runtime_config(plugin, call.box):
-                request["runtimeConfig"] = runtime_config
+            add = call.command == "ADD"  # DEL of a pod that a former version let in has to work
+            if asked := runtime_config(plugin, call.box, self._pod_cidrs, strict=add):
+                request["runtimeConfig"] = asked
         if previous is not None:
-            request["prevResult"] = previous
+            request["prevResult"] = cni_result.converted(previous, call.network.version)
         status, output, errors = await run_plugin(program, environment, request, call.limit_s)
         if status:
             text = cni_result.words(output, errors)
@@ -296,35 +311,6 @@ def _arguments(box: Sandbox) -> list[tuple[str, str]]:
         ("K8S_POD_INFRA_CONTAINER_ID", box.id),
         ("K8S_POD_UID", metadata.uid),
     ]
-
-
-def _runtime_config(plugin: Json, box: Sandbox) -> Json:
-    """What the plugin declares and the pod asks for (CNI conventions.md)."""
-    declared = plugin.get("capabilities")
-    declared = declared if isinstance(declared, dict) else {}
-    found: Json = {}
-    ports = [
-        {
-            "hostPort": mapping.host_port,
-            "containerPort": mapping.container_port,
-            "protocol": mapping.protocol.name.lower(),
-            "hostIP": mapping.host_ip,
-        }
-        for mapping in box.spec.port_mappings
-        if mapping.host_port
-    ]
-    if declared.get("portMappings") and ports:
-        found["portMappings"] = ports
-    if declared.get("dns") and box.spec.dns is not None:
-        dns = box.spec.dns
-        found["dns"] = {
-            "servers": list(dns.servers),
-            "searches": list(dns.searches),
-            "options": list(dns.options),
-        }
-    if declared.get("io.kubernetes.cri.pod-annotations"):
-        found["io.kubernetes.cri.pod-annotations"] = box.spec.annotations
-    return found
 
 
 def _encode(network: NetworkList, result: Json | None) -> bytes:

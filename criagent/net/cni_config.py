@@ -12,7 +12,7 @@ from typing import Any
 
 from criagent.errors import AgentError
 
-VERSIONS = ("0.3.0", "0.3.1", "0.4.0", "1.0.0", "1.1.0")
+VERSIONS = ("0.1.0", "0.2.0", "0.3.0", "0.3.1", "0.4.0", "1.0.0", "1.1.0")
 _DEFAULT_VERSION = "0.3.1"
 _SUFFIXES = {".conflist", ".conf", ".json"}
 _LIMIT = 1 << 20
@@ -130,9 +130,11 @@ def _version(document: Json, source: str) -> str:
     """The highest version of `cniVersion` and `cniVersions` that is known here."""
     offered = document.get("cniVersions", [])
     if not isinstance(offered, list):
-        raise CniConfigError(f"{source}: cniVersions is no list")
-    if "cniVersion" in document or not offered:
-        offered = [*offered, document.get("cniVersion", _DEFAULT_VERSION)]
+        raise CniConfigError(f"{source}: cniVersions is not a list")
+    # Without one it would be 0.1.0 by the specification; plugins of today that know that know this.
+    version = document.get("cniVersion", "") or ("" if offered else _DEFAULT_VERSION)
+    if version:
+        offered = [*offered, version]
     known = [version for version in VERSIONS if version in offered]
     if not known:
         raise CniConfigError(

@@ -15,6 +15,7 @@ from criagent.errors import AgentError
 LIMIT_BYTES = 1 << 20
 _MAX_ADDRESSES = 64
 _MAX_WORDS = 1000
+_FAMILIES = {"4": "ip4", "6": "ip6"}  # values of `version`, and keys of results of 0.1 and 0.2
 
 Json = dict[str, Any]
 
@@ -30,13 +31,67 @@ def parse_result(output: bytes, kind: str) -> Json:
     return result
 
 
+def converted(result: Json, version: str) -> Json:
+    """`result` as plugins of a configuration of `version` expect it, whatever wrote it.
+
+    Before 0.3.0 a result has one address of each family in `ip4` and `ip6`; before 1.0.0 each entry
+    of `ips` says its family. Entries that are malformed stay for `addresses` to refuse.
+    """
+    changed = {**result, "cniVersion": version}
+    if version >= "0.3.0":
+        old = [changed.pop(key, None) for key in _FAMILIES.values()]
+        if not changed.get("ips"):
+            old = [one for one in old if isinstance(one, dict)]
+            if old:
+                changed["ips"] = [
+                    _without_none(address=o.get("ip"), gateway=o.get("gateway")) for o in old
+                ]
+                routes = [route for one in old for route in one.get("routes") or ()]
+                changed["routes"] = routes or changed.get("routes") or []
+        ips = changed.get("ips")
+        if isinstance(ips, list):
+            changed["ips"] = [_entry(one, version) for one in ips]
+    elif isinstance(changed.get("ips"), list):
+        ips = changed.pop("ips")
+        changed.pop("interfaces", None)
+        routes = changed.pop("routes", None) or []
+        for one in reversed(ips):
+            if family := _family(one):
+                mine = [route for route in routes if _family(route, "dst") == family]
+                changed[_FAMILIES[family]] = _without_none(
+                    ip=one.get("address"), gateway=one.get("gateway"), routes=mine or None
+                )
+    return changed
+
+
+def _entry(entry: Any, version: str) -> Any:
+    if not isinstance(entry, dict):
+        return entry
+    changed = {key: value for key, value in entry.items() if key != "version"}
+    if version < "1.0.0" and (family := _family(entry)):
+        changed["version"] = family
+    return changed
+
+
+def _family(entry: Any, key: str = "address") -> str:
+    text = entry.get(key) if isinstance(entry, dict) else None
+    try:
+        return str(ip_interface(text).version) if isinstance(text, str) else ""
+    except ValueError:
+        return ""
+
+
+def _without_none(**fields: Any) -> Json:
+    return {key: value for key, value in fields.items() if value is not None}
+
+
 def addresses(result: Json, kind: str, interface: str) -> tuple[str, ...]:
     """Addresses of the pod's `interface`, else those of other interfaces in the pod.
 
     Raises AgentError naming plugin `kind` for malformed, too many or no addresses.
     """
     who = f'the result of CNI plugin "{kind}"'
-    entries = result.get("ips")
+    entries = converted(result, "1.0.0").get("ips")
     if not isinstance(entries, list) or not entries:
         raise AgentError(f"{who} has no ips")
     if len(entries) > _MAX_ADDRESSES:
@@ -46,6 +101,7 @@ def addresses(result: Json, kind: str, interface: str) -> tuple[str, ...]:
     for entry in entries:
         address = _address(entry, who)
         owner = _owner(entry, result.get("interfaces"), who)
+        # Some plugins leave the sandbox of the pod's interface out, and runtimes go by its name.
         if owner is None or owner.get("name") == interface:
             wanted.append(address)
         elif owner.get("sandbox"):
@@ -86,6 +142,5 @@ def _owner(entry: Json, interfaces: object, who: str) -> Json | None:
         raise AgentError(f"{who} names interface {str(index)[:20]!r}, which it does not list")
     if not isinstance(listed[index], dict):
         raise AgentError(f"{who} has a malformed interface")
-    # An address of the host's end belongs to an interface without a sandbox.
     owner: Json = listed[index]
-    return owner if owner.get("sandbox") else {}
+    return owner

@@ -1,12 +1,4 @@
-"""The project's nftables table: masquerade of pod traffic and hostPorts.
-
-Pure: texts of nft commands from facts. Rules that were run and are needed (docs/architecture.md):
-one map per address family, looked up in prerouting and output for local destinations; masquerade of
-redirected traffic that comes from 127.0.0.0/8 or goes back to the pod that it came from; a drop of
-127.0.0.0/8 that arrives on any interface but lo, or pods could reach the host's loopback services.
-Pods that reach one another by a redirection keep their addresses, whoever made it: kube-proxy's
-Services count on that, and answers pass the gateway anyway.
-"""
+"""hostPorts as elements of the maps in hostports.nft. Pure: texts of nft commands from facts."""
 
 from __future__ import annotations
 
@@ -144,74 +136,13 @@ def add_commands(wanted: Sequence[Forward]) -> str:
 
 
 def delete_commands(gone: Sequence[Forward]) -> str:
-    """Commands that take the forwards away; nft destroys only what is there."""
+    """Commands that take the forwards away; those that are not there are no failure.
+
+    nftables 1.0.6 has no `destroy`: what was just added can be deleted.
+    """
     return "".join(
-        f"destroy element {TABLE} {name} {{ {key} }}\n"
+        f"add element {TABLE} {name} {{ {element} }}\n"
+        f"delete element {TABLE} {name} {{ {element.partition(' : ')[0]} }}\n"
         for forward in gone
-        for name, key in (_key(forward), forward.itself)
-    )
-
-
-# Commands that delete the table, be it there or not.
-REMOVAL = f"add table {TABLE}\ndelete table {TABLE}\n"
-
-
-def table(bridge: str, pods: Sequence[str], live: Iterable[Forward]) -> str:
-    """Commands that replace the whole table; `pods` are their networks and single addresses."""
-    sources4 = ", ".join(one for one in pods if ":" not in one)
-    sources6 = ", ".join(one for one in pods if ":" in one)
-    masquerade = ""
-    if sources4:
-        masquerade += (
-            f"    ip saddr {{ {sources4} }} ip daddr != {{ {sources4}, 224.0.0.0/4 }} "
-            "fib daddr type != local masquerade\n"
-        )
-    if sources6:
-        masquerade += (
-            f"    ip6 saddr {{ {sources6} }} ip6 daddr != {{ {sources6}, ff00::/8 }} "
-            "fib daddr type != local masquerade\n"
-        )
-    lookups = (
-        "    dnat ip to meta l4proto . ip daddr . th dport map @hostports4_ip\n"
-        "    dnat ip6 to meta l4proto . ip6 daddr . th dport map @hostports6_ip\n"
-        "    fib daddr type local dnat ip to meta l4proto . th dport map @hostports4\n"
-        "    fib daddr type local dnat ip6 to meta l4proto . th dport map @hostports6\n"
-    )
-    return (
-        f"{REMOVAL}table {TABLE} {{\n"
-        "  map hostports4 { type inet_proto . inet_service : ipv4_addr . inet_service; }\n"
-        "  map hostports6 { type inet_proto . inet_service : ipv6_addr . inet_service; }\n"
-        "  map hostports4_ip { type inet_proto . ipv4_addr . inet_service : ipv4_addr . "
-        "inet_service; }\n"
-        "  map hostports6_ip { type inet_proto . ipv6_addr . inet_service : ipv6_addr . "
-        "inet_service; }\n"
-        "  set selves4 { type ipv4_addr . ipv4_addr; }\n"
-        "  set selves6 { type ipv6_addr . ipv6_addr; }\n"
-        "  chain loopback_guard {\n"
-        "    type filter hook prerouting priority raw; policy accept;\n"
-        f'    iifname "{bridge}" ip daddr 127.0.0.0/8 drop\n'
-        "  }\n"
-        # Told that another pod is on its link, a pod would answer past the redirections here; IPv6
-        # has no switch for that as send_redirects is.
-        "  chain no_redirects {\n"
-        "    type filter hook output priority filter; policy accept;\n"
-        f'    oifname "{bridge}" icmpv6 type nd-redirect drop\n'
-        "  }\n"
-        "  chain prerouting {\n"
-        "    type nat hook prerouting priority dstnat; policy accept;\n"
-        f"{lookups}"
-        "  }\n"
-        "  chain output {\n"
-        "    type nat hook output priority dstnat; policy accept;\n"
-        "    ip6 daddr ::1 return\n"
-        f"{lookups}"
-        "  }\n"
-        "  chain postrouting {\n"
-        "    type nat hook postrouting priority srcnat; policy accept;\n"
-        f'    oifname "{bridge}" ct status dnat ip saddr 127.0.0.0/8 masquerade\n'
-        "    ct status dnat ip saddr . ip daddr @selves4 masquerade\n"
-        "    ct status dnat ip6 saddr . ip6 daddr @selves6 masquerade\n"
-        f"{masquerade}"
-        "  }\n"
-        "}\n" + add_commands(list(live))
+        for name, element in (forward.element, forward.itself)
     )

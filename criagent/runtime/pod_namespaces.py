@@ -18,7 +18,11 @@ from criagent.errors import InvalidRequestError
 from criagent.kernel.namespaces import is_pinned, pin_namespaces, pin_namespaces_of, unpin
 from criagent.model import NamespaceMode, Sandbox, UserNamespace
 from criagent.runtime.paths import RuntimePaths
-from criagent.runtime.sysctls import normalised, with_node_groups
+from criagent.runtime.sysctls import (
+    builtin_network_sysctls,
+    normalised,
+    with_node_groups,
+)
 from criagent.runtime.user_namespaces import namespace_maker
 
 _SYSCTLS = "/proc/sys/"
@@ -43,7 +47,8 @@ class PodNamespaces:
         """
         targets = self.pins(box)
         directory = self.paths.netns(box.id).parent
-        sysctls = {normalised(name): value for name, value in box.spec.sysctls.items()}
+        sysctls = builtin_network_sysctls() if box.network_backend == "builtin" else {}
+        sysctls |= {normalised(name): value for name, value in box.spec.sysctls.items()}
         if self.unprivileged_ports and "net" in targets:
             sysctls.setdefault(*_PORTS)
         if self.unprivileged_icmp and "net" in targets:

@@ -7,6 +7,7 @@ the UTS namespace are refused always: the hostname of a pod has a field of its o
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Mapping
 
@@ -18,6 +19,27 @@ _VALUE = re.compile(r"[A-Za-z0-9_.,:\t -]{1,4096}")
 _PING = "net.ipv4.ping_group_range"
 _UTS = {"kernel.hostname", "kernel.domainname"}
 _IPC = re.compile(r"kernel\.(shm[a-z_]+|msg[a-z_]+|sem|auto_msgmni)|fs\.mqueue\.[a-z_]+")
+
+# A pod on the built-in network has its routes from the agent; neighbours tell it none
+# (CVE-2020-10749). eth0 inherits from `default`, since it is made within the pod's namespace.
+_NO_ROUTES_FROM_NEIGHBOURS = {
+    "ipv4": {"accept_redirects": "0", "send_redirects": "0", "accept_source_route": "0"},
+    "ipv6": {"accept_ra": "0", "accept_redirects": "0"},
+}
+# The link-local address is the one that anti-spoofing knows: made of the hardware address.
+_EUI64 = "net.ipv6.conf.default.addr_gen_mode"
+
+
+def builtin_network_sysctls() -> dict[str, str]:
+    """What pods on the built-in network have unless they ask for something else."""
+    found: dict[str, str] = {}
+    for family, switches in _NO_ROUTES_FROM_NEIGHBOURS.items():
+        if os.path.exists(f"/proc/sys/net/{family}/conf"):
+            for conf in ("all", "default"):
+                found |= {f"net.{family}.conf.{conf}.{key}": on for key, on in switches.items()}
+            if family == "ipv6":
+                found[_EUI64] = "0"
+    return found
 
 
 def normalised(name: str) -> str:

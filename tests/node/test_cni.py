@@ -90,6 +90,32 @@ def test_pods_get_addresses_and_give_them_back(cni: Pods) -> None:
     assert not Path("/run/cni-test/test", address).exists()
 
 
+def test_the_rules_of_the_builtin_network_are_gone(cni: Pods) -> None:
+    """So that they have no say about bridges of plugins."""
+    FILE.write_text(json.dumps(NETWORK))
+    row = cni.running()
+    tables = subprocess.check_output(["nft", "list", "tables"], text=True)
+    assert "criagent" not in tables
+    box = next(one.pod_sandbox_id for one in cni.cri.containers() if one.id == row)
+    address = cni.cri.pod_status(box).network.ip
+    # Addresses that a pod takes for itself are between it and the plugins.
+    inside = ["nsenter", f"--net=/run/criagent/sandboxes/{box}/ns/net"]
+    subprocess.run([*inside, "ip", "addr", "add", "10.77.0.200/24", "dev", "eth0"], check=True)
+    ping = ["busybox", "ping", "-c", "1", "-W", "5", "-I"]
+    for source in (address, "10.77.0.200"):
+        subprocess.run([*inside, *ping, source, "10.77.0.1"], check=True)
+
+
+def test_bandwidth_that_is_none_is_the_requests_fault(cni: Pods) -> None:
+    FILE.write_text(json.dumps(NETWORK))
+    annotations = {"kubernetes.io/ingress-bandwidth": "lots"}
+    with pytest.raises(grpc.RpcError) as caught:
+        cni.sandbox(lambda config: config.annotations.update(annotations))
+    assert caught.value.code() is grpc.StatusCode.INVALID_ARGUMENT
+    assert "kubernetes.io/ingress-bandwidth" in caught.value.details()
+    assert cni.cri.pods() == []
+
+
 def test_a_pod_with_a_user_namespace_is_on_the_network_like_others(cni: Pods) -> None:
     FILE.write_text(json.dumps(NETWORK))
     box, config = cni.sandbox(mapped())

@@ -16,6 +16,8 @@ import pytest
 from criagent.kernel.namespaces import pin_namespaces, unpin
 from criagent.model import PortMapping, Protocol, Sandbox, SandboxId, SandboxMetadata, SandboxSpec
 from criagent.net.cni import CniConfig, CniNetwork
+from criagent.store.db import Database
+from criagent.store.settings import SettingStore
 
 pytestmark = pytest.mark.root
 PLUGINS = Path("/usr/lib/cni")
@@ -76,10 +78,12 @@ def with_network(
                 timeout_s=30,
                 cache_dir=directory.parent / "kept",
             )
-            network = CniNetwork(config, executor)
+            database = Database.open(directory.parent / "state.db")
+            network = CniNetwork(config, executor, SettingStore(database))
             await network.start()
             await use(network)
             await network.stop()
+            database.close()
 
     asyncio.run(run())
 
@@ -92,7 +96,7 @@ def inside(netns: Path, *command: str) -> str:
     return subprocess.check_output(["nsenter", f"--net={netns}", *command], text=True)
 
 
-@pytest.mark.parametrize("version", ["0.3.1", "0.4.0", "1.0.0"])
+@pytest.mark.parametrize("version", ["", "0.1.0", "0.2.0", "0.3.0", "0.3.1", "0.4.0", "1.0.0"])
 def test_bridge_and_host_local_connect_and_let_go(
     directory: Path, netns: Path, version: str
 ) -> None:

@@ -176,9 +176,12 @@ def test_a_pod_that_is_refused_a_host_port_does_not_take_it_from_its_owner(pods:
     assert fetched("http://127.0.0.1:7350/") == "page\n"
 
 
-def test_known_udp_flows_follow_a_host_port_to_its_next_pod(pods: Pods) -> None:
+@pytest.mark.parametrize("host_ip", ["", "10.88.0.1"])
+def test_known_udp_flows_follow_a_host_port_to_its_next_pod(pods: Pods, host_ip: str) -> None:
     def wants(config: api.PodSandboxConfig) -> None:
-        config.port_mappings.add(protocol=api.UDP, host_port=7365, container_port=53)
+        config.port_mappings.add(
+            protocol=api.UDP, host_port=7365, container_port=53, host_ip=host_ip
+        )
 
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as client:
         client.bind(("", 7366))  # all that it sends is one flow
@@ -246,6 +249,9 @@ def test_a_conntrack_that_hangs_keeps_no_pod_from_its_network(
         "delete table inet criagent",
         "flush table inet criagent",
         "flush chain inet criagent postrouting",
+        "delete table bridge criagent",
+        "flush table bridge criagent",
+        "flush chain bridge criagent from_arp",
         "flush ruleset",
         "flush ruleset; add table inet criagent",
     ],

@@ -12,13 +12,12 @@ import grpc
 import pytest
 from conftest import Pods
 from cri_client import Cri, api
+from outside import NETNS, OUTSIDE, outside
 from waiting import until
 
 pytestmark = pytest.mark.root
 FORMER = "10.88.0.0/16,fd00:10:88::/64"
 LATER = "10.97.0.0/24,fd00:10:97::/64"
-# Here is somebody outside, who knows the node but no way to pods.
-OUTSIDE = {"192.0.2.2": "192.0.2.1", "fd00:192::2": "fd00:192::1"}
 # What a client gets is the address that it is seen with.
 WHO = (
     "mkdir -p /www/cgi-bin; printf '#!/bin/sh\\necho; echo $REMOTE_ADDR\\n' > /www/cgi-bin/who;"
@@ -44,31 +43,18 @@ def moved(pods: Pods) -> Iterator[Pods]:
 
 
 @pytest.fixture
-def outside(tmp_path: Path) -> Iterator[None]:
-    """A server in a namespace of its own that tells clients how it sees them."""
+def outside_server(tmp_path: Path) -> Iterator[None]:
+    """A server outside of the node that tells clients how it sees them."""
     program = tmp_path / "cgi-bin" / "who"
     program.parent.mkdir()
     program.write_text("#!/bin/sh\necho; echo $REMOTE_ADDR\n")
     program.chmod(0o755)
-    script = """set -e
-        ip netns add outside
-        ip link add uplink type veth peer name eth0 netns outside
-        ip addr add 192.0.2.1/24 dev uplink
-        ip addr add fd00:192::1/64 dev uplink nodad
-        ip link set uplink up
-        ip -n outside addr add 192.0.2.2/24 dev eth0
-        ip -n outside addr add fd00:192::2/64 dev eth0 nodad
-        ip -n outside link set eth0 up"""
-    subprocess.run(["sh", "-c", script], check=True)
-    server = subprocess.Popen(
-        ["ip", "netns", "exec", "outside", "busybox", "httpd", "-f", "-h", str(tmp_path)]
-    )
-    yield
-    server.kill()
-    server.wait()
-    subprocess.run(["ip", "link", "del", "uplink"], check=True)
-    subprocess.run(["ip", "netns", "del", "outside"], check=True)
-    subprocess.run(["umount", "/run/netns"], check=True)
+    with outside():
+        inside = ["nsenter", f"--net={NETNS}"]
+        server = subprocess.Popen([*inside, "busybox", "httpd", "-f", "-h", str(tmp_path)])
+        yield
+        server.kill()
+        server.wait()
 
 
 def seen_as(pods: Pods, row: str, host: str) -> str:
@@ -92,7 +78,7 @@ def assert_all_is_reached(pods: Pods, served: list[str], rows: dict[str, list[st
             assert seen_as(pods, row, host) == address
 
 
-@pytest.mark.usefixtures("outside")
+@pytest.mark.usefixtures("outside_server")
 def test_pods_of_a_former_range_reach_what_others_do(moved: Pods) -> None:
     """Also after a restart of the agent, which writes the rules anew."""
     first = moved.sandbox()
@@ -109,7 +95,7 @@ def test_pods_of_a_former_range_reach_what_others_do(moved: Pods) -> None:
     assert_all_is_reached(moved, served, rows)
 
 
-@pytest.mark.usefixtures("outside")
+@pytest.mark.usefixtures("outside_server")
 def test_pods_that_start_while_the_range_changes_reach_what_others_do(moved: Pods) -> None:
     fetch = ["curl", "-s", "--max-time", "2", "http://192.0.2.2/cgi-bin/who"]
 

@@ -6,7 +6,7 @@ import asyncio
 import dataclasses
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import AsyncIterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -25,6 +25,8 @@ from criagent.model import (
 )
 from criagent.net.cni import CniConfig, CniNetwork
 from criagent.net.pod_network import PodNetwork
+from criagent.store.db import Database
+from criagent.store.settings import SettingStore
 
 NETNS = Path("/proc/self/ns/net")  # what a pinned namespace looks like
 RESULT = '{"cniVersion":"1.0.0","ips":[{"address":"10.1.0.2/16"}]}'
@@ -50,12 +52,13 @@ class Node:
         for directory in (self.conf, self.bin, self.log):
             directory.mkdir()
         self.executor = ThreadPoolExecutor(2)
+        self.database = Database.open(root / "state.db")
 
     def network(self, timeout_s: float = 30) -> CniNetwork:
         config = CniConfig(
             conf_dir=self.conf, bin_dirs=(self.bin,), timeout_s=timeout_s, cache_dir=self.cache
         )
-        return CniNetwork(config, self.executor)
+        return CniNetwork(config, self.executor, SettingStore(self.database))
 
     def plugin(self, kind: str, add: str = f"echo '{RESULT}'", other: str = ":") -> None:
         program = self.bin / kind
@@ -82,10 +85,11 @@ class Node:
 
 
 @pytest.fixture
-def node(tmp_path: Path) -> Iterator[Node]:
+async def node(tmp_path: Path) -> AsyncIterator[Node]:
     made = Node(tmp_path)
     yield made
     made.executor.shutdown()
+    made.database.close()
 
 
 def box(**fields: Any) -> Sandbox:
@@ -170,6 +174,108 @@ async def test_only_declared_capabilities_are_passed(node: Node) -> None:
         assert node.request(f"{verb}-names")["runtimeConfig"] == {
             "dns": {"servers": ["10.96.0.10"], "searches": ["a.b"], "options": ["ndots:5"]}
         }
+
+
+@pytest.mark.parametrize(
+    ("annotations", "expected"),
+    [
+        ({"kubernetes.io/ingress-bandwidth": "10M"}, {"ingressRate": 10_000_000}),
+        ({"kubernetes.io/egress-bandwidth": "1.5Mi"}, {"egressRate": 1_572_864}),
+        (
+            {"kubernetes.io/ingress-bandwidth": "1k", "kubernetes.io/egress-bandwidth": "1P"},
+            {"ingressRate": 1000, "egressRate": 10**15},
+        ),
+    ],
+)
+async def test_bandwidth_annotations_reach_plugins_that_limit_it(
+    node: Node, annotations: dict[str, str], expected: dict[str, int]
+) -> None:
+    node.plugin("none")
+    node.plugin("limits")
+    node.configure({"type": "none"}, {"type": "limits", "capabilities": {"bandwidth": True}})
+    network = node.network()
+    await network.detach(await attached(network, box(annotations=annotations)), NETNS)
+    bursts = {key.replace("Rate", "Burst"): 4294967295 for key in expected}
+    for verb in ("ADD", "DEL"):
+        assert "runtimeConfig" not in node.request(f"{verb}-none")
+        config = node.request(f"{verb}-limits")["runtimeConfig"]
+        assert config == {"bandwidth": expected | bursts}
+
+
+@pytest.mark.parametrize("capable", [True, False])
+async def test_bandwidth_that_is_none_fails_the_pod_by_the_annotation(
+    node: Node, capable: bool
+) -> None:
+    node.plugin("limits")
+    node.configure({"type": "limits", "capabilities": {"bandwidth": capable}})
+    annotations = {"kubernetes.io/egress-bandwidth": "lots"}
+    network = node.network()
+    with pytest.raises(InvalidRequestError, match=r"kubernetes\.io/egress-bandwidth: 'lots'"):
+        await network.attach(box(annotations=annotations), NETNS)
+    assert node.order == []
+    # Such a pod of a former version is taken down nevertheless.
+    await network.detach(box(annotations=annotations), NETNS)
+    assert node.order == ["DEL limits"]
+
+
+async def test_the_pods_cgroup_and_the_nodes_range_reach_plugins(node: Node) -> None:
+    node.plugin("first")
+    capabilities = {"cgroupPath": True, "ipRanges": True}
+    node.configure({"type": "first", "capabilities": capabilities})
+    network = node.network()
+    await network.attach(box(cgroup_parent="/kubepods/pod1"), NETNS)
+    given = {"cgroupPath": "/kubepods/pod1"}
+    assert node.request("ADD-first")["runtimeConfig"] == given
+    await network.set_pod_cidrs(["10.5.0.0/24", "fd00:5:0::/64"])
+    ranges = [[{"subnet": "10.5.0.0/24"}], [{"subnet": "fd00:5::/64"}]]
+    for again in (network, node.network()):  # another life of the daemon knows it, too
+        await again.attach(box(cgroup_parent="/kubepods/pod1"), NETNS)
+        assert node.request("ADD-first")["runtimeConfig"] == given | {"ipRanges": ranges}
+    with pytest.raises(InvalidRequestError, match=r"'10\.5\.0\.0/33' is no network"):
+        await network.set_pod_cidrs(["10.5.0.0/33"])
+
+
+OLD_RESULT = {
+    "cniVersion": "0.2.0",
+    "ip4": {"ip": "10.1.0.2/16", "gateway": "10.1.0.1", "routes": [{"dst": "0.0.0.0/0"}]},
+    "ip6": {"ip": "fd00::2/64"},
+    "dns": {},
+}
+
+
+@pytest.mark.parametrize(
+    "version", [None, "", "0.1.0", "0.2.0", "0.3.0", "0.4.0", "1.0.0", "1.1.0"]
+)
+@pytest.mark.parametrize("result", [OLD_RESULT, json.loads(RESULT)])
+async def test_every_version_takes_results_of_every_other(
+    node: Node, version: str | None, result: dict[str, Any]
+) -> None:
+    """The next plugin and DEL see them in their own version, as its library insists."""
+    for kind in ("first", "second"):
+        node.plugin(kind, add=f"echo '{json.dumps(result)}'")
+    node.configure({"type": "first"}, {"type": "second"}, cniVersion=version or "")
+    if version is None:
+        file = node.conf / "10.conflist"
+        document = json.loads(file.read_text())
+        del document["cniVersion"]
+        file.write_text(json.dumps(document))
+    network = node.network()
+    row = await attached(network, box())
+    await network.detach(row, NETNS)
+    assert row.addresses == (("10.1.0.2", "fd00::2") if "ip4" in result else ("10.1.0.2",))
+    used = node.request("ADD-second")["cniVersion"]
+    assert used == (version or "0.3.1")
+    previous = node.request("ADD-second")["prevResult"]
+    assert previous["cniVersion"] == used
+    if used < "0.3.0":
+        assert previous["ip4"]["ip"] == "10.1.0.2/16"
+        assert "ips" not in previous
+    else:
+        assert previous["ips"][0]["address"] == "10.1.0.2/16"
+        assert previous["ips"][0].get("version") == ("4" if used < "1.0.0" else None)
+        assert "ip4" not in previous
+    deleted = node.request("DEL-first")
+    assert deleted.get("prevResult") == (previous if used >= "0.4.0" else None)
 
 
 async def test_del_goes_backwards_with_what_add_used(node: Node) -> None:
@@ -466,7 +572,7 @@ async def test_gc_is_not_called_where_it_is_unknown_or_off(
     assert "GC first" not in node.order
 
 
-async def test_pod_cidrs_are_checked_and_passed_on_to_nothing(node: Node) -> None:
+async def test_pod_cidrs_are_checked(node: Node) -> None:
     network = node.network()
     await network.set_pod_cidrs(["10.244.1.0/24", "fd00:1::/64"])
     await network.set_pod_cidrs([])

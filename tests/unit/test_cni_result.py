@@ -40,6 +40,75 @@ def test_another_interface_in_the_pod_counts_when_eth0_has_none() -> None:
     assert addresses({"interfaces": INTERFACES, "ips": ips}) == ("10.9.0.2",)
 
 
+@pytest.mark.parametrize("eth0", [{"name": "eth0"}, {"name": "eth0", "sandbox": ""}])
+def test_the_pods_interface_counts_without_a_sandbox(eth0: dict[str, str]) -> None:
+    ips = [{"address": "10.1.0.1/16", "interface": 0}, {"address": "10.1.0.2/16", "interface": 1}]
+    result = {"interfaces": [{"name": "cni0"}, eth0], "ips": ips}
+    assert addresses(result) == ("10.1.0.2",)
+
+
+def test_results_of_the_first_versions_have_addresses() -> None:
+    assert addresses({"ip4": {"ip": "10.1.0.2/16"}}) == ("10.1.0.2",)
+    assert addresses({"ip6": {"ip": "fd00::2/64"}, "ips": None}) == ("fd00::2",)
+    both = {"ip6": {"ip": "fd00::2/64"}, "ip4": {"ip": "10.1.0.2/16", "routes": None}}
+    assert addresses(both) == ("10.1.0.2", "fd00::2")
+    with pytest.raises(AgentError, match="malformed address"):
+        addresses({"ip4": {"ip": "10.1.0.2.3"}})
+    with pytest.raises(AgentError, match="no ips"):
+        addresses({"ip4": 17})
+
+
+ROUTES = [{"dst": "0.0.0.0/0", "gw": "10.1.0.1"}, {"dst": "::/0"}]
+NEW = {
+    "cniVersion": "1.0.0",
+    "interfaces": INTERFACES,
+    "ips": [
+        {"address": "10.1.0.2/16", "gateway": "10.1.0.1", "interface": 1},
+        {"address": "10.1.0.3/16", "interface": 1},
+        {"address": "fd00::2/64", "interface": 1},
+    ],
+    "routes": ROUTES,
+    "dns": {"nameservers": ["10.1.0.1"]},
+}
+
+
+def test_a_result_goes_back_to_the_first_versions() -> None:
+    assert cni_result.converted(NEW, "0.2.0") == {
+        "cniVersion": "0.2.0",
+        "ip4": {"ip": "10.1.0.2/16", "gateway": "10.1.0.1", "routes": ROUTES[:1]},
+        "ip6": {"ip": "fd00::2/64", "routes": ROUTES[1:]},
+        "dns": {"nameservers": ["10.1.0.1"]},
+    }
+
+
+def test_a_result_of_the_first_versions_is_brought_forward() -> None:
+    old = cni_result.converted(NEW, "0.1.0")
+    assert cni_result.converted(old, "0.4.0") == {
+        "cniVersion": "0.4.0",
+        "ips": [
+            {"address": "10.1.0.2/16", "gateway": "10.1.0.1", "version": "4"},
+            {"address": "fd00::2/64", "version": "6"},
+        ],
+        "routes": ROUTES,
+        "dns": {"nameservers": ["10.1.0.1"]},
+    }
+
+
+def test_a_result_of_its_own_version_stays_what_it_is() -> None:
+    assert cni_result.converted(NEW, "1.0.0") == NEW
+    assert cni_result.converted(cni_result.converted(NEW, "0.3.1"), "1.0.0") == NEW
+
+
+@pytest.mark.parametrize(
+    "broken", [{"ips": 7}, {"ips": [None, 7, {}]}, {"ip4": []}, {"ips": [], "routes": 7}, {}]
+)
+@pytest.mark.parametrize("version", ["0.2.0", "0.4.0", "1.0.0"])
+def test_what_is_malformed_is_left_to_those_who_read_it(
+    broken: dict[str, Any], version: str
+) -> None:
+    assert cni_result.converted(broken, version)["cniVersion"] == version
+
+
 @pytest.mark.parametrize(
     ("ips", "words"),
     [
