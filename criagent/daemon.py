@@ -25,6 +25,7 @@ import grpc
 from criagent import assembly, faults, process_signals, telemetry
 from criagent._proto import admin_pb2_grpc, api_pb2_grpc
 from criagent.aio import run_in, settle, supervised
+from criagent.child import take_in_orphans
 from criagent.config import Config
 from criagent.cri.admin_service import AdminService
 from criagent.cri.boundary import Boundary
@@ -66,6 +67,7 @@ def serve(config: Config) -> int:
 
 async def _serve(config: Config) -> int:
     _own_cgroup()
+    take_in_orphans()
     sys.setswitchinterval(_SWITCH_S)
     executors = assembly.Executors.start()
     try:
