@@ -44,6 +44,7 @@ from criagent.runtime.clock import Clock
 from criagent.runtime.handlers import HandlerFacts, monitor_problem
 from criagent.runtime.network_cgroups import NetworkCgroups
 from criagent.runtime.runtime import Runtime
+from criagent.runtime.session_facts import SessionFacts
 from criagent.service_notify import notify
 from criagent.streaming.server import Listener, StreamingServer
 
@@ -108,7 +109,11 @@ class _Daemon:
         _log_problems(handlers, monitor)
         await run_in(self._executors.fs, runtime.prepare)
         streaming = StreamingServer(
-            self._listener(), runtime.streamer, runtime.attacher, runtime.forwarder
+            self._listener(),
+            runtime.streamer,
+            runtime.attacher,
+            runtime.forwarder,
+            SessionFacts(self._stores.sandboxes),
         )
         server = await self._listen(metrics, runtime, images.images, streaming)
         cadvisor = self._cadvisor(runtime)
