@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
-from contextvars import Context
 
 import structlog
 
@@ -37,8 +36,7 @@ class HolderWatch:
             self._ended(box.id)
             return
         self._pidfds[box.id] = fd
-        # Out of the context of the call: what is logged then is not that call's.
-        Context().run(asyncio.get_running_loop().add_reader, fd, self._ended, box.id)
+        asyncio.get_running_loop().add_reader(fd, self._ended, box.id)
 
     async def close(self) -> None:
         """Stop watching."""
