@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 import textwrap
+from pathlib import Path
 
 import pytest
 
 # Each script runs in a process of its own: being a subreaper is for the whole of a process.
 START = """
-import asyncio, os, signal, sys, tempfile
+import asyncio, os, signal
 from pathlib import Path
 from criagent.child import ExpectedOrphan, killed_on_exit, spawn, take_in_orphans
 
@@ -22,6 +24,10 @@ async def orphan(script):
     assert await parent.wait() == 0
     with os.fdopen(read) as file:
         return int(file.readline())
+
+GATE = Path("gate")
+# A parent that still lived would reap it.
+GATED = "until [ -e gate ]; do sleep 0.01; done; exit "
 
 async def reaped(pid):
     async with asyncio.timeout(20):
@@ -53,13 +59,16 @@ SCRIPTS = {
     """,
     "an expected one is adopted with its status": """
         expected = ExpectedOrphan()
-        pid = await orphan("sleep 0.2; exit 7")
-        assert await expected.adopt(pid).wait() == 7
+        pid = await orphan(GATED + "7")
+        child = expected.adopt(pid)
+        GATE.touch()
+        assert await child.wait() == 7
         await reaped(pid)
     """,
     "an expected one that has ended keeps its status": """
         expected = ExpectedOrphan()
-        pid = await orphan("exit 9")
+        pid = await orphan(GATED + "9")
+        GATE.touch()
         await zombie(pid)
         assert await expected.adopt(pid).wait() == 9
         await reaped(pid)
@@ -74,7 +83,8 @@ SCRIPTS = {
     """,
     "what nobody adopts is reaped once it is expected no more": """
         expected = ExpectedOrphan()
-        pid = await orphan("exit 1")
+        pid = await orphan(GATED + "1")
+        GATE.touch()
         await zombie(pid)
         expected.release()
         expected.release()
@@ -88,13 +98,15 @@ SCRIPTS = {
 
 
 @pytest.mark.parametrize("script", SCRIPTS.values(), ids=SCRIPTS)
-def test_orphans(script: str) -> None:
+def test_orphans(script: str, tmp_path: Path) -> None:
     body = textwrap.indent(textwrap.dedent(script), "    ")
     done = subprocess.run(
         [sys.executable, "-c", START + body + END],
         capture_output=True,
         text=True,
         timeout=60,
+        cwd=tmp_path,
+        env={**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])},
         check=False,
     )
     assert (done.returncode, done.stdout) == (0, "well\n"), done.stderr
