@@ -46,8 +46,11 @@ node: $(PY)  ## pods, restarts, networks, crashes in the test node; needs root
 install-test:  ## the README's install steps, typed into a bare Debian 13; needs root
 	tests/node/bare-install
 
-critest:  ## critest whole, once, in a random order (SEED=); judged by tests/conformance/expected.toml
-	CRIAGENT_ARGS="--log-level warning" tests/node/up tests/conformance/run
+critest:  ## critest whole with each default handler (HANDLER="crun runc", SEED=), judged by expected.toml
+	status=0; for handler in $(or $(HANDLER),crun runc); do \
+	    CRIAGENT_HANDLER=$$handler CRIAGENT_ARGS="--log-level warning" \
+	        tests/node/up tests/conformance/run || status=1; \
+	done; exit $$status
 
 conformance:  ## critest thrice (SEEDS="1 2 3"), its streaming over WebSocket, its benchmarks
 	CRIAGENT_ARGS="--log-level warning" tests/node/up tests/conformance/all

@@ -1,6 +1,7 @@
 """Child processes: started by vfork, awaited by pidfd, killed and reaped when their caller leaves.
 
-Nothing is forked from the daemon itself (no preexec_fn), and no thread waits for a child.
+Nothing is forked from the daemon itself (no preexec_fn), and no thread waits for a child. Orphans
+are reaped when they end: what a runtime that detaches has started, or what a killed monitor leaves.
 """
 
 from __future__ import annotations
@@ -15,17 +16,20 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 
 from criagent.aio import finish
+from criagent.kernel.process import become_subreaper
 
 
 class Child:
-    """A process of ours. `wait` may be awaited by several tasks."""
+    """A process of ours, started by `process` or adopted. Several tasks may await `wait`."""
 
-    def __init__(self, process: subprocess.Popen[bytes]) -> None:
-        self.pid = process.pid
-        self.process = process
+    def __init__(self, pid: int, process: subprocess.Popen[bytes] | None = None) -> None:
+        self.pid = pid
+        self._process = process
+        self._status = 0
         self._ended = asyncio.Event()
-        self._pidfd = os.pidfd_open(process.pid)
-        asyncio.get_running_loop().add_reader(self._pidfd, self._reap)
+        self._pidfd = os.pidfd_open(pid)
+        asyncio.get_running_loop().add_reader(self._pidfd, self.reap)
+        _family.known[pid] = self
 
     @property
     def running(self) -> bool:
@@ -35,7 +39,7 @@ class Child:
     async def wait(self) -> int:
         """Its exit status, negative for a signal, once it has ended."""
         await self._ended.wait()
-        return self.process.returncode
+        return self._status
 
     def kill(self, number: int = signal.SIGKILL) -> None:
         """Signal it, unless it is gone."""
@@ -49,12 +53,76 @@ class Child:
             with contextlib.suppress(ProcessLookupError):
                 os.killpg(self.pid, signal.SIGKILL)
 
-    def _reap(self) -> None:
-        self.process.wait()
+    def reap(self) -> None:
+        """Take the exit status of a process that has ended."""
+        if self._process is not None:
+            self._status = self._process.wait()
+        else:
+            found = os.waitid(os.P_PIDFD, self._pidfd, os.WEXITED)
+            if found is not None:
+                exited = found.si_code == os.CLD_EXITED
+                self._status = found.si_status if exited else -found.si_status
+        del _family.known[self.pid]
         asyncio.get_running_loop().remove_reader(self._pidfd)
         os.close(self._pidfd)
         self._pidfd = -1
         self._ended.set()
+
+
+class _Family:
+    """The children of this process, which the kernel counts for the process, not for a loop."""
+
+    def __init__(self) -> None:
+        self.known: dict[int, Child] = {}
+        self.expected = 0  # orphans that somebody is about to adopt
+
+    def reap(self) -> None:
+        """Reap whatever has ended."""
+        while not self.expected:
+            try:
+                found = os.waitid(os.P_ALL, 0, os.WEXITED | os.WNOHANG | os.WNOWAIT)
+            except ChildProcessError:
+                return
+            if found is None:
+                return
+            if (child := self.known.get(found.si_pid)) is not None:
+                child.reap()
+            else:
+                os.waitid(os.P_PID, found.si_pid, os.WEXITED | os.WNOHANG)
+
+
+_family = _Family()
+
+
+def take_in_orphans() -> None:
+    """From now on descendants whose parents end are children of ours, reaped when they end."""
+    become_subreaper()
+    asyncio.get_running_loop().add_signal_handler(signal.SIGCHLD, _family.reap)
+
+
+class ExpectedOrphan:
+    """An orphan that will be adopted: until then, no orphan is reaped that ends.
+
+    Its exit status is kept by the kernel that way, and its pid stays its own. Needs
+    `take_in_orphans`.
+    """
+
+    def __init__(self) -> None:
+        self._open = True
+        _family.expected += 1
+
+    def adopt(self, pid: int) -> Child:
+        """The orphan of that pid, which may have ended. Its parent must have ended."""
+        child = Child(pid)
+        self.release()
+        return child
+
+    def release(self) -> None:
+        """Expect it no more; idempotent."""
+        if self._open:
+            self._open = False
+            _family.expected -= 1
+            _family.reap()
 
 
 def spawn(
@@ -89,7 +157,7 @@ def spawn(
     finally:
         if ended >= 0:
             os.close(ended)
-    return Child(process)
+    return Child(process.pid, process)
 
 
 def nothing_to_read() -> int:
@@ -138,10 +206,14 @@ class PipeReader:
         if not chunk:
             self.close()
             return
-        room = self._limit - len(self.data)
-        self.data += chunk[: max(room, 0)]
-        self.dropped += max(len(chunk) - max(room, 0), 0)
+        kept = self._admitted(len(chunk))
+        self.data += chunk[:kept]
+        self.dropped += len(chunk) - kept
         self._more.set()
+
+    def _admitted(self, count: int) -> int:
+        """How many of the next `count` bytes are kept; none after one was dropped."""
+        return 0 if self.dropped else max(min(count, self._limit - len(self.data)), 0)
 
     def drain(self) -> None:
         """Read what is there now, without waiting for the loop to say so."""

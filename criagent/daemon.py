@@ -25,6 +25,7 @@ import grpc
 from criagent import assembly, faults, process_signals, telemetry
 from criagent._proto import admin_pb2_grpc, api_pb2_grpc
 from criagent.aio import run_in, settle, supervised
+from criagent.child import take_in_orphans
 from criagent.config import Config
 from criagent.cri.admin_service import AdminService
 from criagent.cri.boundary import Boundary
@@ -43,6 +44,7 @@ from criagent.runtime.clock import Clock
 from criagent.runtime.handlers import HandlerFacts, monitor_problem
 from criagent.runtime.network_cgroups import NetworkCgroups
 from criagent.runtime.runtime import Runtime
+from criagent.runtime.session_facts import SessionFacts
 from criagent.service_notify import notify
 from criagent.streaming.server import Listener, StreamingServer
 
@@ -66,6 +68,7 @@ def serve(config: Config) -> int:
 
 async def _serve(config: Config) -> int:
     _own_cgroup()
+    take_in_orphans()
     sys.setswitchinterval(_SWITCH_S)
     executors = assembly.Executors.start()
     try:
@@ -106,7 +109,11 @@ class _Daemon:
         _log_problems(handlers, monitor)
         await run_in(self._executors.fs, runtime.prepare)
         streaming = StreamingServer(
-            self._listener(), runtime.streamer, runtime.attacher, runtime.forwarder
+            self._listener(),
+            runtime.streamer,
+            runtime.attacher,
+            runtime.forwarder,
+            SessionFacts(self._stores.sandboxes),
         )
         server = await self._listen(metrics, runtime, images.images, streaming)
         cadvisor = self._cadvisor(runtime)

@@ -30,8 +30,10 @@ from criagent.runtime.container_remove import ContainerRemover
 from criagent.runtime.container_start import ContainerStarter
 from criagent.runtime.container_stop import ContainerStopper
 from criagent.runtime.declared_volumes import DeclaredVolumes
+from criagent.runtime.exec_output import OutputBudget
+from criagent.runtime.exec_plan import ExecPlanner
 from criagent.runtime.exec_stream import ExecStreamer
-from criagent.runtime.exec_sync import ExecSync
+from criagent.runtime.exec_sync import BUDGET, ExecSync
 from criagent.runtime.exits import ExitWatcher
 from criagent.runtime.handlers import HandlerFacts, probe
 from criagent.runtime.holder_watch import HolderWatch
@@ -56,6 +58,7 @@ from criagent.runtime.sandbox_stop import SandboxStopper
 from criagent.runtime.sandbox_teardown import SandboxTeardown
 from criagent.runtime.seccomp import default_profile
 from criagent.runtime.selinux import Selinux, read_contexts
+from criagent.runtime.session_facts import SessionFacts
 from criagent.runtime.spec_gather import SpecGatherer
 from criagent.runtime.spec_inputs import NodeFacts
 from criagent.runtime.stats import ContainerStatsReader
@@ -272,9 +275,7 @@ class _RuntimeAssembly:
     def _streamer(self) -> ExecStreamer:
         return ExecStreamer(
             store=self.stores.containers,
-            files=self.files,
-            paths=self.paths,
-            runtimes=self.runtimes,
+            planner=self._planner(),
             drain_s=self.config.runtime.exec_drain_s,
         )
 
@@ -436,12 +437,15 @@ class _RuntimeAssembly:
             fs=self.fs,
         )
 
+    def _planner(self) -> ExecPlanner:
+        return ExecPlanner(files=self.files, paths=self.paths, runtimes=self.runtimes)
+
     def _executor(self) -> ExecSync:
         return ExecSync(
             store=self.stores.containers,
-            files=self.files,
-            paths=self.paths,
-            runtimes=self.runtimes,
+            planner=self._planner(),
+            facts=SessionFacts(self.stores.sandboxes),
+            budget=OutputBudget(BUDGET),
             own_cgroup=self.config.runtime.exec_cgroup,
             drain_s=self.config.runtime.exec_drain_s,
             message_bytes=self.config.limits.grpc_message_bytes,

@@ -41,7 +41,11 @@ def join(cgroup: str, pid: int) -> None:
 
 
 def kill(cgroup: str) -> None:
-    """SIGKILL to everything in it and below (Linux 5.14); nothing when it is gone."""
+    """SIGKILL to everything in it and below (Linux 5.14); nothing when it is gone.
+
+    Raises ValueError for the root, where this process itself may live.
+    """
+    _check_below_root(cgroup)
     with contextlib.suppress(OSError):
         (directory(cgroup) / "cgroup.kill").write_text("1")
 
@@ -56,7 +60,11 @@ def populated(cgroup: str) -> bool:
 
 
 def remove(cgroup: str) -> bool:
-    """Remove it with its children; False while processes are in there, True when it is gone."""
+    """Remove it with its children; False while processes are in there, True when it is gone.
+
+    Raises ValueError for the root.
+    """
+    _check_below_root(cgroup)
     top = directory(cgroup)
     try:
         for entry in os.scandir(top):
@@ -70,6 +78,12 @@ def remove(cgroup: str) -> bool:
             return exc.errno == errno.ENODEV
         raise
     return True
+
+
+def _check_below_root(cgroup: str) -> None:
+    parts = cgroup.strip("/").split("/")
+    if not parts[0] or not {".", ".."}.isdisjoint(parts):
+        raise ValueError(f"{cgroup!r} is not a cgroup below {ROOT}")
 
 
 def read(cgroup: str, name: str) -> str | None:

@@ -14,6 +14,7 @@ from criagent.model import ProcessRef
 
 _PR_CAPBSET_DROP = 24
 _PR_SET_NO_NEW_PRIVS = 38
+_PR_SET_CHILD_SUBREAPER = 36
 _CAPABILITY_VERSION_3 = 0x20080522
 _LAST_CAP = Path("/proc/sys/kernel/cap_last_cap")
 
@@ -83,6 +84,11 @@ def send_signal(ref: ProcessRef, number: int) -> bool:
     finally:
         os.close(fd)
     return True
+
+
+def become_subreaper() -> None:
+    """Descendants whose parents end become children of this process (man 2 prctl)."""
+    check(libc.prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0), "prctl")
 
 
 class _CapHeader(ctypes.Structure):

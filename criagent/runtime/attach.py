@@ -22,13 +22,15 @@ from collections.abc import Callable
 from pathlib import Path
 
 from criagent.errors import TimedOutError, UnavailableError, WrongStateError
-from criagent.model import Container, ContainerState
+from criagent.model import Container
 from criagent.runtime import monitor_control
+from criagent.runtime.container_running import running
 from criagent.runtime.paths import RuntimePaths
 from criagent.store.containers import ContainerStore
 
 _STDERR = 3  # 2 is stdout
 _PACKET = 8193
+_PACKETS_AT_ONCE = 32
 _STDIN_PACKET = 8192
 _BUFFER = 4 << 20
 _TAKEN_S = 5.0
@@ -163,7 +165,7 @@ class MonitorConnection:
         asyncio.get_running_loop().call_later(pause_s, self._look, later)
 
     def _readable(self) -> None:
-        while True:
+        for _ in range(_PACKETS_AT_ONCE):  # the loop comes back for more
             try:
                 packet = self._socket.recv(_PACKET)
             except BlockingIOError:
@@ -230,10 +232,7 @@ class Attacher:
 
     def check(self, container_id: str) -> Container:
         """The running container. Raises NotFoundError, WrongStateError."""
-        row = self.store.resolve(container_id)
-        if row.state is not ContainerState.RUNNING:
-            raise WrongStateError(f"container {row.id} is {row.state.name.lower()}, not running")
-        return row
+        return running(self.store, container_id)
 
     async def connect(self, container_id: str, *, stdin: bool) -> Attachment:
         """A client of a running container's monitor; one without `stdin` only looks on.

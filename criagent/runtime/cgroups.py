@@ -6,7 +6,7 @@ import enum
 import re
 from typing import Literal
 
-from criagent.errors import InvalidRequestError, UnsupportedError
+from criagent.errors import InvalidRequestError, UnsupportedError, WrongStateError
 from criagent.model import Resources
 from criagent.runtime.spec_inputs import OciObject
 
@@ -27,6 +27,7 @@ _LEAST = {
 _UNIFIED_KEY = re.compile(r"(memory|cpu|cpuset|io|pids|hugetlb|misc|rdma)(\.[A-Za-z0-9_]+)+")
 _UNIFIED_MOST = 256  # of one container; the kernel has some dozens
 _NAME_MOST = 255
+_SHOWN = 512  # characters of a path in an error
 _PAGE_SIZES_MOST = 64
 _CPUSET_MOST = 100 + 6 * 8192  # what the kernel takes with the most CPUs that it can have
 _PAGE_SIZE = re.compile(r"[0-9]{1,20}(KB|MB|GB)")
@@ -66,6 +67,34 @@ def pod_cgroup(driver: CgroupDriver, parent: str) -> str:
     parts = _slice_name(parent).removesuffix(".slice").split("-")
     # man 5 systemd.slice: a-b.slice lies in a.slice.
     return "".join(f"/{'-'.join(parts[: n + 1])}.slice" for n in range(len(parts)))
+
+
+def lies_in(cgroup: str, top: str) -> bool:
+    """Whether `cgroup`, as /proc/PID/cgroup shows it, is `top` or below it."""
+    parts, wanted = cgroup.strip("/").split("/"), top.strip("/").split("/")
+    return bool(wanted[0]) and ".." not in parts and parts[: len(wanted)] == wanted
+
+
+def belongs_to(cgroup: str, object_id: str) -> bool:
+    """Whether `cgroup`, or one above it, carries the name that the agent gives to the cgroup of
+    that container or holder, under whatever driver and parent. Only such a one may be killed.
+    """
+    names = {object_id, f"{SCOPE_PREFIX}-{object_id}.scope"}
+    parts = cgroup.split("/")
+    return bool(object_id) and ".." not in parts and not names.isdisjoint(parts)
+
+
+def check_placement(cgroup: str, asked: str, handler: str) -> None:
+    """Raises WrongStateError unless a first process that is in `cgroup` is where it was `asked`
+    to be. What is elsewhere could be neither limited nor counted, and killing its cgroup would
+    kill whatever else lives there.
+    """
+    if not lies_in(cgroup, asked):
+        raise WrongStateError(
+            f'handler "{handler}" put the first process into cgroup {cgroup[:_SHOWN]}, not into '
+            f"{asked[:_SHOWN]} or below it; make the program of runtime.handlers.{handler} honour "
+            "linux.cgroupsPath (crun: no --cgroup-manager=disabled, runsc: no --ignore-cgroups)"
+        )
 
 
 def validate_cgroup_parent(parent: str) -> None:

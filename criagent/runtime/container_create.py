@@ -18,7 +18,7 @@ from criagent import faults
 from criagent.aio import Owner, Owners, Rollback, finish, run_in
 from criagent.errors import AlreadyExistsError, NameReservedError, UnsupportedError
 from criagent.image.images import Images
-from criagent.kernel import cgroupfs, process
+from criagent.kernel import process
 from criagent.model import (
     Container,
     ContainerId,
@@ -200,12 +200,11 @@ class ContainerCreator:
         faults.reach("container-create:created")
         if box.spec.security.namespaces.mapped is not None:
             await self.files.release_mounts(row.id)
-        cgroup = cgroupfs.of_process(monitored.init.pid)
         row = dataclasses.replace(
             row,
             monitor=monitored.monitor,
             init=monitored.init,
-            cgroup=cgroup,
+            cgroup=monitored.cgroup,
             ready_at_ns=self.clock.now_ns(),
         )
         await self.store.update(row)

@@ -11,9 +11,10 @@ import msgspec
 
 from criagent.aio import run_in
 from criagent.image.snapshots.overlay import OverlaySnapshots
-from criagent.kernel import cgroupfs, mount
+from criagent.kernel import mount
 from criagent.model import Image, Sandbox, Snapshot
 from criagent.os_errors import about
+from criagent.runtime import own_cgroup
 from criagent.runtime.mapped_mounts import detach_mapped
 from criagent.runtime.paths import RuntimePaths
 from criagent.runtime.spec_inputs import OciObject
@@ -81,6 +82,5 @@ class ContainerFiles:
         with contextlib.suppress(FileNotFoundError):
             shutil.rmtree(bundle)
         self.paths.exit_file(container_id).unlink(missing_ok=True)
-        if cgroup:
-            cgroupfs.kill(cgroup)
-            cgroupfs.remove(cgroup)
+        own_cgroup.kill(cgroup, container_id)
+        own_cgroup.remove(cgroup, container_id)

@@ -10,8 +10,10 @@ from functools import cached_property
 import structlog
 
 from criagent.aio import finish, supervised
-from criagent.kernel import cgroupfs, process
+from criagent.kernel import process
 from criagent.model import Container, ProcessRef
+from criagent.runtime import own_cgroup
+from criagent.runtime.cgroups import belongs_to
 from criagent.runtime.clock import Clock
 from criagent.runtime.container_remove import ContainerRemover
 from criagent.runtime.container_stop import ContainerStopper
@@ -57,16 +59,25 @@ class ContainerRecovery:
 
     async def recover(self, row: Container) -> None:
         """Make the row tell the truth."""
+        if row.cgroup and not belongs_to(row.cgroup, row.id):
+            row = await self._without_cgroup(row)
         if not row.visible:
             await self._undo(row)
         elif not row.finished_at_ns:
             await self._adopt(row)
 
+    async def _without_cgroup(self, row: Container) -> Container:
+        """Version 0.1 took the cgroup where a runtime had put init for the container's, whosever it
+        was: it is not used any more, neither for limits and figures nor for killing.
+        """
+        log.warning("foreign_cgroup_forgotten", container_id=row.id, cgroup=row.cgroup)
+        return await self._transitions.apply(row.id, cgroup="") or row
+
     async def _undo(self, row: Container) -> None:
         monitor = self._monitors.get(row.id)
         if monitor is not None:  # its death takes a runtime that is still creating along
             process.send_signal(monitor, signal.SIGKILL)
-        cgroupfs.kill(row.cgroup)
+        own_cgroup.kill(row.cgroup, row.id)
         await finish(self._remover.erase(row))
         log.info("creation_undone", container_id=row.id)
 

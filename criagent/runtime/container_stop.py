@@ -19,8 +19,9 @@ import structlog
 from criagent import faults
 from criagent.aio import Owner, Owners, run_in
 from criagent.errors import NotFoundError, TimedOutError
-from criagent.kernel import cgroupfs, process
+from criagent.kernel import process
 from criagent.model import Container, ContainerState
+from criagent.runtime import own_cgroup
 from criagent.runtime.exits import ExitWatcher
 from criagent.runtime.signals import signal_number
 from criagent.runtime.transitions import Transitions
@@ -117,7 +118,7 @@ class ContainerStopper:
 
     async def _kill(self, row: Container, exited: asyncio.Future[None]) -> None:
         _signal(row, signal.SIGKILL)
-        await run_in(self._fs, cgroupfs.kill, row.cgroup)
+        await run_in(self._fs, own_cgroup.kill, row.cgroup, row.id)
         faults.reach("container-stop:killed")
         done, _ = await asyncio.wait({exited}, timeout=_KILL_LIMIT_S)
         if not done:

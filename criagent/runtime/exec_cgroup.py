@@ -6,6 +6,7 @@ It lies beside init's, so that killing it touches nothing else of the container.
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
@@ -20,10 +21,11 @@ log: structlog.stdlib.BoundLogger = structlog.get_logger(__name__)
 _LIMIT_S = 2.0  # a process in an uninterruptible call may outlast any patience
 
 
+@dataclasses.dataclass(slots=True)
 class Tree:
     """The processes of one exec: all that live in its cgroup."""
 
-    ended = False  # the command itself, by its own: its background children may live on
+    ended: bool = False  # the command itself, by its own: its background children may live on
 
 
 @asynccontextmanager

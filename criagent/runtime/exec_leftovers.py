@@ -1,6 +1,6 @@
 """Commands whose daemon died while they ran: nobody waits for them, so they end.
 
-An exec's process file is there exactly while it runs (exec_sync, exec_stream). Background children
+An exec's process file is there exactly while it runs (exec_plan). Background children
 of a command that had ended have no such file and live on.
 """
 
@@ -31,8 +31,9 @@ def exec_name() -> str:
 async def end_leftovers(paths: RuntimePaths, row: Container) -> None:
     """Kill what the execs of a former daemon left running in a container."""
     for file in paths.container(row.id).glob(f"{_PREFIX}*.json"):
-        cgroup = f"{row.cgroup}/{file.stem}"
-        async with exec_cgroup(cgroup):
-            pass  # its end is what it is for
+        if row.cgroup:
+            async with exec_cgroup(f"{row.cgroup}/{file.stem}"):
+                pass  # its end is what it is for
+        file.with_suffix(".pid").unlink(missing_ok=True)
         file.unlink(missing_ok=True)
         log.info("exec_ended", container_id=row.id, exec=file.stem)

@@ -8,53 +8,39 @@ import os
 import secrets
 import signal
 import socket
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from contextlib import AsyncExitStack
-from pathlib import Path
 
-import msgspec
-
-from criagent.child import Child, killed_on_exit, nothing_to_read, spawn
-from criagent.errors import AgentError, WrongStateError
+from criagent.child import Child, nothing_to_read
+from criagent.errors import AgentError
 from criagent.kernel.process import node_ids
-from criagent.model import Container, ContainerState
-from criagent.runtime.container_files import ContainerFiles
-from criagent.runtime.exec_cgroup import Tree, exec_cgroup
-from criagent.runtime.exec_leftovers import exec_name
-from criagent.runtime.oci import OciRuntime
-from criagent.runtime.paths import RuntimePaths
-from criagent.runtime.spec import process_spec
+from criagent.model import Container
+from criagent.runtime.container_running import running
+from criagent.runtime.exec_plan import Command, ExecPlan, ExecPlanner, Size
+from criagent.runtime.oci import plain_words
 from criagent.runtime.streams import Pipe
 from criagent.store.containers import ContainerStore
 
 _CONSOLE_S = 10.0
-
-
-@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
-class Size:
-    """Of a terminal, in characters."""
-
-    width: int
-    height: int
+_QUEUED_S = 0.1
 
 
 @dataclasses.dataclass(slots=True, kw_only=True)
 class ExecProcess:
-    """A running command. With a terminal, `stdin` and `stdout` are both its master."""
+    """A running command. With a terminal, `stdin` and `stdout` are both its master, and `stderr`
+    has what the OCI runtime says when it cannot run the command.
+    """
 
-    child: Child
+    command: Command
     stdin: Pipe | None
     stdout: Pipe | None
     stderr: Pipe | None
     terminal: Pipe | None
-    tree: Tree
     drain_s: float
 
     async def wait(self) -> int:
-        """Exit code, 128 + number for a signal."""
-        code = await self.child.wait()
-        self.tree.ended = True
-        return code if code >= 0 else 128 - code
+        """Exit code, 128 + number for a signal; one task may wait. Raises AgentError."""
+        return await self.command.wait()
 
     def drain(self) -> None:
         """Call after `wait`: output ends once nothing came for a while."""
@@ -73,17 +59,12 @@ class ExecStreamer:
     """Starts commands in running containers."""
 
     store: ContainerStore
-    files: ContainerFiles
-    paths: RuntimePaths
-    runtimes: Mapping[str, OciRuntime]
+    planner: ExecPlanner
     drain_s: float  # how long a background child may hold output back after the command's end
 
     def check(self, container_id: str) -> Container:
         """The running container. Raises NotFoundError, WrongStateError."""
-        row = self.store.resolve(container_id)
-        if row.state is not ContainerState.RUNNING:
-            raise WrongStateError(f"container {row.id} is {row.state.name.lower()}, not running")
-        return row
+        return running(self.store, container_id)
 
     async def start(
         self,
@@ -102,31 +83,15 @@ class ExecStreamer:
         Raises NotFoundError, WrongStateError, InvalidRequestError for an empty command, AgentError.
         """
         row = self.check(container_id)
-        name = exec_name()
-        cgroup = f"{row.cgroup}/{name}"
-        process = process_spec(self.files.process(row.id), cmd, tty=tty)
-        if tty and size is not None:
-            process["consoleSize"] = {"width": size.width, "height": size.height}
-        file = self.paths.container(row.id) / f"{name}.json"
-        stack.callback(file.unlink, missing_ok=True)
-        file.write_bytes(msgspec.json.encode(process))
-        tree = await stack.enter_async_context(exec_cgroup(cgroup))
-        runtime = self.runtimes[row.handler]
-        command: list[str | Path] = [runtime.program.executable(), f"--root={runtime.root}", "exec"]
-        command += ["--cgroup", name, "--process", file]
+        plan = await self.planner.prepare(stack, row, cmd, tty=tty, size=size)
         if tty:
-            return await self._with_terminal(stack, tree, command, row, size)
-        return await self._with_pipes(stack, tree, command, row, stdin=stdin)
+            return await self._with_terminal(stack, plan, size)
+        return await self._with_pipes(stack, plan, stdin=stdin)
 
     async def _with_pipes(
-        self,
-        stack: AsyncExitStack,
-        tree: Tree,
-        command: list[str | Path],
-        row: Container,
-        *,
-        stdin: bool,
+        self, stack: AsyncExitStack, plan: ExecPlan, *, stdin: bool
     ) -> ExecProcess:
+        row = plan.row
         theirs: list[int] = []
         try:
             in_read, in_write = os.pipe() if stdin else (nothing_to_read(), -1)
@@ -142,30 +107,23 @@ class ExecStreamer:
                 readers.append(Pipe(read))
             for pipe in (*readers, *([writer] if writer else [])):
                 stack.callback(pipe.close)
-            child = spawn([*command, row.id], stdin=in_read, stdout=theirs[1], stderr=theirs[2])
+            command = await plan.start(stdin=in_read, stdout=theirs[1], stderr=theirs[2])
         finally:
             for fd in theirs:
                 os.close(fd)
-        await stack.enter_async_context(killed_on_exit(child))
         return ExecProcess(
-            child=child,
+            command=command,
             stdin=writer,
             stdout=readers[0],
             stderr=readers[1],
             terminal=None,
-            tree=tree,
             drain_s=self.drain_s,
         )
 
     async def _with_terminal(
-        self,
-        stack: AsyncExitStack,
-        tree: Tree,
-        command: list[str | Path],
-        row: Container,
-        size: Size | None,
+        self, stack: AsyncExitStack, plan: ExecPlan, size: Size | None
     ) -> ExecProcess:
-        path = self.paths.attach / f"c{secrets.token_hex(6)}"
+        path = self.planner.paths.attach / f"c{secrets.token_hex(6)}"
         listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
         stack.callback(path.unlink, missing_ok=True)
         stack.callback(listener.close)
@@ -175,21 +133,19 @@ class ExecStreamer:
         errors = Pipe(err_read)
         stack.callback(errors.close)
         try:
-            child = spawn([*command, "--tty", "--console-socket", path, row.id], stderr=err_write)
+            command = await plan.start(stderr=err_write, console=path)
         finally:
             os.close(err_write)
-        await stack.enter_async_context(killed_on_exit(child))
-        terminal = Pipe(await _console(listener, child, errors))
+        terminal = Pipe(await _console(listener, command.runtime, errors))
         stack.callback(terminal.close)
         if size is not None:
             terminal.resize(size.width, size.height)
         return ExecProcess(
-            child=child,
+            command=command,
             stdin=terminal,
             stdout=terminal,
-            stderr=None,
+            stderr=errors,
             terminal=terminal,
-            tree=tree,
             drain_s=self.drain_s,
         )
 
@@ -203,10 +159,12 @@ async def _console(listener: socket.socket, child: Child, errors: Pipe) -> int:
         await asyncio.wait(
             {accepting, ended}, timeout=_CONSOLE_S, return_when=asyncio.FIRST_COMPLETED
         )
+        if ended.done():  # its connection may wait in the queue: a short command, or detached
+            await asyncio.wait({accepting}, timeout=_QUEUED_S)
         if not accepting.done():
             child.kill(signal.SIGKILL)
-            words = (await errors.read()).decode(errors="replace").strip()
-            raise AgentError(f"exec gave no terminal: {words or 'no reason told'}")
+            output = (await errors.read()).decode(errors="replace")
+            raise AgentError(f"exec gave no terminal: {plain_words(output)}")
         connection, _ = accepting.result()
     finally:
         ended.cancel()

@@ -1,43 +1,47 @@
-"""ExecSync: the OCI runtime's exec, straight from the daemon, with pipes and limits.
+"""ExecSync: a command to its end, with its output, within limits.
 
-It runs in a sub-cgroup beside init, so that a time limit, or a caller that leaves, kills its whole
-tree by cgroup.kill and nothing else. A normal exit leaves background children alone.
+A time limit, or a caller that leaves, kills the whole tree of the command and nothing else. A
+command that has ended leaves its background children alone.
 """
 
 from __future__ import annotations
 
 import asyncio
 import dataclasses
-import os
-from collections.abc import Mapping, Sequence
+import time
+from collections.abc import Callable, Sequence
 from contextlib import AsyncExitStack
-from pathlib import Path
 
-import msgspec
+import structlog
 
-from criagent.child import Child, PipeReader, killed_on_exit, spawn
-from criagent.errors import TimedOutError, WrongStateError
-from criagent.model import Container, ContainerState
-from criagent.runtime.container_files import ContainerFiles
-from criagent.runtime.exec_cgroup import Tree, exec_cgroup
-from criagent.runtime.exec_leftovers import exec_name
-from criagent.runtime.oci import OciRuntime
-from criagent.runtime.paths import RuntimePaths
-from criagent.runtime.spec import process_spec
+from criagent.errors import TimedOutError
+from criagent.model import Container
+from criagent.runtime.container_running import running
+from criagent.runtime.exec_output import ExecOutput, OutputBudget
+from criagent.runtime.exec_plan import ExecPlanner
+from criagent.runtime.session_facts import SessionFacts, shown_command
 from criagent.store.containers import ContainerStore
 
 # CRI: up to 16 MiB of each stream; but the kubelet takes no message over 16 MiB, so both share it.
 _OUTPUT = 16 << 20
 _OTHER_FIELDS = 64 << 10
+_ERROR_MOST = 512  # characters of an error in the log
+BUDGET = 32 << 20  # of all calls under way together: two of the largest answers
+
+log: structlog.stdlib.BoundLogger = structlog.get_logger(__name__)
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class ExecResult:
-    """Exit code (128 + number for a signal) and output, cut so that it fits one message."""
+    """Exit code (128 + number for a signal) and output, cut so that it fits one message.
+
+    The output counts against the budget of all calls until `release` is called.
+    """
 
     stdout: bytes
     stderr: bytes
     exit_code: int
+    release: Callable[[], None]
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -45,9 +49,9 @@ class ExecSync:
     """The ExecSync verb."""
 
     store: ContainerStore
-    files: ContainerFiles
-    paths: RuntimePaths
-    runtimes: Mapping[str, OciRuntime]
+    planner: ExecPlanner
+    facts: SessionFacts
+    budget: OutputBudget
     own_cgroup: bool
     drain_s: float
     message_bytes: int
@@ -56,78 +60,47 @@ class ExecSync:
         """Run `cmd` in a running container; `timeout_s` 0 = no limit.
 
         Raises NotFoundError, WrongStateError unless it runs, InvalidRequestError for an empty
-        command, TimedOutError when the limit passed and everything it started was killed.
+        command, TimedOutError when the command did not end in time and everything it started was
+        killed. How long its output trails it is not counted.
         """
-        row = self.store.resolve(container_id)
-        if row.state is not ContainerState.RUNNING:
-            raise WrongStateError(f"container {row.id} is {row.state.name.lower()}, not running")
-        name = exec_name()
-        directory = self.paths.container(row.id)
-        file = directory / f"{name}.json"
-        cgroup = f"{row.cgroup}/{name}" if self.own_cgroup else ""
-
-        # tmpfs and cgroupfs answer at once: a thread would cost more than the calls.
+        row = running(self.store, container_id)
+        limit = max(min(self.message_bytes, _OUTPUT) - _OTHER_FIELDS, 0)
+        output = ExecOutput(limit, self.budget)
+        began = time.monotonic()
         try:
-            process = self.files.process(row.id)
-            file.write_bytes(msgspec.json.encode(process_spec(process, cmd, tty=False)))
-            return await self._run(row, file, cgroup, timeout_s)
-        finally:
-            file.unlink(missing_ok=True)
+            code = await self._run(row, cmd, timeout_s, output)
+        except BaseException as failure:
+            output.close()
+            words = str(failure)[:_ERROR_MOST] or type(failure).__name__
+            log.info("exec_sync_failed", error=words, **self._about(row, cmd, began))
+            raise
+        log.debug("exec_sync_ended", exit_code=code, **self._about(row, cmd, began))
+        if output.dropped:
+            log.info("exec_output_cut", container_id=row.id, bytes=output.dropped)
+        stdout, stderr = output.taken()
+        return ExecResult(stdout=stdout, stderr=stderr, exit_code=code, release=output.close)
 
-    async def _run(self, row: Container, file: Path, cgroup: str, timeout_s: int) -> ExecResult:
-        runtime = self.runtimes[row.handler]
-        command: list[str | Path] = [runtime.program.executable(), f"--root={runtime.root}", "exec"]
-        if cgroup:
-            command += ["--cgroup", cgroup.rpartition("/")[2]]
-        command += ["--process", file, row.id]
+    async def _run(
+        self, row: Container, cmd: Sequence[str], timeout_s: int, output: ExecOutput
+    ) -> int:
         async with AsyncExitStack() as stack:
-            tree = Tree()
-            if cgroup:
-                tree = await stack.enter_async_context(exec_cgroup(cgroup))
-            limit = max(min(self.message_bytes, _OUTPUT) - _OTHER_FIELDS, 0)
-            output, stdout = _pipe(stack, limit)
-            errors, stderr = _pipe(stack, limit)
+            plan = await self.planner.prepare(stack, row, cmd, own_cgroup=self.own_cgroup)
+            stdout, stderr = output.descriptors()
             try:
-                child = spawn(command, stdout=stdout, stderr=stderr)
+                command = await plan.start(stdout=stdout, stderr=stderr)
             finally:
-                os.close(stdout)
-                os.close(stderr)
-            await stack.enter_async_context(killed_on_exit(child))
+                output.started()
             try:
                 async with asyncio.timeout(timeout_s or None):
-                    code = await self._ended(child, output, errors)
+                    code = await command.wait()
             except TimeoutError:
                 raise TimedOutError(
                     f"command timed out after {timeout_s} s in container {row.id}; its "
                     "processes were killed"
                 ) from None
-            tree.ended = True
-            kept_output, kept_errors = shared(len(output.data), len(errors.data), limit)
-            return ExecResult(
-                stdout=bytes(output.data[:kept_output]),
-                stderr=bytes(errors.data[:kept_errors]),
-                exit_code=code if code >= 0 else 128 - code,
-            )
+            await output.ended(self.drain_s)
+            return code
 
-    async def _ended(self, child: Child, output: PipeReader, errors: PipeReader) -> int:
-        code = await child.wait()
-        try:
-            async with asyncio.timeout(self.drain_s):
-                await output.ended()
-                await errors.ended()
-        except TimeoutError:  # a background child holds the pipe; its output is nobody's
-            pass
-        return code
-
-
-def shared(stdout: int, stderr: int, limit: int) -> tuple[int, int]:
-    """How many bytes of each stream are kept: what fits, at least half of `limit` of each."""
-    kept_errors = min(stderr, max(limit // 2, limit - stdout))
-    return min(stdout, limit - kept_errors), kept_errors
-
-
-def _pipe(stack: AsyncExitStack, limit: int) -> tuple[PipeReader, int]:
-    read, write = os.pipe()
-    reader = PipeReader(read, limit=limit)
-    stack.callback(reader.close)
-    return reader, write
+    def _about(self, row: Container, cmd: Sequence[str], began: float) -> dict[str, object]:
+        took_ms = round((time.monotonic() - began) * 1000, 2)
+        return {**self.facts.of_container(row), "cmd": shown_command(cmd), "ms": took_ms}

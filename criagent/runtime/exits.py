@@ -21,8 +21,9 @@ import structlog
 
 from criagent.aio import Owners, detached, run_in
 from criagent.child import Child
-from criagent.kernel import cgroupfs, process
+from criagent.kernel import process
 from criagent.model import Container, NamespaceMode, ProcessRef, Reason
+from criagent.runtime import own_cgroup
 from criagent.runtime.clock import Clock
 from criagent.runtime.container_start import start_key
 from criagent.runtime.oom import KILLED_CODE, OomWatch
@@ -151,7 +152,8 @@ class ExitWatcher:
                 reason = Reason.UNKNOWN
             code, finished_ns = LOST_CODE, self._clock.now_ns()
         if row.spec.security.namespaces.pid is not NamespaceMode.CONTAINER:
-            await run_in(self._fs, cgroupfs.kill, row.cgroup)  # nothing else ends its children
+            # Nothing else ends its children.
+            await run_in(self._fs, own_cgroup.kill, row.cgroup, row.id)
         kills = self._oom_kills(row, code)
         if not reason:
             reason = Reason.ERROR if code else Reason.COMPLETED
@@ -187,7 +189,7 @@ class ExitWatcher:
                 PermissionError
             ):  # by a security profile: cgroup.kill asks none
                 process.send_signal(row.init, signal.SIGKILL)
-        cgroupfs.kill(row.cgroup)
+        own_cgroup.kill(row.cgroup, row.id)
 
     def _oom_kills(self, row: Container, code: int) -> int:
         if not row.cgroup:

@@ -13,7 +13,7 @@ import resource
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
-from criagent.kernel import cgroupfs
+from criagent.kernel import cgroupfs, mount
 from criagent.runtime import metric_catalogue as names
 from criagent.runtime.metric_catalogue import Metric
 from criagent.runtime.usage import memory_of, pressure
@@ -58,12 +58,11 @@ class Devices:
         if named != number:
             return named
         best = ("", number)  # btrfs, overlay and others have numbers that no device has
-        for line in Path("/proc/self/mountinfo").read_text().splitlines():
-            head, _, tail = line.partition(" - ")
-            point = head.split(" ")[4].encode().decode("unicode_escape")
-            if path.is_relative_to(point) and len(point) >= len(best[0]):
-                best = (point, tail.split(" ")[1])
-        return best[1]
+        for entry in mount.mountinfo():
+            if path.is_relative_to(entry.target) and len(entry.target) >= len(best[0]):
+                best = (entry.target, entry.source)
+        # A name that is no UTF-8 would be no label.
+        return os.fsencode(best[1]).decode(errors="replace")
 
 
 def cgroup_values(files: cgroupfs.Reader, devices: Devices, shares: int = 0) -> Iterator[Value]:

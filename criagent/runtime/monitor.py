@@ -24,9 +24,9 @@ from criagent.child import Child, PipeReader, killed_on_exit, spawn
 from criagent.errors import AgentError, ExhaustedError, InvalidRequestError, TimedOutError
 from criagent.kernel import cgroupfs
 from criagent.kernel.devices import restore_null
-from criagent.kernel.process import process_ref
+from criagent.kernel.process import alive, process_ref
 from criagent.model import Container, ProcessRef
-from criagent.runtime.cgroups import CgroupDriver
+from criagent.runtime.cgroups import CgroupDriver, check_placement
 from criagent.runtime.oci import OciRuntime, plain_words
 from criagent.runtime.paths import RuntimePaths
 
@@ -40,11 +40,12 @@ _KEPT_VARIABLES = ("PATH", "XDG_RUNTIME_DIR")
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class Monitored:
-    """A created container: its monitor (our child) and its init."""
+    """A created container: its monitor (our child), its init and the cgroup where init lives."""
 
     child: Child
     monitor: ProcessRef
     init: ProcessRef
+    cgroup: str
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -60,8 +61,9 @@ class Conmon:
     async def create(self, row: Container, runtime: OciRuntime) -> Monitored:
         """Create the container of the bundle under a new monitor.
 
-        Raises AgentError with the runtime's words, TimedOutError; the monitor is dead then, but
-        the runtime may have left state (`OciRuntime.delete`).
+        Raises AgentError with the runtime's words, WrongStateError when init is outside of the
+        row's cgroup, TimedOutError; the monitor is dead then, but the runtime may have left state
+        and init (`OciRuntime.delete`).
         """
         reply_read, reply_write = os.pipe()
         error_read, error_write = os.pipe()
@@ -90,7 +92,7 @@ class Conmon:
             try:
                 async with asyncio.timeout(self.limit_s), self._moved(child):
                     line = await reply.line()
-                return await self._created(child, line, errors)
+                return await self._created(child, line, errors, row)
             except TimeoutError:
                 async with killed_on_exit(child):
                     pass
@@ -132,7 +134,9 @@ class Conmon:
         except OSError as exc:
             log.warning("monitor_not_moved", cgroup=self.cgroup, error=str(exc))
 
-    async def _created(self, child: Child, line: bytes | None, errors: PipeReader) -> Monitored:
+    async def _created(
+        self, child: Child, line: bytes | None, errors: PipeReader, row: Container
+    ) -> Monitored:
         if line is None:
             async with killed_on_exit(child):
                 pass
@@ -144,9 +148,11 @@ class Conmon:
         if pid <= 0:
             raise AgentError(plain_words(answer.get("message", "")))
         init, monitor = process_ref(pid), process_ref(child.pid)
-        if init is None or monitor is None:
+        cgroup = _cgroup_of(init)
+        if init is None or monitor is None or cgroup is None:
             raise AgentError("the container's init died before it was started")
-        return Monitored(child=child, monitor=monitor, init=init)
+        check_placement(cgroup, row.cgroup, row.handler)
+        return Monitored(child=child, monitor=monitor, init=init, cgroup=cgroup)
 
     def _command(self, row: Container, runtime: OciRuntime) -> list[str | Path]:
         bundle = self.paths.container(row.id)
@@ -201,6 +207,17 @@ def make_log(log: Path) -> None:
             f"log {str(log)[:500]!r} is there and no regular file; remove it, or set another "
             "log_path"
         )
+
+
+def _cgroup_of(init: ProcessRef | None) -> str | None:
+    """The cgroup of a process; None when it is dead."""
+    if init is None:
+        return None
+    try:
+        cgroup = cgroupfs.of_process(init.pid)
+    except (FileNotFoundError, ProcessLookupError):
+        return None
+    return cgroup if alive(init) else None  # the pid may have been another's meanwhile
 
 
 def monitors_cgroup() -> str:

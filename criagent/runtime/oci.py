@@ -125,6 +125,35 @@ class OciRuntime:
         )
         return int(pid_file.read_text())
 
+    @property
+    def detaches_exec(self) -> bool:
+        """Whether its exec has to detach, or it takes no console socket and outlasts the command
+        for as long as anybody holds the command's streams.
+        """
+        return self.type == "runc"
+
+    def exec_argv(
+        self,
+        container_id: str,
+        process: Path,
+        *,
+        cgroup: str,
+        pid_file: Path | None,
+        console: Path | None,
+    ) -> list[str | Path]:
+        """The command that runs the OCI process object of the file `process` in a container: in
+        the cgroup of that name below init's unless it is "", detached with its pid in `pid_file`,
+        with a terminal whose master goes to the socket `console`.
+        """
+        argv: list[str | Path] = [self.program.executable(), f"--root={self.root}", "exec"]
+        if cgroup:
+            argv += ["--cgroup", cgroup]
+        if pid_file is not None:
+            argv += ["--detach", "--pid-file", pid_file]
+        if console is not None:
+            argv += ["--tty", "--console-socket", console]
+        return [*argv, "--process", process, container_id]
+
     async def _run(self, *words: str, stdin: str = "") -> str:
         """Output of a subcommand. Raises AgentError, TimedOutError."""
         command: list[str | Path] = [self.program.executable(), *self.arguments, *words]

@@ -3,14 +3,16 @@
 With the systemd driver a scope and its files are gone when the exit is seen, so one inotify watches
 them all and keeps the last values. A process that ends right after the kill takes its scope along
 before the event is read; the pod's slice stays and counts the kills below it, so what no other
-container there accounts for is the ended one's. A kill counts, an `oom` event alone does not: the
-kernel may have found memory after all (kernel documentation, cgroup-v2). conmon's file `oom` does
-not tell the two apart.
+container there accounts for is the ended one's. When several have ended at once, each may have one
+of these kills, if it was killed or is the only one with a limit. A kill counts, an `oom` event
+alone does not: the kernel may have found memory after all (kernel documentation, cgroup-v2).
+conmon's file `oom` does not tell the two apart.
 """
 
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 import errno
 from pathlib import Path
 
@@ -29,6 +31,23 @@ _CURES = {
 log: structlog.stdlib.BoundLogger = structlog.get_logger(__name__)
 
 
+@dataclasses.dataclass(slots=True)
+class _Slice:
+    """A pod's slice. `left` of its kills are for `heirs` that were killed, too, if they were."""
+
+    accounted: int  # kills of containers that have ended, and those before the first one
+    left: int = 0
+    heirs: set[str] = dataclasses.field(default_factory=set)
+
+    def settle(self, container_id: str, kills: int) -> None:
+        """The container has ended with so many; what no heir took is nobody's."""
+        self.accounted += kills
+        self.heirs.discard(container_id)
+        if not self.heirs:
+            self.accounted += self.left
+            self.left = 0
+
+
 class OomWatch:
     """One inotify for all containers; nothing where the kernel has no memory controller.
 
@@ -42,8 +61,7 @@ class OomWatch:
         self._kills: dict[str, int] = {}
         self._cgroups: dict[str, str] = {}
         self._limited: set[str] = set()  # those with a memory limit of their own
-        # Of each slice the kills of containers that have ended, and those before the first one.
-        self._accounted: dict[str, int] = {}
+        self._slices: dict[str, _Slice] = {}
 
     def watch(self, container_id: str, cgroup: str) -> None:
         """Follow the container's memory.events until `forget`; a failure is only logged."""
@@ -71,7 +89,7 @@ class OomWatch:
         self._readable()
         own = max(_kills_in(cgroup), self._kills.get(container_id, 0))
         name = slice_of(cgroup)
-        if name and name in self._accounted and container_id in self._cgroups:
+        if name in self._slices and container_id in self._cgroups:
             own = max(own, self._unaccounted(container_id, name, code))
             self._kills[container_id] = own
         return own
@@ -90,11 +108,11 @@ class OomWatch:
         kills = self._kills.pop(container_id, 0)
         self._limited.discard(container_id)
         name = slice_of(self._cgroups.pop(container_id, ""))
-        if name not in self._accounted:
+        if name not in self._slices:
             return
-        self._accounted[name] += kills
+        self._slices[name].settle(container_id, kills)
         if all(slice_of(cgroup) != name for cgroup in self._cgroups.values()):
-            del self._accounted[name]
+            del self._slices[name]
 
     def close(self) -> None:
         """Stop watching."""
@@ -124,13 +142,14 @@ class OomWatch:
         if not name:
             return
         self._cgroups[container_id] = cgroup
-        self._accounted.setdefault(name, _kills_in(name))
+        pod = self._slices.setdefault(name, _Slice(_kills_in(name)))
         # Kills before the watch, of a container that a restarted daemon adopts, are its own.
-        self._accounted[name] -= _kills_in(cgroup)
+        pod.accounted -= _kills_in(cgroup)
 
     def _unaccounted(self, container_id: str, name: str, code: int | None) -> int:
         """Kills in the slice that neither ended containers nor other live ones account for."""
-        rest = _kills_in(name) - self._accounted[name]
+        pod = self._slices[name]
+        rest = _kills_in(name) - pod.accounted
         ending = set()
         for other, cgroup in self._cgroups.items():
             if other != container_id and slice_of(cgroup) == name:
@@ -139,9 +158,11 @@ class OomWatch:
                     ending.add(other)
         # Of several that end at once it was the one that was killed, or that had a limit to hit.
         limited = container_id in self._limited and not ending & self._limited
-        if ending and code != KILLED_CODE and not limited:
-            return 0
-        return max(rest, 0)
+        if code != KILLED_CODE and not limited:
+            return 0 if ending else max(rest - pod.left, 0)
+        pod.heirs = {other for other in ending if not self._kills.get(other)}
+        pod.left = max(min(len(pod.heirs), rest - 1), 0)
+        return max(rest - pod.left, 0)
 
 
 def slice_of(cgroup: str) -> str:

@@ -23,7 +23,13 @@ from criagent.errors import AgentError
 from criagent.kernel import cgroupfs, process
 from criagent.kernel.selinux import set_label
 from criagent.model import ProcessRef, Sandbox
-from criagent.runtime.cgroups import CgroupDriver, container_cgroups_path
+from criagent.runtime import own_cgroup
+from criagent.runtime.cgroups import (
+    CgroupDriver,
+    check_placement,
+    container_cgroup,
+    container_cgroups_path,
+)
 from criagent.runtime.oci import OciRuntime
 from criagent.runtime.paths import RuntimePaths
 from criagent.runtime.pod_namespaces import PodNamespaces
@@ -75,6 +81,8 @@ class SandboxHolder:
         ref = process.process_ref(pid)
         if ref is None:
             raise AgentError(f"the holder of sandbox {box.id} died at its start")
+        asked = container_cgroup(self.driver, box.spec.cgroup_parent, box.id)
+        check_placement(cgroupfs.of_process(pid), asked, runtime.name)
         return ref
 
     def alive(self, box: Sandbox) -> bool:
@@ -96,7 +104,7 @@ class SandboxHolder:
     def _clear(self, box: Sandbox) -> None:
         """The bundle goes, and what is left where the handler is configured no more."""
         if box.holder is not None:
-            _end(box.holder)
+            _end(box.holder, box.id)
         self.paths.forget_state(box.id)
         with contextlib.suppress(FileNotFoundError):
             shutil.rmtree(self.paths.holder(box.id))
@@ -161,7 +169,7 @@ class SandboxHolder:
         }
 
 
-def _end(holder: ProcessRef) -> None:
+def _end(holder: ProcessRef, sandbox_id: str) -> None:
     """Kill it if it lives, await its end and remove its cgroup."""
     fd = process.open_pidfd(holder)
     if fd is None:
@@ -169,10 +177,10 @@ def _end(holder: ProcessRef) -> None:
     try:
         cgroup = cgroupfs.of_process(holder.pid)
         signal.pidfd_send_signal(fd, signal.SIGKILL)
-        cgroupfs.kill(cgroup)
+        own_cgroup.kill(cgroup, sandbox_id)
         select.select([fd], [], [], _END_LIMIT_S)
     except (FileNotFoundError, ProcessLookupError):
         return  # it was ending
     finally:
         os.close(fd)
-    cgroupfs.remove(cgroup)
+    own_cgroup.remove(cgroup, sandbox_id)

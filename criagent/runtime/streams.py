@@ -10,6 +10,7 @@ import struct
 import termios
 
 _CHUNK = 64 << 10  # what a pipe holds
+_READS_AT_ONCE = 8
 
 
 class Pipe:
@@ -19,10 +20,14 @@ class Pipe:
         os.set_blocking(fd, False)
         self._fd = fd
         self._patience_s: float | None = None
+        self._reads = 0
         self._reading: asyncio.Future[bool] | None = None
 
     async def read(self) -> bytes:
         """The next bytes, b"" at the end. A terminal ends with EIO (man 4 pty)."""
+        self._reads += 1
+        if not self._reads % _READS_AT_ONCE:
+            await asyncio.sleep(0)  # who writes without end does not keep the loop
         while self._fd >= 0:
             try:
                 return os.read(self._fd, _CHUNK)

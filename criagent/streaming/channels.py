@@ -8,7 +8,7 @@ from collections.abc import AsyncIterator
 from dataclasses import dataclass
 from typing import Protocol
 
-from criagent.runtime.exec_stream import Size
+from criagent.runtime.exec_plan import Size
 from criagent.streaming.channel_codec import (
     ERROR,
     RESIZE,
@@ -93,11 +93,11 @@ class SpdyChannels:
                 yield data
 
     async def sizes(self) -> AsyncIterator[Size]:
-        """Sizes of the client's terminal."""
+        """Sizes of the client's terminal; one that another follows at once may be left out."""
         stream = self._streams.get("resize")
         parser = SizeParser()
         while stream is not None and (data := await stream.read()):
-            for size in parser.feed(data):
+            if (size := parser.feed(data)) is not None:
                 yield size
 
     async def write(self, data: bytes, *, stderr: bool) -> None:

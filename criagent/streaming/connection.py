@@ -112,7 +112,7 @@ class Connection:
         await self._wire.write(self._http.send(response) or b"")
         first, _ = self._http.trailing_data
         stall_s = _STALL_S if forwarding else None  # an exec's stdin holds back only its session
-        link = SpdyLink(self._wire.write, self._wire.gone, stall_s=stall_s)
+        link = SpdyLink(self._wire.write, self._wire.gone, self._wire.turn, stall_s=stall_s)
         await self._with_link(link, self._bytes(first), session, protocol)
 
     async def _with_link(
@@ -162,7 +162,7 @@ class Connection:
         if socket is None:
             return
         if socket.subprotocol == websocket.TUNNEL:
-            link = SpdyLink(socket.send, self._wire.gone, stall_s=_STALL_S)
+            link = SpdyLink(socket.send, self._wire.gone, self._wire.turn, stall_s=_STALL_S)
             await self._with_link(link, socket.messages(), session, _FORWARD_PROTOCOL)
             return
         await self._server.run_channels(session, socket)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-from collections import deque
 
 _ROOM = 256 << 10
 
@@ -13,15 +12,14 @@ class Inbox:
 
     def __init__(self) -> None:
         self.lost = False
-        self._chunks: deque[bytes] = deque()
-        self._size = 0
+        self._unread = bytearray()
         self._changed = asyncio.Event()
         self._ended = False
 
     @property
     def full(self) -> bool:
         """Whether its writer has to wait."""
-        return self._size > _ROOM
+        return len(self._unread) > _ROOM
 
     async def put(self, data: bytes) -> None:
         """Add bytes and wait until there is room for more. Nothing is taken after the end.
@@ -29,8 +27,7 @@ class Inbox:
         Raises EOFError once the inbox was abandoned.
         """
         if not self._ended:
-            self._chunks.append(data)
-            self._size += len(data)
+            self._unread += data
             self._changed.set()
         while self.full and not self.lost:
             self._changed.clear()
@@ -40,13 +37,13 @@ class Inbox:
 
     async def get(self) -> bytes:
         """The next bytes, b"" at the end."""
-        while not self._chunks:
+        while not self._unread:
             if self._ended:
                 return b""
             self._changed.clear()
             await self._changed.wait()
-        data = self._chunks.popleft()
-        self._size -= len(data)
+        data = bytes(self._unread)
+        self._unread.clear()
         self._changed.set()
         return data
 
@@ -57,8 +54,7 @@ class Inbox:
 
     def discard(self) -> None:
         """There is no reader any more; what comes is dropped."""
-        self._chunks.clear()
-        self._size = 0
+        self._unread.clear()
         self.end()
 
     def abandon(self) -> None:

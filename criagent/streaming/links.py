@@ -9,9 +9,9 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections import deque
 from collections.abc import AsyncIterator, Awaitable, Callable
 
+from criagent.streaming.pace import Turn, pieces
 from criagent.streaming.spdy import (
     INITIAL_WINDOW,
     Broken,
@@ -44,7 +44,7 @@ class Stream:
         self.untaken = 0  # bytes read since the last WINDOW_UPDATE
         self.taken_at = asyncio.get_running_loop().time()
         self._link = link
-        self._chunks: deque[bytes] = deque()
+        self._unread = bytearray()
         self._changed = asyncio.Event()
         self._ended = False
         self._lost = False
@@ -56,12 +56,13 @@ class Stream:
 
     async def read(self) -> bytes:
         """The next bytes; b"" at the end, also when the stream is lost."""
-        while not self._chunks:
+        while not self._unread:
             if self._ended or self._lost:
                 return b""
             self._changed.clear()
             await self._changed.wait()
-        data = self._chunks.popleft()
+        data = bytes(self._unread)
+        self._unread.clear()
         await self._link.taken(self, len(data))
         return data
 
@@ -89,15 +90,14 @@ class Stream:
 
     def feed(self, data: bytes, *, fin: bool) -> None:
         """Bytes from the peer."""
-        if data:
-            self._chunks.append(data)
+        self._unread += data
         self._ended = self._ended or fin
         self._changed.set()
 
     def lose(self) -> None:
         """It is of no use any more: what nobody has read is dropped."""
         self._lost = True
-        self._chunks.clear()
+        self._unread.clear()
         self._link.drop(self)
         self._changed.set()
 
@@ -109,8 +109,11 @@ class Stream:
 class SpdyLink:
     """A SPDY connection with its streams; `run` must be kept going by somebody."""
 
-    def __init__(self, send: Send, gone: asyncio.Event, *, stall_s: float | None = None) -> None:
+    def __init__(
+        self, send: Send, gone: asyncio.Event, turn: Turn, *, stall_s: float | None = None
+    ) -> None:
         self.closed = asyncio.Event()
+        self._turn = turn
         self._connection = SpdyConnection()
         self._send = send
         self._gone = gone
@@ -147,12 +150,12 @@ class SpdyLink:
         leaving = asyncio.create_task(self._leave())
         try:
             async for chunk in chunks:
-                for event in self._connection.receive_data(chunk):
-                    if isinstance(event, Broken):
+                for piece in pieces(chunk):
+                    if not self._take(piece):
                         return
-                    self._dispatch(event)
-                await self._flush()
-                await self._wait_for_room()
+                    await self._flush()
+                    await self._wait_for_room()
+                    await self._turn.over()
         except (OSError, EOFError):
             pass  # the peer is gone; its streams end below
         finally:
@@ -199,6 +202,15 @@ class SpdyLink:
         stream.buffered = 0
         self._full.discard(stream)
         self._room.set()
+
+    def _take(self, piece: bytes) -> bool:
+        """False when the peer broke the protocol."""
+        with self._turn:
+            for event in self._connection.receive_data(piece):
+                if isinstance(event, Broken):
+                    return False
+                self._dispatch(event)
+        return True
 
     def _dispatch(self, event: Event) -> None:
         if isinstance(event, Opened):

@@ -6,9 +6,10 @@ import json
 from dataclasses import dataclass
 from typing import Any
 
-from criagent.runtime.exec_stream import Size
+from criagent.runtime.exec_plan import Size
 
 _MAX_SIZE = 1024  # bytes of one resize message
+_MOST_AT_ONCE = 16
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -67,14 +68,16 @@ class SizeParser:
     def __init__(self) -> None:
         self._pending = b""
 
-    def feed(self, data: bytes) -> list[Size]:
-        """The sizes that are complete now; garbage is skipped up to the next closing brace."""
+    def feed(self, data: bytes) -> Size | None:
+        """The newest size that is complete now; garbage is skipped up to the next closing brace.
+
+        Only the last few objects are looked at: a peer may send thousands at once.
+        """
         *whole, rest = data.split(b"}")
-        found = []
-        for part in whole:
-            size = parse_size(self._pending + part + b"}")
-            self._pending = b""
-            if size is not None:
-                found.append(size)
-        self._pending = (self._pending + rest)[: _MAX_SIZE + 1]  # more is no size any more
-        return found
+        if not whole:
+            self._pending = (self._pending + rest)[: _MAX_SIZE + 1]  # more is no size any more
+            return None
+        whole[0] = self._pending + whole[0]
+        self._pending = rest[: _MAX_SIZE + 1]
+        sizes = (parse_size(part + b"}") for part in reversed(whole[-_MOST_AT_ONCE:]))
+        return next((size for size in sizes if size is not None), None)

@@ -10,11 +10,10 @@ import asyncio
 from collections.abc import Sequence
 from typing import Any
 
-from criagent.runtime.port_forward import PortForwarder
 from criagent.streaming.channel_codec import ChannelCodec, ChannelError
 from criagent.streaming.inbox import Inbox
 from criagent.streaming.links import StreamClosed
-from criagent.streaming.port_forward import connect
+from criagent.streaming.port_forward import Target, connect
 from criagent.streaming.websocket import WebSocket
 
 PROTOCOLS = ("v4.channel.k8s.io", "v4.base64.channel.k8s.io")
@@ -56,9 +55,7 @@ class PortChannel:
         self.inbox.discard()
 
 
-async def forward_channels(
-    forwarder: PortForwarder, sandbox_id: str, ports: Sequence[int], socket: WebSocket
-) -> None:
+async def forward_channels(target: Target, ports: Sequence[int], socket: WebSocket) -> None:
     """Serve every port of the request until their connections have ended or the client leaves."""
     codec = ChannelCodec(socket.subprotocol)
     channels = [PortChannel(socket, codec, number) for number in range(2 * len(ports))]
@@ -69,7 +66,7 @@ async def forward_channels(
             await channel.write(ports[number // 2].to_bytes(2, "little"))
         for number, port in enumerate(ports):
             data, error = channels[2 * number : 2 * number + 2]
-            work = connect(forwarder, sandbox_id, port, data, error)
+            work = connect(target, port, data, error)
             works.append(asyncio.create_task(work))
         waiting: set[asyncio.Future[Any]] = {asyncio.gather(*works), sorting}
         await asyncio.wait(waiting, return_when=asyncio.FIRST_COMPLETED)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import dataclasses
 import os
 from typing import Protocol
 
@@ -17,6 +18,7 @@ import structlog
 from criagent.errors import AgentError
 from criagent.runtime.port_forward import PortForwarder
 from criagent.streaming.links import SpdyLink, Stream, StreamClosed
+from criagent.streaming.session_log import Traffic
 from criagent.streaming.wire import closed
 
 _CHUNK = 64 << 10
@@ -35,7 +37,16 @@ class Duplex(Protocol):
     async def reset(self) -> None: ...
 
 
-async def forward(forwarder: PortForwarder, sandbox_id: str, link: SpdyLink, pair_s: float) -> None:
+@dataclasses.dataclass(frozen=True, slots=True)
+class Target:
+    """The pod that a session forwards to."""
+
+    forwarder: PortForwarder
+    sandbox_id: str
+    traffic: Traffic
+
+
+async def forward(target: Target, link: SpdyLink, pair_s: float) -> None:
     """Serve pairs until the client leaves; hundreds may be open at once."""
     halves: dict[str, dict[str, Stream]] = {}
     timers: dict[str, asyncio.TimerHandle] = {}
@@ -65,7 +76,7 @@ async def forward(forwarder: PortForwarder, sandbox_id: str, link: SpdyLink, pai
             timers.pop(key).cancel()
             del halves[key]
             port = port_number(pair["data"].headers.get("port", ""))
-            work = connect(forwarder, sandbox_id, port, pair["data"], pair["error"])
+            work = connect(target, port, pair["data"], pair["error"])
             start(asyncio.create_task(work))
     finally:
         for timer in timers.values():
@@ -88,21 +99,21 @@ def _pair_key(stream: Stream) -> str:
     return f"stream {stream.number if error else stream.number - 2}"
 
 
-async def connect(
-    forwarder: PortForwarder, sandbox_id: str, port: int, data: Duplex, error: Duplex
-) -> None:
+async def connect(target: Target, port: int, data: Duplex, error: Duplex) -> None:
     """Serve one connection to its end; why it could not be made is told on `error`."""
     try:
-        reader, writer = await forwarder.connect(sandbox_id, port)
+        reader, writer = await target.forwarder.connect(target.sandbox_id, port)
     except (AgentError, OSError) as exc:
+        target.traffic.failed += 1
         with contextlib.suppress(StreamClosed):
             await error.write(f"error forwarding port {port}: {_reason(exc)}".encode())
             await error.close()
         await data.reset()
         return
+    target.traffic.connections[port] += 1
     ways = [
-        asyncio.create_task(_outward(reader, data, error)),
-        asyncio.create_task(_inward(data, writer)),
+        asyncio.create_task(_outward(reader, data, error, target.traffic)),
+        asyncio.create_task(_inward(data, writer, target.traffic)),
     ]
     try:
         done, _ = await asyncio.wait(ways, return_when=asyncio.FIRST_EXCEPTION)
@@ -128,17 +139,21 @@ def _reason(failure: Exception) -> str:
     return str(failure)
 
 
-async def _outward(reader: asyncio.StreamReader, data: Duplex, error: Duplex) -> None:
+async def _outward(
+    reader: asyncio.StreamReader, data: Duplex, error: Duplex, traffic: Traffic
+) -> None:
     """Pod to client."""
     while chunk := await reader.read(_CHUNK):
         await data.write(chunk)
+        traffic.sent += len(chunk)
     await data.close()
     await error.close()
 
 
-async def _inward(data: Duplex, writer: asyncio.StreamWriter) -> None:
+async def _inward(data: Duplex, writer: asyncio.StreamWriter, traffic: Traffic) -> None:
     """Client to pod; the client's half-close is passed on."""
     while chunk := await data.read():
+        traffic.received += len(chunk)
         writer.write(chunk)
         await writer.drain()
     if data.lost:

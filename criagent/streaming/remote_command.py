@@ -12,7 +12,8 @@ import structlog
 
 from criagent.errors import AgentError
 from criagent.runtime.attach import Attacher, Attachment, TooSlow
-from criagent.runtime.exec_stream import ExecProcess, ExecStreamer, Size
+from criagent.runtime.exec_plan import Size
+from criagent.runtime.exec_stream import ExecProcess, ExecStreamer
 from criagent.runtime.streams import Pipe
 from criagent.streaming.channels import Channels, ClientGone
 from criagent.streaming.outcome import Outcome
@@ -136,7 +137,7 @@ async def _converse(process: ExecProcess, channels: Channels) -> Outcome:
     tasks: list[asyncio.Task[Any]] = [
         ending,
         asyncio.create_task(outward(process.stdout, stderr=False)),
-        asyncio.create_task(outward(process.stderr, stderr=True)),
+        asyncio.create_task(outward(process.stderr, stderr=process.terminal is None)),
     ]
     try:
         done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_EXCEPTION)

@@ -15,12 +15,15 @@ import structlog
 from criagent.runtime.attach import Attacher
 from criagent.runtime.exec_stream import ExecStreamer
 from criagent.runtime.port_forward import PortForwarder
+from criagent.runtime.session_facts import SessionFacts, shown_command
 from criagent.streaming.channels import Channels, ClientGone
 from criagent.streaming.connection import Connection
 from criagent.streaming.links import SpdyLink
+from criagent.streaming.pace import Pace, Turn
 from criagent.streaming.port_channels import forward_channels
-from criagent.streaming.port_forward import forward
+from criagent.streaming.port_forward import Target, forward
 from criagent.streaming.remote_command import run_attach, run_exec
+from criagent.streaming.session_log import CountedChannels, Traffic, logged
 from criagent.streaming.sessions import (
     AttachSession,
     ExecSession,
@@ -70,12 +73,15 @@ class StreamingServer:
         streamer: ExecStreamer,
         attacher: Attacher,
         forwarder: PortForwarder,
+        facts: SessionFacts,
     ) -> None:
         self.creation_timeout_s = listener.creation_timeout_s
         self._listener = listener
         self._streamer = streamer
         self._attacher = attacher
         self._forwarder = forwarder
+        self._facts = facts
+        self._pace = Pace()
         self._tokens = Tokens()
         self._certificate: Certificate | None = None
         self._hangups: Hangups | None = None
@@ -144,7 +150,8 @@ class StreamingServer:
             task.add_done_callback(self._tasks.discard)
         if self._hangups is None:
             raise RuntimeError("the server accepts before its start")
-        wire = Wire(reader, writer, self._hangups, self._listener.idle_timeout_s)
+        idle_s = self._listener.idle_timeout_s
+        wire = Wire(reader, writer, self._hangups, idle_s, Turn(self._pace))
         try:
             await Connection(self, wire).serve()
         except (ConnectionError, TimeoutError, ClientGone):
@@ -156,18 +163,38 @@ class StreamingServer:
 
     async def run(self, session: ExecSession | AttachSession, channels: Channels) -> None:
         """Serve an exec or attach on opened channels."""
-        if isinstance(session, ExecSession):
-            await run_exec(self._streamer, session, channels)
-        else:
-            await run_attach(self._attacher, session, channels)
+        counted = CountedChannels(channels)
+        kind = "exec" if isinstance(session, ExecSession) else "attach"
+        async with logged(kind, self._about(session), counted.ending):
+            if isinstance(session, ExecSession):
+                await run_exec(self._streamer, session, counted)
+            else:
+                await run_attach(self._attacher, session, counted)
 
     async def run_forward(self, session: PortForwardSession, link: SpdyLink) -> None:
         """Serve a port-forward."""
-        await forward(self._forwarder, session.sandbox_id, link, self.creation_timeout_s)
+        target = Target(self._forwarder, session.sandbox_id, Traffic())
+        async with logged("port_forward", self._about(session), target.traffic.ending):
+            await forward(target, link, self.creation_timeout_s)
 
     async def run_channels(self, session: PortForwardSession, socket: WebSocket) -> None:
         """Serve a port-forward over the channels of a WebSocket."""
-        await forward_channels(self._forwarder, session.sandbox_id, session.ports, socket)
+        target = Target(self._forwarder, session.sandbox_id, Traffic())
+        async with logged("port_forward", self._about(session), target.traffic.ending):
+            await forward_channels(target, session.ports, socket)
+
+    def _about(self, session: Session) -> dict[str, object]:
+        """What the log says of a session; its container may be gone by now."""
+        if isinstance(session, PortForwardSession):
+            box = self._forwarder.store.get(session.sandbox_id)
+            known = {} if box is None else self._facts.of_sandbox(box)
+            return {"sandbox_id": session.sandbox_id, **known, "ports": list(session.ports)}
+        row = self._streamer.store.get(session.container_id)
+        known = {} if row is None else self._facts.of_container(row)
+        about: dict[str, object] = {"container_id": session.container_id, **known}
+        if isinstance(session, ExecSession):
+            about["cmd"] = shown_command(session.cmd)
+        return {**about, "tty": session.tty, "stdin": session.stdin}
 
     def take(self, path: str) -> Session | None:
         """The session of a request's path, once."""

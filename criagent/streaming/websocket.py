@@ -12,10 +12,12 @@ from websockets.protocol import State
 from websockets.server import ServerProtocol
 from websockets.typing import Subprotocol
 
+from criagent.streaming.pace import pieces
 from criagent.streaming.wire import HEARTBEAT_S, Wire
 
 TUNNEL = "spdy-tunnel.portforward.k8s.io"
 
+_DATA = frozenset({Opcode.TEXT, Opcode.BINARY, Opcode.CONT})
 _MAX_MESSAGE = 16 << 20  # Python's client sends whatever it is given in one message
 # Kubernetes names this subprotocol with a slash, which is no token (RFC 9110) and which the library
 # rightly refuses; it knows the protocol by another name.
@@ -38,28 +40,23 @@ class WebSocket:
         self._protocol = protocol
         self._wire = wire
         self._writing = asyncio.Lock()
+        self._parts = bytearray()  # of a message; fragments without a byte leave nothing here
 
     async def messages(self) -> AsyncIterator[bytes]:
         """Whole messages until the client leaves; pings are answered on the way."""
-        parts: list[bytes] = []
         try:
-            while True:
-                for event in self._protocol.events_received():
-                    if not isinstance(event, Frame):
-                        continue
-                    if event.opcode in {Opcode.TEXT, Opcode.BINARY, Opcode.CONT}:
-                        parts.append(bytes(event.data))
-                        if event.fin:
-                            yield b"".join(parts)
-                            parts = []
-                await self._flush()
-                if self._protocol.eof_sent or self._protocol.state is State.CLOSED:
-                    return  # both have said goodbye, or the client broke the protocol
+            for message in self._taken(b""):  # what came with the request
+                yield message
+            while await self._goes_on():
                 data = await self._wire.read()
-                if data:
-                    self._protocol.receive_data(data)
-                else:
+                if not data:
                     self._protocol.receive_eof()
+                for piece in pieces(data) if data else ():
+                    for message in self._taken(piece):
+                        yield message
+                    if not await self._goes_on():
+                        return
+                    await self._wire.turn.over()
         except (OSError, EOFError):
             pass  # the client is gone
         finally:
@@ -97,6 +94,25 @@ class WebSocket:
             with contextlib.suppress(OSError):
                 await self._flush()
         self.closed.set()
+
+    def _taken(self, piece: bytes) -> list[bytes]:
+        """The messages that are whole now."""
+        found = []
+        with self._wire.turn:
+            if piece:
+                self._protocol.receive_data(piece)
+            for event in self._protocol.events_received():
+                if isinstance(event, Frame) and event.opcode in _DATA:
+                    self._parts += event.data
+                    if event.fin:
+                        found.append(bytes(self._parts))
+                        self._parts.clear()
+        return found
+
+    async def _goes_on(self) -> bool:
+        """Answer; False when both have said goodbye, or the client broke the protocol."""
+        await self._flush()
+        return not self._protocol.eof_sent and self._protocol.state is not State.CLOSED
 
     async def _flush(self) -> None:
         async with self._writing:

@@ -12,14 +12,18 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import math
 import select
 import socket
 from collections.abc import Callable
 
 import structlog
 
+from criagent.streaming.pace import Turn
+
 HEARTBEAT_S = 3.0
 _CHUNK = 128 << 10
+_LAST_BYTES_S = 5.0
 _LINGER_S = 10.0  # for the client to take the last bytes
 
 log: structlog.stdlib.BoundLogger = structlog.get_logger(__name__)
@@ -67,7 +71,10 @@ async def closed(writer: asyncio.StreamWriter) -> None:
 
 
 class Wire:
-    """One connection. `gone` is set when the client has left, or was idle for `idle_s` seconds."""
+    """One connection. `gone` is set when the client has left, or was idle for `idle_s` seconds.
+
+    `turn` is its part of the event loop: work on its bytes is counted there.
+    """
 
     def __init__(
         self,
@@ -75,22 +82,30 @@ class Wire:
         writer: asyncio.StreamWriter,
         hangups: Hangups,
         idle_s: float,
+        turn: Turn,
     ) -> None:
         self.gone = asyncio.Event()
+        self.turn = turn
         self._reader = reader
         self._writer = writer
         self._hangups = hangups
         self._idle_s = idle_s
         self._loop = asyncio.get_running_loop()
+        self._read_until = math.inf
         self._last = self._loop.time()
         self._timer = self._loop.call_at(self._last + idle_s, self._look)
         peer: socket.socket = writer.get_extra_info("socket")
         peer.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
         self._fd = peer.fileno()
-        hangups.watch(self._fd, self.gone.set)
+        hangups.watch(self._fd, self._left)
 
     async def read(self) -> bytes:
-        """The next bytes, b"" at the end. Raises OSError."""
+        """The next bytes, b"" at the end. Raises OSError.
+
+        What a client that has left had still sent is read for five seconds.
+        """
+        if self._loop.time() > self._read_until:
+            return b""
         data = await self._reader.read(_CHUNK)
         self._last = self._loop.time()
         return data
@@ -111,6 +126,10 @@ class Wire:
         """Break the connection off; what was not sent is lost."""
         self.gone.set()
         self._writer.transport.abort()
+
+    def _left(self) -> None:
+        self._read_until = self._loop.time() + _LAST_BYTES_S
+        self.gone.set()
 
     def _look(self) -> None:
         until = self._last + self._idle_s

@@ -19,6 +19,8 @@ from prometheus_client import Metric
 from prometheus_client.parser import text_string_to_metric_families
 from waiting import until
 
+from criagent.runtime.metric_values import Devices
+
 pytestmark = pytest.mark.root
 
 PAGE = (Path(__file__).parents[2] / "docs" / "metrics.md").read_text()
@@ -304,3 +306,13 @@ def test_crictl_shows_metrics_and_statistics(pods: Pods) -> None:
     head, line = crictl("statsp").splitlines()
     assert head.split()[0] == "POD"
     assert line.split()[1] == box[0][:13]
+
+
+def test_a_filesystem_is_found_by_a_name_of_any_script(tmp_path: Path) -> None:
+    place = tmp_path / "данные один"
+    place.mkdir()
+    subprocess.run(["mount", "-t", "tmpfs", "источник", place], check=True)
+    try:
+        assert Devices().holding(place) == "источник"
+    finally:
+        subprocess.run(["umount", place], check=True)

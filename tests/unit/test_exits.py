@@ -27,6 +27,8 @@ from criagent.model import (
     ContainerMetadata,
     ContainerSpec,
     ContainerState,
+    NamespaceMode,
+    NamespaceOptions,
     Sandbox,
     SandboxId,
     SandboxMetadata,
@@ -70,7 +72,7 @@ ROW = Container(
     created_at_ns=1,
     boot_id="this",
     handler="crun",
-    cgroup=f"{POD}/cri-a.scope",
+    cgroup=f"{POD}/cri-{ID}.scope",
     ready_at_ns=2,
     started_at_ns=3,
 )
@@ -127,7 +129,20 @@ class Ground:
 
     def recovery(self, program: Path) -> ContainerRecovery:
         """What a restarted daemon does with the container, with an OCI runtime of `program`."""
-        snapshots = OverlaySnapshots(self.paths.root, SnapshotStore(self.db), self.fs)
+        runtimes = self.runtimes(program)
+        return ContainerRecovery(
+            exits=self.exits,
+            remover=self.remover(runtimes),
+            stopper=self.stopper,
+            transitions=self.transitions,
+            runtimes=runtimes,
+            paths=self.paths,
+            clock=Clock(),
+            boot_id="this",
+        )
+
+    def runtimes(self, program: Path) -> Runtimes:
+        """The handler crun with another program."""
         runtime = OciRuntime(
             name="crun",
             program=SealedProgram(program),
@@ -135,23 +150,17 @@ class Ground:
             root=self.paths.runtime_root("crun"),
             driver=CgroupDriver.CGROUPFS,
         )
-        runtimes = Runtimes(crun=runtime)
-        remover = ContainerRemover(
+        return Runtimes(crun=runtime)
+
+    def remover(self, runtimes: Runtimes) -> ContainerRemover:
+        """RemoveContainer over these handlers."""
+        snapshots = OverlaySnapshots(self.paths.root, SnapshotStore(self.db), self.fs)
+        return ContainerRemover(
             store=self.store,
             owners=self.owners,
             stopper=self.stopper,
             runtimes=runtimes,
             files=ContainerFiles(paths=self.paths, snapshots=snapshots, fs=self.fs),
-        )
-        return ContainerRecovery(
-            exits=self.exits,
-            remover=remover,
-            stopper=self.stopper,
-            transitions=self.transitions,
-            runtimes=runtimes,
-            paths=self.paths,
-            clock=Clock(),
-            boot_id="this",
         )
 
     @property
@@ -335,3 +344,117 @@ async def test_containers_of_one_pod_that_end_at_once_are_all_written(ground: Gr
     (cgroupfs.directory(POD) / "memory.events").write_text("oom 0\noom_kill 0\n")
     await asyncio.gather(*(ground.exits.exited(row) for row in rows))
     assert {ground.store.resolve(row.id).reason for row in rows} == {"Completed"}
+
+
+# Where a runtime may have left init, as rows of 0.1 have it.
+FOREIGN = {
+    "the daemon's": "/system.slice/criagent.service/daemon",
+    "the root": "/",
+    "the pod's": POD,
+    "a neighbour's": f"{POD}/cri-{'c' * 64}.scope",
+    "one with a longer name": f"{POD}/cri-{ID}x.scope",
+    "above the namespace": f"/../cri-{ID}.scope",
+}
+
+
+class Stranger:
+    """A cgroup that is not the container's, with a process of somebody else's."""
+
+    def __init__(self, cgroup: str) -> None:
+        self.directory = cgroupfs.directory(cgroup)
+        self.directory.mkdir(parents=True, exist_ok=True)
+        (self.directory / "cgroup.kill").write_text("untouched")
+        (self.directory / "child").mkdir()
+
+    @property
+    def harmed(self) -> bool:
+        """Whether it was killed, or a cgroup of it removed."""
+        unkilled = (self.directory / "cgroup.kill").read_text() == "untouched"
+        return not unkilled or not (self.directory / "child").exists()
+
+
+@pytest.mark.parametrize("cgroup", FOREIGN.values(), ids=FOREIGN)
+@pytest.mark.parametrize("pid", [NamespaceMode.CONTAINER, NamespaceMode.POD])
+async def test_stop_exit_and_removal_leave_a_cgroup_alone_that_is_not_the_containers(
+    ground: Ground, cgroup: str, pid: NamespaceMode
+) -> None:
+    row = await ground.running("sleep", "100000")
+    stranger = Stranger(cgroup)
+    security = dataclasses.replace(row.spec.security, namespaces=NamespaceOptions(pid=pid))
+    spec = dataclasses.replace(row.spec, security=security)
+    await ground.store.update(dataclasses.replace(row, cgroup=cgroup, spec=spec))
+    await ground.stopper.stop(ID, 0)
+    assert ground.row.exit_code == 137
+    await ground.remover(ground.runtimes(Path("/bin/true"))).remove(ID)
+    assert ground.store.get(ID) is None
+    assert not stranger.harmed
+
+
+@pytest.mark.parametrize("cgroup", FOREIGN.values(), ids=FOREIGN)
+async def test_the_loss_of_a_monitor_kills_init_and_no_foreign_cgroup(
+    ground: Ground, cgroup: str
+) -> None:
+    row = await ground.running("sleep", "100000")
+    stranger = Stranger(cgroup)
+    await ground.store.update(row := dataclasses.replace(row, cgroup=cgroup))
+    ground.exits.adopt(row)
+    assert row.monitor is not None
+    os.kill(row.monitor.pid, signal.SIGKILL)
+    assert (await ground.until_exited()).reason == "ContainerMonitorLost"
+    assert not stranger.harmed
+
+
+@pytest.mark.parametrize("cgroup", FOREIGN.values(), ids=FOREIGN)
+async def test_a_recovered_row_of_an_older_version_forgets_a_foreign_cgroup(
+    ground: Ground, cgroup: str
+) -> None:
+    row = await ground.running("sleep", "100000")
+    stranger = Stranger(cgroup)
+    await ground.store.update(row := dataclasses.replace(row, cgroup=cgroup))
+    ground.paths.container(ID).mkdir()
+    leftover = ground.paths.container(ID) / "exec-1.mount.json"
+    leftover.touch()
+    await ground.recovery(Path("/bin/true")).recover(row)
+    assert ground.row.cgroup == ""
+    assert not leftover.exists()
+    assert not list(cgroupfs.ROOT.glob("exec-*"))
+    await ground.stopper.stop(ID, 0)
+    assert not stranger.harmed
+
+
+@pytest.mark.parametrize("cgroup", FOREIGN.values(), ids=FOREIGN)
+async def test_the_undo_of_a_creation_leaves_a_foreign_cgroup_alone(
+    ground: Ground, cgroup: str
+) -> None:
+    row = await ground.running("sleep", "100000")
+    stranger = Stranger(cgroup)
+    await ground.store.update(row := dataclasses.replace(row, cgroup=cgroup, ready_at_ns=0))
+    await ground.recovery(Path("/bin/true")).recover(row)
+    assert ground.store.get(ID) is None
+    assert not stranger.harmed
+
+
+@pytest.mark.parametrize("cgroup", ["", "/", "//", "/a/..", "..", "/a/../../b", "."])
+def test_the_root_of_all_cgroups_is_neither_killed_nor_removed(cgroup: str) -> None:
+    for call in (cgroupfs.kill, cgroupfs.remove):
+        with pytest.raises(ValueError, match="not a cgroup below"):
+            call(cgroup)
+
+
+async def test_an_exit_is_logged_without_the_call_that_began_the_watch(ground: Ground) -> None:
+    row = await ground.running("sleep", "100000")
+    bound: list[dict[str, object]] = []
+
+    def note(_: object, __: str, event: dict[str, object]) -> dict[str, object]:
+        bound.append(structlog.contextvars.get_contextvars() | event)
+        return event
+
+    structlog.configure(processors=[note, structlog.processors.JSONRenderer()])
+    try:
+        with structlog.contextvars.bound_contextvars(rpc="CreateContainer"):
+            ground.exits.adopt(row)
+        await ground.stopper.stop(ID, 0)
+    finally:
+        structlog.reset_defaults()
+    (exited,) = [line for line in bound if line["event"] == "container_exited"]
+    assert "rpc" not in exited

@@ -9,7 +9,9 @@ import pytest
 import structlog
 
 from criagent.child import killed_on_exit
+from criagent.errors import WrongStateError
 from criagent.kernel import cgroupfs
+from criagent.kernel.process import process_ref
 from criagent.model import Container, ContainerId, ContainerMetadata, ContainerSpec, SandboxId
 from criagent.runtime.cgroups import CgroupDriver
 from criagent.runtime.monitor import Conmon
@@ -24,6 +26,7 @@ ROW = Container(
     created_at_ns=1,
     boot_id="boot",
     handler="crun",
+    cgroup=f"/cri/{'a' * 64}",
 )
 # It says that it is the container itself, and stays.
 PROGRAM = """#!/bin/sh
@@ -55,6 +58,28 @@ async def created(top: Path) -> int:
             runtime.program.close()
     async with killed_on_exit(monitored.child):
         return monitored.monitor.pid
+
+
+@pytest.fixture(autouse=True)
+def placed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The kernel's answer for a container that is where it was asked to be; nobody moved ours."""
+    monkeypatch.setattr(cgroupfs, "of_process", lambda _: ROW.cgroup)
+
+
+async def test_a_container_elsewhere_is_refused_and_its_monitor_ended(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[int] = []
+
+    def elsewhere(pid: int) -> str:
+        asked.append(pid)
+        return f"{ROW.cgroup}x"
+
+    monkeypatch.setattr(cgroupfs, "of_process", elsewhere)
+    monkeypatch.setattr(cgroupfs, "ROOT", tmp_path / "cgroup")
+    with pytest.raises(WrongStateError, match="honour linux"):
+        await created(tmp_path)
+    assert process_ref(asked[0]) is None
 
 
 @pytest.mark.parametrize("there", [True, False])

@@ -30,10 +30,10 @@ class Tree:
         self._write(scope(name), 0, limit)
         self.watch.watch(name, scope(name))
 
-    def kill(self, name: str) -> None:
-        """The kernel kills a process of it."""
-        self._kills += 1
-        self._write(scope(name), 1, "max")
+    def kill(self, name: str, processes: int = 1) -> None:
+        """The kernel kills processes of it."""
+        self._kills += processes
+        self._write(scope(name), processes, "max")
         self._write(POD, self._kills, "max")
 
     def end(self, *names: str) -> None:
@@ -102,6 +102,79 @@ async def test_of_two_that_end_at_once_the_killed_one_had_the_kill(tree: Tree) -
         kills[name] = tree.watch.kills(name, scope(name), code=code)
         tree.watch.forget(name)
     assert kills == {"a": 0, "b": 1}
+
+
+def settled(tree: Tree, codes: dict[str, int]) -> dict[str, int]:
+    """The kills of containers whose ends are written in this order."""
+    found = {}
+    for name, code in codes.items():
+        found[name] = tree.watch.kills(name, scope(name), code=code)
+        tree.watch.forget(name)
+    return found
+
+
+@pytest.mark.parametrize("limit", ["max", "1024"])
+@pytest.mark.parametrize("number", [2, 3, 8])
+async def test_containers_that_are_killed_together_have_a_kill_each(
+    tree: Tree, limit: str, number: int
+) -> None:
+    names = [f"c{n}" for n in range(number)]
+    for name in (*names, "other"):
+        tree.add(name, limit)
+    for name in names:
+        tree.kill(name)
+    tree.end(*names)
+    assert settled(tree, dict.fromkeys(names, 137)) == dict.fromkeys(names, 1)
+    tree.end("other")
+    assert settled(tree, {"other": 137}) == {"other": 0}
+
+
+async def test_ends_that_are_written_at_once_have_a_kill_each(tree: Tree) -> None:
+    for name in "abc":
+        tree.add(name, "1024")
+        tree.kill(name)
+    tree.end("a", "b", "c")
+    kills = [tree.watch.kills(name, scope(name), code=137) for name in "abc"]
+    assert kills == [1, 1, 1]
+    again = [tree.watch.kills(name, scope(name), code=137) for name in "abc"]
+    assert again == kills  # an end that could not be written is asked for again
+
+
+@pytest.mark.parametrize("order", ["abc", "acb", "bac", "bca", "cab", "cba"])
+@pytest.mark.parametrize("processes", [1, 3])
+async def test_one_that_only_ends_at_that_time_has_no_kill(
+    tree: Tree, order: str, processes: int
+) -> None:
+    codes = {"a": 137, "b": 137, "c": 0}
+    for name in "abc":
+        tree.add(name, "max")
+    tree.kill("a", processes)
+    tree.kill("b", processes)
+    tree.end("a", "b", "c")
+    found = settled(tree, {name: codes[name] for name in order})
+    assert found["c"] == 0
+    assert min(found["a"], found["b"]) >= 1
+
+
+@pytest.mark.parametrize("order", ["ab", "ba"])
+async def test_kills_of_one_container_are_not_left_to_a_later_one(tree: Tree, order: str) -> None:
+    codes = {"a": 137, "b": 1}
+    for name in "abc":
+        tree.add(name, "max")
+    tree.kill("a", 5)
+    tree.end("a", "b")
+    found = settled(tree, {name: codes[name] for name in order})
+    assert (found["a"] > 0, found["b"]) == (True, 0)
+    tree.end("c")
+    assert settled(tree, {"c": 137}) == {"c": 0}
+
+
+async def test_a_kill_that_was_read_leaves_the_others_to_the_others(tree: Tree) -> None:
+    for name in "abc":
+        tree.add(name, "1024")
+        tree.kill(name)
+    tree.end("b", "c")
+    assert settled(tree, dict.fromkeys("abc", 137)) == dict.fromkeys("abc", 1)
 
 
 async def test_a_watch_that_failed_leaves_nothing_and_can_be_made_again(tree: Tree) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import socket
+import time
 
 import pytest
 from hypothesis import given
@@ -12,12 +13,14 @@ from hypothesis import strategies as st
 from websockets.client import ClientProtocol
 from websockets.uri import parse_uri
 
-from criagent.runtime.exec_stream import Size
+from criagent.runtime.exec_plan import Size
 from criagent.streaming import spdy_frames as frames
 from criagent.streaming import websocket
 from criagent.streaming.channel_codec import ChannelCodec, ChannelError, Message
 from criagent.streaming.inbox import Inbox
 from criagent.streaming.outcome import Outcome, SizeParser
+from criagent.streaming.pace import Pace, Turn
+from criagent.streaming.pace import pieces as pace_pieces
 from criagent.streaming.port_forward import port_number
 from criagent.streaming.spdy import Event, SpdyConnection
 from criagent.streaming.spdy_frames import FrameReader, HeaderEncoder, control_frame, number
@@ -85,17 +88,94 @@ def test_sizes_are_found_however_the_bytes_are_split(
         for one in wanted
     )
     parser = SizeParser()
-    found = [size for piece in pieces(data, sizes) for size in parser.feed(piece)]
-    assert found == [one for one in wanted if isinstance(one, Size)]
+    found = [parser.feed(piece) for piece in pieces(data, sizes)]
+    told = [one for one in wanted if isinstance(one, Size)]
+    assert [size for size in found if size is not None][-1:] == told[-1:]
+    assert all(size in (None, *told) for size in found)
 
 
 @given(st.binary(max_size=4000), SIZES)
 def test_garbage_of_a_terminal_says_the_same_however_split(data: bytes, sizes: list[int]) -> None:
     data = data + b"[" * 2000 + b'}{"Width":3,"Height":4}'
-    parser, whole = SizeParser(), SizeParser()
-    found = [size for piece in pieces(data, sizes) for size in parser.feed(piece)]
-    assert found == whole.feed(data)
-    assert found[-1] == Size(width=3, height=4)
+    parser = SizeParser()
+    found = [size for piece in pieces(data, sizes) if (size := parser.feed(piece)) is not None]
+    assert found[-1] == SizeParser().feed(data) == Size(width=3, height=4)
+
+
+def test_of_a_flood_of_sizes_the_newest_is_told_and_few_are_looked_at() -> None:
+    flood = b"".join(b'{"Width":%d,"Height":4}' % width for width in range(1, 60_000))
+    assert SizeParser().feed(flood) == Size(width=59_999, height=4)
+    assert SizeParser().feed(b'{"Width":1,"Height":1}' + b"}" * 100_000) is None
+
+
+class Clock:
+    """A clock that only work and rests move on."""
+
+    def __init__(self) -> None:
+        self.now_s = 100.0
+        self.rested: list[float] = []
+
+    def now(self) -> float:
+        return self.now_s
+
+    async def sleep(self, seconds: float) -> None:
+        self.rested.append(seconds)
+
+
+async def worked(clock: Clock, turn: Turn, seconds: float) -> None:
+    with turn:
+        clock.now_s += seconds
+    await turn.over()
+
+
+async def test_a_connection_rests_three_times_as_long_as_it_works() -> None:
+    clock = Clock()
+    turn = Turn(Pace(clock.now, clock.sleep))
+    await worked(clock, turn, 0.004)
+    assert clock.rested == [pytest.approx(0.012)]
+
+
+async def test_connections_that_flood_share_one_quarter_of_the_time() -> None:
+    clock = Clock()
+    pace = Pace(clock.now, clock.sleep)
+    for _ in range(10):
+        await worked(clock, Turn(pace), 0.004)  # all at once: nobody has rested yet
+    assert clock.rested[-1] == pytest.approx(10 * 4 * 0.004 - 10 * 0.004)
+
+
+async def test_a_connection_that_works_little_rests_as_rarely() -> None:
+    clock = Clock()
+    pace = Pace(clock.now, clock.sleep)
+    await worked(clock, Turn(pace), 0.5)
+    typist = Turn(pace)
+    for _ in range(9):
+        await worked(clock, typist, 0.0001)
+    assert len(clock.rested) == 1
+
+
+async def test_a_rest_gives_the_loop_to_others_also_when_none_is_due() -> None:
+    turn = Turn(Pace())
+    order: list[str] = []
+    other = asyncio.create_task(noted(order))
+    with turn:
+        until = time.perf_counter() + 0.002
+        while time.perf_counter() < until:
+            pass
+    await turn.over()
+    assert order == ["other"]
+    await other
+
+
+async def noted(order: list[str]) -> None:
+    order.append("other")
+
+
+@pytest.mark.parametrize("size", [0, 1, 2047, 2048, 2049, 20_000])
+def test_pieces_are_all_of_it(size: int) -> None:
+    data = bytes(at % 256 for at in range(size))
+    found = list(pace_pieces(data))
+    assert b"".join(found) == data
+    assert max(map(len, found)) <= 2048
 
 
 @given(st.integers(0, 255), st.text(max_size=60))
@@ -146,7 +226,7 @@ async def messages_of(wanted: list[bytes], sizes: list[int]) -> list[bytes]:
     ours, theirs = socket.socketpair()
     hangups = Hangups()
     reader, writer = await asyncio.open_connection(sock=ours)
-    wire = Wire(reader, writer, hangups, 60)
+    wire = Wire(reader, writer, hangups, 60, Turn(Pace()))
     client = ClientProtocol(parse_uri("ws://node/"))
     client.send_request(client.connect())
     head = b"".join(client.data_to_send())
@@ -178,11 +258,11 @@ async def test_an_inbox_is_bounded_and_ends_once() -> None:
     await asyncio.sleep(0)
     assert inbox.full
     assert not waiting.done()
-    assert len(await inbox.get()) == 256 << 10
+    assert (await inbox.get())[-5:] == b"\0more"
     await waiting
     inbox.end()
     await inbox.put(b"late")
-    assert [await inbox.get(), await inbox.get()] == [b"more", b""]
+    assert await inbox.get() == b""
     inbox.abandon()
     with pytest.raises(EOFError):
         await inbox.put(b"x")

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import time
 from pathlib import Path
 
 import grpc
@@ -144,6 +145,24 @@ def test_a_kill_is_told_of_the_container_that_had_it(pods: VmPods) -> None:
     for row in rows:
         until(lambda one=row: pods.cri.status(one).state == api.CONTAINER_EXITED, "the exit", 120)
     assert [pods.cri.status(row).reason for row in rows] == ["Error", "OOMKilled", "Error"]
+
+
+@pytest.mark.parametrize("handler", HANDLERS)
+def test_containers_of_a_pod_that_are_killed_together_are_all_told(
+    pods: VmPods, handler: str
+) -> None:
+    box = pods.of_handler(handler)
+    at = int(time.time()) + 60
+    waiting = f"until [ $(date +%s) -ge {at} ]; do sleep 0.1; done"
+    rows = []
+    for number in range(6):
+        wanted = sleeper(f"eater{number}", "sh", "-c", f"{waiting}; exec {_EATER}")
+        wanted.linux.resources.memory_limit_in_bytes = 24 << 20
+        rows.append(pods.created(wanted, box))
+    for row in rows:
+        until(lambda one=row: pods.cri.status(one).state == api.CONTAINER_EXITED, "the exit", 180)
+    ends = [(pods.cri.status(row).exit_code, pods.cri.status(row).reason) for row in rows]
+    assert ends == [(137, "OOMKilled")] * 6
 
 
 @pytest.mark.parametrize("handler", HANDLERS)

@@ -1,0 +1,15 @@
+"""The question that exec, attach and the like begin with."""
+
+from __future__ import annotations
+
+from criagent.errors import WrongStateError
+from criagent.model import Container, ContainerState
+from criagent.store.containers import ContainerStore
+
+
+def running(store: ContainerStore, container_id: str) -> Container:
+    """The running container. Raises NotFoundError, WrongStateError."""
+    row = store.resolve(container_id)
+    if row.state is not ContainerState.RUNNING:
+        raise WrongStateError(f"container {row.id} is {row.state.name.lower()}, not running")
+    return row

@@ -1,0 +1,34 @@
+"""Killing and removing cgroups: only those that carry the name of their container or holder.
+
+A row of an older version may hold whatever cgroup a runtime had put init into, the daemon's own
+included. Synchronous.
+"""
+
+from __future__ import annotations
+
+import structlog
+
+from criagent.kernel import cgroupfs
+from criagent.runtime.cgroups import belongs_to
+
+log: structlog.stdlib.BoundLogger = structlog.get_logger(__name__)
+
+
+def kill(cgroup: str, object_id: str) -> None:
+    """SIGKILL to everything in `cgroup` and below, if it belongs to that container or holder."""
+    if _is_own(cgroup, object_id):
+        cgroupfs.kill(cgroup)
+
+
+def remove(cgroup: str, object_id: str) -> bool:
+    """Remove it if it belongs to that container or holder; False while processes are in there."""
+    return not _is_own(cgroup, object_id) or cgroupfs.remove(cgroup)
+
+
+def _is_own(cgroup: str, object_id: str) -> bool:
+    if not cgroup:
+        return False
+    if belongs_to(cgroup, object_id):
+        return True
+    log.warning("foreign_cgroup_left_alone", id=object_id, cgroup=cgroup)
+    return False

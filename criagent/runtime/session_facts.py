@@ -1,0 +1,33 @@
+"""Who a session belongs to, for the log: pod, container, command."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+
+from criagent.model import Container, Sandbox
+from criagent.store.sandboxes import SandboxStore
+
+_COMMAND_MOST = 256
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class SessionFacts:
+    """Log keys of the objects that a session is about."""
+
+    sandboxes: SandboxStore
+
+    def of_container(self, row: Container) -> dict[str, str]:
+        """What lines about the container have, with its pod as the sandbox tells it."""
+        box = self.sandboxes.get(row.sandbox_id)
+        return row.facts if box is None else {**row.facts, **self.of_sandbox(box)}
+
+    def of_sandbox(self, box: Sandbox) -> dict[str, str]:
+        """`pod` as namespace/name, `pod_uid`, `sandbox_id`."""
+        return {**box.spec.metadata.facts, "sandbox_id": box.id}
+
+
+def shown_command(cmd: Sequence[str]) -> str:
+    """The words of a command, at most 256 characters of them."""
+    text = " ".join(word[: _COMMAND_MOST + 1] for word in cmd[: _COMMAND_MOST + 1])
+    return text if len(text) <= _COMMAND_MOST else f"{text[:_COMMAND_MOST]}…"
