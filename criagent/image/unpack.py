@@ -122,6 +122,12 @@ class UnpackWorkers:
         """Make everything written to the file system of `root` durable (man 2 syncfs)."""
         await self._ask({"op": "sync", "root": str(root)}, lambda _: None)
 
+    async def count(self, roots: Sequence[Path]) -> list[tuple[int, int]]:
+        """Names below each root, and bytes of its regular files (`content_count`)."""
+        request = {"op": "count", "root": "", "roots": [str(root) for root in roots]}
+        answer = await self._ask(request, lambda _: None)
+        return [(names, size) for names, size in answer["counts"]]
+
     async def close(self) -> None:
         """End the idle workers."""
         if self._retire is not None:

@@ -5,7 +5,7 @@ decompressors and the few modules of this package that stand on the standard lib
 lives in a mount namespace of its own and keeps only the capabilities that writing files needs.
 
 Requests: {"op": "extract", "blob", "root", "lowers", "size", "digest", "diff_id"} ·
-{"op": "adopt", "root", "lowers", "implied"} · {"op": "sync", "root"} ·
+{"op": "adopt", "root", "lowers", "implied"} · {"op": "sync", "root"} · {"op": "count", "roots"} ·
 {"op": "import", "archive", "root"}, where root is the directory of the blobs.
 Answers: {"progress": bytes} any number of times, then {"ok": …} or {"error", "kind"}, where kind is
 "layer" (malformed), "lowers" (wants to be done through the lower layers), "full", "system", or the
@@ -28,6 +28,7 @@ from typing import IO, Any
 from criagent.errors import AgentError
 from criagent.image.decompress import BadLayerError, LayerStream
 from criagent.image.extract import Extractor, NeedsLowersError, TooLargeError
+from criagent.image.snapshots.content_count import content_count
 from criagent.kernel import mount
 from criagent.kernel.namespaces import CLONE_NEWNS, unshare
 from criagent.kernel.paths import open_in_root
@@ -170,6 +171,10 @@ def _sync(request: Json) -> Json:
     return {}
 
 
+def _count(request: Json) -> Json:
+    return {"counts": [content_count(Path(root)) for root in request["roots"]]}
+
+
 def _import(request: Json) -> Json:
     """Take the blobs of an image archive; its modules are loaded by the first one."""
     from criagent.image.archive.read import read_archive
@@ -186,7 +191,13 @@ def _import(request: Json) -> Json:
     }
 
 
-_OPS = {"extract": _extract, "adopt": _adopt, "sync": _sync, "import": _import}
+_OPS = {
+    "extract": _extract,
+    "adopt": _adopt,
+    "sync": _sync,
+    "count": _count,
+    "import": _import,
+}
 
 
 @contextlib.contextmanager

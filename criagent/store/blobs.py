@@ -22,6 +22,10 @@ class BlobStore:
         """Every blob."""
         return list(self._rows.values())
 
+    def has(self, digest: str) -> bool:
+        """Whether the blob has a row."""
+        return digest in self._rows
+
     async def delete(self, digest: str) -> None:
         """Forget a blob before its file is removed."""
 

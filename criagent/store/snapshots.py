@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import sqlite3
 
 from criagent.errors import AlreadyExistsError
@@ -47,6 +48,22 @@ class SnapshotStore:
             return await self._db.write(change, then=self.remember)
         except sqlite3.IntegrityError as exc:
             raise AlreadyExistsError(f"snapshot {key!r} exists") from exc
+
+    async def rename(self, key: str, new: str) -> None:
+        """Give the snapshot another key, so that its own is free; it keeps its directory."""
+        snapshot = dataclasses.replace(self._rows[key], key=new)
+
+        def change(connection: sqlite3.Connection) -> None:
+            connection.execute(
+                "UPDATE snapshots SET key = ?, body = ? WHERE number = ?",
+                (new, _CODEC.encode(snapshot), snapshot.number),
+            )
+
+        def then(_: None) -> None:
+            del self._rows[key]
+            self.remember(snapshot)
+
+        await self._db.write(change, then=then, frees=True)
 
     async def delete(self, key: str) -> None:
         """Forget the snapshot; nothing happens when it is gone."""
