@@ -109,7 +109,7 @@ class ImageStore:
             ]
             for row in changed:
                 connection.execute(
-                    "UPDATE images SET body = ? WHERE id = ?", (msgspec.json.encode(row), row.id)
+                    "UPDATE images SET body = ? WHERE id = ?", (_CODEC.encode(row), row.id)
                 )
             return changed
 

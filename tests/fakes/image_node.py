@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import hashlib
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -24,14 +25,24 @@ from criagent.image.registry import RegistryClient
 from criagent.image.snapshots.content_count import content_count
 from criagent.image.snapshots.overlay import OverlaySnapshots
 from criagent.image.unpack import LayerFile, NeedsLowers, Unpacked
-from criagent.model import Image
+from criagent.model import (
+    Container,
+    ContainerId,
+    ContainerMetadata,
+    ContainerSpec,
+    Image,
+    Sandbox,
+    SandboxId,
+    SandboxMetadata,
+    SandboxSpec,
+)
 from criagent.store.blobs import BlobStore
 from criagent.store.containers import ContainerStore
 from criagent.store.db import Database
 from criagent.store.images import ImageStore
 from criagent.store.sandboxes import SandboxStore
 from criagent.store.snapshots import SnapshotStore
-from tests.fakes.pulling import RANGE
+from tests.fakes.pulling import RANGE, TarPit
 
 RETENTION_S = 3600.0
 
@@ -195,3 +206,54 @@ class ImageNode:
             usage.used_bytes - sum(row.used_bytes for row in layers),
             usage.inodes_used - sum(row.inodes for row in layers),
         )
+
+
+@contextlib.asynccontextmanager
+async def pulling(node: ImageNode, name: str, pit: TarPit) -> AsyncIterator[asyncio.Task[object]]:
+    """A pull that has got as far as the pit, cancelled afterwards."""
+    task: asyncio.Task[object] = asyncio.create_task(node.pull(name))
+    await pit.reached.wait()
+    try:
+        yield task
+    finally:
+        task.cancel()
+        await asyncio.wait({task})
+        await until_idle(node)
+
+
+async def until(condition: Callable[[], bool]) -> None:
+    """Return when it holds."""
+    async with asyncio.timeout(20):
+        while not condition():  # noqa: ASYNC110 - files and counters have no event
+            await asyncio.sleep(0)
+
+
+async def until_idle(node: ImageNode) -> None:
+    """Return when cancelled pulls have stopped."""
+    await until(lambda: not node.images.puller.running)
+
+
+async def findings(node: ImageNode) -> list[str]:
+    return [f"{f.object}: {f.problem}" for f in await node.images.fsck(repair=False)]
+
+
+async def keep(node: ImageNode, top: str) -> Container:
+    """A container whose root has the layers up to `top`."""
+    box = Sandbox(
+        id=SandboxId("b" * 64),
+        spec=SandboxSpec(metadata=SandboxMetadata(name="p", uid="u", namespace="n")),
+        created_at_ns=1,
+        boot_id="boot",
+    )
+    row = Container(
+        id=ContainerId("c" * 64),
+        sandbox_id=box.id,
+        spec=ContainerSpec(metadata=ContainerMetadata(name="c"), image="i"),
+        created_at_ns=1,
+        boot_id="boot",
+        handler="crun",
+    )
+    await node.sandboxes.insert(box)
+    await node.containers.insert(row)
+    await node.snapshots.create(row.id, parent=top, created_at_ns=1)
+    return row

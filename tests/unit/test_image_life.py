@@ -7,7 +7,7 @@ import contextlib
 import hashlib
 import os
 import random
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
@@ -16,17 +16,15 @@ from aiohttp import web
 from criagent.errors import AgentError, CorruptError, ExhaustedError, RegistryError
 from criagent.image import shared_downloads
 from criagent.image.digest import parse_digest
-from criagent.model import (
-    Container,
-    ContainerId,
-    ContainerMetadata,
-    ContainerSpec,
-    Sandbox,
-    SandboxId,
-    SandboxMetadata,
-    SandboxSpec,
+from tests.fakes.image_node import (
+    RETENTION_S,
+    ImageNode,
+    findings,
+    keep,
+    pulling,
+    until,
+    until_idle,
 )
-from tests.fakes.image_node import RETENTION_S, ImageNode
 from tests.fakes.pulling import Registry, TarPit, digest, name, straight
 
 BASE, APP, OTHER, PIT = (b"%b layer " % kind * 40 for kind in (b"base", b"app", b"other", b"pit"))
@@ -60,35 +58,6 @@ async def node(tmp_path: Path) -> AsyncIterator[ImageNode]:
     await one.start()
     yield one
     await one.close()
-
-
-@contextlib.asynccontextmanager
-async def pulling(node: ImageNode, name: str, pit: TarPit) -> AsyncIterator[asyncio.Task[object]]:
-    """A pull that has got as far as the pit, cancelled afterwards."""
-    task: asyncio.Task[object] = asyncio.create_task(node.pull(name))
-    await pit.reached.wait()
-    try:
-        yield task
-    finally:
-        task.cancel()
-        await asyncio.wait({task})
-        await until_idle(node)
-
-
-async def until(condition: Callable[[], bool]) -> None:
-    """Return when it holds."""
-    async with asyncio.timeout(20):
-        while not condition():  # noqa: ASYNC110 - files and counters have no event
-            await asyncio.sleep(0)
-
-
-async def until_idle(node: ImageNode) -> None:
-    """Return when cancelled pulls have stopped."""
-    await until(lambda: not node.images.puller.running)
-
-
-async def findings(node: ImageNode) -> list[str]:
-    return [f"{f.object}: {f.problem}" for f in await node.images.fsck(repair=False)]
 
 
 @pytest.mark.parametrize("present", [True, False])
@@ -407,111 +376,6 @@ async def test_a_blob_of_a_failed_pull_is_adopted_by_an_image_that_has_its_layer
     await node.images.collect()
     assert node.files.has(parse_digest(digest(BASE)))
     assert node.counted() == node.on_disk()
-
-
-async def keep(node: ImageNode, top: str) -> Container:
-    """A container whose root has the layers up to `top`."""
-    box = Sandbox(
-        id=SandboxId("b" * 64),
-        spec=SandboxSpec(metadata=SandboxMetadata(name="p", uid="u", namespace="n")),
-        created_at_ns=1,
-        boot_id="boot",
-    )
-    row = Container(
-        id=ContainerId("c" * 64),
-        sandbox_id=box.id,
-        spec=ContainerSpec(metadata=ContainerMetadata(name="c"), image="i"),
-        created_at_ns=1,
-        boot_id="boot",
-        handler="crun",
-    )
-    await node.sandboxes.insert(box)
-    await node.containers.insert(row)
-    await node.snapshots.create(row.id, parent=top, created_at_ns=1)
-    return row
-
-
-def lose(tree: Path) -> None:
-    (tree / "content").unlink()
-
-
-def gain(tree: Path) -> None:
-    (tree / "more").touch()
-
-
-def cut(tree: Path) -> None:
-    (tree / "content").write_bytes(b"x")
-
-
-def vanish(tree: Path) -> None:
-    lose(tree)
-    tree.rmdir()
-
-
-@pytest.mark.parametrize("damage", [lose, gain, cut, vanish])
-async def test_fsck_sees_a_damaged_layer_and_a_pull_makes_it_anew(
-    registry: Registry, node: ImageNode, damage: object
-) -> None:
-    registry.image(BASE, APP)
-    image = await node.pull(name(registry))
-    row = node.snapshots.store.get(image.layers[0].chain_id)
-    assert row is not None
-    damage(node.snapshots.tree(row))  # type: ignore[operator]
-    (layer, *_) = await findings(node)
-    assert f"snapshot {row.number}" in layer
-    assert all(f.repaired for f in await node.images.fsck(repair=True))
-    assert await findings(node) == []
-    assert node.images.all() == []
-    await node.pull(name(registry))
-    assert await findings(node) == []
-
-
-async def test_a_damaged_layer_stays_for_the_container_that_uses_it(
-    registry: Registry, node: ImageNode
-) -> None:
-    registry.image(BASE, OTHER, APP)
-    image = await node.pull(name(registry))
-    below, damaged, top = (layer.chain_id for layer in image.layers)
-    container = await keep(node, top)
-    row = node.snapshots.store.get(damaged)
-    assert row is not None
-    cut(node.snapshots.tree(row))
-    text = " ".join(await findings(node))
-    assert "recreate the containers that use it: " + "c" * 13 in text
-    await node.images.fsck(repair=True)
-    assert node.snapshots.tree(row).exists()  # what the container has mounted
-    assert below in node.layers()
-    await node.pull(name(registry))
-    assert await findings(node) == []
-    new = node.snapshots.store.get(damaged)
-    assert new is not None
-    assert new.number != row.number
-    await node.images.prune()
-    assert node.snapshots.tree(row).exists()
-    await node.snapshots.remove(container.id)
-    await node.containers.delete(container.id)
-    await node.images.prune()
-    assert not node.snapshots.tree(row).exists()
-    assert node.snapshots.tree(new).exists()
-    assert await findings(node) == []
-
-
-async def test_a_repair_leaves_alone_what_a_pull_counts_on(
-    registry: Registry, node: ImageNode
-) -> None:
-    registry.image(BASE, APP, tags=("1",))
-    image = await node.pull(name(registry))
-    registry.image(BASE, PIT, tags=("2",))
-    registry.hook = pit = TarPit(PIT)
-    row = node.snapshots.store.get(image.layers[0].chain_id)
-    assert row is not None
-    async with pulling(node, name(registry, "a/b:2"), pit):
-        cut(node.snapshots.tree(row))
-        found = [f for f in await node.images.fsck(repair=True) if f.key == row.key]
-        assert [f.repaired for f in found] == [False]
-        assert "a pull counts on it" in found[0].problem
-    await node.images.fsck(repair=True)
-    assert await findings(node) == []
 
 
 SEED = int(os.environ.get("CRIAGENT_SEED") or random.SystemRandom().randrange(1 << 32))
