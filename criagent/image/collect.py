@@ -16,7 +16,7 @@ from dataclasses import dataclass
 import structlog
 
 from criagent import faults
-from criagent.aio import run_in
+from criagent.aio import FAILURES, run_in
 from criagent.image.blobs import BlobFiles
 from criagent.image.claims import Claims
 from criagent.image.digest import Digest, parse_digest
@@ -88,7 +88,8 @@ class Collector:
                 if freed != Pruned():
                     log.info("image_content_collected", **dataclasses.asdict(freed))
                 self.snapshots.empty_soon()
-            except Exception as failure:
+            except Exception as failure:  # the next one may succeed
+                FAILURES["background"] += 1
                 log.exception("collection_failed", error=repr(failure))
 
     def unowned(self) -> tuple[int, int]:

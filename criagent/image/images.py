@@ -21,7 +21,7 @@ from typing import Any
 import structlog
 
 from criagent import faults
-from criagent.aio import finish, run_in
+from criagent.aio import detached, finish, run_in, settle
 from criagent.errors import (
     AgentError,
     CorruptError,
@@ -91,7 +91,7 @@ class Images:
     root: Path
     pinned: tuple[str, ...]
     now_ns: Callable[[], int]
-    background: set[asyncio.Task[None]] = dataclasses.field(default_factory=set)
+    background: list[asyncio.Task[None]] = dataclasses.field(default_factory=list)
 
     def all(self) -> list[Image]:
         """Every image."""
@@ -253,9 +253,7 @@ class Images:
             if not snapshot.committed and snapshot.key.startswith("sha"):
                 await self.snapshots.remove(snapshot.key)
         await self.collector.collect()
-        task = asyncio.create_task(self.collector.run(), name="collector")
-        self.background.add(task)
-        task.add_done_callback(self.background.discard)
+        self.background.append(detached(self.collector.run(), name="collector"))
         self.puller.failure_listeners.append(self.snapshots.empty_soon)
 
     async def collect(self) -> Pruned:
@@ -359,9 +357,7 @@ class Images:
         """Stop pulls and background work."""
         await self.puller.close()
         await asyncio.sleep(0)  # what the ends of the pulls begin
-        for task in list(self.background):
-            task.cancel()
-            await finish(_ended(task))
+        await settle(*self.background)
 
 
 def _without(image: Image, name: str) -> Image | None:
@@ -373,10 +369,6 @@ def _without(image: Image, name: str) -> Image | None:
         return dataclasses.replace(image, repo_tags=tags, repo_digests=digests) if tags else None
     digests = tuple(d for d in image.repo_digests if d != name)
     return dataclasses.replace(image, repo_digests=digests) if tags or digests else None
-
-
-async def _ended(task: asyncio.Task[None]) -> None:
-    await asyncio.wait({task})
 
 
 def _unlink(path: Path) -> None:

@@ -11,14 +11,14 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable, Coroutine
 from concurrent.futures import Executor
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import structlog
 
-from criagent.aio import finish, run_in
+from criagent.aio import run_in, settle
 from criagent.image.blobs import BlobFiles
 from criagent.image.digest import Digest
 
@@ -79,7 +79,10 @@ class SharedDownloads:
         self._wanted: dict[Digest, _Wanted] = {}
 
     async def fetch(
-        self, digest: Digest, registry: str, download: Callable[[Turn], Awaitable[None]]
+        self,
+        digest: Digest,
+        registry: str,
+        download: Callable[[Turn], Coroutine[object, object, None]],
     ) -> None:
         """Return when the blob is on disk, by `download` or by another pull's.
 
@@ -115,7 +118,7 @@ class SharedDownloads:
         digest: Digest,
         wanted: _Wanted,
         registry: str,
-        download: Callable[[Turn], Awaitable[None]],
+        download: Callable[[Turn], Coroutine[object, object, None]],
     ) -> None:
         shared = self._files.part(digest)
         taken = any(turn.part == shared for turn in wanted.turns)
@@ -133,9 +136,9 @@ class SharedDownloads:
                 await run_in(self._fs, self._files.discard, turn.part)
 
     @staticmethod
-    async def _first(download: Awaitable[None], arrived: asyncio.Event) -> bool:
+    async def _first(download: Coroutine[object, object, None], arrived: asyncio.Event) -> bool:
         """True when the download is done, False when it was ended since the blob has arrived."""
-        work = asyncio.ensure_future(download)
+        work = asyncio.create_task(download)
         waiting = asyncio.create_task(arrived.wait())
         try:
             await asyncio.wait({work, waiting}, return_when=asyncio.FIRST_COMPLETED)
@@ -144,11 +147,4 @@ class SharedDownloads:
                 return True
             return False
         finally:
-            work.cancel()
-            waiting.cancel()
-            await finish(_ended(work, waiting))
-
-
-async def _ended(*tasks: asyncio.Future[None] | asyncio.Task[bool]) -> None:
-    """Wait for cancelled tasks; what they raise counts no more."""
-    await asyncio.gather(*tasks, return_exceptions=True)
+            await settle(work, waiting)
