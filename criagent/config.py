@@ -66,6 +66,9 @@ class Registry:
     no_proxy: str = ""
     pinned_images: tuple[str, ...] = ()
     unpack_workers: int = 2
+    # What a failed pull has fetched stays so long for the next try, unless an image is removed, the
+    # disk is full or the agent starts before. A day at most.
+    retry_retention_s: float = 12 * 3600.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -420,8 +423,15 @@ def _check_endpoint(url: str) -> str:
     return "" if good else 'want a URL such as "http://127.0.0.1:4318/v1/traces"'
 
 
-_MAY_BE_ZERO = frozenset({"port", "mtu", "exec_drain_s", "shutdown_s"})
+_LONGEST_RETENTION_S = 23 * 3600  # with the time between two collections, within a day
+_MAY_BE_ZERO = frozenset({"port", "mtu", "exec_drain_s", "shutdown_s", "retry_retention_s"})
 _FEWEST_ADDRESSES = 4  # network, gateway, a pod, broadcast
+
+
+def _check_retention(seconds: float) -> str:
+    if not 0 <= seconds <= _LONGEST_RETENTION_S:
+        return f"want 0 to {_LONGEST_RETENTION_S} seconds, not {seconds}"
+    return ""
 
 
 def _check_port(port: int) -> str:
@@ -463,4 +473,5 @@ _CHECKS: dict[str, Callable[[Any], str]] = {
     "metrics_address": _check_address,
     "cadvisor_socket": _check_cadvisor_socket,
     "fail_at": _check_faults,
+    "retry_retention_s": _check_retention,
 }

@@ -468,7 +468,8 @@ class Image:
 class Snapshot:
     """A directory `snapshots/<number>`: a committed layer, or a container's writable layer.
 
-    `key` is the chain ID of a committed layer, the container id of a writable one.
+    `key` is the chain ID of a committed layer, the container id of a writable one. A damaged layer
+    that was replaced while containers use it goes on as `damaged_key`.
     """
 
     number: int
@@ -479,6 +480,10 @@ class Snapshot:
     used_bytes: int = 0
     inodes: int = 0
     created_at_ns: int = 0
+    # Names in a committed layer's tree and bytes of its regular files, for fsck. Layers that 0.1
+    # unpacked were not counted: both are 0.
+    entries: int = 0
+    content_bytes: int = 0
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)

@@ -168,7 +168,7 @@ class OperatorMetrics:
         to.gauge("criagent_images", "Images.", lambda: len(images.all()))
         to.gauge(
             "criagent_image_fs_used_bytes",
-            "Blobs and layers of images, as ImageFsInfo tells.",
+            "Blobs and layers of images, and what pulls have fetched, as ImageFsInfo tells.",
             lambda: images.fs_usage().used_bytes,
         )
         to.gauge(

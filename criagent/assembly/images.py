@@ -8,6 +8,8 @@ import os
 from criagent.assembly.stores import Executors, Stores
 from criagent.config import Config
 from criagent.image.blobs import BlobFiles
+from criagent.image.claims import Claims
+from criagent.image.collect import Collector
 from criagent.image.hosts import HostsDirectory
 from criagent.image.images import Images
 from criagent.image.layers import LayerUnpacker
@@ -56,25 +58,40 @@ def image_parts(
     )
     workers = UnpackWorkers(registry.unpack_workers)
     unpacker = LayerUnpacker(snapshots=snapshots, files=files, workers=workers, now_ns=clock.now_ns)
+    claims = Claims()
     puller = Puller(
         client=client,
         files=files,
         images=stores.images,
         unpacker=unpacker,
+        claims=claims,
         fs=executors.fs,
         parallel_blobs=registry.max_parallel_blobs,
         progress_timeout_s=registry.progress_timeout_s,
         now_ns=clock.now_ns,
     )
-    images = Images(
-        store=stores.images,
+    collector = Collector(
+        images=stores.images,
         blobs=stores.blobs,
         containers=stores.containers,
         files=files,
         snapshots=snapshots,
         unpacker=unpacker,
+        claims=claims,
+        fs=executors.fs,
+        now_ns=clock.now_ns,
+        retention_s=registry.retry_retention_s,
+    )
+    images = Images(
+        store=stores.images,
+        blobs=stores.blobs,
+        files=files,
+        snapshots=snapshots,
+        unpacker=unpacker,
         workers=workers,
         puller=puller,
+        collector=collector,
+        claims=claims,
         fs=executors.fs,
         root=root,
         pinned=registry.pinned_images,

@@ -10,6 +10,7 @@ from pathlib import Path
 from criagent.config import Config
 from criagent.doctor.finding import Finding, error, fine, warning
 from criagent.kernel.mount import MountEntry, mountinfo
+from criagent.store import set_aside
 
 _UPPERDIRS = frozenset({"ext4", "xfs", "btrfs", "tmpfs", "f2fs", "bcachefs"})
 # Below these the kubelet evicts pods (its defaults imagefs.available, nodefs.inodesFree).
@@ -31,6 +32,7 @@ class StorageFacts:
     total_inodes: int = 0  # 0 = the file system has no fixed number
     free_inodes: int = 0
     run_fstype: str = "tmpfs"  # of storage.run_dir
+    set_aside_rows: int = 0
 
 
 def read(config: Config) -> StorageFacts:
@@ -49,6 +51,7 @@ def read(config: Config) -> StorageFacts:
         total_inodes=size.f_files,
         free_inodes=size.f_favail,
         run_fstype=run.fstype if run else "",
+        set_aside_rows=set_aside.count(config.storage.root / "state.db"),
     )
 
 
@@ -57,6 +60,13 @@ def judge(facts: StorageFacts, config: Config) -> Iterator[Finding]:
     yield _root(facts, config)
     yield _space(facts)
     yield _inodes(facts)
+    if facts.set_aside_rows:
+        yield warning(
+            "state database",
+            f"{facts.set_aside_rows} rows could not be read and were set aside",
+            "report the row_set_aside lines of the log as a bug; the rows are kept in the table "
+            f"set_aside of {config.storage.root}/state.db",
+        )
     if facts.run_fstype == "tmpfs":
         yield fine("storage.run_dir", f"{config.storage.run_dir} (tmpfs)")
     else:

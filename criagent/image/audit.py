@@ -1,34 +1,65 @@
-"""fsck of images: rows against files. Synchronous, reads every blob; changes nothing."""
+"""fsck of images: rows against files. Synchronous, reads every blob; changes nothing.
+
+Of an unpacked layer it compares how many names it has, and how many bytes its regular files: a file
+that was deleted, added or cut is found, one whose content was changed in place is not.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import dataclasses
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from criagent.image.blobs import BlobFiles
 from criagent.image.digest import parse_digest
+from criagent.image.snapshots.content_count import content_count
+from criagent.image.snapshots.overlay import damaged_origin
 from criagent.model import Blob, Image, Snapshot
 
 _CHUNK = 1 << 20
+_NAMED = 5  # containers that a finding names
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Finding:
-    """One thing that is wrong, in words, with the object it concerns."""
+    """One thing that is wrong, in words, with the object it concerns.
+
+    `key` is the blob's digest or the layer's chain ID that a repair drops.
+    """
 
     problem: str
     object: str
     repaired: bool = False
+    key: str = ""
+
+    def used_by(self, containers: Sequence[str]) -> Finding:
+        """The same of a layer, with the containers that have it."""
+        if not containers:
+            return self
+        names = ", ".join(container[:13] for container in containers[:_NAMED])
+        more = f" and {len(containers) - _NAMED} more" if len(containers) > _NAMED else ""
+        return dataclasses.replace(
+            self, problem=f"{self.problem}; recreate the containers that use it: {names}{more}"
+        )
+
+    def repaired_unless(self, busy: set[str]) -> Finding:
+        """The same after a repair that left out what is `busy`."""
+        if self.key not in busy:
+            return dataclasses.replace(self, repaired=True)
+        return dataclasses.replace(
+            self, problem=f"{self.problem}; a pull counts on it: repair again when that has ended"
+        )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class State:
-    """The rows to compare with the disk."""
+    """The rows to compare with the disk; `unowned` blobs wait for a next try or a collection."""
 
     images: list[Image]
     blobs: list[Blob]
     snapshots: list[Snapshot]
+    unowned: frozenset[str] = frozenset()
 
 
 @dataclass(slots=True)
@@ -40,8 +71,8 @@ class Broken:
     snapshots: set[str] = field(default_factory=set)
     blobs: set[str] = field(default_factory=set)
 
-    def add(self, problem: str, name: str) -> None:
-        self.findings.append(Finding(problem=problem, object=name))
+    def add(self, problem: str, name: str, key: str = "") -> None:
+        self.findings.append(Finding(problem=problem, object=name, key=key))
 
 
 def check(state: State, files: BlobFiles, tree: Callable[[Snapshot], Path]) -> Broken:
@@ -50,20 +81,17 @@ def check(state: State, files: BlobFiles, tree: Callable[[Snapshot], Path]) -> B
     for blob in state.blobs:
         problem = _blob_problem(blob, files)
         if problem:
-            broken.add(problem, f"blob {blob.digest}")
+            broken.add(problem, f"blob {blob.digest}", blob.digest)
             broken.blobs.add(blob.digest)
     known = {blob.digest for blob in state.blobs}
+    expected = known | state.unowned
     for digest, _ in files.all():
-        if str(digest) not in known:
+        if str(digest) not in expected:
             broken.add("the blob belongs to no image", f"blob {digest}")
-    layers = {s.key: s for s in state.snapshots if s.committed}
+    layers = {s.key: s for s in state.snapshots if s.committed and not damaged_origin(s.key)}
     for key, snapshot in layers.items():
-        directory = tree(snapshot)
-        if not directory.is_dir():
-            broken.add("the layer's directory is missing", f"snapshot {snapshot.number} ({key})")
-            broken.snapshots.add(key)
-        elif snapshot.inodes and not any(directory.iterdir()):
-            broken.add("the layer's directory is empty", f"snapshot {snapshot.number} ({key})")
+        if problem := _layer_problem(snapshot, tree(snapshot)):
+            broken.add(problem, f"snapshot {snapshot.number} ({key})", key)
             broken.snapshots.add(key)
     for image in state.images:
         _check_image(image, known - broken.blobs, layers.keys() - broken.snapshots, broken)
@@ -96,3 +124,21 @@ def _blob_problem(blob: Blob, files: BlobFiles) -> str:
     except OSError as exc:
         return f"the file cannot be read: {exc.strerror}"
     return "" if hasher.hexdigest() == digest.hex else "the content does not match the digest"
+
+
+def _layer_problem(snapshot: Snapshot, tree: Path) -> str:
+    try:
+        names, size = content_count(tree)
+    except FileNotFoundError:
+        return "the layer's directory is missing"
+    except OSError as exc:
+        return f"the layer cannot be read: {exc.strerror}"
+    if snapshot.inodes and not names:
+        return "the layer's directory is empty"
+    if not snapshot.entries:  # not counted when it was unpacked, or nothing is in it
+        return ""
+    if names != snapshot.entries:
+        return f"the layer has {names} files and directories, want {snapshot.entries}"
+    if size != snapshot.content_bytes:
+        return f"the layer's files have {size} bytes, want {snapshot.content_bytes}"
+    return ""

@@ -9,14 +9,25 @@ from __future__ import annotations
 import errno
 import itertools
 import os
-from collections.abc import Iterator
-from contextlib import contextmanager
+import threading
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
 from pathlib import Path
 
 from criagent.errors import CorruptError, ExhaustedError
 from criagent.image.digest import ALGORITHMS, Digest
 
 _CHUNK = 1 << 20
+_AHEAD_S = 60.0  # a time of change that is later than this was set by a clock that was wrong
+
+
+@dataclass(frozen=True, slots=True)
+class PartsUsage:
+    """What unfinished downloads take."""
+
+    used_bytes: int = 0
+    files: int = 0
 
 
 class BlobFiles:
@@ -25,11 +36,16 @@ class BlobFiles:
     def __init__(self, root: Path) -> None:
         self._root = root
         self._count = itertools.count()
+        self._sizes: dict[Digest, int] = {}
+        self._changing = threading.Lock()  # a final name appears or goes, or they are counted
+        self._storing: set[Path] = set()  # parts of small blobs, for moments
+        self.parts_usage = PartsUsage()  # when they were counted last
 
     def prepare(self) -> None:
-        """Make the directory; idempotent."""
+        """Make the directory and count what is in it; idempotent."""
         for algorithm in ALGORITHMS:
             (self._root / algorithm).mkdir(parents=True, exist_ok=True, mode=0o700)
+        self.count()
 
     @property
     def root(self) -> Path:
@@ -50,6 +66,10 @@ class BlobFiles:
             self._root / digest.algorithm / f"{digest.hex}.{os.getpid()}.{next(self._count)}.part"
         )
 
+    def sizes(self) -> dict[Digest, int]:
+        """Bytes of every whole blob, from memory: as counted last, and what came and went since."""
+        return self._sizes.copy()
+
     def has(self, digest: Digest) -> bool:
         """Whether the blob is here, whole."""
         return self.path(digest).exists()
@@ -69,10 +89,14 @@ class BlobFiles:
         if self.has(digest):
             return
         part = self.own_part(digest)
-        with removed_on_error(part):
-            with disk_full(self._root), part.open("wb") as file:
-                file.write(content)
-            self.finish(digest, part)
+        self._storing.add(part)
+        try:
+            with removed_on_error(part):
+                with disk_full(self._root), part.open("wb") as file:
+                    file.write(content)
+                self.finish(digest, part)
+        finally:
+            self._storing.discard(part)
 
     def finish(self, digest: Digest, part: Path) -> None:
         """Make a verified part durable under its final name."""
@@ -83,7 +107,9 @@ class BlobFiles:
                 os.fsync(fd)
             finally:
                 os.close(fd)
-            part.rename(path)
+            with self._changing:
+                part.rename(path)
+                self._sizes[digest] = path.stat().st_size
             folder = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
             try:
                 os.fsync(folder)
@@ -106,21 +132,79 @@ class BlobFiles:
 
     def remove(self, digest: Digest) -> None:
         """Delete blob and part; idempotent."""
-        self.path(digest).unlink(missing_ok=True)
-        self.part(digest).unlink(missing_ok=True)
+        with self._changing:
+            self.path(digest).unlink(missing_ok=True)
+            self._sizes.pop(digest, None)
+        self.discard(self.part(digest))
+
+    @staticmethod
+    def discard(part: Path) -> None:
+        """Delete an unfinished download and the record of its ranges; idempotent."""
+        part.unlink(missing_ok=True)
+        part.with_suffix(".ranges").unlink(missing_ok=True)
 
     def all(self) -> Iterator[tuple[Digest, int]]:
         """Every whole blob with its size."""
         for folder in self._root.iterdir():
             for entry in folder.iterdir():
                 if "." not in entry.name:
-                    yield Digest(folder.name, entry.name), entry.stat().st_size
+                    with suppress(FileNotFoundError):
+                        yield Digest(folder.name, entry.name), entry.stat().st_size
 
     def parts(self) -> Iterator[Path]:
         """Every unfinished download, and the records of finished ranges."""
         for folder in self._root.iterdir():
             yield from folder.glob("*.part")
             yield from folder.glob("*.ranges")
+
+    def count(self) -> dict[Digest, int]:
+        """Bring `sizes`, which it returns, and `parts_usage` up to date with the disk.
+
+        The unpack worker takes blobs of archives in, and people put files here.
+        """
+        with self._changing:
+            self._sizes = dict(self.all())
+            sizes = self._sizes.copy()
+        used = files = 0
+        for part in self.parts():
+            with suppress(FileNotFoundError):
+                used, files = used + _space(part), files + 1
+        self.parts_usage = PartsUsage(used, files)
+        return sizes
+
+    def unused_for(self, digests: Iterable[Digest], now_s: float, age_s: float) -> list[Digest]:
+        """Those whose file was last changed so long ago, or is not there."""
+        return [digest for digest in digests if _older(self.path(digest), now_s, age_s)]
+
+    def old_parts(self, now_s: float, age_s: float) -> list[tuple[Digest, Path]]:
+        """Parts, and records of ranges, that were last changed so long ago, with their digests."""
+        return [
+            (Digest(part.parent.name, part.name.partition(".")[0]), part)
+            for part in self.parts()
+            if part not in self._storing and _older(part, now_s, age_s)
+        ]
+
+    @staticmethod
+    def drop_part(part: Path) -> int:
+        """Delete a part; the bytes that it took."""
+        with suppress(FileNotFoundError):
+            used = _space(part)
+            part.unlink()
+            return used
+        return 0
+
+
+def _space(path: Path) -> int:
+    """Bytes that the file takes; the unfinished ranges of a part take none."""
+    return path.stat().st_blocks * 512
+
+
+def _older(path: Path, now_s: float, age_s: float) -> bool:
+    try:
+        changed = path.stat().st_mtime
+    except FileNotFoundError:
+        return True
+    return not age_s or changed <= now_s - age_s or changed > now_s + _AHEAD_S
 
 
 @contextmanager

@@ -1,7 +1,8 @@
 """Images as the CRI and the runtime see them: find, pull, remove, import, export, check.
 
-What no image and no container needs any more is collected after each removal, at start and on
-request: rows first go, then files are renamed to the trash, which is emptied in the background.
+What no image and no container needs any more is collected (`collect.py`) after each removal, at
+start, now and then, and on request: rows first go, then files are renamed to the trash, which is
+emptied in the background.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ import dataclasses
 import fnmatch
 import os
 import tempfile
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import Executor
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,10 +21,11 @@ from typing import Any
 import structlog
 
 from criagent import faults
-from criagent.aio import finish, run_in
+from criagent.aio import detached, finish, run_in, settle
 from criagent.errors import (
     AgentError,
     CorruptError,
+    ExhaustedError,
     InvalidRequestError,
     NotFoundError,
     UnsupportedError,
@@ -35,7 +37,9 @@ from criagent.image.archive.write import write_archive
 from criagent.image.audit import Finding
 from criagent.image.auth import RegistryAuth
 from criagent.image.blobs import BlobFiles
-from criagent.image.digest import Digest, parse_digest
+from criagent.image.claims import Claims
+from criagent.image.collect import Collector, Pruned, blobs_of
+from criagent.image.digest import parse_digest
 from criagent.image.gojson import MalformedError
 from criagent.image.layers import LayerUnpacker
 from criagent.image.manifest import MAX_DOCUMENT
@@ -43,13 +47,11 @@ from criagent.image.pull import Puller
 from criagent.image.reference import parse_reference
 from criagent.image.snapshots.overlay import OverlaySnapshots
 from criagent.image.unpack import UnpackWorkers
-from criagent.model import Blob, Image, Layer, Snapshot
+from criagent.model import Image, Layer, Snapshot
 from criagent.store.blobs import BlobStore
-from criagent.store.containers import ContainerStore
 from criagent.store.images import ImageStore
 
 _BARE_ID = 64
-_OLD_PART_S = 24 * 3600  # an unfinished download is worth keeping for a day
 
 log: structlog.stdlib.BoundLogger = structlog.get_logger(__name__)
 
@@ -62,15 +64,6 @@ class FsUsage:
     used_bytes: int
     inodes_used: int
     timestamp_ns: int
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Pruned:
-    """What a collection freed."""
-
-    freed_bytes: int
-    blobs: int
-    snapshots: int
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -87,21 +80,18 @@ class Images:
 
     store: ImageStore
     blobs: BlobStore
-    containers: ContainerStore
     files: BlobFiles
     snapshots: OverlaySnapshots
     unpacker: LayerUnpacker
     workers: UnpackWorkers
     puller: Puller
+    collector: Collector
+    claims: Claims
     fs: Executor
     root: Path
     pinned: tuple[str, ...]
     now_ns: Callable[[], int]
-    background: set[asyncio.Task[None]] = dataclasses.field(default_factory=set)
-    # Blobs are removed under this lock, and no pull or import starts meanwhile: it would count on
-    # a blob that is about to go.
-    sweeping: asyncio.Lock = dataclasses.field(default_factory=asyncio.Lock)
-    importing: set[Path] = dataclasses.field(default_factory=set)
+    background: list[asyncio.Task[None]] = dataclasses.field(default_factory=list)
 
     def all(self) -> list[Image]:
         """Every image."""
@@ -160,9 +150,11 @@ class Images:
         if text.startswith("sha256:") or (len(text) == _BARE_ID and self.store.find(text)):
             raise InvalidRequestError(f"{text[:80]!r} is an image id, not a reference to pull")
         reference = parse_reference(text).with_default_tag()
-        async with self.sweeping:
-            pass  # from here to the puller's "busy" nothing is awaited
-        return await self.puller.pull(reference, auth)
+        try:
+            return await self.puller.pull(reference, auth)
+        except ExhaustedError:
+            await self.collector.collect()  # what it has fetched takes room that others need
+            raise
 
     async def tag(self, text: str, tag: str) -> Image:
         """Give an image one more tag, which moves there from any other; returns what is stored.
@@ -186,8 +178,8 @@ class Images:
         if image is not None:
             await self.store.delete(image.id)
             faults.reach("remove-image:row")
-            await self.collect()
             log.info("image_removed", image=text, id=image.id)
+        await self.collect()
 
     async def remove_name(self, text: str) -> tuple[tuple[str, ...], str]:
         """Take one name from an image: the names that went, and its id when it is gone as well.
@@ -218,12 +210,16 @@ class Images:
         return image is not None and name in {*image.repo_tags, *image.repo_digests}
 
     def fs_usage(self) -> FsUsage:
-        """What images take, from the rows alone, without looking at the disk."""
+        """What images take, and what pulls have fetched for none yet, without a look at the disk.
+
+        Unfinished downloads are counted every ten seconds while pulls run, and when one fails.
+        """
         blobs = self.blobs.all()
+        used, files = self.collector.unowned()
         return self._usage(
             [s for s in self.snapshots.store.all() if s.committed],
-            sum(blob.size for blob in blobs),
-            len(blobs),
+            used + sum(blob.size for blob in blobs),
+            files + len(blobs),
         )
 
     def container_fs_usage(self) -> FsUsage:
@@ -243,7 +239,7 @@ class Images:
         return self.root / "incoming"
 
     async def prepare(self) -> None:
-        """Make directories, and drop what a crash left. Before the first call."""
+        """Make directories, and drop what a crash or a failed pull left. Before the first call."""
 
         def call() -> None:
             self.files.prepare()
@@ -251,52 +247,26 @@ class Images:
             self.incoming().mkdir(exist_ok=True, mode=0o700)
             for entry in self.incoming().iterdir():
                 entry.unlink()
-            _drop_old_parts(self.files, self.now_ns())
 
         await run_in(self.fs, call)
         for snapshot in self.snapshots.store.all():
             if not snapshot.committed and snapshot.key.startswith("sha"):
                 await self.snapshots.remove(snapshot.key)
-        await self.collect()
-        await self.snapshots.sweep()
+        await self.collector.collect()
+        self.background.append(detached(self.collector.run(), name="collector"))
+        self.puller.failure_listeners.append(self.snapshots.empty_soon)
 
     async def collect(self) -> Pruned:
-        """Drop layers and blobs that no image, container or running pull needs."""
-        freed = layers = 0
-        for snapshot in self._unused_layers():
-            async with self.unpacker.holding([snapshot.key]):
-                if snapshot not in self._unused_layers() or self.unpacker.wanted(snapshot.key):
-                    continue
-                await self.snapshots.remove(snapshot.key)
-                freed, layers = freed + snapshot.used_bytes, layers + 1
-        faults.reach("remove-image:layers")
-        count = 0
-        async with self.sweeping:
-            for blob in [] if self._busy() else self._unused_blobs():
-                await self.blobs.delete(blob.digest)
-                await run_in(self.fs, self.files.remove, parse_digest(blob.digest))
-                freed, count = freed + blob.size, count + 1
-        faults.reach("remove-image:blobs")
-        task = asyncio.create_task(self.snapshots.empty_trash(), name="trash")
-        self.background.add(task)
-        task.add_done_callback(self.background.discard)
-        return Pruned(freed_bytes=freed, blobs=count, snapshots=layers)
+        """Drop what no image, container, pull or import needs; space is freed in the background."""
+        freed = await self.collector.collect()
+        self.snapshots.empty_soon()
+        return freed
 
     async def prune(self) -> Pruned:
-        """`collect`, and also blobs and parts that belong to no image, when no pull runs.
-
-        The space is free when it returns.
-        """
-        result = await self.collect()
+        """`collect`, but the space is free when it returns."""
+        freed = await self.collector.collect()
         await self.snapshots.empty_trash()
-        async with self.sweeping:
-            if self._busy():
-                return result
-            known = {parse_digest(blob.digest) for blob in self.blobs.all()}
-            freed, count = await run_in(self.fs, _drop_strays, self.files, known)
-        return dataclasses.replace(
-            result, freed_bytes=result.freed_bytes + freed, blobs=result.blobs + count
-        )
+        return freed
 
     async def import_archive(self, path: Path) -> Imported:
         """Every image of the OCI or Docker archive at `path` that can be imported.
@@ -304,15 +274,21 @@ class Images:
         When none can: InvalidRequestError for what is no archive, CorruptError for wrong content,
         NotFoundError for other platforms alone, UnsupportedError, ExhaustedError.
         """
-        async with self.sweeping:
-            self.importing.add(path)
         try:
-            contents = await self.workers.read_archive(path, self.files.root)
-            found = await run_in(self.fs, archived_images, contents.images, self.files)
-            return await self._import_all(found, contents.skipped)
+            async with self.claims.growing() as claim:
+                async with self.claims.hold_all():  # nobody knows yet what the archive brings
+                    contents = await self.workers.read_archive(path, self.files.root)
+                    found = await run_in(self.fs, archived_images, contents.images, self.files)
+                    await claim.add(*(blob.digest for entry in found for blob in entry.blobs))
+                return await self._import_all(found, contents.skipped)
         finally:
-            await finish(run_in(self.fs, _unlink, plain_copy(path)))  # of a killed worker
-            self.importing.discard(path)
+            await finish(self._import_ended(path))
+
+    async def _import_ended(self, path: Path) -> None:
+        """Count what the worker has brought, and drop what it left."""
+        await run_in(self.fs, _unlink, plain_copy(path))
+        await run_in(self.fs, self.files.count)
+        self.snapshots.empty_soon()
 
     async def _import_all(self, found: list[ArchivedImage], skipped: Sequence[Skipped]) -> Imported:
         images: list[Image] = []
@@ -346,58 +322,42 @@ class Images:
         """
         images = [(self.resolve(name), name) for name in names]
         chosen = [(image, _tag(name, image)) for image, name in images]
-        await run_in(self.fs, write_archive, chosen, self.files, path)
+        # An image that is removed meanwhile is written whole.
+        async with self.claims.hold(d for image, _ in images for d in blobs_of(image)):
+            await run_in(self.fs, write_archive, chosen, self.files, path)
 
     async def fsck(self, *, repair: bool) -> list[Finding]:
-        """Compare rows with the disk; `repair` drops what is broken, for the next pull to fetch."""
+        """Compare rows with the disk; `repair` drops what is broken, for the next pull to fetch.
+
+        What a pull counts on is not dropped. Containers keep what is left of their damaged layers.
+        """
         state = audit.State(
-            images=self.all(), blobs=self.blobs.all(), snapshots=self.snapshots.store.all()
+            images=self.all(),
+            blobs=self.blobs.all(),
+            snapshots=self.snapshots.store.all(),
+            unowned=frozenset(map(str, self.files.sizes())),
         )
         broken = await run_in(self.fs, audit.check, state, self.files, self.snapshots.tree)
+        findings = [
+            finding.used_by(self.collector.users(finding.key))
+            if finding.key in broken.snapshots
+            else finding
+            for finding in broken.findings
+        ]
         if not repair:
-            return broken.findings
+            return findings
+        busy = {key for key in broken.snapshots if not await self.collector.drop_layer(key)}
+        busy |= {d for d in broken.blobs if not await self.collector.drop_blob(parse_digest(d))}
         for image_id in broken.images:
             await self.store.delete(image_id)
-        for key in broken.snapshots:
-            await self.snapshots.remove(key)
-        for digest in broken.blobs:
-            await self.blobs.delete(digest)
-            await run_in(self.fs, self.files.remove, parse_digest(digest))
         await self.prune()
-        return [dataclasses.replace(finding, repaired=True) for finding in broken.findings]
+        return [finding.repaired_unless(busy) for finding in findings]
 
     async def close(self) -> None:
         """Stop pulls and background work."""
         await self.puller.close()
-        for task in list(self.background):
-            await finish(_ended(task))
-
-    def _busy(self) -> bool:
-        """Whether a pull or an import may count on blobs that no image has yet."""
-        return self.puller.busy or bool(self.importing)
-
-    def _unused_layers(self) -> list[Snapshot]:
-        """Committed layers to drop, the topmost first."""
-        rows = {s.key: s for s in self.snapshots.store.all()}
-        needed = {layer.chain_id for image in self.all() for layer in image.layers}
-        pending = [s.parent for s in rows.values() if not s.committed]
-        pending += [v.top for row in self.containers.all() for v in row.image_volumes]
-        while pending:
-            key = pending.pop()
-            if key and key not in needed:
-                needed.add(key)
-                if key in rows:
-                    pending.append(rows[key].parent)
-        unused = [s for s in rows.values() if s.committed and s.key not in needed]
-        return sorted(unused, key=lambda s: s.number, reverse=True)
-
-    def _unused_blobs(self) -> list[Blob]:
-        needed: set[str] = set()
-        for image in self.all():
-            needed.update((image.id, image.manifest_digest))
-            needed.update(layer.digest for layer in image.layers)
-            needed.update(name.partition("@")[2] for name in image.repo_digests)
-        return [blob for blob in self.blobs.all() if blob.digest not in needed]
+        await asyncio.sleep(0)  # what the ends of the pulls begin
+        await settle(*self.background)
 
 
 def _without(image: Image, name: str) -> Image | None:
@@ -411,10 +371,6 @@ def _without(image: Image, name: str) -> Image | None:
     return dataclasses.replace(image, repo_digests=digests) if tags or digests else None
 
 
-async def _ended(task: asyncio.Task[None]) -> None:
-    await asyncio.wait({task})
-
-
 def _unlink(path: Path) -> None:
     path.unlink(missing_ok=True)
 
@@ -425,24 +381,6 @@ def _tag(name: str, image: Image) -> str | None:
         return None
     tag = parse_reference(name).with_default_tag().tagged
     return tag if tag in image.repo_tags else None
-
-
-def _drop_old_parts(files: BlobFiles, now_ns: int) -> None:
-    for part in files.parts():
-        if now_ns - part.stat().st_mtime_ns > _OLD_PART_S * 10**9:
-            part.unlink()
-
-
-def _drop_strays(files: BlobFiles, known: Iterable[Digest]) -> tuple[int, int]:
-    kept, freed, count = set(known), 0, 0
-    for digest, size in list(files.all()):
-        if digest not in kept:
-            files.remove(digest)
-            freed, count = freed + size, count + 1
-    for part in list(files.parts()):
-        freed += part.stat().st_size
-        part.unlink()
-    return freed, count
 
 
 def temporary(directory: Path) -> Path:

@@ -1,8 +1,16 @@
-"""Layers of one image into committed snapshots: side by side, then settled bottom-up.
+"""Layers of images into committed snapshots: side by side, then settled bottom-up.
 
-A layer that several images share is unpacked once: its chain ID names the snapshot, and a lock per
-chain ID makes the second pull wait for the first. Snapshots are committed with the image, by one
-transaction, after everything was synced; what a crash leaves uncommitted is thrown away.
+A layer that several images share is unpacked once: its chain ID names the snapshot. What is made of
+it is shared by all pulls that claim the layer. Its lock is held only while that very layer is
+written or settled, never while a registry is awaited, so a pull that gets on does not wait for one
+that does not.
+
+    not there ──extract──▶ written ──settle──▶ settled ──sync, commit with an image──▶ committed
+         ▲                    └─────────────────────┴── the last claim ends: discarded
+         └── removed by a collection, when no image, container or claim needs it
+
+Snapshots are committed with the first image that has them, by one transaction, after everything was
+synced. What a crash leaves uncommitted is thrown away.
 """
 
 from __future__ import annotations
@@ -10,14 +18,16 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import dataclasses
-from collections import Counter
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Sequence
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+from criagent import faults
 from criagent.aio import KeyedLocks, finish
+from criagent.errors import CorruptError
 from criagent.image.blobs import BlobFiles
+from criagent.image.claims import Claims
 from criagent.image.digest import parse_digest
 from criagent.image.snapshots.overlay import OverlaySnapshots
 from criagent.image.unpack import LayerFile, NeedsLowers, Unpacked, UnpackWorkers
@@ -28,12 +38,13 @@ Moved = Callable[[int], None]
 
 
 @dataclass(slots=True)
-class _Written:
-    """A layer on its way: `result` is None when it must be done through its lower layers."""
+class _Fresh:
+    """A layer that no image has committed yet; changed under its lock alone."""
 
-    layer: Layer
     snapshot: Snapshot
-    result: Unpacked | None
+    written: bool = False
+    result: Unpacked | None = None  # of a written one: None = it is done through its lower layers
+    settled: Snapshot | None = None
 
 
 class LayerUnpacker:
@@ -51,129 +62,167 @@ class LayerUnpacker:
         self._files = files
         self._workers = workers
         self._now_ns = now_ns
+        self._claims = Claims()
         self._locks = KeyedLocks()
-        self._wanted: Counter[str] = Counter()
-
-    def wanted(self, chain_id: str) -> bool:
-        """Whether a pull counts on this layer."""
-        return self._wanted[chain_id] > 0
+        self._fresh: dict[str, _Fresh] = {}
 
     def has(self, layer: Layer) -> bool:
         """Whether the layer is unpacked and committed."""
         snapshot = self._snapshots.store.get(layer.chain_id)
         return snapshot is not None and snapshot.committed
 
-    def complete(self, layers: Sequence[Layer]) -> bool:
-        """Whether all of them are."""
-        return all(self.has(layer) for layer in layers)
-
-    @asynccontextmanager
-    async def holding(self, chain_ids: Iterable[str]) -> AsyncIterator[None]:
-        """Keep these layers as they are for the block: nobody unpacks or removes them."""
-        async with contextlib.AsyncExitStack() as stack:
-            for chain_id in sorted(set(chain_ids)):
-                await stack.enter_async_context(self._locks.hold(chain_id))
-            yield
+    def removing(self, chain_id: str) -> AbstractAsyncContextManager[bool]:
+        """Whether a layer may be removed within the block: no pull counts on it."""
+        return self._claims.removing(chain_id)
 
     @asynccontextmanager
     async def unpacked(
         self, layers: Sequence[Layer], fetch: Fetch, moved: Moved
     ) -> AsyncIterator[list[Snapshot]]:
-        """Rows to commit within the block, for the layers that were not unpacked before.
+        """Rows to commit within the block, for the layers that are not committed.
 
         Their content is on disk. `fetch` brings the blob of a layer. Raises CorruptError,
         ExhaustedError and what `fetch` raises; when anything fails, the block included, nothing
-        of this call is left.
+        is left that only this call wanted.
         """
         keys = [layer.chain_id for layer in layers]
-        self._wanted.update(keys)
         try:
-            async with self.holding(keys), self._missing(layers, fetch, moved) as done:
-                yield done
+            async with self._claims.hold(keys):
+                yield await self._made(layers, fetch, moved)
         finally:
-            self._wanted.subtract(keys)
-            self._wanted += Counter()  # forgets the zeros
+            await finish(self._release(keys))
 
-    @asynccontextmanager
-    async def _missing(
-        self, layers: Sequence[Layer], fetch: Fetch, moved: Moved
-    ) -> AsyncIterator[list[Snapshot]]:
+    async def _made(self, layers: Sequence[Layer], fetch: Fetch, moved: Moved) -> list[Snapshot]:
         missing = [layer for layer in layers if not self.has(layer)]
         try:
             async with asyncio.TaskGroup() as group:
-                tasks = [
-                    group.create_task(self._write(layer, layers, fetch, moved)) for layer in missing
-                ]
-            done = [await self._settle(task.result(), layers, moved) for task in tasks]
-            if done:
-                await self._workers.sync(self._snapshots.root)
-            yield done
-        except BaseException as failure:
-            for layer in missing:
-                await finish(self._discard(layer))
-            if isinstance(failure, BaseExceptionGroup):
-                raise _first(failure) from None
-            raise
+                for layer in missing:
+                    group.create_task(self._write(layer, layers, fetch, moved))
+        except BaseExceptionGroup as failures:
+            raise _first(failures) from None
+        for layer in missing:
+            await self._settle(layer, layers, moved)
+        return await self._durable(missing)
 
     async def _write(
         self, layer: Layer, layers: Sequence[Layer], fetch: Fetch, moved: Moved
-    ) -> _Written:
-        await self._discard(layer)  # what an earlier try left
-        at = layers.index(layer)
-        parent = layers[at - 1].chain_id if at else ""
-        snapshot = await self._snapshots.create(
-            layer.chain_id, parent=parent, created_at_ns=self._now_ns()
-        )
+    ) -> None:
+        """Fetch the layer, and extract it unless another pull has."""
+        async with self._locks.hold(layer.chain_id):
+            if not self.has(layer):
+                await self._reserved(layer, layers)
         await fetch(layer)
-        try:
-            result = await self._extract(layer, snapshot, None if at else [], moved)
-        except NeedsLowers:
-            return _Written(layer, snapshot, None)
-        return _Written(layer, snapshot, result)
+        async with self._locks.hold(layer.chain_id):
+            if self.has(layer):
+                return
+            fresh = await self._reserved(layer, layers)
+            if not fresh.written:
+                await self._extract(layer, fresh, None if fresh.snapshot.parent else [], moved)
+                faults.reach("pull-image:extracted")
 
-    async def _settle(self, written: _Written, layers: Sequence[Layer], moved: Moved) -> Snapshot:
+    async def _settle(self, layer: Layer, layers: Sequence[Layer], moved: Moved) -> None:
         """Finish a layer once everything below it is finished."""
-        layer, snapshot, result = written.layer, written.snapshot, written.result
+        async with self._locks.hold(layer.chain_id):
+            if self.has(layer):
+                return
+            fresh = await self._reserved(layer, layers)
+            if fresh.settled is not None:
+                return
+            lowers = self._lowers(layer, layers)
+            if fresh.result is not None and fresh.result.unsettled:
+                written, fresh.result = fresh.result, None  # what is half settled is made anew
+                with contextlib.suppress(NeedsLowers):
+                    await self._workers.settle(self._snapshots.tree(fresh.snapshot), lowers)
+                    fresh.result = written
+            if fresh.result is None:
+                await self._discard(layer.chain_id)
+                fresh = await self._reserved(layer, layers)
+                await self._extract(layer, fresh, lowers, moved)
+            result = fresh.result
+            if result is None:
+                raise CorruptError(f"layer {layer.digest} leads through a link that leads nowhere")
+            fresh.settled = dataclasses.replace(
+                fresh.snapshot,
+                committed=True,
+                diff_id=layer.diff_id,
+                used_bytes=result.used_bytes,
+                inodes=result.inodes,
+            )
+
+    async def _durable(self, layers: Sequence[Layer]) -> list[Snapshot]:
+        """Sync what is not committed, and count it meanwhile; the rows to commit."""
+        pending = [self._fresh[layer.chain_id] for layer in layers if not self.has(layer)]
+        if not pending:
+            return []
+        trees = [self._snapshots.tree(fresh.snapshot) for fresh in pending]
+        try:
+            async with asyncio.TaskGroup() as group:
+                group.create_task(self._workers.sync(self._snapshots.root))
+                counts = group.create_task(self._workers.count(trees))
+        except BaseExceptionGroup as failures:
+            raise _first(failures) from None
+        rows = []
+        for fresh, (entries, size) in zip(pending, counts.result(), strict=True):
+            if fresh.settled is not None:
+                rows.append(dataclasses.replace(fresh.settled, entries=entries, content_bytes=size))
+        return rows
+
+    def _lowers(self, layer: Layer, layers: Sequence[Layer]) -> list[Path]:
+        """Trees of the layers below, which are committed or settled, topmost first."""
         below = layers[: layers.index(layer)]
-        lowers = [
+        return [
             self._snapshots.tree(found)
             for lower in reversed(below)
             if (found := self._snapshots.store.get(lower.chain_id)) is not None
         ]
-        if result is not None and result.unsettled:
-            try:
-                await self._workers.settle(self._snapshots.tree(snapshot), lowers)
-            except NeedsLowers:
-                result = None
-        if result is None:
-            await self._snapshots.remove(layer.chain_id)
-            snapshot = await self._snapshots.create(
-                layer.chain_id, parent=snapshot.parent, created_at_ns=self._now_ns()
-            )
-            result = await self._extract(layer, snapshot, lowers, moved)
-        return dataclasses.replace(
-            snapshot,
-            committed=True,
-            diff_id=layer.diff_id,
-            used_bytes=result.used_bytes,
-            inodes=result.inodes,
+
+    async def _reserved(self, layer: Layer, layers: Sequence[Layer]) -> _Fresh:
+        """The layer's uncommitted snapshot, a new one when there is none; under its lock."""
+        key = layer.chain_id
+        if (fresh := self._fresh.get(key)) is not None:
+            return fresh
+        await self._discard(key)  # what a failed removal left
+        at = layers.index(layer)
+        snapshot = await self._snapshots.create(
+            key, parent=layers[at - 1].chain_id if at else "", created_at_ns=self._now_ns()
         )
+        fresh = self._fresh[key] = _Fresh(snapshot)
+        return fresh
 
     async def _extract(
-        self, layer: Layer, snapshot: Snapshot, lowers: Sequence[Path] | None, moved: Moved
-    ) -> Unpacked:
+        self, layer: Layer, fresh: _Fresh, lowers: Sequence[Path] | None, moved: Moved
+    ) -> None:
+        """Write the layer; when that fails nothing of it is left. Under its lock."""
         file = LayerFile(
             blob=self._files.path(parse_digest(layer.digest)),
             size=layer.size,
             digest=layer.digest,
             diff_id=layer.diff_id,
         )
-        return await self._workers.extract(file, self._snapshots.tree(snapshot), lowers, moved)
+        try:
+            tree = self._snapshots.tree(fresh.snapshot)
+            fresh.result = await self._workers.extract(file, tree, lowers, moved)
+        except NeedsLowers:
+            fresh.result = None
+        except BaseException:
+            await finish(self._discard(layer.chain_id))
+            raise
+        fresh.written = True
 
-    async def _discard(self, layer: Layer) -> None:
-        snapshot = self._snapshots.store.get(layer.chain_id)
+    async def _discard(self, key: str) -> None:
+        self._fresh.pop(key, None)
+        snapshot = self._snapshots.store.get(key)
         if snapshot is not None and not snapshot.committed:
-            await self._snapshots.remove(layer.chain_id)
+            await self._snapshots.remove(key)
+
+    async def _release(self, keys: Sequence[str]) -> None:
+        """Forget what was made; discard what no image has committed and no pull claims."""
+        for key in reversed(keys):
+            snapshot = self._snapshots.store.get(key)
+            if key in self._fresh or (snapshot is not None and not snapshot.committed):
+                async with self._claims.removing(key) as unclaimed:
+                    if unclaimed:
+                        await self._discard(key)
 
 
 def _first(group: BaseExceptionGroup[BaseException]) -> BaseException:

@@ -1,7 +1,9 @@
 """Pull: reference → manifest → blobs → snapshots → one commit that makes the image visible.
 
 One pull per reference and credentials runs at a time; callers join it, and the last one's cancel
-stops it. Blobs arrive and layers unpack side by side; what was fetched stays for the next try.
+stops it. Blobs arrive and layers unpack side by side; what was fetched stays for the next try,
+until it is collected (`collect.py`). A pull claims what it counts on, and holds no lock while it
+awaits a registry.
 """
 
 from __future__ import annotations
@@ -20,6 +22,7 @@ from criagent.errors import AgentError, CorruptError, RegistryError, Unsupported
 from criagent.image.auth import RegistryAuth
 from criagent.image.blobs import BlobFiles
 from criagent.image.choose import UNREADABLE, Answer, Found, Search, Wanted
+from criagent.image.claims import Claims, GrowingClaim
 from criagent.image.digest import Digest, parse_digest
 from criagent.image.layers import LayerUnpacker
 from criagent.image.manifest import (
@@ -36,6 +39,8 @@ from criagent.image.reference import Reference
 from criagent.image.registry import Progress, RegistryClient, Resolved, Session
 from criagent.model import Blob, Image, Layer
 from criagent.store.images import ImageStore
+
+_COUNT_S = 10.0  # how often what has arrived is counted for ImageFsInfo
 
 log: structlog.stdlib.BoundLogger = structlog.get_logger(__name__)
 
@@ -70,6 +75,7 @@ class Puller:
         files: BlobFiles,
         images: ImageStore,
         unpacker: LayerUnpacker,
+        claims: Claims,
         fs: Executor,
         parallel_blobs: int,
         progress_timeout_s: float,
@@ -79,6 +85,7 @@ class Puller:
         self._files = files
         self._images = images
         self._unpacker = unpacker
+        self._claims = claims
         self._fs = fs
         self._parallel = parallel_blobs
         self._timeout_s = progress_timeout_s
@@ -86,15 +93,11 @@ class Puller:
         self._flights: dict[_Key, _Flight] = {}
         self._tasks: set[asyncio.Task[Image]] = set()  # also those that are being cancelled
         self.results: Counter[str] = Counter()  # pulls ended: ok, failed, cancelled
-
-    @property
-    def busy(self) -> bool:
-        """Whether any pull is under way."""
-        return bool(self._tasks)
+        self.failure_listeners: list[Callable[[], None]] = []  # called when one is given up
 
     @property
     def running(self) -> int:
-        """How many pulls are under way; callers who join one make none."""
+        """How many pulls are under way, or being stopped; callers who join one make none."""
         return len(self._tasks)
 
     async def pull(self, reference: Reference, auth: RegistryAuth | None) -> Image:
@@ -135,6 +138,9 @@ class Puller:
             self.results["cancelled"] += 1
         else:
             self.results["failed" if task.exception() else "ok"] += 1  # raised by the waiters
+        if task.cancelled() or task.exception():
+            for listener in self.failure_listeners:
+                listener()
 
     async def _watched(self, reference: Reference, auth: RegistryAuth | None) -> Image:
         """The pull, ended when a server has sent nothing for the configured time."""
@@ -148,12 +154,18 @@ class Puller:
                         f"pull of {reference} stalled: no byte for {self._timeout_s:.0f} s "
                         f"({progress.bytes} received before)"
                     )
-                await asyncio.wait({work}, timeout=left)
-            return work.result()
-        finally:
-            if not work.done():
-                work.cancel()
-                await finish(_ended(work))
+                await asyncio.wait({work}, timeout=min(left, _COUNT_S))
+                if not work.done():
+                    await run_in(self._fs, self._files.count)
+            image = work.result()
+            if self._files.parts_usage.files:  # it may have finished what was counted
+                await run_in(self._fs, self._files.count)
+            return image
+        except BaseException:
+            work.cancel()
+            await finish(_ended(work))
+            await run_in(self._fs, self._files.count)
+            raise
 
     async def _pull(
         self, reference: Reference, auth: RegistryAuth | None, progress: Progress
@@ -162,25 +174,28 @@ class Puller:
         wanted = str(reference.digest) if reference.digest else reference.tag or "latest"
         top = await self._client.manifest(session, wanted, progress)
         faults.reach("pull-image:resolved")
-        chosen = await self._choose(session, top, progress)
-        image = _image(chosen, top.digest, reference, self._now_ns())
+        async with self._claims.growing() as claim:
+            chosen = await self._choose(session, top, progress, claim)
+            image = _image(chosen, top.digest, reference, self._now_ns())
+            await claim.add(*(layer.digest for layer in image.layers))
+            rows = self._documents(top, chosen)
+            rows += [
+                Blob(digest=x.digest, size=x.size, media_type=x.media_type) for x in image.layers
+            ]
+            sources = {str(layer.parsed): layer for layer in chosen.document.layers or ()}
 
-        async def fetch(layer: Layer) -> None:
-            blob = descriptors[layer.digest]
-            async with gate:
-                await self._client.fetch_blob(session, blob, progress)
-            faults.reach("pull-image:blob")
-            fetched.append(Blob(digest=layer.digest, size=layer.size, media_type=layer.media_type))
+            async def fetch(layer: Layer) -> None:
+                async with gate:
+                    await self._client.fetch_blob(session, sources[layer.digest], progress)
+                faults.reach("pull-image:blob")
 
-        gate = asyncio.Semaphore(self._parallel)
-        descriptors = {layer.digest: layer for layer in chosen.document.layers or ()}
-        fetched = self._documents(top, chosen)
-        async with self._unpacker.unpacked(chosen.layers, fetch, progress.moved) as snapshots:
-            # A layer that a container kept may have outlived its blob, which an export needs.
-            for layer in await run_in(self._fs, self._without_blob, chosen.layers):
-                await fetch(layer)
-            faults.reach("pull-image:unpacked")
-            image = await self._images.put(image, snapshots, fetched)
+            gate = asyncio.Semaphore(self._parallel)
+            async with self._unpacker.unpacked(image.layers, fetch, progress.moved) as snapshots:
+                # A layer that a container kept may have outlived its blob, which an export needs.
+                for layer in await run_in(self._fs, self._without_blob, image.layers):
+                    await fetch(layer)
+                faults.reach("pull-image:unpacked")
+                image = await self._images.put(image, snapshots, rows)
         faults.reach("pull-image:committed")
         log.info("image_pulled", image=str(reference), id=image.id, received=progress.bytes)
         return image
@@ -188,18 +203,24 @@ class Puller:
     def _without_blob(self, layers: Sequence[Layer]) -> list[Layer]:
         return [layer for layer in layers if not self._files.has(parse_digest(layer.digest))]
 
-    @staticmethod
-    def _documents(top: Resolved, chosen: Chosen) -> list[Blob]:
+    def _documents(self, top: Resolved, chosen: Chosen) -> list[Blob]:
         """Blob rows of the manifests and the configuration."""
         digests = {str(top.digest), str(chosen.digest)}
-        manifests = [Blob(digest=digest, size=0) for digest in sorted(digests)]
+        sizes = self._files.sizes()
+        manifests = [
+            Blob(digest=digest, size=sizes.get(parse_digest(digest), 0))
+            for digest in sorted(digests)
+        ]
         configs = {config.digest: config.size for config in (*chosen.read, chosen.config)}
         return [*manifests, *(Blob(digest=digest, size=configs[digest]) for digest in configs)]
 
-    async def _choose(self, session: Session, top: Resolved, progress: Progress) -> Chosen:
+    async def _choose(
+        self, session: Session, top: Resolved, progress: Progress, claim: GrowingClaim
+    ) -> Chosen:
         read: list[Descriptor] = []
 
         async def answer(wanted: Wanted) -> Answer:
+            await claim.add(str(wanted.descriptor.parsed))
             if wanted.is_manifest:
                 digest = wanted.descriptor.digest
                 inner = await self._client.manifest(session, digest, progress)
@@ -208,6 +229,7 @@ class Puller:
             read.append(wanted.descriptor)
             return Answer(content)
 
+        await claim.add(str(top.digest))
         # Documents of strangers may take long to parse: not on the loop.
         document = await run_in(self._fs, parse_document, top.content, top.media_type)
         found = await self._searched(Search(document, top.digest, host_platform()), answer)
@@ -217,6 +239,7 @@ class Puller:
         config = found.document.config
         if config is None:
             raise CorruptError(f"{session.reference}: the manifest has no configuration")
+        await claim.add(str(config.parsed))
         content = await self._configuration(session, config, progress)
         try:
             configuration = await run_in(self._fs, image_configuration, found.document, content)

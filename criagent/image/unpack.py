@@ -29,6 +29,8 @@ from criagent.errors import (
 )
 from criagent.image.archive.read import Contents, Skipped
 from criagent.image.unpack_protocol import (
+    Count,
+    Counted,
     Done,
     Extract,
     Failed,
@@ -38,6 +40,7 @@ from criagent.image.unpack_protocol import (
     Progress,
     Reason,
     Request,
+    Served,
     Settle,
     Sync,
     decode_answer,
@@ -128,6 +131,13 @@ class UnpackWorkers:
         """Make everything written to the file system of `root` durable (man 2 syncfs)."""
         await self._ask(Sync(root=str(root)), f"the file system of {root}", lambda _: None)
 
+    async def count(self, roots: Sequence[Path]) -> list[tuple[int, int]]:
+        """Names below each root, and bytes of its regular files (`content_count`)."""
+        request = Count(root=str(roots[0]), roots=[str(root) for root in roots])
+        done = await self._ask(request, "counting layers", lambda _: None)
+        assert isinstance(done, Counted)
+        return [(names, size) for names, size in done.counts]
+
     async def close(self) -> None:
         """End the idle workers."""
         if self._retire is not None:
@@ -136,9 +146,7 @@ class UnpackWorkers:
         for worker in workers:
             await worker.kill()
 
-    async def _ask(
-        self, request: Request, subject: str, moved: Callable[[int], None]
-    ) -> Done | Imported:
+    async def _ask(self, request: Request, subject: str, moved: Callable[[int], None]) -> Served:
         async with self._worker() as worker:
             answer = await worker.ask(request, moved)
         if not isinstance(answer, Failed):
@@ -226,7 +234,7 @@ class _Worker:
         """Whether it has not ended, as far as the loop has heard."""
         return self._child.running
 
-    async def ask(self, request: Request, moved: Callable[[int], None]) -> Done | Imported | Failed:
+    async def ask(self, request: Request, moved: Callable[[int], None]) -> Served | Failed:
         line = encode(request)
         if len(line) > _REQUEST_LIMIT:
             raise AgentError(f"a request of {len(line)} bytes to the unpack worker is too large")
@@ -234,7 +242,7 @@ class _Worker:
             os.write(self._requests, line)  # the pipe is empty: the last request was answered
         return await self._read(moved)
 
-    async def _read(self, moved: Callable[[int], None]) -> Done | Imported | Failed:
+    async def _read(self, moved: Callable[[int], None]) -> Served | Failed:
         while True:
             line = await self._answers.line()
             if line is None:

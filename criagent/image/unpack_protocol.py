@@ -1,8 +1,8 @@
 """What the daemon and its unpack workers say to each other: one JSON document a line.
 
-A request is answered by any number of Progress and then by Done, Imported or Failed; a fresh worker
-says Done before its first request. Both ends run the same code, so an unknown message is a bug. The
-worker imports this, so it stands on the standard library alone.
+A request is answered by any number of Progress and then by Done, Imported, Counted or Failed; a
+fresh worker says Done before its first request. Both ends run the same code, so an unknown message
+is a bug. The worker imports this, so it stands on the standard library alone.
 """
 
 from __future__ import annotations
@@ -69,6 +69,14 @@ class Sync:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Count:
+    """Count what is below each of the directories `roots`: `snapshots.content_count`."""
+
+    root: str  # of the snapshots, for errors
+    roots: list[str]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Progress:
     """`size` more bytes of the layer file were read."""
 
@@ -82,6 +90,13 @@ class Done:
     used_bytes: int = 0
     inodes: int = 0
     unsettled: bool = False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Counted:
+    """Count is served: names, and bytes of regular files, of each root."""
+
+    counts: list[tuple[int, int]]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -101,10 +116,11 @@ class Failed:
     error: str = ""
 
 
-Request = Extract | Settle | Import | Sync
-Answer = Progress | Done | Imported | Failed
-_REQUESTS = {kind.__name__: kind for kind in (Extract, Settle, Import, Sync)}
-_ANSWERS = {kind.__name__: kind for kind in (Progress, Done, Imported, Failed)}
+Request = Extract | Settle | Import | Sync | Count
+Served = Done | Imported | Counted
+Answer = Progress | Served | Failed
+_REQUESTS = {kind.__name__: kind for kind in (Extract, Settle, Import, Sync, Count)}
+_ANSWERS = {kind.__name__: kind for kind in (Progress, Done, Imported, Counted, Failed)}
 
 
 def encode(message: Request | Answer) -> bytes:

@@ -23,8 +23,11 @@ from criagent.image.decompress import BadLayerError, LayerStream
 from criagent.image.extract import Extractor, TooLargeError
 from criagent.image.layer_tree import Below
 from criagent.image.settle import settle, write_unsettled
+from criagent.image.snapshots.content_count import content_count
 from criagent.image.unpack_protocol import (
     Answer,
+    Count,
+    Counted,
     Done,
     Extract,
     Failed,
@@ -80,15 +83,7 @@ def main() -> None:
 
 def _served(request: Request) -> Answer:
     try:
-        match request:
-            case Extract():
-                return _extract(request)
-            case Import():
-                return _import(request)
-            case Settle():
-                _settle(request)
-            case Sync():
-                _sync(request)
+        return _serve(request)
     except BadLayerError as exc:
         return Failed(reason=Reason.LAYER, text=str(exc))
     except TooLargeError as exc:
@@ -100,6 +95,20 @@ def _served(request: Request) -> Answer:
     except OSError as exc:
         full = exc.errno in {errno.ENOSPC, errno.EDQUOT}
         return Failed(reason=Reason.FULL if full else Reason.SYSTEM, text=str(exc))
+
+
+def _serve(request: Request) -> Answer:
+    match request:
+        case Extract():
+            return _extract(request)
+        case Import():
+            return _import(request)
+        case Count():
+            return Counted(counts=[content_count(Path(root)) for root in request.roots])
+        case Settle():
+            _settle(request)
+        case Sync():
+            _sync(request)
     return Done()
 
 

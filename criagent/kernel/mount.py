@@ -181,6 +181,7 @@ class MountEntry:
     tags: tuple[str, ...]  # "shared:N", "master:N"
     fstype: str
     source: str
+    super_options: tuple[str, ...] = ()
 
     @property
     def shared(self) -> bool:
@@ -204,7 +205,7 @@ def parse_mountinfo(lines: Iterable[str]) -> Iterator[MountEntry]:
     for line in lines:
         left, _, right = line.rstrip("\n").partition(" - ")
         fields = left.split(" ")
-        fstype, source, *_ = right.split(" ")
+        fstype, source, *rest = right.split(" ")
         yield MountEntry(
             mount_id=int(fields[0]),
             device=fields[2],
@@ -214,6 +215,7 @@ def parse_mountinfo(lines: Iterable[str]) -> Iterator[MountEntry]:
             tags=tuple(fields[6:]),
             fstype=fstype,
             source=_unescape(source),
+            super_options=tuple(_unescape(option) for option in rest[0].split(",")) if rest else (),
         )
 
 

@@ -3,7 +3,8 @@
 Assumptions: every kernel object of ours is named by an id that has a row, unless its row is gone;
 a row of another boot has no living object; containers and their monitors went on without us.
 Each object is handled alone, under a time limit, and one that cannot be handled is marked and
-skipped, never fatal. What no row owns is swept last. Until all of that is done, calls are refused.
+skipped, never fatal. What runs without a row is ended first, what no row owns is swept last. Until
+all of that is done, calls are refused.
 """
 
 from __future__ import annotations
@@ -30,6 +31,7 @@ from criagent.runtime.pod_namespaces import PodNamespaces
 from criagent.runtime.sandbox_holder import SandboxHolder
 from criagent.runtime.sandbox_teardown import SandboxTeardown
 from criagent.runtime.scopes import forget_orphans
+from criagent.runtime.unknown_containers import UnknownContainers
 from criagent.store.containers import ContainerStore
 from criagent.store.sandboxes import SandboxStore
 
@@ -60,8 +62,15 @@ class Recovery:
     fs: Executor
 
     async def run(self) -> None:
-        """Reconcile everything; afterwards each row tells the truth."""
+        """Reconcile everything; afterwards each row tells the truth.
+
+        Raises AgentError when a container without a row cannot be ended: its files must stay.
+        """
         self._raise_clock()
+        unknown = UnknownContainers(
+            has_row=self._has_row, networks=self.networks, paths=self.paths, fs=self.fs
+        )
+        await unknown.end()
         unfinished_boxes = [box for box in self.sandboxes.all() if not box.visible]
         await self._each("container", self.containers.all(), self._container)
         await self._each("sandbox", unfinished_boxes, self._undo_sandbox)
@@ -69,6 +78,7 @@ class Recovery:
         live = [box for box in self.sandboxes.all() if not box.released_at_ns]
         await self.networks.reconcile(live)
         await self._orphan_layers()
+        await self.snapshots.sweep()
         await run_in(self.fs, self._sweep)
         await forget_orphans(self._has_row)
         log.info(

@@ -22,13 +22,9 @@ class BlobStore:
         """Every blob."""
         return list(self._rows.values())
 
-    def get(self, digest: str) -> Blob | None:
-        """The blob of this digest."""
-        return self._rows.get(digest)
-
-    async def put(self, blob: Blob) -> None:
-        """Record a blob whose file is complete and durable."""
-        await self._db.write(lambda connection: insert_blob(connection, blob), then=self.remember)
+    def has(self, digest: str) -> bool:
+        """Whether the blob has a row."""
+        return digest in self._rows
 
     async def delete(self, digest: str) -> None:
         """Forget a blob before its file is removed."""

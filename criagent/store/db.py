@@ -15,13 +15,14 @@ import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from importlib import resources
 from pathlib import Path
 from typing import Any, TypeVar
 
 from criagent.aio import finish
 from criagent.errors import AgentError, CorruptError, ExhaustedError, UnavailableError
 from criagent.kernel.priority import raise_new_thread
+from criagent.store import migrations, set_aside
+from criagent.store.codec import RowCodec
 
 T = TypeVar("T")
 
@@ -61,8 +62,9 @@ class Database:
     def open(cls, path: Path) -> Database:
         """Open or create the database at `path` and migrate it to this version's schema.
 
-        Raises CorruptError for a damaged, foreign or newer file, and UnavailableError when it
-        cannot be written; the file is left as it was.
+        One of an older schema is copied beforehand (`migrations`). Raises CorruptError for a
+        damaged, foreign or newer file, and UnavailableError when it cannot be written or copied;
+        the file is left as it was.
         """
         if not path.exists():
             with _writable(path):
@@ -75,18 +77,30 @@ class Database:
             connection.close()
             raise CorruptError(
                 f'state database "{path}" cannot be read ({exc}); restore it from a backup, or '
-                "move it away and remove all pods and images of this node"
+                "move it away: at its start the agent then ends every container of its own that "
+                "still runs, and the kubelet makes the pods anew"
             ) from exc
         except CorruptError:
             connection.close()
             raise
-        with _writable(path):
-            _migrate(connection)
+        try:
+            with _writable(path):
+                migrations.migrate(connection, path)
+        except BaseException:
+            connection.close()
+            raise
         return cls(connection, path)
 
     def read(self, query: str, *values: object) -> list[Any]:
         """Rows of `query`; for loading the caches before the first write."""
         return self._connection.execute(query, values).fetchall()
+
+    def load(self, table: str, codec: RowCodec[T]) -> list[T]:
+        """Every row of a table of bodies that can be decoded; before the first write.
+
+        The others are set aside (`set_aside`), with an error in the log for each.
+        """
+        return set_aside.load(self._connection, table, codec)
 
     async def write(
         self,
@@ -268,7 +282,7 @@ def _configure(connection: sqlite3.Connection) -> None:
 def _writable(path: Path) -> Iterator[None]:
     try:
         yield
-    except sqlite3.OperationalError as exc:
+    except (sqlite3.OperationalError, OSError) as exc:
         raise UnavailableError(
             f'state database "{path}" cannot be written ({exc}); make room on its disk, or choose '
             "another storage.root"
@@ -280,15 +294,11 @@ def _create(path: Path) -> None:
     temporary.unlink(missing_ok=True)
     connection = sqlite3.connect(temporary, isolation_level=None)
     connection.execute(f"PRAGMA application_id = {_APPLICATION_ID}")
-    _migrate(connection)
+    migrations.migrate(connection, path)
     connection.close()
     temporary.chmod(0o600)
     temporary.rename(path)
-    directory = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        os.fsync(directory)
-    finally:
-        os.close(directory)
+    migrations.sync_directory(path.parent)
 
 
 def _check(connection: sqlite3.Connection, path: Path) -> None:
@@ -300,21 +310,11 @@ def _check(connection: sqlite3.Connection, path: Path) -> None:
         raise CorruptError(
             f'state database "{path}" is damaged: {verdict}; restore it from a backup'
         )
-    (version,) = connection.execute("PRAGMA user_version").fetchone()
-    if version > len(_migrations()):
+    version = migrations.schema_version(connection)
+    if version > migrations.latest():
+        copy = migrations.copy_name(path, migrations.latest())
         raise CorruptError(
             f'state database "{path}" has schema version {version}, newer than this criagent knows '
-            f"({len(_migrations())}); start the newer criagent again"
+            f'({migrations.latest()}); start the newer criagent again, or put "{copy}", if it is '
+            "there, in its place: pods that were made since then are ended"
         )
-
-
-def _migrate(connection: sqlite3.Connection) -> None:
-    (version,) = connection.execute("PRAGMA user_version").fetchone()
-    for number, script in enumerate(_migrations()[version:], version + 1):
-        connection.executescript(f"BEGIN; {script} PRAGMA user_version = {number}; COMMIT;")
-
-
-def _migrations() -> list[str]:
-    folder = resources.files("criagent.store") / "schema"
-    names = sorted(entry.name for entry in folder.iterdir() if entry.name.endswith(".sql"))
-    return [(folder / name).read_text() for name in names]

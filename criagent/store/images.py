@@ -7,15 +7,15 @@ import re
 import sqlite3
 from collections.abc import Callable, Sequence
 
-import msgspec
-
 from criagent.errors import NotFoundError
 from criagent.model import Blob, Image, Snapshot
 from criagent.store.blobs import BlobStore, insert_blob
+from criagent.store.codec import RowCodec
 from criagent.store.db import Database
 from criagent.store.listeners import notify
 from criagent.store.snapshots import SnapshotStore, update_snapshot
 
+_CODEC = RowCodec(Image)
 _ID_PREFIX = re.compile(r"[0-9a-f]{3,64}")  # as short as crictl prints and people type
 
 
@@ -29,7 +29,7 @@ class ImageStore:
         self._rows: dict[str, Image] = {}
         self._names: dict[str, str] = {}
         self.listeners: list[Callable[[str, Image | None], None]] = []
-        for image in _load_all(db.read("SELECT body FROM images")):
+        for image in db.load("images", _CODEC):
             self._remember(image)
 
     def all(self) -> list[Image]:
@@ -109,7 +109,7 @@ class ImageStore:
             ]
             for row in changed:
                 connection.execute(
-                    "UPDATE images SET body = ? WHERE id = ?", (msgspec.json.encode(row), row.id)
+                    "UPDATE images SET body = ? WHERE id = ?", (_CODEC.encode(row), row.id)
                 )
             return changed
 
@@ -157,13 +157,13 @@ def _add(connection: sqlite3.Connection, image: Image) -> list[Image]:
     for row in changed:
         connection.execute(
             "INSERT OR REPLACE INTO images (id, body) VALUES (?, ?)",
-            (row.id, msgspec.json.encode(row)),
+            (row.id, _CODEC.encode(row)),
         )
     return changed
 
 
 def _load_all(rows: Sequence[tuple[bytes]]) -> list[Image]:
-    return [msgspec.json.decode(body, type=Image) for (body,) in rows]
+    return [_CODEC.decode(body) for (body,) in rows]
 
 
 def _merged(image: Image, rows: Sequence[Image]) -> Image:

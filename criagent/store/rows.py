@@ -6,10 +6,9 @@ import sqlite3
 from collections.abc import Callable
 from typing import Generic, Protocol, TypeVar
 
-import msgspec
-
 from criagent.errors import AlreadyExistsError, InvalidRequestError, NotFoundError
 from criagent.model import ID_PATTERN
+from criagent.store.codec import RowCodec
 from criagent.store.db import Database
 from criagent.store.listeners import notify
 
@@ -40,8 +39,9 @@ class RowStore(Generic[R]):
         self._ids_by_key: dict[str, str] = {}
         self._rows: dict[str, R] = {}
         self.listeners: list[Callable[[str, R | None], None]] = []
-        for (body,) in db.read(f"SELECT body FROM {self.table}"):  # noqa: S608 - a class constant
-            self._remember(msgspec.json.decode(body, type=kind))
+        self._codec = RowCodec(kind)
+        for row in db.load(self.table, self._codec):
+            self._remember(row)
 
     def all(self) -> list[R]:
         """Every object, in no order."""
@@ -74,7 +74,7 @@ class RowStore(Generic[R]):
 
     async def insert(self, row: R) -> None:
         """Add a new object. Raises AlreadyExistsError when its key is taken."""
-        body = msgspec.json.encode(row)
+        body = self._codec.encode(row)
 
         def change(connection: sqlite3.Connection) -> None:
             self._insert(connection, row, body)
@@ -86,7 +86,7 @@ class RowStore(Generic[R]):
 
     async def update(self, row: R) -> None:
         """Replace the object of the same id. Raises NotFoundError when it is gone."""
-        body = msgspec.json.encode(row)
+        body = self._codec.encode(row)
 
         def change(connection: sqlite3.Connection) -> None:
             done = connection.execute(

@@ -5,11 +5,12 @@ from __future__ import annotations
 import dataclasses
 import sqlite3
 
-import msgspec
-
 from criagent.errors import AlreadyExistsError
 from criagent.model import Snapshot
+from criagent.store.codec import RowCodec
 from criagent.store.db import Database
+
+_CODEC = RowCodec(Snapshot)
 
 
 class SnapshotStore:
@@ -18,8 +19,8 @@ class SnapshotStore:
     def __init__(self, db: Database) -> None:
         self._db = db
         self._rows: dict[str, Snapshot] = {}
-        for (body,) in db.read("SELECT body FROM snapshots"):
-            self.remember(msgspec.json.decode(body, type=Snapshot))
+        for snapshot in db.load("snapshots", _CODEC):
+            self.remember(snapshot)
 
     def all(self) -> list[Snapshot]:
         """Every snapshot."""
@@ -48,15 +49,21 @@ class SnapshotStore:
         except sqlite3.IntegrityError as exc:
             raise AlreadyExistsError(f"snapshot {key!r} exists") from exc
 
-    async def update(self, snapshot: Snapshot) -> None:
-        """Replace the row of the same number."""
-        await self._db.write(lambda c: update_snapshot(c, snapshot), then=self.remember)
+    async def rename(self, key: str, new: str) -> None:
+        """Give the snapshot another key, so that its own is free; it keeps its directory."""
+        snapshot = dataclasses.replace(self._rows[key], key=new)
 
-    async def commit(self, snapshot: Snapshot) -> Snapshot:
-        """Mark a layer complete; its directory is synced before."""
-        done = dataclasses.replace(snapshot, committed=True)
-        await self.update(done)
-        return done
+        def change(connection: sqlite3.Connection) -> None:
+            connection.execute(
+                "UPDATE snapshots SET key = ?, body = ? WHERE number = ?",
+                (new, _CODEC.encode(snapshot), snapshot.number),
+            )
+
+        def then(_: None) -> None:
+            del self._rows[key]
+            self.remember(snapshot)
+
+        await self._db.write(change, then=then, frees=True)
 
     async def delete(self, key: str) -> None:
         """Forget the snapshot; nothing happens when it is gone."""
@@ -78,6 +85,6 @@ def update_snapshot(connection: sqlite3.Connection, snapshot: Snapshot) -> Snaps
     """Write the row within somebody's transaction."""
     connection.execute(
         "UPDATE snapshots SET body = ? WHERE number = ?",
-        (msgspec.json.encode(snapshot), snapshot.number),
+        (_CODEC.encode(snapshot), snapshot.number),
     )
     return snapshot

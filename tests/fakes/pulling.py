@@ -6,7 +6,8 @@ import asyncio
 import contextlib
 import hashlib
 import json
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+import threading
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ from aiohttp import web
 
 from criagent.image.auth import RegistryAuth
 from criagent.image.blobs import BlobFiles
+from criagent.image.claims import Claims
 from criagent.image.hosts import HostsDirectory
 from criagent.image.manifest import OCI_MANIFEST
 from criagent.image.proxy import ProxySettings
@@ -134,6 +136,47 @@ class Registry:
         return sum(path.endswith(digest(content)) for path in self.asked)
 
 
+class TarPit:
+    """A hook that never ends the answer for these blobs; `reached` says that one was asked for."""
+
+    def __init__(self, *contents: bytes, sends: bytes = b"") -> None:
+        self._ends = tuple(digest(content) for content in contents)
+        self._sends = sends
+        self.reached = asyncio.Event()
+
+    async def __call__(self, request: web.BaseRequest) -> web.StreamResponse | None:
+        if not request.path.endswith(self._ends):
+            return None
+        response = web.StreamResponse(headers={"Content-Length": "320"})
+        await response.prepare(request)
+        await response.write(self._sends)
+        self.reached.set()
+        await asyncio.Event().wait()
+        return response
+
+
+@contextlib.contextmanager
+def served() -> Iterator[Registry]:
+    """A registry in a thread of its own, for tests that are not asynchronous."""
+    loop = asyncio.new_event_loop()
+    thread = threading.Thread(target=loop.run_forever)
+    thread.start()
+
+    async def started() -> Registry:
+        one = Registry()
+        await one.start()
+        return one
+
+    one = asyncio.run_coroutine_threadsafe(started(), loop).result(10)
+    try:
+        yield one
+    finally:
+        asyncio.run_coroutine_threadsafe(one.stop(), loop).result(10)
+        loop.call_soon_threadsafe(loop.stop)
+        thread.join()
+        loop.close()
+
+
 class Unpacker:
     """Takes layers without writing them; knows what it was given."""
 
@@ -187,6 +230,7 @@ class Node:
             files=self.files,
             images=self.images,
             unpacker=self.unpacker,  # type: ignore[arg-type]
+            claims=Claims(),
             fs=self._threads,
             parallel_blobs=3,
             progress_timeout_s=timeout_s,

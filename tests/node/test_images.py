@@ -257,9 +257,10 @@ def test_strays_are_found_and_pruned(cri: Cri) -> None:
     stray.write_bytes(content)
     part = stray.with_name("0" * 64 + ".part")
     part.write_bytes(content)
+    freed = len(content) + part.stat().st_blocks * 512
     assert "belongs to no image" in command("fsck").stdout.decode()
     answer = json.loads(succeed("prune", "--output", "json"))
-    assert (answer["blobs"], answer["freed_bytes"]) == (1, 10_000)
+    assert (answer["blobs"], answer["freed_bytes"]) == (1, freed)
     assert not stray.exists()
     assert not part.exists()
     assert {DEBIAN, BUSYBOX} <= listed(cri).keys()

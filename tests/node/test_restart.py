@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
+import json
 import os
 import shutil
 import signal
+import sqlite3
 import subprocess
 from collections.abc import Callable
 from pathlib import Path
@@ -13,7 +16,7 @@ import agent
 import grpc
 import pytest
 from conftest import Pods
-from cri_client import Cri, api, container
+from cri_client import BUSYBOX, DEBIAN, Cri, api, container
 from node_state import monitor_pid
 from waiting import until
 
@@ -221,3 +224,107 @@ def init_pid(cri: Cri, row: str) -> int:
     request = api.ContainerStatusRequest(container_id=row, verbose=True)
     text = cri.runtime.ContainerStatus(request).info["info"]
     return int(text.partition('"pid": ')[2].partition(",")[0])
+
+
+def without_database(cri: Cri) -> Cri:
+    """The agent anew, its database moved away as its own message says."""
+    cri.close()
+    agent.stop()
+    for path in Path("/var/lib/criagent").glob("state.db*"):
+        path.unlink()
+    return agent.start()
+
+
+def shared_images(cri: Cri) -> None:
+    for name in (BUSYBOX, DEBIAN):
+        cri.pull(name)
+
+
+@pytest.mark.parametrize("handler", ["", "runc"])
+def test_what_runs_without_the_database_is_ended(pods: Pods, handler: str) -> None:
+    """A second copy of the pod must never run beside the first."""
+    config = pods.config(
+        port_mappings=[api.PortMapping(container_port=80, host_port=8089)],
+    )
+    config.linux.security_context.namespace_options.pid = api.POD  # a holder runs too
+    box = pods.cri.run(config, handler=handler)
+    wanted = container("main", ["sh", "-c", "trap '' TERM; while :; do sleep 1; done"])
+    wanted.linux.security_context.namespace_options.pid = api.POD
+    wanted.mounts.add(container_path="/volume", readonly=True).image.image = DEBIAN
+    row = pods.cri.create(box, wanted, config)
+    pods.cri.start(row)
+    created = pods.cri.create(box, container("made", ["sleep", "1000"]), config)
+    monitors = [monitor_pid(row), monitor_pid(created)]
+    inits = [init_pid(pods.cri, row), init_pid(pods.cri, created)]
+    cgroups = [p for one in (row, created, box) for p in Path("/sys/fs/cgroup").rglob(f"*{one}*")]
+    assert len(cgroups) >= 3
+    pods.cri = without_database(pods.cri)
+    for pid in (*monitors, *inits):
+        assert not Path(f"/proc/{pid}").exists() or zombie(pid)
+    assert (pods.cri.pods(), pods.cri.containers(), pods.cri.images()) == ([], [], [])
+    assert [path for path in cgroups if path.exists()] == []
+    assert [p for p in Path("/run/criagent").rglob("*") if {row, created, box} & set(p.parts)] == []
+    assert box not in Path("/proc/self/mountinfo").read_text()
+    ended = [
+        line for line in agent.LOG.read_text().splitlines() if "unknown_container_ended" in line
+    ]
+    assert {json.loads(line)["id"] for line in ended} >= {row, created, box}
+    shared_images(pods.cri)
+    again = pods.cri.run(config, handler=handler)  # address, host port and name are free
+    pods.cri.remove_pod(again)
+
+
+def test_only_what_has_no_row_is_ended(pods: Pods) -> None:
+    gone, stays = pods.running(), pods.running()
+    pids = init_pid(pods.cri, gone), init_pid(pods.cri, stays)
+    agent.stop()
+    connection = sqlite3.connect("/var/lib/criagent/state.db")
+    connection.execute("UPDATE containers SET body = ? WHERE id = ?", (b"{}", gone))
+    connection.commit()
+    connection.close()
+    pods.cri = agent.start()
+    assert [Path(f"/proc/{pid}").exists() for pid in pids] == [False, True]
+    assert [row.id for row in pods.cri.containers()] == [stays]
+    assert pods.cri.exec(stays, "echo", "alive").stdout == b"alive\n"
+    assert "row_set_aside" in agent.LOG.read_text()
+
+
+def test_another_root_does_not_end_the_containers_of_the_first(pods: Pods) -> None:
+    """A changed storage.root is no lost database."""
+    row = pods.running()
+    pid = init_pid(pods.cri, row)
+    agent.stop()
+    with contextlib.suppress(AssertionError):  # it listens before it has found them, or it does not
+        agent.start('[storage]\nroot = "/var/lib/criagent-other"\n').close()
+    assert agent.died()
+    assert Path(f"/proc/{pid}").exists()
+    refusal = agent.LOG.read_text().splitlines()[-1]
+    assert row in refusal
+    assert "storage.root" in refusal
+    pods.cri = agent.start()
+    assert pods.cri.exec(row, "echo", "alive").stdout == b"alive\n"
+    shutil.rmtree("/var/lib/criagent-other")
+
+
+def test_an_agent_of_another_runtime_is_left_alone(pods: Pods, tmp_path: Path) -> None:
+    """Its cgroups have names of the same form."""
+    other = Path("/sys/fs/cgroup/other") / ("a" * 64)
+    other.mkdir(parents=True)
+    child = subprocess.Popen(["sleep", "1000"])
+    try:
+        (other / "cgroup.procs").write_text(str(child.pid))
+        pods.cri = without_database(pods.cri)
+        assert child.poll() is None
+    finally:
+        child.kill()
+        child.wait()
+        other.rmdir()
+        other.parent.rmdir()
+    shared_images(pods.cri)
+
+
+def zombie(pid: int) -> bool:
+    try:
+        return " Z " in Path(f"/proc/{pid}/stat").read_text()
+    except OSError:
+        return True

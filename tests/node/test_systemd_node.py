@@ -190,3 +190,30 @@ def test_without_dbus_crun_says_so_and_runc_goes_on(node: SystemdNode) -> None:
     for left in cri.pods():
         cri.remove_pod(left.id)
     cri.close()
+
+
+def test_what_runs_without_the_database_is_ended_with_its_scopes(node: SystemdNode) -> None:
+    """The steps that an operator takes with a database that cannot be read."""
+    cri = node.client()
+    ids, pids = [], []
+    for handler in ("", "runc"):
+        box, row = started(cri, f"lost-{handler}", handler)
+        ids += [box, row]
+        pids.append(node.pid(cri, row))
+    addresses = node.run("sh", "-c", "ls /var/lib/cni/networks/*/10.89.*", check=False).split()
+    assert len(addresses) == 2
+    node.run("systemctl", "stop", "criagent")
+    node.run("sh", "-c", "mkdir /root/away && mv /var/lib/criagent/state.db* /root/away")
+    node.run("systemctl", "start", "criagent")
+    for pid in pids:
+        assert node.run("cat", f"/proc/{pid}/comm", check=False) == ""
+    monitors = node.run("cat", f"/sys/fs/cgroup{MONITORS}/cgroup.procs", check=False)
+    assert monitors.split() == []
+    units = ("systemctl", "list-units", "--no-legend")  # scopes and mounts
+    until(lambda: [one for one in ids if one in node.run(*units)] == [], "the end of its units")
+    assert node.run("systemctl", "list-units", "--failed", "--no-legend") == ""
+    log = node.run("journalctl", "-u", "criagent", "-p", "err", "--no-pager")
+    assert all(row in log for row in ids[1::2])
+    assert node.run("sh", "-c", "ls /var/lib/cni/networks/*/10.89.*", check=False) == ""
+    assert (cri.pods(), cri.containers(), cri.images()) == ([], [], [])
+    cri.close()

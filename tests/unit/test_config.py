@@ -95,6 +95,8 @@ def test_all_problems_of_all_files_are_listed(tmp_path: Path) -> None:
         ("limits.shutdown_s = inf", "limits.shutdown_s"),
         ("limits.grpc_message_bytes = true", "limits.grpc_message_bytes"),
         ("registry.max_parallel_blobs = 0", "registry.max_parallel_blobs"),
+        ("registry.retry_retention_s = 86400", "registry.retry_retention_s"),
+        ("registry.retry_retention_s = -1", "registry.retry_retention_s"),
         ("registry.unpack_workers = 0", "registry.unpack_workers"),
         ("registry.range_bytes = 1.5", "registry.range_bytes"),
         ("runtime.nofile_soft = 600000", "runtime.nofile_soft"),

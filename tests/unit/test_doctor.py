@@ -132,6 +132,7 @@ def test_cgroups(
         ({}, "inodes", "ok", "not limited"),
         ({"total_inodes": 10**6, "free_inodes": 40_000}, "inodes", "warning", "5%"),
         ({"total_inodes": 10**6, "free_inodes": 10}, "inodes", "error", "mkfs.ext4 -N"),
+        ({"set_aside_rows": 2}, "state database", "warning", "2 rows"),
         ({"run_fstype": "ext4"}, "storage.run_dir", "warning", "outlives a reboot"),
     ],
 )

@@ -68,7 +68,7 @@ async def test_an_image_arrives_whole(registry: Registry, node: Node) -> None:
         assert node.files.path(parse_digest(digest(content))).read_bytes() == content
     assert {row.digest for row in node.rows.all()} == {str(d) for d, _ in node.files.all()}
     assert node.images.find(name(registry)) == image
-    assert not node.puller.busy
+    assert not node.puller.running
 
 
 async def test_a_second_pull_asks_for_no_blob_again(registry: Registry, node: Node) -> None:
@@ -183,20 +183,18 @@ async def test_the_last_waiter_stops_the_pull(registry: Registry, node: Node) ->
     tasks = await waiters(node, registry, 3)
     await gate.reached.wait()
     for task in tasks:
-        assert node.puller.busy
+        assert node.puller.running
         task.cancel()
         await asyncio.wait({task})
     await node.puller.close()  # returns when it has stopped
-    assert not node.puller.busy
+    assert not node.puller.running
     assert node.images.all() == []
     gate.opened.set()
     assert (await node.pull(name(registry))).id == image_id
 
 
-async def test_a_cancelled_pull_is_busy_until_it_has_stopped(
-    registry: Registry, node: Node
-) -> None:
-    """What collects blobs relies on it."""
+async def test_a_cancelled_pull_runs_until_it_has_stopped(registry: Registry, node: Node) -> None:
+    """Shutdown waits for it."""
     registry.image(SMALL)
     stopping, stop = asyncio.Event(), asyncio.Event()
 
@@ -216,10 +214,10 @@ async def test_a_cancelled_pull_is_busy_until_it_has_stopped(
     task.cancel()
     await asyncio.wait({task})
     await stopping.wait()
-    assert node.puller.busy
+    assert node.puller.running
     stop.set()
     await node.puller.close()
-    assert not node.puller.busy
+    assert not node.puller.running
 
 
 async def test_a_failure_reaches_every_waiter_and_the_next_pull_works(
@@ -408,7 +406,7 @@ async def test_close_stops_everything(registry: Registry, node: Node) -> None:
     tasks = await waiters(node, registry, 2)
     await gate.reached.wait()
     await node.puller.close()
-    assert not node.puller.busy
+    assert not node.puller.running
     done = await asyncio.gather(*tasks, return_exceptions=True)
     assert all(isinstance(error, asyncio.CancelledError) for error in done)
     gate.opened.set()

@@ -45,7 +45,8 @@ def archived_images(taken: Mapping[str, Sequence[str]], files: BlobFiles) -> lis
 
 
 def _archived(digest: str, names: Sequence[str], files: BlobFiles) -> ArchivedImage:
-    document = parse_document(files.read(parse_digest(digest), MAX_DOCUMENT), "")
+    manifest = files.read(parse_digest(digest), MAX_DOCUMENT)
+    document = parse_document(manifest, "")
     if document.config is None:
         raise CorruptError(f"manifest {digest} has no configuration")
     config = document.config.parsed
@@ -65,7 +66,7 @@ def _archived(digest: str, names: Sequence[str], files: BlobFiles) -> ArchivedIm
         created=configuration.created,
     )
     blobs = [
-        Blob(digest=digest, size=0, media_type=OCI_MANIFEST),
+        Blob(digest=digest, size=len(manifest), media_type=OCI_MANIFEST),
         Blob(digest=str(config), size=len(content), media_type=_CONFIG),
         *(Blob(digest=x.digest, size=x.size, media_type=x.media_type) for x in layers),
     ]

@@ -15,7 +15,6 @@ from typing import TypeVar
 
 import structlog
 
-from criagent.aio import KeyedLocks, run_in
 from criagent.errors import (
     AgentError,
     CorruptError,
@@ -39,6 +38,7 @@ from criagent.image.registry.retry import Budget, Clock, retried
 from criagent.image.registry.session import Session
 from criagent.image.registry.transport import Answer, Request, Transport
 from criagent.image.registry.urls import origin, redacted
+from criagent.image.shared_downloads import SharedDownloads, Turn
 
 T = TypeVar("T")
 
@@ -81,11 +81,9 @@ class RegistryClient:
     ) -> None:
         self._hosts = hosts
         self._docker_config = docker_config
-        self._files = files
-        self._fs = fs
         self._transport = Transport(proxies, clock or Clock())
         self._downloader = Downloader(files, fs, range_bytes=range_bytes)
-        self._wanted = KeyedLocks()
+        self._shared = SharedDownloads(files, fs)
 
     async def close(self) -> None:
         """Close all connections."""
@@ -135,28 +133,29 @@ class RegistryClient:
         of its descriptor. Raises what `manifest` raises, ExhaustedError.
         """
 
-        async def ask(repository: HostRepository) -> None:
-            await self._from_host(repository, blob, progress)
+        async def download(turn: Turn) -> None:
+            async def ask(repository: HostRepository) -> None:
+                await self._from_host(repository, blob, progress, turn)
+
+            await self._first(session, {"pull"}, progress, ask)
 
         try:
-            # One fetch of a registry's blob at a time; another registry's is not waited for.
-            async with self._wanted.hold(f"{session.reference.registry} {blob.digest}"):
-                if not await run_in(self._fs, self._files.has, blob.parsed):
-                    await self._first(session, {"pull"}, progress, ask)
+            await self._shared.fetch(blob.parsed, session.reference.registry, download)
         except NotFoundError as exc:
             if not blob.urls and not any(mark in blob.media_type for mark in _FOREIGN):
                 raise
             await self._foreign(blob, progress, exc)
 
     async def _from_host(
-        self, repository: HostRepository, blob: Descriptor, progress: Progress
+        self, repository: HostRepository, blob: Descriptor, progress: Progress, turn: Turn
     ) -> None:
         await self._downloader.download(
             blob,
             Source(
                 where=repository.url,
+                part=turn.part,
                 get=lambda headers: repository.get(f"blobs/{blob.digest}", headers),
-                moved=progress.moved,
+                moved=turn.counting(progress.moved),
                 budget=repository.budget,
                 patient=repository.patient,
             ),
@@ -229,16 +228,18 @@ class RegistryClient:
                         raise (await answer.refusal(Speaker.STRANGER, now)).error()
                     yield answer
 
-        source = Source(
-            where=redacted(url),
-            get=get,
-            moved=progress.moved,
-            budget=lambda: Budget(self._transport.clock),
-            patient=True,
-        )
-        async with self._wanted.hold(f"{url} {blob.digest}"):
-            if not await run_in(self._fs, self._files.has, blob.parsed):
-                await self._downloader.download(blob, source)
+        async def download(turn: Turn) -> None:
+            source = Source(
+                where=redacted(url),
+                part=turn.part,
+                get=get,
+                moved=turn.counting(progress.moved),
+                budget=lambda: Budget(self._transport.clock),
+                patient=True,
+            )
+            await self._downloader.download(blob, source)
+
+        await self._shared.fetch(blob.parsed, url, download)
 
 
 def _checked(content: bytes, wanted: str, where: str) -> Digest:

@@ -12,13 +12,12 @@ from __future__ import annotations
 import asyncio
 import os
 import re
-from collections.abc import AsyncIterator, Callable, Iterator, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping
 from concurrent.futures import Executor
 from contextlib import (
     AbstractAsyncContextManager,
     AsyncExitStack,
     asynccontextmanager,
-    contextmanager,
 )
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,7 +26,7 @@ import structlog
 
 from criagent.aio import run_in
 from criagent.errors import CorruptError, ExhaustedError, RegistryError
-from criagent.image.blobs import BlobFiles, disk_full, removed_on_error
+from criagent.image.blobs import BlobFiles, disk_full
 from criagent.image.manifest import Descriptor
 from criagent.image.registry.coding import Undo
 from criagent.image.registry.retry import Budget
@@ -54,12 +53,13 @@ class _TooMuchError(CorruptError):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Source:
-    """One server's copy of a blob: `get` asks with more headers.
+    """One server's copy of a blob, which is to grow in `part`: `get` asks with more headers.
 
     `patient` says that there is no other server, so that transient failures are waited out.
     """
 
     where: str
+    part: Path
     get: Get
     moved: Callable[[int], None]
     budget: Callable[[], Budget]
@@ -76,11 +76,15 @@ class _Span:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Download:
-    """A blob, where it comes from, and the file that it grows in."""
+    """A blob and where it comes from."""
 
     blob: Descriptor
     source: Source
-    part: Path
+
+    @property
+    def part(self) -> Path:
+        """The file that it grows in."""
+        return self.source.part
 
     @property
     def record(self) -> Path:
@@ -100,7 +104,6 @@ class Downloader:
         self._files = files
         self._fs = fs
         self._range = range_bytes
-        self._growing: set[str] = set()  # blobs whose part has a writer
 
     async def download(self, blob: Descriptor, source: Source) -> None:
         """The blob, verified and durable.
@@ -108,37 +111,22 @@ class Downloader:
         Raises NotFoundError, RegistryError, CorruptError, and ExhaustedError before anything is
         written when the blob is larger than the free disk.
         """
-        with self._part(blob) as part:
-            task = _Download(blob=blob, source=source, part=part)
-            await run_in(self._fs, _check_room, task)
-            resumed = _size(part) > 0
+        task = _Download(blob=blob, source=source)
+        await run_in(self._fs, _check_room, task)
+        resumed = _size(task.part) > 0
+        try:
+            await self._attempt(task)
+        except CorruptError:
+            await run_in(self._fs, task.forget)
+            if not resumed:
+                raise
+            # What another server or an earlier crash left may be what is wrong.
+            log.info("blob_restarted", digest=blob.digest, host=source.where)
             try:
                 await self._attempt(task)
             except CorruptError:
                 await run_in(self._fs, task.forget)
-                if not resumed:
-                    raise
-                # What another server or an earlier crash left may be what is wrong.
-                log.info("blob_restarted", digest=blob.digest, host=source.where)
-                try:
-                    await self._attempt(task)
-                except CorruptError:
-                    await run_in(self._fs, task.forget)
-                    raise
-
-    @contextmanager
-    def _part(self, blob: Descriptor) -> Iterator[Path]:
-        """The blob's part, or one of its own for a second writer, from another registry."""
-        if blob.digest in self._growing:
-            part = self._files.own_part(blob.parsed)
-            with removed_on_error(part), removed_on_error(part.with_suffix(".ranges")):
-                yield part
-            return
-        self._growing.add(blob.digest)
-        try:
-            yield self._files.part(blob.parsed)
-        finally:
-            self._growing.discard(blob.digest)
+                raise
 
     async def _attempt(self, task: _Download) -> None:
         """Go on from what is there, verify and finish."""

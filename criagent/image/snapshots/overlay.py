@@ -26,6 +26,8 @@ from criagent.kernel.trees import remove_tree
 from criagent.model import Image, Snapshot
 from criagent.store.snapshots import SnapshotStore
 
+_DAMAGED = "damaged:"
+
 log: structlog.stdlib.BoundLogger = structlog.get_logger(__name__)
 
 
@@ -236,6 +238,16 @@ class OverlaySnapshots:
                 log.warning("orphan_swept", path=str(entry))
                 self._trash(int(entry.name))
         self._empty_trash()
+
+
+def damaged_key(snapshot: Snapshot) -> str:
+    """The key of a layer that was replaced as damaged, for as long as containers use it."""
+    return f"{_DAMAGED}{snapshot.number}:{snapshot.key}"
+
+
+def damaged_origin(key: str) -> str:
+    """The chain ID that such a layer had; "" for any other key."""
+    return key.removeprefix(_DAMAGED).partition(":")[2] if key.startswith(_DAMAGED) else ""
 
 
 def _give(bundle: Path, upper: Path, ids: MappedIds) -> None:

@@ -1,0 +1,241 @@
+"""Collection of what no image needs: layers, blobs, unfinished downloads.
+
+A blob or layer stays for as long as an image names it, a container uses it or a pull claims it.
+What a failed pull has fetched stays for the next try until `retention_s` is over, an image is
+removed, the disk is full or the agent starts. No step waits for a registry: pulls go on meanwhile.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import dataclasses
+from collections.abc import Callable, Iterable
+from concurrent.futures import Executor
+from dataclasses import dataclass
+
+import structlog
+
+from criagent import faults
+from criagent.aio import FAILURES, run_in
+from criagent.image.blobs import BlobFiles
+from criagent.image.claims import Claims
+from criagent.image.digest import Digest, parse_digest
+from criagent.image.layers import LayerUnpacker
+from criagent.image.snapshots.overlay import OverlaySnapshots, damaged_key, damaged_origin
+from criagent.model import Image, Snapshot
+from criagent.store.blobs import BlobStore
+from criagent.store.containers import ContainerStore
+from criagent.store.images import ImageStore
+
+_SWEEP_S = 600.0
+_SWEEP_LEAST_S = 60.0
+
+log: structlog.stdlib.BoundLogger = structlog.get_logger(__name__)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Pruned:
+    """What a collection freed."""
+
+    freed_bytes: int = 0
+    blobs: int = 0
+    snapshots: int = 0
+
+    def __add__(self, other: Pruned) -> Pruned:
+        return Pruned(
+            freed_bytes=self.freed_bytes + other.freed_bytes,
+            blobs=self.blobs + other.blobs,
+            snapshots=self.snapshots + other.snapshots,
+        )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Collector:
+    """Collects for one image store; one collection at a time."""
+
+    images: ImageStore
+    blobs: BlobStore
+    containers: ContainerStore
+    files: BlobFiles
+    snapshots: OverlaySnapshots
+    unpacker: LayerUnpacker
+    claims: Claims  # of pulls and imports, on blobs
+    fs: Executor
+    now_ns: Callable[[], int]
+    retention_s: float
+    one_at_a_time: asyncio.Lock = dataclasses.field(default_factory=asyncio.Lock)
+
+    async def collect(self, *, retained_s: float = 0.0) -> Pruned:
+        """Drop what no image, container, pull or import needs.
+
+        Of what failed pulls have fetched only what is older than `retained_s`.
+        """
+        async with self.one_at_a_time:
+            freed = await self._layers()
+            faults.reach("remove-image:layers")
+            freed += await self._blobs(retained_s)
+            freed += await self._parts(retained_s)
+            faults.reach("remove-image:blobs")
+            await run_in(self.fs, self.files.count)
+        return freed
+
+    async def run(self) -> None:
+        """Collect what has become too old, for ever."""
+        while True:
+            await asyncio.sleep(min(_SWEEP_S, max(self.retention_s, _SWEEP_LEAST_S)))
+            try:
+                freed = await self.collect(retained_s=self.retention_s)
+                if freed != Pruned():
+                    log.info("image_content_collected", **dataclasses.asdict(freed))
+                self.snapshots.empty_soon()
+            except Exception as failure:  # the next one may succeed
+                FAILURES["background"] += 1
+                log.exception("collection_failed", error=repr(failure))
+
+    def unowned(self) -> tuple[int, int]:
+        """Bytes and files of blobs and downloads that no row names; from memory."""
+        owned = {blob.digest for blob in self.blobs.all()}
+        sizes = [size for digest, size in self.files.sizes().items() if str(digest) not in owned]
+        parts = self.files.parts_usage
+        return sum(sizes) + parts.used_bytes, len(sizes) + parts.files
+
+    def needed_blobs(self) -> set[str]:
+        """Digests that images name."""
+        return {digest for image in self.images.all() for digest in blobs_of(image)}
+
+    async def drop_layer(self, key: str) -> bool:
+        """Drop a damaged layer, so that the next pull unpacks it anew; False = a pull counts on it.
+
+        Containers that use it keep what is left of it until they are gone.
+        """
+        async with self.unpacker.removing(key) as free:
+            snapshot = self.snapshots.store.get(key)
+            if free and snapshot is not None:
+                if key in self._layers_of_containers():
+                    await self.snapshots.store.rename(key, damaged_key(snapshot))
+                else:
+                    await self.snapshots.remove(key)
+            return free
+
+    async def drop_blob(self, digest: Digest) -> bool:
+        """Drop a blob with its row, whoever needs it; False = a pull counts on it."""
+        async with self.claims.removing(str(digest)) as free:
+            if free:
+                await self._forget_blob(digest)
+            return free
+
+    def users(self, key: str) -> list[str]:
+        """Ids of the containers that have the layer in their root or in a volume."""
+        chains, found = _Chains(self.snapshots.store.all()), set()
+        for snapshot in self.snapshots.store.all():
+            if not snapshot.committed and key in chains.below([snapshot.parent]):
+                found.add(snapshot.key)
+        for row in self.containers.all():
+            if key in chains.below(volume.top for volume in row.image_volumes):
+                found.add(row.id)
+        return sorted(found)
+
+    async def _layers(self) -> Pruned:
+        freed = count = 0
+        for snapshot in self._unused_layers():
+            async with self.unpacker.removing(snapshot.key) as free:
+                if free and snapshot in self._unused_layers():
+                    await self.snapshots.remove(snapshot.key)
+                    freed, count = freed + snapshot.used_bytes, count + 1
+        return Pruned(freed_bytes=freed, snapshots=count)
+
+    async def _blobs(self, retained_s: float) -> Pruned:
+        freed = count = 0
+        needed, sizes = self.needed_blobs(), await run_in(self.fs, self.files.count)
+        owned = {parse_digest(blob.digest): blob.size for blob in self.blobs.all()}
+        strays = [digest for digest in sizes if digest not in owned and str(digest) not in needed]
+        old = await run_in(self.fs, self.files.unused_for, strays, self._now_s(), retained_s)
+        for digest in [*(d for d in owned if str(d) not in needed), *old]:
+            async with self.claims.removing(str(digest)) as free:
+                if free and str(digest) not in self.needed_blobs():
+                    await self._forget_blob(digest)
+                    freed += sizes.get(digest, owned.get(digest, 0))
+                    count += 1
+        return Pruned(freed_bytes=freed, blobs=count)
+
+    async def _forget_blob(self, digest: Digest) -> None:
+        if self.blobs.has(str(digest)):
+            await self.blobs.delete(str(digest))
+            faults.reach("remove-image:blob-row")
+        await run_in(self.fs, self.files.remove, digest)
+
+    async def _parts(self, retained_s: float) -> Pruned:
+        freed = 0
+        old = await run_in(self.fs, self.files.old_parts, self._now_s(), retained_s)
+        for digest, part in old:
+            async with self.claims.removing(str(digest)) as free:
+                if free:
+                    freed += await run_in(self.fs, self.files.drop_part, part)
+        return Pruned(freed_bytes=freed)
+
+    def _now_s(self) -> float:
+        return self.now_ns() / 1e9
+
+    def _layers_of_containers(self) -> set[str]:
+        snapshots = self.snapshots.store.all()
+        tops = [s.parent for s in snapshots if not s.committed]
+        tops += [v.top for row in self.containers.all() for v in row.image_volumes]
+        return _Chains(snapshots).below(tops)
+
+    def _unused_layers(self) -> list[Snapshot]:
+        """Committed layers to drop, the topmost first."""
+        needed = self._layers_of_containers()
+        needed |= {layer.chain_id for image in self.images.all() for layer in image.layers}
+        unused = [
+            s
+            for s in self.snapshots.store.all()
+            if s.committed and s.key not in needed and not self._damaged_in_use(s)
+        ]
+        return sorted(unused, key=lambda s: s.number, reverse=True)
+
+    def _damaged_in_use(self, damaged: Snapshot) -> bool:
+        """Whether a container was made of this layer before it was unpacked anew."""
+        origin = damaged_origin(damaged.key)
+        if not origin:
+            return False
+        anew = self.snapshots.store.get(origin)
+        chains = _Chains(self.snapshots.store.all())
+        for snapshot in self.snapshots.store.all():
+            if snapshot.committed or (anew is not None and snapshot.number > anew.number):
+                continue
+            row = self.containers.get(snapshot.key)
+            volumes = [] if row is None else [volume.top for volume in row.image_volumes]
+            if origin in chains.below([snapshot.parent, *volumes]):
+                return True
+        return False
+
+
+def blobs_of(image: Image) -> set[str]:
+    """Digests of the blobs that the image names."""
+    return {
+        image.id,
+        image.manifest_digest,
+        *(layer.digest for layer in image.layers),
+        *(name.partition("@")[2] for name in image.repo_digests),
+    }
+
+
+class _Chains:
+    """Which layers lie below which."""
+
+    def __init__(self, snapshots: Iterable[Snapshot]) -> None:
+        self._parents: dict[str, str] = {}
+        for snapshot in snapshots:
+            # Below a layer that was dropped as damaged lies what lay there before.
+            key = damaged_origin(snapshot.key) or snapshot.key
+            self._parents[key] = snapshot.parent
+
+    def below(self, tops: Iterable[str]) -> set[str]:
+        """Keys of these layers and of all below them."""
+        found: set[str] = set()
+        for top in tops:
+            key = top
+            while key and key not in found:
+                found.add(key)
+                key = self._parents.get(key, "")
+        return found

@@ -1,0 +1,191 @@
+"""Containers and pods that run without a row: ended before anything of them is swept away.
+
+They are left when state.db was moved away, lost or put back from a copy, and when their rows could
+not be read. No call can name them, and the kubelet starts their pods anew, so they must not go on
+beside. Assumptions: monitor, cgroup, runtime state and directories are named by the id alone; an id
+is ours when one of our directories or monitors has it. No other process is touched.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import signal
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import Executor
+from pathlib import Path
+
+import structlog
+
+from criagent.aio import run_in
+from criagent.errors import AgentError, UnavailableError
+from criagent.kernel import cgroupfs, mount, process
+from criagent.model import ID_PATTERN, ProcessRef, Sandbox, SandboxId, SandboxMetadata, SandboxSpec
+from criagent.net.pod_network import Networks
+from criagent.runtime.cgroups import SCOPE_PREFIX
+from criagent.runtime.monitor import running_monitors
+from criagent.runtime.paths import RuntimePaths
+
+_END_LIMIT_S = 10.0
+_POLL_S = 0.02  # a cgroup that empties cannot be awaited by a descriptor
+
+log: structlog.stdlib.BoundLogger = structlog.get_logger(__name__)
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class _Unknown:
+    """What runs, or ran, under an id without a row."""
+
+    id: str
+    monitor: ProcessRef | None
+    processes: tuple[ProcessRef, ...]  # children of the monitor
+    cgroups: tuple[str, ...]
+
+    @property
+    def living(self) -> bool:
+        """Whether a process of it is left."""
+        return (
+            process.alive(self.monitor)
+            or any(process.alive(one) for one in self.processes)
+            or any(cgroupfs.populated(cgroup) for cgroup in self.cgroups)
+        )
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class UnknownContainers:
+    """Ends them; runs once, before recovery sweeps."""
+
+    has_row: Callable[[str], bool]
+    networks: Networks
+    paths: RuntimePaths
+    fs: Executor
+
+    async def end(self) -> None:
+        """Return when no container of ours runs without a row, and nothing but files is left.
+
+        Raises UnavailableError, and ends nothing, when one has its files below another
+        storage.root: then that key was changed, not the database lost. AgentError when one does not
+        die.
+        """
+        found = await run_in(self.fs, self._find)
+        if not found:
+            return
+        await run_in(self.fs, self._check_root, found)
+        for one in [one for one in found if one.living]:  # before any of them takes others along
+            log.error(
+                "unknown_container_ended",
+                id=one.id,
+                monitor=one.monitor.pid if one.monitor else 0,
+                cgroups=one.cgroups,
+                reason="state.db has no row of it",
+            )
+        for one in found:
+            await run_in(self.fs, _kill, one)
+        await run_in(self.fs, _await_end, found)
+        for one in found:
+            await self._detach(one.id)
+            await run_in(self.fs, self._forget, one)
+
+    def _find(self) -> list[_Unknown]:
+        monitors = running_monitors(self.paths.exits)
+        ids = {name for name in (*monitors, *self._names()) if ID_PATTERN.fullmatch(name)}
+        unknown = sorted(object_id for object_id in ids if not self.has_row(object_id))
+        cgroups = _cgroups_of(unknown) if unknown else {}
+        return [
+            _Unknown(
+                id=one,
+                monitor=monitors.get(one),
+                processes=_children(monitors.get(one)),
+                cgroups=tuple(cgroups.get(one, ())),
+            )
+            for one in unknown
+        ]
+
+    def _names(self) -> Iterator[str]:
+        """Names that directories of ours have, ids among them."""
+        run = self.paths.run_dir
+        for pattern in ("containers/*", "sandboxes/*", "runtime/*/*", "exits/*"):
+            for path in run.glob(pattern):
+                yield path.name
+
+    def _check_root(self, found: list[_Unknown]) -> None:
+        bases = {str(self.paths.rootfs(one.id)): one for one in found}
+        ours = f"{self.paths.root}/"
+        for entry in mount.mountinfo():
+            one = bases.get(entry.target)
+            if one is None or not one.living or entry.fstype != "overlay":
+                continue
+            for option in entry.super_options:
+                upper = option.removeprefix("upperdir=")
+                if upper != option and not upper.startswith(ours):
+                    raise UnavailableError(
+                        f"container {one.id} runs with its files in {upper}, which is not below "
+                        f"storage.root ({self.paths.root}); set storage.root back, or end the "
+                        "containers before it is changed"
+                    )
+
+    async def _detach(self, sandbox_id: str) -> None:
+        """Let CNI plugins take back what they gave; the built-in network sweeps by itself."""
+        if self.networks.default.backend != "cni" or not self.paths.sandbox(sandbox_id).exists():
+            return
+        box = Sandbox(
+            id=SandboxId(sandbox_id),
+            spec=SandboxSpec(metadata=SandboxMetadata(name="", uid="", namespace="")),
+            created_at_ns=0,
+            boot_id="",
+            network_backend=self.networks.default.backend,
+        )
+        try:
+            netns = self.paths.netns(sandbox_id)
+            await self.networks.for_row(box).detach(box, netns if netns.exists() else None)
+        except AgentError as exc:
+            log.warning("unknown_sandbox_not_detached", sandbox_id=sandbox_id, error=str(exc))
+
+    def _forget(self, one: _Unknown) -> None:
+        for cgroup in one.cgroups:
+            cgroupfs.remove(cgroup)
+        self.paths.forget_state(one.id)
+        self.paths.exit_file(one.id).unlink(missing_ok=True)
+
+
+def _kill(one: _Unknown) -> None:
+    """The monitor first: a runtime that is still creating dies with it."""
+    for ref in (one.monitor, *one.processes):
+        if ref is not None:
+            process.send_signal(ref, signal.SIGKILL)
+    for cgroup in one.cgroups:
+        cgroupfs.kill(cgroup)
+
+
+def _await_end(found: list[_Unknown]) -> None:
+    limit = time.monotonic() + _END_LIMIT_S
+    while left := [one.id for one in found if one.living]:
+        if time.monotonic() >= limit:
+            raise AgentError(
+                f"{len(left)} containers without a row do not die within {_END_LIMIT_S:.0f} s: "
+                f"{', '.join(left[:5])}; see their processes in /proc/PID/stack, or reboot"
+            )
+        time.sleep(_POLL_S)
+
+
+def _children(monitor: ProcessRef | None) -> tuple[ProcessRef, ...]:
+    if monitor is None:
+        return ()
+    try:
+        pids = Path(f"/proc/{monitor.pid}/task/{monitor.pid}/children").read_text().split()
+    except OSError:  # it has ended, or the kernel has no such file
+        return ()
+    return tuple(ref for pid in pids if (ref := process.process_ref(int(pid))) is not None)
+
+
+def _cgroups_of(ids: list[str]) -> dict[str, list[str]]:
+    """Cgroups that bear these ids' names under either driver, by id."""
+    names = {name: one for one in ids for name in (one, f"{SCOPE_PREFIX}-{one}.scope")}
+    found: dict[str, list[str]] = {}
+    for directory, below, _ in os.walk(cgroupfs.ROOT):
+        for name in [name for name in below if name in names]:
+            path = Path(directory, name).relative_to(cgroupfs.ROOT)
+            found.setdefault(names[name], []).append(f"/{path}")
+            below.remove(name)  # what is in it goes with it
+    return found

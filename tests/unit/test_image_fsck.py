@@ -1,0 +1,112 @@
+"""What fsck sees of unpacked layers, and what a repair does to those who use them."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import pytest
+
+from tests.fakes.image_node import ImageNode, findings, keep, pulling
+from tests.fakes.pulling import Registry, TarPit, name
+
+BASE, APP, OTHER, PIT = (b"%b layer " % kind * 40 for kind in (b"base", b"app", b"other", b"pit"))
+
+
+@pytest.fixture
+async def registry() -> AsyncIterator[Registry]:
+    one = Registry()
+    await one.start()
+    yield one
+    await one.stop()
+
+
+@pytest.fixture
+async def node(tmp_path: Path) -> AsyncIterator[ImageNode]:
+    one = ImageNode(tmp_path)
+    await one.start()
+    yield one
+    await one.close()
+
+
+def lose(tree: Path) -> None:
+    (tree / "content").unlink()
+
+
+def gain(tree: Path) -> None:
+    (tree / "more").touch()
+
+
+def cut(tree: Path) -> None:
+    (tree / "content").write_bytes(b"x")
+
+
+def vanish(tree: Path) -> None:
+    lose(tree)
+    tree.rmdir()
+
+
+@pytest.mark.parametrize("damage", [lose, gain, cut, vanish])
+async def test_fsck_sees_a_damaged_layer_and_a_pull_makes_it_anew(
+    registry: Registry, node: ImageNode, damage: object
+) -> None:
+    registry.image(BASE, APP)
+    image = await node.pull(name(registry))
+    row = node.snapshots.store.get(image.layers[0].chain_id)
+    assert row is not None
+    damage(node.snapshots.tree(row))  # type: ignore[operator]
+    (layer, *_) = await findings(node)
+    assert f"snapshot {row.number}" in layer
+    assert all(f.repaired for f in await node.images.fsck(repair=True))
+    assert await findings(node) == []
+    assert node.images.all() == []
+    await node.pull(name(registry))
+    assert await findings(node) == []
+
+
+async def test_a_damaged_layer_stays_for_the_container_that_uses_it(
+    registry: Registry, node: ImageNode
+) -> None:
+    registry.image(BASE, OTHER, APP)
+    image = await node.pull(name(registry))
+    below, damaged, top = (layer.chain_id for layer in image.layers)
+    container = await keep(node, top)
+    row = node.snapshots.store.get(damaged)
+    assert row is not None
+    cut(node.snapshots.tree(row))
+    text = " ".join(await findings(node))
+    assert "recreate the containers that use it: " + "c" * 13 in text
+    await node.images.fsck(repair=True)
+    assert node.snapshots.tree(row).exists()  # what the container has mounted
+    assert below in node.layers()
+    await node.pull(name(registry))
+    assert await findings(node) == []
+    new = node.snapshots.store.get(damaged)
+    assert new is not None
+    assert new.number != row.number
+    await node.images.prune()
+    assert node.snapshots.tree(row).exists()
+    await node.snapshots.remove(container.id)
+    await node.containers.delete(container.id)
+    await node.images.prune()
+    assert not node.snapshots.tree(row).exists()
+    assert node.snapshots.tree(new).exists()
+    assert await findings(node) == []
+
+
+async def test_a_repair_leaves_alone_what_a_pull_counts_on(
+    registry: Registry, node: ImageNode
+) -> None:
+    registry.image(BASE, APP, tags=("1",))
+    image = await node.pull(name(registry))
+    registry.image(BASE, PIT, tags=("2",))
+    registry.hook = pit = TarPit(PIT)
+    row = node.snapshots.store.get(image.layers[0].chain_id)
+    assert row is not None
+    async with pulling(node, name(registry, "a/b:2"), pit):
+        cut(node.snapshots.tree(row))
+        found = [f for f in await node.images.fsck(repair=True) if f.key == row.key]
+        assert [f.repaired for f in found] == [False]
+        assert "a pull counts on it" in found[0].problem
+    await node.images.fsck(repair=True)
+    assert await findings(node) == []
