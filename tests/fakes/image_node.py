@@ -81,10 +81,10 @@ class PlainWorkers:
         if layer.diff_id in self.lowers and not lowers:
             raise NeedsLowers(layer.diff_id)
         moved(len(content))
-        return Unpacked(used_bytes=4096, inodes=1, implied=())
+        return Unpacked(used_bytes=4096, inodes=1, unsettled=False)
 
-    async def adopt(self, root: Path, lowers: Sequence[Path], implied: Sequence[str]) -> None:
-        """Nothing is implied."""
+    async def settle(self, root: Path, lowers: Sequence[Path]) -> None:
+        """Nothing is unsettled."""
 
     async def sync(self, root: Path) -> None:
         """Nothing outlives the test."""
