@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import hashlib
 import io
 import os
@@ -15,6 +16,7 @@ from criagent.image.extract import Extracted, Extractor
 from criagent.image.layer_tree import Below
 
 TOP = Path(tempfile.mkdtemp(prefix="criagent-fuzz-"))
+atexit.register(shutil.rmtree, TOP, ignore_errors=True)
 Facts = dict[str, tuple[object, ...]]
 
 
