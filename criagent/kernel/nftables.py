@@ -7,6 +7,8 @@ from ctypes import c_bool, c_char_p, c_int, c_void_p
 
 from criagent.errors import AgentError, UnsupportedError
 
+_MAX_TEXT = 500  # nft repeats the commands, which may be many
+
 
 class Nftables:
     """A libnftables context, bound to the network namespace in which it was made; one thread.
@@ -38,13 +40,15 @@ class Nftables:
     def run(self, commands: str) -> str:
         """Apply `commands` whole or not at all; returns what they print.
 
-        Raises AgentError with nft's own words.
+        Raises AgentError with nft's own errors, without the commands that they are about.
         """
         status = self._library.nft_run_cmd_from_buffer(self._context, commands.encode())
         output = (self._library.nft_ctx_get_output_buffer(self._context) or b"").decode()
         errors = (self._library.nft_ctx_get_error_buffer(self._context) or b"").decode()
         if status:
-            raise AgentError(f"nftables refused a change: {errors.strip()}")
+            lines = [line for line in errors.splitlines() if line.startswith("Error")]
+            text = "; ".join(dict.fromkeys(lines)) or errors.strip()
+            raise AgentError(f"nftables refused a change: {text[:_MAX_TEXT]}")
         return output
 
     def close(self) -> None:

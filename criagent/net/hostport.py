@@ -92,9 +92,20 @@ def _host_ip(text: str) -> tuple[str, int]:
 
 
 def check_conflicts(
-    box_id: str, wanted: Iterable[Forward], taken: dict[str, list[Forward]]
+    box_id: str, wanted: Sequence[Forward], taken: dict[str, list[Forward]]
 ) -> None:
-    """Raise AlreadyExistsError when another sandbox has one of the host ports."""
+    """Raise AlreadyExistsError when another sandbox has one of the host ports.
+
+    Raises InvalidRequestError when `wanted` leads one of them to two ports.
+    """
+    targets: dict[tuple[str, str], Forward] = {}
+    for forward in wanted:
+        known = targets.setdefault(_key(forward), forward)
+        if known.port != forward.port:
+            raise InvalidRequestError(
+                f"host port {forward.host_port}/{forward.protocol.name} is mapped to the container "
+                f"ports {known.port} and {forward.port}; map it to one"
+            )
     owners = {
         (f.version, f.protocol, f.host_port, ip): owner
         for owner, held in taken.items()

@@ -10,6 +10,7 @@ from contextlib import contextmanager
 from ipaddress import ip_address
 from pathlib import Path
 
+import grpc
 import pytest
 from conftest import Pods
 from cri_client import api
@@ -192,6 +193,17 @@ def test_an_address_of_the_node_leads_to_the_pod(
             if not ip_address(address).is_loopback:
                 done = pods.cri.exec(row, "wget", "-qO-", "-T", "3", url(address))
                 assert done.stdout == b"page\n", address
+
+
+def test_a_port_that_leads_to_two_is_refused_and_leaves_nothing(pods: Pods) -> None:
+    def wants(config: api.PodSandboxConfig) -> None:
+        for port in (80, 81):
+            config.port_mappings.add(host_port=7600, container_port=port)
+
+    with pytest.raises(grpc.RpcError, match="7600/TCP is mapped to the container ports") as caught:
+        pods.sandbox(wants)
+    assert caught.value.code() is grpc.StatusCode.INVALID_ARGUMENT
+    assert pods.cri.pods() == []
 
 
 def url(address: str) -> str:

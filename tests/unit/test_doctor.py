@@ -188,6 +188,15 @@ def test_programs(facts: dict[str, Any], name: str, level: str, part: str) -> No
     [
         ({}, Config(), "nftables", "ok", "works"),
         ({"nftables_problem": "no"}, Config(), "nftables", "error", "libnftables1"),
+        ({}, Config(), "anti-spoofing", "ok", "can keep"),
+        ({"antispoof_problem": "no"}, Config(), "anti-spoofing", "warning", "NF_TABLES_BRIDGE"),
+        (
+            {"antispoof_problem": "no"},
+            Config(network=Network(anti_spoofing=False)),
+            "anti-spoofing",
+            "ok",
+            "off",
+        ),
         ({}, Config(), "forwarding", "ok", "on"),
         ({"forward6": "0"}, Config(), "forwarding", "ok", "off for IPv6"),
         ({"forward6": ""}, Config(), "forwarding", "error", "no IPv6"),

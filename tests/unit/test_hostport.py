@@ -110,6 +110,16 @@ def test_a_taken_host_port_is_refused(mine: Forward, other: Forward, clash: bool
     hostport.check_conflicts("other", [mine], taken)  # its own is no conflict
 
 
+def test_one_host_port_leads_to_one_port() -> None:
+    twice = hostport.forwards(box(port(), port()), BOTH)
+    hostport.check_conflicts("mine", twice, {})  # the same mapping again says nothing new
+    apart = hostport.forwards(box(port(), port(protocol=Protocol.UDP, container_port=81)), BOTH)
+    hostport.check_conflicts("mine", apart, {})
+    both = hostport.forwards(box(port(), port(container_port=81)), BOTH)
+    with pytest.raises(InvalidRequestError, match=r"8080/TCP is mapped .* ports 80 and 81"):
+        hostport.check_conflicts("mine", both, {})
+
+
 def test_only_ports_that_nobody_else_has_are_taken_away() -> None:
     taken = {"other": [forward(address="10.88.0.9")]}
     gone = [forward(), forward(8081)]
