@@ -44,7 +44,7 @@ from criagent.image.gojson import MalformedError
 from criagent.image.layers import LayerUnpacker
 from criagent.image.manifest import MAX_DOCUMENT
 from criagent.image.pull import Puller
-from criagent.image.reference import parse_reference
+from criagent.image.reference import is_image_id, parse_reference
 from criagent.image.snapshots.overlay import OverlaySnapshots
 from criagent.image.unpack import UnpackWorkers
 from criagent.model import Image, Layer, Snapshot
@@ -104,6 +104,8 @@ class Images:
         if text.startswith("sha256:"):
             parse_digest(text)
             return None
+        if is_image_id(text):
+            return None  # of no image here
         reference = parse_reference(text).with_default_tag()
         if reference.digest is not None:
             return self.store.find(f"{reference.name}@{reference.digest}")

@@ -60,11 +60,16 @@ class Reference:
         return f"{self.name}{tag}{digest}"
 
 
+def is_image_id(text: str) -> bool:
+    """Whether `text` can only be an image's id without its algorithm, never a name."""
+    return _IMAGE_ID.fullmatch(text) is not None
+
+
 def parse_reference(text: str) -> Reference:
     """The reference `text`; raises InvalidRequestError that says which part is wrong."""
     if not text or len(text) > _MAX_TEXT:
         raise _invalid(text, "it is empty" if not text else f"it is longer than {_MAX_TEXT}")
-    if _IMAGE_ID.fullmatch(text):
+    if is_image_id(text):
         raise _invalid(text, "64 hexadecimal digits are an image's id, not a name")
     first, slash, rest = text.partition("/")
     if not slash or not _is_host(first):

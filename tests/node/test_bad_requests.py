@@ -203,10 +203,10 @@ def test_unknown_ids_are_not_found_or_fine_as_the_kubelet_wants(cri: Cri) -> Non
         cri.remove(name)
         cri.stop_pod(name)
         cri.remove_pod(name)
-    answer = cri.image.ImageStatus(
-        api.ImageStatusRequest(image=api.ImageSpec(image="sha256:" + "0" * 64))
-    )
-    assert not answer.HasField("image")
+    for name in ("sha256:" + "0" * 64, "0" * 64, "no/such:image"):
+        answer = cri.image.ImageStatus(api.ImageStatusRequest(image=api.ImageSpec(image=name)))
+        assert not answer.HasField("image")
+        cri.remove_image(name)
 
 
 def test_names_are_joined_returned_or_taken(pods: Pods) -> None:
