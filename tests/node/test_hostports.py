@@ -23,7 +23,7 @@ from criagent.kernel.namespaces import in_netns
 pytestmark = pytest.mark.root
 NODE = Path("/proc/self/ns/net")
 PROTOCOLS = {"TCP": 6, "UDP": 17, "SCTP": 132}
-SERVE = "while :; do echo {} | nc -l -p {}; done"
+SERVE = "mkdir /www; echo {} > /www/index.html; exec httpd -f -p {} -h /www"
 
 
 def netns(box: str) -> Path:
@@ -140,26 +140,20 @@ def test_a_service_is_not_taken_whoever_comes_first(
     client = pods.running()
     served = {pods.cri.pod_status(box).network.ip: box for box, _ in (attacker, backend)}
     for address in served:
-        until(lambda address=address: answer(address, 53), f"an answer of {address}")
+        until(lambda address=address: page(address, 53), f"an answer of {address}")
     with service(priority, pods.cri.pod_status(backend[0]).network.ip):
         if ours_last:
             rules = subprocess.check_output(["nft", "list", "table", "inet", "criagent"])
             subprocess.run(["nft", "delete table inet criagent"], check=True)
             listing = ["nft", "list", "table", "inet", "criagent"]
             until(lambda: same_output(listing, rules), "the agent's table")
-        assert answer("10.96.0.10", 53) == "right\n"
-        script = "echo | nc -w 3 10.96.0.10 53"
-        assert pods.cri.exec(client, "sh", "-c", script).stdout == b"right\n"
+        assert page("10.96.0.10", 53) == "right\n"
+        done = pods.cri.exec(client, "wget", "-qO-", "-T", "5", "http://10.96.0.10:53/")
+        assert done.stdout == b"right\n"
 
 
 def same_output(command: list[str], expected: bytes) -> bool:
     return subprocess.run(command, capture_output=True, check=False).stdout == expected
-
-
-def answer(address: str, port: int) -> str:
-    command = ["busybox", "nc", "-w", "3", address, str(port)]
-    done = subprocess.run(command, input="\n", capture_output=True, text=True, check=False)
-    return done.stdout
 
 
 @pytest.mark.parametrize(
@@ -183,8 +177,7 @@ def test_an_address_of_the_node_leads_to_the_pod(
         config.port_mappings.add(host_port=7500, container_port=80, host_ip=host_ip)
 
     made = pods.sandbox(wants)
-    script = "mkdir /www; echo page > /www/index.html; exec httpd -f -h /www"
-    rows = [pods.running("sh", "-c", script, box=made), pods.running()]
+    rows = [pods.running("sh", "-c", SERVE.format("page", 80), box=made), pods.running()]
     until(lambda: page(reached[0]) == "page\n", "the page")
     assert [address for address in reached if page(address) != "page\n"] == []
     assert [address for address in unreached if page(address)] == []
@@ -206,10 +199,10 @@ def test_a_port_that_leads_to_two_is_refused_and_leaves_nothing(pods: Pods) -> N
     assert pods.cri.pods() == []
 
 
-def url(address: str) -> str:
-    return f"http://[{address}]:7500/" if ":" in address else f"http://{address}:7500/"
+def url(address: str, port: int = 7500) -> str:
+    return f"http://[{address}]:{port}/" if ":" in address else f"http://{address}:{port}/"
 
 
-def page(address: str) -> str:
-    command = ["curl", "-s", "--max-time", "3", url(address)]
+def page(address: str, port: int = 7500) -> str:
+    command = ["curl", "-s", "--max-time", "5", url(address, port)]
     return subprocess.run(command, capture_output=True, text=True, check=False).stdout
