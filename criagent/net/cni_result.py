@@ -46,15 +46,15 @@ def converted(result: Json, version: str) -> Json:
                 changed["ips"] = [
                     _without_none(address=o.get("ip"), gateway=o.get("gateway")) for o in old
                 ]
-                routes = [route for one in old for route in one.get("routes") or ()]
-                changed["routes"] = routes or changed.get("routes") or []
+                routes = [route for one in old for route in _list(one.get("routes"))]
+                changed["routes"] = routes or _list(changed.get("routes"))
         ips = changed.get("ips")
         if isinstance(ips, list):
             changed["ips"] = [_entry(one, version) for one in ips]
     elif isinstance(changed.get("ips"), list):
         ips = changed.pop("ips")
         changed.pop("interfaces", None)
-        routes = changed.pop("routes", None) or []
+        routes = _list(changed.pop("routes", None))
         for one in reversed(ips):
             if family := _family(one):
                 mine = [route for route in routes if _family(route, "dst") == family]
@@ -79,6 +79,10 @@ def _family(entry: Any, key: str = "address") -> str:
         return str(ip_interface(text).version) if isinstance(text, str) else ""
     except ValueError:
         return ""
+
+
+def _list(value: Any) -> list[Any]:
+    return value if isinstance(value, list) else []
 
 
 def _without_none(**fields: Any) -> Json:

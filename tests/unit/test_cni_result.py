@@ -100,7 +100,18 @@ def test_a_result_of_its_own_version_stays_what_it_is() -> None:
 
 
 @pytest.mark.parametrize(
-    "broken", [{"ips": 7}, {"ips": [None, 7, {}]}, {"ip4": []}, {"ips": [], "routes": 7}, {}]
+    "broken",
+    [
+        {},
+        {"ips": 7},
+        {"ips": [None, 7, {}]},
+        {"ip4": []},
+        {"ips": [], "routes": 7},
+        {"ips": [{"address": "10.1.0.2/16"}], "routes": 7},
+        {"ips": [{"address": "10.1.0.2/16"}], "routes": [7, {"dst": 7}]},
+        {"ip4": {"ip": "10.1.0.2/16", "routes": 7}},
+        {"ip4": {"ip": 7, "gateway": [], "routes": {"dst": "::/0"}}},
+    ],
 )
 @pytest.mark.parametrize("version", ["0.2.0", "0.4.0", "1.0.0"])
 def test_what_is_malformed_is_left_to_those_who_read_it(
