@@ -10,6 +10,7 @@ from frame import mutate_bytes
 
 from criagent.streaming import websocket
 from criagent.streaming.channel_codec import ChannelCodec, ChannelError
+from criagent.streaming.pace import Pace, Turn
 
 PROTOCOLS = ["v5.channel.k8s.io", "v4.channel.k8s.io", "v4.base64.channel.k8s.io"]
 HEAD = (
@@ -25,6 +26,7 @@ class MemoryWire:
 
     def __init__(self, pieces: list[bytes]) -> None:
         self.gone = asyncio.Event()
+        self.turn = Turn(Pace())
         self.pieces = pieces
         self.written = 0
 
