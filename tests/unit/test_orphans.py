@@ -53,7 +53,7 @@ SCRIPTS = {
         await reaped(pid)
     """,
     "an orphan that lives on is a child and reaped later": """
-        pid = await orphan("sleep 100000")
+        pid = await orphan("exec sleep 100000")
         os.kill(pid, signal.SIGKILL)
         await reaped(pid)
     """,
@@ -75,7 +75,7 @@ SCRIPTS = {
     """,
     "a signal is told as for any child": """
         expected = ExpectedOrphan()
-        pid = await orphan("sleep 100000")
+        pid = await orphan("exec sleep 100000")
         child = expected.adopt(pid)
         async with killed_on_exit(child):
             pass
