@@ -280,7 +280,7 @@ def test_a_full_network_says_so_and_recovers(pods: Pods) -> None:
         ("a" * 2000, INVALID, "longer"),
         ("lower/Case", INVALID, "reference"),
         ("name:", INVALID, "tag"),
-        ("name@sha256:../../x", INVALID, "digest"),
+        ("name@sha256:../../x", INVALID, "registry"),
         ("name@md5:" + "0" * 32, INVALID, "digest"),
         ("name@sha256:" + "A" * 64, INVALID, "digest"),
         ("sha256:" + "0" * 64, INVALID, "not a reference"),
