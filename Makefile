@@ -40,7 +40,7 @@ fuzz: $(PY)  ## random inputs for FUZZ_SECONDS=10 each; FUZZ="NAME…" SEED= INP
 	tests/node/enter python3 tests/fuzz/run.py $(or $(FUZZ),--in-node)
 
 node: $(PY)  ## pods, restarts, networks, crashes in the test node; needs root
-	tests/node/up python3 -m pytest -q -o timeout=300 -p no:cacheprovider tests/node
+	tests/node/side-by-side
 	tests/node/up python3 -m pytest -q -o timeout=300 -p no:cacheprovider tests/crash
 
 install-test:  ## the README's install steps, typed into a bare Debian 13; needs root
