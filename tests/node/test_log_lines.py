@@ -139,7 +139,7 @@ def test_a_text_of_megabytes_of_an_image_reaches_client_and_log_cut(pods: Pods, 
     work = container("main", ["true"])
     work.linux.security_context.run_as_username = "\x1b]0;x\x07" + "x" * 5_000_000
     text = fails(lambda: pods.cri.create(box, work, config))
-    assert 1000 < len(text) < 5000
+    assert len(text) < 5000
     assert text.isprintable()
     assert log.line("call", rpc="CreateContainer")["error"]
     assert max(len(line) for line in agent.LOG.read_text().splitlines()) < 48 << 10

@@ -52,7 +52,7 @@ def test_handlers_below_their_security_floor_are_told_in_status_and_log(
     agent.stop()
     log = Path("/var/log/criagent.log")
     before = log.stat().st_size
-    other = agent.start(f'[runtime.handlers.crun]\npath = "{program}"\n')
+    other = agent.start(f'[runtime.handlers]\nrunc = false\ncrun.path = "{program}"\n')
     answer = other.runtime.Status(api.StatusRequest())
     conditions = {one.type: one for one in answer.status.conditions}
     assert conditions["RuntimeReady"].status
@@ -107,10 +107,9 @@ def test_status_has_both_conditions_and_the_default_handler_twice(cri: Cri) -> N
 
 def test_a_handler_that_cannot_run_is_not_offered(cri: Cri, reconfigured: None) -> None:
     agent.stop()
-    crun = '[runtime.handlers.crun]\npath = "/usr/bin/crun"\n'
-    other = agent.start(crun + '[runtime.handlers.gone]\npath = "/usr/bin/no-such-runtime"\n')
+    other = agent.start('[runtime.handlers.gone]\npath = "/usr/bin/no-such-runtime"\n')
     answer = other.runtime.Status(api.StatusRequest())
-    assert [handler.name for handler in answer.runtime_handlers] == ["", "crun"]
+    assert [handler.name for handler in answer.runtime_handlers] == ["", "crun", "runc"]
     assert next(c.status for c in answer.status.conditions if c.type == "RuntimeReady")
     other.close()
     Path("/run/criagent/runtime/gone").rmdir()  # a handler's directory outlives its configuration

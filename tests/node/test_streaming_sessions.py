@@ -327,9 +327,11 @@ def test_one_who_only_looks_on_does_not_end_stdin(pods: Pods) -> None:
 
 def test_a_peer_that_keeps_windows_is_not_sent_more_than_they_hold(pods: Pods) -> None:
     row = pods.running()
-    with Command(exec_url(pods, row, "seq", "1", "100000"), "stdout") as command:
+    url = exec_url(pods, row, "sh", "-c", "read go; seq 1 100000", stdin=True, stdout=True)
+    with Command(url, "stdin", "stdout") as command:
         output = command.streams["stdout"]
         command.window(output, 1000)
+        command.send(command.streams["stdin"], b"go\n")  # which the agent reads after the window
         data, window, total = (
             b"",
             (64 << 10) + 1000,
