@@ -79,6 +79,7 @@ class OperatorMetrics:
     def register(self, metrics: Telemetry) -> None:
         """Add every name. Raises ValueError when one is there already."""
         self._agent(metrics)
+        self._calls(metrics)
         self._pods(metrics)
         self._images(metrics)
 
@@ -97,6 +98,20 @@ class OperatorMetrics:
             self._conditions,
             label="type",
         )
+        to.counter(
+            "criagent_internal_failures",
+            "Failures that no caller sees; the log has each.",
+            lambda: {kind: float(aio.FAILURES[kind]) for kind in aio.FAILURE_KINDS},
+            label="kind",
+        )
+        to.counter(
+            "criagent_log_lines",
+            "Lines of the agent's log, without those of calls.",
+            lambda: {level: float(logs.LINES[level]) for level in ("warning", "error")},
+            label="level",
+        )
+
+    def _calls(self, to: Telemetry) -> None:
         to.gauge(
             "criagent_rpcs_in_flight",
             "Calls being served.",
@@ -118,12 +133,6 @@ class OperatorMetrics:
             },
             label="code",
         )
-        to.counter(
-            "criagent_internal_failures",
-            "Failures that no caller sees; the log has each.",
-            lambda: {kind: float(aio.FAILURES[kind]) for kind in aio.FAILURE_KINDS},
-            label="kind",
-        )
         to.gauge(
             "criagent_event_streams",
             "Subscribers of GetContainerEvents.",
@@ -138,12 +147,6 @@ class OperatorMetrics:
             "criagent_streaming_connections",
             "Connections of exec, attach and port-forward.",
             lambda: self.streaming.connections,
-        )
-        to.counter(
-            "criagent_log_lines",
-            "Lines of the agent's log, without those of calls.",
-            lambda: {level: float(logs.LINES[level]) for level in ("warning", "error")},
-            label="level",
         )
 
     def _pods(self, to: Telemetry) -> None:
