@@ -15,7 +15,7 @@ from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
 
-from criagent.aio import finish
+from criagent.base.aio import finish
 from criagent.kernel.process import become_subreaper
 
 

@@ -19,7 +19,7 @@ from urllib.parse import urlsplit
 
 import msgspec
 
-from criagent import faults
+from criagent.base import faults
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -147,7 +147,7 @@ class Debug:
     """For tests."""
 
     kill_at: str = ""  # a crash point of the code
-    fail_at: tuple[str, ...] = ()  # steps and undos that fail once, see criagent/faults.py
+    fail_at: tuple[str, ...] = ()  # steps and undos that fail once, see criagent/base/faults.py
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

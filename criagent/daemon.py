@@ -22,9 +22,11 @@ os.environ.setdefault("GRPC_ENABLE_FORK_SUPPORT", "0")
 
 import grpc
 
-from criagent import assembly, faults, process_signals, telemetry
+from criagent import assembly, process_signals, telemetry
 from criagent._proto import admin_pb2_grpc, api_pb2_grpc
-from criagent.aio import run_in, settle, supervised
+from criagent.base import faults
+from criagent.base.aio import run_in, settle, supervised
+from criagent.base.errors import AgentError, UnavailableError
 from criagent.child import take_in_orphans
 from criagent.config import Config
 from criagent.cri.admin_service import AdminService
@@ -34,7 +36,6 @@ from criagent.cri.events import Events
 from criagent.cri.image_service import ImageService
 from criagent.cri.runtime_service import RuntimeService
 from criagent.cri.subjects import Subjects
-from criagent.errors import AgentError, UnavailableError
 from criagent.garbage import collect_now_and_then
 from criagent.image.images import Images
 from criagent.kernel import cgroupfs

@@ -14,7 +14,7 @@ import asyncio
 import gc
 from concurrent.futures import Executor
 
-from criagent.aio import run_in
+from criagent.base.aio import run_in
 from criagent.kernel.heap import give_back
 
 _LOOK_S = 10.0

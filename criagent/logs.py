@@ -20,7 +20,7 @@ from typing import Any, TextIO
 
 import structlog
 
-from criagent.text import bounded
+from criagent.base.text import bounded
 
 CALL = "call"  # the event of a call's end
 # Lines since the start by level, without those of calls: these have metrics of their own.

@@ -13,7 +13,8 @@ from collections.abc import Callable
 
 from grpc import StatusCode
 
-from criagent import aio, logs
+from criagent import logs
+from criagent.base import aio
 from criagent.cri.boundary import Boundary
 from criagent.cri.events import Events
 from criagent.image.images import Images

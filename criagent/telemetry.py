@@ -27,7 +27,7 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
 from prometheus_client.exposition import CONTENT_TYPE_LATEST, generate_latest
 from prometheus_client.registry import Collector
 
-from criagent.errors import UnavailableError, UnsupportedError
+from criagent.base.errors import UnavailableError, UnsupportedError
 from criagent.version import VERSION
 
 if TYPE_CHECKING:

@@ -9,9 +9,9 @@ from pathlib import Path
 
 import structlog
 
-from criagent.aio import KeyedLocks, Owners, run_in
 from criagent.assembly.images import ImageParts
 from criagent.assembly.stores import Executors, Stores
+from criagent.base.aio import KeyedLocks, Owners, run_in
 from criagent.config import Config
 from criagent.model import Container, Sandbox
 from criagent.net.bridge import BridgeConfig, BridgeNetwork

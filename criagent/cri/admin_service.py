@@ -11,8 +11,8 @@ from typing import IO, TYPE_CHECKING, Any
 import grpc
 
 from criagent._proto import admin_pb2, admin_pb2_grpc
-from criagent.aio import finish, run_in
-from criagent.errors import InvalidRequestError
+from criagent.base.aio import finish, run_in
+from criagent.base.errors import InvalidRequestError
 from criagent.image.archive.room import Room
 from criagent.image.archive.sniff import START, check_start
 from criagent.image.blobs import disk_full

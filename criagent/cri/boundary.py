@@ -23,12 +23,12 @@ from google.protobuf.message import DecodeError
 from grpc import StatusCode
 from opentelemetry.propagate import extract
 
-from criagent import errors
-from criagent.aio import STAGES
+from criagent.base import errors
+from criagent.base.aio import STAGES
+from criagent.base.text import bounded
 from criagent.cri.statuses import status_of
 from criagent.logs import CALL
 from criagent.telemetry import CallSpan, Telemetry
-from criagent.text import bounded
 
 _QUIET = ("List", "Status", "Version", "Stats", "ImageFsInfo", "Info", "RuntimeConfig", "ExecSync")
 _ALWAYS_SERVED = ("Version",)

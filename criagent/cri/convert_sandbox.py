@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from criagent._proto import api_pb2
+from criagent.base.errors import InvalidRequestError
 from criagent.cri import convert_common as common
-from criagent.errors import InvalidRequestError
 from criagent.model import (
     DnsConfig,
     GroupsPolicy,

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import grpc
 
 from criagent._proto import api_pb2, api_pb2_grpc
+from criagent.base.errors import InvalidRequestError, NotFoundError, UnsupportedError
 from criagent.cri.convert_common import resources
 from criagent.cri.convert_container import (
     container_message,
@@ -21,7 +22,6 @@ from criagent.cri.convert_sandbox import sandbox_message, sandbox_spec, sandbox_
 from criagent.cri.events import Events
 from criagent.cri.listing import Encoded
 from criagent.cri.stats_service import StatsCalls, pieces
-from criagent.errors import InvalidRequestError, NotFoundError, UnsupportedError
 from criagent.model import Container, Sandbox
 from criagent.runtime.cgroups import CgroupDriver
 from criagent.runtime.runtime import Runtime

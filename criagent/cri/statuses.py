@@ -11,8 +11,8 @@ from dataclasses import dataclass
 
 from grpc import StatusCode
 
-from criagent import errors, os_errors
-from criagent.text import bounded, wire_size
+from criagent.base import errors, os_errors
+from criagent.base.text import bounded, wire_size
 
 # gRPC's C core may refuse metadata above 8 KiB, of which the message is the largest part; above
 # 16 KiB it does, and the client gets no status at all.

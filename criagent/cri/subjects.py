@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any, TypeVar
 
 from criagent._proto import admin_pb2, api_pb2
-from criagent.errors import AgentError
+from criagent.base.errors import AgentError
 from criagent.model import Container, Sandbox
 from criagent.store.containers import ContainerStore
 from criagent.store.rows import RowStore

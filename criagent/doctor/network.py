@@ -8,10 +8,10 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from criagent.base.errors import AgentError
 from criagent.config import Config
 from criagent.doctor.finding import Finding, content, error, fine, warning
 from criagent.doctor.programs import answer_of
-from criagent.errors import AgentError
 from criagent.kernel.nftables import Nftables
 from criagent.net import rules
 from criagent.net.cni_config import CniConfigError, find_plugin, load_first

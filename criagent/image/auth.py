@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from urllib.parse import urlsplit
 
-from criagent.errors import InvalidRequestError
+from criagent.base.errors import InvalidRequestError
 
 _MAX_CONFIG = 1 << 20
 

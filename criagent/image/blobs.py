@@ -15,7 +15,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-from criagent.errors import CorruptError, ExhaustedError
+from criagent.base.errors import CorruptError, ExhaustedError
 from criagent.image.digest import ALGORITHMS, Digest
 
 _CHUNK = 1 << 20

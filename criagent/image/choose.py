@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Generator
 from dataclasses import dataclass
 
-from criagent.errors import AgentError, CorruptError, NotFoundError, UnsupportedError
+from criagent.base.errors import AgentError, CorruptError, NotFoundError, UnsupportedError
 from criagent.image.digest import Digest
 from criagent.image.manifest import (
     ACCEPTED,

@@ -15,8 +15,8 @@ from dataclasses import dataclass
 
 import structlog
 
-from criagent import faults
-from criagent.aio import FAILURES, run_in
+from criagent.base import faults
+from criagent.base.aio import FAILURES, run_in
 from criagent.image.blobs import BlobFiles
 from criagent.image.claims import Claims
 from criagent.image.digest import Digest, parse_digest

@@ -7,7 +7,7 @@ import re
 from dataclasses import dataclass
 from typing import Any
 
-from criagent.errors import InvalidRequestError
+from criagent.base.errors import InvalidRequestError
 
 ALGORITHMS = ("sha256", "sha384", "sha512")  # those of Go's go-digest
 _FORM = re.compile(r"sha256:[0-9a-f]{64}|sha384:[0-9a-f]{96}|sha512:[0-9a-f]{128}")

@@ -20,9 +20,9 @@ from typing import Any
 
 import structlog
 
-from criagent import faults
-from criagent.aio import detached, finish, run_in, settle
-from criagent.errors import (
+from criagent.base import faults
+from criagent.base.aio import detached, finish, run_in, settle
+from criagent.base.errors import (
     AgentError,
     CorruptError,
     ExhaustedError,

@@ -23,9 +23,9 @@ from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from criagent import faults
-from criagent.aio import KeyedLocks, finish
-from criagent.errors import CorruptError
+from criagent.base import faults
+from criagent.base.aio import KeyedLocks, finish
+from criagent.base.errors import CorruptError
 from criagent.image.blobs import BlobFiles
 from criagent.image.claims import Claims
 from criagent.image.digest import parse_digest

@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from criagent.errors import CorruptError, InvalidRequestError, UnsupportedError
+from criagent.base.errors import CorruptError, InvalidRequestError, UnsupportedError
 from criagent.image import gojson
 from criagent.image.digest import Digest, digest_of, parse_digest
 from criagent.image.gojson import (

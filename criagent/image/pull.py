@@ -16,9 +16,9 @@ from dataclasses import dataclass
 
 import structlog
 
-from criagent import faults
-from criagent.aio import finish, run_in
-from criagent.errors import AgentError, CorruptError, RegistryError, UnsupportedError
+from criagent.base import faults
+from criagent.base.aio import finish, run_in
+from criagent.base.errors import AgentError, CorruptError, RegistryError, UnsupportedError
 from criagent.image.auth import RegistryAuth
 from criagent.image.blobs import BlobFiles
 from criagent.image.choose import UNREADABLE, Answer, Found, Search, Wanted

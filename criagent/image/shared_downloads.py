@@ -18,7 +18,7 @@ from pathlib import Path
 
 import structlog
 
-from criagent.aio import run_in, settle
+from criagent.base.aio import run_in, settle
 from criagent.image.blobs import BlobFiles
 from criagent.image.digest import Digest
 

@@ -17,9 +17,8 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from criagent.aio import finish
-from criagent.child import Child, PipeReader, spawn
-from criagent.errors import (
+from criagent.base.aio import finish
+from criagent.base.errors import (
     AgentError,
     CorruptError,
     ExhaustedError,
@@ -27,6 +26,7 @@ from criagent.errors import (
     NotFoundError,
     UnsupportedError,
 )
+from criagent.child import Child, PipeReader, spawn
 from criagent.image.archive.read import Contents, Skipped
 from criagent.image.unpack_protocol import (
     Count,

@@ -26,7 +26,7 @@ class Reason(StrEnum):
     LAYER = "layer"  # it is malformed, hostile or not what its digests say
     FULL = "full"  # no space for it
     LOWERS = "lowers"  # NeedsLowers
-    ERROR = "error"  # an error of criagent.errors
+    ERROR = "error"  # an error of criagent.base.errors
     SYSTEM = "system"  # the node's failure
 
 

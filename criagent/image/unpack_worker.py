@@ -18,7 +18,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import IO
 
-from criagent.errors import AgentError
+from criagent.base.errors import AgentError
 from criagent.image.decompress import BadLayerError, LayerStream
 from criagent.image.extract import Extractor, TooLargeError
 from criagent.image.layer_tree import Below

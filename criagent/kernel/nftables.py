@@ -5,7 +5,7 @@ from __future__ import annotations
 import ctypes
 from ctypes import c_bool, c_char_p, c_int, c_void_p
 
-from criagent.errors import AgentError, UnsupportedError
+from criagent.base.errors import AgentError, UnsupportedError
 
 _MAX_TEXT = 500  # nft repeats the commands, which may be many
 

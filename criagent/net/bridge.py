@@ -16,9 +16,9 @@ from pathlib import Path
 
 import structlog
 
-from criagent.aio import run_in
+from criagent.base.aio import run_in
+from criagent.base.errors import AgentError, InvalidRequestError
 from criagent.config import check_cidrs
-from criagent.errors import AgentError, InvalidRequestError
 from criagent.kernel import namespaces, netlink
 from criagent.model import Sandbox
 from criagent.net import antispoof, forwarding, hostport, rules

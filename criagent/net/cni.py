@@ -20,8 +20,8 @@ from typing import Any
 
 import structlog
 
-from criagent.aio import run_in
-from criagent.errors import AgentError, CorruptError, InvalidRequestError
+from criagent.base.aio import run_in
+from criagent.base.errors import AgentError, CorruptError, InvalidRequestError
 from criagent.kernel import namespaces
 from criagent.model import Sandbox
 from criagent.net import bandwidth, cni_result

@@ -9,9 +9,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from criagent.aio import finish
+from criagent.base.aio import finish
+from criagent.base.errors import AgentError, TimedOutError
 from criagent.child import Child, PipeReader, spawn
-from criagent.errors import AgentError, TimedOutError
 from criagent.kernel.memfd import data_file
 from criagent.net.cni_result import LIMIT_BYTES
 

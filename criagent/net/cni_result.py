@@ -10,7 +10,7 @@ import json
 from ipaddress import ip_interface
 from typing import Any
 
-from criagent.errors import AgentError
+from criagent.base.errors import AgentError
 
 LIMIT_BYTES = 1 << 20
 _MAX_ADDRESSES = 64

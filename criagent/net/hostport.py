@@ -6,7 +6,7 @@ import dataclasses
 from collections.abc import Iterable, Sequence
 from ipaddress import ip_address
 
-from criagent.errors import AlreadyExistsError, InvalidRequestError
+from criagent.base.errors import AlreadyExistsError, InvalidRequestError
 from criagent.model import Protocol, Sandbox
 
 NAME = "criagent"

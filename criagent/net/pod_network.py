@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Protocol
 
-from criagent.errors import AgentError
+from criagent.base.errors import AgentError
 from criagent.model import Sandbox
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 
-from criagent.errors import InvalidRequestError
+from criagent.base.errors import InvalidRequestError
 from criagent.model import DnsConfig
 
 _WORD = re.compile(r"[!-~]+")

@@ -12,8 +12,8 @@ from concurrent.futures import Executor
 
 import structlog
 
-from criagent.aio import run_in
-from criagent.errors import AgentError
+from criagent.base.aio import run_in
+from criagent.base.errors import AgentError
 from criagent.kernel import nft_events
 from criagent.kernel.nftables import Nftables
 from criagent.net import antispoof, rules

@@ -18,9 +18,9 @@ from pathlib import Path
 
 import structlog
 
-from criagent.aio import run_in
+from criagent.base.aio import run_in
+from criagent.base.errors import InvalidRequestError, UnsupportedError
 from criagent.child import PipeReader, killed_on_exit, spawn
-from criagent.errors import InvalidRequestError, UnsupportedError
 from criagent.model import ProfileType, SecurityProfile
 
 DEFAULT = "criagent-default"

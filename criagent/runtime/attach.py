@@ -21,7 +21,7 @@ from collections import deque
 from collections.abc import Callable
 from pathlib import Path
 
-from criagent.errors import TimedOutError, UnavailableError, WrongStateError
+from criagent.base.errors import TimedOutError, UnavailableError, WrongStateError
 from criagent.model import Container
 from criagent.runtime import monitor_control
 from criagent.runtime.container_running import running

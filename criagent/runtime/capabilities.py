@@ -6,7 +6,7 @@ an exec (CVE-2022-24769 and its kin).
 
 from __future__ import annotations
 
-from criagent.errors import InvalidRequestError
+from criagent.base.errors import InvalidRequestError
 from criagent.model import ContainerSecurity
 
 NAMES = tuple(

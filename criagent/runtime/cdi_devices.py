@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Literal
 
-from criagent.errors import InvalidRequestError, UnsupportedError
+from criagent.base.errors import InvalidRequestError, UnsupportedError
 from criagent.kernel.mount import MountEntry, mountinfo
 from criagent.runtime.cdi_folders import CdiDevice, CdiFolders
 from criagent.runtime.cdi_specs import DeviceNode, Edits, IntelRdt

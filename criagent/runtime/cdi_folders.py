@@ -16,7 +16,7 @@ from pathlib import Path
 
 import structlog
 
-from criagent.errors import InvalidRequestError
+from criagent.base.errors import InvalidRequestError
 from criagent.runtime.cdi_specs import FILE_LIMIT, Device, Edits, Spec, SpecError, parse
 
 _FILES_LIMIT = 1000  # of one folder

@@ -6,7 +6,7 @@ import enum
 import re
 from typing import Literal
 
-from criagent.errors import InvalidRequestError, UnsupportedError, WrongStateError
+from criagent.base.errors import InvalidRequestError, UnsupportedError, WrongStateError
 from criagent.model import Resources
 from criagent.runtime.spec_inputs import OciObject
 

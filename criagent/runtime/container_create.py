@@ -14,9 +14,9 @@ from pathlib import Path
 
 import structlog
 
-from criagent import faults
-from criagent.aio import Owner, Owners, Rollback, finish, run_in
-from criagent.errors import AlreadyExistsError, NameReservedError, UnsupportedError
+from criagent.base import faults
+from criagent.base.aio import Owner, Owners, Rollback, finish, run_in
+from criagent.base.errors import AlreadyExistsError, NameReservedError, UnsupportedError
 from criagent.image.images import Images
 from criagent.kernel import process
 from criagent.model import (

@@ -9,11 +9,11 @@ from concurrent.futures import Executor
 
 import msgspec
 
-from criagent.aio import run_in
+from criagent.base.aio import run_in
+from criagent.base.os_errors import about
 from criagent.image.snapshots.overlay import OverlaySnapshots
 from criagent.kernel import mount
 from criagent.model import Image, Sandbox, Snapshot
-from criagent.os_errors import about
 from criagent.runtime import own_cgroup
 from criagent.runtime.mapped_mounts import detach_mapped
 from criagent.runtime.paths import RuntimePaths

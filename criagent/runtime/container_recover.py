@@ -9,7 +9,7 @@ from functools import cached_property
 
 import structlog
 
-from criagent.aio import finish, supervised
+from criagent.base.aio import finish, supervised
 from criagent.kernel import process
 from criagent.model import Container, ProcessRef
 from criagent.runtime import own_cgroup

@@ -8,9 +8,9 @@ from functools import partial
 
 import structlog
 
-from criagent import faults
-from criagent.aio import Owner, Owners, run_in
-from criagent.errors import NotFoundError
+from criagent.base import faults
+from criagent.base.aio import Owner, Owners, run_in
+from criagent.base.errors import NotFoundError
 from criagent.model import Container
 from criagent.runtime.container_files import ContainerFiles
 from criagent.runtime.container_stop import ContainerStopper

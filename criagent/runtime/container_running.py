@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from criagent.errors import WrongStateError
+from criagent.base.errors import WrongStateError
 from criagent.model import Container, ContainerState
 from criagent.store.containers import ContainerStore
 

@@ -8,9 +8,9 @@ from functools import partial
 
 import structlog
 
-from criagent import faults
-from criagent.aio import Owner, Owners
-from criagent.errors import AgentError, WrongStateError
+from criagent.base import faults
+from criagent.base.aio import Owner, Owners
+from criagent.base.errors import AgentError, WrongStateError
 from criagent.model import Container, ContainerState
 from criagent.runtime.clock import Clock
 from criagent.runtime.oci import OciRuntime

@@ -16,9 +16,9 @@ from typing import Any
 
 import structlog
 
-from criagent import faults
-from criagent.aio import Owner, Owners, run_in
-from criagent.errors import NotFoundError, TimedOutError
+from criagent.base import faults
+from criagent.base.aio import Owner, Owners, run_in
+from criagent.base.errors import NotFoundError, TimedOutError
 from criagent.kernel import process
 from criagent.model import Container, ContainerState
 from criagent.runtime import own_cgroup

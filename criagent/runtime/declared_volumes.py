@@ -19,9 +19,9 @@ from typing import Literal
 
 import structlog
 
-from criagent.aio import run_in
+from criagent.base.aio import run_in
+from criagent.base.errors import AgentError, ExhaustedError, InvalidRequestError
 from criagent.child import PipeReader, killed_on_exit, spawn
-from criagent.errors import AgentError, ExhaustedError, InvalidRequestError
 from criagent.image.blobs import disk_full
 from criagent.image.snapshots.overlay import OverlaySnapshots
 from criagent.kernel.paths import RESOLVE_IN_ROOT, RESOLVE_NO_SYMLINKS, open_in_root, openat2

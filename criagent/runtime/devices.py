@@ -8,7 +8,7 @@ import stat
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
-from criagent.errors import InvalidRequestError
+from criagent.base.errors import InvalidRequestError
 from criagent.kernel.mount import MountEntry, mountinfo
 from criagent.model import ContainerSecurity, ContainerSpec, Device
 from criagent.runtime.host_paths import local_path

@@ -12,7 +12,7 @@ from contextlib import asynccontextmanager
 
 import structlog
 
-from criagent.aio import finish
+from criagent.base.aio import finish
 from criagent.kernel import cgroupfs
 from criagent.kernel.inotify import IN_MODIFY, Inotify
 

@@ -16,8 +16,8 @@ from pathlib import Path
 
 import msgspec
 
+from criagent.base.errors import AgentError
 from criagent.child import Child, ExpectedOrphan, killed_on_exit, spawn
-from criagent.errors import AgentError
 from criagent.model import Container
 from criagent.runtime.container_files import ContainerFiles
 from criagent.runtime.exec_cgroup import Tree, exec_cgroup

@@ -11,8 +11,8 @@ import socket
 from collections.abc import Sequence
 from contextlib import AsyncExitStack
 
+from criagent.base.errors import AgentError
 from criagent.child import Child, nothing_to_read
-from criagent.errors import AgentError
 from criagent.kernel.process import node_ids
 from criagent.model import Container
 from criagent.runtime.container_running import running

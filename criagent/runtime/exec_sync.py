@@ -14,7 +14,7 @@ from contextlib import AsyncExitStack
 
 import structlog
 
-from criagent.errors import TimedOutError
+from criagent.base.errors import TimedOutError
 from criagent.model import Container
 from criagent.runtime.container_running import running
 from criagent.runtime.exec_output import ExecOutput, OutputBudget

@@ -19,7 +19,7 @@ from typing import Any
 
 import structlog
 
-from criagent.aio import Owners, detached, run_in
+from criagent.base.aio import Owners, detached, run_in
 from criagent.child import Child
 from criagent.kernel import process
 from criagent.model import Container, NamespaceMode, ProcessRef, Reason

@@ -11,8 +11,8 @@ from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
+from criagent.base.errors import InvalidRequestError
 from criagent.child import PipeReader, killed_on_exit, spawn
-from criagent.errors import InvalidRequestError
 from criagent.kernel.mount import has_recursive_attributes
 from criagent.runtime.program_floors import insecure, too_old
 

@@ -8,8 +8,8 @@ import os
 
 import structlog
 
-from criagent.aio import supervised
-from criagent.errors import NotFoundError
+from criagent.base.aio import supervised
+from criagent.base.errors import NotFoundError
 from criagent.kernel import process
 from criagent.model import Sandbox
 from criagent.runtime.sandbox_teardown import SandboxTeardown

@@ -19,9 +19,9 @@ from concurrent.futures import Executor
 from pathlib import Path
 from typing import Literal
 
-from criagent.aio import run_in
+from criagent.base.aio import run_in
+from criagent.base.errors import InvalidRequestError, TimedOutError
 from criagent.child import Child, PipeReader, spawn
-from criagent.errors import InvalidRequestError, TimedOutError
 from criagent.kernel.mount import MountEntry, mountinfo
 from criagent.model import Mount, MountPropagation
 from criagent.runtime.spec_inputs import ResolvedMount

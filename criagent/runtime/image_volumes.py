@@ -16,8 +16,8 @@ from collections.abc import Mapping, Sequence
 from concurrent.futures import Executor
 from pathlib import Path, PurePosixPath
 
-from criagent.aio import run_in
-from criagent.errors import InvalidRequestError, NotFoundError
+from criagent.base.aio import run_in
+from criagent.base.errors import InvalidRequestError, NotFoundError
 from criagent.image.images import Images
 from criagent.kernel.paths import open_in_root
 from criagent.model import Container, ContainerSpec, ImageVolume, Mount, MountPropagation, Sandbox

@@ -12,8 +12,8 @@ import os
 from collections.abc import Sequence
 from pathlib import Path
 
-from criagent import faults
-from criagent.errors import InvalidRequestError
+from criagent.base import faults
+from criagent.base.errors import InvalidRequestError
 from criagent.kernel import idmap, mount
 from criagent.kernel.mount import MountEntry, mountinfo
 from criagent.runtime.host_paths import local_path

@@ -19,9 +19,9 @@ from pathlib import Path
 
 import structlog
 
-from criagent.aio import run_in
+from criagent.base.aio import run_in
+from criagent.base.errors import AgentError, ExhaustedError, InvalidRequestError, TimedOutError
 from criagent.child import Child, PipeReader, killed_on_exit, spawn
-from criagent.errors import AgentError, ExhaustedError, InvalidRequestError, TimedOutError
 from criagent.kernel import cgroupfs
 from criagent.kernel.devices import restore_null
 from criagent.kernel.process import alive, process_ref

@@ -14,7 +14,7 @@ import struct
 import termios
 from pathlib import Path
 
-from criagent.errors import TimedOutError, WrongStateError
+from criagent.base.errors import TimedOutError, WrongStateError
 
 _LIMIT_S = 10.0
 _FIRST_LOOK_S, _LAST_LOOK_S = 0.002, 0.25

@@ -16,7 +16,7 @@ import stat
 from collections.abc import Sequence
 from pathlib import Path, PurePosixPath
 
-from criagent.errors import InvalidRequestError
+from criagent.base.errors import InvalidRequestError
 from criagent.kernel.mount import MountEntry, mountinfo
 from criagent.kernel.paths import (
     RESOLVE_IN_ROOT,

@@ -16,7 +16,7 @@ from concurrent.futures import Executor
 
 import structlog
 
-from criagent.aio import run_in
+from criagent.base.aio import run_in
 from criagent.kernel import cgroupfs, process
 from criagent.model import (
     Container,

@@ -14,8 +14,8 @@ import signal
 import subprocess
 from pathlib import Path
 
+from criagent.base.errors import AgentError, TimedOutError, WrongStateError
 from criagent.child import PipeReader, killed_on_exit, spawn
-from criagent.errors import AgentError, TimedOutError, WrongStateError
 from criagent.kernel.memfd import data_file, sealed_copy
 from criagent.runtime import scopes
 from criagent.runtime.cgroups import CgroupDriver

@@ -13,7 +13,7 @@ from collections.abc import Mapping
 from concurrent.futures import Executor
 from pathlib import Path
 
-from criagent.aio import run_in
+from criagent.base.aio import run_in
 from criagent.kernel import mount
 from criagent.model import NamespaceMode, Sandbox
 from criagent.net.resolv import resolv_conf

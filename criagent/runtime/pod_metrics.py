@@ -9,7 +9,7 @@ from concurrent.futures import Executor
 from pathlib import Path
 from typing import TypeVar
 
-from criagent.aio import run_in
+from criagent.base.aio import run_in
 from criagent.kernel import cgroupfs
 from criagent.model import Container, ContainerState, Sandbox, SandboxState
 from criagent.runtime import metric_catalogue as names

@@ -12,9 +12,9 @@ from collections.abc import Mapping
 from concurrent.futures import Executor
 from pathlib import Path
 
-from criagent import faults
-from criagent.aio import run_in
-from criagent.errors import InvalidRequestError
+from criagent.base import faults
+from criagent.base.aio import run_in
+from criagent.base.errors import InvalidRequestError
 from criagent.kernel.namespaces import is_pinned, pin_namespaces, pin_namespaces_of, unpin
 from criagent.model import NamespaceMode, Sandbox, UserNamespace
 from criagent.runtime.paths import RuntimePaths

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from concurrent.futures import Executor
 from pathlib import Path
 
-from criagent.aio import run_in
+from criagent.base.aio import run_in
 from criagent.kernel import cgroupfs
 from criagent.kernel.namespaces import in_each_netns
 from criagent.model import Sandbox, SandboxState

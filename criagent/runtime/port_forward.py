@@ -7,8 +7,8 @@ import dataclasses
 import socket
 from concurrent.futures import Executor
 
-from criagent.aio import run_in
-from criagent.errors import InvalidRequestError, NotFoundError, WrongStateError
+from criagent.base.aio import run_in
+from criagent.base.errors import InvalidRequestError, NotFoundError, WrongStateError
 from criagent.kernel.namespaces import in_netns
 from criagent.model import Sandbox, SandboxState
 from criagent.runtime.pod_namespaces import PodNamespaces

@@ -18,7 +18,7 @@ from typing import TypeVar
 
 import structlog
 
-from criagent.aio import run_in
+from criagent.base.aio import run_in
 from criagent.image.snapshots.overlay import OverlaySnapshots
 from criagent.kernel import mount
 from criagent.model import ID_PATTERN, Container, Sandbox

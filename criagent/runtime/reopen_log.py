@@ -18,9 +18,9 @@ import time
 from concurrent.futures import Executor
 from pathlib import Path
 
-from criagent import faults
-from criagent.aio import Owners, run_in
-from criagent.errors import AgentError, ExhaustedError, TimedOutError, WrongStateError
+from criagent.base import faults
+from criagent.base.aio import Owners, run_in
+from criagent.base.errors import AgentError, ExhaustedError, TimedOutError, WrongStateError
 from criagent.kernel import process
 from criagent.kernel.inotify import IN_MOVED_TO, Inotify
 from criagent.model import Container, ContainerState

@@ -8,8 +8,8 @@ import os
 from collections.abc import Sequence
 from typing import Any
 
-from criagent.aio import Owners, run_in
-from criagent.errors import UnsupportedError, WrongStateError
+from criagent.base.aio import Owners, run_in
+from criagent.base.errors import UnsupportedError, WrongStateError
 from criagent.kernel import cgroupfs
 from criagent.model import Container, ContainerSpec, Resources, Sandbox, SandboxSpec
 from criagent.net.pod_network import Networks

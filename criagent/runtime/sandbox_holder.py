@@ -18,8 +18,8 @@ from pathlib import Path
 
 import msgspec
 
-from criagent.aio import run_in
-from criagent.errors import AgentError
+from criagent.base.aio import run_in
+from criagent.base.errors import AgentError
 from criagent.kernel import cgroupfs, process
 from criagent.kernel.selinux import set_label
 from criagent.model import ProcessRef, Sandbox

@@ -14,17 +14,17 @@ from functools import partial
 
 import structlog
 
-from criagent import faults
-from criagent.aio import Owner, Owners, Rollback
-from criagent.errors import (
+from criagent.base import faults
+from criagent.base.aio import Owner, Owners, Rollback
+from criagent.base.errors import (
     AlreadyExistsError,
     InvalidRequestError,
     NameReservedError,
     UnsupportedError,
 )
+from criagent.base.os_errors import about
 from criagent.model import NamespaceMode, Sandbox, SandboxId, SandboxSpec
 from criagent.net.pod_network import Networks
-from criagent.os_errors import about
 from criagent.runtime.clock import Clock
 from criagent.runtime.holder_watch import HolderWatch
 from criagent.runtime.pod_files import PodFileWriter

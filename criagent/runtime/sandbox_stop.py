@@ -9,9 +9,9 @@ from functools import partial
 
 import structlog
 
-from criagent import faults
-from criagent.aio import Owner, Owners
-from criagent.errors import NotFoundError
+from criagent.base import faults
+from criagent.base.aio import Owner, Owners
+from criagent.base.errors import NotFoundError
 from criagent.model import Sandbox
 from criagent.runtime.container_create import ContainerCreator
 from criagent.runtime.container_remove import ContainerRemover

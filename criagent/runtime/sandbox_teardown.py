@@ -6,8 +6,8 @@ import dataclasses
 
 import structlog
 
-from criagent import faults
-from criagent.errors import AgentError
+from criagent.base import faults
+from criagent.base.errors import AgentError
 from criagent.model import Sandbox
 from criagent.net.pod_network import Networks
 from criagent.runtime.clock import Clock

@@ -12,7 +12,7 @@ from typing import Annotated
 
 import msgspec
 
-from criagent.errors import InvalidRequestError
+from criagent.base.errors import InvalidRequestError
 from criagent.model import ContainerSecurity, ProfileType
 from criagent.runtime import seccomp_default as default
 from criagent.runtime.spec_inputs import OciObject

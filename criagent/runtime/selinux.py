@@ -16,8 +16,8 @@ from collections.abc import Iterable, Sequence
 from concurrent.futures import Executor
 from pathlib import Path
 
-from criagent.aio import run_in
-from criagent.errors import AgentError, InvalidRequestError
+from criagent.base.aio import run_in
+from criagent.base.errors import AgentError, InvalidRequestError
 from criagent.kernel import selinux
 from criagent.kernel.mount import mountinfo
 from criagent.model import Sandbox, SandboxSpec, SELinuxOptions

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 import signal
 
-from criagent.errors import InvalidRequestError
+from criagent.base.errors import InvalidRequestError
 
 _NAMED = (
     "ABRT ALRM BUS CHLD CLD CONT FPE HUP ILL INT IO IOT KILL PIPE POLL PROF PWR QUIT SEGV STKFLT "

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from criagent.errors import InvalidRequestError
+from criagent.base.errors import InvalidRequestError
 from criagent.model import ContainerSpec, ImageConfig, KeyValue
 from criagent.runtime.capabilities import capability_sets
 from criagent.runtime.cdi_edits import apply_cdi

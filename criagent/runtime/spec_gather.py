@@ -9,8 +9,8 @@ from functools import partial
 from pathlib import Path
 from typing import Literal
 
-from criagent.aio import run_in
-from criagent.errors import InvalidRequestError, WrongStateError
+from criagent.base.aio import run_in
+from criagent.base.errors import InvalidRequestError, WrongStateError
 from criagent.kernel import process
 from criagent.model import (
     Container,

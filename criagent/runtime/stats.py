@@ -13,7 +13,7 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import Executor
 from typing import TypeVar
 
-from criagent.aio import run_in
+from criagent.base.aio import run_in
 from criagent.model import Container, ContainerState
 from criagent.runtime.usage import CpuRates, Usage, read_usage
 from criagent.runtime.writable_layers import LayerUsage, WritableLayers

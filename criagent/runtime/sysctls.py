@@ -11,7 +11,7 @@ import os
 import re
 from collections.abc import Mapping
 
-from criagent.errors import InvalidRequestError
+from criagent.base.errors import InvalidRequestError
 from criagent.model import IdMapping
 
 _NAME = re.compile(r"[a-z][a-z0-9_]*(?:[./][A-Za-z0-9_:-]+)+")

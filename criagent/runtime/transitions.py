@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 from typing import Any
 
-from criagent.aio import KeyedLocks, finish
+from criagent.base.aio import KeyedLocks, finish
 from criagent.model import Container
 from criagent.store.containers import ContainerStore
 

@@ -18,8 +18,8 @@ from pathlib import Path
 
 import structlog
 
-from criagent.aio import run_in
-from criagent.errors import AgentError, UnavailableError
+from criagent.base.aio import run_in
+from criagent.base.errors import AgentError, UnavailableError
 from criagent.kernel import cgroupfs, mount, process
 from criagent.model import ID_PATTERN, ProcessRef, Sandbox, SandboxId, SandboxMetadata, SandboxSpec
 from criagent.net.pod_network import Networks

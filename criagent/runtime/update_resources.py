@@ -7,7 +7,7 @@ from collections.abc import Mapping
 
 import structlog
 
-from criagent.errors import WrongStateError
+from criagent.base.errors import WrongStateError
 from criagent.model import Container, ContainerState, Resources
 from criagent.runtime.cgroups import resources_to_oci
 from criagent.runtime.oci import OciRuntime

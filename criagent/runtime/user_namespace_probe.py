@@ -8,8 +8,8 @@ import shutil
 from concurrent.futures import Executor
 from pathlib import Path
 
-from criagent.aio import run_in
-from criagent.errors import AgentError
+from criagent.base.aio import run_in
+from criagent.base.errors import AgentError
 from criagent.kernel import idmap, mount
 from criagent.model import IdMapping, NamespaceMode, UserNamespace
 from criagent.runtime.user_namespaces import namespace_maker

@@ -12,8 +12,8 @@ import os
 from collections.abc import AsyncIterator, Iterable
 from contextlib import asynccontextmanager
 
+from criagent.base.errors import AgentError, ExhaustedError, InvalidRequestError, TimedOutError
 from criagent.child import PipeReader, killed_on_exit, spawn
-from criagent.errors import AgentError, ExhaustedError, InvalidRequestError, TimedOutError
 from criagent.image.snapshots.overlay import MappedIds
 from criagent.kernel.namespaces import write_id_maps
 from criagent.model import (

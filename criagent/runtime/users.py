@@ -12,7 +12,7 @@ import re
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
-from criagent.errors import InvalidRequestError
+from criagent.base.errors import InvalidRequestError
 from criagent.kernel.paths import read_in_root
 from criagent.model import (
     ContainerSecurity,

@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from ipaddress import ip_address
 from pathlib import PurePosixPath
 
-from criagent.errors import InvalidRequestError
+from criagent.base.errors import InvalidRequestError
 from criagent.model import (
     ContainerSecurity,
     ContainerSpec,

@@ -17,7 +17,7 @@ from concurrent.futures import Executor
 
 import structlog
 
-from criagent.aio import detached, run_in
+from criagent.base.aio import detached, run_in
 from criagent.image.snapshots.overlay import OverlaySnapshots
 from criagent.image.snapshots.tree_count import TreeCount
 from criagent.model import Container

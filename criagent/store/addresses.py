@@ -10,7 +10,7 @@ import sqlite3
 from collections.abc import Sequence
 from ipaddress import IPv4Network, IPv6Network, ip_address
 
-from criagent.errors import ExhaustedError
+from criagent.base.errors import ExhaustedError
 from criagent.store.db import Database
 
 Network = IPv4Network | IPv6Network

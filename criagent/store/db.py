@@ -18,8 +18,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
-from criagent.aio import finish
-from criagent.errors import AgentError, CorruptError, ExhaustedError, UnavailableError
+from criagent.base.aio import finish
+from criagent.base.errors import AgentError, CorruptError, ExhaustedError, UnavailableError
 from criagent.kernel.priority import raise_new_thread
 from criagent.store import migrations, set_aside
 from criagent.store.codec import RowCodec

@@ -7,7 +7,7 @@ import re
 import sqlite3
 from collections.abc import Callable, Sequence
 
-from criagent.errors import NotFoundError
+from criagent.base.errors import NotFoundError
 from criagent.model import Blob, Image, Snapshot
 from criagent.store.blobs import BlobStore, insert_blob
 from criagent.store.codec import RowCodec

@@ -8,7 +8,7 @@ from typing import TypeVar
 
 import structlog
 
-from criagent.aio import FAILURES
+from criagent.base.aio import FAILURES
 
 R = TypeVar("R")
 

@@ -6,7 +6,7 @@ import sqlite3
 from collections.abc import Callable
 from typing import Generic, Protocol, TypeVar
 
-from criagent.errors import AlreadyExistsError, InvalidRequestError, NotFoundError
+from criagent.base.errors import AlreadyExistsError, InvalidRequestError, NotFoundError
 from criagent.model import ID_PATTERN
 from criagent.store.codec import RowCodec
 from criagent.store.db import Database

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import sqlite3
 
-from criagent.errors import AlreadyExistsError
+from criagent.base.errors import AlreadyExistsError
 from criagent.model import Snapshot
 from criagent.store.codec import RowCodec
 from criagent.store.db import Database

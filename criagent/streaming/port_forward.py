@@ -15,7 +15,7 @@ from typing import Protocol
 
 import structlog
 
-from criagent.errors import AgentError
+from criagent.base.errors import AgentError
 from criagent.runtime.port_forward import PortForwarder
 from criagent.streaming.links import SpdyLink, Stream, StreamClosed
 from criagent.streaming.session_log import Traffic

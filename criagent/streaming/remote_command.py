@@ -10,7 +10,7 @@ from typing import Any
 
 import structlog
 
-from criagent.errors import AgentError
+from criagent.base.errors import AgentError
 from criagent.runtime.attach import Attacher, Attachment, TooSlow
 from criagent.runtime.exec_plan import Size
 from criagent.runtime.exec_stream import ExecProcess, ExecStreamer

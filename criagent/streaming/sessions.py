@@ -7,7 +7,7 @@ import secrets
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from criagent.errors import ExhaustedError
+from criagent.base.errors import ExhaustedError
 
 _LIFE_S = 60.0
 _MOST = 1000

@@ -10,8 +10,8 @@ from collections.abc import AsyncIterator, Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-from criagent.aio import finish
-from criagent.errors import CorruptError
+from criagent.base.aio import finish
+from criagent.base.errors import CorruptError
 from criagent.image.auth import RegistryAuth
 from criagent.image.blobs import BlobFiles
 from criagent.image.claims import Claims

@@ -8,7 +8,7 @@ from random import Random
 
 from frame import mutate_json, words_of
 
-from criagent.errors import AgentError
+from criagent.base.errors import AgentError
 from criagent.net.cni_config import parse
 from criagent.net.cni_result import addresses, parse_result
 

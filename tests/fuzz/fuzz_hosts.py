@@ -8,7 +8,7 @@ from random import Random
 
 from frame import mutate_bytes
 
-from criagent.errors import InvalidRequestError
+from criagent.base.errors import InvalidRequestError
 from criagent.image.hosts import HostsDirectory
 
 SEEDS = [

@@ -6,7 +6,7 @@ from random import Random
 
 from frame import mutate_bytes
 
-from criagent.errors import InvalidRequestError
+from criagent.base.errors import InvalidRequestError
 from criagent.image.reference import parse_reference
 
 D = b"sha256:" + b"0123456789abcdef" * 4

@@ -10,7 +10,7 @@ from random import Random
 import msgspec
 from frame import mutate_json, words_of
 
-from criagent.errors import InvalidRequestError
+from criagent.base.errors import InvalidRequestError
 from criagent.model import ContainerSecurity, ProfileType, SecurityProfile
 from criagent.runtime.seccomp import seccomp_profile
 

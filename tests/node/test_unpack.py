@@ -29,7 +29,7 @@ from unpack_place import (
     tar,
 )
 
-from criagent.errors import AgentError, CorruptError, ExhaustedError
+from criagent.base.errors import AgentError, CorruptError, ExhaustedError
 from criagent.image.unpack import NeedsLowers
 
 pytestmark = pytest.mark.root

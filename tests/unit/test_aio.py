@@ -13,9 +13,18 @@ import pytest
 import structlog
 from structlog.testing import capture_logs
 
-from criagent import aio, faults
-from criagent.aio import KeyedLocks, Owner, Owners, Rollback, detached, finish, run_in, supervised
-from criagent.errors import AgentError, ExhaustedError, TimedOutError
+from criagent.base import aio, faults
+from criagent.base.aio import (
+    KeyedLocks,
+    Owner,
+    Owners,
+    Rollback,
+    detached,
+    finish,
+    run_in,
+    supervised,
+)
+from criagent.base.errors import AgentError, ExhaustedError, TimedOutError
 
 STEPS = ("row", "namespaces", "network", "holder")
 

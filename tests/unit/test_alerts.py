@@ -13,7 +13,7 @@ import pytest
 import yaml
 from grpc import StatusCode
 
-from criagent import aio
+from criagent.base import aio
 from criagent.model import Reason
 from criagent.operator_metrics import Tallies
 from criagent.store.containers import ContainerStore

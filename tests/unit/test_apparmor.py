@@ -16,7 +16,7 @@ from pathlib import Path
 
 import pytest
 
-from criagent.errors import InvalidRequestError, UnsupportedError
+from criagent.base.errors import InvalidRequestError, UnsupportedError
 from criagent.model import ProfileType, SecurityProfile
 from criagent.runtime.apparmor import DEFAULT, AppArmor, default_profile, is_loaded
 

@@ -20,7 +20,7 @@ from backports import zstd
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from criagent.errors import (
+from criagent.base.errors import (
     CorruptError,
     ExhaustedError,
     InvalidRequestError,

@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from criagent.errors import InvalidRequestError
+from criagent.base.errors import InvalidRequestError
 from criagent.image.auth import Credentials, RegistryAuth, credentials_for
 
 NOWHERE = Path("/nonexistent/config.json")

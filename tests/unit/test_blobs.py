@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from criagent.errors import CorruptError, ExhaustedError
+from criagent.base.errors import CorruptError, ExhaustedError
 from criagent.image.blobs import BlobFiles, disk_full
 from criagent.image.digest import Digest, digest_of, parse_digest
 

@@ -17,13 +17,13 @@ import structlog
 from grpc import StatusCode
 from structlog.testing import capture_logs
 
-from criagent import errors
 from criagent._proto import api_pb2 as api
 from criagent._proto import api_pb2_grpc
-from criagent.aio import Owner, Owners
+from criagent.base import errors
+from criagent.base.aio import Owner, Owners
+from criagent.base.os_errors import about
 from criagent.cri.boundary import Boundary
 from criagent.cri.statuses import MESSAGE_LIMIT
-from criagent.os_errors import about
 from criagent.telemetry import Telemetry
 
 Act = Callable[[], Any]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from criagent._proto import api_pb2
-from criagent.errors import InvalidRequestError
+from criagent.base.errors import InvalidRequestError
 from criagent.model import ContainerSecurity
 from criagent.runtime.capabilities import DEFAULT, NAMES, capability_sets
 from criagent.runtime.security import MASKED, READONLY, masked_paths, readonly_paths

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from criagent.errors import InvalidRequestError, UnsupportedError
+from criagent.base.errors import InvalidRequestError, UnsupportedError
 from criagent.runtime.cdi_devices import CdiDevices
 from criagent.runtime.cdi_edits import apply_cdi
 from criagent.runtime.cdi_folders import CdiFolders

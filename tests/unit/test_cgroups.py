@@ -6,7 +6,7 @@ from typing import Literal
 
 import pytest
 
-from criagent.errors import InvalidRequestError, UnsupportedError
+from criagent.base.errors import InvalidRequestError, UnsupportedError
 from criagent.model import HugepageLimit, Resources
 from criagent.runtime.cgroups import (
     CgroupDriver,

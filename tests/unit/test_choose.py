@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from criagent.errors import AgentError, CorruptError, NotFoundError, UnsupportedError
+from criagent.base.errors import AgentError, CorruptError, NotFoundError, UnsupportedError
 from criagent.image.choose import UNREADABLE, Answer, Found, Search, Wanted
 from criagent.image.digest import digest_of
 from criagent.image.manifest import OCI_INDEX, OCI_MANIFEST, parse_document

@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from criagent.errors import AgentError, CorruptError, InvalidRequestError, TimedOutError
+from criagent.base.errors import AgentError, CorruptError, InvalidRequestError, TimedOutError
 from criagent.model import (
     DnsConfig,
     PortMapping,

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from criagent.errors import AgentError
+from criagent.base.errors import AgentError
 from criagent.net import cni_result
 
 INTERFACES = [

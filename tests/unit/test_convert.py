@@ -9,6 +9,7 @@ import pytest
 from google.protobuf.message import Message
 
 from criagent._proto import api_pb2 as api
+from criagent.base.errors import InvalidRequestError
 from criagent.cri.convert_common import namespaces, namespaces_message, resources, resources_message
 from criagent.cri.convert_container import (
     container_message,
@@ -18,7 +19,6 @@ from criagent.cri.convert_container import (
 )
 from criagent.cri.convert_image import filesystem_usage, image_message, registry_auth
 from criagent.cri.convert_sandbox import sandbox_message, sandbox_spec, sandbox_status
-from criagent.errors import InvalidRequestError
 from criagent.image.images import FsUsage
 from criagent.model import (
     Container,

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from criagent.errors import InvalidRequestError
+from criagent.base.errors import InvalidRequestError
 from criagent.model import ContainerMetadata, ContainerSecurity, ContainerSpec, Device
 from criagent.runtime.capabilities import NAMES
 from criagent.runtime.devices import device_nodes, device_rules, resolve_devices

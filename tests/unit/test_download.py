@@ -9,12 +9,7 @@ from pathlib import Path
 import pytest
 from aiohttp import web
 
-from criagent.errors import (
-    CorruptError,
-    InvalidRequestError,
-    NotFoundError,
-    RegistryError,
-)
+from criagent.base.errors import CorruptError, InvalidRequestError, NotFoundError, RegistryError
 from criagent.image.auth import RegistryAuth
 from criagent.image.digest import parse_digest
 from criagent.image.manifest import Descriptor

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from aiohttp import web
 
-from criagent.errors import CorruptError, ExhaustedError, NotFoundError, RegistryError
+from criagent.base.errors import CorruptError, ExhaustedError, NotFoundError, RegistryError
 from criagent.image.digest import parse_digest
 from criagent.image.manifest import Descriptor
 from criagent.image.reference import parse_reference

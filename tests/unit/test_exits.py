@@ -17,7 +17,7 @@ from pathlib import Path
 import pytest
 import structlog
 
-from criagent.aio import KeyedLocks, Owners
+from criagent.base.aio import KeyedLocks, Owners
 from criagent.image.snapshots.overlay import OverlaySnapshots
 from criagent.kernel import cgroupfs
 from criagent.kernel.process import alive, process_ref

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from criagent.errors import AlreadyExistsError, InvalidRequestError
+from criagent.base.errors import AlreadyExistsError, InvalidRequestError
 from criagent.model import PortMapping, Protocol, Sandbox, SandboxId, SandboxMetadata, SandboxSpec
 from criagent.net import hostport
 from criagent.net.hostport import Forward

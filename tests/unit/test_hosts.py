@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from criagent.errors import InvalidRequestError
+from criagent.base.errors import InvalidRequestError
 from criagent.image.hosts import ALL, Host, HostsDirectory, default_url
 
 

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 from aiohttp import web
 
-from criagent.errors import AgentError, CorruptError, ExhaustedError, RegistryError
+from criagent.base.errors import AgentError, CorruptError, ExhaustedError, RegistryError
 from criagent.image import shared_downloads
 from criagent.image.digest import parse_digest
 from tests.fakes.image_node import (

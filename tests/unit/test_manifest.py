@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from criagent.errors import CorruptError, UnsupportedError
+from criagent.base.errors import CorruptError, UnsupportedError
 from criagent.image.manifest import (
     DOCKER_LIST,
     DOCKER_MANIFEST,

@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 import structlog
 
+from criagent.base.errors import WrongStateError
 from criagent.child import killed_on_exit
-from criagent.errors import WrongStateError
 from criagent.kernel import cgroupfs
 from criagent.kernel.process import process_ref
 from criagent.model import Container, ContainerId, ContainerMetadata, ContainerSpec, SandboxId

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from criagent.errors import WrongStateError
+from criagent.base.errors import WrongStateError
 from criagent.runtime.cgroups import CgroupDriver
 from criagent.runtime.oci import OciRuntime, Runtimes, SealedProgram
 

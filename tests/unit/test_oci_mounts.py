@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 import pytest_asyncio
 
-from criagent.errors import InvalidRequestError, TimedOutError
+from criagent.base.errors import InvalidRequestError, TimedOutError
 from criagent.kernel.mount import MountEntry, mountinfo
 from criagent.model import (
     Container,

@@ -11,12 +11,7 @@ from pathlib import Path
 import pytest
 from aiohttp import web
 
-from criagent.errors import (
-    CorruptError,
-    NotFoundError,
-    RegistryError,
-    UnsupportedError,
-)
+from criagent.base.errors import CorruptError, NotFoundError, RegistryError, UnsupportedError
 from criagent.image.auth import RegistryAuth
 from criagent.image.digest import parse_digest
 from criagent.image.manifest import OCI_INDEX, OCI_MANIFEST

@@ -12,12 +12,7 @@ from pathlib import Path
 import pytest
 from aiohttp import web
 
-from criagent.errors import (
-    CorruptError,
-    NotFoundError,
-    RegistryDeniedError,
-    RegistryError,
-)
+from criagent.base.errors import CorruptError, NotFoundError, RegistryDeniedError, RegistryError
 from criagent.image.auth import RegistryAuth
 from criagent.image.blobs import BlobFiles
 from criagent.image.hosts import HostsDirectory

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 from aiohttp import web
 
-from criagent.errors import RegistryDeniedError, RegistryError
+from criagent.base.errors import RegistryDeniedError, RegistryError
 from criagent.image.auth import RegistryAuth
 from criagent.image.manifest import OCI_MANIFEST, Descriptor
 from criagent.image.reference import parse_reference

@@ -13,8 +13,8 @@ from pathlib import Path
 import pytest
 from aiohttp import web
 
+from criagent.base.errors import NotFoundError, RegistryDeniedError, RegistryError
 from criagent.cri.statuses import status_of
-from criagent.errors import NotFoundError, RegistryDeniedError, RegistryError
 from criagent.image.manifest import OCI_MANIFEST, Descriptor
 from criagent.image.reference import parse_reference
 from criagent.image.registry import Progress

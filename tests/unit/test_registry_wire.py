@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 from aiohttp import web
 
-from criagent.errors import CorruptError, RegistryError
+from criagent.base.errors import CorruptError, RegistryError
 from criagent.image.digest import parse_digest
 from criagent.image.manifest import OCI_MANIFEST, Descriptor
 from criagent.image.proxy import ProxySettings

@@ -12,9 +12,9 @@ import pytest
 import pytest_asyncio
 from structlog.testing import capture_logs
 
-from criagent import faults
-from criagent.aio import Owners
-from criagent.errors import AgentError, AlreadyExistsError
+from criagent.base import faults
+from criagent.base.aio import Owners
+from criagent.base.errors import AgentError, AlreadyExistsError
 from criagent.model import (
     NamespaceMode,
     NamespaceOptions,

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from criagent.errors import InvalidRequestError
+from criagent.base.errors import InvalidRequestError
 from criagent.model import ContainerSecurity, ProfileType, SecurityProfile
 from criagent.runtime.capabilities import DEFAULT, NAMES
 from criagent.runtime.seccomp import default_profile, seccomp_profile

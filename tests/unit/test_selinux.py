@@ -15,7 +15,7 @@ from typing import Any
 
 import pytest
 
-from criagent.errors import InvalidRequestError
+from criagent.base.errors import InvalidRequestError
 from criagent.kernel import selinux as kernel
 from criagent.model import (
     ImageMount,

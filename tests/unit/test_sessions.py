@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from criagent.errors import ExhaustedError
+from criagent.base.errors import ExhaustedError
 from criagent.streaming.outcome import Outcome, parse_size
 from criagent.streaming.sessions import PortForwardSession, Tokens
 

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from criagent.errors import InvalidRequestError, UnsupportedError
+from criagent.base.errors import InvalidRequestError, UnsupportedError
 from criagent.model import (
     Container,
     ContainerId,

@@ -12,8 +12,8 @@ import pytest
 import pytest_asyncio
 from structlog.testing import capture_logs
 
-from criagent.aio import FAILURES, KeyedLocks
-from criagent.errors import (
+from criagent.base.aio import FAILURES, KeyedLocks
+from criagent.base.errors import (
     AlreadyExistsError,
     CorruptError,
     ExhaustedError,

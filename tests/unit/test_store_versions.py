@@ -16,7 +16,7 @@ from typing import Any
 import msgspec
 import pytest
 
-from criagent.errors import CorruptError, UnavailableError
+from criagent.base.errors import CorruptError, UnavailableError
 from criagent.model import Container, Image, Sandbox, Snapshot
 from criagent.store import migrations, set_aside
 from criagent.store.addresses import AddressStore

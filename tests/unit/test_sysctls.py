@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from criagent.errors import InvalidRequestError
+from criagent.base.errors import InvalidRequestError
 from criagent.model import IdMapping
 from criagent.runtime.sysctls import normalised, validate_sysctls, with_node_groups
 

@@ -24,9 +24,9 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from criagent import telemetry
 from criagent._proto import api_pb2, api_pb2_grpc
-from criagent.aio import Owner, Owners
+from criagent.base.aio import Owner, Owners
+from criagent.base.errors import ExhaustedError, UnavailableError, UnsupportedError
 from criagent.cri.boundary import Boundary
-from criagent.errors import ExhaustedError, UnavailableError, UnsupportedError
 from criagent.service_notify import notify
 from criagent.telemetry import Telemetry
 from criagent.version import VERSION

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from criagent.text import bounded, printable, wire_size
+from criagent.base.text import bounded, printable, wire_size
 
 # every code point, lone surrogates too
 ANY = st.text(alphabet=st.characters(codec=None), max_size=300)  # type: ignore[arg-type]

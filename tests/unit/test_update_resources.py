@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from criagent.aio import KeyedLocks
+from criagent.base.aio import KeyedLocks
 from criagent.model import (
     Container,
     ContainerId,

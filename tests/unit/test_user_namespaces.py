@@ -6,7 +6,7 @@ import dataclasses
 
 import pytest
 
-from criagent.errors import InvalidRequestError
+from criagent.base.errors import InvalidRequestError
 from criagent.model import (
     ContainerUser,
     IdMapping,

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from criagent.errors import InvalidRequestError
+from criagent.base.errors import InvalidRequestError
 from criagent.model import (
     ContainerMetadata,
     ContainerSecurity,

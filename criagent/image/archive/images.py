@@ -6,7 +6,7 @@ import dataclasses
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from criagent.errors import CorruptError
+from criagent.base.errors import CorruptError
 from criagent.image.blobs import BlobFiles
 from criagent.image.digest import parse_digest
 from criagent.image.manifest import (

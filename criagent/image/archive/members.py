@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import IO
 
-from criagent.errors import CorruptError, InvalidRequestError
+from criagent.base.errors import CorruptError, InvalidRequestError
 from criagent.image.decompress import BadLayerError
 from criagent.image.manifest import MAX_DOCUMENT
 from criagent.image.tar_headers import HARD_LINK, REGULAR, SYMLINK, entries

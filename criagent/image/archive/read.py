@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, Any
 
-from criagent.errors import (
+from criagent.base.errors import (
     AgentError,
     CorruptError,
     InvalidRequestError,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-from criagent.errors import ExhaustedError
+from criagent.base.errors import ExhaustedError
 
 _RESERVE = 1 << 30  # bytes that stay free for the rest of the node,
 _RESERVE_SHARE = 20  # or a twentieth of a smaller disk

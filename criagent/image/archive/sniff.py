@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 
-from criagent.errors import InvalidRequestError
+from criagent.base.errors import InvalidRequestError
 from criagent.image.decompress import BadLayerError, is_compressed, plain_chunks
 from criagent.image.tar_headers import BLOCK, number
 

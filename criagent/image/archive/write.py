@@ -8,7 +8,7 @@ import tarfile
 from collections.abc import Sequence
 from pathlib import Path
 
-from criagent.errors import NotFoundError
+from criagent.base.errors import NotFoundError
 from criagent.image.archive.room import Room
 from criagent.image.blobs import BlobFiles, disk_full
 from criagent.image.digest import Digest, parse_digest

@@ -15,7 +15,7 @@ from typing import TypeVar
 
 import structlog
 
-from criagent.errors import (
+from criagent.base.errors import (
     AgentError,
     CorruptError,
     NotFoundError,

@@ -9,7 +9,7 @@ import zlib
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
-from criagent.errors import CorruptError, RegistryError
+from criagent.base.errors import CorruptError, RegistryError
 from criagent.image.registry.failure import printable
 
 _PIECE = 1 << 20  # most that is decoded at once: a bomb makes a thousand times its input

@@ -24,8 +24,8 @@ from pathlib import Path
 
 import structlog
 
-from criagent.aio import run_in
-from criagent.errors import CorruptError, ExhaustedError, RegistryError
+from criagent.base.aio import run_in
+from criagent.base.errors import CorruptError, ExhaustedError, RegistryError
 from criagent.image.blobs import BlobFiles, disk_full
 from criagent.image.manifest import Descriptor
 from criagent.image.registry.coding import Undo

@@ -14,7 +14,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
-from criagent.errors import NotFoundError, RegistryDeniedError, RegistryError
+from criagent.base.errors import NotFoundError, RegistryDeniedError, RegistryError
 
 MAX_TEXT = 512  # characters of a server's text
 MAX_BODY = 64 << 10  # bytes of an error that are read

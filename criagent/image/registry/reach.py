@@ -10,8 +10,8 @@ import contextlib
 from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import dataclass
 
-from criagent.aio import KeyedLocks
-from criagent.errors import RegistryUnreachableError
+from criagent.base.aio import KeyedLocks
+from criagent.base.errors import RegistryUnreachableError
 from criagent.image.registry.retry import Clock
 from criagent.image.registry.urls import Origin
 

@@ -6,7 +6,7 @@ import contextlib
 from collections.abc import AsyncIterator, Mapping
 from urllib.parse import urlencode
 
-from criagent.errors import RegistryDeniedError, RegistryError
+from criagent.base.errors import RegistryDeniedError, RegistryError
 from criagent.image.auth import Credentials
 from criagent.image.hosts import Host
 from criagent.image.registry.challenge import Challenge

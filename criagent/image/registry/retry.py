@@ -15,7 +15,7 @@ from typing import TypeVar
 
 import structlog
 
-from criagent.errors import RegistryError
+from criagent.base.errors import RegistryError
 
 T = TypeVar("T")
 

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 from urllib.parse import urlencode, urlsplit
 
-from criagent.errors import NotFoundError, RegistryError
+from criagent.base.errors import NotFoundError, RegistryError
 from criagent.image.auth import Credentials
 from criagent.image.registry.challenge import Challenge
 from criagent.image.registry.failure import Speaker, printable

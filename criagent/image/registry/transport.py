@@ -17,7 +17,7 @@ from http import HTTPStatus
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
-from criagent.errors import CorruptError, RegistryError, RegistryUnreachableError
+from criagent.base.errors import CorruptError, RegistryError, RegistryUnreachableError
 from criagent.image.proxy import ProxySettings
 from criagent.image.registry.challenge import Challenge, parse_challenges
 from criagent.image.registry.coding import Undo, codings_of

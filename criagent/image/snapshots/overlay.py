@@ -17,9 +17,9 @@ from pathlib import Path
 
 import structlog
 
-from criagent import faults
-from criagent.aio import run_in
-from criagent.errors import AgentError, NotFoundError
+from criagent.base import faults
+from criagent.base.aio import run_in
+from criagent.base.errors import AgentError, NotFoundError
 from criagent.image.blobs import disk_full
 from criagent.kernel import idmap, mount
 from criagent.kernel.trees import remove_tree

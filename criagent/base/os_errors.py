@@ -12,7 +12,7 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from criagent import errors
+from criagent.base import errors
 
 _FULL = "free space and inodes there"
 _DISK = "see dmesg, and repair or remount it"

@@ -20,8 +20,8 @@ from typing import Any, Generic, TypeVar
 
 import structlog
 
-from criagent import faults, os_errors
-from criagent.errors import AgentError, TimedOutError
+from criagent.base import faults, os_errors
+from criagent.base.errors import AgentError, TimedOutError
 
 T = TypeVar("T")
 
