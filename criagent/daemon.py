@@ -22,12 +22,11 @@ os.environ.setdefault("GRPC_ENABLE_FORK_SUPPORT", "0")
 
 import grpc
 
-from criagent import assembly, process_signals, telemetry
+from criagent import assembly, telemetry
 from criagent._proto import admin_pb2_grpc, api_pb2_grpc
 from criagent.base import faults
 from criagent.base.aio import run_in, settle, supervised
 from criagent.base.errors import AgentError, UnavailableError
-from criagent.child import take_in_orphans
 from criagent.config import Config
 from criagent.cri.admin_service import AdminService
 from criagent.cri.boundary import Boundary
@@ -39,8 +38,10 @@ from criagent.cri.subjects import Subjects
 from criagent.garbage import collect_now_and_then
 from criagent.image.images import Images
 from criagent.kernel import cgroupfs
-from criagent.kernel.priority import raise_all_threads
 from criagent.operator_metrics import OperatorMetrics
+from criagent.process import signals as process_signals
+from criagent.process.child import take_in_orphans
+from criagent.process.priority import raise_all_threads
 from criagent.runtime.clock import Clock
 from criagent.runtime.handlers import HandlerFacts, monitor_problem
 from criagent.runtime.network_cgroups import NetworkCgroups

@@ -15,7 +15,7 @@ import gc
 from concurrent.futures import Executor
 
 from criagent.base.aio import run_in
-from criagent.kernel.heap import give_back
+from criagent.process.heap import give_back
 
 _LOOK_S = 10.0
 _FULL_EVERY = 90  # looks

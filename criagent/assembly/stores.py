@@ -6,7 +6,7 @@ import dataclasses
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-from criagent.kernel.priority import raise_new_thread
+from criagent.process.priority import raise_new_thread
 from criagent.store.addresses import AddressStore
 from criagent.store.blobs import BlobStore
 from criagent.store.containers import ContainerStore

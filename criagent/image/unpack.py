@@ -26,7 +26,6 @@ from criagent.base.errors import (
     NotFoundError,
     UnsupportedError,
 )
-from criagent.child import Child, PipeReader, spawn
 from criagent.image.archive.read import Contents, Skipped
 from criagent.image.unpack_protocol import (
     Count,
@@ -46,6 +45,7 @@ from criagent.image.unpack_protocol import (
     decode_answer,
     encode,
 )
+from criagent.process.child import Child, PipeReader, spawn
 
 __all__ = ["LayerFile", "NeedsLowers", "UnpackWorkers", "Unpacked"]
 

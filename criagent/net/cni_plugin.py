@@ -11,9 +11,9 @@ from typing import Any
 
 from criagent.base.aio import finish
 from criagent.base.errors import AgentError, TimedOutError
-from criagent.child import Child, PipeReader, spawn
 from criagent.kernel.memfd import data_file
 from criagent.net.cni_result import LIMIT_BYTES
+from criagent.process.child import Child, PipeReader, spawn
 
 _STDERR_BYTES = 1 << 14
 

@@ -7,9 +7,9 @@ from collections.abc import Sequence
 
 import structlog
 
-from criagent.child import killed_on_exit, spawn
 from criagent.model import Protocol
 from criagent.net.hostport import Forward
+from criagent.process.child import killed_on_exit, spawn
 
 _LIMIT_S = 5.0  # on a busy node it reads a table of a million flows
 

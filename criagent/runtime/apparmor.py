@@ -20,8 +20,8 @@ import structlog
 
 from criagent.base.aio import run_in
 from criagent.base.errors import InvalidRequestError, UnsupportedError
-from criagent.child import PipeReader, killed_on_exit, spawn
 from criagent.model import ProfileType, SecurityProfile
+from criagent.process.child import PipeReader, killed_on_exit, spawn
 
 DEFAULT = "criagent-default"
 PROFILES = Path("/sys/kernel/security/apparmor/profiles")

@@ -21,11 +21,11 @@ import structlog
 
 from criagent.base.aio import run_in
 from criagent.base.errors import AgentError, ExhaustedError, InvalidRequestError
-from criagent.child import PipeReader, killed_on_exit, spawn
 from criagent.image.blobs import disk_full
 from criagent.image.snapshots.overlay import OverlaySnapshots
 from criagent.kernel.paths import RESOLVE_IN_ROOT, RESOLVE_NO_SYMLINKS, open_in_root, openat2
 from criagent.model import Container, Mount, Sandbox, Snapshot
+from criagent.process.child import PipeReader, killed_on_exit, spawn
 from criagent.runtime.mount_targets import cleaned, is_kernel_place, landing
 from criagent.runtime.paths import RuntimePaths
 from criagent.runtime.spec_inputs import ResolvedMount

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 
-from criagent.child import PipeReader
+from criagent.process.child import PipeReader
 
 # What every call may keep without asking the budget: the output of a probe.
 OWN_SHARE = 64 << 10

@@ -17,8 +17,8 @@ from pathlib import Path
 import msgspec
 
 from criagent.base.errors import AgentError
-from criagent.child import Child, ExpectedOrphan, killed_on_exit, spawn
 from criagent.model import Container
+from criagent.process.child import Child, ExpectedOrphan, killed_on_exit, spawn
 from criagent.runtime.container_files import ContainerFiles
 from criagent.runtime.exec_cgroup import Tree, exec_cgroup
 from criagent.runtime.exec_leftovers import exec_name

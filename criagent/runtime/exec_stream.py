@@ -12,9 +12,9 @@ from collections.abc import Sequence
 from contextlib import AsyncExitStack
 
 from criagent.base.errors import AgentError
-from criagent.child import Child, nothing_to_read
 from criagent.kernel.process import node_ids
 from criagent.model import Container
+from criagent.process.child import Child, nothing_to_read
 from criagent.runtime.container_running import running
 from criagent.runtime.exec_plan import Command, ExecPlan, ExecPlanner, Size
 from criagent.runtime.oci import plain_words

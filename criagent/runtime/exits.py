@@ -20,9 +20,9 @@ from typing import Any
 import structlog
 
 from criagent.base.aio import Owners, detached, run_in
-from criagent.child import Child
 from criagent.kernel import process
 from criagent.model import Container, NamespaceMode, ProcessRef, Reason
+from criagent.process.child import Child
 from criagent.runtime import own_cgroup
 from criagent.runtime.clock import Clock
 from criagent.runtime.container_start import start_key

@@ -12,8 +12,8 @@ from pathlib import Path
 from typing import Any
 
 from criagent.base.errors import InvalidRequestError
-from criagent.child import PipeReader, killed_on_exit, spawn
 from criagent.kernel.mount import has_recursive_attributes
+from criagent.process.child import PipeReader, killed_on_exit, spawn
 from criagent.runtime.program_floors import insecure, too_old
 
 _LIMIT_S = 10.0

@@ -21,9 +21,9 @@ from typing import Literal
 
 from criagent.base.aio import run_in
 from criagent.base.errors import InvalidRequestError, TimedOutError
-from criagent.child import Child, PipeReader, spawn
 from criagent.kernel.mount import MountEntry, mountinfo
 from criagent.model import Mount, MountPropagation
+from criagent.process.child import Child, PipeReader, spawn
 from criagent.runtime.spec_inputs import ResolvedMount
 
 _LIMIT_S = 5.0

@@ -21,11 +21,11 @@ import structlog
 
 from criagent.base.aio import run_in
 from criagent.base.errors import AgentError, ExhaustedError, InvalidRequestError, TimedOutError
-from criagent.child import Child, PipeReader, killed_on_exit, spawn
 from criagent.kernel import cgroupfs
 from criagent.kernel.devices import restore_null
 from criagent.kernel.process import alive, process_ref
 from criagent.model import Container, ProcessRef
+from criagent.process.child import Child, PipeReader, killed_on_exit, spawn
 from criagent.runtime.cgroups import CgroupDriver, check_placement
 from criagent.runtime.oci import OciRuntime, plain_words
 from criagent.runtime.paths import RuntimePaths

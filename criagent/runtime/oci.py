@@ -15,8 +15,8 @@ import subprocess
 from pathlib import Path
 
 from criagent.base.errors import AgentError, TimedOutError, WrongStateError
-from criagent.child import PipeReader, killed_on_exit, spawn
 from criagent.kernel.memfd import data_file, sealed_copy
+from criagent.process.child import PipeReader, killed_on_exit, spawn
 from criagent.runtime import scopes
 from criagent.runtime.cgroups import CgroupDriver
 from criagent.runtime.spec_inputs import OciObject

@@ -12,8 +12,8 @@ from pathlib import Path
 
 import structlog
 
-from criagent.child import killed_on_exit, spawn
 from criagent.model import ID_PATTERN
+from criagent.process.child import killed_on_exit, spawn
 from criagent.runtime.cgroups import SCOPE_PREFIX
 
 # systemd has a file here for every unit that was made at run time, for as long as it knows it.

@@ -13,7 +13,6 @@ from collections.abc import AsyncIterator, Iterable
 from contextlib import asynccontextmanager
 
 from criagent.base.errors import AgentError, ExhaustedError, InvalidRequestError, TimedOutError
-from criagent.child import PipeReader, killed_on_exit, spawn
 from criagent.image.snapshots.overlay import MappedIds
 from criagent.kernel.namespaces import write_id_maps
 from criagent.model import (
@@ -26,6 +25,7 @@ from criagent.model import (
     Sandbox,
     UserNamespace,
 )
+from criagent.process.child import PipeReader, killed_on_exit, spawn
 from criagent.runtime.paths import RuntimePaths
 
 _NO_ID = 2**32 - 1  # -1, which no file and no process can have

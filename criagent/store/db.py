@@ -20,7 +20,7 @@ from typing import Any, TypeVar
 
 from criagent.base.aio import finish
 from criagent.base.errors import AgentError, CorruptError, ExhaustedError, UnavailableError
-from criagent.kernel.priority import raise_new_thread
+from criagent.process.priority import raise_new_thread
 from criagent.store import migrations, set_aside
 from criagent.store.codec import RowCodec
 

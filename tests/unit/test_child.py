@@ -12,9 +12,9 @@ from pathlib import Path
 import pytest
 import pytest_asyncio
 
-from criagent.child import Child, PipeReader, killed_on_exit, spawn
 from criagent.kernel.process import alive, process_ref
 from criagent.model import ProcessRef
+from criagent.process.child import Child, PipeReader, killed_on_exit, spawn
 
 SLEEP = ["sleep", "1000"]
 

@@ -9,10 +9,10 @@ import pytest
 import structlog
 
 from criagent.base.errors import WrongStateError
-from criagent.child import killed_on_exit
 from criagent.kernel import cgroupfs
 from criagent.kernel.process import process_ref
 from criagent.model import Container, ContainerId, ContainerMetadata, ContainerSpec, SandboxId
+from criagent.process.child import killed_on_exit
 from criagent.runtime.cgroups import CgroupDriver
 from criagent.runtime.monitor import Conmon
 from criagent.runtime.oci import OciRuntime, SealedProgram

@@ -13,7 +13,7 @@ from collections.abc import Iterator
 import pytest
 from structlog.testing import capture_logs
 
-from criagent.process_signals import dump_stacks, install
+from criagent.process.signals import dump_stacks, install
 
 SIGNALS = (signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2)
 
