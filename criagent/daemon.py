@@ -27,7 +27,7 @@ from criagent._proto import admin_pb2_grpc, api_pb2_grpc
 from criagent.base import faults
 from criagent.base.aio import run_in, settle, supervised
 from criagent.base.errors import AgentError, UnavailableError
-from criagent.config import Config
+from criagent.config.sections import Config
 from criagent.cri.admin_service import AdminService
 from criagent.cri.boundary import Boundary
 from criagent.cri.cadvisor import Cadvisor, CadvisorService

@@ -6,7 +6,7 @@ import dataclasses
 import os
 
 from criagent.assembly.stores import Executors, Stores
-from criagent.config import Config
+from criagent.config.sections import Config
 from criagent.image.blobs import BlobFiles
 from criagent.image.claims import Claims
 from criagent.image.collect import Collector

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from criagent.cli.common import config_path
-from criagent.config import Storage, files
+from criagent.config.sections import Storage, files
 
 if TYPE_CHECKING:
     import grpc

@@ -8,7 +8,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from criagent.config import DEFAULT_PATH, Config, ConfigError, load_with_origins
+from criagent.config.sections import DEFAULT_PATH, Config, ConfigError, load_with_origins
 
 
 def config_path(chosen: argparse.Namespace) -> Path:

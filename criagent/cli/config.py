@@ -6,7 +6,7 @@ import argparse
 import sys
 
 from criagent.cli.common import config_path, configuration
-from criagent.config_text import default_text, effective_text
+from criagent.config.text import default_text, effective_text
 
 
 def arguments(command: argparse.ArgumentParser) -> None:

@@ -6,7 +6,7 @@ import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from criagent.config import Config
+from criagent.config.sections import Config
 from criagent.doctor.finding import Finding, content, error, fine, listens, warning
 from criagent.doctor.neighbours import KUBELET
 from criagent.kernel import cgroupfs

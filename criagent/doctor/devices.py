@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from criagent.config import Config
+from criagent.config.sections import Config
 from criagent.doctor.finding import Finding, fine, warning
 from criagent.runtime.cdi_folders import CdiFolders
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from criagent.config import Config
+from criagent.config.sections import Config
 from criagent.doctor import (
     cgroups,
     devices,

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from criagent.config import Config
+from criagent.config.sections import Config
 from criagent.doctor.finding import Finding, content, fine, listens, warning
 
 _SOCKETS = (

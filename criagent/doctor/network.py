@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from criagent.base.errors import AgentError
-from criagent.config import Config
+from criagent.config.sections import Config
 from criagent.doctor.finding import Finding, content, error, fine, warning
 from criagent.doctor.programs import answer_of
 from criagent.kernel.nftables import Nftables

@@ -9,7 +9,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from criagent.config import Config
+from criagent.config.sections import Config
 from criagent.doctor.finding import Finding, error, fine, warning
 from criagent.doctor.system import os_release
 from criagent.runtime.program_floors import dotted, insecure, parse_version, too_old, version_of

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from criagent.config import Config
+from criagent.config.sections import Config
 from criagent.doctor.finding import Finding, content, error, fine, warning
 from criagent.kernel.paths import RESOLVE_IN_ROOT, openat2
 from criagent.runtime.program_floors import parse_version

@@ -18,7 +18,7 @@ import structlog
 
 from criagent.base.aio import run_in
 from criagent.base.errors import AgentError, InvalidRequestError
-from criagent.config import check_cidrs
+from criagent.config.sections import check_cidrs
 from criagent.kernel import namespaces, netlink
 from criagent.model import Sandbox
 from criagent.net import antispoof, forwarding, hostport, rules

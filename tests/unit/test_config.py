@@ -6,13 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from criagent.config import (
-    Config,
-    ConfigError,
-    load,
-    load_with_origins,
-)
-from criagent.config_text import default_text, effective_text
+from criagent.config.sections import Config, ConfigError, load, load_with_origins
+from criagent.config.text import default_text, effective_text
 
 
 def problems(path: Path) -> list[str]:

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from criagent.config import Config, Handler, Network, Runtime
+from criagent.config.sections import Config, Handler, Network, Runtime
 from criagent.doctor import (
     Finding,
     cgroups,

@@ -6,7 +6,7 @@ import json
 from dataclasses import fields, is_dataclass
 from pathlib import Path
 
-from criagent.config import Config
+from criagent.config.sections import Config
 
 
 def default_text() -> str:
