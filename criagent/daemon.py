@@ -22,7 +22,7 @@ os.environ.setdefault("GRPC_ENABLE_FORK_SUPPORT", "0")
 
 import grpc
 
-from criagent import assembly, telemetry
+from criagent import assembly
 from criagent._proto import admin_pb2_grpc, api_pb2_grpc
 from criagent.base import faults
 from criagent.base.aio import run_in, settle, supervised
@@ -49,6 +49,7 @@ from criagent.runtime.runtime import Runtime
 from criagent.runtime.session_facts import SessionFacts
 from criagent.service_notify import notify
 from criagent.streaming.server import Listener, StreamingServer
+from criagent.telemetry import telemetry
 
 _METRICS_AGAIN_S = 30.0
 _SWITCH_S = 0.001  # for how long a file thread may keep the loop from going on; Python's own: 5 ms

@@ -13,7 +13,6 @@ from collections.abc import Callable
 
 from grpc import StatusCode
 
-from criagent import logs
 from criagent.base import aio
 from criagent.cri.boundary import Boundary
 from criagent.cri.events import Events
@@ -23,7 +22,8 @@ from criagent.runtime.runtime import Runtime
 from criagent.store.containers import ContainerStore
 from criagent.store.sandboxes import SandboxStore
 from criagent.streaming.server import StreamingServer
-from criagent.telemetry import Telemetry
+from criagent.telemetry import logs
+from criagent.telemetry.telemetry import Telemetry
 from criagent.version import VERSION
 
 _LOOP_S = 2.0

@@ -27,8 +27,8 @@ from criagent.base import errors
 from criagent.base.aio import STAGES
 from criagent.base.text import bounded
 from criagent.cri.statuses import status_of
-from criagent.logs import CALL
-from criagent.telemetry import CallSpan, Telemetry
+from criagent.telemetry.logs import CALL
+from criagent.telemetry.telemetry import CallSpan, Telemetry
 
 _QUIET = ("List", "Status", "Version", "Stats", "ImageFsInfo", "Info", "RuntimeConfig", "ExecSync")
 _ALWAYS_SERVED = ("Version",)

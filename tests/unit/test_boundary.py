@@ -24,7 +24,7 @@ from criagent.base.aio import Owner, Owners
 from criagent.base.os_errors import about
 from criagent.cri.boundary import Boundary
 from criagent.cri.statuses import MESSAGE_LIMIT
-from criagent.telemetry import Telemetry
+from criagent.telemetry.telemetry import Telemetry
 
 Act = Callable[[], Any]
 SECRET = "s3cret"

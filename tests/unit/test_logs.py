@@ -14,8 +14,8 @@ from pathlib import Path
 import pytest
 import structlog
 
-from criagent import logs
 from criagent.image.auth import RegistryAuth
+from criagent.telemetry import logs
 
 
 class Stream(io.StringIO):

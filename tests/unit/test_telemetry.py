@@ -22,13 +22,13 @@ from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTrace
 from opentelemetry.proto.resource.v1.resource_pb2 import Resource
 from prometheus_client.parser import text_string_to_metric_families
 
-from criagent import telemetry
 from criagent._proto import api_pb2, api_pb2_grpc
 from criagent.base.aio import Owner, Owners
 from criagent.base.errors import ExhaustedError, UnavailableError, UnsupportedError
 from criagent.cri.boundary import Boundary
 from criagent.service_notify import notify
-from criagent.telemetry import Telemetry
+from criagent.telemetry import telemetry
+from criagent.telemetry.telemetry import Telemetry
 from criagent.version import VERSION
 
 
