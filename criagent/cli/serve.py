@@ -23,7 +23,7 @@ def run(chosen: argparse.Namespace) -> int:
         socket = Path(chosen.socket.removeprefix("unix://")).absolute()
         storage = dataclasses.replace(config.storage, socket=socket)
         config = dataclasses.replace(config, storage=storage)
-    from criagent import daemon
+    from criagent.daemon import serve as daemon
     from criagent.telemetry import logs
 
     logs.setup(chosen.log_level)

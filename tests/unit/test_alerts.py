@@ -14,8 +14,8 @@ import yaml
 from grpc import StatusCode
 
 from criagent.base import aio
+from criagent.daemon.operator_metrics import Tallies
 from criagent.model import Reason
-from criagent.operator_metrics import Tallies
 from criagent.store.containers import ContainerStore
 from criagent.store.db import Database
 from criagent.store.sandboxes import SandboxStore

@@ -26,7 +26,7 @@ from criagent._proto import api_pb2, api_pb2_grpc
 from criagent.base.aio import Owner, Owners
 from criagent.base.errors import ExhaustedError, UnavailableError, UnsupportedError
 from criagent.cri.boundary import Boundary
-from criagent.service_notify import notify
+from criagent.daemon.service_notify import notify
 from criagent.telemetry import telemetry
 from criagent.telemetry.telemetry import Telemetry
 from criagent.version import VERSION

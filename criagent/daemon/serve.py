@@ -22,7 +22,6 @@ os.environ.setdefault("GRPC_ENABLE_FORK_SUPPORT", "0")
 
 import grpc
 
-from criagent import assembly
 from criagent._proto import admin_pb2_grpc, api_pb2_grpc
 from criagent.base import faults
 from criagent.base.aio import run_in, settle, supervised
@@ -35,10 +34,12 @@ from criagent.cri.events import Events
 from criagent.cri.image_service import ImageService
 from criagent.cri.runtime_service import RuntimeService
 from criagent.cri.subjects import Subjects
-from criagent.garbage import collect_now_and_then
+from criagent.daemon import wiring as assembly
+from criagent.daemon.garbage import collect_now_and_then
+from criagent.daemon.operator_metrics import OperatorMetrics
+from criagent.daemon.service_notify import notify
 from criagent.image.images import Images
 from criagent.kernel import cgroupfs
-from criagent.operator_metrics import OperatorMetrics
 from criagent.process import signals as process_signals
 from criagent.process.child import take_in_orphans
 from criagent.process.priority import raise_all_threads
@@ -47,7 +48,6 @@ from criagent.runtime.handlers import HandlerFacts, monitor_problem
 from criagent.runtime.network_cgroups import NetworkCgroups
 from criagent.runtime.runtime import Runtime
 from criagent.runtime.session_facts import SessionFacts
-from criagent.service_notify import notify
 from criagent.streaming.server import Listener, StreamingServer
 from criagent.telemetry import telemetry
 

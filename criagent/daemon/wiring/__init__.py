@@ -1,8 +1,8 @@
 """The parts of the daemon put together: each gets just what it needs, nothing is global."""
 
-from criagent.assembly.images import ImageParts, image_parts
-from criagent.assembly.runtime import detected_driver, networks, probed_handlers, runtime
-from criagent.assembly.stores import Executors, Stores
+from criagent.daemon.wiring.images import ImageParts, image_parts
+from criagent.daemon.wiring.runtime import detected_driver, networks, probed_handlers, runtime
+from criagent.daemon.wiring.stores import Executors, Stores
 
 __all__ = [
     "Executors",

@@ -5,8 +5,8 @@ from __future__ import annotations
 import dataclasses
 import os
 
-from criagent.assembly.stores import Executors, Stores
 from criagent.config.sections import Config
+from criagent.daemon.wiring.stores import Executors, Stores
 from criagent.image.blobs import BlobFiles
 from criagent.image.claims import Claims
 from criagent.image.collect import Collector

@@ -9,10 +9,10 @@ from pathlib import Path
 
 import structlog
 
-from criagent.assembly.images import ImageParts
-from criagent.assembly.stores import Executors, Stores
 from criagent.base.aio import KeyedLocks, Owners, run_in
 from criagent.config.sections import Config
+from criagent.daemon.wiring.images import ImageParts
+from criagent.daemon.wiring.stores import Executors, Stores
 from criagent.model import Container, Sandbox
 from criagent.net.bridge import BridgeConfig, BridgeNetwork
 from criagent.net.cni import CniConfig, CniNetwork
