@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from criagent.image.blobs import BlobFiles
-from criagent.image.digest import parse_digest
+from criagent.image.documents.digest import parse_digest
 from criagent.image.snapshots.content_count import content_count
 from criagent.image.snapshots.overlay import damaged_origin
 from criagent.model import Blob, Image, Snapshot

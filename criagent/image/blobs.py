@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from criagent.base.errors import CorruptError, ExhaustedError
-from criagent.image.digest import ALGORITHMS, Digest
+from criagent.image.documents.digest import ALGORITHMS, Digest
 
 _CHUNK = 1 << 20
 _AHEAD_S = 60.0  # a time of change that is later than this was set by a clock that was wrong

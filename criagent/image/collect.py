@@ -19,7 +19,7 @@ from criagent.base import faults
 from criagent.base.aio import FAILURES, run_in
 from criagent.image.blobs import BlobFiles
 from criagent.image.claims import Claims
-from criagent.image.digest import Digest, parse_digest
+from criagent.image.documents.digest import Digest, parse_digest
 from criagent.image.layers import LayerUnpacker
 from criagent.image.snapshots.overlay import OverlaySnapshots, damaged_key, damaged_origin
 from criagent.model import Image, Snapshot

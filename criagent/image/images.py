@@ -30,7 +30,7 @@ from criagent.base.errors import (
     NotFoundError,
     UnsupportedError,
 )
-from criagent.image import audit, gojson
+from criagent.image import audit
 from criagent.image.archive.images import ArchivedImage, archived_images
 from criagent.image.archive.read import Skipped, plain_copy
 from criagent.image.archive.write import write_archive
@@ -39,12 +39,13 @@ from criagent.image.auth import RegistryAuth
 from criagent.image.blobs import BlobFiles
 from criagent.image.claims import Claims
 from criagent.image.collect import Collector, Pruned, blobs_of
-from criagent.image.digest import parse_digest
-from criagent.image.gojson import MalformedError
+from criagent.image.documents import gojson
+from criagent.image.documents.digest import parse_digest
+from criagent.image.documents.gojson import MalformedError
+from criagent.image.documents.manifest import MAX_DOCUMENT
+from criagent.image.documents.reference import is_image_id, parse_reference
 from criagent.image.layers import LayerUnpacker
-from criagent.image.manifest import MAX_DOCUMENT
 from criagent.image.pull import Puller
-from criagent.image.reference import is_image_id, parse_reference
 from criagent.image.snapshots.overlay import OverlaySnapshots
 from criagent.image.unpack import UnpackWorkers
 from criagent.model import Image, Layer, Snapshot

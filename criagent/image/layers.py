@@ -28,7 +28,7 @@ from criagent.base.aio import KeyedLocks, finish
 from criagent.base.errors import CorruptError
 from criagent.image.blobs import BlobFiles
 from criagent.image.claims import Claims
-from criagent.image.digest import parse_digest
+from criagent.image.documents.digest import parse_digest
 from criagent.image.snapshots.overlay import OverlaySnapshots
 from criagent.image.unpack import LayerFile, NeedsLowers, Unpacked, UnpackWorkers
 from criagent.model import Layer, Snapshot

@@ -21,11 +21,10 @@ from criagent.base.aio import finish, run_in
 from criagent.base.errors import AgentError, CorruptError, RegistryError, UnsupportedError
 from criagent.image.auth import RegistryAuth
 from criagent.image.blobs import BlobFiles
-from criagent.image.choose import UNREADABLE, Answer, Found, Search, Wanted
 from criagent.image.claims import Claims, GrowingClaim
-from criagent.image.digest import Digest, parse_digest
-from criagent.image.layers import LayerUnpacker
-from criagent.image.manifest import (
+from criagent.image.documents.choose import UNREADABLE, Answer, Found, Search, Wanted
+from criagent.image.documents.digest import Digest, parse_digest
+from criagent.image.documents.manifest import (
     MAX_DOCUMENT,
     Configuration,
     Descriptor,
@@ -34,8 +33,9 @@ from criagent.image.manifest import (
     image_layers,
     parse_document,
 )
-from criagent.image.platforms import host_platform
-from criagent.image.reference import Reference
+from criagent.image.documents.platforms import host_platform
+from criagent.image.documents.reference import Reference
+from criagent.image.layers import LayerUnpacker
 from criagent.image.registry import Progress, RegistryClient, Resolved, Session
 from criagent.model import Blob, Image, Layer
 from criagent.store.images import ImageStore

@@ -20,7 +20,7 @@ import structlog
 
 from criagent.base.aio import run_in, settle
 from criagent.image.blobs import BlobFiles
-from criagent.image.digest import Digest
+from criagent.image.documents.digest import Digest
 
 PATIENCE_S = 5.0
 _FAIR_RATE = 16 << 10  # bytes a second; a busy slow line gives each of many streams no more

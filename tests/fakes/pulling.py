@@ -17,11 +17,11 @@ from aiohttp import web
 from criagent.image.auth import RegistryAuth
 from criagent.image.blobs import BlobFiles
 from criagent.image.claims import Claims
+from criagent.image.documents.manifest import OCI_MANIFEST
+from criagent.image.documents.reference import parse_reference
 from criagent.image.hosts import HostsDirectory
-from criagent.image.manifest import OCI_MANIFEST
 from criagent.image.proxy import ProxySettings
 from criagent.image.pull import Puller
-from criagent.image.reference import parse_reference
 from criagent.image.registry import RegistryClient
 from criagent.image.registry.retry import Clock
 from criagent.model import Image, Layer, Snapshot

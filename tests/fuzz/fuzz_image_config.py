@@ -8,7 +8,7 @@ from random import Random
 from frame import mutate_json, words_of
 
 from criagent.base.errors import CorruptError, UnsupportedError
-from criagent.image.manifest import chain_ids, parse_configuration
+from criagent.image.documents.manifest import chain_ids, parse_configuration
 
 D = "sha256:" + "a" * 64
 CONFIG = {

@@ -8,7 +8,7 @@ from random import Random
 from frame import mutate_json, words_of
 
 from criagent.base.errors import CorruptError, UnsupportedError
-from criagent.image import manifest
+from criagent.image.documents import manifest
 
 D = "sha256:" + "a" * 64
 MANIFEST = {

@@ -7,7 +7,7 @@ from random import Random
 from frame import mutate_bytes
 
 from criagent.base.errors import InvalidRequestError
-from criagent.image.reference import parse_reference
+from criagent.image.documents.reference import parse_reference
 
 D = b"sha256:" + b"0123456789abcdef" * 4
 SEEDS = [

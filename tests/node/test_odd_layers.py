@@ -18,7 +18,7 @@ from cri_client import Cri, api
 from node_state import agent_pid
 from unpack_place import CHAR, Member, directory, hard, link, member, tar
 
-from criagent.image.digest import parse_digest
+from criagent.image.documents.digest import parse_digest
 
 pytestmark = pytest.mark.root
 

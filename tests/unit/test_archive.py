@@ -32,8 +32,8 @@ from criagent.image.archive.read import Contents, read_archive
 from criagent.image.archive.room import Room
 from criagent.image.archive.write import write_archive
 from criagent.image.blobs import BlobFiles
-from criagent.image.digest import digest_of, parse_digest
-from criagent.image.platforms import host_platform
+from criagent.image.documents.digest import digest_of, parse_digest
+from criagent.image.documents.platforms import host_platform
 
 Json = dict[str, Any]
 Members = dict[str, bytes | tarfile.TarInfo]

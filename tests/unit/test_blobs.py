@@ -10,7 +10,7 @@ import pytest
 
 from criagent.base.errors import CorruptError, ExhaustedError
 from criagent.image.blobs import BlobFiles, disk_full
-from criagent.image.digest import Digest, digest_of, parse_digest
+from criagent.image.documents.digest import Digest, digest_of, parse_digest
 
 CONTENT = b"content" * 100
 DIGEST = digest_of(CONTENT)

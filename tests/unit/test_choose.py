@@ -9,10 +9,10 @@ from typing import Any
 import pytest
 
 from criagent.base.errors import AgentError, CorruptError, NotFoundError, UnsupportedError
-from criagent.image.choose import UNREADABLE, Answer, Found, Search, Wanted
-from criagent.image.digest import digest_of
-from criagent.image.manifest import OCI_INDEX, OCI_MANIFEST, parse_document
-from criagent.image.platforms import Platform
+from criagent.image.documents.choose import UNREADABLE, Answer, Found, Search, Wanted
+from criagent.image.documents.digest import digest_of
+from criagent.image.documents.manifest import OCI_INDEX, OCI_MANIFEST, parse_document
+from criagent.image.documents.platforms import Platform
 
 Json = dict[str, Any]
 AMD64 = Platform("amd64", "linux")

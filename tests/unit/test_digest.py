@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from criagent.base.errors import InvalidRequestError
-from criagent.image.digest import digest_of, parse_digest
+from criagent.image.documents.digest import digest_of, parse_digest
 
 HEX = "0123456789abcdef" * 4
 

@@ -9,8 +9,8 @@ from typing import Any
 
 import pytest
 
-from criagent.image import gojson, manifest
-from criagent.image.gojson import MalformedError, Slice
+from criagent.image.documents import gojson, manifest
+from criagent.image.documents.gojson import MalformedError, Slice
 
 VECTORS = json.loads((Path(__file__).parents[1] / "vectors" / "image-documents.json").read_text())[
     "cases"

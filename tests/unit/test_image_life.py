@@ -15,7 +15,7 @@ from aiohttp import web
 
 from criagent.base.errors import AgentError, CorruptError, ExhaustedError, RegistryError
 from criagent.image import shared_downloads
-from criagent.image.digest import parse_digest
+from criagent.image.documents.digest import parse_digest
 from tests.fakes.image_node import (
     RETENTION_S,
     ImageNode,

@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from criagent.base.errors import CorruptError, UnsupportedError
-from criagent.image.manifest import (
+from criagent.image.documents.manifest import (
     DOCKER_LIST,
     DOCKER_MANIFEST,
     MAX_DOCUMENT,

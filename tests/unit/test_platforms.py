@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from criagent.image.platforms import Platform, arm_variant, rank
+from criagent.image.documents.platforms import Platform, arm_variant, rank
 
 VECTORS = json.loads((Path(__file__).parents[1] / "vectors" / "platforms.json").read_text())[
     "cases"

@@ -10,8 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from criagent.base.errors import InvalidRequestError
+from criagent.image.documents.reference import parse_reference
 from criagent.image.hosts import default_url
-from criagent.image.reference import parse_reference
 
 HEX = "0123456789abcdef" * 4
 SHA = f"sha256:{HEX}"

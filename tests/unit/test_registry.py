@@ -15,10 +15,10 @@ from aiohttp import web
 from criagent.base.errors import CorruptError, NotFoundError, RegistryDeniedError, RegistryError
 from criagent.image.auth import RegistryAuth
 from criagent.image.blobs import BlobFiles
+from criagent.image.documents.manifest import Descriptor
+from criagent.image.documents.reference import parse_reference
 from criagent.image.hosts import HostsDirectory
-from criagent.image.manifest import Descriptor
 from criagent.image.proxy import ProxySettings
-from criagent.image.reference import parse_reference
 from criagent.image.registry import Progress, RegistryClient
 from tests.fakes.pulling import InstantClock
 

@@ -14,8 +14,8 @@ from aiohttp import web
 
 from criagent.base.errors import RegistryDeniedError, RegistryError
 from criagent.image.auth import RegistryAuth
-from criagent.image.manifest import OCI_MANIFEST, Descriptor
-from criagent.image.reference import parse_reference
+from criagent.image.documents.manifest import OCI_MANIFEST, Descriptor
+from criagent.image.documents.reference import parse_reference
 from criagent.image.registry import Progress
 from tests.fakes.pulling import SMALL, Node, Registry, digest, hosts_toml, name
 

@@ -15,8 +15,8 @@ from aiohttp import web
 
 from criagent.base.errors import NotFoundError, RegistryDeniedError, RegistryError
 from criagent.cri.statuses import status_of
-from criagent.image.manifest import OCI_MANIFEST, Descriptor
-from criagent.image.reference import parse_reference
+from criagent.image.documents.manifest import OCI_MANIFEST, Descriptor
+from criagent.image.documents.reference import parse_reference
 from criagent.image.registry import Progress
 from criagent.image.registry.retry import retry_after_s
 from tests.fakes.pulling import SMALL, Node, Registry, digest, hosts_toml, name, straight

@@ -8,15 +8,15 @@ from dataclasses import dataclass
 
 from criagent.base.errors import CorruptError
 from criagent.image.blobs import BlobFiles
-from criagent.image.digest import parse_digest
-from criagent.image.manifest import (
+from criagent.image.documents.digest import parse_digest
+from criagent.image.documents.manifest import (
     MAX_DOCUMENT,
     OCI_MANIFEST,
     image_configuration,
     image_layers,
     parse_document,
 )
-from criagent.image.reference import parse_reference
+from criagent.image.documents.reference import parse_reference
 from criagent.model import Blob, Image
 
 _CONFIG = "application/vnd.oci.image.config.v1+json"

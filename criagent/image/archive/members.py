@@ -13,7 +13,7 @@ from typing import IO
 
 from criagent.base.errors import CorruptError, InvalidRequestError
 from criagent.image.decompress import BadLayerError
-from criagent.image.manifest import MAX_DOCUMENT
+from criagent.image.documents.manifest import MAX_DOCUMENT
 from criagent.image.tar_headers import HARD_LINK, REGULAR, SYMLINK, entries
 
 _MAX_MEMBERS = 100_000

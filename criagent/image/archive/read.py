@@ -19,15 +19,22 @@ from criagent.base.errors import (
     NotFoundError,
     UnsupportedError,
 )
-from criagent.image import gojson
 from criagent.image.archive.members import Member, Members
 from criagent.image.archive.room import Room
 from criagent.image.blobs import BlobFiles, disk_full, removed_on_error
-from criagent.image.choose import UNREADABLE, Answer, Found, Search, Wanted, is_attestation
 from criagent.image.decompress import BadLayerError, compression, is_compressed, plain_chunks
-from criagent.image.digest import Digest, digest_of
-from criagent.image.gojson import STRING, STRINGS, MalformedError, Struct
-from criagent.image.manifest import (
+from criagent.image.documents import gojson
+from criagent.image.documents.choose import (
+    UNREADABLE,
+    Answer,
+    Found,
+    Search,
+    Wanted,
+    is_attestation,
+)
+from criagent.image.documents.digest import Digest, digest_of
+from criagent.image.documents.gojson import STRING, STRINGS, MalformedError, Struct
+from criagent.image.documents.manifest import (
     MAX_ENTRIES,
     MAX_LAYERS,
     OCI_MANIFEST,
@@ -41,8 +48,8 @@ from criagent.image.manifest import (
     parse_configuration,
     parse_document,
 )
-from criagent.image.platforms import Platform, host_platform, rank
-from criagent.image.reference import parse_reference
+from criagent.image.documents.platforms import Platform, host_platform, rank
+from criagent.image.documents.reference import parse_reference
 
 _CONFIG = "application/vnd.oci.image.config.v1+json"
 _LAYER = "application/vnd.oci.image.layer.v1.tar"

@@ -11,8 +11,8 @@ from pathlib import Path
 from criagent.base.errors import NotFoundError
 from criagent.image.archive.room import Room
 from criagent.image.blobs import BlobFiles, disk_full
-from criagent.image.digest import Digest, parse_digest
-from criagent.image.manifest import OCI_MANIFEST, canonical_json
+from criagent.image.documents.digest import Digest, parse_digest
+from criagent.image.documents.manifest import OCI_MANIFEST, canonical_json
 from criagent.model import Image
 
 _NAME, _REF_NAME = "io.containerd.image.name", "org.opencontainers.image.ref.name"

@@ -25,11 +25,11 @@ from criagent.base.errors import (
 )
 from criagent.image.auth import RegistryAuth, credentials_for, same_registry
 from criagent.image.blobs import BlobFiles
-from criagent.image.digest import Digest, digest_of, parse_digest
+from criagent.image.documents.digest import Digest, digest_of, parse_digest
+from criagent.image.documents.manifest import ACCEPTED, MAX_DOCUMENT, Descriptor
+from criagent.image.documents.reference import Reference
 from criagent.image.hosts import Host, HostsDirectory
-from criagent.image.manifest import ACCEPTED, MAX_DOCUMENT, Descriptor
 from criagent.image.proxy import ProxySettings
-from criagent.image.reference import Reference
 from criagent.image.registry.download import Downloader, Source
 from criagent.image.registry.failure import Speaker, printable
 from criagent.image.registry.progress import Progress

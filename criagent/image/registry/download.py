@@ -27,7 +27,7 @@ import structlog
 from criagent.base.aio import run_in
 from criagent.base.errors import CorruptError, ExhaustedError, RegistryError
 from criagent.image.blobs import BlobFiles, disk_full
-from criagent.image.manifest import Descriptor
+from criagent.image.documents.manifest import Descriptor
 from criagent.image.registry.coding import Undo
 from criagent.image.registry.retry import Budget
 from criagent.image.registry.transport import Answer

@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from criagent.image.auth import Credentials
+from criagent.image.documents.reference import Reference
 from criagent.image.hosts import Host
-from criagent.image.reference import Reference
 from criagent.image.registry.urls import Origin
 
 

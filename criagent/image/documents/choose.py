@@ -11,8 +11,8 @@ from collections.abc import Callable, Generator
 from dataclasses import dataclass
 
 from criagent.base.errors import AgentError, CorruptError, NotFoundError, UnsupportedError
-from criagent.image.digest import Digest
-from criagent.image.manifest import (
+from criagent.image.documents.digest import Digest
+from criagent.image.documents.manifest import (
     ACCEPTED,
     Descriptor,
     Document,
@@ -20,7 +20,7 @@ from criagent.image.manifest import (
     parse_configuration,
     parse_document,
 )
-from criagent.image.platforms import Platform, rank
+from criagent.image.documents.platforms import Platform, rank
 
 _MAX_DEPTH = 4  # indexes below one another
 _MAX_READ = 32  # documents of one search, without the configuration of the image that is chosen

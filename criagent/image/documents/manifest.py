@@ -12,9 +12,9 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from criagent.base.errors import CorruptError, InvalidRequestError, UnsupportedError
-from criagent.image import gojson
-from criagent.image.digest import Digest, digest_of, parse_digest
-from criagent.image.gojson import (
+from criagent.image.documents import gojson
+from criagent.image.documents.digest import Digest, digest_of, parse_digest
+from criagent.image.documents.gojson import (
     BOOL,
     INT,
     NAMES,
@@ -29,7 +29,7 @@ from criagent.image.gojson import (
     list_of,
     nothing,
 )
-from criagent.image.platforms import Platform
+from criagent.image.documents.platforms import Platform
 from criagent.model import ImageConfig, Layer
 
 MAX_DOCUMENT = 8 << 20  # the registry must not make us hold more; the specification asks for 4 MiB

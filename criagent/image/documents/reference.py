@@ -13,7 +13,7 @@ import ipaddress
 import re
 
 from criagent.base.errors import InvalidRequestError
-from criagent.image.digest import Digest, parse_digest
+from criagent.image.documents.digest import Digest, parse_digest
 
 _COMPONENT = r"(?:[a-zA-Z0-9]|[a-zA-Z0-9][a-zA-Z0-9-]*[a-zA-Z0-9])"
 _DOMAIN = re.compile(
