@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from criagent._proto import api_pb2
-from criagent.image.auth import RegistryAuth
+from criagent.image.hosts.credentials import RegistryAuth
 from criagent.image.images import FsUsage
 from criagent.model import Image
 

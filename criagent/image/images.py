@@ -35,7 +35,6 @@ from criagent.image.archive.images import ArchivedImage, archived_images
 from criagent.image.archive.read import Skipped, plain_copy
 from criagent.image.archive.write import write_archive
 from criagent.image.audit import Finding
-from criagent.image.auth import RegistryAuth
 from criagent.image.blobs import BlobFiles
 from criagent.image.claims import Claims
 from criagent.image.collect import Collector, Pruned, blobs_of
@@ -44,6 +43,7 @@ from criagent.image.documents.digest import parse_digest
 from criagent.image.documents.gojson import MalformedError
 from criagent.image.documents.manifest import MAX_DOCUMENT
 from criagent.image.documents.reference import is_image_id, parse_reference
+from criagent.image.hosts.credentials import RegistryAuth
 from criagent.image.layers import LayerUnpacker
 from criagent.image.pull import Puller
 from criagent.image.snapshots.overlay import OverlaySnapshots

@@ -19,7 +19,6 @@ import structlog
 from criagent.base import faults
 from criagent.base.aio import finish, run_in
 from criagent.base.errors import AgentError, CorruptError, RegistryError, UnsupportedError
-from criagent.image.auth import RegistryAuth
 from criagent.image.blobs import BlobFiles
 from criagent.image.claims import Claims, GrowingClaim
 from criagent.image.documents.choose import UNREADABLE, Answer, Found, Search, Wanted
@@ -35,6 +34,7 @@ from criagent.image.documents.manifest import (
 )
 from criagent.image.documents.platforms import host_platform
 from criagent.image.documents.reference import Reference
+from criagent.image.hosts.credentials import RegistryAuth
 from criagent.image.layers import LayerUnpacker
 from criagent.image.registry import Progress, RegistryClient, Resolved, Session
 from criagent.model import Blob, Image, Layer

@@ -12,14 +12,14 @@ from pathlib import Path
 
 from criagent.base.aio import finish
 from criagent.base.errors import CorruptError
-from criagent.image.auth import RegistryAuth
 from criagent.image.blobs import BlobFiles
 from criagent.image.claims import Claims
 from criagent.image.collect import Collector
-from criagent.image.hosts import HostsDirectory
+from criagent.image.hosts.credentials import RegistryAuth
+from criagent.image.hosts.hosts_toml import HostsDirectory
+from criagent.image.hosts.proxy import ProxySettings
 from criagent.image.images import Images
 from criagent.image.layers import LayerUnpacker
-from criagent.image.proxy import ProxySettings
 from criagent.image.pull import Puller
 from criagent.image.registry import RegistryClient
 from criagent.image.snapshots.content_count import content_count

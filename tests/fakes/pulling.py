@@ -14,13 +14,13 @@ from typing import Any
 
 from aiohttp import web
 
-from criagent.image.auth import RegistryAuth
 from criagent.image.blobs import BlobFiles
 from criagent.image.claims import Claims
 from criagent.image.documents.manifest import OCI_MANIFEST
 from criagent.image.documents.reference import parse_reference
-from criagent.image.hosts import HostsDirectory
-from criagent.image.proxy import ProxySettings
+from criagent.image.hosts.credentials import RegistryAuth
+from criagent.image.hosts.hosts_toml import HostsDirectory
+from criagent.image.hosts.proxy import ProxySettings
 from criagent.image.pull import Puller
 from criagent.image.registry import RegistryClient
 from criagent.image.registry.retry import Clock

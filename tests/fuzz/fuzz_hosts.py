@@ -9,7 +9,7 @@ from random import Random
 from frame import mutate_bytes
 
 from criagent.base.errors import InvalidRequestError
-from criagent.image.hosts import HostsDirectory
+from criagent.image.hosts.hosts_toml import HostsDirectory
 
 SEEDS = [
     (

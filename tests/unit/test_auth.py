@@ -13,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from criagent.base.errors import InvalidRequestError
-from criagent.image.auth import Credentials, RegistryAuth, credentials_for
+from criagent.image.hosts.credentials import Credentials, RegistryAuth, credentials_for
 
 NOWHERE = Path("/nonexistent/config.json")
 

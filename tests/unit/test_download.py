@@ -10,10 +10,10 @@ import pytest
 from aiohttp import web
 
 from criagent.base.errors import CorruptError, InvalidRequestError, NotFoundError, RegistryError
-from criagent.image.auth import RegistryAuth
 from criagent.image.documents.digest import parse_digest
 from criagent.image.documents.manifest import Descriptor
 from criagent.image.documents.reference import parse_reference
+from criagent.image.hosts.credentials import RegistryAuth
 from criagent.image.registry import Progress
 from tests.fakes.pulling import (
     LARGE,

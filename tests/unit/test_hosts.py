@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from criagent.base.errors import InvalidRequestError
-from criagent.image.hosts import ALL, Host, HostsDirectory, default_url
+from criagent.image.hosts.hosts_toml import ALL, Host, HostsDirectory, default_url
 
 
 def written(base: Path, name: str, text: str) -> HostsDirectory:

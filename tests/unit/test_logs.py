@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 import structlog
 
-from criagent.image.auth import RegistryAuth
+from criagent.image.hosts.credentials import RegistryAuth
 from criagent.telemetry import logs
 
 

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from criagent.image.proxy import ProxySettings, from_environment
+from criagent.image.hosts.proxy import ProxySettings, from_environment
 
 BOTH = ProxySettings(http="http://p:1", https="http://p:2")
 

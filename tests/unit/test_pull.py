@@ -12,10 +12,10 @@ import pytest
 from aiohttp import web
 
 from criagent.base.errors import CorruptError, NotFoundError, RegistryError, UnsupportedError
-from criagent.image.auth import RegistryAuth
 from criagent.image.documents.digest import parse_digest
 from criagent.image.documents.manifest import OCI_INDEX, OCI_MANIFEST
 from criagent.image.documents.platforms import host_platform
+from criagent.image.hosts.credentials import RegistryAuth
 from criagent.model import Image, Snapshot
 from tests.fakes.pulling import (
     LARGE,

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from criagent.base.errors import InvalidRequestError
 from criagent.image.documents.reference import parse_reference
-from criagent.image.hosts import default_url
+from criagent.image.hosts.hosts_toml import default_url
 
 HEX = "0123456789abcdef" * 4
 SHA = f"sha256:{HEX}"

@@ -13,12 +13,12 @@ import pytest
 from aiohttp import web
 
 from criagent.base.errors import CorruptError, NotFoundError, RegistryDeniedError, RegistryError
-from criagent.image.auth import RegistryAuth
 from criagent.image.blobs import BlobFiles
 from criagent.image.documents.manifest import Descriptor
 from criagent.image.documents.reference import parse_reference
-from criagent.image.hosts import HostsDirectory
-from criagent.image.proxy import ProxySettings
+from criagent.image.hosts.credentials import RegistryAuth
+from criagent.image.hosts.hosts_toml import HostsDirectory
+from criagent.image.hosts.proxy import ProxySettings
 from criagent.image.registry import Progress, RegistryClient
 from tests.fakes.pulling import InstantClock
 

@@ -13,9 +13,9 @@ import pytest
 from aiohttp import web
 
 from criagent.base.errors import RegistryDeniedError, RegistryError
-from criagent.image.auth import RegistryAuth
 from criagent.image.documents.manifest import OCI_MANIFEST, Descriptor
 from criagent.image.documents.reference import parse_reference
+from criagent.image.hosts.credentials import RegistryAuth
 from criagent.image.registry import Progress
 from tests.fakes.pulling import SMALL, Node, Registry, digest, hosts_toml, name
 

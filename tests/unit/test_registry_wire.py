@@ -17,7 +17,7 @@ from criagent.base.errors import CorruptError, RegistryError
 from criagent.image.documents.digest import parse_digest
 from criagent.image.documents.manifest import OCI_MANIFEST, Descriptor
 from criagent.image.documents.reference import parse_reference
-from criagent.image.proxy import ProxySettings
+from criagent.image.hosts.proxy import ProxySettings
 from criagent.image.registry import Progress
 from criagent.image.registry.wire import HeaderError, ordered
 from tests.fakes.pulling import LARGE, SMALL, Hook, Node, Registry, digest, hosts_toml, name

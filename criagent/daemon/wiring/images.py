@@ -10,10 +10,10 @@ from criagent.daemon.wiring.stores import Executors, Stores
 from criagent.image.blobs import BlobFiles
 from criagent.image.claims import Claims
 from criagent.image.collect import Collector
-from criagent.image.hosts import HostsDirectory
+from criagent.image.hosts.hosts_toml import HostsDirectory
+from criagent.image.hosts.proxy import ProxySettings, from_environment
 from criagent.image.images import Images
 from criagent.image.layers import LayerUnpacker
-from criagent.image.proxy import ProxySettings, from_environment
 from criagent.image.pull import Puller
 from criagent.image.registry import RegistryClient
 from criagent.image.snapshots.overlay import OverlaySnapshots

@@ -23,13 +23,13 @@ from criagent.base.errors import (
     RegistryError,
     RegistryUnreachableError,
 )
-from criagent.image.auth import RegistryAuth, credentials_for, same_registry
 from criagent.image.blobs import BlobFiles
 from criagent.image.documents.digest import Digest, digest_of, parse_digest
 from criagent.image.documents.manifest import ACCEPTED, MAX_DOCUMENT, Descriptor
 from criagent.image.documents.reference import Reference
-from criagent.image.hosts import Host, HostsDirectory
-from criagent.image.proxy import ProxySettings
+from criagent.image.hosts.credentials import RegistryAuth, credentials_for, same_registry
+from criagent.image.hosts.hosts_toml import Host, HostsDirectory
+from criagent.image.hosts.proxy import ProxySettings
 from criagent.image.registry.download import Downloader, Source
 from criagent.image.registry.failure import Speaker, printable
 from criagent.image.registry.progress import Progress

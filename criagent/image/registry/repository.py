@@ -7,8 +7,8 @@ from collections.abc import AsyncIterator, Mapping
 from urllib.parse import urlencode
 
 from criagent.base.errors import RegistryDeniedError, RegistryError
-from criagent.image.auth import Credentials
-from criagent.image.hosts import Host
+from criagent.image.hosts.credentials import Credentials
+from criagent.image.hosts.hosts_toml import Host
 from criagent.image.registry.challenge import Challenge
 from criagent.image.registry.failure import Refusal, Speaker
 from criagent.image.registry.progress import Progress

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from criagent.image.auth import Credentials
 from criagent.image.documents.reference import Reference
-from criagent.image.hosts import Host
+from criagent.image.hosts.credentials import Credentials
+from criagent.image.hosts.hosts_toml import Host
 from criagent.image.registry.urls import Origin
 
 

@@ -12,7 +12,7 @@ from typing import Any
 from urllib.parse import urlencode, urlsplit
 
 from criagent.base.errors import NotFoundError, RegistryError
-from criagent.image.auth import Credentials
+from criagent.image.hosts.credentials import Credentials
 from criagent.image.registry.challenge import Challenge
 from criagent.image.registry.failure import Speaker, printable
 from criagent.image.registry.transport import Answer, Request, Transport

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
 from criagent.base.errors import CorruptError, RegistryError, RegistryUnreachableError
-from criagent.image.proxy import ProxySettings
+from criagent.image.hosts.proxy import ProxySettings
 from criagent.image.registry.challenge import Challenge, parse_challenges
 from criagent.image.registry.coding import Undo, codings_of
 from criagent.image.registry.failure import (

@@ -19,7 +19,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from criagent.base.errors import InvalidRequestError
-from criagent.image.auth import same_registry
+from criagent.image.hosts.credentials import same_registry
 
 ALL = frozenset({"pull", "resolve", "push"})
 _KNOWN = ALL | {"referrers"}
