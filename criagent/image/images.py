@@ -47,7 +47,7 @@ from criagent.image.hosts.credentials import RegistryAuth
 from criagent.image.layers import LayerUnpacker
 from criagent.image.pull import Puller
 from criagent.image.snapshots.overlay import OverlaySnapshots
-from criagent.image.unpack import UnpackWorkers
+from criagent.image.unpack.workers import UnpackWorkers
 from criagent.model import Image, Layer, Snapshot
 from criagent.store.blobs import BlobStore
 from criagent.store.images import ImageStore

@@ -30,7 +30,7 @@ from criagent.image.blobs import BlobFiles
 from criagent.image.claims import Claims
 from criagent.image.documents.digest import parse_digest
 from criagent.image.snapshots.overlay import OverlaySnapshots
-from criagent.image.unpack import LayerFile, NeedsLowers, Unpacked, UnpackWorkers
+from criagent.image.unpack.workers import LayerFile, NeedsLowers, Unpacked, UnpackWorkers
 from criagent.model import Layer, Snapshot
 
 Fetch = Callable[[Layer], Awaitable[None]]

@@ -24,7 +24,7 @@ from criagent.image.pull import Puller
 from criagent.image.registry import RegistryClient
 from criagent.image.snapshots.content_count import content_count
 from criagent.image.snapshots.overlay import OverlaySnapshots
-from criagent.image.unpack import LayerFile, NeedsLowers, Unpacked
+from criagent.image.unpack.workers import LayerFile, NeedsLowers, Unpacked
 from criagent.model import (
     Container,
     ContainerId,

@@ -10,10 +10,10 @@ from frame import mutate_bytes
 from layer_ground import TOP, extract, facts, fresh
 from tars import hostile, sealed
 
-from criagent.image.decompress import BadLayerError
-from criagent.image.extract import TooLargeError
-from criagent.image.layer_tree import Below
-from criagent.image.unpack_protocol import NeedsLowers
+from criagent.image.unpack.decompress import BadLayerError
+from criagent.image.unpack.extract import TooLargeError
+from criagent.image.unpack.layer_tree import Below
+from criagent.image.unpack.protocol import NeedsLowers
 from criagent.kernel import mount
 
 OUTSIDE = TOP / "outside"

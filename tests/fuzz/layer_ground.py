@@ -11,9 +11,9 @@ import stat
 import tempfile
 from pathlib import Path
 
-from criagent.image.decompress import LayerStream
-from criagent.image.extract import Extracted, Extractor
-from criagent.image.layer_tree import Below
+from criagent.image.unpack.decompress import LayerStream
+from criagent.image.unpack.extract import Extracted, Extractor
+from criagent.image.unpack.layer_tree import Below
 
 TOP = Path(tempfile.mkdtemp(prefix="criagent-fuzz-"))
 atexit.register(shutil.rmtree, TOP, ignore_errors=True)

@@ -22,7 +22,7 @@ from cri_client import BUSYBOX, DEBIAN, Cri, api
 from image_archives import archive, command, packed, small_layer, succeed
 from waiting import content
 
-from criagent.image.unpack import LayerFile, UnpackWorkers
+from criagent.image.unpack.workers import LayerFile, UnpackWorkers
 
 pytestmark = pytest.mark.root
 

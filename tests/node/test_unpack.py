@@ -30,7 +30,7 @@ from unpack_place import (
 )
 
 from criagent.base.errors import AgentError, CorruptError, ExhaustedError
-from criagent.image.unpack import NeedsLowers
+from criagent.image.unpack.workers import NeedsLowers
 
 pytestmark = pytest.mark.root
 

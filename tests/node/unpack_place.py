@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from criagent.image.unpack import LayerFile, NeedsLowers, Unpacked, UnpackWorkers
+from criagent.image.unpack.workers import LayerFile, NeedsLowers, Unpacked, UnpackWorkers
 from criagent.kernel import mount
 
 Member = tuple[tarfile.TarInfo, bytes]

@@ -17,7 +17,7 @@ from criagent.image.layers import LayerUnpacker
 from criagent.image.pull import Puller
 from criagent.image.registry import RegistryClient
 from criagent.image.snapshots.overlay import OverlaySnapshots
-from criagent.image.unpack import UnpackWorkers
+from criagent.image.unpack.workers import UnpackWorkers
 from criagent.runtime import clock as clocks
 
 

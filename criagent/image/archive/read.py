@@ -22,7 +22,6 @@ from criagent.base.errors import (
 from criagent.image.archive.members import Member, Members
 from criagent.image.archive.room import Room
 from criagent.image.blobs import BlobFiles, disk_full, removed_on_error
-from criagent.image.decompress import BadLayerError, compression, is_compressed, plain_chunks
 from criagent.image.documents import gojson
 from criagent.image.documents.choose import (
     UNREADABLE,
@@ -50,6 +49,7 @@ from criagent.image.documents.manifest import (
 )
 from criagent.image.documents.platforms import Platform, host_platform, rank
 from criagent.image.documents.reference import parse_reference
+from criagent.image.unpack.decompress import BadLayerError, compression, is_compressed, plain_chunks
 
 _CONFIG = "application/vnd.oci.image.config.v1+json"
 _LAYER = "application/vnd.oci.image.layer.v1.tar"

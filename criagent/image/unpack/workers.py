@@ -27,7 +27,7 @@ from criagent.base.errors import (
     UnsupportedError,
 )
 from criagent.image.archive.read import Contents, Skipped
-from criagent.image.unpack_protocol import (
+from criagent.image.unpack.protocol import (
     Count,
     Counted,
     Done,

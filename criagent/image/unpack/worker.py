@@ -19,12 +19,11 @@ from pathlib import Path
 from typing import IO
 
 from criagent.base.errors import AgentError
-from criagent.image.decompress import BadLayerError, LayerStream
-from criagent.image.extract import Extractor, TooLargeError
-from criagent.image.layer_tree import Below
-from criagent.image.settle import settle, write_unsettled
 from criagent.image.snapshots.content_count import content_count
-from criagent.image.unpack_protocol import (
+from criagent.image.unpack.decompress import BadLayerError, LayerStream
+from criagent.image.unpack.extract import Extractor, TooLargeError
+from criagent.image.unpack.layer_tree import Below
+from criagent.image.unpack.protocol import (
     Answer,
     Count,
     Counted,
@@ -42,6 +41,7 @@ from criagent.image.unpack_protocol import (
     decode_request,
     encode,
 )
+from criagent.image.unpack.settle import settle, write_unsettled
 from criagent.kernel import mount
 from criagent.kernel.namespaces import CLONE_NEWIPC, CLONE_NEWNET, CLONE_NEWNS, unshare
 from criagent.kernel.process import keep_capabilities

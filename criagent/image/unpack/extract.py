@@ -14,9 +14,9 @@ import os
 import stat
 from dataclasses import dataclass, field
 
-from criagent.image import tar_headers as tar
-from criagent.image.decompress import BadLayerError, LayerStream
-from criagent.image.layer_tree import (
+from criagent.image.unpack import tar_headers as tar
+from criagent.image.unpack.decompress import BadLayerError, LayerStream
+from criagent.image.unpack.layer_tree import (
     OPAQUE_XATTR,
     Below,
     Directory,
@@ -24,8 +24,8 @@ from criagent.image.layer_tree import (
     is_whiteout,
     parent_of,
 )
-from criagent.image.tar_headers import Entry
-from criagent.image.unpack_protocol import NeedsLowers, shown
+from criagent.image.unpack.protocol import NeedsLowers, shown
+from criagent.image.unpack.tar_headers import Entry
 
 _WHITEOUT = b".wh."
 _OPAQUE = b".wh..wh..opq"
