@@ -14,7 +14,7 @@ from criagent.doctor.finding import Finding, content, error, fine, warning
 from criagent.doctor.programs import answer_of
 from criagent.kernel.nftables import Nftables
 from criagent.net import rules
-from criagent.net.cni_config import CniConfigError, find_plugin, load_first
+from criagent.net.cni.config import CniConfigError, find_plugin, load_first
 from criagent.runtime.node_facts import held_capabilities
 from criagent.runtime.program_floors import FLOORS, below_floor, dotted, parse_version
 

@@ -9,8 +9,8 @@ from random import Random
 from frame import mutate_json, words_of
 
 from criagent.base.errors import AgentError
-from criagent.net.cni_config import parse
-from criagent.net.cni_result import addresses, parse_result
+from criagent.net.cni.config import parse
+from criagent.net.cni.result import addresses, parse_result
 
 RESULT = {
     "cniVersion": "1.0.0",

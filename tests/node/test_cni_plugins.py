@@ -15,7 +15,7 @@ import pytest
 
 from criagent.kernel.namespaces import pin_namespaces, unpin
 from criagent.model import PortMapping, Protocol, Sandbox, SandboxId, SandboxMetadata, SandboxSpec
-from criagent.net.cni import CniConfig, CniNetwork
+from criagent.net.cni.network import CniConfig, CniNetwork
 from criagent.store.db import Database
 from criagent.store.settings import SettingStore
 

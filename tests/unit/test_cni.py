@@ -23,7 +23,7 @@ from criagent.model import (
     SandboxMetadata,
     SandboxSpec,
 )
-from criagent.net.cni import CniConfig, CniNetwork
+from criagent.net.cni.network import CniConfig, CniNetwork
 from criagent.net.pod_network import PodNetwork
 from criagent.store.db import Database
 from criagent.store.settings import SettingStore

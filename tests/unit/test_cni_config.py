@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from criagent.net.cni_config import CniConfigError, find_plugin, load, load_first, parse
+from criagent.net.cni.config import CniConfigError, find_plugin, load, load_first, parse
 
 
 def conflist(**fields: Any) -> dict[str, Any]:

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from criagent.base.errors import AgentError
-from criagent.net import cni_result
+from criagent.net.cni import result as cni_result
 
 INTERFACES = [
     {"name": "cni0"},

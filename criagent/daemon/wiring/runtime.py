@@ -15,7 +15,7 @@ from criagent.daemon.wiring.images import ImageParts
 from criagent.daemon.wiring.stores import Executors, Stores
 from criagent.model import Container, Sandbox
 from criagent.net.bridge import BridgeConfig, BridgeNetwork
-from criagent.net.cni import CniConfig, CniNetwork
+from criagent.net.cni.network import CniConfig, CniNetwork
 from criagent.net.pod_network import Networks
 from criagent.runtime import clock as clocks
 from criagent.runtime.apparmor import AppArmor

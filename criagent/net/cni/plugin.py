@@ -12,7 +12,7 @@ from typing import Any
 from criagent.base.aio import finish
 from criagent.base.errors import AgentError, TimedOutError
 from criagent.kernel.memfd import data_file
-from criagent.net.cni_result import LIMIT_BYTES
+from criagent.net.cni.result import LIMIT_BYTES
 from criagent.process.child import Child, PipeReader, spawn
 
 _STDERR_BYTES = 1 << 14

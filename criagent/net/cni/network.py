@@ -24,16 +24,11 @@ from criagent.base.aio import run_in
 from criagent.base.errors import AgentError, CorruptError, InvalidRequestError
 from criagent.kernel import namespaces
 from criagent.model import Sandbox
-from criagent.net import bandwidth, cni_result
-from criagent.net.cni_capabilities import runtime_config
-from criagent.net.cni_config import (
-    CniConfigError,
-    NetworkList,
-    find_plugin,
-    load_first,
-    parse,
-)
-from criagent.net.cni_plugin import run_plugin
+from criagent.net import bandwidth
+from criagent.net.cni import result as cni_result
+from criagent.net.cni.capabilities import runtime_config
+from criagent.net.cni.config import CniConfigError, NetworkList, find_plugin, load_first, parse
+from criagent.net.cni.plugin import run_plugin
 from criagent.net.pod_network import Attachment, NetworkCondition
 from criagent.store.settings import SettingStore
 
