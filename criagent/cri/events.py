@@ -12,8 +12,8 @@ from contextlib import contextmanager
 
 from criagent._proto import api_pb2
 from criagent.base.errors import ExhaustedError
-from criagent.cri.convert_container import pod_containers
-from criagent.cri.convert_sandbox import sandbox_status
+from criagent.cri.convert.container import pod_containers
+from criagent.cri.convert.sandbox import sandbox_status
 from criagent.model import Container, Sandbox
 from criagent.store.containers import ContainerStore
 from criagent.store.sandboxes import SandboxStore

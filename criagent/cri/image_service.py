@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any
 import grpc
 
 from criagent._proto import api_pb2, api_pb2_grpc
-from criagent.cri.convert_common import required
-from criagent.cri.convert_image import filesystem_usage, image_message, registry_auth
+from criagent.cri.convert.common import required
+from criagent.cri.convert.image import filesystem_usage, image_message, registry_auth
 from criagent.cri.listing import Messages
 from criagent.image.images import Images
 from criagent.model import Image

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable, Mapping
 from typing import Generic, Protocol, TypeVar
 
 from criagent._proto import api_pb2
-from criagent.cri.convert_common import selected
+from criagent.cri.convert.common import selected
 
 R = TypeVar("R")
 M = TypeVar("M")

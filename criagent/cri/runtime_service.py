@@ -11,14 +11,14 @@ import grpc
 
 from criagent._proto import api_pb2, api_pb2_grpc
 from criagent.base.errors import InvalidRequestError, NotFoundError, UnsupportedError
-from criagent.cri.convert_common import resources
-from criagent.cri.convert_container import (
+from criagent.cri.convert.common import resources
+from criagent.cri.convert.container import (
     container_message,
     container_spec,
     container_status,
     pod_containers,
 )
-from criagent.cri.convert_sandbox import sandbox_message, sandbox_spec, sandbox_status
+from criagent.cri.convert.sandbox import sandbox_message, sandbox_spec, sandbox_status
 from criagent.cri.events import Events
 from criagent.cri.listing import Encoded
 from criagent.cri.stats_service import StatsCalls, pieces

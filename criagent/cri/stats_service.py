@@ -13,9 +13,9 @@ import grpc
 
 from criagent._proto import api_pb2
 from criagent.base.errors import NotFoundError
-from criagent.cri.convert_common import selected
-from criagent.cri.convert_metrics import descriptors, pod_metrics
-from criagent.cri.convert_stats import container_stats, pod_stats
+from criagent.cri.convert.common import selected
+from criagent.cri.convert.metrics import descriptors, pod_metrics
+from criagent.cri.convert.stats import container_stats, pod_stats
 from criagent.cri.listing import framed
 from criagent.model import Container, SandboxState
 from criagent.runtime.pod_metrics import PodMetrics

@@ -10,15 +10,15 @@ from google.protobuf.message import Message
 
 from criagent._proto import api_pb2 as api
 from criagent.base.errors import InvalidRequestError
-from criagent.cri.convert_common import namespaces, namespaces_message, resources, resources_message
-from criagent.cri.convert_container import (
+from criagent.cri.convert.common import namespaces, namespaces_message, resources, resources_message
+from criagent.cri.convert.container import (
     container_message,
     container_spec,
     container_status,
     pod_containers,
 )
-from criagent.cri.convert_image import filesystem_usage, image_message, registry_auth
-from criagent.cri.convert_sandbox import sandbox_message, sandbox_spec, sandbox_status
+from criagent.cri.convert.image import filesystem_usage, image_message, registry_auth
+from criagent.cri.convert.sandbox import sandbox_message, sandbox_spec, sandbox_status
 from criagent.image.images import FsUsage
 from criagent.model import (
     Container,

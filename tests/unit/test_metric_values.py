@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from criagent.cri.convert_metrics import descriptors
+from criagent.cri.convert.metrics import descriptors
 from criagent.kernel import cgroupfs
 from criagent.runtime.metric_catalogue import BASE_LABELS, CATALOGUE
 from criagent.runtime.metric_values import (

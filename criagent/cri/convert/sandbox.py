@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from criagent._proto import api_pb2
 from criagent.base.errors import InvalidRequestError
-from criagent.cri import convert_common as common
+from criagent.cri.convert import common as common
 from criagent.model import (
     DnsConfig,
     GroupsPolicy,

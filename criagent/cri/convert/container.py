@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from criagent._proto import api_pb2
-from criagent.cri import convert_common as common
+from criagent.cri.convert import common as common
 from criagent.model import (
     Container,
     ContainerMetadata,
