@@ -9,7 +9,8 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from criagent.runtime.exec_plan import Size
-from criagent.streaming.channel_codec import (
+from criagent.streaming.outcome import Outcome, SizeParser, parse_size
+from criagent.streaming.transport.channel_codec import (
     ERROR,
     RESIZE,
     STDERR,
@@ -18,10 +19,9 @@ from criagent.streaming.channel_codec import (
     ChannelCodec,
     ChannelError,
 )
-from criagent.streaming.inbox import Inbox
-from criagent.streaming.links import SpdyLink, Stream, StreamClosed
-from criagent.streaming.outcome import Outcome, SizeParser, parse_size
-from criagent.streaming.websocket import WebSocket
+from criagent.streaming.transport.inbox import Inbox
+from criagent.streaming.transport.spdy_links import SpdyLink, Stream, StreamClosed
+from criagent.streaming.transport.websocket import WebSocket
 
 SPDY_PROTOCOLS = ("v4.channel.k8s.io", "v3.channel.k8s.io", "v2.channel.k8s.io", "channel.k8s.io")
 WEBSOCKET_PROTOCOLS = (

@@ -9,7 +9,7 @@ from typing import Protocol
 
 import h11
 
-from criagent.streaming import upgrade, websocket
+from criagent.streaming import upgrade
 from criagent.streaming.channels import (
     SPDY_PROTOCOLS,
     WEBSOCKET_PROTOCOLS,
@@ -18,13 +18,14 @@ from criagent.streaming.channels import (
     Wanted,
     WebSocketChannels,
 )
-from criagent.streaming.links import SpdyLink
 from criagent.streaming.port_channels import MOST_PORTS
 from criagent.streaming.port_channels import PROTOCOLS as PORT_PROTOCOLS
 from criagent.streaming.sessions import AttachSession, ExecSession, PortForwardSession, Session
+from criagent.streaming.transport import websocket
+from criagent.streaming.transport.spdy_links import SpdyLink
+from criagent.streaming.transport.websocket import WebSocket
+from criagent.streaming.transport.wire import Wire
 from criagent.streaming.upgrade import Refusal
-from criagent.streaming.websocket import WebSocket
-from criagent.streaming.wire import Wire
 
 _HEAD_S = 30.0
 _HEAD_LIMIT = 16 << 10

@@ -10,11 +10,11 @@ import asyncio
 from collections.abc import Sequence
 from typing import Any
 
-from criagent.streaming.channel_codec import ChannelCodec, ChannelError
-from criagent.streaming.inbox import Inbox
-from criagent.streaming.links import StreamClosed
 from criagent.streaming.port_forward import Target, connect
-from criagent.streaming.websocket import WebSocket
+from criagent.streaming.transport.channel_codec import ChannelCodec, ChannelError
+from criagent.streaming.transport.inbox import Inbox
+from criagent.streaming.transport.spdy_links import StreamClosed
+from criagent.streaming.transport.websocket import WebSocket
 
 PROTOCOLS = ("v4.channel.k8s.io", "v4.base64.channel.k8s.io")
 MOST_PORTS = 100  # of one request; channel numbers are bytes, and digits from "0" on in base64

@@ -17,9 +17,9 @@ import structlog
 
 from criagent.base.errors import AgentError
 from criagent.runtime.port_forward import PortForwarder
-from criagent.streaming.links import SpdyLink, Stream, StreamClosed
 from criagent.streaming.session_log import Traffic
-from criagent.streaming.wire import closed
+from criagent.streaming.transport.spdy_links import SpdyLink, Stream, StreamClosed
+from criagent.streaming.transport.wire import closed
 
 _CHUNK = 64 << 10
 

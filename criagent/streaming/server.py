@@ -18,8 +18,6 @@ from criagent.runtime.port_forward import PortForwarder
 from criagent.runtime.session_facts import SessionFacts, shown_command
 from criagent.streaming.channels import Channels, ClientGone
 from criagent.streaming.connection import Connection
-from criagent.streaming.links import SpdyLink
-from criagent.streaming.pace import Pace, Turn
 from criagent.streaming.port_channels import forward_channels
 from criagent.streaming.port_forward import Target, forward
 from criagent.streaming.remote_command import run_attach, run_exec
@@ -32,8 +30,10 @@ from criagent.streaming.sessions import (
     Tokens,
 )
 from criagent.streaming.tls import Certificate
-from criagent.streaming.websocket import WebSocket
-from criagent.streaming.wire import Hangups, Wire
+from criagent.streaming.transport.pace import Pace, Turn
+from criagent.streaming.transport.spdy_links import SpdyLink
+from criagent.streaming.transport.websocket import WebSocket
+from criagent.streaming.transport.wire import Hangups, Wire
 
 _BUFFER = 256 << 10  # asyncio's reader stops at twice this
 

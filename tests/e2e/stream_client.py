@@ -18,8 +18,14 @@ from websockets.frames import Opcode
 from websockets.typing import Subprotocol
 from websockets.uri import parse_uri
 
-from criagent.streaming import spdy_frames as frames
-from criagent.streaming.spdy_frames import Frame, FrameReader, HeaderEncoder, control_frame, number
+from criagent.streaming.transport import spdy_frames as frames
+from criagent.streaming.transport.spdy_frames import (
+    Frame,
+    FrameReader,
+    HeaderEncoder,
+    control_frame,
+    number,
+)
 
 V4 = "v4.channel.k8s.io"
 SPDY_HEADERS = {"Connection": "Upgrade", "Upgrade": "SPDY/3.1", "X-Stream-Protocol-Version": V4}

@@ -6,8 +6,13 @@ from random import Random
 
 from frame import mutate_bytes
 
-from criagent.streaming import spdy
-from criagent.streaming.spdy_frames import HeaderEncoder, control_frame, data_frame, number
+from criagent.streaming.transport import spdy
+from criagent.streaming.transport.spdy_frames import (
+    HeaderEncoder,
+    control_frame,
+    data_frame,
+    number,
+)
 
 STREAM_IDS = [1, 3, 5, 2, 0, 2**31 - 1]
 

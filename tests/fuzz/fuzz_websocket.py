@@ -8,9 +8,9 @@ from random import Random
 
 from frame import mutate_bytes
 
-from criagent.streaming import websocket
-from criagent.streaming.channel_codec import ChannelCodec, ChannelError
-from criagent.streaming.pace import Pace, Turn
+from criagent.streaming.transport import websocket
+from criagent.streaming.transport.channel_codec import ChannelCodec, ChannelError
+from criagent.streaming.transport.pace import Pace, Turn
 
 PROTOCOLS = ["v5.channel.k8s.io", "v4.channel.k8s.io", "v4.base64.channel.k8s.io"]
 HEAD = (

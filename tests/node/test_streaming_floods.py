@@ -14,8 +14,8 @@ from node_state import agent_facts
 from stream_client import Command, Spdy, WebSocket
 from waiting import until
 
-from criagent.streaming import spdy_frames as frames
-from criagent.streaming.spdy_frames import control_frame, data_frame, number
+from criagent.streaming.transport import spdy_frames as frames
+from criagent.streaming.transport.spdy_frames import control_frame, data_frame, number
 
 pytestmark = pytest.mark.root
 

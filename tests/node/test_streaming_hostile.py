@@ -15,8 +15,8 @@ from node_state import agent_facts
 from stream_client import V4, Spdy, WebSocket
 from waiting import until
 
-from criagent.streaming import spdy_frames as frames
-from criagent.streaming.spdy_frames import DICTIONARY, control_frame, data_frame, number
+from criagent.streaming.transport import spdy_frames as frames
+from criagent.streaming.transport.spdy_frames import DICTIONARY, control_frame, data_frame, number
 
 pytestmark = pytest.mark.root
 

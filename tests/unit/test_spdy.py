@@ -9,9 +9,17 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from criagent.streaming import spdy_frames as frames
-from criagent.streaming.spdy import Broken, Data, Event, Opened, Reset, SpdyConnection, Window
-from criagent.streaming.spdy_frames import (
+from criagent.streaming.transport import spdy_frames as frames
+from criagent.streaming.transport.spdy import (
+    Broken,
+    Data,
+    Event,
+    Opened,
+    Reset,
+    SpdyConnection,
+    Window,
+)
+from criagent.streaming.transport.spdy_frames import (
     DICTIONARY,
     FrameReader,
     HeaderDecoder,

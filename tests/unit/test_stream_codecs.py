@@ -14,18 +14,23 @@ from websockets.client import ClientProtocol
 from websockets.uri import parse_uri
 
 from criagent.runtime.exec_plan import Size
-from criagent.streaming import spdy_frames as frames
-from criagent.streaming import websocket
-from criagent.streaming.channel_codec import ChannelCodec, ChannelError, Message
-from criagent.streaming.inbox import Inbox
 from criagent.streaming.outcome import Outcome, SizeParser
-from criagent.streaming.pace import Pace, Turn
-from criagent.streaming.pace import pieces as pace_pieces
 from criagent.streaming.port_forward import port_number
-from criagent.streaming.spdy import Event, SpdyConnection
-from criagent.streaming.spdy_frames import FrameReader, HeaderEncoder, control_frame, number
+from criagent.streaming.transport import spdy_frames as frames
+from criagent.streaming.transport import websocket
+from criagent.streaming.transport.channel_codec import ChannelCodec, ChannelError, Message
+from criagent.streaming.transport.inbox import Inbox
+from criagent.streaming.transport.pace import Pace, Turn
+from criagent.streaming.transport.pace import pieces as pace_pieces
+from criagent.streaming.transport.spdy import Event, SpdyConnection
+from criagent.streaming.transport.spdy_frames import (
+    FrameReader,
+    HeaderEncoder,
+    control_frame,
+    number,
+)
+from criagent.streaming.transport.wire import Hangups, Wire
 from criagent.streaming.upgrade import Refusal
-from criagent.streaming.wire import Hangups, Wire
 
 PROTOCOLS = ("v5.channel.k8s.io", "v4.channel.k8s.io", "v4.base64.channel.k8s.io", "")
 SIZES = st.lists(st.integers(1, 40), max_size=40)

@@ -11,8 +11,8 @@ import asyncio
 import contextlib
 from collections.abc import AsyncIterator, Awaitable, Callable
 
-from criagent.streaming.pace import Turn, pieces
-from criagent.streaming.spdy import (
+from criagent.streaming.transport.pace import Turn, pieces
+from criagent.streaming.transport.spdy import (
     INITIAL_WINDOW,
     Broken,
     Data,
@@ -21,8 +21,8 @@ from criagent.streaming.spdy import (
     Reset,
     SpdyConnection,
 )
-from criagent.streaming.spdy_frames import RST_REFUSED_STREAM
-from criagent.streaming.wire import HEARTBEAT_S
+from criagent.streaming.transport.spdy_frames import RST_REFUSED_STREAM
+from criagent.streaming.transport.wire import HEARTBEAT_S
 
 _BUFFERED = 256 << 10  # bytes of one stream that nobody has read yet
 _HELD = 8 << 20  # and of all streams of a connection

@@ -12,8 +12,8 @@ from websockets.protocol import State
 from websockets.server import ServerProtocol
 from websockets.typing import Subprotocol
 
-from criagent.streaming.pace import pieces
-from criagent.streaming.wire import HEARTBEAT_S, Wire
+from criagent.streaming.transport.pace import pieces
+from criagent.streaming.transport.wire import HEARTBEAT_S, Wire
 
 TUNNEL = "spdy-tunnel.portforward.k8s.io"
 

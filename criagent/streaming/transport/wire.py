@@ -19,7 +19,7 @@ from collections.abc import Callable
 
 import structlog
 
-from criagent.streaming.pace import Turn
+from criagent.streaming.transport.pace import Turn
 
 HEARTBEAT_S = 3.0
 _CHUNK = 128 << 10

@@ -15,8 +15,8 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
-from criagent.streaming import spdy_frames as frames
-from criagent.streaming.spdy_frames import (
+from criagent.streaming.transport import spdy_frames as frames
+from criagent.streaming.transport.spdy_frames import (
     Frame,
     FrameReader,
     HeaderDecoder,
