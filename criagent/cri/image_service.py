@@ -14,7 +14,7 @@ from criagent.cri.convert.image import filesystem_usage, image_message, registry
 from criagent.cri.listing import Messages
 from criagent.image.images import Images
 from criagent.model import Image
-from criagent.runtime.handlers import check_image_handler
+from criagent.runtime.node.handlers import check_image_handler
 
 if TYPE_CHECKING:
     Context = grpc.aio.ServicerContext[Any, Any]

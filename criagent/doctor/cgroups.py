@@ -11,7 +11,7 @@ from criagent.doctor.finding import Finding, content, error, fine, listens, warn
 from criagent.doctor.neighbours import KUBELET
 from criagent.kernel import cgroupfs
 from criagent.kernel.mount import mountinfo
-from criagent.runtime.node_facts import controllers, systemd_manages
+from criagent.runtime.node.facts import controllers, systemd_manages
 
 _KUBELETS = re.compile(r"^[^#\n]*(?:--cgroup-driver[= ]|cgroupDriver:\s*)[\"']?(\w+)", re.MULTILINE)
 _WANTED = ("cpu", "cpuset", "memory", "pids", "io")

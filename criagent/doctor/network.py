@@ -15,8 +15,8 @@ from criagent.doctor.programs import answer_of
 from criagent.kernel.nftables import Nftables
 from criagent.net import rules
 from criagent.net.cni.config import CniConfigError, find_plugin, load_first
-from criagent.runtime.node_facts import held_capabilities
-from criagent.runtime.program_floors import FLOORS, below_floor, dotted, parse_version
+from criagent.runtime.node.facts import held_capabilities
+from criagent.runtime.node.minimum_versions import FLOORS, below_floor, dotted, parse_version
 
 _FORWARDING = {
     4: "/proc/sys/net/ipv4/ip_forward",

@@ -12,7 +12,13 @@ from pathlib import Path
 from criagent.config.sections import Config
 from criagent.doctor.finding import Finding, error, fine, warning
 from criagent.doctor.system import os_release
-from criagent.runtime.program_floors import dotted, insecure, parse_version, too_old, version_of
+from criagent.runtime.node.minimum_versions import (
+    dotted,
+    insecure,
+    parse_version,
+    too_old,
+    version_of,
+)
 
 # Where distributions say which of their packages has which fix.
 _TRACKERS = {

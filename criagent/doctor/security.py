@@ -11,7 +11,7 @@ from pathlib import Path
 
 from criagent.doctor.finding import Finding, content, error, fine, number, warning
 from criagent.runtime.apparmor import PLACES
-from criagent.runtime.node_facts import held_capabilities
+from criagent.runtime.node.facts import held_capabilities
 from criagent.runtime.selinux import read_contexts
 
 _NEEDED = ("SYS_ADMIN", "NET_ADMIN", "CHOWN", "DAC_OVERRIDE", "MKNOD", "SETUID", "SETGID", "KILL")

@@ -13,7 +13,7 @@ from pathlib import Path
 from criagent.config.sections import Config
 from criagent.doctor.finding import Finding, content, error, fine, warning
 from criagent.kernel.paths import RESOLVE_IN_ROOT, openat2
-from criagent.runtime.program_floors import parse_version
+from criagent.runtime.node.minimum_versions import parse_version
 
 _OS_RELEASE = "/etc/os-release"
 _SLACK_S = 60.0  # file systems and clocks need not agree to the second

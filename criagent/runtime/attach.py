@@ -25,7 +25,7 @@ from criagent.base.errors import TimedOutError, UnavailableError, WrongStateErro
 from criagent.model import Container
 from criagent.runtime import monitor_control
 from criagent.runtime.container_running import running
-from criagent.runtime.paths import RuntimePaths
+from criagent.runtime.node.paths import RuntimePaths
 from criagent.store.containers import ContainerStore
 
 _STDERR = 3  # 2 is stdout

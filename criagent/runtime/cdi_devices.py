@@ -13,8 +13,8 @@ from criagent.base.errors import InvalidRequestError, UnsupportedError
 from criagent.kernel.mount import MountEntry, mountinfo
 from criagent.runtime.cdi_folders import CdiDevice, CdiFolders
 from criagent.runtime.cdi_specs import DeviceNode, Edits, IntelRdt
-from criagent.runtime.handlers import HandlerFacts
 from criagent.runtime.host_paths import local_path
+from criagent.runtime.node.handlers import HandlerFacts
 from criagent.runtime.spec_inputs import CdiEdits, CdiNode
 
 _RESCTRL = Path("/sys/fs/resctrl/schemata")

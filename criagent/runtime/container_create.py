@@ -30,16 +30,16 @@ from criagent.model import (
     container_key,
 )
 from criagent.runtime.cgroups import CgroupDriver, container_cgroup
-from criagent.runtime.clock import Clock
 from criagent.runtime.container_files import ContainerFiles
 from criagent.runtime.declared_volumes import DeclaredVolumes
 from criagent.runtime.exits import ExitWatcher
-from criagent.runtime.handlers import check_image_handler
 from criagent.runtime.image_volumes import ImageVolumes
 from criagent.runtime.monitor import Conmon, make_log
 from criagent.runtime.mount_targets import resolve_targets
+from criagent.runtime.node.clock import Clock
+from criagent.runtime.node.handlers import check_image_handler
+from criagent.runtime.node.paths import RuntimePaths
 from criagent.runtime.oci import OciRuntime
-from criagent.runtime.paths import RuntimePaths
 from criagent.runtime.selinux import Selinux
 from criagent.runtime.signals import stop_signal
 from criagent.runtime.spec import build_spec

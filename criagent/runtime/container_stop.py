@@ -21,8 +21,8 @@ from criagent.base.aio import Owner, Owners, run_in
 from criagent.base.errors import NotFoundError, TimedOutError
 from criagent.kernel import process
 from criagent.model import Container, ContainerState
-from criagent.runtime import own_cgroup
 from criagent.runtime.exits import ExitWatcher
+from criagent.runtime.node import own_cgroup
 from criagent.runtime.signals import signal_number
 from criagent.runtime.transitions import Transitions
 from criagent.store.containers import ContainerStore

@@ -27,7 +27,7 @@ from criagent.kernel.paths import RESOLVE_IN_ROOT, RESOLVE_NO_SYMLINKS, open_in_
 from criagent.model import Container, Mount, Sandbox, Snapshot
 from criagent.process.child import PipeReader, killed_on_exit, spawn
 from criagent.runtime.mount_targets import cleaned, is_kernel_place, landing
-from criagent.runtime.paths import RuntimePaths
+from criagent.runtime.node.paths import RuntimePaths
 from criagent.runtime.spec_inputs import ResolvedMount
 
 VolumeMode = Literal["bind", "mkdir", "ignore"]

@@ -12,7 +12,7 @@ import structlog
 
 from criagent.model import Container
 from criagent.runtime.exec_cgroup import exec_cgroup
-from criagent.runtime.paths import RuntimePaths
+from criagent.runtime.node.paths import RuntimePaths
 
 _PREFIX = "exec-"
 # cAdvisor, and with it the kubelet, leaves cgroups of this ending alone, taking them for systemd's

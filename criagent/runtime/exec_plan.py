@@ -22,8 +22,8 @@ from criagent.process.child import Child, ExpectedOrphan, killed_on_exit, spawn
 from criagent.runtime.container_files import ContainerFiles
 from criagent.runtime.exec_cgroup import Tree, exec_cgroup
 from criagent.runtime.exec_leftovers import exec_name
+from criagent.runtime.node.paths import RuntimePaths
 from criagent.runtime.oci import OciRuntime
-from criagent.runtime.paths import RuntimePaths
 from criagent.runtime.spec import process_spec
 
 

@@ -17,7 +17,7 @@ from criagent.base.aio import run_in
 from criagent.kernel import mount
 from criagent.model import NamespaceMode, Sandbox
 from criagent.net.resolv import resolv_conf
-from criagent.runtime.paths import RuntimePaths
+from criagent.runtime.node.paths import RuntimePaths
 from criagent.runtime.pod_namespaces import pod_hostname
 from criagent.runtime.selinux import Selinux
 

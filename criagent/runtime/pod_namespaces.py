@@ -17,7 +17,7 @@ from criagent.base.aio import run_in
 from criagent.base.errors import InvalidRequestError
 from criagent.kernel.namespaces import is_pinned, pin_namespaces, pin_namespaces_of, unpin
 from criagent.model import NamespaceMode, Sandbox, UserNamespace
-from criagent.runtime.paths import RuntimePaths
+from criagent.runtime.node.paths import RuntimePaths
 from criagent.runtime.sysctls import (
     builtin_network_sysctls,
     normalised,

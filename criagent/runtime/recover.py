@@ -23,10 +23,10 @@ from criagent.image.snapshots.overlay import OverlaySnapshots
 from criagent.kernel import mount
 from criagent.model import ID_PATTERN, Container, Sandbox
 from criagent.net.pod_network import Networks
-from criagent.runtime.clock import Clock
 from criagent.runtime.container_recover import ContainerRecovery
 from criagent.runtime.holder_watch import HolderWatch
-from criagent.runtime.paths import RuntimePaths
+from criagent.runtime.node.clock import Clock
+from criagent.runtime.node.paths import RuntimePaths
 from criagent.runtime.pod_namespaces import PodNamespaces
 from criagent.runtime.sandbox_holder import SandboxHolder
 from criagent.runtime.sandbox_teardown import SandboxTeardown

@@ -25,7 +25,7 @@ from criagent.kernel import process
 from criagent.kernel.inotify import IN_MOVED_TO, Inotify
 from criagent.model import Container, ContainerState
 from criagent.runtime import monitor_control
-from criagent.runtime.paths import RuntimePaths
+from criagent.runtime.node.paths import RuntimePaths
 from criagent.store.containers import ContainerStore
 
 _LIMIT_S = 10.0

@@ -24,8 +24,8 @@ from criagent.runtime.container_stop import ContainerStopper
 from criagent.runtime.exec_stream import ExecStreamer
 from criagent.runtime.exec_sync import ExecResult, ExecSync
 from criagent.runtime.exits import ExitWatcher
-from criagent.runtime.handlers import HandlerFacts
-from criagent.runtime.paths import RuntimePaths
+from criagent.runtime.node.handlers import HandlerFacts
+from criagent.runtime.node.paths import RuntimePaths
 from criagent.runtime.pod_metrics import PodMetricsReader
 from criagent.runtime.pod_stats import PodStatsReader
 from criagent.runtime.port_forward import PortForwarder

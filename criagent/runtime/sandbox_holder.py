@@ -23,15 +23,15 @@ from criagent.base.errors import AgentError
 from criagent.kernel import cgroupfs, process
 from criagent.kernel.selinux import set_label
 from criagent.model import ProcessRef, Sandbox
-from criagent.runtime import own_cgroup
 from criagent.runtime.cgroups import (
     CgroupDriver,
     check_placement,
     container_cgroup,
     container_cgroups_path,
 )
+from criagent.runtime.node import own_cgroup
+from criagent.runtime.node.paths import RuntimePaths
 from criagent.runtime.oci import OciRuntime
-from criagent.runtime.paths import RuntimePaths
 from criagent.runtime.pod_namespaces import PodNamespaces
 from criagent.runtime.selinux import Selinux
 from criagent.runtime.spec_inputs import OciObject

@@ -25,8 +25,8 @@ from criagent.base.errors import (
 from criagent.base.os_errors import about
 from criagent.model import NamespaceMode, Sandbox, SandboxId, SandboxSpec
 from criagent.net.pod_network import Networks
-from criagent.runtime.clock import Clock
 from criagent.runtime.holder_watch import HolderWatch
+from criagent.runtime.node.clock import Clock
 from criagent.runtime.pod_files import PodFileWriter
 from criagent.runtime.pod_namespaces import PodNamespaces
 from criagent.runtime.sandbox_holder import SandboxHolder

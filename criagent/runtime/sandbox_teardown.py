@@ -10,7 +10,7 @@ from criagent.base import faults
 from criagent.base.errors import AgentError
 from criagent.model import Sandbox
 from criagent.net.pod_network import Networks
-from criagent.runtime.clock import Clock
+from criagent.runtime.node.clock import Clock
 from criagent.runtime.pod_files import PodFileWriter
 from criagent.runtime.pod_namespaces import PodNamespaces
 from criagent.runtime.sandbox_holder import SandboxHolder

@@ -29,7 +29,7 @@ from criagent.runtime.devices import resolve_devices
 from criagent.runtime.host_paths import HostPaths
 from criagent.runtime.image_volumes import merged
 from criagent.runtime.mapped_mounts import attach_mapped, try_mappings
-from criagent.runtime.paths import RuntimePaths
+from criagent.runtime.node.paths import RuntimePaths
 from criagent.runtime.pod_namespaces import PodNamespaces, pod_hostname
 from criagent.runtime.seccomp import seccomp_profile
 from criagent.runtime.spec_inputs import (

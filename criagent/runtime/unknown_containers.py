@@ -25,7 +25,7 @@ from criagent.model import ID_PATTERN, ProcessRef, Sandbox, SandboxId, SandboxMe
 from criagent.net.pod_network import Networks
 from criagent.runtime.cgroups import SCOPE_PREFIX
 from criagent.runtime.monitor import running_monitors
-from criagent.runtime.paths import RuntimePaths
+from criagent.runtime.node.paths import RuntimePaths
 
 _END_LIMIT_S = 10.0
 _POLL_S = 0.02  # a cgroup that empties cannot be awaited by a descriptor

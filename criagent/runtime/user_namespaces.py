@@ -26,7 +26,7 @@ from criagent.model import (
     UserNamespace,
 )
 from criagent.process.child import PipeReader, killed_on_exit, spawn
-from criagent.runtime.paths import RuntimePaths
+from criagent.runtime.node.paths import RuntimePaths
 
 _NO_ID = 2**32 - 1  # -1, which no file and no process can have
 _LIMIT_S = 10.0

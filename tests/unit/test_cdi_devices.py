@@ -15,7 +15,7 @@ from criagent.runtime.cdi_devices import CdiDevices
 from criagent.runtime.cdi_edits import apply_cdi
 from criagent.runtime.cdi_folders import CdiFolders
 from criagent.runtime.cdi_specs import FILE_LIMIT, Mount, NetDevice
-from criagent.runtime.handlers import HandlerFacts
+from criagent.runtime.node.handlers import HandlerFacts
 from criagent.runtime.spec_inputs import CdiEdits, CdiNode
 
 

@@ -14,7 +14,7 @@ from criagent.base.errors import InvalidRequestError
 from criagent.model import ContainerMetadata, ContainerSecurity, ContainerSpec, Device
 from criagent.runtime.capabilities import NAMES
 from criagent.runtime.devices import device_nodes, device_rules, resolve_devices
-from criagent.runtime.node_facts import read_node_facts
+from criagent.runtime.node.facts import read_node_facts
 from criagent.runtime.spec_inputs import ResolvedDevice
 
 DISK = ResolvedDevice(

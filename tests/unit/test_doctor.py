@@ -21,7 +21,7 @@ from criagent.doctor import (
     system,
     unit,
 )
-from criagent.runtime.program_floors import below_floor, insecure, parse_version, too_old
+from criagent.runtime.node.minimum_versions import below_floor, insecure, parse_version, too_old
 
 CNI = Config(network=Network(backend="cni"))
 RUNC = {"runc": Handler(path="/usr/sbin/runc", type="runc")}  # type: ignore[arg-type]

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from criagent.cri.events import Events
 from criagent.model import Sandbox, SandboxId, SandboxMetadata, SandboxSpec
-from criagent.runtime.clock import Clock
+from criagent.runtime.node.clock import Clock
 from criagent.store.containers import ContainerStore
 from criagent.store.db import Database
 from criagent.store.sandboxes import SandboxStore

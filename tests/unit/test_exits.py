@@ -35,15 +35,15 @@ from criagent.model import (
     SandboxSpec,
 )
 from criagent.runtime.cgroups import CgroupDriver
-from criagent.runtime.clock import Clock
 from criagent.runtime.container_files import ContainerFiles
 from criagent.runtime.container_recover import ContainerRecovery
 from criagent.runtime.container_remove import ContainerRemover
 from criagent.runtime.container_stop import ContainerStopper
 from criagent.runtime.exits import ExitWatcher
+from criagent.runtime.node.clock import Clock
+from criagent.runtime.node.paths import RuntimePaths
 from criagent.runtime.oci import OciRuntime, Runtimes, SealedProgram
 from criagent.runtime.oom import OomWatch
-from criagent.runtime.paths import RuntimePaths
 from criagent.runtime.transitions import Transitions
 from criagent.store.containers import ContainerStore
 from criagent.store.db import Database

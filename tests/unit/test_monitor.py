@@ -15,8 +15,8 @@ from criagent.model import Container, ContainerId, ContainerMetadata, ContainerS
 from criagent.process.child import killed_on_exit
 from criagent.runtime.cgroups import CgroupDriver
 from criagent.runtime.monitor import Conmon
+from criagent.runtime.node.paths import RuntimePaths
 from criagent.runtime.oci import OciRuntime, SealedProgram
-from criagent.runtime.paths import RuntimePaths
 
 UNIT = "/system.slice/criagent-monitors.service"
 ROW = Container(

@@ -24,7 +24,7 @@ from criagent.model import (
     SandboxSecurity,
     SandboxSpec,
 )
-from criagent.runtime.clock import Clock
+from criagent.runtime.node.clock import Clock
 from criagent.runtime.sandbox_run import SandboxRunner
 from criagent.runtime.sandbox_teardown import SandboxTeardown
 from criagent.runtime.selinux import Selinux

@@ -18,7 +18,7 @@ from criagent.image.pull import Puller
 from criagent.image.registry import RegistryClient
 from criagent.image.snapshots.overlay import OverlaySnapshots
 from criagent.image.unpack.workers import UnpackWorkers
-from criagent.runtime import clock as clocks
+from criagent.runtime.node import clock as clocks
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)

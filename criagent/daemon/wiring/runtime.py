@@ -17,7 +17,6 @@ from criagent.model import Container, Sandbox
 from criagent.net.bridge import BridgeConfig, BridgeNetwork
 from criagent.net.cni.network import CniConfig, CniNetwork
 from criagent.net.pod_network import Networks
-from criagent.runtime import clock as clocks
 from criagent.runtime.apparmor import AppArmor
 from criagent.runtime.attach import Attacher
 from criagent.runtime.cdi_devices import CdiDevices
@@ -35,15 +34,16 @@ from criagent.runtime.exec_plan import ExecPlanner
 from criagent.runtime.exec_stream import ExecStreamer
 from criagent.runtime.exec_sync import BUDGET, ExecSync
 from criagent.runtime.exits import ExitWatcher
-from criagent.runtime.handlers import HandlerFacts, probe
 from criagent.runtime.holder_watch import HolderWatch
 from criagent.runtime.host_paths import HostPaths
 from criagent.runtime.image_volumes import ImageVolumes
 from criagent.runtime.monitor import Conmon, monitors_cgroup
-from criagent.runtime.node_facts import has_all_ids, read_node_facts, systemd_manages
+from criagent.runtime.node import clock as clocks
+from criagent.runtime.node.facts import has_all_ids, read_node_facts, systemd_manages
+from criagent.runtime.node.handlers import HandlerFacts, probe
+from criagent.runtime.node.paths import RuntimePaths
 from criagent.runtime.oci import OciRuntime, Runtimes, SealedProgram
 from criagent.runtime.oom import OomWatch
-from criagent.runtime.paths import RuntimePaths
 from criagent.runtime.pod_files import PodFileWriter
 from criagent.runtime.pod_metrics import PodMetricsReader
 from criagent.runtime.pod_namespaces import PodNamespaces

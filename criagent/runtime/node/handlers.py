@@ -14,7 +14,7 @@ from typing import Any
 from criagent.base.errors import InvalidRequestError
 from criagent.kernel.mount import has_recursive_attributes
 from criagent.process.child import PipeReader, killed_on_exit, spawn
-from criagent.runtime.program_floors import insecure, too_old
+from criagent.runtime.node.minimum_versions import insecure, too_old
 
 _LIMIT_S = 10.0
 _VERSION = re.compile(r"version[: ]+v?([0-9]+\.[0-9]+(?:\.[0-9]+)?\S*)")
