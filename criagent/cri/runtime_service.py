@@ -23,8 +23,8 @@ from criagent.cri.events import Events
 from criagent.cri.listing import Encoded
 from criagent.cri.stats_service import StatsCalls, pieces
 from criagent.model import Container, Sandbox
-from criagent.runtime.cgroups import CgroupDriver
 from criagent.runtime.runtime import Runtime
+from criagent.runtime.spec.cgroups import CgroupDriver
 from criagent.streaming.server import StreamingServer
 from criagent.streaming.sessions import AttachSession, ExecSession, PortForwardSession
 from criagent.version import VERSION

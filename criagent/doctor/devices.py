@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from criagent.config.sections import Config
 from criagent.doctor.finding import Finding, fine, warning
-from criagent.runtime.cdi_folders import CdiFolders
+from criagent.runtime.spec.cdi.registry import CdiFolders
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -10,9 +10,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from criagent.doctor.finding import Finding, content, error, fine, number, warning
-from criagent.runtime.apparmor import PLACES
 from criagent.runtime.node.facts import held_capabilities
-from criagent.runtime.selinux import read_contexts
+from criagent.runtime.spec.security.apparmor import PLACES
+from criagent.runtime.spec.security.selinux import read_contexts
 
 _NEEDED = ("SYS_ADMIN", "NET_ADMIN", "CHOWN", "DAC_OVERRIDE", "MKNOD", "SETUID", "SETGID", "KILL")
 _PROGRAM_TYPE = "container_runtime_exec_t"

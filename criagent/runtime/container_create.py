@@ -29,25 +29,25 @@ from criagent.model import (
     Snapshot,
     container_key,
 )
-from criagent.runtime.cgroups import CgroupDriver, container_cgroup
 from criagent.runtime.container_files import ContainerFiles
 from criagent.runtime.declared_volumes import DeclaredVolumes
 from criagent.runtime.exits import ExitWatcher
 from criagent.runtime.image_volumes import ImageVolumes
 from criagent.runtime.monitor import Conmon, make_log
-from criagent.runtime.mount_targets import resolve_targets
 from criagent.runtime.node.clock import Clock
 from criagent.runtime.node.handlers import check_image_handler
 from criagent.runtime.node.paths import RuntimePaths
 from criagent.runtime.oci import OciRuntime
-from criagent.runtime.selinux import Selinux
-from criagent.runtime.signals import stop_signal
-from criagent.runtime.spec import build_spec
+from criagent.runtime.spec.build import build_spec
+from criagent.runtime.spec.cgroups import CgroupDriver, container_cgroup
+from criagent.runtime.spec.inputs import ResolvedMount, SelinuxLabels
+from criagent.runtime.spec.mount_targets import resolve_targets
+from criagent.runtime.spec.security.selinux import Selinux
+from criagent.runtime.spec.signals import stop_signal
+from criagent.runtime.spec.users import resolve_user
+from criagent.runtime.spec.validate import validate_container_spec
 from criagent.runtime.spec_gather import SpecGatherer
-from criagent.runtime.spec_inputs import ResolvedMount, SelinuxLabels
 from criagent.runtime.user_namespaces import check_user
-from criagent.runtime.users import resolve_user
-from criagent.runtime.validate import validate_container_spec
 from criagent.store.containers import ContainerStore
 
 _UNDO_BUDGET_S = 30.0

@@ -17,7 +17,7 @@ from criagent.model import Image, Sandbox, Snapshot
 from criagent.runtime.mapped_mounts import detach_mapped
 from criagent.runtime.node import own_cgroup
 from criagent.runtime.node.paths import RuntimePaths
-from criagent.runtime.spec_inputs import OciObject
+from criagent.runtime.spec.inputs import OciObject
 from criagent.runtime.user_namespaces import mapped_ids
 
 

@@ -12,7 +12,6 @@ import structlog
 from criagent.base.aio import finish, supervised
 from criagent.kernel import process
 from criagent.model import Container, ProcessRef
-from criagent.runtime.cgroups import belongs_to
 from criagent.runtime.container_remove import ContainerRemover
 from criagent.runtime.container_stop import ContainerStopper
 from criagent.runtime.exec_leftovers import end_leftovers
@@ -22,6 +21,7 @@ from criagent.runtime.node import own_cgroup
 from criagent.runtime.node.clock import Clock
 from criagent.runtime.node.paths import RuntimePaths
 from criagent.runtime.oci import OciRuntime
+from criagent.runtime.spec.cgroups import belongs_to
 from criagent.runtime.transitions import Transitions
 
 log: structlog.stdlib.BoundLogger = structlog.get_logger(__name__)

@@ -23,7 +23,7 @@ from criagent.kernel import process
 from criagent.model import Container, ContainerState
 from criagent.runtime.exits import ExitWatcher
 from criagent.runtime.node import own_cgroup
-from criagent.runtime.signals import signal_number
+from criagent.runtime.spec.signals import signal_number
 from criagent.runtime.transitions import Transitions
 from criagent.store.containers import ContainerStore
 

@@ -26,9 +26,9 @@ from criagent.image.snapshots.overlay import OverlaySnapshots
 from criagent.kernel.paths import RESOLVE_IN_ROOT, RESOLVE_NO_SYMLINKS, open_in_root, openat2
 from criagent.model import Container, Mount, Sandbox, Snapshot
 from criagent.process.child import PipeReader, killed_on_exit, spawn
-from criagent.runtime.mount_targets import cleaned, is_kernel_place, landing
 from criagent.runtime.node.paths import RuntimePaths
-from criagent.runtime.spec_inputs import ResolvedMount
+from criagent.runtime.spec.inputs import ResolvedMount
+from criagent.runtime.spec.mount_targets import cleaned, is_kernel_place, landing
 
 VolumeMode = Literal["bind", "mkdir", "ignore"]
 

@@ -24,7 +24,7 @@ from criagent.runtime.exec_cgroup import Tree, exec_cgroup
 from criagent.runtime.exec_leftovers import exec_name
 from criagent.runtime.node.paths import RuntimePaths
 from criagent.runtime.oci import OciRuntime
-from criagent.runtime.spec import process_spec
+from criagent.runtime.spec.build import process_spec
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)

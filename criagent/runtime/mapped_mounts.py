@@ -16,8 +16,8 @@ from criagent.base import faults
 from criagent.base.errors import InvalidRequestError
 from criagent.kernel import idmap, mount
 from criagent.kernel.mount import MountEntry, mountinfo
-from criagent.runtime.host_paths import local_path
-from criagent.runtime.spec_inputs import ResolvedMount
+from criagent.runtime.spec.host_paths import local_path
+from criagent.runtime.spec.inputs import ResolvedMount
 
 
 def try_mappings(mounts: Sequence[ResolvedMount], userns: Path) -> None:

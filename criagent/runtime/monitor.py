@@ -26,9 +26,9 @@ from criagent.kernel.devices import restore_null
 from criagent.kernel.process import alive, process_ref
 from criagent.model import Container, ProcessRef
 from criagent.process.child import Child, PipeReader, killed_on_exit, spawn
-from criagent.runtime.cgroups import CgroupDriver, check_placement
 from criagent.runtime.node.paths import RuntimePaths
 from criagent.runtime.oci import OciRuntime, plain_words
+from criagent.runtime.spec.cgroups import CgroupDriver, check_placement
 
 log: structlog.stdlib.BoundLogger = structlog.get_logger(__name__)
 

@@ -26,7 +26,7 @@ from criagent.model import (
     Sandbox,
     SandboxState,
 )
-from criagent.runtime.cgroups import CgroupDriver, container_cgroup
+from criagent.runtime.spec.cgroups import CgroupDriver, container_cgroup
 from criagent.store.containers import ContainerStore
 from criagent.store.sandboxes import SandboxStore
 

@@ -18,8 +18,8 @@ from criagent.base.errors import AgentError, TimedOutError, WrongStateError
 from criagent.kernel.memfd import data_file, sealed_copy
 from criagent.process.child import PipeReader, killed_on_exit, spawn
 from criagent.runtime import scopes
-from criagent.runtime.cgroups import CgroupDriver
-from criagent.runtime.spec_inputs import OciObject
+from criagent.runtime.spec.cgroups import CgroupDriver
+from criagent.runtime.spec.inputs import OciObject
 
 _LIMIT_S = 60.0
 _OUTPUT = 1 << 20

@@ -19,7 +19,7 @@ from criagent.model import NamespaceMode, Sandbox
 from criagent.net.resolv import resolv_conf
 from criagent.runtime.node.paths import RuntimePaths
 from criagent.runtime.pod_namespaces import pod_hostname
-from criagent.runtime.selinux import Selinux
+from criagent.runtime.spec.security.selinux import Selinux
 
 _SAFE = mount.MS_NOSUID | mount.MS_NODEV | mount.MS_NOEXEC
 _SHM_DATA = "mode=1777,size=65536k"  # what containerd and CRI-O give every pod

@@ -13,8 +13,8 @@ from criagent.base.aio import run_in
 from criagent.kernel import cgroupfs
 from criagent.kernel.namespaces import in_each_netns
 from criagent.model import Sandbox, SandboxState
-from criagent.runtime.cgroups import CgroupDriver, pod_cgroup
 from criagent.runtime.pod_namespaces import PodNamespaces
+from criagent.runtime.spec.cgroups import CgroupDriver, pod_cgroup
 from criagent.runtime.stats import ContainerStatsReader, StatsSample
 from criagent.runtime.usage import Usage, read_usage, total
 from criagent.store.containers import ContainerStore

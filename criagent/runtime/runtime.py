@@ -13,9 +13,7 @@ from criagent.base.errors import UnsupportedError, WrongStateError
 from criagent.kernel import cgroupfs
 from criagent.model import Container, ContainerSpec, Resources, Sandbox, SandboxSpec
 from criagent.net.pod_network import Networks
-from criagent.runtime.apparmor import AppArmor
 from criagent.runtime.attach import Attacher
-from criagent.runtime.cgroups import DEFAULT_PARENT, CgroupDriver
 from criagent.runtime.container_create import ContainerCreator
 from criagent.runtime.container_files import ContainerFiles
 from criagent.runtime.container_remove import ContainerRemover
@@ -33,6 +31,8 @@ from criagent.runtime.recover import Recovery
 from criagent.runtime.reopen_log import LogReopener
 from criagent.runtime.sandbox_run import SandboxRunner
 from criagent.runtime.sandbox_stop import SandboxStopper
+from criagent.runtime.spec.cgroups import DEFAULT_PARENT, CgroupDriver
+from criagent.runtime.spec.security.apparmor import AppArmor
 from criagent.runtime.stats import ContainerStatsReader, StatsSample
 from criagent.runtime.update_resources import ResourceUpdater
 from criagent.store.containers import ContainerStore

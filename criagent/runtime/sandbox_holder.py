@@ -23,18 +23,18 @@ from criagent.base.errors import AgentError
 from criagent.kernel import cgroupfs, process
 from criagent.kernel.selinux import set_label
 from criagent.model import ProcessRef, Sandbox
-from criagent.runtime.cgroups import (
+from criagent.runtime.node import own_cgroup
+from criagent.runtime.node.paths import RuntimePaths
+from criagent.runtime.oci import OciRuntime
+from criagent.runtime.pod_namespaces import PodNamespaces
+from criagent.runtime.spec.cgroups import (
     CgroupDriver,
     check_placement,
     container_cgroup,
     container_cgroups_path,
 )
-from criagent.runtime.node import own_cgroup
-from criagent.runtime.node.paths import RuntimePaths
-from criagent.runtime.oci import OciRuntime
-from criagent.runtime.pod_namespaces import PodNamespaces
-from criagent.runtime.selinux import Selinux
-from criagent.runtime.spec_inputs import OciObject
+from criagent.runtime.spec.inputs import OciObject
+from criagent.runtime.spec.security.selinux import Selinux
 from criagent.runtime.user_namespaces import oci_mappings
 
 _UID = 65535  # what pause images run as; with fewer ids mapped, the last of them

@@ -31,8 +31,8 @@ from criagent.runtime.pod_files import PodFileWriter
 from criagent.runtime.pod_namespaces import PodNamespaces
 from criagent.runtime.sandbox_holder import SandboxHolder
 from criagent.runtime.sandbox_teardown import SandboxTeardown
-from criagent.runtime.selinux import Selinux
-from criagent.runtime.validate import validate_sandbox_spec
+from criagent.runtime.spec.security.selinux import Selinux
+from criagent.runtime.spec.validate import validate_sandbox_spec
 from criagent.store.sandboxes import SandboxStore
 
 _UNDO_BUDGET_S = 30.0  # per step; a step that needs longer is left to recovery

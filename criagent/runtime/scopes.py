@@ -14,7 +14,7 @@ import structlog
 
 from criagent.model import ID_PATTERN
 from criagent.process.child import killed_on_exit, spawn
-from criagent.runtime.cgroups import SCOPE_PREFIX
+from criagent.runtime.spec.cgroups import SCOPE_PREFIX
 
 # systemd has a file here for every unit that was made at run time, for as long as it knows it.
 _TRANSIENT = Path("/run/systemd/transient")

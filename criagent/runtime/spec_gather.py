@@ -21,18 +21,15 @@ from criagent.model import (
     ProcessRef,
     Sandbox,
 )
-from criagent.runtime.apparmor import AppArmor
-from criagent.runtime.capabilities import effective_capabilities
-from criagent.runtime.cdi_devices import CdiDevices
-from criagent.runtime.cgroups import CgroupDriver, container_cgroups_path
-from criagent.runtime.devices import resolve_devices
-from criagent.runtime.host_paths import HostPaths
 from criagent.runtime.image_volumes import merged
 from criagent.runtime.mapped_mounts import attach_mapped, try_mappings
 from criagent.runtime.node.paths import RuntimePaths
 from criagent.runtime.pod_namespaces import PodNamespaces, pod_hostname
-from criagent.runtime.seccomp import seccomp_profile
-from criagent.runtime.spec_inputs import (
+from criagent.runtime.spec.cdi.resolve import CdiDevices
+from criagent.runtime.spec.cgroups import CgroupDriver, container_cgroups_path
+from criagent.runtime.spec.devices import resolve_devices
+from criagent.runtime.spec.host_paths import HostPaths
+from criagent.runtime.spec.inputs import (
     CdiEdits,
     ContainerNamespaces,
     NodeFacts,
@@ -42,6 +39,9 @@ from criagent.runtime.spec_inputs import (
     ResolvedMount,
     SpecInputs,
 )
+from criagent.runtime.spec.security.apparmor import AppArmor
+from criagent.runtime.spec.security.capabilities import effective_capabilities
+from criagent.runtime.spec.security.seccomp import seccomp_profile
 from criagent.store.containers import ContainerStore
 
 _HOST_SHM = Path("/dev/shm")  # noqa: S108 - the node's own, for pods that share its IPC

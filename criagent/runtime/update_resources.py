@@ -9,9 +9,9 @@ import structlog
 
 from criagent.base.errors import WrongStateError
 from criagent.model import Container, ContainerState, Resources
-from criagent.runtime.cgroups import resources_to_oci
 from criagent.runtime.oci import OciRuntime
-from criagent.runtime.spec_inputs import NodeFacts, OciObject
+from criagent.runtime.spec.cgroups import resources_to_oci
+from criagent.runtime.spec.inputs import NodeFacts, OciObject
 from criagent.runtime.transitions import Transitions
 from criagent.store.containers import ContainerStore
 

@@ -7,7 +7,7 @@ from random import Random
 
 from frame import mutate_bytes, mutate_json, words_of
 
-from criagent.runtime.cdi_specs import SpecError, parse
+from criagent.runtime.spec.cdi.file import SpecError, parse
 
 EDITS = {
     "env": ["A=b"],

@@ -12,7 +12,7 @@ from frame import mutate_json, words_of
 
 from criagent.base.errors import InvalidRequestError
 from criagent.model import ContainerSecurity, ProfileType, SecurityProfile
-from criagent.runtime.seccomp import seccomp_profile
+from criagent.runtime.spec.security.seccomp import seccomp_profile
 
 PROFILE = {
     "defaultAction": "SCMP_ACT_ERRNO",

@@ -18,7 +18,7 @@ import pytest
 
 from criagent.base.errors import InvalidRequestError, UnsupportedError
 from criagent.model import ProfileType, SecurityProfile
-from criagent.runtime.apparmor import DEFAULT, AppArmor, default_profile, is_loaded
+from criagent.runtime.spec.security.apparmor import DEFAULT, AppArmor, default_profile, is_loaded
 
 PARSER = """#!/bin/sh
 echo "$@" >> {folder}/calls

@@ -7,9 +7,14 @@ import pytest
 from criagent._proto import api_pb2
 from criagent.base.errors import InvalidRequestError
 from criagent.model import ContainerSecurity
-from criagent.runtime.capabilities import DEFAULT, NAMES, capability_sets
-from criagent.runtime.security import MASKED, READONLY, masked_paths, readonly_paths
-from criagent.runtime.signals import cri_signal, signal_number, stop_signal
+from criagent.runtime.spec.security.capabilities import DEFAULT, NAMES, capability_sets
+from criagent.runtime.spec.security.masked_paths import (
+    MASKED,
+    READONLY,
+    masked_paths,
+    readonly_paths,
+)
+from criagent.runtime.spec.signals import cri_signal, signal_number, stop_signal
 
 ALL = frozenset(NAMES)
 THERMAL = ("/sys/devices/system/cpu/cpu0/thermal_throttle",)

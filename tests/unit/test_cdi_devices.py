@@ -11,12 +11,12 @@ from typing import Any
 import pytest
 
 from criagent.base.errors import InvalidRequestError, UnsupportedError
-from criagent.runtime.cdi_devices import CdiDevices
-from criagent.runtime.cdi_edits import apply_cdi
-from criagent.runtime.cdi_folders import CdiFolders
-from criagent.runtime.cdi_specs import FILE_LIMIT, Mount, NetDevice
 from criagent.runtime.node.handlers import HandlerFacts
-from criagent.runtime.spec_inputs import CdiEdits, CdiNode
+from criagent.runtime.spec.cdi.apply import apply_cdi
+from criagent.runtime.spec.cdi.file import FILE_LIMIT, Mount, NetDevice
+from criagent.runtime.spec.cdi.registry import CdiFolders
+from criagent.runtime.spec.cdi.resolve import CdiDevices
+from criagent.runtime.spec.inputs import CdiEdits, CdiNode
 
 
 def write(file: Path, *names: str, **edits: Any) -> None:

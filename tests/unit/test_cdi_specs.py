@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from criagent.runtime.cdi_specs import VERSIONS, SpecError, is_device_name, parse
+from criagent.runtime.spec.cdi.file import VERSIONS, SpecError, is_device_name, parse
 
 NODE = {"deviceNodes": [{"path": "/dev/a"}]}
 

@@ -8,7 +8,7 @@ import pytest
 
 from criagent.base.errors import InvalidRequestError, UnsupportedError
 from criagent.model import HugepageLimit, Resources
-from criagent.runtime.cgroups import (
+from criagent.runtime.spec.cgroups import (
     CgroupDriver,
     container_cgroup,
     container_cgroups_path,

@@ -34,7 +34,6 @@ from criagent.model import (
     SandboxMetadata,
     SandboxSpec,
 )
-from criagent.runtime.cgroups import CgroupDriver
 from criagent.runtime.container_files import ContainerFiles
 from criagent.runtime.container_recover import ContainerRecovery
 from criagent.runtime.container_remove import ContainerRemover
@@ -44,6 +43,7 @@ from criagent.runtime.node.clock import Clock
 from criagent.runtime.node.paths import RuntimePaths
 from criagent.runtime.oci import OciRuntime, Runtimes, SealedProgram
 from criagent.runtime.oom import OomWatch
+from criagent.runtime.spec.cgroups import CgroupDriver
 from criagent.runtime.transitions import Transitions
 from criagent.store.containers import ContainerStore
 from criagent.store.db import Database

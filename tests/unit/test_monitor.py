@@ -13,10 +13,10 @@ from criagent.kernel import cgroupfs
 from criagent.kernel.process import process_ref
 from criagent.model import Container, ContainerId, ContainerMetadata, ContainerSpec, SandboxId
 from criagent.process.child import killed_on_exit
-from criagent.runtime.cgroups import CgroupDriver
 from criagent.runtime.monitor import Conmon
 from criagent.runtime.node.paths import RuntimePaths
 from criagent.runtime.oci import OciRuntime, SealedProgram
+from criagent.runtime.spec.cgroups import CgroupDriver
 
 UNIT = "/system.slice/criagent-monitors.service"
 ROW = Container(

@@ -34,15 +34,15 @@ from criagent.model import (
     SandboxMetadata,
     SandboxSpec,
 )
-from criagent.runtime.host_paths import HostPaths, local_path
-from criagent.runtime.oci_mounts import oci_mounts, rootfs_propagation
-from criagent.runtime.spec_inputs import (
+from criagent.runtime.spec.host_paths import HostPaths, local_path
+from criagent.runtime.spec.inputs import (
     ContainerNamespaces,
     NodeFacts,
     PodFiles,
     ResolvedMount,
     SpecInputs,
 )
+from criagent.runtime.spec.mounts import oci_mounts, rootfs_propagation
 
 PRIVATE, SLAVE, SHARED = MountPropagation
 POD_FILES = PodFiles(

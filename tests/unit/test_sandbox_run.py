@@ -27,7 +27,7 @@ from criagent.model import (
 from criagent.runtime.node.clock import Clock
 from criagent.runtime.sandbox_run import SandboxRunner
 from criagent.runtime.sandbox_teardown import SandboxTeardown
-from criagent.runtime.selinux import Selinux
+from criagent.runtime.spec.security.selinux import Selinux
 from criagent.store.db import Database
 from criagent.store.sandboxes import SandboxStore
 

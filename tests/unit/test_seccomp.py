@@ -11,8 +11,8 @@ import pytest
 
 from criagent.base.errors import InvalidRequestError
 from criagent.model import ContainerSecurity, ProfileType, SecurityProfile
-from criagent.runtime.capabilities import DEFAULT, NAMES
-from criagent.runtime.seccomp import default_profile, seccomp_profile
+from criagent.runtime.spec.security.capabilities import DEFAULT, NAMES
+from criagent.runtime.spec.security.seccomp import default_profile, seccomp_profile
 
 ADMIN = frozenset({*DEFAULT, "CAP_SYS_ADMIN"})
 ALLOW, EPERM, ENOSYS = "allow", 1, 38

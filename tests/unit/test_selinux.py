@@ -27,8 +27,8 @@ from criagent.model import (
     SandboxSpec,
     SELinuxOptions,
 )
-from criagent.runtime.selinux import Context, Selinux, read_contexts, validate_selinux
-from criagent.runtime.spec_inputs import ResolvedMount, SelinuxLabels
+from criagent.runtime.spec.inputs import ResolvedMount, SelinuxLabels
+from criagent.runtime.spec.security.selinux import Context, Selinux, read_contexts, validate_selinux
 
 LABEL = "system_u:object_r:container_file_t:s0:c1,c2"
 XATTR = "security.selinux"

@@ -26,10 +26,10 @@ from criagent.model import (
     SandboxMetadata,
     SandboxSpec,
 )
-from criagent.runtime.capabilities import DEFAULT, NAMES
-from criagent.runtime.seccomp import default_profile
-from criagent.runtime.spec import build_spec, oci_namespaces, process_spec
-from criagent.runtime.spec_inputs import ContainerNamespaces, NodeFacts, PodFiles, SpecInputs
+from criagent.runtime.spec.build import build_spec, oci_namespaces, process_spec
+from criagent.runtime.spec.inputs import ContainerNamespaces, NodeFacts, PodFiles, SpecInputs
+from criagent.runtime.spec.security.capabilities import DEFAULT, NAMES
+from criagent.runtime.spec.security.seccomp import default_profile
 
 EVIL = {"org.systemd.property.ExecStartPre": "'/bin/sh'", "run.oci.hooks.stdout": "/x"}
 PINS = Path("/run/agent/sandboxes/0/ns")

@@ -6,7 +6,7 @@ import pytest
 
 from criagent.base.errors import InvalidRequestError
 from criagent.model import IdMapping
-from criagent.runtime.sysctls import normalised, validate_sysctls, with_node_groups
+from criagent.runtime.spec.sysctls import normalised, validate_sysctls, with_node_groups
 
 
 @pytest.mark.parametrize(

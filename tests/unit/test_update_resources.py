@@ -20,9 +20,9 @@ from criagent.model import (
     SandboxMetadata,
     SandboxSpec,
 )
-from criagent.runtime.cgroups import CgroupDriver
 from criagent.runtime.oci import OciRuntime, SealedProgram
-from criagent.runtime.spec_inputs import NodeFacts
+from criagent.runtime.spec.cgroups import CgroupDriver
+from criagent.runtime.spec.inputs import NodeFacts
 from criagent.runtime.transitions import Transitions
 from criagent.runtime.update_resources import ResourceUpdater
 from criagent.store.containers import ContainerStore

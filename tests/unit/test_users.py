@@ -17,7 +17,7 @@ from criagent.model import (
     GroupsPolicy,
     ImageConfig,
 )
-from criagent.runtime.users import MAX_ID, resolve_user
+from criagent.runtime.spec.users import MAX_ID, resolve_user
 
 PASSWD = """root:x:0:0:root:/root:/bin/sh
 # nobody2:x:5:5

@@ -33,7 +33,7 @@ from criagent.model import (
     SecurityProfile,
     UserNamespace,
 )
-from criagent.runtime.validate import validate_container_spec, validate_sandbox_spec
+from criagent.runtime.spec.validate import validate_container_spec, validate_sandbox_spec
 
 POD = SandboxSpec(
     metadata=SandboxMetadata(name="web-0", uid="8d0f", namespace="default"),

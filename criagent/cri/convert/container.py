@@ -19,7 +19,7 @@ from criagent.model import (
     Mount,
     MountPropagation,
 )
-from criagent.runtime.signals import cri_signal
+from criagent.runtime.spec.signals import cri_signal
 
 
 def container_spec(config: api_pb2.ContainerConfig) -> ContainerSpec:

@@ -17,11 +17,7 @@ from criagent.model import Container, Sandbox
 from criagent.net.bridge import BridgeConfig, BridgeNetwork
 from criagent.net.cni.network import CniConfig, CniNetwork
 from criagent.net.pod_network import Networks
-from criagent.runtime.apparmor import AppArmor
 from criagent.runtime.attach import Attacher
-from criagent.runtime.cdi_devices import CdiDevices
-from criagent.runtime.cdi_folders import CdiFolders
-from criagent.runtime.cgroups import CgroupDriver
 from criagent.runtime.container_create import ContainerCreator
 from criagent.runtime.container_files import ContainerFiles
 from criagent.runtime.container_recover import ContainerRecovery
@@ -35,7 +31,6 @@ from criagent.runtime.exec_stream import ExecStreamer
 from criagent.runtime.exec_sync import BUDGET, ExecSync
 from criagent.runtime.exits import ExitWatcher
 from criagent.runtime.holder_watch import HolderWatch
-from criagent.runtime.host_paths import HostPaths
 from criagent.runtime.image_volumes import ImageVolumes
 from criagent.runtime.monitor import Conmon, monitors_cgroup
 from criagent.runtime.node import clock as clocks
@@ -56,11 +51,16 @@ from criagent.runtime.sandbox_holder import SandboxHolder
 from criagent.runtime.sandbox_run import SandboxRunner
 from criagent.runtime.sandbox_stop import SandboxStopper
 from criagent.runtime.sandbox_teardown import SandboxTeardown
-from criagent.runtime.seccomp import default_profile
-from criagent.runtime.selinux import Selinux, read_contexts
 from criagent.runtime.session_facts import SessionFacts
+from criagent.runtime.spec.cdi.registry import CdiFolders
+from criagent.runtime.spec.cdi.resolve import CdiDevices
+from criagent.runtime.spec.cgroups import CgroupDriver
+from criagent.runtime.spec.host_paths import HostPaths
+from criagent.runtime.spec.inputs import NodeFacts
+from criagent.runtime.spec.security.apparmor import AppArmor
+from criagent.runtime.spec.security.seccomp import default_profile
+from criagent.runtime.spec.security.selinux import Selinux, read_contexts
 from criagent.runtime.spec_gather import SpecGatherer
-from criagent.runtime.spec_inputs import NodeFacts
 from criagent.runtime.stats import ContainerStatsReader
 from criagent.runtime.transitions import Transitions
 from criagent.runtime.update_resources import ResourceUpdater

@@ -9,9 +9,9 @@ from pathlib import Path
 from typing import Literal
 
 from criagent.kernel import cgroupfs
-from criagent.runtime.apparmor import PROFILES
-from criagent.runtime.capabilities import NAMES
-from criagent.runtime.spec_inputs import NodeFacts
+from criagent.runtime.spec.inputs import NodeFacts
+from criagent.runtime.spec.security.apparmor import PROFILES
+from criagent.runtime.spec.security.capabilities import NAMES
 
 _CPUS = Path("/sys/devices/system/cpu")
 _NR_OPEN = Path("/proc/sys/fs/nr_open")

@@ -24,7 +24,7 @@ from criagent.base.errors import InvalidRequestError, TimedOutError
 from criagent.kernel.mount import MountEntry, mountinfo
 from criagent.model import Mount, MountPropagation
 from criagent.process.child import Child, PipeReader, spawn
-from criagent.runtime.spec_inputs import ResolvedMount
+from criagent.runtime.spec.inputs import ResolvedMount
 
 _LIMIT_S = 5.0
 _LINKS = 40  # as the kernel (man 7 path_resolution)

@@ -21,8 +21,8 @@ from criagent.base.errors import AgentError, InvalidRequestError
 from criagent.kernel import selinux
 from criagent.kernel.mount import mountinfo
 from criagent.model import Sandbox, SandboxSpec, SELinuxOptions
-from criagent.runtime.host_paths import LOCAL
-from criagent.runtime.spec_inputs import ResolvedMount, SelinuxLabels
+from criagent.runtime.spec.host_paths import LOCAL
+from criagent.runtime.spec.inputs import ResolvedMount, SelinuxLabels
 
 _CONFIG = Path("/etc/selinux/config")
 _CATEGORIES = 1024  # c0 to c1023 in the policies of all distributions

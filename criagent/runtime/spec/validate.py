@@ -22,14 +22,14 @@ from criagent.model import (
 )
 from criagent.net.resolv import resolv_conf
 from criagent.runtime import user_namespaces
-from criagent.runtime.capabilities import NAMES, capability_sets
-from criagent.runtime.cdi_specs import is_device_name
-from criagent.runtime.cgroups import validate_cgroup_parent
 from criagent.runtime.image_volumes import check_image_mount
-from criagent.runtime.mount_targets import cleaned
-from criagent.runtime.selinux import validate_selinux
-from criagent.runtime.sysctls import validate_sysctls
-from criagent.runtime.users import check_id
+from criagent.runtime.spec.cdi.file import is_device_name
+from criagent.runtime.spec.cgroups import validate_cgroup_parent
+from criagent.runtime.spec.mount_targets import cleaned
+from criagent.runtime.spec.security.capabilities import NAMES, capability_sets
+from criagent.runtime.spec.security.selinux import validate_selinux
+from criagent.runtime.spec.sysctls import validate_sysctls
+from criagent.runtime.spec.users import check_id
 
 _HOSTNAME_LIMIT = 64  # bytes (man 2 sethostname); the kernel takes any
 _NAME_LIMIT = 1024

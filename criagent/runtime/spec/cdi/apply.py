@@ -10,9 +10,9 @@ from __future__ import annotations
 from collections.abc import Iterable
 from pathlib import PurePosixPath
 
-from criagent.runtime.cdi_specs import Hook, IntelRdt, Mount
-from criagent.runtime.mount_targets import cleaned
-from criagent.runtime.spec_inputs import CdiEdits, CdiNode, OciObject
+from criagent.runtime.spec.cdi.file import Hook, IntelRdt, Mount
+from criagent.runtime.spec.inputs import CdiEdits, CdiNode, OciObject
+from criagent.runtime.spec.mount_targets import cleaned
 
 
 def apply_cdi(spec: OciObject, edits: CdiEdits) -> OciObject:

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from criagent.kernel import cgroupfs
-from criagent.runtime.mount_targets import cleaned
-from criagent.runtime.spec_inputs import OciObject, ResolvedMount, SpecInputs
+from criagent.runtime.spec.inputs import OciObject, ResolvedMount, SpecInputs
+from criagent.runtime.spec.mount_targets import cleaned
 from criagent.runtime.user_namespaces import oci_mappings
 
 _SAFE = ["nosuid", "noexec", "nodev"]

@@ -14,8 +14,8 @@ import msgspec
 
 from criagent.base.errors import InvalidRequestError
 from criagent.model import ContainerSecurity, ProfileType
-from criagent.runtime import seccomp_default as default
-from criagent.runtime.spec_inputs import OciObject
+from criagent.runtime.spec.inputs import OciObject
+from criagent.runtime.spec.security import seccomp_default as default
 
 _Count = Annotated[int, msgspec.Meta(ge=0)]
 _FILE_LIMIT = 1 << 20

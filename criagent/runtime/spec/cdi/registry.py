@@ -17,7 +17,7 @@ from pathlib import Path
 import structlog
 
 from criagent.base.errors import InvalidRequestError
-from criagent.runtime.cdi_specs import FILE_LIMIT, Device, Edits, Spec, SpecError, parse
+from criagent.runtime.spec.cdi.file import FILE_LIMIT, Device, Edits, Spec, SpecError, parse
 
 _FILES_LIMIT = 1000  # of one folder
 _SUFFIXES = (".json", ".yaml")

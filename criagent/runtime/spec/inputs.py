@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from criagent.model import Container, ContainerUser, Image, Mount, Sandbox
-from criagent.runtime import cdi_specs
+from criagent.runtime.spec.cdi import file as cdi_specs
 
 OciObject = dict[str, Any]  # a JSON object of the OCI runtime specification
 

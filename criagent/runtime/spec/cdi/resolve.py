@@ -11,11 +11,11 @@ from typing import Literal
 
 from criagent.base.errors import InvalidRequestError, UnsupportedError
 from criagent.kernel.mount import MountEntry, mountinfo
-from criagent.runtime.cdi_folders import CdiDevice, CdiFolders
-from criagent.runtime.cdi_specs import DeviceNode, Edits, IntelRdt
-from criagent.runtime.host_paths import local_path
 from criagent.runtime.node.handlers import HandlerFacts
-from criagent.runtime.spec_inputs import CdiEdits, CdiNode
+from criagent.runtime.spec.cdi.file import DeviceNode, Edits, IntelRdt
+from criagent.runtime.spec.cdi.registry import CdiDevice, CdiFolders
+from criagent.runtime.spec.host_paths import local_path
+from criagent.runtime.spec.inputs import CdiEdits, CdiNode
 
 _RESCTRL = Path("/sys/fs/resctrl/schemata")
 

@@ -11,13 +11,10 @@ from collections.abc import Sequence
 
 from criagent.base.errors import InvalidRequestError
 from criagent.model import ContainerSpec, ImageConfig, KeyValue
-from criagent.runtime.capabilities import capability_sets
-from criagent.runtime.cdi_edits import apply_cdi
-from criagent.runtime.cgroups import resources_to_oci
-from criagent.runtime.devices import device_nodes, device_rules
-from criagent.runtime.oci_mounts import oci_mounts, rootfs_propagation
-from criagent.runtime.security import masked_paths, readonly_paths
-from criagent.runtime.spec_inputs import (
+from criagent.runtime.spec.cdi.apply import apply_cdi
+from criagent.runtime.spec.cgroups import resources_to_oci
+from criagent.runtime.spec.devices import device_nodes, device_rules
+from criagent.runtime.spec.inputs import (
     ContainerNamespaces,
     NodeFacts,
     OciObject,
@@ -26,6 +23,9 @@ from criagent.runtime.spec_inputs import (
     ResolvedMount,
     SpecInputs,
 )
+from criagent.runtime.spec.mounts import oci_mounts, rootfs_propagation
+from criagent.runtime.spec.security.capabilities import capability_sets
+from criagent.runtime.spec.security.masked_paths import masked_paths, readonly_paths
 from criagent.runtime.user_namespaces import oci_mappings
 
 __all__ = [

@@ -8,7 +8,7 @@ from typing import Literal
 
 from criagent.base.errors import InvalidRequestError, UnsupportedError, WrongStateError
 from criagent.model import Resources
-from criagent.runtime.spec_inputs import OciObject
+from criagent.runtime.spec.inputs import OciObject
 
 SCOPE_PREFIX = "cri"  # scope "cri-<id>.scope": cAdvisor takes the id after the last dash
 DEFAULT_PARENT = "/cri"  # of pods without a cgroup_parent, under the cgroupfs driver
