@@ -33,11 +33,11 @@ from criagent.runtime.container_files import ContainerFiles
 from criagent.runtime.declared_volumes import DeclaredVolumes
 from criagent.runtime.exits import ExitWatcher
 from criagent.runtime.image_volumes import ImageVolumes
-from criagent.runtime.monitor import Conmon, make_log
 from criagent.runtime.node.clock import Clock
 from criagent.runtime.node.handlers import check_image_handler
 from criagent.runtime.node.paths import RuntimePaths
-from criagent.runtime.oci import OciRuntime
+from criagent.runtime.oci.conmon import Conmon, make_log
+from criagent.runtime.oci.runtime import OciRuntime
 from criagent.runtime.spec.build import build_spec
 from criagent.runtime.spec.cgroups import CgroupDriver, container_cgroup
 from criagent.runtime.spec.inputs import ResolvedMount, SelinuxLabels

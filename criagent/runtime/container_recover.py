@@ -16,11 +16,11 @@ from criagent.runtime.container_remove import ContainerRemover
 from criagent.runtime.container_stop import ContainerStopper
 from criagent.runtime.exec_leftovers import end_leftovers
 from criagent.runtime.exits import ExitWatcher
-from criagent.runtime.monitor import running_monitors
 from criagent.runtime.node import own_cgroup
 from criagent.runtime.node.clock import Clock
 from criagent.runtime.node.paths import RuntimePaths
-from criagent.runtime.oci import OciRuntime
+from criagent.runtime.oci.conmon import running_monitors
+from criagent.runtime.oci.runtime import OciRuntime
 from criagent.runtime.spec.cgroups import belongs_to
 from criagent.runtime.transitions import Transitions
 

@@ -14,7 +14,7 @@ from criagent.base.errors import NotFoundError
 from criagent.model import Container
 from criagent.runtime.container_files import ContainerFiles
 from criagent.runtime.container_stop import ContainerStopper
-from criagent.runtime.oci import OciRuntime
+from criagent.runtime.oci.runtime import OciRuntime
 from criagent.store.containers import ContainerStore
 
 log: structlog.stdlib.BoundLogger = structlog.get_logger(__name__)

@@ -23,7 +23,7 @@ from criagent.runtime.container_files import ContainerFiles
 from criagent.runtime.exec_cgroup import Tree, exec_cgroup
 from criagent.runtime.exec_leftovers import exec_name
 from criagent.runtime.node.paths import RuntimePaths
-from criagent.runtime.oci import OciRuntime
+from criagent.runtime.oci.runtime import OciRuntime
 from criagent.runtime.spec.build import process_spec
 
 

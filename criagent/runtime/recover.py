@@ -27,10 +27,10 @@ from criagent.runtime.container_recover import ContainerRecovery
 from criagent.runtime.holder_watch import HolderWatch
 from criagent.runtime.node.clock import Clock
 from criagent.runtime.node.paths import RuntimePaths
+from criagent.runtime.oci.failed_scopes import forget_orphans
 from criagent.runtime.pod_namespaces import PodNamespaces
 from criagent.runtime.sandbox_holder import SandboxHolder
 from criagent.runtime.sandbox_teardown import SandboxTeardown
-from criagent.runtime.scopes import forget_orphans
 from criagent.runtime.unknown_containers import UnknownContainers
 from criagent.store.containers import ContainerStore
 from criagent.store.sandboxes import SandboxStore

@@ -24,8 +24,8 @@ from criagent.base.errors import AgentError, ExhaustedError, TimedOutError, Wron
 from criagent.kernel import process
 from criagent.kernel.inotify import IN_MOVED_TO, Inotify
 from criagent.model import Container, ContainerState
-from criagent.runtime import monitor_control
 from criagent.runtime.node.paths import RuntimePaths
+from criagent.runtime.oci import conmon_control as monitor_control
 from criagent.store.containers import ContainerStore
 
 _LIMIT_S = 10.0

@@ -25,7 +25,7 @@ from criagent.kernel.selinux import set_label
 from criagent.model import ProcessRef, Sandbox
 from criagent.runtime.node import own_cgroup
 from criagent.runtime.node.paths import RuntimePaths
-from criagent.runtime.oci import OciRuntime
+from criagent.runtime.oci.runtime import OciRuntime
 from criagent.runtime.pod_namespaces import PodNamespaces
 from criagent.runtime.spec.cgroups import (
     CgroupDriver,

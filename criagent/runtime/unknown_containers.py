@@ -23,8 +23,8 @@ from criagent.base.errors import AgentError, UnavailableError
 from criagent.kernel import cgroupfs, mount, process
 from criagent.model import ID_PATTERN, ProcessRef, Sandbox, SandboxId, SandboxMetadata, SandboxSpec
 from criagent.net.pod_network import Networks
-from criagent.runtime.monitor import running_monitors
 from criagent.runtime.node.paths import RuntimePaths
+from criagent.runtime.oci.conmon import running_monitors
 from criagent.runtime.spec.cgroups import SCOPE_PREFIX
 
 _END_LIMIT_S = 10.0

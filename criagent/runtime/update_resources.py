@@ -9,7 +9,7 @@ import structlog
 
 from criagent.base.errors import WrongStateError
 from criagent.model import Container, ContainerState, Resources
-from criagent.runtime.oci import OciRuntime
+from criagent.runtime.oci.runtime import OciRuntime
 from criagent.runtime.spec.cgroups import resources_to_oci
 from criagent.runtime.spec.inputs import NodeFacts, OciObject
 from criagent.runtime.transitions import Transitions

@@ -41,7 +41,7 @@ from criagent.runtime.container_stop import ContainerStopper
 from criagent.runtime.exits import ExitWatcher
 from criagent.runtime.node.clock import Clock
 from criagent.runtime.node.paths import RuntimePaths
-from criagent.runtime.oci import OciRuntime, Runtimes, SealedProgram
+from criagent.runtime.oci.runtime import OciRuntime, Runtimes, SealedProgram
 from criagent.runtime.oom import OomWatch
 from criagent.runtime.spec.cgroups import CgroupDriver
 from criagent.runtime.transitions import Transitions

@@ -13,9 +13,9 @@ from criagent.kernel import cgroupfs
 from criagent.kernel.process import process_ref
 from criagent.model import Container, ContainerId, ContainerMetadata, ContainerSpec, SandboxId
 from criagent.process.child import killed_on_exit
-from criagent.runtime.monitor import Conmon
 from criagent.runtime.node.paths import RuntimePaths
-from criagent.runtime.oci import OciRuntime, SealedProgram
+from criagent.runtime.oci.conmon import Conmon
+from criagent.runtime.oci.runtime import OciRuntime, SealedProgram
 from criagent.runtime.spec.cgroups import CgroupDriver
 
 UNIT = "/system.slice/criagent-monitors.service"

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from criagent.base.errors import WrongStateError
-from criagent.runtime.oci import OciRuntime, Runtimes, SealedProgram
+from criagent.runtime.oci.runtime import OciRuntime, Runtimes, SealedProgram
 from criagent.runtime.spec.cgroups import CgroupDriver
 
 

@@ -20,7 +20,7 @@ from criagent.model import (
     SandboxMetadata,
     SandboxSpec,
 )
-from criagent.runtime.oci import OciRuntime, SealedProgram
+from criagent.runtime.oci.runtime import OciRuntime, SealedProgram
 from criagent.runtime.spec.cgroups import CgroupDriver
 from criagent.runtime.spec.inputs import NodeFacts
 from criagent.runtime.transitions import Transitions

@@ -32,12 +32,12 @@ from criagent.runtime.exec_sync import BUDGET, ExecSync
 from criagent.runtime.exits import ExitWatcher
 from criagent.runtime.holder_watch import HolderWatch
 from criagent.runtime.image_volumes import ImageVolumes
-from criagent.runtime.monitor import Conmon, monitors_cgroup
 from criagent.runtime.node import clock as clocks
 from criagent.runtime.node.facts import has_all_ids, read_node_facts, systemd_manages
 from criagent.runtime.node.handlers import HandlerFacts, probe
 from criagent.runtime.node.paths import RuntimePaths
-from criagent.runtime.oci import OciRuntime, Runtimes, SealedProgram
+from criagent.runtime.oci.conmon import Conmon, monitors_cgroup
+from criagent.runtime.oci.runtime import OciRuntime, Runtimes, SealedProgram
 from criagent.runtime.oom import OomWatch
 from criagent.runtime.pod_files import PodFileWriter
 from criagent.runtime.pod_metrics import PodMetricsReader

@@ -27,7 +27,7 @@ from criagent.kernel.process import alive, process_ref
 from criagent.model import Container, ProcessRef
 from criagent.process.child import Child, PipeReader, killed_on_exit, spawn
 from criagent.runtime.node.paths import RuntimePaths
-from criagent.runtime.oci import OciRuntime, plain_words
+from criagent.runtime.oci.runtime import OciRuntime, plain_words
 from criagent.runtime.spec.cgroups import CgroupDriver, check_placement
 
 log: structlog.stdlib.BoundLogger = structlog.get_logger(__name__)
