@@ -18,8 +18,8 @@ from criagent.cri.convert.metrics import descriptors, pod_metrics
 from criagent.cri.convert.stats import container_stats, pod_stats
 from criagent.cri.listing import framed
 from criagent.model import Container, SandboxState
-from criagent.runtime.pod_metrics import PodMetrics
 from criagent.runtime.runtime import Runtime
+from criagent.runtime.stats.metrics import PodMetrics
 
 if TYPE_CHECKING:
     Context = grpc.aio.ServicerContext[Any, Any]

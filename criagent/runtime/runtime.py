@@ -24,8 +24,6 @@ from criagent.runtime.exec_sync import ExecResult, ExecSync
 from criagent.runtime.exits import ExitWatcher
 from criagent.runtime.node.handlers import HandlerFacts
 from criagent.runtime.node.paths import RuntimePaths
-from criagent.runtime.pod_metrics import PodMetricsReader
-from criagent.runtime.pod_stats import PodStatsReader
 from criagent.runtime.port_forward import PortForwarder
 from criagent.runtime.recover import Recovery
 from criagent.runtime.reopen_log import LogReopener
@@ -33,7 +31,9 @@ from criagent.runtime.sandbox_run import SandboxRunner
 from criagent.runtime.sandbox_stop import SandboxStopper
 from criagent.runtime.spec.cgroups import DEFAULT_PARENT, CgroupDriver
 from criagent.runtime.spec.security.apparmor import AppArmor
-from criagent.runtime.stats import ContainerStatsReader, StatsSample
+from criagent.runtime.stats.container import ContainerStatsReader, StatsSample
+from criagent.runtime.stats.metrics import PodMetricsReader
+from criagent.runtime.stats.pod import PodStatsReader
 from criagent.runtime.update_resources import ResourceUpdater
 from criagent.store.containers import ContainerStore
 from criagent.store.db import Database

@@ -19,7 +19,7 @@ from prometheus_client import Metric
 from prometheus_client.parser import text_string_to_metric_families
 from waiting import until
 
-from criagent.runtime.metric_values import Devices
+from criagent.runtime.stats.metric_values import Devices
 
 pytestmark = pytest.mark.root
 

@@ -11,8 +11,8 @@ import pytest
 
 from criagent.cri.convert.metrics import descriptors
 from criagent.kernel import cgroupfs
-from criagent.runtime.metric_catalogue import BASE_LABELS, CATALOGUE
-from criagent.runtime.metric_values import (
+from criagent.runtime.stats.metric_catalogue import BASE_LABELS, CATALOGUE
+from criagent.runtime.stats.metric_values import (
     Devices,
     cgroup_values,
     filesystem_values,

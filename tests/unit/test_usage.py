@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from criagent.kernel import cgroupfs
-from criagent.runtime.usage import CpuRates, Pressure, Usage, read_usage, total
+from criagent.runtime.stats.cgroup_usage import CpuRates, Pressure, Usage, read_usage, total
 
 CPU = """usage_usec 1500000
 user_usec 900000

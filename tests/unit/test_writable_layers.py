@@ -13,7 +13,7 @@ import pytest_asyncio
 
 from criagent.image.snapshots.overlay import OverlaySnapshots
 from criagent.model import Container, ContainerId, ContainerMetadata, ContainerSpec, SandboxId
-from criagent.runtime.writable_layers import WritableLayers
+from criagent.runtime.stats.writable_layers import WritableLayers
 from criagent.store.db import Database
 from criagent.store.snapshots import SnapshotStore
 

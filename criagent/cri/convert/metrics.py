@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from criagent._proto import api_pb2
-from criagent.runtime.metric_catalogue import BASE_LABELS, CATALOGUE
-from criagent.runtime.metric_values import Value
-from criagent.runtime.pod_metrics import PodMetrics
+from criagent.runtime.stats.metric_catalogue import BASE_LABELS, CATALOGUE
+from criagent.runtime.stats.metric_values import Value
+from criagent.runtime.stats.metrics import PodMetrics
 
 
 def descriptors() -> list[api_pb2.MetricDescriptor]:

@@ -8,9 +8,9 @@ from __future__ import annotations
 from google.protobuf.message import Message
 
 from criagent._proto import api_pb2
-from criagent.runtime.pod_stats import Interface, PodSample
-from criagent.runtime.stats import StatsSample
-from criagent.runtime.usage import Pressure, PressurePair, Usage
+from criagent.runtime.stats.cgroup_usage import Pressure, PressurePair, Usage
+from criagent.runtime.stats.container import StatsSample
+from criagent.runtime.stats.pod import Interface, PodSample
 
 _DEFAULT_INTERFACE = "eth0"  # what bridge and CNI networks call the pod's first one
 _Value = api_pb2.UInt64Value

@@ -40,9 +40,7 @@ from criagent.runtime.oci.conmon import Conmon, monitors_cgroup
 from criagent.runtime.oci.runtime import OciRuntime, Runtimes, SealedProgram
 from criagent.runtime.oom import OomWatch
 from criagent.runtime.pod_files import PodFileWriter
-from criagent.runtime.pod_metrics import PodMetricsReader
 from criagent.runtime.pod_namespaces import PodNamespaces
-from criagent.runtime.pod_stats import PodStatsReader
 from criagent.runtime.port_forward import PortForwarder
 from criagent.runtime.recover import Recovery
 from criagent.runtime.reopen_log import LogReopener
@@ -61,11 +59,13 @@ from criagent.runtime.spec.security.apparmor import AppArmor
 from criagent.runtime.spec.security.seccomp import default_profile
 from criagent.runtime.spec.security.selinux import Selinux, read_contexts
 from criagent.runtime.spec_gather import SpecGatherer
-from criagent.runtime.stats import ContainerStatsReader
+from criagent.runtime.stats.container import ContainerStatsReader
+from criagent.runtime.stats.metrics import PodMetricsReader
+from criagent.runtime.stats.pod import PodStatsReader
+from criagent.runtime.stats.writable_layers import WritableLayers
 from criagent.runtime.transitions import Transitions
 from criagent.runtime.update_resources import ResourceUpdater
 from criagent.runtime.user_namespace_probe import probe_user_namespaces
-from criagent.runtime.writable_layers import WritableLayers
 
 log: structlog.stdlib.BoundLogger = structlog.get_logger(__name__)
 

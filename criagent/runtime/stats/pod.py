@@ -15,8 +15,8 @@ from criagent.kernel.namespaces import in_each_netns
 from criagent.model import Sandbox, SandboxState
 from criagent.runtime.pod_namespaces import PodNamespaces
 from criagent.runtime.spec.cgroups import CgroupDriver, pod_cgroup
-from criagent.runtime.stats import ContainerStatsReader, StatsSample
-from criagent.runtime.usage import Usage, read_usage, total
+from criagent.runtime.stats.cgroup_usage import Usage, read_usage, total
+from criagent.runtime.stats.container import ContainerStatsReader, StatsSample
 from criagent.store.containers import ContainerStore
 from criagent.store.sandboxes import SandboxStore
 

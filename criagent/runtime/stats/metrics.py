@@ -12,15 +12,15 @@ from typing import TypeVar
 from criagent.base.aio import run_in
 from criagent.kernel import cgroupfs
 from criagent.model import Container, ContainerState, Sandbox, SandboxState
-from criagent.runtime import metric_catalogue as names
-from criagent.runtime.metric_values import (
+from criagent.runtime.stats import metric_catalogue as names
+from criagent.runtime.stats.metric_values import (
     Devices,
     Value,
     cgroup_values,
     filesystem_values,
     process_values,
 )
-from criagent.runtime.pod_stats import Interface, PodStatsReader
+from criagent.runtime.stats.pod import Interface, PodStatsReader
 from criagent.store.containers import ContainerStore
 
 T = TypeVar("T")

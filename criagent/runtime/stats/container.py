@@ -15,8 +15,8 @@ from typing import TypeVar
 
 from criagent.base.aio import run_in
 from criagent.model import Container, ContainerState
-from criagent.runtime.usage import CpuRates, Usage, read_usage
-from criagent.runtime.writable_layers import LayerUsage, WritableLayers
+from criagent.runtime.stats.cgroup_usage import CpuRates, Usage, read_usage
+from criagent.runtime.stats.writable_layers import LayerUsage, WritableLayers
 
 S = TypeVar("S")
 T = TypeVar("T")

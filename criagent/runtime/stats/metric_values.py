@@ -14,9 +14,9 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from criagent.kernel import cgroupfs, mount
-from criagent.runtime import metric_catalogue as names
-from criagent.runtime.metric_catalogue import Metric
-from criagent.runtime.usage import memory_of, pressure
+from criagent.runtime.stats import metric_catalogue as names
+from criagent.runtime.stats.cgroup_usage import memory_of, pressure
+from criagent.runtime.stats.metric_catalogue import Metric
 
 _US = 10**6
 _MOST_PROCESSES = 10_000
