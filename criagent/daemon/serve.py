@@ -45,8 +45,8 @@ from criagent.process.child import take_in_orphans
 from criagent.process.priority import raise_all_threads
 from criagent.runtime.node.clock import Clock
 from criagent.runtime.node.handlers import HandlerFacts, monitor_problem
+from criagent.runtime.pod.session_facts import SessionFacts
 from criagent.runtime.runtime import Runtime
-from criagent.runtime.session_facts import SessionFacts
 from criagent.runtime.stats.network_cgroups import NetworkCgroups
 from criagent.streaming.server import Listener, StreamingServer
 from criagent.telemetry import telemetry

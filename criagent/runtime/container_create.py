@@ -38,6 +38,7 @@ from criagent.runtime.node.handlers import check_image_handler
 from criagent.runtime.node.paths import RuntimePaths
 from criagent.runtime.oci.conmon import Conmon, make_log
 from criagent.runtime.oci.runtime import OciRuntime
+from criagent.runtime.pod.user_namespaces import check_user
 from criagent.runtime.spec.build import build_spec
 from criagent.runtime.spec.cgroups import CgroupDriver, container_cgroup
 from criagent.runtime.spec.inputs import ResolvedMount, SelinuxLabels
@@ -47,7 +48,6 @@ from criagent.runtime.spec.signals import stop_signal
 from criagent.runtime.spec.users import resolve_user
 from criagent.runtime.spec.validate import validate_container_spec
 from criagent.runtime.spec_gather import SpecGatherer
-from criagent.runtime.user_namespaces import check_user
 from criagent.store.containers import ContainerStore
 
 _UNDO_BUDGET_S = 30.0

@@ -17,8 +17,8 @@ from criagent.model import Image, Sandbox, Snapshot
 from criagent.runtime.mapped_mounts import detach_mapped
 from criagent.runtime.node import own_cgroup
 from criagent.runtime.node.paths import RuntimePaths
+from criagent.runtime.pod.user_namespaces import mapped_ids
 from criagent.runtime.spec.inputs import OciObject
-from criagent.runtime.user_namespaces import mapped_ids
 
 
 class _ProcessOnly(msgspec.Struct):

@@ -19,7 +19,7 @@ from criagent.model import Container
 from criagent.runtime.container_running import running
 from criagent.runtime.exec_output import ExecOutput, OutputBudget
 from criagent.runtime.exec_plan import ExecPlanner
-from criagent.runtime.session_facts import SessionFacts, shown_command
+from criagent.runtime.pod.session_facts import SessionFacts, shown_command
 from criagent.store.containers import ContainerStore
 
 # CRI: up to 16 MiB of each stream; but the kubelet takes no message over 16 MiB, so both share it.

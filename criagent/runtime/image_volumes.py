@@ -22,8 +22,8 @@ from criagent.image.images import Images
 from criagent.kernel.paths import open_in_root
 from criagent.model import Container, ContainerSpec, ImageVolume, Mount, MountPropagation, Sandbox
 from criagent.runtime.node.paths import RuntimePaths
+from criagent.runtime.pod.user_namespaces import mapped_ids
 from criagent.runtime.spec.inputs import ResolvedMount
-from criagent.runtime.user_namespaces import mapped_ids
 
 FAILED = "ImageVolumeMountFailed"
 

@@ -11,7 +11,7 @@ from criagent.base.aio import run_in
 from criagent.base.errors import InvalidRequestError, NotFoundError, WrongStateError
 from criagent.kernel.namespaces import in_netns
 from criagent.model import Sandbox, SandboxState
-from criagent.runtime.pod_namespaces import PodNamespaces
+from criagent.runtime.pod.namespaces import PodNamespaces
 from criagent.store.sandboxes import SandboxStore
 
 _CONNECT_S = 10.0

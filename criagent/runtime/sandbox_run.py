@@ -25,12 +25,12 @@ from criagent.base.errors import (
 from criagent.base.os_errors import about
 from criagent.model import NamespaceMode, Sandbox, SandboxId, SandboxSpec
 from criagent.net.pod_network import Networks
-from criagent.runtime.holder_watch import HolderWatch
 from criagent.runtime.node.clock import Clock
-from criagent.runtime.pod_files import PodFileWriter
-from criagent.runtime.pod_namespaces import PodNamespaces
-from criagent.runtime.sandbox_holder import SandboxHolder
-from criagent.runtime.sandbox_teardown import SandboxTeardown
+from criagent.runtime.pod.files import PodFileWriter
+from criagent.runtime.pod.holder_watch import HolderWatch
+from criagent.runtime.pod.namespaces import PodNamespaces
+from criagent.runtime.pod.pid_holder import SandboxHolder
+from criagent.runtime.pod.teardown import SandboxTeardown
 from criagent.runtime.spec.security.selinux import Selinux
 from criagent.runtime.spec.validate import validate_sandbox_spec
 from criagent.store.sandboxes import SandboxStore

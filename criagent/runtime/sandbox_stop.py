@@ -16,7 +16,7 @@ from criagent.model import Sandbox
 from criagent.runtime.container_create import ContainerCreator
 from criagent.runtime.container_remove import ContainerRemover
 from criagent.runtime.container_stop import ContainerStopper
-from criagent.runtime.sandbox_teardown import SandboxTeardown
+from criagent.runtime.pod.teardown import SandboxTeardown
 from criagent.store.containers import ContainerStore
 from criagent.store.sandboxes import SandboxStore
 

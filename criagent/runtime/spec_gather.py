@@ -24,7 +24,7 @@ from criagent.model import (
 from criagent.runtime.image_volumes import merged
 from criagent.runtime.mapped_mounts import attach_mapped, try_mappings
 from criagent.runtime.node.paths import RuntimePaths
-from criagent.runtime.pod_namespaces import PodNamespaces, pod_hostname
+from criagent.runtime.pod.namespaces import PodNamespaces, pod_hostname
 from criagent.runtime.spec.cdi.resolve import CdiDevices
 from criagent.runtime.spec.cgroups import CgroupDriver, container_cgroups_path
 from criagent.runtime.spec.devices import resolve_devices

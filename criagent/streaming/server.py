@@ -14,8 +14,8 @@ import structlog
 
 from criagent.runtime.attach import Attacher
 from criagent.runtime.exec_stream import ExecStreamer
+from criagent.runtime.pod.session_facts import SessionFacts, shown_command
 from criagent.runtime.port_forward import PortForwarder
-from criagent.runtime.session_facts import SessionFacts, shown_command
 from criagent.streaming.channels import Channels, ClientGone
 from criagent.streaming.connection import Connection
 from criagent.streaming.port_channels import forward_channels

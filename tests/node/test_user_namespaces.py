@@ -20,7 +20,7 @@ from mapped import HOST, LENGTH, mapped, mapping, volume
 from mapped_pods import as_user, init, words
 from waiting import until
 
-from criagent.runtime.user_namespace_probe import probe_user_namespaces
+from criagent.runtime.pod.user_namespace_probe import probe_user_namespaces
 
 pytestmark = pytest.mark.root
 

@@ -25,8 +25,8 @@ from criagent.model import (
     SandboxSpec,
 )
 from criagent.runtime.node.clock import Clock
+from criagent.runtime.pod.teardown import SandboxTeardown
 from criagent.runtime.sandbox_run import SandboxRunner
-from criagent.runtime.sandbox_teardown import SandboxTeardown
 from criagent.runtime.spec.security.selinux import Selinux
 from criagent.store.db import Database
 from criagent.store.sandboxes import SandboxStore

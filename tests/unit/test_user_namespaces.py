@@ -16,7 +16,7 @@ from criagent.model import (
     NamespaceOptions,
     UserNamespace,
 )
-from criagent.runtime.user_namespaces import (
+from criagent.runtime.pod.user_namespaces import (
     check_user,
     oci_mappings,
     validate_container,

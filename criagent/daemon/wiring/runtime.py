@@ -30,7 +30,6 @@ from criagent.runtime.exec_plan import ExecPlanner
 from criagent.runtime.exec_stream import ExecStreamer
 from criagent.runtime.exec_sync import BUDGET, ExecSync
 from criagent.runtime.exits import ExitWatcher
-from criagent.runtime.holder_watch import HolderWatch
 from criagent.runtime.image_volumes import ImageVolumes
 from criagent.runtime.node import clock as clocks
 from criagent.runtime.node.facts import has_all_ids, read_node_facts, systemd_manages
@@ -39,17 +38,19 @@ from criagent.runtime.node.paths import RuntimePaths
 from criagent.runtime.oci.conmon import Conmon, monitors_cgroup
 from criagent.runtime.oci.runtime import OciRuntime, Runtimes, SealedProgram
 from criagent.runtime.oom import OomWatch
-from criagent.runtime.pod_files import PodFileWriter
-from criagent.runtime.pod_namespaces import PodNamespaces
+from criagent.runtime.pod.files import PodFileWriter
+from criagent.runtime.pod.holder_watch import HolderWatch
+from criagent.runtime.pod.namespaces import PodNamespaces
+from criagent.runtime.pod.pid_holder import SandboxHolder
+from criagent.runtime.pod.session_facts import SessionFacts
+from criagent.runtime.pod.teardown import SandboxTeardown
+from criagent.runtime.pod.user_namespace_probe import probe_user_namespaces
 from criagent.runtime.port_forward import PortForwarder
 from criagent.runtime.recover import Recovery
 from criagent.runtime.reopen_log import LogReopener
 from criagent.runtime.runtime import Runtime
-from criagent.runtime.sandbox_holder import SandboxHolder
 from criagent.runtime.sandbox_run import SandboxRunner
 from criagent.runtime.sandbox_stop import SandboxStopper
-from criagent.runtime.sandbox_teardown import SandboxTeardown
-from criagent.runtime.session_facts import SessionFacts
 from criagent.runtime.spec.cdi.registry import CdiFolders
 from criagent.runtime.spec.cdi.resolve import CdiDevices
 from criagent.runtime.spec.cgroups import CgroupDriver
@@ -65,7 +66,6 @@ from criagent.runtime.stats.pod import PodStatsReader
 from criagent.runtime.stats.writable_layers import WritableLayers
 from criagent.runtime.transitions import Transitions
 from criagent.runtime.update_resources import ResourceUpdater
-from criagent.runtime.user_namespace_probe import probe_user_namespaces
 
 log: structlog.stdlib.BoundLogger = structlog.get_logger(__name__)
 

@@ -11,6 +11,7 @@ from collections.abc import Sequence
 
 from criagent.base.errors import InvalidRequestError
 from criagent.model import ContainerSpec, ImageConfig, KeyValue
+from criagent.runtime.pod.user_namespaces import oci_mappings
 from criagent.runtime.spec.cdi.apply import apply_cdi
 from criagent.runtime.spec.cgroups import resources_to_oci
 from criagent.runtime.spec.devices import device_nodes, device_rules
@@ -26,7 +27,6 @@ from criagent.runtime.spec.inputs import (
 from criagent.runtime.spec.mounts import oci_mounts, rootfs_propagation
 from criagent.runtime.spec.security.capabilities import capability_sets
 from criagent.runtime.spec.security.masked_paths import masked_paths, readonly_paths
-from criagent.runtime.user_namespaces import oci_mappings
 
 __all__ = [
     "ContainerNamespaces",

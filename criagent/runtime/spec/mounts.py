@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from criagent.kernel import cgroupfs
+from criagent.runtime.pod.user_namespaces import oci_mappings
 from criagent.runtime.spec.inputs import OciObject, ResolvedMount, SpecInputs
 from criagent.runtime.spec.mount_targets import cleaned
-from criagent.runtime.user_namespaces import oci_mappings
 
 _SAFE = ["nosuid", "noexec", "nodev"]
 _TTY = 5  # the group of terminals, as on every distribution

@@ -26,7 +26,8 @@ from criagent.model import ProcessRef, Sandbox
 from criagent.runtime.node import own_cgroup
 from criagent.runtime.node.paths import RuntimePaths
 from criagent.runtime.oci.runtime import OciRuntime
-from criagent.runtime.pod_namespaces import PodNamespaces
+from criagent.runtime.pod.namespaces import PodNamespaces
+from criagent.runtime.pod.user_namespaces import oci_mappings
 from criagent.runtime.spec.cgroups import (
     CgroupDriver,
     check_placement,
@@ -35,7 +36,6 @@ from criagent.runtime.spec.cgroups import (
 )
 from criagent.runtime.spec.inputs import OciObject
 from criagent.runtime.spec.security.selinux import Selinux
-from criagent.runtime.user_namespaces import oci_mappings
 
 _UID = 65535  # what pause images run as; with fewer ids mapped, the last of them
 _PROGRAM = "/catatonit"

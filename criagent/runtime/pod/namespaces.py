@@ -18,8 +18,8 @@ from criagent.base.errors import InvalidRequestError
 from criagent.kernel.namespaces import is_pinned, pin_namespaces, pin_namespaces_of, unpin
 from criagent.model import NamespaceMode, Sandbox, UserNamespace
 from criagent.runtime.node.paths import RuntimePaths
+from criagent.runtime.pod.user_namespaces import namespace_maker
 from criagent.runtime.spec.sysctls import builtin_network_sysctls, normalised, with_node_groups
-from criagent.runtime.user_namespaces import namespace_maker
 
 _SYSCTLS = "/proc/sys/"
 # What pods have unless they ask for something else.

@@ -18,7 +18,7 @@ from criagent.kernel import mount
 from criagent.model import NamespaceMode, Sandbox
 from criagent.net.resolv import resolv_conf
 from criagent.runtime.node.paths import RuntimePaths
-from criagent.runtime.pod_namespaces import pod_hostname
+from criagent.runtime.pod.namespaces import pod_hostname
 from criagent.runtime.spec.security.selinux import Selinux
 
 _SAFE = mount.MS_NOSUID | mount.MS_NODEV | mount.MS_NOEXEC

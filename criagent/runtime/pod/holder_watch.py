@@ -12,7 +12,7 @@ from criagent.base.aio import supervised
 from criagent.base.errors import NotFoundError
 from criagent.kernel import process
 from criagent.model import Sandbox
-from criagent.runtime.sandbox_teardown import SandboxTeardown
+from criagent.runtime.pod.teardown import SandboxTeardown
 from criagent.store.sandboxes import SandboxStore
 
 log: structlog.stdlib.BoundLogger = structlog.get_logger(__name__)

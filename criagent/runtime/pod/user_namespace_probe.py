@@ -12,7 +12,7 @@ from criagent.base.aio import run_in
 from criagent.base.errors import AgentError
 from criagent.kernel import idmap, mount
 from criagent.model import IdMapping, NamespaceMode, UserNamespace
-from criagent.runtime.user_namespaces import namespace_maker
+from criagent.runtime.pod.user_namespaces import namespace_maker
 
 _HOST_ID = 65536
 _IDS = (IdMapping(container_id=0, host_id=_HOST_ID, length=65536),)

@@ -11,9 +11,9 @@ from criagent.base.errors import AgentError
 from criagent.model import Sandbox
 from criagent.net.pod_network import Networks
 from criagent.runtime.node.clock import Clock
-from criagent.runtime.pod_files import PodFileWriter
-from criagent.runtime.pod_namespaces import PodNamespaces
-from criagent.runtime.sandbox_holder import SandboxHolder
+from criagent.runtime.pod.files import PodFileWriter
+from criagent.runtime.pod.namespaces import PodNamespaces
+from criagent.runtime.pod.pid_holder import SandboxHolder
 from criagent.store.sandboxes import SandboxStore
 
 log: structlog.stdlib.BoundLogger = structlog.get_logger(__name__)
