@@ -23,7 +23,7 @@ from pathlib import Path
 
 from criagent.base.errors import TimedOutError, UnavailableError, WrongStateError
 from criagent.model import Container
-from criagent.runtime.container_running import running
+from criagent.runtime.container.running import running
 from criagent.runtime.node.paths import RuntimePaths
 from criagent.runtime.oci import conmon_control as monitor_control
 from criagent.store.containers import ContainerStore

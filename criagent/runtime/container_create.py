@@ -29,10 +29,11 @@ from criagent.model import (
     Snapshot,
     container_key,
 )
-from criagent.runtime.container_files import ContainerFiles
-from criagent.runtime.declared_volumes import DeclaredVolumes
-from criagent.runtime.exits import ExitWatcher
-from criagent.runtime.image_volumes import ImageVolumes
+from criagent.runtime.container.declared_volumes import DeclaredVolumes
+from criagent.runtime.container.exits import ExitWatcher
+from criagent.runtime.container.files import ContainerFiles
+from criagent.runtime.container.gather import SpecGatherer
+from criagent.runtime.container.image_volumes import ImageVolumes
 from criagent.runtime.node.clock import Clock
 from criagent.runtime.node.handlers import check_image_handler
 from criagent.runtime.node.paths import RuntimePaths
@@ -47,7 +48,6 @@ from criagent.runtime.spec.security.selinux import Selinux
 from criagent.runtime.spec.signals import stop_signal
 from criagent.runtime.spec.users import resolve_user
 from criagent.runtime.spec.validate import validate_container_spec
-from criagent.runtime.spec_gather import SpecGatherer
 from criagent.store.containers import ContainerStore
 
 _UNDO_BUDGET_S = 30.0

@@ -12,7 +12,7 @@ from criagent.base import faults
 from criagent.base.aio import Owner, Owners, run_in
 from criagent.base.errors import NotFoundError
 from criagent.model import Container
-from criagent.runtime.container_files import ContainerFiles
+from criagent.runtime.container.files import ContainerFiles
 from criagent.runtime.container_stop import ContainerStopper
 from criagent.runtime.oci.runtime import OciRuntime
 from criagent.store.containers import ContainerStore

@@ -12,9 +12,9 @@ from criagent.base import faults
 from criagent.base.aio import Owner, Owners
 from criagent.base.errors import AgentError, WrongStateError
 from criagent.model import Container, ContainerState
+from criagent.runtime.container.transitions import Transitions
 from criagent.runtime.node.clock import Clock
 from criagent.runtime.oci.runtime import OciRuntime
-from criagent.runtime.transitions import Transitions
 from criagent.store.containers import ContainerStore
 from criagent.store.sandboxes import SandboxStore
 

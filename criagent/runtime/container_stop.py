@@ -21,10 +21,10 @@ from criagent.base.aio import Owner, Owners, run_in
 from criagent.base.errors import NotFoundError, TimedOutError
 from criagent.kernel import process
 from criagent.model import Container, ContainerState
-from criagent.runtime.exits import ExitWatcher
+from criagent.runtime.container.exits import ExitWatcher
+from criagent.runtime.container.transitions import Transitions
 from criagent.runtime.node import own_cgroup
 from criagent.runtime.spec.signals import signal_number
-from criagent.runtime.transitions import Transitions
 from criagent.store.containers import ContainerStore
 
 _KILL_LIMIT_S = 60.0  # a process in uninterruptible sleep does not die at once

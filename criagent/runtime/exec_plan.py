@@ -19,7 +19,7 @@ import msgspec
 from criagent.base.errors import AgentError
 from criagent.model import Container
 from criagent.process.child import Child, ExpectedOrphan, killed_on_exit, spawn
-from criagent.runtime.container_files import ContainerFiles
+from criagent.runtime.container.files import ContainerFiles
 from criagent.runtime.exec_cgroup import Tree, exec_cgroup
 from criagent.runtime.exec_leftovers import exec_name
 from criagent.runtime.node.paths import RuntimePaths

@@ -15,7 +15,7 @@ from criagent.base.errors import AgentError
 from criagent.kernel.process import node_ids
 from criagent.model import Container
 from criagent.process.child import Child, nothing_to_read
-from criagent.runtime.container_running import running
+from criagent.runtime.container.running import running
 from criagent.runtime.exec_plan import Command, ExecPlan, ExecPlanner, Size
 from criagent.runtime.oci.runtime import plain_words
 from criagent.runtime.streams import Pipe

@@ -14,14 +14,14 @@ from criagent.kernel import cgroupfs
 from criagent.model import Container, ContainerSpec, Resources, Sandbox, SandboxSpec
 from criagent.net.pod_network import Networks
 from criagent.runtime.attach import Attacher
+from criagent.runtime.container.exits import ExitWatcher
+from criagent.runtime.container.files import ContainerFiles
 from criagent.runtime.container_create import ContainerCreator
-from criagent.runtime.container_files import ContainerFiles
 from criagent.runtime.container_remove import ContainerRemover
 from criagent.runtime.container_start import ContainerStarter
 from criagent.runtime.container_stop import ContainerStopper
 from criagent.runtime.exec_stream import ExecStreamer
 from criagent.runtime.exec_sync import ExecResult, ExecSync
-from criagent.runtime.exits import ExitWatcher
 from criagent.runtime.node.handlers import HandlerFacts
 from criagent.runtime.node.paths import RuntimePaths
 from criagent.runtime.port_forward import PortForwarder

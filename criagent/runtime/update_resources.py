@@ -9,10 +9,10 @@ import structlog
 
 from criagent.base.errors import WrongStateError
 from criagent.model import Container, ContainerState, Resources
+from criagent.runtime.container.transitions import Transitions
 from criagent.runtime.oci.runtime import OciRuntime
 from criagent.runtime.spec.cgroups import resources_to_oci
 from criagent.runtime.spec.inputs import NodeFacts, OciObject
-from criagent.runtime.transitions import Transitions
 from criagent.store.containers import ContainerStore
 
 _SWAP_FILE = "memory.swap.max"

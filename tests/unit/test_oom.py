@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from criagent.kernel import cgroupfs
-from criagent.runtime.oom import OomWatch
+from criagent.runtime.container.oom import OomWatch
 
 POD = "/kubepods.slice/kubepods-pod1.slice"
 

@@ -33,7 +33,7 @@ from criagent.model import (
     SandboxMetadata,
     SandboxSpec,
 )
-from criagent.runtime.transitions import Transitions
+from criagent.runtime.container.transitions import Transitions
 from criagent.store.addresses import AddressStore
 from criagent.store.blobs import BlobStore
 from criagent.store.containers import ContainerStore

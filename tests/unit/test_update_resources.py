@@ -20,10 +20,10 @@ from criagent.model import (
     SandboxMetadata,
     SandboxSpec,
 )
+from criagent.runtime.container.transitions import Transitions
 from criagent.runtime.oci.runtime import OciRuntime, SealedProgram
 from criagent.runtime.spec.cgroups import CgroupDriver
 from criagent.runtime.spec.inputs import NodeFacts
-from criagent.runtime.transitions import Transitions
 from criagent.runtime.update_resources import ResourceUpdater
 from criagent.store.containers import ContainerStore
 from criagent.store.db import Database

@@ -18,26 +18,28 @@ from criagent.net.bridge import BridgeConfig, BridgeNetwork
 from criagent.net.cni.network import CniConfig, CniNetwork
 from criagent.net.pod_network import Networks
 from criagent.runtime.attach import Attacher
+from criagent.runtime.container.declared_volumes import DeclaredVolumes
+from criagent.runtime.container.exits import ExitWatcher
+from criagent.runtime.container.files import ContainerFiles
+from criagent.runtime.container.gather import SpecGatherer
+from criagent.runtime.container.image_volumes import ImageVolumes
+from criagent.runtime.container.oom import OomWatch
+from criagent.runtime.container.transitions import Transitions
 from criagent.runtime.container_create import ContainerCreator
-from criagent.runtime.container_files import ContainerFiles
 from criagent.runtime.container_recover import ContainerRecovery
 from criagent.runtime.container_remove import ContainerRemover
 from criagent.runtime.container_start import ContainerStarter
 from criagent.runtime.container_stop import ContainerStopper
-from criagent.runtime.declared_volumes import DeclaredVolumes
 from criagent.runtime.exec_output import OutputBudget
 from criagent.runtime.exec_plan import ExecPlanner
 from criagent.runtime.exec_stream import ExecStreamer
 from criagent.runtime.exec_sync import BUDGET, ExecSync
-from criagent.runtime.exits import ExitWatcher
-from criagent.runtime.image_volumes import ImageVolumes
 from criagent.runtime.node import clock as clocks
 from criagent.runtime.node.facts import has_all_ids, read_node_facts, systemd_manages
 from criagent.runtime.node.handlers import HandlerFacts, probe
 from criagent.runtime.node.paths import RuntimePaths
 from criagent.runtime.oci.conmon import Conmon, monitors_cgroup
 from criagent.runtime.oci.runtime import OciRuntime, Runtimes, SealedProgram
-from criagent.runtime.oom import OomWatch
 from criagent.runtime.pod.files import PodFileWriter
 from criagent.runtime.pod.holder_watch import HolderWatch
 from criagent.runtime.pod.namespaces import PodNamespaces
@@ -59,12 +61,10 @@ from criagent.runtime.spec.inputs import NodeFacts
 from criagent.runtime.spec.security.apparmor import AppArmor
 from criagent.runtime.spec.security.seccomp import default_profile
 from criagent.runtime.spec.security.selinux import Selinux, read_contexts
-from criagent.runtime.spec_gather import SpecGatherer
 from criagent.runtime.stats.container import ContainerStatsReader
 from criagent.runtime.stats.metrics import PodMetricsReader
 from criagent.runtime.stats.pod import PodStatsReader
 from criagent.runtime.stats.writable_layers import WritableLayers
-from criagent.runtime.transitions import Transitions
 from criagent.runtime.update_resources import ResourceUpdater
 
 log: structlog.stdlib.BoundLogger = structlog.get_logger(__name__)

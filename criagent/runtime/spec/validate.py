@@ -21,7 +21,7 @@ from criagent.model import (
     SecurityProfile,
 )
 from criagent.net.resolv import resolv_conf
-from criagent.runtime.image_volumes import check_image_mount
+from criagent.runtime.container.image_volumes import check_image_mount
 from criagent.runtime.pod import user_namespaces
 from criagent.runtime.spec.cdi.file import is_device_name
 from criagent.runtime.spec.cgroups import validate_cgroup_parent

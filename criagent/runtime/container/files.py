@@ -14,7 +14,7 @@ from criagent.base.os_errors import about
 from criagent.image.snapshots.overlay import OverlaySnapshots
 from criagent.kernel import mount
 from criagent.model import Image, Sandbox, Snapshot
-from criagent.runtime.mapped_mounts import detach_mapped
+from criagent.runtime.container.idmapped_mounts import detach_mapped
 from criagent.runtime.node import own_cgroup
 from criagent.runtime.node.paths import RuntimePaths
 from criagent.runtime.pod.user_namespaces import mapped_ids

@@ -21,8 +21,8 @@ from criagent.model import (
     ProcessRef,
     Sandbox,
 )
-from criagent.runtime.image_volumes import merged
-from criagent.runtime.mapped_mounts import attach_mapped, try_mappings
+from criagent.runtime.container.idmapped_mounts import attach_mapped, try_mappings
+from criagent.runtime.container.image_volumes import merged
 from criagent.runtime.node.paths import RuntimePaths
 from criagent.runtime.pod.namespaces import PodNamespaces, pod_hostname
 from criagent.runtime.spec.cdi.resolve import CdiDevices
