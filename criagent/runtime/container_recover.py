@@ -16,7 +16,7 @@ from criagent.runtime.container.exits import ExitWatcher
 from criagent.runtime.container.transitions import Transitions
 from criagent.runtime.container_remove import ContainerRemover
 from criagent.runtime.container_stop import ContainerStopper
-from criagent.runtime.exec_leftovers import end_leftovers
+from criagent.runtime.exec.leftovers import end_leftovers
 from criagent.runtime.node import own_cgroup
 from criagent.runtime.node.clock import Clock
 from criagent.runtime.node.paths import RuntimePaths

@@ -16,9 +16,9 @@ from criagent.kernel.process import node_ids
 from criagent.model import Container
 from criagent.process.child import Child, nothing_to_read
 from criagent.runtime.container.running import running
-from criagent.runtime.exec_plan import Command, ExecPlan, ExecPlanner, Size
+from criagent.runtime.exec.pipes import Pipe
+from criagent.runtime.exec.plan import Command, ExecPlan, ExecPlanner, Size
 from criagent.runtime.oci.runtime import plain_words
-from criagent.runtime.streams import Pipe
 from criagent.store.containers import ContainerStore
 
 _CONSOLE_S = 10.0

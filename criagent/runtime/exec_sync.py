@@ -17,8 +17,8 @@ import structlog
 from criagent.base.errors import TimedOutError
 from criagent.model import Container
 from criagent.runtime.container.running import running
-from criagent.runtime.exec_output import ExecOutput, OutputBudget
-from criagent.runtime.exec_plan import ExecPlanner
+from criagent.runtime.exec.output import ExecOutput, OutputBudget
+from criagent.runtime.exec.plan import ExecPlanner
 from criagent.runtime.pod.session_facts import SessionFacts, shown_command
 from criagent.store.containers import ContainerStore
 

@@ -8,7 +8,7 @@ from collections.abc import AsyncIterator
 from dataclasses import dataclass
 from typing import Protocol
 
-from criagent.runtime.exec_plan import Size
+from criagent.runtime.exec.plan import Size
 from criagent.streaming.outcome import Outcome, SizeParser, parse_size
 from criagent.streaming.transport.channel_codec import (
     ERROR,

@@ -6,7 +6,7 @@ import json
 from dataclasses import dataclass
 from typing import Any
 
-from criagent.runtime.exec_plan import Size
+from criagent.runtime.exec.plan import Size
 
 _MAX_SIZE = 1024  # bytes of one resize message
 _MOST_AT_ONCE = 16

@@ -12,9 +12,9 @@ import structlog
 
 from criagent.base.errors import AgentError
 from criagent.runtime.attach import Attacher, Attachment, TooSlow
-from criagent.runtime.exec_plan import Size
+from criagent.runtime.exec.pipes import Pipe
+from criagent.runtime.exec.plan import Size
 from criagent.runtime.exec_stream import ExecProcess, ExecStreamer
-from criagent.runtime.streams import Pipe
 from criagent.streaming.channels import Channels, ClientGone
 from criagent.streaming.outcome import Outcome
 from criagent.streaming.sessions import AttachSession, ExecSession

@@ -9,7 +9,7 @@ from contextlib import asynccontextmanager
 
 import structlog
 
-from criagent.runtime.exec_plan import Size
+from criagent.runtime.exec.plan import Size
 from criagent.streaming.channels import Channels
 from criagent.streaming.outcome import Outcome
 

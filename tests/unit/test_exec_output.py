@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from criagent.runtime.exec_output import OWN_SHARE, ExecOutput, OutputBudget
+from criagent.runtime.exec.output import OWN_SHARE, ExecOutput, OutputBudget
 
 _WRITES = st.lists(st.tuples(st.booleans(), st.integers(1, 9000)), max_size=12)
 LIMIT = 20_000

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from websockets.client import ClientProtocol
 from websockets.uri import parse_uri
 
-from criagent.runtime.exec_plan import Size
+from criagent.runtime.exec.plan import Size
 from criagent.streaming.outcome import Outcome, SizeParser
 from criagent.streaming.port_forward import port_number
 from criagent.streaming.transport import spdy_frames as frames

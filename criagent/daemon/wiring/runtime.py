@@ -30,8 +30,8 @@ from criagent.runtime.container_recover import ContainerRecovery
 from criagent.runtime.container_remove import ContainerRemover
 from criagent.runtime.container_start import ContainerStarter
 from criagent.runtime.container_stop import ContainerStopper
-from criagent.runtime.exec_output import OutputBudget
-from criagent.runtime.exec_plan import ExecPlanner
+from criagent.runtime.exec.output import OutputBudget
+from criagent.runtime.exec.plan import ExecPlanner
 from criagent.runtime.exec_stream import ExecStreamer
 from criagent.runtime.exec_sync import BUDGET, ExecSync
 from criagent.runtime.node import clock as clocks

@@ -20,8 +20,8 @@ from criagent.base.errors import AgentError
 from criagent.model import Container
 from criagent.process.child import Child, ExpectedOrphan, killed_on_exit, spawn
 from criagent.runtime.container.files import ContainerFiles
-from criagent.runtime.exec_cgroup import Tree, exec_cgroup
-from criagent.runtime.exec_leftovers import exec_name
+from criagent.runtime.exec.cgroup import Tree, exec_cgroup
+from criagent.runtime.exec.leftovers import exec_name
 from criagent.runtime.node.paths import RuntimePaths
 from criagent.runtime.oci.runtime import OciRuntime
 from criagent.runtime.spec.build import process_spec

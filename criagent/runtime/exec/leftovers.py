@@ -11,7 +11,7 @@ import secrets
 import structlog
 
 from criagent.model import Container
-from criagent.runtime.exec_cgroup import exec_cgroup
+from criagent.runtime.exec.cgroup import exec_cgroup
 from criagent.runtime.node.paths import RuntimePaths
 
 _PREFIX = "exec-"
