@@ -25,7 +25,7 @@ from criagent.runtime.exec_sync import ExecResult, ExecSync
 from criagent.runtime.node.handlers import HandlerFacts
 from criagent.runtime.node.paths import RuntimePaths
 from criagent.runtime.port_forward import PortForwarder
-from criagent.runtime.recover import Recovery
+from criagent.runtime.recovery.recovery import Recovery
 from criagent.runtime.reopen_log import LogReopener
 from criagent.runtime.sandbox_run import SandboxRunner
 from criagent.runtime.sandbox_stop import SandboxStopper

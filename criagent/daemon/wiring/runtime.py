@@ -26,7 +26,6 @@ from criagent.runtime.container.image_volumes import ImageVolumes
 from criagent.runtime.container.oom import OomWatch
 from criagent.runtime.container.transitions import Transitions
 from criagent.runtime.container_create import ContainerCreator
-from criagent.runtime.container_recover import ContainerRecovery
 from criagent.runtime.container_remove import ContainerRemover
 from criagent.runtime.container_start import ContainerStarter
 from criagent.runtime.container_stop import ContainerStopper
@@ -48,7 +47,8 @@ from criagent.runtime.pod.session_facts import SessionFacts
 from criagent.runtime.pod.teardown import SandboxTeardown
 from criagent.runtime.pod.user_namespace_probe import probe_user_namespaces
 from criagent.runtime.port_forward import PortForwarder
-from criagent.runtime.recover import Recovery
+from criagent.runtime.recovery.containers import ContainerRecovery
+from criagent.runtime.recovery.recovery import Recovery
 from criagent.runtime.reopen_log import LogReopener
 from criagent.runtime.runtime import Runtime
 from criagent.runtime.sandbox_run import SandboxRunner

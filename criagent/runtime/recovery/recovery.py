@@ -23,7 +23,6 @@ from criagent.image.snapshots.overlay import OverlaySnapshots
 from criagent.kernel import mount
 from criagent.model import ID_PATTERN, Container, Sandbox
 from criagent.net.pod_network import Networks
-from criagent.runtime.container_recover import ContainerRecovery
 from criagent.runtime.node.clock import Clock
 from criagent.runtime.node.paths import RuntimePaths
 from criagent.runtime.oci.failed_scopes import forget_orphans
@@ -31,7 +30,8 @@ from criagent.runtime.pod.holder_watch import HolderWatch
 from criagent.runtime.pod.namespaces import PodNamespaces
 from criagent.runtime.pod.pid_holder import SandboxHolder
 from criagent.runtime.pod.teardown import SandboxTeardown
-from criagent.runtime.unknown_containers import UnknownContainers
+from criagent.runtime.recovery.containers import ContainerRecovery
+from criagent.runtime.recovery.unknown_containers import UnknownContainers
 from criagent.store.containers import ContainerStore
 from criagent.store.sandboxes import SandboxStore
 
