@@ -13,28 +13,28 @@ from criagent.base.errors import UnsupportedError, WrongStateError
 from criagent.kernel import cgroupfs
 from criagent.model import Container, ContainerSpec, Resources, Sandbox, SandboxSpec
 from criagent.net.pod_network import Networks
-from criagent.runtime.attach import Attacher
 from criagent.runtime.container.exits import ExitWatcher
 from criagent.runtime.container.files import ContainerFiles
-from criagent.runtime.container_create import ContainerCreator
-from criagent.runtime.container_remove import ContainerRemover
-from criagent.runtime.container_start import ContainerStarter
-from criagent.runtime.container_stop import ContainerStopper
-from criagent.runtime.exec_stream import ExecStreamer
-from criagent.runtime.exec_sync import ExecResult, ExecSync
 from criagent.runtime.node.handlers import HandlerFacts
 from criagent.runtime.node.paths import RuntimePaths
-from criagent.runtime.port_forward import PortForwarder
 from criagent.runtime.recovery.recovery import Recovery
-from criagent.runtime.reopen_log import LogReopener
-from criagent.runtime.sandbox_run import SandboxRunner
-from criagent.runtime.sandbox_stop import SandboxStopper
 from criagent.runtime.spec.cgroups import DEFAULT_PARENT, CgroupDriver
 from criagent.runtime.spec.security.apparmor import AppArmor
 from criagent.runtime.stats.container import ContainerStatsReader, StatsSample
 from criagent.runtime.stats.metrics import PodMetricsReader
 from criagent.runtime.stats.pod import PodStatsReader
-from criagent.runtime.update_resources import ResourceUpdater
+from criagent.runtime.verbs.attach import Attacher
+from criagent.runtime.verbs.create_container import ContainerCreator
+from criagent.runtime.verbs.exec_stream import ExecStreamer
+from criagent.runtime.verbs.exec_sync import ExecResult, ExecSync
+from criagent.runtime.verbs.port_forward import PortForwarder
+from criagent.runtime.verbs.remove_container import ContainerRemover
+from criagent.runtime.verbs.reopen_log import LogReopener
+from criagent.runtime.verbs.run_sandbox import SandboxRunner
+from criagent.runtime.verbs.start_container import ContainerStarter
+from criagent.runtime.verbs.stop_container import ContainerStopper
+from criagent.runtime.verbs.stop_sandbox import SandboxStopper
+from criagent.runtime.verbs.update_container import ResourceUpdater
 from criagent.store.containers import ContainerStore
 from criagent.store.db import Database
 from criagent.store.sandboxes import SandboxStore

@@ -16,7 +16,7 @@ from typing import Protocol
 import structlog
 
 from criagent.base.errors import AgentError
-from criagent.runtime.port_forward import PortForwarder
+from criagent.runtime.verbs.port_forward import PortForwarder
 from criagent.streaming.session_log import Traffic
 from criagent.streaming.transport.spdy_links import SpdyLink, Stream, StreamClosed
 from criagent.streaming.transport.wire import closed

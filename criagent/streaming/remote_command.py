@@ -11,10 +11,10 @@ from typing import Any
 import structlog
 
 from criagent.base.errors import AgentError
-from criagent.runtime.attach import Attacher, Attachment, TooSlow
 from criagent.runtime.exec.pipes import Pipe
 from criagent.runtime.exec.plan import Size
-from criagent.runtime.exec_stream import ExecProcess, ExecStreamer
+from criagent.runtime.verbs.attach import Attacher, Attachment, TooSlow
+from criagent.runtime.verbs.exec_stream import ExecProcess, ExecStreamer
 from criagent.streaming.channels import Channels, ClientGone
 from criagent.streaming.outcome import Outcome
 from criagent.streaming.sessions import AttachSession, ExecSession

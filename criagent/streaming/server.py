@@ -12,10 +12,10 @@ from pathlib import Path
 
 import structlog
 
-from criagent.runtime.attach import Attacher
-from criagent.runtime.exec_stream import ExecStreamer
 from criagent.runtime.pod.session_facts import SessionFacts, shown_command
-from criagent.runtime.port_forward import PortForwarder
+from criagent.runtime.verbs.attach import Attacher
+from criagent.runtime.verbs.exec_stream import ExecStreamer
+from criagent.runtime.verbs.port_forward import PortForwarder
 from criagent.streaming.channels import Channels, ClientGone
 from criagent.streaming.connection import Connection
 from criagent.streaming.port_channels import forward_channels

@@ -38,13 +38,13 @@ from criagent.runtime.container.exits import ExitWatcher
 from criagent.runtime.container.files import ContainerFiles
 from criagent.runtime.container.oom import OomWatch
 from criagent.runtime.container.transitions import Transitions
-from criagent.runtime.container_remove import ContainerRemover
-from criagent.runtime.container_stop import ContainerStopper
 from criagent.runtime.node.clock import Clock
 from criagent.runtime.node.paths import RuntimePaths
 from criagent.runtime.oci.runtime import OciRuntime, Runtimes, SealedProgram
 from criagent.runtime.recovery.containers import ContainerRecovery
 from criagent.runtime.spec.cgroups import CgroupDriver
+from criagent.runtime.verbs.remove_container import ContainerRemover
+from criagent.runtime.verbs.stop_container import ContainerStopper
 from criagent.store.containers import ContainerStore
 from criagent.store.db import Database
 from criagent.store.sandboxes import SandboxStore

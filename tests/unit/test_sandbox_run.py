@@ -26,8 +26,8 @@ from criagent.model import (
 )
 from criagent.runtime.node.clock import Clock
 from criagent.runtime.pod.teardown import SandboxTeardown
-from criagent.runtime.sandbox_run import SandboxRunner
 from criagent.runtime.spec.security.selinux import Selinux
+from criagent.runtime.verbs.run_sandbox import SandboxRunner
 from criagent.store.db import Database
 from criagent.store.sandboxes import SandboxStore
 

@@ -24,7 +24,7 @@ from criagent.runtime.container.transitions import Transitions
 from criagent.runtime.oci.runtime import OciRuntime, SealedProgram
 from criagent.runtime.spec.cgroups import CgroupDriver
 from criagent.runtime.spec.inputs import NodeFacts
-from criagent.runtime.update_resources import ResourceUpdater
+from criagent.runtime.verbs.update_container import ResourceUpdater
 from criagent.store.containers import ContainerStore
 from criagent.store.db import Database
 from criagent.store.sandboxes import SandboxStore

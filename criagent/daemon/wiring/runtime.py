@@ -17,7 +17,6 @@ from criagent.model import Container, Sandbox
 from criagent.net.bridge import BridgeConfig, BridgeNetwork
 from criagent.net.cni.network import CniConfig, CniNetwork
 from criagent.net.pod_network import Networks
-from criagent.runtime.attach import Attacher
 from criagent.runtime.container.declared_volumes import DeclaredVolumes
 from criagent.runtime.container.exits import ExitWatcher
 from criagent.runtime.container.files import ContainerFiles
@@ -25,14 +24,8 @@ from criagent.runtime.container.gather import SpecGatherer
 from criagent.runtime.container.image_volumes import ImageVolumes
 from criagent.runtime.container.oom import OomWatch
 from criagent.runtime.container.transitions import Transitions
-from criagent.runtime.container_create import ContainerCreator
-from criagent.runtime.container_remove import ContainerRemover
-from criagent.runtime.container_start import ContainerStarter
-from criagent.runtime.container_stop import ContainerStopper
 from criagent.runtime.exec.output import OutputBudget
 from criagent.runtime.exec.plan import ExecPlanner
-from criagent.runtime.exec_stream import ExecStreamer
-from criagent.runtime.exec_sync import BUDGET, ExecSync
 from criagent.runtime.node import clock as clocks
 from criagent.runtime.node.facts import has_all_ids, read_node_facts, systemd_manages
 from criagent.runtime.node.handlers import HandlerFacts, probe
@@ -46,13 +39,9 @@ from criagent.runtime.pod.pid_holder import SandboxHolder
 from criagent.runtime.pod.session_facts import SessionFacts
 from criagent.runtime.pod.teardown import SandboxTeardown
 from criagent.runtime.pod.user_namespace_probe import probe_user_namespaces
-from criagent.runtime.port_forward import PortForwarder
 from criagent.runtime.recovery.containers import ContainerRecovery
 from criagent.runtime.recovery.recovery import Recovery
-from criagent.runtime.reopen_log import LogReopener
 from criagent.runtime.runtime import Runtime
-from criagent.runtime.sandbox_run import SandboxRunner
-from criagent.runtime.sandbox_stop import SandboxStopper
 from criagent.runtime.spec.cdi.registry import CdiFolders
 from criagent.runtime.spec.cdi.resolve import CdiDevices
 from criagent.runtime.spec.cgroups import CgroupDriver
@@ -65,7 +54,18 @@ from criagent.runtime.stats.container import ContainerStatsReader
 from criagent.runtime.stats.metrics import PodMetricsReader
 from criagent.runtime.stats.pod import PodStatsReader
 from criagent.runtime.stats.writable_layers import WritableLayers
-from criagent.runtime.update_resources import ResourceUpdater
+from criagent.runtime.verbs.attach import Attacher
+from criagent.runtime.verbs.create_container import ContainerCreator
+from criagent.runtime.verbs.exec_stream import ExecStreamer
+from criagent.runtime.verbs.exec_sync import BUDGET, ExecSync
+from criagent.runtime.verbs.port_forward import PortForwarder
+from criagent.runtime.verbs.remove_container import ContainerRemover
+from criagent.runtime.verbs.reopen_log import LogReopener
+from criagent.runtime.verbs.run_sandbox import SandboxRunner
+from criagent.runtime.verbs.start_container import ContainerStarter
+from criagent.runtime.verbs.stop_container import ContainerStopper
+from criagent.runtime.verbs.stop_sandbox import SandboxStopper
+from criagent.runtime.verbs.update_container import ResourceUpdater
 
 log: structlog.stdlib.BoundLogger = structlog.get_logger(__name__)
 

@@ -25,10 +25,10 @@ from criagent.model import Container, NamespaceMode, ProcessRef, Reason
 from criagent.process.child import Child
 from criagent.runtime.container.oom import KILLED_CODE, OomWatch
 from criagent.runtime.container.transitions import Transitions
-from criagent.runtime.container_start import start_key
 from criagent.runtime.node import own_cgroup
 from criagent.runtime.node.clock import Clock
 from criagent.runtime.node.paths import RuntimePaths
+from criagent.runtime.verbs.start_container import start_key
 from criagent.store.containers import ContainerStore
 
 _FILE_LIMIT_S = 1.0  # 2500 of 2500 exit files were there when the monitor's pidfd fired

@@ -14,8 +14,6 @@ from criagent.kernel import process
 from criagent.model import Container, ProcessRef
 from criagent.runtime.container.exits import ExitWatcher
 from criagent.runtime.container.transitions import Transitions
-from criagent.runtime.container_remove import ContainerRemover
-from criagent.runtime.container_stop import ContainerStopper
 from criagent.runtime.exec.leftovers import end_leftovers
 from criagent.runtime.node import own_cgroup
 from criagent.runtime.node.clock import Clock
@@ -23,6 +21,8 @@ from criagent.runtime.node.paths import RuntimePaths
 from criagent.runtime.oci.conmon import running_monitors
 from criagent.runtime.oci.runtime import OciRuntime
 from criagent.runtime.spec.cgroups import belongs_to
+from criagent.runtime.verbs.remove_container import ContainerRemover
+from criagent.runtime.verbs.stop_container import ContainerStopper
 
 log: structlog.stdlib.BoundLogger = structlog.get_logger(__name__)
 

@@ -13,8 +13,8 @@ from criagent.base.aio import Owner, Owners, run_in
 from criagent.base.errors import NotFoundError
 from criagent.model import Container
 from criagent.runtime.container.files import ContainerFiles
-from criagent.runtime.container_stop import ContainerStopper
 from criagent.runtime.oci.runtime import OciRuntime
+from criagent.runtime.verbs.stop_container import ContainerStopper
 from criagent.store.containers import ContainerStore
 
 log: structlog.stdlib.BoundLogger = structlog.get_logger(__name__)

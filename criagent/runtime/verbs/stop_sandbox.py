@@ -13,10 +13,10 @@ from criagent.base import faults
 from criagent.base.aio import Owner, Owners
 from criagent.base.errors import NotFoundError
 from criagent.model import Sandbox
-from criagent.runtime.container_create import ContainerCreator
-from criagent.runtime.container_remove import ContainerRemover
-from criagent.runtime.container_stop import ContainerStopper
 from criagent.runtime.pod.teardown import SandboxTeardown
+from criagent.runtime.verbs.create_container import ContainerCreator
+from criagent.runtime.verbs.remove_container import ContainerRemover
+from criagent.runtime.verbs.stop_container import ContainerStopper
 from criagent.store.containers import ContainerStore
 from criagent.store.sandboxes import SandboxStore
 
