@@ -105,7 +105,7 @@ class NamespaceOptions:
     userns: UserNamespace | None = None
 
     @property
-    def mapped(self) -> UserNamespace | None:
+    def pod_userns(self) -> UserNamespace | None:
         """The user namespace of the pod's own; None for the node's."""
         own = self.userns is not None and self.userns.mode is NamespaceMode.POD
         return self.userns if own else None

@@ -48,9 +48,9 @@ def run(chosen: argparse.Namespace) -> int:
     """Always status 0. The script is made from the grammar itself."""
     from criagent.cli.main import parser
 
-    words, nested, values = grammar(parser())
+    argv, nested, values = grammar(parser())
     if chosen.shell == "fish":
-        _fish(words, nested, values)
+        _fish(argv, nested, values)
         return 0
     variable, script = ("names", _ZSH) if chosen.shell == "zsh" else ("words", _BASH)
     cases = [
@@ -61,17 +61,17 @@ def run(chosen: argparse.Namespace) -> int:
         f'        {option}) {variable}="{" ".join(found)}" ;;' for option, found in values.items()
     ]
     sys.stdout.write(
-        script.format(words=" ".join(words), cases="\n".join(cases), values="\n".join(choices))
+        script.format(argv=" ".join(argv), cases="\n".join(cases), values="\n".join(choices))
     )
     return 0
 
 
-def _candidates(name: str, words: list[str]) -> list[str]:
-    return [*words, _LIST_IMAGES] if name in _IMAGES else words
+def _candidates(name: str, argv: list[str]) -> list[str]:
+    return [*argv, _LIST_IMAGES] if name in _IMAGES else argv
 
 
-def _fish(words: list[str], nested: dict[str, list[str]], values: dict[str, list[str]]) -> None:
-    conditions = {"__fish_use_subcommand": words}
+def _fish(argv: list[str], nested: dict[str, list[str]], values: dict[str, list[str]]) -> None:
+    conditions = {"__fish_use_subcommand": argv}
     conditions |= {f"__fish_seen_subcommand_from {name}": inner for name, inner in nested.items()}
     for condition, candidates in conditions.items():
         for word in candidates:
@@ -93,31 +93,31 @@ def grammar(
 ) -> tuple[list[str], dict[str, list[str]], dict[str, list[str]]]:
     """Words of the top level, those that follow each command, and the values of options."""
     values: dict[str, list[str]] = {}
-    words, nested = _words(parser, values)
+    argv, nested = _words(parser, values)
     inner: dict[str, list[str]] = {}
     for name, command in nested.items():
         own, deeper = _words(command, values)
         inner[name] = own
         for action, last in deeper.items():
             inner[action] = _words(last, values)[0]
-    return words, inner, values
+    return argv, inner, values
 
 
 def _words(
     parser: argparse.ArgumentParser, values: dict[str, list[str]]
 ) -> tuple[list[str], dict[str, argparse.ArgumentParser]]:
-    words: list[str] = []
+    argv: list[str] = []
     nested: dict[str, argparse.ArgumentParser] = {}
     for action in parser._actions:  # noqa: SLF001 - argparse has no public way to walk a grammar
-        words += action.option_strings
+        argv += action.option_strings
         if isinstance(action, argparse._SubParsersAction):  # noqa: SLF001
             nested = dict(action.choices)
-            words += nested
+            argv += nested
         elif action.choices and not action.option_strings:
-            words += [str(choice) for choice in action.choices]
+            argv += [str(choice) for choice in action.choices]
         elif action.choices:
             values |= {
                 option: [str(choice) for choice in action.choices]
                 for option in action.option_strings
             }
-    return words, nested
+    return argv, nested

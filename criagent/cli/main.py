@@ -47,8 +47,8 @@ def global_arguments(parser: argparse.ArgumentParser, *, inner: bool) -> None:
     )
 
 
-def parser(words: list[str] | None = None) -> argparse.ArgumentParser:
-    """The whole grammar, or that of the commands among `words`: only their modules are imported."""
+def parser(argv: list[str] | None = None) -> argparse.ArgumentParser:
+    """The whole grammar, or that of the commands among `argv`: only their modules are imported."""
     top = argparse.ArgumentParser(
         prog="criagent",
         description="Kubernetes node agent (CRI).",
@@ -59,7 +59,7 @@ def parser(words: list[str] | None = None) -> argparse.ArgumentParser:
     global_arguments(top, inner=False)
     commands = top.add_subparsers(dest="command", metavar="COMMAND", required=True)
     for name, text in COMMANDS.items():
-        if words is not None and name not in words:
+        if argv is not None and name not in argv:
             commands.add_parser(name, help=text)
             continue
         module = importlib.import_module(f"criagent.cli.{name}")
@@ -79,11 +79,11 @@ def _everywhere(command: argparse.ArgumentParser) -> None:
                 global_arguments(inner, inner=True)
 
 
-def main(words: list[str] | None = None) -> int:
+def main(argv: list[str] | None = None) -> int:
     """Run one command; returns the exit status."""
-    words = sys.argv[1:] if words is None else words
+    argv = sys.argv[1:] if argv is None else argv
     try:
-        chosen = parser(words).parse_args(words)
+        chosen = parser(argv).parse_args(argv)
         if sys.stdout is None and chosen.command != "serve":
             print("standard output is closed", file=sys.stderr)
             return 1

@@ -37,8 +37,10 @@ class AdminService(admin_pb2_grpc.AdminServicer):
     async def Info(
         self, request: admin_pb2.InfoRequest, context: Context
     ) -> admin_pb2.InfoResponse:
-        boxes = [box for box in self._runtime.sandboxes.all() if box.visible]
-        rows = [row for row in self._runtime.containers.all() if row.visible]
+        sandboxes = [sandbox for sandbox in self._runtime.sandboxes.all() if sandbox.visible]
+        containers = [
+            container for container in self._runtime.containers.all() if container.visible
+        ]
         network = self._runtime.networks.default
         condition = network.condition()
         reason, message = await self._runtime.unready()
@@ -50,11 +52,11 @@ class AdminService(admin_pb2_grpc.AdminServicer):
                 _condition("NetworkReady", condition.reason, condition.message),
             ],
             "sandboxes": {
-                "ready": sum(1 for box in boxes if box.state is SandboxState.READY),
-                "total": len(boxes),
+                "ready": sum(1 for sandbox in sandboxes if sandbox.state is SandboxState.READY),
+                "total": len(sandboxes),
             },
             "containers": {
-                state.name.lower(): sum(1 for row in rows if row.state is state)
+                state.name.lower(): sum(1 for container in containers if container.state is state)
                 for state in ContainerState
                 if state is not ContainerState.UNKNOWN
             },

@@ -36,8 +36,10 @@ class Events:
         self._overrun: set[_Queue] = set()
         self._closed = False
         self.dropped = 0  # subscribers that were too slow
-        self._boxes: dict[str, Sandbox] = {box.id: box for box in sandboxes.all()}
-        self._rows: dict[str, Container] = {row.id: row for row in containers.all()}
+        self._boxes: dict[str, Sandbox] = {sandbox.id: sandbox for sandbox in sandboxes.all()}
+        self._rows: dict[str, Container] = {
+            container.id: container for container in containers.all()
+        }
         sandboxes.listeners.append(self._sandbox)
         containers.listeners.append(self._container)
 
@@ -76,33 +78,33 @@ class Events:
         for queue in list(self._queues):
             self._end(queue)
 
-    def _container(self, row_id: str, row: Container | None) -> None:
+    def _container(self, row_id: str, container: Container | None) -> None:
         before = self._rows.get(row_id)
-        if row is None:
+        if container is None:
             self._rows.pop(row_id, None)
             if before is not None and before.visible:
                 self._tell(row_id, before.sandbox_id, api_pb2.CONTAINER_DELETED_EVENT)
             return
-        self._rows[row_id] = row
-        if row.visible and (before is None or not before.visible):
-            self._tell(row_id, row.sandbox_id, api_pb2.CONTAINER_CREATED_EVENT)
-        if row.started_at_ns and not (before and before.started_at_ns):
-            self._tell(row_id, row.sandbox_id, api_pb2.CONTAINER_STARTED_EVENT)
-        if row.finished_at_ns and not (before and before.finished_at_ns):
-            self._tell(row_id, row.sandbox_id, api_pb2.CONTAINER_STOPPED_EVENT)
+        self._rows[row_id] = container
+        if container.visible and (before is None or not before.visible):
+            self._tell(row_id, container.sandbox_id, api_pb2.CONTAINER_CREATED_EVENT)
+        if container.started_at_ns and not (before and before.started_at_ns):
+            self._tell(row_id, container.sandbox_id, api_pb2.CONTAINER_STARTED_EVENT)
+        if container.finished_at_ns and not (before and before.finished_at_ns):
+            self._tell(row_id, container.sandbox_id, api_pb2.CONTAINER_STOPPED_EVENT)
 
-    def _sandbox(self, box_id: str, box: Sandbox | None) -> None:
+    def _sandbox(self, box_id: str, sandbox: Sandbox | None) -> None:
         before = self._boxes.get(box_id)
-        if box is None:
+        if sandbox is None:
             self._boxes.pop(box_id, None)
             if before is not None and before.visible:
                 self._tell(box_id, box_id, api_pb2.CONTAINER_DELETED_EVENT, before)
             return
-        self._boxes[box_id] = box
-        if box.ready_at_ns and not (before and before.ready_at_ns):
+        self._boxes[box_id] = sandbox
+        if sandbox.ready_at_ns and not (before and before.ready_at_ns):
             self._tell(box_id, box_id, api_pb2.CONTAINER_CREATED_EVENT)
             self._tell(box_id, box_id, api_pb2.CONTAINER_STARTED_EVENT)
-        if box.stopped_at_ns and not (before and before.stopped_at_ns):
+        if sandbox.stopped_at_ns and not (before and before.stopped_at_ns):
             self._tell(box_id, box_id, api_pb2.CONTAINER_STOPPED_EVENT)
 
     def _tell(
@@ -114,12 +116,12 @@ class Events:
     ) -> None:
         if not self._queues:
             return
-        box = gone or self._sandboxes.get(sandbox_id)
+        sandbox = gone or self._sandboxes.get(sandbox_id)
         event = api_pb2.ContainerEventResponse(
             container_id=object_id,
             container_event_type=kind,
             created_at=self._now_ns(),
-            pod_sandbox_status=None if box is None else sandbox_status(box),
+            pod_sandbox_status=None if sandbox is None else sandbox_status(sandbox),
             containers_statuses=pod_containers(self._containers.of_sandbox(sandbox_id)),
         )
         for queue in list(self._queues):

@@ -35,16 +35,16 @@ class Messages(Generic[R, M]):
     ) -> None:
         self._build = build
         self._messages: dict[str, M] = {}
-        for row in store.all():
-            self._changed(key(row), row)
+        for container in store.all():
+            self._changed(key(container), container)
         store.listeners.append(self._changed)
 
     def all(self) -> Iterable[M]:
         """Every message."""
         return self._messages.values()
 
-    def _changed(self, row_id: str, row: R | None) -> None:
-        message = None if row is None else self._build(row)
+    def _changed(self, row_id: str, container: R | None) -> None:
+        message = None if container is None else self._build(container)
         if message is None:
             self._messages.pop(row_id, None)
         else:
@@ -83,7 +83,7 @@ class Encoded(Generic[R]):
         key: Callable[[R], str],
         build: Callable[[R], api_pb2.PodSandbox | api_pb2.Container | None],
     ) -> None:
-        self._items = Messages[R, _Item](store, key, lambda row: _item(build(row)))
+        self._items = Messages[R, _Item](store, key, lambda container: _item(build(container)))
 
     def chosen(self, wanted: api_pb2.PodSandboxFilter | api_pb2.ContainerFilter) -> list[bytes]:
         """Those that fit every part of the filter; ids may be prefixes."""

@@ -44,13 +44,13 @@ class RuntimeService(StatsCalls, api_pb2_grpc.RuntimeServiceServicer):
         self.events = Events(runtime.sandboxes, runtime.containers, runtime.runner.clock.now_ns)
         self._sandboxes = Encoded[Sandbox](
             runtime.sandboxes,
-            lambda box: box.id,
+            lambda sandbox: sandbox.id,
             lambda b: sandbox_message(b) if b.visible else None,
         )
         self._containers = Encoded[Container](
             runtime.containers,
-            lambda row: row.id,
-            lambda row: container_message(row) if row.visible else None,
+            lambda container: container.id,
+            lambda container: container_message(container) if container.visible else None,
         )
 
     # The agent itself.
@@ -156,8 +156,8 @@ class RuntimeService(StatsCalls, api_pb2_grpc.RuntimeServiceServicer):
         if not request.HasField("config"):
             raise InvalidRequestError("config is required")
         spec = sandbox_spec(request.config, request.runtime_handler)
-        box = await self._runtime.run_pod_sandbox(spec)
-        return api_pb2.RunPodSandboxResponse(pod_sandbox_id=box.id)
+        sandbox = await self._runtime.run_pod_sandbox(spec)
+        return api_pb2.RunPodSandboxResponse(pod_sandbox_id=sandbox.id)
 
     async def StopPodSandbox(
         self, request: api_pb2.StopPodSandboxRequest, context: Context
@@ -174,24 +174,24 @@ class RuntimeService(StatsCalls, api_pb2_grpc.RuntimeServiceServicer):
     async def PodSandboxStatus(
         self, request: api_pb2.PodSandboxStatusRequest, context: Context
     ) -> api_pb2.PodSandboxStatusResponse:
-        box = self._runtime.sandboxes.resolve(request.pod_sandbox_id)
-        if not box.visible:
-            raise NotFoundError(f"sandbox {box.id!r} not found")
+        sandbox = self._runtime.sandboxes.resolve(request.pod_sandbox_id)
+        if not sandbox.visible:
+            raise NotFoundError(f"sandbox {sandbox.id!r} not found")
         response = api_pb2.PodSandboxStatusResponse(
-            status=sandbox_status(box),
-            containers_statuses=pod_containers(self._runtime.containers.of_sandbox(box.id)),
+            status=sandbox_status(sandbox),
+            containers_statuses=pod_containers(self._runtime.containers.of_sandbox(sandbox.id)),
             timestamp=self._runtime.runner.clock.now_ns(),
         )
         if request.verbose:
             response.info["info"] = json.dumps(
                 {
-                    "pid": box.holder.pid if box.holder else 0,
-                    "netNamespace": str(self._runtime.paths.netns(box.id))
-                    if box.network_backend
+                    "pid": sandbox.holder.pid if sandbox.holder else 0,
+                    "netNamespace": str(self._runtime.paths.netns(sandbox.id))
+                    if sandbox.network_backend
                     else "",
-                    "networkBackend": box.network_backend,
-                    "runtimeHandler": box.spec.runtime_handler,
-                    "cniResult": json.loads(box.cni_result or b"null"),
+                    "networkBackend": sandbox.network_backend,
+                    "runtimeHandler": sandbox.spec.runtime_handler,
+                    "cniResult": json.loads(sandbox.cni_result or b"null"),
                 }
             )
         return response
@@ -209,8 +209,8 @@ class RuntimeService(StatsCalls, api_pb2_grpc.RuntimeServiceServicer):
         if not request.HasField("config"):
             raise InvalidRequestError("config is required")
         spec = container_spec(request.config)
-        row = await self._runtime.create_container(request.pod_sandbox_id, spec)
-        return api_pb2.CreateContainerResponse(container_id=row.id)
+        container = await self._runtime.create_container(request.pod_sandbox_id, spec)
+        return api_pb2.CreateContainerResponse(container_id=container.id)
 
     async def StartContainer(
         self, request: api_pb2.StartContainerRequest, context: Context
@@ -238,10 +238,10 @@ class RuntimeService(StatsCalls, api_pb2_grpc.RuntimeServiceServicer):
     async def ContainerStatus(
         self, request: api_pb2.ContainerStatusRequest, context: Context
     ) -> api_pb2.ContainerStatusResponse:
-        row = self._visible(request.container_id)
-        response = api_pb2.ContainerStatusResponse(status=container_status(row))
+        container = self._visible(request.container_id)
+        response = api_pb2.ContainerStatusResponse(status=container_status(container))
         if request.verbose:
-            response.info["info"] = json.dumps(await self._runtime.describe(row))
+            response.info["info"] = json.dumps(await self._runtime.describe(container))
         return response
 
     async def UpdateContainerResources(
@@ -321,8 +321,8 @@ class RuntimeService(StatsCalls, api_pb2_grpc.RuntimeServiceServicer):
         for port in request.port:
             if not 0 < port < 65536:
                 raise InvalidRequestError(f"port {port} is not within 1..65535")
-        box = self._runtime.sandboxes.resolve(request.pod_sandbox_id)
-        session = PortForwardSession(sandbox_id=box.id, ports=tuple(request.port))
+        sandbox = self._runtime.sandboxes.resolve(request.pod_sandbox_id)
+        session = PortForwardSession(sandbox_id=sandbox.id, ports=tuple(request.port))
         return api_pb2.PortForwardResponse(url=await self._streaming.port_forward(session))
 
     # Lists in pieces (KEP-5825).

@@ -37,8 +37,8 @@ class StatsCalls:
     async def ContainerStats(
         self, request: api_pb2.ContainerStatsRequest, context: Context
     ) -> api_pb2.ContainerStatsResponse:
-        row = self._visible(request.container_id)
-        sample = await self._runtime.container_stats(row.id)
+        container = self._visible(request.container_id)
+        sample = await self._runtime.container_stats(container.id)
         return api_pb2.ContainerStatsResponse(stats=container_stats(sample))
 
     async def ListContainerStats(
@@ -55,10 +55,10 @@ class StatsCalls:
     async def PodSandboxStats(
         self, request: api_pb2.PodSandboxStatsRequest, context: Context
     ) -> api_pb2.PodSandboxStatsResponse:
-        box = self._runtime.sandboxes.resolve(request.pod_sandbox_id)
-        if not box.visible:
-            raise NotFoundError(f"sandbox {box.id!r} not found")
-        (sample,) = await self._runtime.pod_stats.samples([box])
+        sandbox = self._runtime.sandboxes.resolve(request.pod_sandbox_id)
+        if not sandbox.visible:
+            raise NotFoundError(f"sandbox {sandbox.id!r} not found")
+        (sample,) = await self._runtime.pod_stats.samples([sandbox])
         return api_pb2.PodSandboxStatsResponse(stats=pod_stats(sample))
 
     async def ListPodSandboxStats(
@@ -94,41 +94,41 @@ class StatsCalls:
         def made(found: PodMetrics) -> bytes:
             return pod_metrics(found).SerializeToString()
 
-        for boxes in reader.ready():
-            yield await reader.read(boxes, made)
+        for sandboxes in reader.ready():
+            yield await reader.read(sandboxes, made)
 
     async def _stats(self, wanted: api_pb2.ContainerStatsFilter) -> list[bytes]:
-        rows = [
-            row
-            for row in self._runtime.containers.all()
-            if row.visible
-            and row.id.startswith(wanted.id)
-            and row.sandbox_id.startswith(wanted.pod_sandbox_id)
-            and selected(row.spec.labels, wanted.label_selector)
+        containers = [
+            container
+            for container in self._runtime.containers.all()
+            if container.visible
+            and container.id.startswith(wanted.id)
+            and container.sandbox_id.startswith(wanted.pod_sandbox_id)
+            and selected(container.spec.labels, wanted.label_selector)
         ]
-        samples = await self._runtime.list_stats(rows)
+        samples = await self._runtime.list_stats(containers)
         return await self._runtime.stats.converted(
             samples, lambda sample: container_stats(sample).SerializeToString()
         )
 
     async def _pod_stats(self, wanted: api_pb2.PodSandboxStatsFilter) -> list[bytes]:
-        boxes = [
-            box
-            for box in self._runtime.sandboxes.all()
-            if box.state is SandboxState.READY
-            and box.id.startswith(wanted.id)
-            and selected(box.spec.labels, wanted.label_selector)
+        sandboxes = [
+            sandbox
+            for sandbox in self._runtime.sandboxes.all()
+            if sandbox.state is SandboxState.READY
+            and sandbox.id.startswith(wanted.id)
+            and selected(sandbox.spec.labels, wanted.label_selector)
         ]
-        samples = await self._runtime.pod_stats.samples(boxes)
+        samples = await self._runtime.pod_stats.samples(sandboxes)
         return await self._runtime.stats.converted(
             samples, lambda sample: pod_stats(sample).SerializeToString()
         )
 
     def _visible(self, container_id: str) -> Container:
-        row = self._runtime.containers.resolve(container_id)
-        if not row.visible:
-            raise NotFoundError(f"container {row.id!r} not found")
-        return row
+        container = self._runtime.containers.resolve(container_id)
+        if not container.visible:
+            raise NotFoundError(f"container {container.id!r} not found")
+        return container
 
 
 def pieces(items: list[T]) -> list[list[T]]:

@@ -90,8 +90,8 @@ def _image(image: api_pb2.ImageSpec) -> str:
 
 
 def _found(store: RowStore[R], row_id: str) -> R | None:
-    if (row := store.get(row_id)) is not None:
-        return row
+    if (container := store.get(row_id)) is not None:
+        return container
     try:
         return store.resolve(row_id)
     except AgentError:

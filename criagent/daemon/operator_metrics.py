@@ -38,30 +38,34 @@ class Tallies:
         self.exits: Counter[str] = Counter({str(reason): 0 for reason in Reason})
         self.container_starts = 0
         self.sandbox_starts = 0
-        self._ready: set[str] = {box.id for box in sandboxes.all() if box.ready_at_ns}
-        self._started: set[str] = {row.id for row in containers.all() if row.started_at_ns}
-        self._ended: set[str] = {row.id for row in containers.all() if row.finished_at_ns}
+        self._ready: set[str] = {sandbox.id for sandbox in sandboxes.all() if sandbox.ready_at_ns}
+        self._started: set[str] = {
+            container.id for container in containers.all() if container.started_at_ns
+        }
+        self._ended: set[str] = {
+            container.id for container in containers.all() if container.finished_at_ns
+        }
         sandboxes.listeners.append(self._sandbox)
         containers.listeners.append(self._container)
 
-    def _sandbox(self, box_id: str, box: Sandbox | None) -> None:
-        if box is None:
+    def _sandbox(self, box_id: str, sandbox: Sandbox | None) -> None:
+        if sandbox is None:
             self._ready.discard(box_id)
-        elif box.ready_at_ns and box_id not in self._ready:
+        elif sandbox.ready_at_ns and box_id not in self._ready:
             self._ready.add(box_id)
             self.sandbox_starts += 1
 
-    def _container(self, row_id: str, row: Container | None) -> None:
-        if row is None:
+    def _container(self, row_id: str, container: Container | None) -> None:
+        if container is None:
             self._started.discard(row_id)
             self._ended.discard(row_id)
             return
-        if row.started_at_ns and row_id not in self._started:
+        if container.started_at_ns and row_id not in self._started:
             self._started.add(row_id)
             self.container_starts += 1
-        if row.started_at_ns and row.finished_at_ns and row_id not in self._ended:
+        if container.started_at_ns and container.finished_at_ns and row_id not in self._ended:
             self._ended.add(row_id)
-            self.exits[row.reason or str(Reason.UNKNOWN)] += 1
+            self.exits[container.reason or str(Reason.UNKNOWN)] += 1
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -214,10 +218,14 @@ class OperatorMetrics:
             return {}
 
     def _sandboxes(self) -> dict[str, float]:
-        counts = Counter(box.state.name for box in self.runtime.sandboxes.all() if box.visible)
+        counts = Counter(
+            sandbox.state.name for sandbox in self.runtime.sandboxes.all() if sandbox.visible
+        )
         return {state.name.lower(): float(counts[state.name]) for state in SandboxState}
 
     def _containers(self) -> dict[str, float]:
-        counts = Counter(row.state.name for row in self.runtime.containers.all() if row.visible)
+        counts = Counter(
+            container.state.name for container in self.runtime.containers.all() if container.visible
+        )
         states = (ContainerState.CREATED, ContainerState.RUNNING, ContainerState.EXITED)
         return {state.name.lower(): float(counts[state.name]) for state in states}

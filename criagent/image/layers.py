@@ -34,7 +34,7 @@ from criagent.image.unpack.workers import LayerFile, NeedsLowers, Unpacked, Unpa
 from criagent.model import Layer, Snapshot
 
 Fetch = Callable[[Layer], Awaitable[None]]
-Moved = Callable[[int], None]
+Received = Callable[[int], None]
 
 
 @dataclass(slots=True)
@@ -77,7 +77,7 @@ class LayerUnpacker:
 
     @asynccontextmanager
     async def unpacked(
-        self, layers: Sequence[Layer], fetch: Fetch, moved: Moved
+        self, layers: Sequence[Layer], fetch: Fetch, received: Received
     ) -> AsyncIterator[list[Snapshot]]:
         """Rows to commit within the block, for the layers that are not committed.
 
@@ -88,24 +88,26 @@ class LayerUnpacker:
         keys = [layer.chain_id for layer in layers]
         try:
             async with self._claims.hold(keys):
-                yield await self._made(layers, fetch, moved)
+                yield await self._made(layers, fetch, received)
         finally:
             await finish(self._release(keys))
 
-    async def _made(self, layers: Sequence[Layer], fetch: Fetch, moved: Moved) -> list[Snapshot]:
+    async def _made(
+        self, layers: Sequence[Layer], fetch: Fetch, received: Received
+    ) -> list[Snapshot]:
         missing = [layer for layer in layers if not self.has(layer)]
         try:
             async with asyncio.TaskGroup() as group:
                 for layer in missing:
-                    group.create_task(self._write(layer, layers, fetch, moved))
+                    group.create_task(self._write(layer, layers, fetch, received))
         except BaseExceptionGroup as failures:
             raise _first(failures) from None
         for layer in missing:
-            await self._settle(layer, layers, moved)
+            await self._settle(layer, layers, received)
         return await self._durable(missing)
 
     async def _write(
-        self, layer: Layer, layers: Sequence[Layer], fetch: Fetch, moved: Moved
+        self, layer: Layer, layers: Sequence[Layer], fetch: Fetch, received: Received
     ) -> None:
         """Fetch the layer, and extract it unless another pull has."""
         async with self._locks.hold(layer.chain_id):
@@ -117,10 +119,10 @@ class LayerUnpacker:
                 return
             fresh = await self._reserved(layer, layers)
             if not fresh.written:
-                await self._extract(layer, fresh, None if fresh.snapshot.parent else [], moved)
+                await self._extract(layer, fresh, None if fresh.snapshot.parent else [], received)
                 faults.reach("pull-image:extracted")
 
-    async def _settle(self, layer: Layer, layers: Sequence[Layer], moved: Moved) -> None:
+    async def _settle(self, layer: Layer, layers: Sequence[Layer], received: Received) -> None:
         """Finish a layer once everything below it is finished."""
         async with self._locks.hold(layer.chain_id):
             if self.has(layer):
@@ -128,16 +130,16 @@ class LayerUnpacker:
             fresh = await self._reserved(layer, layers)
             if fresh.settled is not None:
                 return
-            lowers = self._lowers(layer, layers)
+            lower_layers = self._lower_layers(layer, layers)
             if fresh.result is not None and fresh.result.unsettled:
                 written, fresh.result = fresh.result, None  # what is half settled is made anew
                 with contextlib.suppress(NeedsLowers):
-                    await self._workers.settle(self._snapshots.tree(fresh.snapshot), lowers)
+                    await self._workers.settle(self._snapshots.tree(fresh.snapshot), lower_layers)
                     fresh.result = written
             if fresh.result is None:
                 await self._discard(layer.chain_id)
                 fresh = await self._reserved(layer, layers)
-                await self._extract(layer, fresh, lowers, moved)
+                await self._extract(layer, fresh, lower_layers, received)
             result = fresh.result
             if result is None:
                 raise CorruptError(f"layer {layer.digest} leads through a link that leads nowhere")
@@ -167,7 +169,7 @@ class LayerUnpacker:
                 rows.append(dataclasses.replace(fresh.settled, entries=entries, content_bytes=size))
         return rows
 
-    def _lowers(self, layer: Layer, layers: Sequence[Layer]) -> list[Path]:
+    def _lower_layers(self, layer: Layer, layers: Sequence[Layer]) -> list[Path]:
         """Trees of the layers below, which are committed or settled, topmost first."""
         below = layers[: layers.index(layer)]
         return [
@@ -190,7 +192,7 @@ class LayerUnpacker:
         return fresh
 
     async def _extract(
-        self, layer: Layer, fresh: _Fresh, lowers: Sequence[Path] | None, moved: Moved
+        self, layer: Layer, fresh: _Fresh, lower_layers: Sequence[Path] | None, received: Received
     ) -> None:
         """Write the layer; when that fails nothing of it is left. Under its lock."""
         file = LayerFile(
@@ -201,7 +203,7 @@ class LayerUnpacker:
         )
         try:
             tree = self._snapshots.tree(fresh.snapshot)
-            fresh.result = await self._workers.extract(file, tree, lowers, moved)
+            fresh.result = await self._workers.extract(file, tree, lower_layers, received)
         except NeedsLowers:
             fresh.result = None
         except BaseException:

@@ -190,7 +190,7 @@ class Puller:
                 faults.reach("pull-image:blob")
 
             gate = asyncio.Semaphore(self._parallel)
-            async with self._unpacker.unpacked(image.layers, fetch, progress.moved) as snapshots:
+            async with self._unpacker.unpacked(image.layers, fetch, progress.received) as snapshots:
                 # A layer that a container kept may have outlived its blob, which an export needs.
                 for layer in await run_in(self._fs, self._without_blob, image.layers):
                     await fetch(layer)

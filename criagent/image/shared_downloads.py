@@ -37,12 +37,12 @@ class Turn:
         self._mark_at = time.monotonic()
         self._since_mark = 0
 
-    def counting(self, moved: Callable[[int], None]) -> Callable[[int], None]:
-        """`moved`, which is also to be heard here: it tells of bytes of the blob that arrived."""
+    def counting(self, received: Callable[[int], None]) -> Callable[[int], None]:
+        """`received`, called here as well with the number of bytes of the blob that arrived."""
 
         def heard(count: int) -> None:
             self._since_mark += count
-            moved(count)
+            received(count)
 
         return heard
 

@@ -149,8 +149,8 @@ class Reader:
 
     def flat(self, name: str) -> dict[bytes, int] | None:
         """A flat keyed file: "key value" lines."""
-        words = (self.raw(name) or b"").split()
-        return dict(zip(words[::2], map(int, words[1::2]), strict=True)) if words else None
+        fields = (self.raw(name) or b"").split()
+        return dict(zip(fields[::2], map(int, fields[1::2]), strict=True)) if fields else None
 
     def nested(self, name: str) -> dict[bytes, dict[bytes, bytes]]:
         """A nested keyed file: "key a=1 b=2" lines."""

@@ -91,13 +91,13 @@ def detach_below(directory: Path) -> None:
 
 
 def overlay(
-    lowers: Sequence[Path],
+    lower_layers: Sequence[Path],
     upper: Path | None,
     work: Path | None,
     target: Path,
     label: str = "",
 ) -> None:
-    """Mount an overlay of `lowers` (topmost first), writable when `upper` and `work` are given.
+    """Mount an overlay of `lower_layers` (topmost first); writable with `upper` and `work`.
 
     With `label`, every file in it has that SELinux label.
 
@@ -106,7 +106,7 @@ def overlay(
     """
     context = syscall(_FSOPEN, "fsopen", b"overlay", c_uint(_FSOPEN_CLOEXEC), source="overlay")
     try:
-        for lower in lowers:
+        for lower in lower_layers:
             _set_string(context, b"lowerdir+", os.fsencode(lower))
         if upper is not None and work is not None:
             _set_string(context, b"upperdir", os.fsencode(upper))
@@ -115,7 +115,7 @@ def overlay(
         _set_string(context, b"source", b"overlay")
         if label:
             _set_string(context, b"context", label.encode())
-        with _kernel_words(context, target):
+        with _kernel_messages(context, target):
             syscall(_FSCONFIG, "fsconfig", context, c_uint(_FSCONFIG_CMD_CREATE), None, None, 0)
             tree = syscall(_FSMOUNT, "fsmount", context, c_uint(_FSMOUNT_CLOEXEC), c_uint(0))
     finally:
@@ -145,7 +145,7 @@ def has_recursive_attributes() -> bool:
 
 
 def _set_string(context: int, key: bytes, value: bytes) -> None:
-    with _kernel_words(context, value):
+    with _kernel_messages(context, value):
         syscall(
             _FSCONFIG,
             "fsconfig",
@@ -159,13 +159,13 @@ def _set_string(context: int, key: bytes, value: bytes) -> None:
 
 
 @contextlib.contextmanager
-def _kernel_words(context: int, what: object) -> Iterator[None]:
+def _kernel_messages(context: int, what: object) -> Iterator[None]:
     try:
         yield
     except OSError as exc:
         with contextlib.suppress(OSError):
-            words = os.read(context, 4096).decode(errors="replace").strip()
-            raise OSError(exc.errno, f"{exc.strerror} ({words})", str(what)) from exc
+            messages = os.read(context, 4096).decode(errors="replace").strip()
+            raise OSError(exc.errno, f"{exc.strerror} ({messages})", str(what)) from exc
         raise
 
 

@@ -90,9 +90,11 @@ class BridgeNetwork:
 
     async def start(self) -> None:
         """Make bridge, gateway addresses, kernel switches and the nftables tables."""
-        boxes = [box for box in self._live() if box.network_backend == self.backend]
-        self._forwards = {box.id: hostport.forwards(box, box.addresses) for box in boxes}
-        self._ports = await run_in(self._net, self._ports_of, boxes)
+        sandboxes = [sandbox for sandbox in self._live() if sandbox.network_backend == self.backend]
+        self._forwards = {
+            sandbox.id: hostport.forwards(sandbox, sandbox.addresses) for sandbox in sandboxes
+        }
+        self._ports = await run_in(self._net, self._ports_of, sandboxes)
         self._rules.watch()
         await run_in(self._net, self._start)
         self._failure = ""
@@ -126,39 +128,39 @@ class BridgeNetwork:
         await self._settings.put(_CIDR_SETTING, ",".join(str(ip_network(cidr)) for cidr in cidrs))
         await run_in(self._net, self._start)
 
-    async def attach(self, box: Sandbox, netns: Path) -> Attachment:
+    async def attach(self, sandbox: Sandbox, netns: Path) -> Attachment:
         """Addresses, veth pair, routes and host ports of a new sandbox.
 
         Raises ExhaustedError when no address is left, AlreadyExistsError for a taken host port.
         """
         networks = self._networks
-        addresses = await self._addresses.allocate(box.id, networks)
-        wanted = hostport.forwards(box, addresses)
-        hostport.check_conflicts(box.id, wanted, self._forwards)
+        addresses = await self._addresses.allocate(sandbox.id, networks)
+        wanted = hostport.forwards(sandbox, addresses)
+        hostport.check_conflicts(sandbox.id, wanted, self._forwards)
         if wanted:
-            self._forwards[box.id] = wanted
-        port = self._ports[box.id] = _port(box.id, addresses)
-        await run_in(self._net, self._attach, box.id, netns, networks, port, wanted)
+            self._forwards[sandbox.id] = wanted
+        port = self._ports[sandbox.id] = _port(sandbox.id, addresses)
+        await run_in(self._net, self._attach, sandbox.id, netns, networks, port, wanted)
         await forget_flows(wanted)
         return Attachment(addresses=addresses)
 
-    async def detach(self, box: Sandbox, netns: Path | None) -> None:
+    async def detach(self, sandbox: Sandbox, netns: Path | None) -> None:
         """Take veth, rules, flows and addresses away; who gets them next has no old traffic."""
         del netns
-        addresses = self._addresses.of(box.id)
-        gone = self._forwards.pop(box.id, None)
+        addresses = self._addresses.of(sandbox.id)
+        gone = self._forwards.pop(sandbox.id, None)
         if gone is None:
-            gone = hostport.forwards(box, addresses)
+            gone = hostport.forwards(sandbox, addresses)
             # A sandbox that was refused for a taken host port never had it.
             gone = hostport.unclaimed(gone, self._forwards)
-        port = self._ports.pop(box.id, None) or _port(box.id, addresses)
+        port = self._ports.pop(sandbox.id, None) or _port(sandbox.id, addresses)
         await run_in(self._net, self._detach, port, gone)
         await forget_flows(gone)
-        await self._addresses.release(box.id)
+        await self._addresses.release(sandbox.id)
 
     async def reconcile(self, live: Sequence[Sandbox]) -> None:
         """Take back addresses and links that belong to no live sandbox, and rules for none."""
-        known = {box.id for box in live}
+        known = {sandbox.id for sandbox in live}
         for owner in self._addresses.owners():
             if owner not in known:
                 await self._addresses.release(owner)
@@ -185,22 +187,22 @@ class BridgeNetwork:
             self._routes = netlink.RouteSocket()
         return self._routes
 
-    def _ports_of(self, boxes: Sequence[Sandbox]) -> dict[str, antispoof.Port]:
+    def _ports_of(self, sandboxes: Sequence[Sandbox]) -> dict[str, antispoof.Port]:
         """Ports of sandboxes from before this start."""
         routes = self._route_socket()
         links = {link.name: link for link in routes.links()}
         found: dict[str, antispoof.Port] = {}
-        for box in boxes:
-            port = _port(box.id, self._addresses.of(box.id))
+        for sandbox in sandboxes:
+            port = _port(sandbox.id, self._addresses.of(sandbox.id))
             link = links.get(port.interface)
-            if link is not None and link.mac != antispoof.host_mac(box.id):
+            if link is not None and link.mac != antispoof.host_mac(sandbox.id):
                 # criagent 0.1 left both hardware addresses to the kernel.
                 mac = routes.peer_mac(link)
                 if not mac:
-                    log.warning("port_not_guarded", sandbox_id=box.id, link=link.name)
+                    log.warning("port_not_guarded", sandbox_id=sandbox.id, link=link.name)
                     continue
                 port = dataclasses.replace(port, mac=mac)
-            found[box.id] = port
+            found[sandbox.id] = port
         return found
 
     def _start(self) -> None:

@@ -51,13 +51,13 @@ class Forward:
         return _SELVES[self.version], f"{self.address} . {self.address}"
 
 
-def forwards(box: Sandbox, addresses: Sequence[str]) -> list[Forward]:
-    """The forwards that the port mappings of `box` ask for.
+def forwards(sandbox: Sandbox, addresses: Sequence[str]) -> list[Forward]:
+    """The forwards that the port mappings of `sandbox` ask for.
 
     Raises InvalidRequestError for a bad port or host address.
     """
     found = []
-    for mapping in box.spec.port_mappings:
+    for mapping in sandbox.spec.port_mappings:
         if not mapping.host_port:
             continue
         for port in (mapping.host_port, mapping.container_port):

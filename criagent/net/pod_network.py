@@ -38,8 +38,8 @@ class PodNetwork(Protocol):
     def backend(self) -> str: ...
     async def start(self) -> None: ...
     async def stop(self) -> None: ...
-    async def attach(self, box: Sandbox, netns: Path) -> Attachment: ...
-    async def detach(self, box: Sandbox, netns: Path | None) -> None: ...
+    async def attach(self, sandbox: Sandbox, netns: Path) -> Attachment: ...
+    async def detach(self, sandbox: Sandbox, netns: Path | None) -> None: ...
     async def reconcile(self, live: Sequence[Sandbox]) -> None: ...
     async def set_pod_cidrs(self, cidrs: Sequence[str]) -> None: ...
     def condition(self) -> NetworkCondition: ...
@@ -61,18 +61,18 @@ class Networks:
         self._live = live
         self.default = self._networks[default]
 
-    def for_row(self, box: Sandbox) -> PodNetwork:
+    def for_row(self, sandbox: Sandbox) -> PodNetwork:
         """The network of an existing sandbox, whatever the configuration says today."""
         try:
-            return self._networks[box.network_backend]
+            return self._networks[sandbox.network_backend]
         except KeyError:
             raise AgentError(
-                f'sandbox {box.id} has the unknown network backend "{box.network_backend}"'
+                f'sandbox {sandbox.id} has the unknown network backend "{sandbox.network_backend}"'
             ) from None
 
     async def start(self) -> None:
         """Bring up the default network, and another that pods from before still are on."""
-        needed = {self.default.backend, *(box.network_backend for box in self._live())}
+        needed = {self.default.backend, *(sandbox.network_backend for sandbox in self._live())}
         for name, network in self._networks.items():
             if name in needed:
                 await network.start()
@@ -85,4 +85,6 @@ class Networks:
     async def reconcile(self, live: Sequence[Sandbox]) -> None:
         """Remove what belongs to no sandbox in `live`, of every backend."""
         for name, network in self._networks.items():
-            await network.reconcile([box for box in live if box.network_backend == name])
+            await network.reconcile(
+                [sandbox for sandbox in live if sandbox.network_backend == name]
+            )

@@ -97,11 +97,11 @@ class Runtime:
         Raises NotFoundError for an unknown sandbox, WrongStateError for one that is not ready,
         and what `ContainerCreator.create` raises.
         """
-        box = self.sandboxes.resolve(sandbox_id)
-        if not box.ready_at_ns or box.stopped_at_ns:
-            raise WrongStateError(f'sandbox "{box.id}" is not ready: it was stopped')
-        self._require(box.spec.runtime_handler)
-        return await self.creator.create(box, spec)
+        sandbox = self.sandboxes.resolve(sandbox_id)
+        if not sandbox.ready_at_ns or sandbox.stopped_at_ns:
+            raise WrongStateError(f'sandbox "{sandbox.id}" is not ready: it was stopped')
+        self._require(sandbox.spec.runtime_handler)
+        return await self.creator.create(sandbox, spec)
 
     async def start_container(self, container_id: str) -> None:
         """StartContainer: see `ContainerStarter.start`."""
@@ -131,21 +131,21 @@ class Runtime:
         """ContainerStats of one container. Raises NotFoundError."""
         return await self.stats.sample(self.containers.resolve(container_id))
 
-    async def list_stats(self, rows: Sequence[Container]) -> list[StatsSample]:
-        """Statistics of `rows`, read from the kernel's files without a fork."""
-        return await self.stats.samples(rows)
+    async def list_stats(self, containers: Sequence[Container]) -> list[StatsSample]:
+        """Statistics of `containers`, read from the kernel's files without a fork."""
+        return await self.stats.samples(containers)
 
-    async def describe(self, row: Container) -> dict[str, Any]:
+    async def describe(self, container: Container) -> dict[str, Any]:
         """Facts for a verbose status: pid, handler, the OCI specification while there is one."""
         facts: dict[str, Any] = {
-            "sandboxID": row.sandbox_id,
-            "pid": row.init.pid if row.init and not row.finished_at_ns else 0,
-            "runtimeType": row.handler,
-            "cgroup": row.cgroup,
+            "sandboxID": container.sandbox_id,
+            "pid": container.init.pid if container.init and not container.finished_at_ns else 0,
+            "runtimeType": container.handler,
+            "cgroup": container.cgroup,
         }
         try:
-            spec = await run_in(self.files.fs, self.files.spec, row.id)
-            facts["runtimeSpec"] = self.updater.in_force(row, spec)
+            spec = await run_in(self.files.fs, self.files.spec, container.id)
+            facts["runtimeSpec"] = self.updater.in_force(container, spec)
         except FileNotFoundError:
             facts["runtimeSpec"] = None
         return facts

@@ -21,24 +21,26 @@ class ContainerStore(RowStore[Container]):
 
     def of_sandbox(self, sandbox_id: str) -> list[Container]:
         """The sandbox's containers, oldest first."""
-        rows = [self._rows[container_id] for container_id in self._by_sandbox.get(sandbox_id, ())]
-        return sorted(rows, key=lambda c: (c.created_at_ns, c.id))
+        containers = [
+            self._rows[container_id] for container_id in self._by_sandbox.get(sandbox_id, ())
+        ]
+        return sorted(containers, key=lambda c: (c.created_at_ns, c.id))
 
-    def _insert(self, connection: sqlite3.Connection, row: Container, body: bytes) -> None:
+    def _insert(self, connection: sqlite3.Connection, container: Container, body: bytes) -> None:
         connection.execute(
             "INSERT INTO containers (id, key, sandbox_id, body) VALUES (?, ?, ?, ?)",
-            (row.id, self._key(row), row.sandbox_id, body),
+            (container.id, self._key(container), container.sandbox_id, body),
         )
 
-    def _remember(self, row: Container) -> None:
-        super()._remember(row)
-        self._by_sandbox.setdefault(row.sandbox_id, set()).add(row.id)
+    def _remember(self, container: Container) -> None:
+        super()._remember(container)
+        self._by_sandbox.setdefault(container.sandbox_id, set()).add(container.id)
 
     def _forget(self, row_id: str) -> None:
-        row = self._rows.get(row_id)
-        if row is not None:
-            members = self._by_sandbox[row.sandbox_id]
+        container = self._rows.get(row_id)
+        if container is not None:
+            members = self._by_sandbox[container.sandbox_id]
             members.discard(row_id)
             if not members:
-                del self._by_sandbox[row.sandbox_id]
+                del self._by_sandbox[container.sandbox_id]
         super()._forget(row_id)

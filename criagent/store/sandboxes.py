@@ -14,4 +14,4 @@ class SandboxStore(RowStore[Sandbox]):
     table = "sandboxes"
 
     def __init__(self, db: Database) -> None:
-        super().__init__(db, Sandbox, lambda box: box.spec.metadata.key)
+        super().__init__(db, Sandbox, lambda sandbox: sandbox.spec.metadata.key)

@@ -186,11 +186,11 @@ class StreamingServer:
     def _about(self, session: Session) -> dict[str, object]:
         """What the log says of a session; its container may be gone by now."""
         if isinstance(session, PortForwardSession):
-            box = self._forwarder.store.get(session.sandbox_id)
-            known = {} if box is None else self._facts.of_sandbox(box)
+            sandbox = self._forwarder.store.get(session.sandbox_id)
+            known = {} if sandbox is None else self._facts.of_sandbox(sandbox)
             return {"sandbox_id": session.sandbox_id, **known, "ports": list(session.ports)}
-        row = self._streamer.store.get(session.container_id)
-        known = {} if row is None else self._facts.of_container(row)
+        container = self._streamer.store.get(session.container_id)
+        known = {} if container is None else self._facts.of_container(container)
         about: dict[str, object] = {"container_id": session.container_id, **known}
         if isinstance(session, ExecSession):
             about["cmd"] = shown_command(session.cmd)

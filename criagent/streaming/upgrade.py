@@ -40,9 +40,9 @@ def method_refusal(request: h11.Request) -> Refusal | None:
 
 def transport(request: h11.Request) -> Transport | Refusal:
     """What the Upgrade and Connection headers ask for."""
-    if "upgrade" not in words(request, b"connection", lower=True):
+    if "upgrade" not in tokens(request, b"connection", lower=True):
         return Refusal(400, "the header Connection does not say Upgrade")
-    wanted = words(request, b"upgrade", lower=True)
+    wanted = tokens(request, b"upgrade", lower=True)
     if "websocket" in wanted:
         if request.method != b"GET":
             return Refusal(400, "a WebSocket begins with GET")
@@ -54,7 +54,7 @@ def transport(request: h11.Request) -> Transport | Refusal:
 
 def spdy_protocol(request: h11.Request, known: Sequence[str]) -> str | Refusal:
     """The client's first choice that is known."""
-    offered = words(request, b"x-stream-protocol-version")
+    offered = tokens(request, b"x-stream-protocol-version")
     if not offered:
         return Refusal(400, "the header X-Stream-Protocol-Version is missing")
     chosen = next((name for name in offered if name in known), None)
@@ -64,7 +64,7 @@ def spdy_protocol(request: h11.Request, known: Sequence[str]) -> str | Refusal:
     return chosen
 
 
-def words(request: h11.Request, name: bytes, *, lower: bool = False) -> list[str]:
+def tokens(request: h11.Request, name: bytes, *, lower: bool = False) -> list[str]:
     """The comma-separated values of a header, all its lines together."""
     found: list[str] = []
     for key, value in request.headers:

@@ -31,14 +31,20 @@ class Figures:
     """Named figures with their budgets."""
 
     def __init__(self) -> None:
-        self.rows: list[dict[str, object]] = []
+        self.container_ids: list[dict[str, object]] = []
 
     def add(
         self, name: str, value: float, unit: str, budget: float, *, least: bool = False
     ) -> None:
         met = value >= budget if least else value <= budget
-        row = {"name": name, "value": round(value, 3), "unit": unit, "budget": budget, "met": met}
-        self.rows.append(row)
+        container_id = {
+            "name": name,
+            "value": round(value, 3),
+            "unit": unit,
+            "budget": budget,
+            "met": met,
+        }
+        self.container_ids.append(container_id)
         sign = "≥" if least else "≤"
         print(f"{name:46}{value:10.2f} {unit:8}{sign} {budget:<8g}{'' if met else ' missed'}")
         sys.stdout.flush()
@@ -54,32 +60,32 @@ def one_pod(cri: Cri, name: str) -> tuple[str, str, list[float]]:
     """A running pod with the times of its three calls."""
     config = pod(name, log_directory="/tmp/bench-logs")
     t0 = time.perf_counter()
-    box = cri.run(config)
+    sandbox = cri.run(config)
     t1 = time.perf_counter()
-    row = cri.create(box, container("main", SLEEP), config)
+    container_id = cri.create(sandbox, container("main", SLEEP), config)
     t2 = time.perf_counter()
-    cri.start(row)
+    cri.start(container_id)
     t3 = time.perf_counter()
-    return box, row, [(t1 - t0) * 1000, (t2 - t1) * 1000, (t3 - t2) * 1000]
+    return sandbox, container_id, [(t1 - t0) * 1000, (t2 - t1) * 1000, (t3 - t2) * 1000]
 
 
-def down(cri: Cri, box: str, row: str) -> list[float]:
+def down(cri: Cri, sandbox: str, container_id: str) -> list[float]:
     return [
-        timed(lambda: cri.stop(row)),
-        timed(lambda: cri.remove(row)),
-        timed(lambda: cri.stop_pod(box)),
-        timed(lambda: cri.remove_pod(box)),
+        timed(lambda: cri.stop(container_id)),
+        timed(lambda: cri.remove(container_id)),
+        timed(lambda: cri.stop_pod(sandbox)),
+        timed(lambda: cri.remove_pod(sandbox)),
     ]
 
 
 def serial(cri: Cri, figures: Figures) -> None:
     ups, downs = [], []
     for number in range(ROUNDS):
-        box, row, times = one_pod(cri, f"serial-{number}")
+        sandbox, container_id, times = one_pod(cri, f"serial-{number}")
         if number == 0:
-            execs = [timed(partial(cri.exec, row, "true")) for _ in range(ROUNDS)]
+            execs = [timed(partial(cri.exec, container_id, "true")) for _ in range(ROUNDS)]
         ups.append(times)
-        downs.append(down(cri, box, row))
+        downs.append(down(cri, sandbox, container_id))
     median = [statistics.median(column) for column in zip(*ups, strict=True)]
     figures.add("RunPodSandbox", median[0], "ms", 10)
     figures.add("  CreateContainer", median[1], "ms", 25)
@@ -146,11 +152,11 @@ def list_again_and_again(name: str) -> None:
 def thousand(cri: Cri, figures: Figures) -> None:
     """List calls of 1000 containers while 100 more pods are made; only with BENCH_MANY=1."""
     config = pod("thousand", log_directory="/tmp/bench-logs")
-    box = cri.run(config)
+    sandbox = cri.run(config)
     with ThreadPoolExecutor(10) as threads:
 
         def create(number: int) -> None:
-            cri.create(box, container(f"c{number}", SLEEP), config)
+            cri.create(sandbox, container(f"c{number}", SLEEP), config)
 
         list(threads.map(create, range(1000)))
         more: list[str] = []
@@ -165,7 +171,7 @@ def thousand(cri: Cri, figures: Figures) -> None:
                 figures.add(f"{name}, 1000, pods made (p{percent})", value, "ms", budget)
         figures.add("agent RSS with 1200 containers", rss_mb(), "MB", 200)
         list(threads.map(cri.remove_pod, more))
-    cri.remove_pod(box)
+    cri.remove_pod(sandbox)
 
 
 def monitor_pss_mb() -> float:
@@ -186,8 +192,8 @@ def rss_mb() -> float:
 def main() -> None:
     cri, figures = Cri(), Figures()
     cri.pull(BUSYBOX)
-    box, row, _ = one_pod(cri, "warm")
-    down(cri, box, row)
+    sandbox, container_id, _ = one_pod(cri, "warm")
+    down(cri, sandbox, container_id)
     serial(cri, figures)
     many(cri, figures)
     if os.environ.get("BENCH_MANY"):
@@ -195,7 +201,7 @@ def main() -> None:
     cri.remove_image(BUSYBOX)
     target = Path("/src/build/bench.json")
     target.parent.mkdir(exist_ok=True)
-    target.write_text(json.dumps(figures.rows, indent=2, ensure_ascii=False) + "\n")
+    target.write_text(json.dumps(figures.container_ids, indent=2, ensure_ascii=False) + "\n")
     print("as JSON: build/bench.json")
 
 

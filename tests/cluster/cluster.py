@@ -213,7 +213,7 @@ class Cluster:
         eventually(
             lambda: (
                 not any(one.state == api.CONTAINER_RUNNING for one in cri.containers())
-                and not any(box.state == api.SANDBOX_READY for box in cri.pods())
+                and not any(sandbox.state == api.SANDBOX_READY for sandbox in cri.pods())
                 and str(_KUBELET) not in Path("/proc/mounts").read_text()
             ),
             "the end of all containers, sandboxes and volumes",
@@ -225,8 +225,8 @@ class Cluster:
     def _remove_sandboxes() -> None:
         """What the kubelet's garbage collection, which comes once a minute, would do."""
         cri = Cri()
-        for box in cri.pods():
-            cri.remove_pod(box.id)
+        for sandbox in cri.pods():
+            cri.remove_pod(sandbox.id)
         cri.close()
 
 

@@ -61,9 +61,11 @@ class Running:
     def send(self, text: str) -> None:
         os.write(self._input, text.encode())
 
-    def resize(self, rows: int, columns: int) -> None:
+    def resize(self, container_ids: int, columns: int) -> None:
         """A new size of the terminal, of which kubectl learns by SIGWINCH."""
-        fcntl.ioctl(self._ours, termios.TIOCSWINSZ, struct.pack("HHHH", rows, columns, 0, 0))
+        fcntl.ioctl(
+            self._ours, termios.TIOCSWINSZ, struct.pack("HHHH", container_ids, columns, 0, 0)
+        )
 
     def until(self, text: str, limit_s: float = 30) -> str:
         """What it has written since the last call, to the line that `text` is in."""

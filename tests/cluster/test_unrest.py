@@ -99,7 +99,7 @@ def test_an_agent_killed_amid_a_rollout(cluster: Cluster, space: Space) -> None:
     space.until_pods("tide", lambda found: len(found) == 6, "the end of the old pods")
     assert _identity(space.get("pods", "bystander")) == _identity(before)
     cri = Cri()
-    ready = [box.metadata.name for box in cri.pods() if box.state == api.SANDBOX_READY]
+    ready = [sandbox.metadata.name for sandbox in cri.pods() if sandbox.state == api.SANDBOX_READY]
     cri.close()
     names = sorted(one["metadata"]["name"] for one in pods)
     assert sorted(name for name in ready if name.startswith("tide-")) == names
@@ -137,9 +137,11 @@ def test_the_node_is_drained_and_taken_back(cluster: Cluster, space: Space) -> N
     assert {one["status"]["phase"] for one in waiting} == {"Pending"}
     (resident,) = space.pods("resident")
     cri = Cri()
-    boxes = {box.metadata.name for box in cri.pods() if box.state == api.SANDBOX_READY}
+    sandboxes = {
+        sandbox.metadata.name for sandbox in cri.pods() if sandbox.state == api.SANDBOX_READY
+    }
     cri.close()
-    assert boxes & old == set()
-    assert resident["metadata"]["name"] in boxes
+    assert sandboxes & old == set()
+    assert resident["metadata"]["name"] in sandboxes
     cluster.kubectl("uncordon", cluster.node)
     space.until("deployments", "moved", _ready(3), "three ready replicas")

@@ -72,7 +72,7 @@ def _pages(space: Space, version: str) -> dict[str, str]:
 
 def _ready(cri: Cri, space: Space, prefix: str) -> list[str]:
     """Names of the pods that the agent runs; what is left of others goes once a minute."""
-    found = [box.metadata for box in cri.pods() if box.state == api.SANDBOX_READY]
+    found = [sandbox.metadata for sandbox in cri.pods() if sandbox.state == api.SANDBOX_READY]
     return [
         one.name for one in found if one.namespace == space.name and one.name.startswith(prefix)
     ]

@@ -55,7 +55,7 @@ class Life:
             userns = self.config.linux.security_context.namespace_options.userns_options
             userns.uids.extend(self.ids)
             userns.gids.extend(self.ids)
-        self.box = self.row = ""
+        self.sandbox = self.container_id = ""
 
     def steps(self) -> Iterator[Callable[[], None]]:
         yield self.pull
@@ -65,9 +65,9 @@ class Life:
         yield self.start
         yield self.rotate
         yield self.stop
-        yield lambda: self.cri.remove(self.row)
-        yield lambda: self.cri.stop_pod(self.box)
-        yield lambda: self.cri.remove_pod(self.box)
+        yield lambda: self.cri.remove(self.container_id)
+        yield lambda: self.cri.stop_pod(self.sandbox)
+        yield lambda: self.cri.remove_pod(self.sandbox)
         yield lambda: self.cri.remove_image(BUSYBOX)
 
     def pull(self) -> None:
@@ -80,8 +80,8 @@ class Life:
         assert {BUSYBOX, "docker.io/local/crash:1"} == set(self.cri.images()[0].repo_tags)
 
     def run(self) -> None:
-        self.box = self.cri.run(self.config, handler=self.handler)
-        assert [box.id for box in self.cri.pods()] == [self.box]
+        self.sandbox = self.cri.run(self.config, handler=self.handler)
+        assert [sandbox.id for sandbox in self.cri.pods()] == [self.sandbox]
 
     def create(self) -> None:
         config = container("main", ["sh", "-c", _TRAP])
@@ -94,26 +94,31 @@ class Life:
             uidMappings=self.ids,
             gidMappings=self.ids,
         )
-        self.row = self.cri.create(self.box, config, self.config)
-        assert [row.id for row in self.cri.containers()] == [self.row]
+        self.container_id = self.cri.create(self.sandbox, config, self.config)
+        assert [container_id.id for container_id in self.cri.containers()] == [self.container_id]
 
     def start(self) -> None:
-        self.cri.start(self.row)
-        assert self.cri.status(self.row).state == api.CONTAINER_RUNNING
-        assert self.cri.exec(self.row, "echo", "alive").stdout == b"alive\n"
-        until(lambda: not self.cri.exec(self.row, "test", "-e", "/trapped").exit_code, "the trap")
+        self.cri.start(self.container_id)
+        assert self.cri.status(self.container_id).state == api.CONTAINER_RUNNING
+        assert self.cri.exec(self.container_id, "echo", "alive").stdout == b"alive\n"
+        until(
+            lambda: not self.cri.exec(self.container_id, "test", "-e", "/trapped").exit_code,
+            "the trap",
+        )
 
     def rotate(self) -> None:
-        log = Path(self.cri.status(self.row).log_path)
+        log = Path(self.cri.status(self.container_id).log_path)
         if log.exists():
             log.rename(f"{log}.old")
-        self.cri.runtime.ReopenContainerLog(api.ReopenContainerLogRequest(container_id=self.row))
+        self.cri.runtime.ReopenContainerLog(
+            api.ReopenContainerLogRequest(container_id=self.container_id)
+        )
         assert log.exists()
         assert not Path(f"{log}.tmp").exists()
 
     def stop(self) -> None:
-        self.cri.stop(self.row, self.grace)
-        status = self.cri.status(self.row)
+        self.cri.stop(self.container_id, self.grace)
+        status = self.cri.status(self.container_id)
         assert status.state == api.CONTAINER_EXITED
         assert status.exit_code == (7 if self.grace else 137)
         assert status.finished_at > status.started_at > status.created_at
@@ -130,8 +135,8 @@ def idle_node() -> Iterator[dict[str, list[str]]]:
     if not agent.running():
         agent.start().close()
     cri = Cri()
-    for box in cri.pods():  # after a failure, so that the next case stands alone
-        cri.remove_pod(box.id)
+    for sandbox in cri.pods():  # after a failure, so that the next case stands alone
+        cri.remove_pod(sandbox.id)
     for image in cri.images():
         cri.remove_image(image.id)
     cri.close()

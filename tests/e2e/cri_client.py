@@ -52,38 +52,48 @@ class Cri:
         return str(self.runtime.RunPodSandbox(request, timeout=timeout).pod_sandbox_id)
 
     def create(
-        self, box: str, config: api.ContainerConfig, pod: api.PodSandboxConfig, timeout: float = 60
+        self,
+        sandbox: str,
+        config: api.ContainerConfig,
+        pod: api.PodSandboxConfig,
+        timeout: float = 60,
     ) -> str:
-        request = api.CreateContainerRequest(pod_sandbox_id=box, config=config, sandbox_config=pod)
+        request = api.CreateContainerRequest(
+            pod_sandbox_id=sandbox, config=config, sandbox_config=pod
+        )
         return str(self.runtime.CreateContainer(request, timeout=timeout).container_id)
 
-    def start(self, row: str) -> None:
-        self.runtime.StartContainer(api.StartContainerRequest(container_id=row), timeout=60)
+    def start(self, container_id: str) -> None:
+        self.runtime.StartContainer(
+            api.StartContainerRequest(container_id=container_id), timeout=60
+        )
 
-    def stop(self, row: str, grace: int = 0) -> None:
-        request = api.StopContainerRequest(container_id=row, timeout=grace)
+    def stop(self, container_id: str, grace: int = 0) -> None:
+        request = api.StopContainerRequest(container_id=container_id, timeout=grace)
         self.runtime.StopContainer(request, timeout=grace + 60)
 
-    def remove(self, row: str) -> None:
-        self.runtime.RemoveContainer(api.RemoveContainerRequest(container_id=row), timeout=60)
+    def remove(self, container_id: str) -> None:
+        self.runtime.RemoveContainer(
+            api.RemoveContainerRequest(container_id=container_id), timeout=60
+        )
 
-    def stop_pod(self, box: str) -> None:
-        self.runtime.StopPodSandbox(api.StopPodSandboxRequest(pod_sandbox_id=box), timeout=60)
+    def stop_pod(self, sandbox: str) -> None:
+        self.runtime.StopPodSandbox(api.StopPodSandboxRequest(pod_sandbox_id=sandbox), timeout=60)
 
-    def remove_pod(self, box: str) -> None:
-        request = api.RemovePodSandboxRequest(pod_sandbox_id=box)
+    def remove_pod(self, sandbox: str) -> None:
+        request = api.RemovePodSandboxRequest(pod_sandbox_id=sandbox)
         self.runtime.RemovePodSandbox(request, timeout=60)
 
-    def status(self, row: str) -> api.ContainerStatus:
-        request = api.ContainerStatusRequest(container_id=row)
+    def status(self, container_id: str) -> api.ContainerStatus:
+        request = api.ContainerStatusRequest(container_id=container_id)
         return self.runtime.ContainerStatus(request, timeout=10).status
 
-    def pod_status(self, box: str) -> api.PodSandboxStatus:
-        request = api.PodSandboxStatusRequest(pod_sandbox_id=box)
+    def pod_status(self, sandbox: str) -> api.PodSandboxStatus:
+        request = api.PodSandboxStatusRequest(pod_sandbox_id=sandbox)
         return self.runtime.PodSandboxStatus(request, timeout=10).status
 
-    def exec(self, row: str, *words: str, timeout: int = 10) -> api.ExecSyncResponse:
-        request = api.ExecSyncRequest(container_id=row, cmd=words, timeout=timeout)
+    def exec(self, container_id: str, *words: str, timeout: int = 10) -> api.ExecSyncResponse:
+        request = api.ExecSyncRequest(container_id=container_id, cmd=words, timeout=timeout)
         return self.runtime.ExecSync(request, timeout=timeout + 30)
 
     def pods(self) -> list[api.PodSandbox]:

@@ -110,7 +110,9 @@ def _processes() -> list[str]:
 def _addresses() -> list[str]:
     connection = sqlite3.connect(f"file:{ROOT}/state.db?mode=ro", uri=True)
     try:
-        return sorted(row[0] for row in connection.execute("SELECT address FROM addresses"))
+        return sorted(
+            container_id[0] for container_id in connection.execute("SELECT address FROM addresses")
+        )
     finally:
         connection.close()
 

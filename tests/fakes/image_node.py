@@ -187,7 +187,11 @@ class ImageNode:
 
     def layers(self) -> set[str]:
         """Chain IDs of what is unpacked and committed."""
-        return {row.key for row in self.snapshots.store.all() if row.committed}
+        return {
+            container_id.key
+            for container_id in self.snapshots.store.all()
+            if container_id.committed
+        }
 
     def on_disk(self) -> tuple[int, int]:
         """Bytes and files below blobs, as ImageFsInfo counts them."""
@@ -201,10 +205,12 @@ class ImageNode:
     def counted(self) -> tuple[int, int]:
         """Bytes and files of blobs that ImageFsInfo says."""
         usage = self.images.fs_usage()
-        layers = [row for row in self.snapshots.store.all() if row.committed]
+        layers = [
+            container_id for container_id in self.snapshots.store.all() if container_id.committed
+        ]
         return (
-            usage.used_bytes - sum(row.used_bytes for row in layers),
-            usage.inodes_used - sum(row.inodes for row in layers),
+            usage.used_bytes - sum(container_id.used_bytes for container_id in layers),
+            usage.inodes_used - sum(container_id.inodes for container_id in layers),
         )
 
 
@@ -239,21 +245,21 @@ async def findings(node: ImageNode) -> list[str]:
 
 async def keep(node: ImageNode, top: str) -> Container:
     """A container whose root has the layers up to `top`."""
-    box = Sandbox(
+    sandbox = Sandbox(
         id=SandboxId("b" * 64),
         spec=SandboxSpec(metadata=SandboxMetadata(name="p", uid="u", namespace="n")),
         created_at_ns=1,
         boot_id="boot",
     )
-    row = Container(
+    container_id = Container(
         id=ContainerId("c" * 64),
-        sandbox_id=box.id,
+        sandbox_id=sandbox.id,
         spec=ContainerSpec(metadata=ContainerMetadata(name="c"), image="i"),
         created_at_ns=1,
         boot_id="boot",
         handler="crun",
     )
-    await node.sandboxes.insert(box)
-    await node.containers.insert(row)
-    await node.snapshots.create(row.id, parent=top, created_at_ns=1)
-    return row
+    await node.sandboxes.insert(sandbox)
+    await node.containers.insert(container_id)
+    await node.snapshots.create(container_id.id, parent=top, created_at_ns=1)
+    return container_id

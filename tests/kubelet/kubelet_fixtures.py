@@ -49,8 +49,8 @@ def session_kubelet(images: None) -> Iterator[Kubelet]:
     if IN_VM:  # its garbage collection runs once a minute
         until(lambda: not cri.pods(), "the removal of all sandboxes", LIMIT_S)
     service.stop()
-    for box in cri.pods():
-        cri.remove_pod(box.id)
+    for sandbox in cri.pods():
+        cri.remove_pod(sandbox.id)
     if IN_VM:
         for name in pod_slices():
             systemctl("stop", name)

@@ -223,9 +223,13 @@ class Kubelet:
         cri = Cri()  # the kubelet forgets it before its containers have ended
 
         def running() -> set[str]:
-            boxes = {box.metadata.name for box in cri.pods() if box.state == api.SANDBOX_READY}
+            sandboxes = {
+                sandbox.metadata.name
+                for sandbox in cri.pods()
+                if sandbox.state == api.SANDBOX_READY
+            }
             known = {pod["metadata"]["name"] for pod in self.pods()}
-            return gone & (boxes | known)
+            return gone & (sandboxes | known)
 
         try:
             until(lambda: not running(), f"the end of pods {gone}", LIMIT_S)
@@ -355,8 +359,8 @@ def run(pod: Json, container: str, *command: str) -> str:
     """Output of a command in a container of the pod, which must succeed."""
     cri = Cri()
     try:
-        row = ids(pod)[container].removeprefix("criagent://")
-        answer = cri.exec(row, *command, timeout=60)
+        container_id = ids(pod)[container].removeprefix("criagent://")
+        answer = cri.exec(container_id, *command, timeout=60)
     finally:
         cri.close()
     assert answer.exit_code == 0, answer.stderr

@@ -39,9 +39,9 @@ def test_users_and_groups_and_a_volume_of_the_pods_group(kubelet: Kubelet) -> No
     assert facts["Gid"].split() == ["2000"] * 4
     assert set(facts["Groups"].split()) == {"2000", "3000", "4000"}
     assert _facts(run(pod, "other", *_STATUS))["Uid"].split() == ["1001"] * 4
-    box = volume(pod, "box")
-    assert (box.stat().st_gid, box.stat().st_mode & 0o2070) == (3000, 0o2070)
-    assert ((box / "made").stat().st_uid, (box / "made").stat().st_gid) == (1000, 3000)
+    sandbox = volume(pod, "box")
+    assert (sandbox.stat().st_gid, sandbox.stat().st_mode & 0o2070) == (3000, 0o2070)
+    assert ((sandbox / "made").stat().st_uid, (sandbox / "made").stat().st_gid) == (1000, 3000)
     status = {one["name"]: one["user"]["linux"] for one in pod["status"]["containerStatuses"]}
     assert (status["main"]["uid"], status["main"]["gid"]) == (1000, 2000)
 

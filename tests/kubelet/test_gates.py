@@ -43,8 +43,8 @@ def gated(kubelet: Kubelet) -> Iterator[Kubelet]:
 def test_statistics_are_the_runtimes(gated: Kubelet) -> None:
     script = "head -c 1500000 /dev/zero > /x; i=0; while [ $i -lt 300000 ]; do i=$((i+1)); done"
     gated.add("busy", {"containers": [shell("main", f"{script}; exec sleep 1000000")]})
-    row = ids(gated.until_ready("busy"))["main"].removeprefix("criagent://")
-    cgroup = _cgroup(row)
+    container_id = ids(gated.until_ready("busy"))["main"].removeprefix("criagent://")
+    cgroup = _cgroup(container_id)
 
     def agree() -> bool:
         before, pod, after = _usage(cgroup), _summary(gated, "busy"), _usage(cgroup)
@@ -66,7 +66,7 @@ def test_statistics_are_the_runtimes(gated: Kubelet) -> None:
     assert pod["process_stats"]["process_count"] >= 1
     metrics = gated.text("/metrics/cadvisor")
     (line,) = re.findall(
-        rf'^container_cpu_usage_seconds_total{{.*id="{row}".*$', metrics, re.MULTILINE
+        rf'^container_cpu_usage_seconds_total{{.*id="{container_id}".*$', metrics, re.MULTILINE
     )
     assert f'namespace="default",pod="busy-{NODE}"' in line
     assert 'id="/' not in metrics  # cgroups, as cAdvisor names containers
@@ -111,9 +111,9 @@ def test_events_go_on_after_a_restart_of_the_agent(gated: Kubelet, host_director
     gated.remove("ending")
 
 
-def _cgroup(row: str) -> Path:
+def _cgroup(container_id: str) -> Path:
     cri = Cri()
-    request = api.ContainerStatusRequest(container_id=row, verbose=True)
+    request = api.ContainerStatusRequest(container_id=container_id, verbose=True)
     pid = json.loads(cri.runtime.ContainerStatus(request).info["info"])["pid"]
     cri.close()
     return Path("/sys/fs/cgroup", Path(f"/proc/{pid}/cgroup").read_text().split("0::/")[1].strip())

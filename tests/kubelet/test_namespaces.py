@@ -151,8 +151,8 @@ def _served(url: str) -> str:
 def _udp_socket_in(pod: Json) -> socket.socket:
     """A socket in the pod's network, where it stays; busybox has no UDP server."""
     cri = Cri()
-    row = ids(pod)["main"].removeprefix("criagent://")
-    request = api.ContainerStatusRequest(container_id=row, verbose=True)
+    container_id = ids(pod)["main"].removeprefix("criagent://")
+    request = api.ContainerStatusRequest(container_id=container_id, verbose=True)
     pid = json.loads(cri.runtime.ContainerStatus(request).info["info"])["pid"]
     cri.close()
 

@@ -76,9 +76,9 @@ def test_a_pod_without_the_hosts_users(kubelet: Kubelet, host_directory: Path) -
     assert (scratch / "user").read_text() == "0\n"
     assert {(scratch / "user").stat().st_uid, (host_directory / "made").stat().st_uid} == {0}
     cri = Cri()
-    for row in cri.containers():
-        if row.labels["io.kubernetes.pod.uid"] == pod["metadata"]["uid"]:
-            mounts = cri.exec(row.id, "cat", "/proc/mounts", timeout=LIMIT_S).stdout
-            assert (b" /proc/" in mounts) == (row.metadata.name == "masked")
+    for container_id in cri.containers():
+        if container_id.labels["io.kubernetes.pod.uid"] == pod["metadata"]["uid"]:
+            mounts = cri.exec(container_id.id, "cat", "/proc/mounts", timeout=LIMIT_S).stdout
+            assert (b" /proc/" in mounts) == (container_id.metadata.name == "masked")
     cri.close()
     kubelet.remove("mapped")

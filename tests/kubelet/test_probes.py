@@ -44,14 +44,14 @@ def _pod(*containers: Json) -> Json:
 def test_readiness_falls_with_a_hanging_exec_whose_whole_tree_is_killed(kubelet: Kubelet) -> None:
     kubelet.add("ready-exec", _pod(sleeper("main", readinessProbe={**_EXEC, **_OFTEN})))
     first = kubelet.until_ready("ready-exec")
-    box = volume(first, "box")
-    (box / "hang").touch()
+    sandbox = volume(first, "box")
+    (sandbox / "hang").touch()
     kubelet.until("ready-exec", lambda pod: not ready(pod), "a failed probe")
-    until(lambda: (box / "hung").read_text().count("x") > 1, "a second time-out", PROBE_S * 3)
+    until(lambda: (sandbox / "hung").read_text().count("x") > 1, "a second time-out", PROBE_S * 3)
     # The cgroups of commands come and go too fast for cAdvisor: it must not take them for its own.
     until(lambda: _running("sleep 4243"), "a third try", LIMIT_S)
     assert "/exec-" not in kubelet.text("/metrics/cadvisor")
-    (box / "hang").unlink()
+    (sandbox / "hang").unlink()
     after = kubelet.until_ready("ready-exec")
     until(
         lambda: not _running("sleep 4242") + _running("sleep 4243"), "the trees' end", PROBE_S * 3
@@ -67,9 +67,9 @@ def test_liveness_restarts_a_container_whose_probe_hangs(kubelet: Kubelet) -> No
     kubelet.add("live-exec", _pod(shell("main", clean + SLEEP, **exec_probe)))
     kubelet.add("live-http", _pod(shell("main", clean + _SERVER, **http_probe)))
     for name in ("live-exec", "live-http"):
-        box = volume(kubelet.until_ready(name), "box")
-        until((box / "up").exists, "the script's start", LIMIT_S)
-        (box / "hang").touch()
+        sandbox = volume(kubelet.until_ready(name), "box")
+        until((sandbox / "up").exists, "the script's start", LIMIT_S)
+        (sandbox / "hang").touch()
     for name in ("live-exec", "live-http"):
         after = kubelet.until(
             name, lambda pod: restarts(pod)["main"] == 1 and ready(pod), "a restart"

@@ -50,10 +50,10 @@ def test_a_failing_container_backs_off_and_counts(kubelet: Kubelet) -> None:
     cri = Cri()
     attempts = {
         name: max(
-            row.metadata.attempt
-            for row in cri.containers()
-            if row.metadata.name == name
-            and row.labels["io.kubernetes.pod.uid"] == waiting["metadata"]["uid"]
+            container_id.metadata.attempt
+            for container_id in cri.containers()
+            if container_id.metadata.name == name
+            and container_id.labels["io.kubernetes.pod.uid"] == waiting["metadata"]["uid"]
         )
         for name in ("file", "logs")
     }

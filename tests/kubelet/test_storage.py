@@ -19,11 +19,11 @@ def test_pods_over_their_limits_of_storage_are_noticed(kubelet: Kubelet) -> None
     def write(size: int, path: str) -> str:
         return f"head -c {size} /dev/zero > {path}; exec sleep 1000000"
 
-    box = {"name": "box", "emptyDir": {"sizeLimit": "1Mi"}}
+    sandbox = {"name": "box", "emptyDir": {"sizeLimit": "1Mi"}}
     mounted = {"volumeMounts": [{"name": "box", "mountPath": "/box"}]}
     for name, size in (("over", 3 << 20), ("under", 1 << 18)):
         volumes = {
-            "volumes": [box],
+            "volumes": [sandbox],
             "containers": [shell("main", write(size, "/box/x"), **mounted)],
         }
         kubelet.add(f"volume-{name}", volumes)

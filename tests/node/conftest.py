@@ -46,8 +46,8 @@ def nothing_leaks(cri: Cri) -> Iterator[None]:
     if not agent.running():
         agent.start().close()
     with_fresh = Cri()
-    for box in with_fresh.pods():
-        with_fresh.remove_pod(box.id)
+    for sandbox in with_fresh.pods():
+        with_fresh.remove_pod(sandbox.id)
     after = settled_state(with_fresh)
     with_fresh.close()
     left = differences(before, after)
@@ -81,19 +81,19 @@ class Pods:
         self,
         *command: str,
         change: Callable[[api.ContainerConfig], object] = lambda _: None,
-        box: tuple[str, api.PodSandboxConfig] | None = None,
+        pod: tuple[str, api.PodSandboxConfig] | None = None,
     ) -> str:
         """The id of a started container in a pod of its own."""
-        sandbox, config = box or self.sandbox()
+        sandbox, config = pod or self.sandbox()
         wanted = container(f"c{next(self._numbers)}", command or ("sleep", "100000"))
         change(wanted)
-        row = self.cri.create(sandbox, wanted, config)
-        self.cri.start(row)
-        return row
+        container_id = self.cri.create(sandbox, wanted, config)
+        self.cri.start(container_id)
+        return container_id
 
-    def log(self, row: str) -> str:
+    def log(self, container_id: str) -> str:
         """Plain content of a container's log."""
-        path = Path(self.cri.status(row).log_path)
+        path = Path(self.cri.status(container_id).log_path)
         return "".join(
             line.split(" ", 3)[3] + ("\n" if " F " in line[:60] else "")
             for line in path.read_text().splitlines()

@@ -42,8 +42,8 @@ class ImageMaker:
     def clean(self) -> None:
         """Containers first, then what was made."""
         cri = Cri()
-        for row in cri.containers():
-            cri.remove(row.id)
+        for container_id in cri.containers():
+            cri.remove(container_id.id)
         for tag in listed(cri):
             if tag.startswith(MADE):
                 cri.remove_image(tag)

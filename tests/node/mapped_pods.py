@@ -10,17 +10,17 @@ from conftest import Pods
 from cri_client import api
 
 
-def words(pods: Pods, row: str, *command: str) -> str:
+def words(pods: Pods, container_id: str, *command: str) -> str:
     """Output of a command, which must succeed."""
-    done = pods.cri.exec(row, *command)
+    done = pods.cri.exec(container_id, *command)
     assert done.exit_code == 0, done.stderr
     return done.stdout.decode().strip()
 
 
-def init(pods: Pods, row: str) -> Path:
+def init(pods: Pods, container_id: str) -> Path:
     """/proc/PID of a container's main process."""
     response = pods.cri.runtime.ContainerStatus(
-        api.ContainerStatusRequest(container_id=row, verbose=True), timeout=10
+        api.ContainerStatusRequest(container_id=container_id, verbose=True), timeout=10
     )
     return Path("/proc", str(json.loads(response.info["info"])["pid"]))
 

@@ -57,11 +57,11 @@ class SystemdNode:
         """A client of the agent inside."""
         return Cri(f"unix:///proc/{self._init}/root/run/criagent/criagent.sock")
 
-    def pid(self, cri: Cri, row: str) -> int:
+    def pid(self, cri: Cri, container_id: str) -> int:
         """The container's init, as the machine counts."""
         from criagent._proto import api_pb2 as api
 
-        request = api.ContainerStatusRequest(container_id=row, verbose=True)
+        request = api.ContainerStatusRequest(container_id=container_id, verbose=True)
         return int(json.loads(cri.runtime.ContainerStatus(request).info["info"])["pid"])
 
     def close(self) -> None:

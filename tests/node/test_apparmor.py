@@ -49,11 +49,11 @@ UNCONFINED = profile(api.SecurityProfile.Unconfined)
 
 
 def refusal(pods: Pods, change: Change) -> grpc.RpcError:
-    box, config = pods.sandbox()
+    sandbox, config = pods.sandbox()
     wanted = container("refused", ["sleep", "1"])
     change(wanted)
     with pytest.raises(grpc.RpcError) as caught:
-        pods.cri.create(box, wanted, config)
+        pods.cri.create(sandbox, wanted, config)
     assert pods.cri.containers() == []
     return caught.value
 
@@ -64,8 +64,8 @@ def refusal(pods: Pods, change: Change) -> grpc.RpcError:
     [RUNTIME_DEFAULT, UNCONFINED, deprecated("runtime/default"), deprecated("unconfined")],
 )
 def test_without_apparmor_the_default_is_none(pods: Pods, change: Change) -> None:
-    row = pods.running(change=change)
-    assert pods.cri.exec(row, "true").exit_code == 0
+    container_id = pods.running(change=change)
+    assert pods.cri.exec(container_id, "true").exit_code == 0
 
 
 @without_apparmor
@@ -79,9 +79,9 @@ def test_without_apparmor_a_profile_of_the_node_is_refused(pods: Pods, change: C
     assert "AppArmor off" in str(error.details())
 
 
-def label(pods: Pods, row: str) -> str:
+def label(pods: Pods, container_id: str) -> str:
     """What the kernel says of a process in the container: profile and mode."""
-    return pods.cri.exec(row, "cat", "/proc/self/attr/current").stdout.decode().strip()
+    return pods.cri.exec(container_id, "cat", "/proc/self/attr/current").stdout.decode().strip()
 
 
 @pytest.fixture
@@ -94,12 +94,12 @@ def deny() -> Iterator[str]:
 @with_apparmor
 @pytest.mark.parametrize("change", [lambda _: None, RUNTIME_DEFAULT, deprecated("runtime/default")])
 def test_the_default_profile_holds_and_lets_signals_through(pods: Pods, change: Change) -> None:
-    row = pods.running(change=change)
-    assert label(pods, row) == "criagent-default (enforce)"
-    assert pods.cri.exec(row, "touch", "/tmp/x").exit_code == 0
-    assert pods.cri.exec(row, "sh", "-c", "sleep 100 & kill $!").exit_code == 0
-    pods.cri.stop(row, grace=0)
-    assert pods.cri.status(row).exit_code == 137
+    container_id = pods.running(change=change)
+    assert label(pods, container_id) == "criagent-default (enforce)"
+    assert pods.cri.exec(container_id, "touch", "/tmp/x").exit_code == 0
+    assert pods.cri.exec(container_id, "sh", "-c", "sleep 100 & kill $!").exit_code == 0
+    pods.cri.stop(container_id, grace=0)
+    assert pods.cri.status(container_id).exit_code == 137
 
 
 @with_apparmor
@@ -115,17 +115,17 @@ def test_unconfined_and_privileged_containers_have_none(pods: Pods) -> None:
         config.linux.security_context.privileged = True
 
     assert label(pods, pods.running(change=UNCONFINED)) == "unconfined"
-    row = pods.running(box=pods.sandbox(privileged), change=privileged)
-    assert label(pods, row) == "unconfined"
+    container_id = pods.running(pod=pods.sandbox(privileged), change=privileged)
+    assert label(pods, container_id) == "unconfined"
 
 
 @with_apparmor
 @pytest.mark.parametrize("prefix", ["", "localhost/"])
 def test_a_profile_of_the_node_is_enforced(pods: Pods, deny: str, prefix: str) -> None:
-    row = pods.running(change=profile(api.SecurityProfile.Localhost, prefix + deny))
-    assert label(pods, row) == "criagent-test-deny (enforce)"
-    assert pods.cri.exec(row, "touch", "/tmp/x").exit_code != 0
-    assert pods.cri.exec(row, "touch", "/root/x").exit_code == 0
+    container_id = pods.running(change=profile(api.SecurityProfile.Localhost, prefix + deny))
+    assert label(pods, container_id) == "criagent-test-deny (enforce)"
+    assert pods.cri.exec(container_id, "touch", "/tmp/x").exit_code != 0
+    assert pods.cri.exec(container_id, "touch", "/root/x").exit_code == 0
 
 
 @with_apparmor
@@ -134,10 +134,10 @@ def test_a_container_whose_profile_takes_no_signal_is_stopped_all_the_same(
     pods: Pods, deny: str, grace: int
 ) -> None:
     del deny  # it loads both
-    row = pods.running(change=profile(api.SecurityProfile.Localhost, "criagent-test-deaf"))
-    pods.cri.stop(row, grace=grace)
-    assert pods.cri.status(row).exit_code == 137
-    pods.cri.remove(row)
+    container_id = pods.running(change=profile(api.SecurityProfile.Localhost, "criagent-test-deaf"))
+    pods.cri.stop(container_id, grace=grace)
+    assert pods.cri.status(container_id).exit_code == 137
+    pods.cri.remove(container_id)
 
 
 @with_apparmor

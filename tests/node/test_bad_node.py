@@ -70,8 +70,8 @@ def programs(pods: Pods) -> Iterator[Pods]:
     yield pods
     agent.stop()
     pods.cri = agent.start()
-    for box in pods.cri.pods():
-        pods.cri.remove_pod(box.id)
+    for sandbox in pods.cri.pods():
+        pods.cri.remove_pod(sandbox.id)
 
 
 @pytest.mark.parametrize(
@@ -89,9 +89,9 @@ def test_a_missing_or_old_program_makes_the_node_not_ready(
     old = tmp_path / "old"
     old.write_text("#!/bin/sh\necho crun version 1.2; echo conmon version 1.2\n")
     old.chmod(0o755)
-    box, spec = programs.sandbox()
-    row = programs.running(box=(box, spec))
-    started = programs.cri.status(row).started_at
+    sandbox, spec = programs.sandbox()
+    container_id = programs.running(pod=(sandbox, spec))
+    started = programs.cri.status(container_id).started_at
     agent.stop()
     programs.cri = agent.start("[runtime]\n" + config.replace("AT", str(tmp_path)) + "\n")
     found = condition(programs.cri)
@@ -100,16 +100,16 @@ def test_a_missing_or_old_program_makes_the_node_not_ready(
     assert "install" in found.message
     for call in (
         programs.sandbox,
-        lambda: programs.cri.create(box, container("late", ["sleep", "1"]), spec),
+        lambda: programs.cri.create(sandbox, container("late", ["sleep", "1"]), spec),
     ):
         code, text = refused(call)
         assert code is grpc.StatusCode.FAILED_PRECONDITION
         assert part in text
     # What ran goes on, is seen, and can be ended.
-    assert programs.cri.status(row).state == api.CONTAINER_RUNNING
-    assert programs.cri.status(row).started_at == started
-    programs.cri.stop(row)
-    assert programs.cri.status(row).state == api.CONTAINER_EXITED
+    assert programs.cri.status(container_id).state == api.CONTAINER_RUNNING
+    assert programs.cri.status(container_id).started_at == started
+    programs.cri.stop(container_id)
+    assert programs.cri.status(container_id).state == api.CONTAINER_EXITED
 
 
 @pytest.mark.parametrize("key", ["handlers.crun", "conmon"])
@@ -136,9 +136,9 @@ def test_a_program_that_goes_while_the_agent_runs_makes_the_node_not_ready(
 def test_crun_without_dbus_says_what_to_do(programs: Pods) -> None:
     agent.stop()
     programs.cri = agent.start('[runtime]\ncgroup_driver = "systemd"\n')
-    box, spec = programs.sandbox(lambda c: c.linux.__setattr__("cgroup_parent", "test.slice"))
+    sandbox, spec = programs.sandbox(lambda c: c.linux.__setattr__("cgroup_parent", "test.slice"))
     code, text = refused(
-        lambda: programs.cri.create(box, container("a", ["sleep", "1"]), spec),
+        lambda: programs.cri.create(sandbox, container("a", ["sleep", "1"]), spec),
     )
     assert code is grpc.StatusCode.INTERNAL
     assert "systemctl start dbus" in text
@@ -157,17 +157,17 @@ def test_the_agent_starts_on_a_full_disk_and_finds_its_containers(
     try:
         pods.cri = agent.start(config)
         pods.cri.pull(BUSYBOX)
-        row = pods.running()
-        started = pods.cri.status(row).started_at
+        container_id = pods.running()
+        started = pods.cri.status(container_id).started_at
         agent.kill()
         _fill(root / "filler")
         pods.cri = agent.start(config)
-        assert pods.cri.status(row).state == api.CONTAINER_RUNNING
-        assert pods.cri.status(row).started_at == started
+        assert pods.cri.status(container_id).state == api.CONTAINER_RUNNING
+        assert pods.cri.status(container_id).started_at == started
         code, text = refused(pods.sandbox)
         assert code is grpc.StatusCode.RESOURCE_EXHAUSTED, text
-        for box in pods.cri.pods():
-            pods.cri.remove_pod(box.id)
+        for sandbox in pods.cri.pods():
+            pods.cri.remove_pod(sandbox.id)
         assert pods.cri.containers() == []
     finally:
         agent.stop()
@@ -209,19 +209,19 @@ def test_a_broken_cni_configuration_harms_no_pod_and_is_seen_mended_at_once(pods
     agent.stop()
     pods.cri = agent.start('[network]\nbackend = "cni"\n')
     try:
-        box, spec = pods.sandbox()
-        row = pods.running(box=(box, spec))
+        sandbox, spec = pods.sandbox()
+        container_id = pods.running(pod=(sandbox, spec))
         file.write_text(good[:-20])
         assert not condition(pods.cri, "NetworkReady").status
         assert str(file) in condition(pods.cri, "NetworkReady").message
         _, text = refused(pods.sandbox)
         assert str(file) in text
-        assert pods.cri.exec(row, "true").exit_code == 0
+        assert pods.cri.exec(container_id, "true").exit_code == 0
         file.write_text(good)
         until(lambda: condition(pods.cri, "NetworkReady").status, "readiness", 1)
         other, _ = pods.sandbox()
         assert pods.cri.pod_status(other).network.ip.startswith("10.78.0.")
-        assert pods.cri.status(row).state == api.CONTAINER_RUNNING
+        assert pods.cri.status(container_id).state == api.CONTAINER_RUNNING
     finally:
         for left in pods.cri.pods():
             pods.cri.remove_pod(left.id)
@@ -266,15 +266,15 @@ def test_a_clock_that_jumps_changes_no_order_and_no_grace_period(
     took = time.monotonic() - begin
     assert 2.9 <= took <= 30
     assert pods.cri.status(stubborn).exit_code == 137
-    created = {row.id: row.created_at for row in pods.cri.containers()}
+    created = {container_id.id: container_id.created_at for container_id in pods.cri.containers()}
     assert created[stubborn] < created[first] < created[second]
     status = pods.cri.status(second)
     assert status.created_at < status.started_at
     pods.cri.stop(second)
     status = pods.cri.status(second)
     assert status.finished_at > status.started_at
-    boxes = [pods.cri.pod_status(box.id) for box in pods.cri.pods()]
-    assert len({box.created_at for box in boxes}) == 3
+    sandboxes = [pods.cri.pod_status(sandbox.id) for sandbox in pods.cri.pods()]
+    assert len({sandbox.created_at for sandbox in sandboxes}) == 3
 
 
 def _stops() -> str:
@@ -286,21 +286,23 @@ def test_a_changed_hostname_is_for_new_host_network_pods_alone(pods: Pods) -> No
     def host_network(config: api.PodSandboxConfig) -> None:
         config.linux.security_context.namespace_options.network = api.NODE
 
-    def named(row: str) -> tuple[str, str, str]:
+    def named(container_id: str) -> tuple[str, str, str]:
         script = "hostname; cat /etc/hostname; echo $HOSTNAME"
-        name, file, variable = pods.cri.exec(row, "sh", "-c", script).stdout.decode().split()
+        name, file, variable = (
+            pods.cri.exec(container_id, "sh", "-c", script).stdout.decode().split()
+        )
         return name, file, variable
 
     old = os.uname().nodename
-    own = pods.running(box=pods.sandbox(lambda c: c.__setattr__("hostname", "mine")))
-    shared = pods.running(box=pods.sandbox(host_network))
+    own = pods.running(pod=pods.sandbox(lambda c: c.__setattr__("hostname", "mine")))
+    shared = pods.running(pod=pods.sandbox(host_network))
     assert named(shared) == (old, old, old)
     subprocess.run(["hostname", "renamed"], check=True)
     try:
         assert named(own) == ("mine", "mine", "mine")
         # The UTS namespace is the node's; file and variable are of the container's creation.
         assert named(shared) == ("renamed", old, old)
-        assert named(pods.running(box=pods.sandbox(host_network))) == ("renamed",) * 3
+        assert named(pods.running(pod=pods.sandbox(host_network))) == ("renamed",) * 3
         agent.kill()
         pods.cri = agent.start()
         assert named(own) == ("mine", "mine", "mine")
@@ -325,14 +327,14 @@ class Load:
             self._number += 1
             spec = pod(f"load-{self._number}", log_directory=str(self._logs))
             work = container("main", ["sleep", "100000"])
-            box = self._again(partial(cri.run, spec))
-            row = self._again(partial(cri.create, box, work, spec))
-            self._again(partial(cri.start, row))
+            sandbox = self._again(partial(cri.run, spec))
+            container_id = self._again(partial(cri.create, sandbox, work, spec))
+            self._again(partial(cri.start, container_id))
             if self.rounds % 3:
-                self._again(partial(cri.stop_pod, box))
-                self._again(partial(cri.remove_pod, box))
+                self._again(partial(cri.stop_pod, sandbox))
+                self._again(partial(cri.remove_pod, sandbox))
             else:
-                self.kept[row] = spec
+                self.kept[container_id] = spec
             self.rounds += 1
         cri.close()
 
@@ -352,7 +354,10 @@ class Load:
 
 @pytest.mark.timeout(300)
 def test_an_agent_that_is_killed_again_and_again_under_load_loses_nothing(pods: Pods) -> None:
-    before = {row: _pid(pods.cri, row) for row in (pods.running() for _ in range(5))}
+    before = {
+        container_id: _pid(pods.cri, container_id)
+        for container_id in (pods.running() for _ in range(5))
+    }
     stopped, loads = threading.Event(), [Load(pods.logs, 1000 * n) for n in (1, 2, 3)]
     threads = [threading.Thread(target=load.run, args=(stopped,)) for load in loads]
     for thread in threads:
@@ -368,17 +373,17 @@ def test_an_agent_that_is_killed_again_and_again_under_load_loses_nothing(pods: 
         for thread in threads:
             thread.join(60)
     pods.cri = Cri()
-    for row, pid in before.items():
-        assert _pid(pods.cri, row) == pid
-    kept = {row: spec for load in loads for row, spec in load.kept.items()}
+    for container_id, pid in before.items():
+        assert _pid(pods.cri, container_id) == pid
+    kept = {container_id: spec for load in loads for container_id, spec in load.kept.items()}
     assert len(kept) > 3
-    listed = {row.id: row for row in pods.cri.containers()}
+    listed = {container_id.id: container_id for container_id in pods.cri.containers()}
     assert set(listed) == {*before, *kept}
-    assert {row.state for row in listed.values()} == {api.CONTAINER_RUNNING}
-    assert {row.metadata.attempt for row in listed.values()} == {0}
+    assert {container_id.state for container_id in listed.values()} == {api.CONTAINER_RUNNING}
+    assert {container_id.metadata.attempt for container_id in listed.values()} == {0}
     assert len(pods.cri.pods()) == len(listed)
 
 
-def _pid(cri: Cri, row: str) -> int:
-    request = api.ContainerStatusRequest(container_id=row, verbose=True)
+def _pid(cri: Cri, container_id: str) -> int:
+    request = api.ContainerStatusRequest(container_id=container_id, verbose=True)
     return int(json.loads(cri.runtime.ContainerStatus(request).info["info"])["pid"])

@@ -180,7 +180,7 @@ def user(**fields: object) -> Callable[[api.ContainerConfig], object]:
 def test_bad_containers_are_refused(
     pods: Pods, change: Callable[[api.ContainerConfig], object], code: grpc.StatusCode, words: str
 ) -> None:
-    box, config = pods.sandbox()
+    sandbox, config = pods.sandbox()
     wanted = container("bad", ["sleep", "1"])
     if words == "such":
         wanted.ClearField("command")
@@ -189,7 +189,7 @@ def test_bad_containers_are_refused(
         wanted.stop_signal = 99
     else:
         change(wanted)
-    refused(lambda: pods.cri.create(box, wanted, config), code, words)
+    refused(lambda: pods.cri.create(sandbox, wanted, config), code, words)
     assert pods.cri.containers() == []
     assert not Path(pods.logs / "bad.log").exists() or code is grpc.StatusCode.INTERNAL
 
@@ -213,21 +213,21 @@ def test_names_are_joined_returned_or_taken(pods: Pods) -> None:
     config = pods.config()
     request = api.RunPodSandboxRequest(config=config)
     calls = [pods.cri.runtime.RunPodSandbox.future(request, timeout=30) for _ in range(5)]
-    box, *others = {call.result().pod_sandbox_id for call in calls}
+    sandbox, *others = {call.result().pod_sandbox_id for call in calls}
     assert others == []
-    assert pods.cri.run(config) == box
+    assert pods.cri.run(config) == sandbox
     other = api.PodSandboxConfig()
     other.CopyFrom(config)
     other.hostname = "another"
-    refused(lambda: pods.cri.run(other), EXISTS, box)
+    refused(lambda: pods.cri.run(other), EXISTS, sandbox)
     wanted = container("one", ["sleep", "100"])
-    row = pods.cri.create(box, wanted, config)
-    assert pods.cri.create(box, wanted, config) == row
-    pods.cri.start(row)
-    refused(lambda: pods.cri.create(box, wanted, config), EXISTS, row)
-    pods.cri.stop_pod(box)
+    container_id = pods.cri.create(sandbox, wanted, config)
+    assert pods.cri.create(sandbox, wanted, config) == container_id
+    pods.cri.start(container_id)
+    refused(lambda: pods.cri.create(sandbox, wanted, config), EXISTS, container_id)
+    pods.cri.stop_pod(sandbox)
     refused(lambda: pods.cri.run(config), EXISTS, "stopped")
-    refused(lambda: pods.cri.create(box, wanted, config), WRONG, "not ready")
+    refused(lambda: pods.cri.create(sandbox, wanted, config), WRONG, "not ready")
 
 
 def test_a_client_that_gives_up_and_repeats_gets_the_first_calls_work(pods: Pods) -> None:
@@ -237,16 +237,18 @@ def test_a_client_that_gives_up_and_repeats_gets_the_first_calls_work(pods: Pods
         pods.cri.runtime.RunPodSandbox(request, timeout=0.002)
     except grpc.RpcError as error:
         assert error.code() is grpc.StatusCode.DEADLINE_EXCEEDED
-    box = pods.cri.run(config)
-    assert [found.id for found in pods.cri.pods()] == [box]
+    sandbox = pods.cri.run(config)
+    assert [found.id for found in pods.cri.pods()] == [sandbox]
     wanted = container("patient", ["sleep", "100"])
-    create = api.CreateContainerRequest(pod_sandbox_id=box, config=wanted, sandbox_config=config)
+    create = api.CreateContainerRequest(
+        pod_sandbox_id=sandbox, config=wanted, sandbox_config=config
+    )
     try:
         pods.cri.runtime.CreateContainer(create, timeout=0.002)
     except grpc.RpcError as error:
         assert error.code() is grpc.StatusCode.DEADLINE_EXCEEDED
-    row = pods.cri.create(box, wanted, config)
-    assert [found.id for found in pods.cri.containers()] == [row]
+    container_id = pods.cri.create(sandbox, wanted, config)
+    assert [found.id for found in pods.cri.containers()] == [container_id]
 
 
 def test_a_full_network_says_so_and_recovers(pods: Pods) -> None:
@@ -261,10 +263,10 @@ def test_a_full_network_says_so_and_recovers(pods: Pods) -> None:
     refused(lambda: use("10.99.0.0/31"), INVALID, "no room")
     use("10.99.0.0/29")  # .2 to .6
     try:
-        boxes = [pods.sandbox()[0] for _ in range(5)]
+        sandboxes = [pods.sandbox()[0] for _ in range(5)]
         full = grpc.StatusCode.RESOURCE_EXHAUSTED
         refused(pods.sandbox, full, "10.99.0.0/29")
-        pods.cri.remove_pod(boxes[0])
+        pods.cri.remove_pod(sandboxes[0])
         assert pods.cri.pod_status(pods.sandbox()[0]).network.ip == "10.99.0.2"
         assert len(pods.cri.pods()) == 5
     finally:

@@ -98,7 +98,7 @@ def test_a_container_is_told_with_its_labels_cgroup_and_process(
         config.labels["io.kubernetes.container.name"] = "main"
         config.envs.append(api.KeyValue(key="PASSWORD", value=b"secret"))
 
-    container = pods.running(change=change, box=(sandbox, config))
+    container = pods.running(change=change, pod=(sandbox, config))
     found = asked.container(container)
     assert found.id == container
     assert dict(found.labels) == {
@@ -113,8 +113,8 @@ def test_a_container_is_told_with_its_labels_cgroup_and_process(
     assert b"secret" not in found.spec.value
     task = asked.task(container)
     assert (task.pid, task.status) == (process_of(served, container), containerd.RUNNING)
-    box = asked.container(sandbox)
-    assert dict(box.labels) == {"app": "web", "io.cri-containerd.kind": "sandbox"}
+    pause = asked.container(sandbox)
+    assert dict(pause.labels) == {"app": "web", "io.cri-containerd.kind": "sandbox"}
     served.stop(container)
     ended = asked.task(container)
     assert (ended.status, ended.exit_status) == (containerd.STOPPED, 137)
@@ -142,27 +142,27 @@ def test_a_sandbox_has_the_process_that_runs_longest(
     asked: Containerd, served: Cri, pods: Pods
 ) -> None:
     pods.cri = served
-    box = pods.sandbox()
-    cgroup = network_cgroup(box[0])
+    sandbox = pods.sandbox()
+    cgroup = network_cgroup(sandbox[0])
     assert not cgroup.exists()
-    assert refused(asked.task, box[0]) is grpc.StatusCode.NOT_FOUND
-    first, second = pods.running(box=box), pods.running(box=box)
+    assert refused(asked.task, sandbox[0]) is grpc.StatusCode.NOT_FOUND
+    first, second = pods.running(pod=sandbox), pods.running(pod=sandbox)
     until(cgroup.exists, "a cgroup of the sandbox's name")
-    assert asked.task(box[0]).pid == process_of(served, first)
+    assert asked.task(sandbox[0]).pid == process_of(served, first)
     inode = cgroup.stat().st_ino
     served.stop(first)
     until(lambda: cgroup.exists() and cgroup.stat().st_ino != inode, "a new one")
-    assert asked.task(box[0]).pid == process_of(served, second)
+    assert asked.task(sandbox[0]).pid == process_of(served, second)
     served.stop(second)
     until(lambda: not cgroup.exists(), "its end with the last container")
-    assert refused(asked.task, box[0]) is grpc.StatusCode.NOT_FOUND
+    assert refused(asked.task, sandbox[0]) is grpc.StatusCode.NOT_FOUND
 
 
 def test_a_killed_agent_leaves_no_cgroup_behind(served: Cri, pods: Pods) -> None:
     pods.cri = served
-    box = pods.sandbox()
-    pods.running(box=box)
-    cgroup = network_cgroup(box[0])
+    sandbox = pods.sandbox()
+    pods.running(pod=sandbox)
+    cgroup = network_cgroup(sandbox[0])
     until(cgroup.exists, "a cgroup of the sandbox's name")
     agent.kill()
     agent.start().close()  # without the socket

@@ -66,8 +66,8 @@ def test_filters_of_garbage_find_nothing_and_break_nothing(pods: Pods) -> None:
     for number in (3, 99, -1, 2**31 - 1):
         state = api.ContainerFilter(state=api.ContainerStateValue(state=number))
         assert not pods.cri.runtime.ListContainers(Request(filter=state)).containers
-        box = api.PodSandboxFilter(state=api.PodSandboxStateValue(state=number))
-        assert not pods.cri.runtime.ListPodSandbox(api.ListPodSandboxRequest(filter=box)).items
+        sandbox = api.PodSandboxFilter(state=api.PodSandboxStateValue(state=number))
+        assert not pods.cri.runtime.ListPodSandbox(api.ListPodSandboxRequest(filter=sandbox)).items
     assert everything_by(pods.cri) == [1] * 8
 
 
@@ -75,9 +75,9 @@ def test_parts_of_a_filter_must_all_fit(pods: Pods) -> None:
     def labelled(config: api.ContainerConfig) -> None:
         config.labels.update({"app": "x", "tier": ""})
 
-    box = pods.sandbox()
-    row = pods.running(box=box, change=labelled)
-    other = pods.running(box=box)
+    sandbox = pods.sandbox()
+    container_id = pods.running(pod=sandbox, change=labelled)
+    other = pods.running(pod=sandbox)
     running = api.ContainerStateValue(state=api.CONTAINER_RUNNING)
 
     def ids(**fields: object) -> list[str]:
@@ -86,16 +86,18 @@ def test_parts_of_a_filter_must_all_fit(pods: Pods) -> None:
             one.id for one in pods.cri.runtime.ListContainers(Request(filter=wanted)).containers
         ]
 
-    assert ids(label_selector={"app": "x"}) == [row]
-    assert ids(label_selector={"app": "x", "tier": ""}, pod_sandbox_id=box[0][:20]) == [row]
+    assert ids(label_selector={"app": "x"}) == [container_id]
+    assert ids(label_selector={"app": "x", "tier": ""}, pod_sandbox_id=sandbox[0][:20]) == [
+        container_id
+    ]
     assert ids(label_selector={"app": "y"}) == []
     assert ids(label_selector={"App": "x"}) == []
-    assert ids(id=row[:12], state=running) == [row]
+    assert ids(id=container_id[:12], state=running) == [container_id]
     assert ids(id=other, label_selector={"app": "x"}) == []
-    pods.cri.stop(row)
+    pods.cri.stop(container_id)
     assert ids(state=running) == [other]
-    assert ids(state=api.ContainerStateValue(state=api.CONTAINER_EXITED)) == [row]
-    assert sorted(ids()) == sorted([row, other])
+    assert ids(state=api.ContainerStateValue(state=api.CONTAINER_EXITED)) == [container_id]
+    assert sorted(ids()) == sorted([container_id, other])
 
 
 def image_count(cri: Cri, name: str) -> int:
@@ -112,47 +114,49 @@ def test_image_filters_of_garbage_find_nothing(cri: Cri) -> None:
     assert image_count(cri, "") == everything > 0
 
 
-def exec_request(row: str) -> api.ExecRequest:
-    return api.ExecRequest(container_id=row, cmd=["true"], stdout=True)
+def exec_request(container_id: str) -> api.ExecRequest:
+    return api.ExecRequest(container_id=container_id, cmd=["true"], stdout=True)
 
 
-def attach_request(row: str) -> api.AttachRequest:
-    return api.AttachRequest(container_id=row, stdout=True)
+def attach_request(container_id: str) -> api.AttachRequest:
+    return api.AttachRequest(container_id=container_id, stdout=True)
 
 
 def test_calls_of_a_running_container_are_refused_before_and_after(pods: Pods) -> None:
-    box, config = pods.sandbox()
-    row = pods.cri.create(box, container("idle", ["sleep", "100000"]), config)
+    sandbox, config = pods.sandbox()
+    container_id = pods.cri.create(sandbox, container("idle", ["sleep", "100000"]), config)
 
     def all_refused(state: str) -> None:
         runtime = pods.cri.runtime
-        refused(lambda: pods.cri.exec(row, "true"), WRONG, row, state)
-        refused(lambda: runtime.Exec(exec_request(row)), WRONG, row, state)
+        refused(lambda: pods.cri.exec(container_id, "true"), WRONG, container_id, state)
+        refused(lambda: runtime.Exec(exec_request(container_id)), WRONG, container_id, state)
         if state == "exited":  # before its start there is something to attach to
-            refused(lambda: runtime.Attach(attach_request(row)), WRONG, row, state)
-        reopen = api.ReopenContainerLogRequest(container_id=row)
-        refused(lambda: runtime.ReopenContainerLog(reopen), WRONG, row, "not running")
+            refused(
+                lambda: runtime.Attach(attach_request(container_id)), WRONG, container_id, state
+            )
+        reopen = api.ReopenContainerLogRequest(container_id=container_id)
+        refused(lambda: runtime.ReopenContainerLog(reopen), WRONG, container_id, "not running")
 
     all_refused("created")
-    pods.cri.start(row)
-    pods.cri.stop(row)
+    pods.cri.start(container_id)
+    pods.cri.stop(container_id)
     all_refused("exited")
-    refused(lambda: pods.cri.start(row), WRONG, row, "exited")
-    pods.cri.stop(row)
-    pods.cri.stop_pod(box)
-    forward = api.PortForwardRequest(pod_sandbox_id=box, port=[80])
-    refused(lambda: pods.cri.runtime.PortForward(forward), WRONG, box, "not ready")
-    pods.cri.remove_pod(box)
-    for gone in (exec_request(row), attach_request(row)):
+    refused(lambda: pods.cri.start(container_id), WRONG, container_id, "exited")
+    pods.cri.stop(container_id)
+    pods.cri.stop_pod(sandbox)
+    forward = api.PortForwardRequest(pod_sandbox_id=sandbox, port=[80])
+    refused(lambda: pods.cri.runtime.PortForward(forward), WRONG, sandbox, "not ready")
+    pods.cri.remove_pod(sandbox)
+    for gone in (exec_request(container_id), attach_request(container_id)):
         call = getattr(pods.cri.runtime, type(gone).__name__.removesuffix("Request"))
-        refused(lambda call=call, gone=gone: call(gone), NOT_FOUND, row)
-    refused(lambda: pods.cri.runtime.PortForward(forward), NOT_FOUND, box)
+        refused(lambda call=call, gone=gone: call(gone), NOT_FOUND, container_id)
+    refused(lambda: pods.cri.runtime.PortForward(forward), NOT_FOUND, sandbox)
 
 
 @pytest.mark.parametrize("port", [0, -1, 65536, 2**31 - 1])
 def test_ports_out_of_range_are_refused(pods: Pods, port: int) -> None:
-    box, _ = pods.sandbox()
-    request = api.PortForwardRequest(pod_sandbox_id=box, port=[80, port])
+    sandbox, _ = pods.sandbox()
+    request = api.PortForwardRequest(pod_sandbox_id=sandbox, port=[80, port])
     refused(lambda: pods.cri.runtime.PortForward(request), INVALID, str(port))
 
 
@@ -160,55 +164,57 @@ def test_ports_out_of_range_are_refused(pods: Pods, port: int) -> None:
 def test_checkpoints_are_refused_whatever_their_options(
     pods: Pods, options: dict[str, str], tmp_path: Path
 ) -> None:
-    box, config = pods.sandbox()
-    row = pods.running(box=(box, config))
+    sandbox, config = pods.sandbox()
+    container_id = pods.running(pod=(sandbox, config))
     out = tmp_path / "out"
     out.mkdir()
     runtime = pods.cri.runtime
-    one = api.CheckpointContainerRequest(container_id=row, location=str(out / "one"), timeout=-1)
-    pod = api.CheckpointPodRequest(pod_sandbox_id=box, output_path=str(out), options=options)
+    one = api.CheckpointContainerRequest(
+        container_id=container_id, location=str(out / "one"), timeout=-1
+    )
+    pod = api.CheckpointPodRequest(pod_sandbox_id=sandbox, output_path=str(out), options=options)
     back = api.RestorePodRequest(checkpoint_path=str(out), config=config, options=options)
     refused(lambda: runtime.CheckpointContainer(one), UNSUPPORTED, "CheckpointContainer")
     refused(lambda: runtime.CheckpointPod(pod), UNSUPPORTED, "CheckpointPod")
     refused(lambda: runtime.RestorePod(back), UNSUPPORTED, "RestorePod")
     assert list(out.iterdir()) == []
-    assert pods.cri.status(row).state == api.CONTAINER_RUNNING
-    assert [found.id for found in pods.cri.pods()] == [box]
+    assert pods.cri.status(container_id).state == api.CONTAINER_RUNNING
+    assert [found.id for found in pods.cri.pods()] == [sandbox]
 
 
 def test_times_below_zero(pods: Pods) -> None:
-    row = pods.running()
-    request = api.ExecSyncRequest(container_id=row, cmd=["true"], timeout=-1)
+    container_id = pods.running()
+    request = api.ExecSyncRequest(container_id=container_id, cmd=["true"], timeout=-1)
     refused(lambda: pods.cri.runtime.ExecSync(request), INVALID, "-1")
     start = time.monotonic()
-    pods.cri.runtime.StopContainer(api.StopContainerRequest(container_id=row, timeout=-5))
+    pods.cri.runtime.StopContainer(api.StopContainerRequest(container_id=container_id, timeout=-5))
     assert time.monotonic() - start < 10
-    assert pods.cri.status(row).state == api.CONTAINER_EXITED
+    assert pods.cri.status(container_id).state == api.CONTAINER_EXITED
 
 
 def test_a_grace_period_of_centuries_can_be_cut_short(pods: Pods) -> None:
-    row = pods.running("sh", "-c", "trap '' TERM; while :; do sleep 0.1; done")
-    stop = api.StopContainerRequest(container_id=row, timeout=2**62)
+    container_id = pods.running("sh", "-c", "trap '' TERM; while :; do sleep 0.1; done")
+    stop = api.StopContainerRequest(container_id=container_id, timeout=2**62)
     waiting = pods.cri.runtime.StopContainer.future(stop)
-    pods.cri.exec(row, "true")
-    pods.cri.stop(row, 0)
+    pods.cri.exec(container_id, "true")
+    pods.cri.stop(container_id, 0)
     waiting.result(timeout=10)
-    assert pods.cri.status(row).exit_code == 137
+    assert pods.cri.status(container_id).exit_code == 137
 
 
 def test_updates_of_nothing_and_of_too_much(pods: Pods) -> None:
-    row = pods.running()
+    container_id = pods.running()
     runtime = pods.cri.runtime
 
     def update(**fields: object) -> None:
         linux = api.LinuxContainerResources(**fields)  # type: ignore[arg-type]
-        request = api.UpdateContainerResourcesRequest(container_id=row, linux=linux)
+        request = api.UpdateContainerResourcesRequest(container_id=container_id, linux=linux)
         runtime.UpdateContainerResources(request)
 
-    before = pods.cri.status(row).resources
-    runtime.UpdateContainerResources(api.UpdateContainerResourcesRequest(container_id=row))
+    before = pods.cri.status(container_id).resources
+    runtime.UpdateContainerResources(api.UpdateContainerResourcesRequest(container_id=container_id))
     update()
-    assert pods.cri.status(row).resources == before
+    assert pods.cri.status(container_id).resources == before
     for fields in (
         {"cpu_period": -1},
         {"cpu_shares": -1},
@@ -218,8 +224,8 @@ def test_updates_of_nothing_and_of_too_much(pods: Pods) -> None:
         {"unified": {"../cgroup.procs": "1"}},
     ):
         refused(lambda fields=fields: update(**fields), INVALID)
-    assert pods.cri.status(row).resources == before
-    assert pods.cri.exec(row, "true").exit_code == 0
+    assert pods.cri.status(container_id).resources == before
+    assert pods.cri.exec(container_id, "true").exit_code == 0
 
 
 def test_a_request_beyond_the_message_limit_is_refused(pods: Pods) -> None:
@@ -243,11 +249,13 @@ def test_unknown_methods_and_broken_messages(cri: Cri) -> None:
 
 
 def test_ids_may_be_short_but_not_ambiguous(pods: Pods) -> None:
-    box, config = pods.sandbox()
-    rows = {pods.cri.create(box, container(f"n{n}", ["true"]), config) for n in range(17)}
-    first = next(a for a in rows for b in rows if a != b and a[0] == b[0])
+    sandbox, config = pods.sandbox()
+    container_ids = {
+        pods.cri.create(sandbox, container(f"n{n}", ["true"]), config) for n in range(17)
+    }
+    first = next(a for a in container_ids for b in container_ids if a != b and a[0] == b[0])
     refused(lambda: pods.cri.status(first[0]), INVALID, "ambiguous")
     assert pods.cri.status(first[:20]).id == first
-    assert pods.cri.pod_status(box[:12]).id == box
+    assert pods.cri.pod_status(sandbox[:12]).id == sandbox
     pods.cri.start(first[:20])
     until(lambda: pods.cri.status(first).state == api.CONTAINER_EXITED, "the exit")

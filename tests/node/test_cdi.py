@@ -56,17 +56,17 @@ def asking(*names: str, user: int = 0) -> Callable[[api.ContainerConfig], None]:
 
 def refused(pods: Pods, names: list[str]) -> str:
     """The text with which a container with these devices is refused."""
-    box, config = pods.sandbox()
+    sandbox, config = pods.sandbox()
     wanted = container("refused", ["sleep", "1"])
     asking(*names)(wanted)
     with pytest.raises(grpc.RpcError) as caught:
-        pods.cri.create(box, wanted, config)
+        pods.cri.create(sandbox, wanted, config)
     assert caught.value.code() is INVALID
     return str(caught.value.details())
 
 
-def output(pods: Pods, row: str, *words: str) -> str:
-    found = pods.cri.exec(row, *words)
+def output(pods: Pods, container_id: str, *words: str) -> str:
+    found = pods.cri.exec(container_id, *words)
     assert found.exit_code == 0, found.stderr
     return found.stdout.decode().strip()
 
@@ -111,18 +111,20 @@ def test_every_edit_arrives_in_the_container(pods: Pods, tmp_path: Path, handler
         },
     )  # fmt: skip
     config = pods.config()
-    box = (pods.cri.run(config, handler=handler), config)
-    row = pods.running(change=asking("zero", user=1000), box=box)
-    names = output(pods, row, "stat", "-c", "%a %u %g %t:%T", "/dev/vendor/zero", "/dev/owned")
+    sandbox = (pods.cri.run(config, handler=handler), config)
+    container_id = pods.running(change=asking("zero", user=1000), pod=sandbox)
+    names = output(
+        pods, container_id, "stat", "-c", "%a %u %g %t:%T", "/dev/vendor/zero", "/dev/owned"
+    )
     assert names.splitlines() == ["600 1000 0 1:5", "640 7 8 1:3"]
-    assert output(pods, row, "sh", "-c", "head -c 3 /dev/vendor/zero | wc -c") == "3"
-    assert output(pods, row, "sh", "-c", "echo $VENDOR $WHICH") == "yes zero"
-    assert output(pods, row, "cat", "/usr/vendor/content") == "of the vendor"
-    assert pods.cri.exec(row, "touch", "/usr/vendor/new").exit_code != 0
-    assert "4321" in output(pods, row, "id", "-G").split()
-    assert 4321 in pods.cri.status(row).user.linux.supplemental_groups
+    assert output(pods, container_id, "sh", "-c", "head -c 3 /dev/vendor/zero | wc -c") == "3"
+    assert output(pods, container_id, "sh", "-c", "echo $VENDOR $WHICH") == "yes zero"
+    assert output(pods, container_id, "cat", "/usr/vendor/content") == "of the vendor"
+    assert pods.cri.exec(container_id, "touch", "/usr/vendor/new").exit_code != 0
+    assert "4321" in output(pods, container_id, "id", "-G").split()
+    assert 4321 in pods.cri.status(container_id).user.linux.supplemental_groups
     assert (tmp_path / "said").read_text() == "one two\n"
-    assert json.loads((tmp_path / "state").read_text())["id"] == row
+    assert json.loads((tmp_path / "state").read_text())["id"] == container_id
 
 
 @pytest.mark.parametrize("handler", ["crun", "runc"])
@@ -146,22 +148,22 @@ def test_devices_and_mounts_in_a_pod_with_a_user_namespace(
     )
     config = pods.config()
     mapped()(config)
-    box = (pods.cri.run(config, handler=handler), config)
-    row = pods.running(change=asking("one"), box=box)
-    assert output(pods, row, "stat", "-c", "%t:%T", "/dev/fuse") == "a:e5"
-    assert output(pods, row, "cat", "/usr/vendor/content") == "of the vendor"
+    sandbox = (pods.cri.run(config, handler=handler), config)
+    container_id = pods.running(change=asking("one"), pod=sandbox)
+    assert output(pods, container_id, "stat", "-c", "%t:%T", "/dev/fuse") == "a:e5"
+    assert output(pods, container_id, "cat", "/usr/vendor/content") == "of the vendor"
     if handler == "crun":  # runc maps mounts from 1.2 on
         words = ("stat", "-c", "%u %g", "/dev/fuse", "/usr/vendor/content")
-        assert output(pods, row, *words).splitlines() == ["0 0", "0 0"]
+        assert output(pods, container_id, *words).splitlines() == ["0 0", "0 0"]
 
 
 def test_groups_are_among_the_ids_of_the_user_namespace(pods: Pods) -> None:
     write(FOLDER / "a.json", one={"additionalGids": [65536]})
-    box, config = pods.sandbox(mapped())
+    sandbox, config = pods.sandbox(mapped())
     wanted = container("refused", ["sleep", "1"])
     asking("one")(wanted)
     with pytest.raises(grpc.RpcError, match="group 65536 is not among") as caught:
-        pods.cri.create(box, wanted, config)
+        pods.cri.create(sandbox, wanted, config)
     assert caught.value.code() is INVALID
 
 
@@ -174,11 +176,11 @@ def test_specifications_are_read_when_they_change(pods: Pods) -> None:
         "cdiVersion: 0.5.0\nkind: vendor.com/test\n"
         "devices:\n- name: one\n  containerEdits: {env: [FROM=transient]}\n"
     )
-    row = pods.running(change=asking("one"))
-    assert output(pods, row, "sh", "-c", "echo $FROM") == "transient"
+    container_id = pods.running(change=asking("one"))
+    assert output(pods, container_id, "sh", "-c", "echo $FROM") == "transient"
     (TRANSIENT / "b.yaml").unlink()
-    row = pods.running(change=asking("one"))
-    assert output(pods, row, "sh", "-c", "echo $FROM") == "static"
+    container_id = pods.running(change=asking("one"))
+    assert output(pods, container_id, "sh", "-c", "echo $FROM") == "static"
 
 
 def test_a_broken_file_is_named_and_hides_no_other(pods: Pods) -> None:
@@ -198,8 +200,8 @@ def test_annotations_bring_no_device(pods: Pods) -> None:
     def annotated(config: api.ContainerConfig | api.PodSandboxConfig) -> None:
         config.annotations["cdi.k8s.io/vendor"] = "vendor.com/test=one"
 
-    row = pods.running(change=annotated, box=pods.sandbox(annotated))
-    assert output(pods, row, "sh", "-c", "echo [$A]") == "[]"
+    container_id = pods.running(change=annotated, pod=pods.sandbox(annotated))
+    assert output(pods, container_id, "sh", "-c", "echo [$A]") == "[]"
 
 
 def test_a_failing_hook_fails_the_container_and_leaves_nothing(pods: Pods, tmp_path: Path) -> None:
@@ -207,11 +209,11 @@ def test_a_failing_hook_fails_the_container_and_leaves_nothing(pods: Pods, tmp_p
     program.write_text("#!/bin/sh\ncat > /dev/null\nexit 3\n")
     program.chmod(0o755)
     write(FOLDER / "a.json", one={"hooks": [{"hookName": "createRuntime", "path": str(program)}]})
-    box, config = pods.sandbox()
+    sandbox, config = pods.sandbox()
     wanted = container("hooked", ["sleep", "1"])
     asking("one")(wanted)
     with pytest.raises(grpc.RpcError, match=f"{tmp_path}/hook"):
-        pods.cri.create(box, wanted, config)
+        pods.cri.create(sandbox, wanted, config)
     assert pods.cri.containers() == []
 
 
@@ -220,10 +222,10 @@ def test_a_hook_of_the_end_runs_at_the_removal(pods: Pods, tmp_path: Path) -> No
     program.write_text(f"#!/bin/sh\ncat > {tmp_path}/gone\n")
     program.chmod(0o755)
     write(FOLDER / "a.json", one={"hooks": [{"hookName": "poststop", "path": str(program)}]})
-    row = pods.running(change=asking("one"))
+    container_id = pods.running(change=asking("one"))
     assert not (tmp_path / "gone").exists()
-    pods.cri.stop(row)
-    pods.cri.remove(row)
+    pods.cri.stop(container_id)
+    pods.cri.remove(container_id)
     until((tmp_path / "gone").exists, "the hook's mark")
 
 
@@ -237,8 +239,8 @@ def configured(pods: Pods) -> Iterator[Callable[[str], Cri]]:
         return pods.cri
 
     yield restart
-    for box in pods.cri.pods():
-        pods.cri.remove_pod(box.id)
+    for sandbox in pods.cri.pods():
+        pods.cri.remove_pod(sandbox.id)
     pods.cri.close()
     agent.stop()
     agent.start().close()
@@ -265,9 +267,9 @@ def test_a_handler_can_keep_devices_from_privileged_containers(
         config.linux.security_context.privileged = True
 
     configured('handlers.crun = { path = "/usr/bin/crun", privileged_without_host_devices = true }')
-    row = pods.running(box=pods.sandbox(privileged), change=privileged)
-    names = output(pods, row, "ls", "/dev").split()
+    container_id = pods.running(pod=pods.sandbox(privileged), change=privileged)
+    names = output(pods, container_id, "ls", "/dev").split()
     assert "null" in names
     assert not {"fuse", "kvm", "loop-control", "kmsg"} & set(names)
-    written = Path("/run/criagent/containers", row, "config.json").read_text()
+    written = Path("/run/criagent/containers", container_id, "config.json").read_text()
     assert json.loads(written)["linux"]["resources"]["devices"][0]["allow"] is False

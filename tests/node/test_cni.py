@@ -48,8 +48,8 @@ def cni(pods: Pods) -> Iterator[Pods]:
     DIRECTORY.mkdir(parents=True, exist_ok=True)
     pods.cri = agent.start(CONFIG)
     yield pods
-    for box in pods.cri.pods():
-        pods.cri.remove_pod(box.id)
+    for sandbox in pods.cri.pods():
+        pods.cri.remove_pod(sandbox.id)
     agent.stop()
     FILE.unlink(missing_ok=True)
     subprocess.run(["ip", "link", "del", "cni-test"], check=False, capture_output=True)
@@ -79,27 +79,27 @@ def test_readiness_follows_the_directory(cni: Pods) -> None:
 
 def test_pods_get_addresses_and_give_them_back(cni: Pods) -> None:
     FILE.write_text(json.dumps(NETWORK))
-    box, config = cni.sandbox()
-    row = cni.running(box=(box, config))
-    address = cni.cri.pod_status(box).network.ip
+    sandbox, config = cni.sandbox()
+    container_id = cni.running(pod=(sandbox, config))
+    address = cni.cri.pod_status(sandbox).network.ip
     assert address.startswith("10.77.0.")
-    assert address.encode() in cni.cri.exec(row, "ip", "addr").stdout
-    assert cni.cri.exec(row, "ping", "-c", "1", "-W", "2", "10.77.0.1").exit_code == 0
+    assert address.encode() in cni.cri.exec(container_id, "ip", "addr").stdout
+    assert cni.cri.exec(container_id, "ping", "-c", "1", "-W", "2", "10.77.0.1").exit_code == 0
     assert Path("/run/cni-test/test", address).exists()
-    cni.cri.stop_pod(box)
+    cni.cri.stop_pod(sandbox)
     assert not Path("/run/cni-test/test", address).exists()
 
 
 def test_the_rules_of_the_builtin_network_are_gone(cni: Pods) -> None:
     """So that they have no say about bridges of plugins."""
     FILE.write_text(json.dumps(NETWORK))
-    row = cni.running()
+    container_id = cni.running()
     tables = subprocess.check_output(["nft", "list", "tables"], text=True)
     assert "criagent" not in tables
-    box = next(one.pod_sandbox_id for one in cni.cri.containers() if one.id == row)
-    address = cni.cri.pod_status(box).network.ip
+    sandbox = next(one.pod_sandbox_id for one in cni.cri.containers() if one.id == container_id)
+    address = cni.cri.pod_status(sandbox).network.ip
     # Addresses that a pod takes for itself are between it and the plugins.
-    inside = ["nsenter", f"--net=/run/criagent/sandboxes/{box}/ns/net"]
+    inside = ["nsenter", f"--net=/run/criagent/sandboxes/{sandbox}/ns/net"]
     subprocess.run([*inside, "ip", "addr", "add", "10.77.0.200/24", "dev", "eth0"], check=True)
     ping = ["busybox", "ping", "-c", "1", "-W", "5", "-I"]
     for source in (address, "10.77.0.200"):
@@ -118,33 +118,33 @@ def test_bandwidth_that_is_none_is_the_requests_fault(cni: Pods) -> None:
 
 def test_a_pod_with_a_user_namespace_is_on_the_network_like_others(cni: Pods) -> None:
     FILE.write_text(json.dumps(NETWORK))
-    box, config = cni.sandbox(mapped())
-    row = cni.running(box=(box, config))
-    address = cni.cri.pod_status(box).network.ip
+    sandbox, config = cni.sandbox(mapped())
+    container_id = cni.running(pod=(sandbox, config))
+    address = cni.cri.pod_status(sandbox).network.ip
     assert address.startswith("10.77.0.")
-    assert address.encode() in cni.cri.exec(row, "ip", "addr", "show", "eth0").stdout
-    assert cni.cri.exec(row, "ping", "-c", "1", "-W", "5", "10.77.0.1").exit_code == 0
-    cni.cri.remove_pod(box)
+    assert address.encode() in cni.cri.exec(container_id, "ip", "addr", "show", "eth0").stdout
+    assert cni.cri.exec(container_id, "ping", "-c", "1", "-W", "5", "10.77.0.1").exit_code == 0
+    cni.cri.remove_pod(sandbox)
     assert not Path(f"/run/cni-test/test/{address}").exists()
 
 
 def test_teardown_follows_the_row_when_the_configuration_is_gone(cni: Pods) -> None:
     FILE.write_text(json.dumps(NETWORK))
-    box, _ = cni.sandbox()
-    address = cni.cri.pod_status(box).network.ip
+    sandbox, _ = cni.sandbox()
+    address = cni.cri.pod_status(sandbox).network.ip
     FILE.unlink()
     agent.stop()
     cni.cri = agent.start()  # the built-in backend is the default again
-    assert cni.cri.pod_status(box).network.ip == address
-    cni.cri.remove_pod(box)
+    assert cni.cri.pod_status(sandbox).network.ip == address
+    cni.cri.remove_pod(sandbox)
     assert not Path("/run/cni-test/test", address).exists()
 
 
 def test_pods_of_the_built_in_network_keep_it_and_leave_nothing(pods: Pods) -> None:
     """The node has CNI networks from then on; the rules go with the last pod that needs them."""
-    box, config = pods.sandbox(lambda c: c.port_mappings.add(host_port=7380, container_port=80))
+    sandbox, config = pods.sandbox(lambda c: c.port_mappings.add(host_port=7380, container_port=80))
     script = "mkdir /www; echo page > /www/index.html; exec httpd -f -h /www"
-    pods.running("sh", "-c", script, box=(box, config))
+    pods.running("sh", "-c", script, pod=(sandbox, config))
     try:
         agent.stop()
         pods.cri = agent.start(CONFIG)
@@ -152,7 +152,7 @@ def test_pods_of_the_built_in_network_keep_it_and_leave_nothing(pods: Pods) -> N
         until(lambda: subprocess.run(page, capture_output=True, check=False).stdout, "the page")
         subprocess.run(["nft", "flush", "ruleset"], check=True)
         until(lambda: "7380" in rules(), "the rules")
-        pods.cri.remove_pod(box)
+        pods.cri.remove_pod(sandbox)
         assert "7380" not in rules()
         assert node_state()["addresses"] == []
         agent.stop()

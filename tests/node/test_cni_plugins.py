@@ -56,7 +56,7 @@ def netns(tmp_path: Path) -> Iterator[Path]:
     unpin(pin)
 
 
-def box(*mappings: PortMapping) -> Sandbox:
+def sandbox(*mappings: PortMapping) -> Sandbox:
     metadata = SandboxMetadata(name="web", uid="u", namespace="prod")
     return Sandbox(
         id=SandboxId("d" * 64),
@@ -103,18 +103,18 @@ def test_bridge_and_host_local_connect_and_let_go(
     (directory / "10-test.conflist").write_text(conflist(version=version))
 
     async def use(network: CniNetwork) -> None:
-        found = await network.attach(box(), netns)
+        found = await network.attach(sandbox(), netns)
         assert found.addresses == ("10.66.0.2", "fd00:10:99::2")
         shown = inside(netns, "ip", "addr", "show", "eth0")
         assert "10.66.0.2/24" in shown
         assert "fd00:10:99::2/64" in shown
         assert " 0% packet loss" in inside(netns, "busybox", "ping", "-c1", "-W2", "10.66.0.1")
-        row = replace(box(), addresses=found.addresses, cni_result=found.cni_result)
+        container_id = replace(sandbox(), addresses=found.addresses, cni_result=found.cni_result)
         (directory / "10-test.conflist").unlink()
-        await network.detach(row, netns)
+        await network.detach(container_id, netns)
         assert leases() == []
         assert "eth0" not in inside(netns, "ip", "link")
-        await network.detach(row, netns)  # again is fine
+        await network.detach(container_id, netns)  # again is fine
 
     with_network(directory, use)
 
@@ -123,11 +123,11 @@ def test_the_lease_comes_back_when_the_namespace_is_gone(directory: Path, netns:
     (directory / "10-test.conflist").write_text(conflist())
 
     async def use(network: CniNetwork) -> None:
-        found = await network.attach(box(), netns)
+        found = await network.attach(sandbox(), netns)
         assert leases() == ["10.66.0.2", "fd00:10:99::2"]
         unpin(netns)
-        row = replace(box(), addresses=found.addresses, cni_result=found.cni_result)
-        await network.detach(row, netns)
+        container_id = replace(sandbox(), addresses=found.addresses, cni_result=found.cni_result)
+        await network.detach(container_id, netns)
         assert leases() == []
 
     with_network(directory, use)
@@ -139,9 +139,9 @@ def test_a_chain_that_breaks_leaves_nothing(directory: Path, netns: Path) -> Non
 
     async def use(network: CniNetwork) -> None:
         with pytest.raises(Exception, match='CNI plugin "tuning" ADD'):
-            await network.attach(box(), netns)
+            await network.attach(sandbox(), netns)
         assert leases() == ["10.66.0.2", "fd00:10:99::2"]
-        await network.detach(box(), netns)
+        await network.detach(sandbox(), netns)
         assert leases() == []
 
     with_network(directory, use)
@@ -156,10 +156,12 @@ def test_portmap_gets_the_host_ports(directory: Path, netns: Path) -> None:
     mapping = PortMapping(protocol=Protocol.TCP, container_port=80, host_port=7500)
 
     async def use(network: CniNetwork) -> None:
-        found = await network.attach(box(mapping), netns)
+        found = await network.attach(sandbox(mapping), netns)
         assert "7500" in rules()
-        row = replace(box(mapping), addresses=found.addresses, cni_result=found.cni_result)
-        await network.detach(row, netns)
+        container_id = replace(
+            sandbox(mapping), addresses=found.addresses, cni_result=found.cni_result
+        )
+        await network.detach(container_id, netns)
         assert "7500" not in rules()
 
     before = tables()

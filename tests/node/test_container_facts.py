@@ -32,7 +32,7 @@ def test_groups_are_those_of_the_policy_everywhere(
     pods: Pods, policy: int, groups: list[int]
 ) -> None:
     pods.cri.pull(GROUPS)
-    box = pods.sandbox()
+    sandbox = pods.sandbox()
 
     def asks(config: api.ContainerConfig) -> None:
         config.image.image = GROUPS
@@ -40,16 +40,18 @@ def test_groups_are_those_of_the_policy_everywhere(
         config.linux.security_context.supplemental_groups_policy = policy
 
     assert pods.cri.runtime.Status(api.StatusRequest()).features.supplemental_groups_policy
-    row = pods.running("sh", "-c", "id -u; id -g; id -G; sleep 1000", box=box, change=asks)
-    user = pods.cri.status(row).user.linux
+    container_id = pods.running(
+        "sh", "-c", "id -u; id -g; id -G; sleep 1000", pod=sandbox, change=asks
+    )
+    user = pods.cri.status(container_id).user.linux
     assert (user.uid, user.gid, list(user.supplemental_groups)) == (1000, 1000, groups)
-    until(lambda: len(pods.log(row).splitlines()) == 3, "three lines")
-    main = pods.log(row).splitlines()
+    until(lambda: len(pods.log(container_id).splitlines()) == 3, "three lines")
+    main = pods.log(container_id).splitlines()
     assert main[:2] == ["1000", "1000"]
     assert sorted(int(group) for group in main[2].split()) == groups
-    found = pods.cri.exec(row, "id", "-G").stdout.split()
+    found = pods.cri.exec(container_id, "id", "-G").stdout.split()
     assert sorted(int(group) for group in found) == groups
-    pods.cri.remove_pod(box[0])
+    pods.cri.remove_pod(sandbox[0])
     pods.cri.remove_image(GROUPS)
 
 
@@ -73,14 +75,14 @@ def test_the_stop_signal_in_force_is_told_and_sent(
         config.image.image = image
         config.stop_signal = asked
 
-    box = pods.sandbox()
+    sandbox = pods.sandbox()
     script = f"{traps}; echo ready; while :; do sleep 0.05; done"
-    row = pods.running("sh", "-c", script, box=box, change=asks)
-    assert pods.cri.status(row).stop_signal == told
-    until(lambda: "ready" in pods.log(row), "the traps")
-    pods.cri.stop(row, 20)
-    assert pods.log(row).split() == ["ready", heard]
-    pods.cri.remove_pod(box[0])
+    container_id = pods.running("sh", "-c", script, pod=sandbox, change=asks)
+    assert pods.cri.status(container_id).stop_signal == told
+    until(lambda: "ready" in pods.log(container_id), "the traps")
+    pods.cri.stop(container_id, 20)
+    assert pods.log(container_id).split() == ["ready", heard]
+    pods.cri.remove_pod(sandbox[0])
     if not had:
         pods.cri.remove_image(image)
 
@@ -98,7 +100,7 @@ def test_the_image_is_told_by_the_name_that_its_user_knows(pods: Pods) -> None:
 
         return change
 
-    box = pods.sandbox()
+    sandbox = pods.sandbox()
     for asked, name in {
         DEBIAN: DEBIAN,
         "": DEBIAN,
@@ -106,14 +108,14 @@ def test_the_image_is_told_by_the_name_that_its_user_knows(pods: Pods) -> None:
         f"{DEBIAN}@{digest.partition('@')[2]}": digest,
         "registry.test/other:1": DEBIAN,
     }.items():
-        row = pods.running(box=box, change=asks(asked))
-        status = pods.cri.status(row)
+        container_id = pods.running(pod=sandbox, change=asks(asked))
+        status = pods.cri.status(container_id)
         assert status.image.image == name
         assert status.image.user_specified_image == asked
         assert dict(status.image.annotations) == {"example.com/team": "blue"}
         assert status.image.runtime_handler == "runc"
         assert (status.image_id, status.image_ref) == (image.id, digest)
-        (found,) = [c for c in pods.cri.containers() if c.id == row]
+        (found,) = [c for c in pods.cri.containers() if c.id == container_id]
         assert (found.image.image, found.image_id) == (image.id, image.id)
 
 
@@ -126,13 +128,13 @@ def test_images_of_unknown_handlers_are_refused(pods: Pods) -> None:
     refused(lambda: cri.image.RemoveImage(api.RemoveImageRequest(image=bad)), INVALID, words)
     found = api.ListImagesRequest(filter=api.ImageFilter(image=bad))
     refused(lambda: cri.image.ListImages(found), INVALID, words)
-    box, config = pods.sandbox()
+    sandbox, config = pods.sandbox()
     wanted = container("c", ["sleep", "1"])
     wanted.image.CopyFrom(bad)
-    refused(lambda: cri.create(box, wanted, config), INVALID, words)
+    refused(lambda: cri.create(sandbox, wanted, config), INVALID, words)
     wanted.image.CopyFrom(good)
     wanted.mounts.add(container_path="/v", readonly=True).image.CopyFrom(bad)
-    refused(lambda: cri.create(box, wanted, config), INVALID, words)
+    refused(lambda: cri.create(sandbox, wanted, config), INVALID, words)
     assert cri.image.ImageStatus(api.ImageStatusRequest(image=good)).image.id
     found = api.ListImagesRequest(filter=api.ImageFilter(image=good))
     assert len(cri.image.ListImages(found).images) == 1

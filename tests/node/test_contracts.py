@@ -81,8 +81,8 @@ def gate(pods: Pods) -> Iterator[Gate]:
         f'[runtime.handlers.crun]\npath = "{FOLDER}/runtime"\n'
     )
     yield Gate()
-    for box in pods.cri.pods():
-        pods.cri.remove_pod(box.id)
+    for sandbox in pods.cri.pods():
+        pods.cri.remove_pod(sandbox.id)
     agent.stop()
     (NETWORKS / "10-held.conflist").unlink()
     shutil.rmtree(FOLDER)
@@ -98,9 +98,9 @@ def test_a_pod_is_not_shown_while_it_is_made(pods: Pods, gate: Gate) -> None:
         assert pods.cri.pods() == []
         assert not call.done()
         gate.open()
-        box = call.result(timeout=20)
-    assert [found.id for found in pods.cri.pods()] == [box]
-    assert pods.cri.pod_status(box).state == api.SANDBOX_READY
+        sandbox = call.result(timeout=20)
+    assert [found.id for found in pods.cri.pods()] == [sandbox]
+    assert pods.cri.pod_status(sandbox).state == api.SANDBOX_READY
 
 
 def test_a_pod_whose_making_fails_leaves_nothing_and_can_be_made_again(
@@ -114,60 +114,64 @@ def test_a_pod_whose_making_fails_leaves_nothing_and_can_be_made_again(
     assert pods.cri.pods() == []
     assert list(Path("/run/criagent/sandboxes").iterdir()) == []
     gate.fail(fails=False)
-    box = pods.cri.run(config)
-    assert pods.cri.pod_status(box).state == api.SANDBOX_READY
+    sandbox = pods.cri.run(config)
+    assert pods.cri.pod_status(sandbox).state == api.SANDBOX_READY
 
 
 def test_a_container_is_not_shown_while_it_is_made(pods: Pods, gate: Gate) -> None:
-    box, config = pods.sandbox()
+    sandbox, config = pods.sandbox()
     gate.hold()
     with ThreadPoolExecutor(1) as threads:
-        call = threads.submit(pods.cri.create, box, container("slow", ["sleep", "1000"]), config)
+        call = threads.submit(
+            pods.cri.create, sandbox, container("slow", ["sleep", "1000"]), config
+        )
         gate.reached()
         assert pods.cri.containers() == []
         assert (
             pods.cri.runtime.PodSandboxStatus(
-                api.PodSandboxStatusRequest(pod_sandbox_id=box)
+                api.PodSandboxStatusRequest(pod_sandbox_id=sandbox)
             ).containers_statuses
             == []
         )
         gate.open()
-        row = call.result(timeout=20)
-    assert [(found.id, found.state) for found in pods.cri.containers()] == [(row, CREATED)]
+        container_id = call.result(timeout=20)
+    assert [(found.id, found.state) for found in pods.cri.containers()] == [(container_id, CREATED)]
 
 
 def test_a_container_whose_making_fails_leaves_nothing_and_can_be_made_again(
     pods: Pods, gate: Gate
 ) -> None:
-    box, config = pods.sandbox()
+    sandbox, config = pods.sandbox()
     wanted = container("again", ["sleep", "1000"])
     gate.fail(fails=True)
     with pytest.raises(grpc.RpcError) as caught:
-        pods.cri.create(box, wanted, config)
+        pods.cri.create(sandbox, wanted, config)
     assert "asked to fail" in caught.value.details()
     assert pods.cri.containers() == []
     assert list(Path("/run/criagent/containers").iterdir()) == []
     gate.fail(fails=False)
-    row = pods.cri.create(box, wanted, config)
-    pods.cri.start(row)
-    assert pods.cri.status(row).state == api.CONTAINER_RUNNING
+    container_id = pods.cri.create(sandbox, wanted, config)
+    pods.cri.start(container_id)
+    assert pods.cri.status(container_id).state == api.CONTAINER_RUNNING
 
 
 def test_a_stopped_pod_stays_to_be_asked_about_and_is_never_used_again(pods: Pods) -> None:
-    box, config = pods.sandbox()
-    rows = [pods.running(box=(box, config)) for _ in range(3)]
+    sandbox, config = pods.sandbox()
+    container_ids = [pods.running(pod=(sandbox, config)) for _ in range(3)]
     with ThreadPoolExecutor(4) as threads:
-        list(threads.map(lambda _: pods.cri.stop_pod(box), range(4)))
-    assert {pods.cri.status(row).state for row in rows} == {api.CONTAINER_EXITED}
-    assert pods.cri.pod_status(box).state == api.SANDBOX_NOTREADY
-    pods.cri.stop_pod(box)
+        list(threads.map(lambda _: pods.cri.stop_pod(sandbox), range(4)))
+    assert {pods.cri.status(container_id).state for container_id in container_ids} == {
+        api.CONTAINER_EXITED
+    }
+    assert pods.cri.pod_status(sandbox).state == api.SANDBOX_NOTREADY
+    pods.cri.stop_pod(sandbox)
     with pytest.raises(grpc.RpcError) as caught:
-        pods.cri.create(box, container("late", ["true"]), config)
+        pods.cri.create(sandbox, container("late", ["true"]), config)
     assert caught.value.code() is grpc.StatusCode.FAILED_PRECONDITION
     config.metadata.attempt = 1
     again = pods.cri.run(config)
-    assert again != box
-    assert pods.cri.pod_status(box).state == api.SANDBOX_NOTREADY
+    assert again != sandbox
+    assert pods.cri.pod_status(sandbox).state == api.SANDBOX_NOTREADY
     assert pods.cri.pod_status(again).state == api.SANDBOX_READY
 
 
@@ -176,22 +180,27 @@ def test_lives_are_told_in_order_with_their_metadata_also_of_a_container_that_fa
 ) -> None:
     stream = pods.cri.runtime.GetContainerEvents(api.GetEventsRequest())
     stream.initial_metadata()
-    box, config = pods.sandbox()
-    row = pods.running("sh", "-c", "exit 9", box=(box, config))
-    until(lambda: pods.cri.status(row).state == api.CONTAINER_EXITED, "the exit")
-    pods.cri.remove(row)
-    pods.cri.remove_pod(box)
+    sandbox, config = pods.sandbox()
+    container_id = pods.running("sh", "-c", "exit 9", pod=(sandbox, config))
+    until(lambda: pods.cri.status(container_id).state == api.CONTAINER_EXITED, "the exit")
+    pods.cri.remove(container_id)
+    pods.cri.remove_pod(sandbox)
     told = []
     for event in stream:
         assert event.pod_sandbox_status.metadata == config.metadata
         told.append((event.container_id, event.container_event_type))
-        if event.container_event_type == STOPPED and event.container_id == row:
+        if event.container_event_type == STOPPED and event.container_id == container_id:
             (status,) = event.containers_statuses
             assert (status.metadata.name, status.exit_code) == ("c2", 9)
-        if told[-1] == (box, DELETED):
+        if told[-1] == (sandbox, DELETED):
             break
     stream.cancel()
-    assert [kind for who, kind in told if who == row] == [CREATED, STARTED, STOPPED, DELETED]
-    assert [kind for who, kind in told if who == box] == [CREATED, STARTED, STOPPED, DELETED]
-    assert told.index((box, STARTED)) < told.index((row, CREATED))
-    assert told.index((row, STOPPED)) < told.index((box, STOPPED))
+    assert [kind for who, kind in told if who == container_id] == [
+        CREATED,
+        STARTED,
+        STOPPED,
+        DELETED,
+    ]
+    assert [kind for who, kind in told if who == sandbox] == [CREATED, STARTED, STOPPED, DELETED]
+    assert told.index((sandbox, STARTED)) < told.index((container_id, CREATED))
+    assert told.index((container_id, STOPPED)) < told.index((sandbox, STOPPED))

@@ -42,12 +42,15 @@ def told(*words: str) -> Any:
 
 def table(*words: str) -> list[dict[str, str]]:
     """The rows of a printed table by the names of its columns."""
-    head, *rows = crictl(*words).removeprefix(CLEARED_SCREEN).splitlines()
+    head, *container_ids = crictl(*words).removeprefix(CLEARED_SCREEN).splitlines()
     columns = [(found.start(), found.group().strip()) for found in re.finditer(r"\S+( \S+)*", head)]
     ends = [start for start, _ in columns[1:]] + [10_000]
     return [
-        {name: row[start:end].strip() for (start, name), end in zip(columns, ends, strict=True)}
-        for row in rows
+        {
+            name: container_id[start:end].strip()
+            for (start, name), end in zip(columns, ends, strict=True)
+        }
+        for container_id in container_ids
     ]
 
 
@@ -77,8 +80,8 @@ class Pod:
             "linux": {},
         }
         self.write()
-        self.box = ""
-        self.row = ""
+        self.sandbox = ""
+        self.container_id = ""
 
     def write(self, **container: Any) -> None:
         self.pod_file.write_text(json.dumps(self._pod))
@@ -86,10 +89,10 @@ class Pod:
 
     def start(self, **container: Any) -> None:
         self.write(**container)
-        self.box = crictl("runp", str(self.pod_file)).strip()
+        self.sandbox = crictl("runp", str(self.pod_file)).strip()
         files = (str(self.container_file), str(self.pod_file))
-        self.row = crictl("create", self.box, *files).strip()
-        assert crictl("start", self.row) == f"{self.row}\n"
+        self.container_id = crictl("create", self.sandbox, *files).strip()
+        assert crictl("start", self.container_id) == f"{self.container_id}\n"
 
 
 @pytest.fixture
@@ -109,66 +112,76 @@ def test_every_subcommand_is_in_this_file() -> None:
 
 
 def test_a_pod_and_a_container_from_their_making_to_their_end(pod: Pod) -> None:
-    box = crictl("runp", str(pod.pod_file)).strip()
-    assert re.fullmatch(r"[0-9a-f]{64}", box)
+    sandbox = crictl("runp", str(pod.pod_file)).strip()
+    assert re.fullmatch(r"[0-9a-f]{64}", sandbox)
     (shown,) = table("pods")
-    assert shown["POD ID"] == box[:13]
+    assert shown["POD ID"] == sandbox[:13]
     assert (shown["STATE"], shown["NAME"], shown["NAMESPACE"]) == ("Ready", "shown", "crictl")
     assert (shown["ATTEMPT"], shown["RUNTIME"]) == ("2", "(default)")
-    status = told("inspectp", box)["status"]
+    status = told("inspectp", sandbox)["status"]
     assert status["metadata"]["uid"] == "shown-uid"
     assert (status["state"], status["labels"]) == ("SANDBOX_READY", {"colour": "blue"})
     assert status["network"]["ip"].startswith("10.88.")
 
-    row = crictl("create", box, str(pod.container_file), str(pod.pod_file)).strip()
+    container_id = crictl("create", sandbox, str(pod.container_file), str(pod.pod_file)).strip()
     (shown,) = table("ps", "-a")
-    assert (shown["CONTAINER"], shown["POD ID"]) == (row[:13], box[:13])
+    assert (shown["CONTAINER"], shown["POD ID"]) == (container_id[:13], sandbox[:13])
     assert (shown["STATE"], shown["NAME"], shown["ATTEMPT"]) == ("Created", "main", "1")
     assert table("ps") == []
-    assert crictl("start", row) == f"{row}\n"
+    assert crictl("start", container_id) == f"{container_id}\n"
     assert [found["STATE"] for found in table("ps")] == ["Running"]
-    found = told("inspect", row)
-    assert (found["status"]["state"], found["status"]["id"]) == ("CONTAINER_RUNNING", row)
+    found = told("inspect", container_id)
+    assert (found["status"]["state"], found["status"]["id"]) == ("CONTAINER_RUNNING", container_id)
     assert found["status"]["logPath"] == str(pod.logs / "main.log")
     assert found["info"]["pid"] > 0
     assert found["info"]["runtimeSpec"]["process"]["args"] == ["sleep", "100000"]
 
-    assert crictl("stop", row) == f"{row}\n"
+    assert crictl("stop", container_id) == f"{container_id}\n"
     assert [shown["STATE"] for shown in table("ps", "-a")] == ["Exited"]
-    assert "not running" in crictl("exec", "-s", row, "true", status=1)
-    assert crictl("rm", row) == f"{row}\n"
+    assert "not running" in crictl("exec", "-s", container_id, "true", status=1)
+    assert crictl("rm", container_id) == f"{container_id}\n"
     assert table("ps", "-a") == []
-    assert "not found" in crictl("inspect", row, status=1)
-    assert crictl("stopp", box) == f"Stopped sandbox {box}\n"
+    assert "not found" in crictl("inspect", container_id, status=1)
+    assert crictl("stopp", sandbox) == f"Stopped sandbox {sandbox}\n"
     assert [shown["STATE"] for shown in table("pods")] == ["NotReady"]
-    assert crictl("rmp", box) == f"Removed sandbox {box}\n"
+    assert crictl("rmp", sandbox) == f"Removed sandbox {sandbox}\n"
     assert table("pods") == []
 
 
 def test_run_makes_pod_and_container_at_once(pod: Pod) -> None:
-    row = crictl("run", str(pod.container_file), str(pod.pod_file)).strip()
+    container_id = crictl("run", str(pod.container_file), str(pod.pod_file)).strip()
     (shown,) = table("ps")
-    assert (shown["CONTAINER"], shown["STATE"]) == (row[:13], "Running")
-    assert "is running" in crictl("rm", row, status=1)
-    assert crictl("rm", "-f", row) == f"{row}\n{row}\n"  # of its stop and of its removal
-    box = table("pods", "--no-trunc")[0]["POD ID"]
-    assert crictl("rmp", "-af") == f"Stopped sandbox {box}\nRemoved sandbox {box}\n"
+    assert (shown["CONTAINER"], shown["STATE"]) == (container_id[:13], "Running")
+    assert "is running" in crictl("rm", container_id, status=1)
+    assert (
+        crictl("rm", "-f", container_id) == f"{container_id}\n{container_id}\n"
+    )  # of its stop and of its removal
+    sandbox = table("pods", "--no-trunc")[0]["POD ID"]
+    assert crictl("rmp", "-af") == f"Stopped sandbox {sandbox}\nRemoved sandbox {sandbox}\n"
 
 
 @TRANSPORTS
 def test_exec_streams(pod: Pod, transport: str) -> None:
     pod.start()
-    words = ("--transport", transport, pod.row, "hostname")
+    words = ("--transport", transport, pod.container_id, "hostname")
     assert crictl("exec", *words) == "shown-host\n"
-    assert crictl("exec", "-i", "--transport", transport, pod.row, "cat", stdin="a\nb") == "a\nb"
+    assert (
+        crictl("exec", "-i", "--transport", transport, pod.container_id, "cat", stdin="a\nb")
+        == "a\nb"
+    )
     assert "exit code 7" in crictl("exec", *words[:3], "sh", "-c", "exit 7", status=1)
 
 
 def test_exec_answers_at_once(pod: Pod) -> None:
     pod.start()
-    assert crictl("exec", "-s", pod.row, "sh", "-c", "echo out; echo err >&2") == "out\n\nerr\n\n"
-    assert "exited with 3" in crictl("exec", "-s", pod.row, "sh", "-c", "exit 3", status=1)
-    assert "timed out" in crictl("exec", "-s", "--timeout", "1", pod.row, "sleep", "9", status=1)
+    assert (
+        crictl("exec", "-s", pod.container_id, "sh", "-c", "echo out; echo err >&2")
+        == "out\n\nerr\n\n"
+    )
+    assert "exited with 3" in crictl("exec", "-s", pod.container_id, "sh", "-c", "exit 3", status=1)
+    assert "timed out" in crictl(
+        "exec", "-s", "--timeout", "1", pod.container_id, "sleep", "9", status=1
+    )
 
 
 @contextmanager
@@ -188,12 +201,12 @@ def lines(process: subprocess.Popen[str], number: int) -> list[str]:
 @TRANSPORTS
 def test_attach_shows_and_feeds(pod: Pod, transport: str) -> None:
     pod.start(command=["sh", "-c", ECHO], stdin=True)
-    with client("attach", "-i", "--transport", transport, pod.row) as attached:
+    with client("attach", "-i", "--transport", transport, pod.container_id) as attached:
         assert attached.stdin is not None
         attached.stdin.write("one\ntwo\n")
         attached.stdin.flush()
         assert lines(attached, 2) == ["one", "two"]
-    assert crictl("logs", pod.row) == "one\ntwo\n"
+    assert crictl("logs", pod.container_id) == "one\ntwo\n"
 
 
 @TRANSPORTS
@@ -201,11 +214,13 @@ def test_port_forward_reaches_the_pod(pod: Pod, transport: str) -> None:
     page = "echo It works > /tmp/index.html; exec httpd -f -p 8080 -h /tmp"
     pod.start(command=["sh", "-c", page])
     # crictl gives up at the first connection that is refused.
-    until(lambda: ":8080" in crictl("exec", "-s", pod.row, "netstat", "-ltn"), "the server")
+    until(
+        lambda: ":8080" in crictl("exec", "-s", pod.container_id, "netstat", "-ltn"), "the server"
+    )
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         local = probe.getsockname()[1]
-    with client("port-forward", "--transport", transport, pod.box, f"{local}:8080") as forward:
+    with client("port-forward", "--transport", transport, pod.sandbox, f"{local}:8080") as forward:
         assert lines(forward, 1) == [f"Forwarding from 127.0.0.1:{local} -> 8080"]
         until(lambda: _page(local) == b"It works\n", "the page")
 
@@ -221,19 +236,24 @@ def _page(port: int) -> bytes:
 def test_logs_are_shown_whole_in_part_and_by_stream(pod: Pod) -> None:
     pod.start(command=["sh", "-c", "seq 1 5; echo wrong >&2"])
     until(lambda: table("ps", "-a")[0]["STATE"] == "Exited", "the exit")
-    done = subprocess.run(["crictl", "logs", pod.row], capture_output=True, text=True, check=True)
+    done = subprocess.run(
+        ["crictl", "logs", pod.container_id], capture_output=True, text=True, check=True
+    )
     assert (done.stdout, done.stderr) == ("1\n2\n3\n4\n5\n", "wrong\n")
-    assert crictl("logs", "--stream", "stdout", pod.row) == "1\n2\n3\n4\n5\n"
-    assert crictl("logs", "--limit-bytes", "4", pod.row) == "1\n2\n"
-    assert crictl("logs", "--since", "2100-01-01T00:00:00Z", pod.row) == ""
+    assert crictl("logs", "--stream", "stdout", pod.container_id) == "1\n2\n3\n4\n5\n"
+    assert crictl("logs", "--limit-bytes", "4", pod.container_id) == "1\n2\n"
+    assert crictl("logs", "--since", "2100-01-01T00:00:00Z", pod.container_id) == ""
     stamp = r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{9}(Z|[+-]\d\d:\d\d) 1"
-    assert re.match(stamp, crictl("logs", "-t", pod.row))
+    assert re.match(stamp, crictl("logs", "-t", pod.container_id))
 
 
 def test_logs_are_followed_over_a_rotation(pod: Pod) -> None:
     pod.start(command=["sh", "-c", ECHO], stdin=True)
     log = pod.logs / "main.log"
-    with client("attach", "-i", pod.row) as attached, client("logs", "-f", pod.row) as follower:
+    with (
+        client("attach", "-i", pod.container_id) as attached,
+        client("logs", "-f", pod.container_id) as follower,
+    ):
         for part in range(4):
             words = [f"{part}-{number}" for number in range(50)]
             assert attached.stdin is not None
@@ -241,9 +261,9 @@ def test_logs_are_followed_over_a_rotation(pod: Pod) -> None:
             attached.stdin.flush()
             assert lines(follower, 50) == words
             log.rename(f"{log}.{part}")
-            crictl("logs", "--reopen", "--tail", "0", pod.row)
+            crictl("logs", "--reopen", "--tail", "0", pod.container_id)
             assert log.exists()
-        crictl("stop", pod.row)
+        crictl("stop", pod.container_id)
         assert follower.wait(timeout=30) == 0
     assert [len(Path(f"{log}.{part}").read_text().splitlines()) for part in range(4)] == [50] * 4
 
@@ -251,7 +271,11 @@ def test_logs_are_followed_over_a_rotation(pod: Pod) -> None:
 def test_images_come_show_themselves_and_go(cri: Cri) -> None:
     assert PAUSE not in crictl("images")
     assert crictl("pull", PAUSE).startswith("Image is up to date for sha256:")
-    (shown,) = [row for row in table("images") if row["IMAGE"] == "registry.k8s.io/pause"]
+    (shown,) = [
+        container_id
+        for container_id in table("images")
+        if container_id["IMAGE"] == "registry.k8s.io/pause"
+    ]
     assert shown["TAG"] == "3.9"
     (image,) = told("images", "-o", "json", PAUSE)["images"]
     assert image["id"].startswith(f"sha256:{shown['IMAGE ID']}")
@@ -269,15 +293,15 @@ def test_images_come_show_themselves_and_go(cri: Cri) -> None:
 
 def test_statistics_are_shown(pod: Pod) -> None:
     pod.start(command=["sh", "-c", "while :; do :; done"])
-    (row,) = table("stats")
-    assert (row["CONTAINER"], row["NAME"]) == (pod.row[:13], "main")
-    assert float(row["CPU %"]) > 0
-    (stats,) = told("stats", "-o", "json", pod.row)["stats"]
+    (container_id,) = table("stats")
+    assert (container_id["CONTAINER"], container_id["NAME"]) == (pod.container_id[:13], "main")
+    assert float(container_id["CPU %"]) > 0
+    (stats,) = told("stats", "-o", "json", pod.container_id)["stats"]
     assert stats["attributes"]["labels"] == {"colour": "green"}
     assert int(stats["cpu"]["usageCoreNanoSeconds"]["value"]) > 0
     (one,) = told("statsp", "-o", "json")["stats"]
     assert one["attributes"]["metadata"]["name"] == "shown"
-    assert [found["attributes"]["id"] for found in one["linux"]["containers"]] == [pod.row]
+    assert [found["attributes"]["id"] for found in one["linux"]["containers"]] == [pod.container_id]
     assert one["linux"]["network"]["defaultInterface"]["name"] == "eth0"
 
 
@@ -287,10 +311,10 @@ def test_metrics_are_described_and_shown(pod: Pod) -> None:
     assert len(described) >= 45
     assert all(keys for keys in described.values())
     (one,) = told("metricsp")["podMetrics"]
-    assert one["podSandboxId"] == pod.box
-    (row,) = one["containerMetrics"]
-    assert row["containerId"] == pod.row
-    shown = [*one["metrics"], *row["metrics"]]
+    assert one["podSandboxId"] == pod.sandbox
+    (container_id,) = one["containerMetrics"]
+    assert container_id["containerId"] == pod.container_id
+    shown = [*one["metrics"], *container_id["metrics"]]
     assert "container_cpu_usage_seconds_total" in {metric["name"] for metric in shown}
     for metric in shown:
         assert len(metric["labelValues"]) == len(described[metric["name"]])
@@ -298,14 +322,14 @@ def test_metrics_are_described_and_shown(pod: Pod) -> None:
 
 def test_update_changes_the_resources_that_are_told(pod: Pod) -> None:
     pod.start()
-    assert crictl("update", "--cpu-share", "512", pod.row) == f"{pod.row}\n"
-    assert told("inspect", pod.row)["status"]["resources"]["linux"]["cpuShares"] == "512"
+    assert crictl("update", "--cpu-share", "512", pod.container_id) == f"{pod.container_id}\n"
+    assert told("inspect", pod.container_id)["status"]["resources"]["linux"]["cpuShares"] == "512"
     assert "not found" in crictl("update", "--cpu-share", "512", "f" * 64, status=1)
 
 
 def test_a_checkpoint_is_refused_in_words(pod: Pod, tmp_path: Path) -> None:
     pod.start()
-    words = crictl("checkpoint", f"--export={tmp_path}/out.tar", pod.row, status=1)
+    words = crictl("checkpoint", f"--export={tmp_path}/out.tar", pod.container_id, status=1)
     assert "Unimplemented" in words
     assert "CheckpointContainer" in words
     assert not (tmp_path / "out.tar").exists()
@@ -316,10 +340,10 @@ def _subscribed(cri: Cri, follower: subprocess.Popen[str]) -> None:
     assert follower.stdout is not None
     heard = False
     while not heard:
-        box = cri.run(cri_pod("mark"))
+        sandbox = cri.run(cri_pod("mark"))
         heard = bool(select.select([follower.stdout], [], [], 0.1)[0])
-        cri.remove_pod(box)
-    while lines(follower, 1) != [f"{box} CONTAINER_DELETED_EVENT"]:
+        cri.remove_pod(sandbox)
+    while lines(follower, 1) != [f"{sandbox} CONTAINER_DELETED_EVENT"]:
         pass
 
 
@@ -328,13 +352,13 @@ def test_events_are_told_in_order(cri: Cri, pod: Pod) -> None:
     with client("events", "-o", "go-template", "--template", template) as follower:
         _subscribed(cri, follower)
         pod.start()
-        crictl("stop", pod.row)
-        crictl("rm", pod.row)
-        crictl("rmp", "-f", pod.box)
+        crictl("stop", pod.container_id)
+        crictl("rm", pod.container_id)
+        crictl("rmp", "-f", pod.sandbox)
         kinds = ["CREATED", "STARTED", "STOPPED", "DELETED"]
-        expected = [f"{pod.box} CONTAINER_{kind}_EVENT" for kind in kinds[:2]]
-        expected += [f"{pod.row} CONTAINER_{kind}_EVENT" for kind in kinds]
-        expected += [f"{pod.box} CONTAINER_{kind}_EVENT" for kind in kinds[2:]]
+        expected = [f"{pod.sandbox} CONTAINER_{kind}_EVENT" for kind in kinds[:2]]
+        expected += [f"{pod.container_id} CONTAINER_{kind}_EVENT" for kind in kinds]
+        expected += [f"{pod.sandbox} CONTAINER_{kind}_EVENT" for kind in kinds[2:]]
         assert lines(follower, len(expected)) == expected
 
 

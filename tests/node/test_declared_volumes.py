@@ -62,10 +62,10 @@ def filled(made: image_builder.Layer) -> None:
     made.directory("empty", 0o700, uid=33)
 
 
-def sources(pods: Pods, row: str) -> dict[str, Path]:
+def sources(pods: Pods, container_id: str) -> dict[str, Path]:
     """Directories of the node that are mounted in a container, by their place."""
-    lines = (init(pods, row) / "mountinfo").read_text().splitlines()
-    number = upper(row).parent.name
+    lines = (init(pods, container_id) / "mountinfo").read_text().splitlines()
+    number = upper(container_id).parent.name
     return {
         entry.target: Path("/var/lib/criagent/snapshots", number, *Path(entry.root).parts[-2:])
         for entry in parse_mountinfo(lines)
@@ -97,11 +97,11 @@ def test_content_is_copied_with_owners_and_modes_and_can_be_written(
     userns: bool,
 ) -> None:
     image = make_image(filled, **declared("/with", "/empty", "/deep/er/new", "rel", "/a:b/../c"))
-    box = sandbox(pods, handler, mapped() if userns else lambda _: None)
-    row = pods.running("sleep", "1000", box=box, change=of(image, change))
+    pod = sandbox(pods, handler, mapped() if userns else lambda _: None)
+    container_id = pods.running("sleep", "1000", pod=pod, change=of(image, change))
 
     def facts(path: str) -> str:
-        return words(pods, row, "stat", "-c", "%u:%g %a", path)
+        return words(pods, container_id, "stat", "-c", "%u:%g %a", path)
 
     assert facts("/with") == "33:33 2750"
     assert facts("/with/file") == "33:44 640"
@@ -109,25 +109,31 @@ def test_content_is_copied_with_owners_and_modes_and_can_be_written(
     assert facts("/with/below/program") == "0:0 4755"
     assert facts("/empty") == "33:33 700"
     assert [facts(path) for path in ("/deep/er/new", "/rel", "/c")] == ["0:0 755"] * 3
-    assert words(pods, row, "stat", "-c", "%Y %h %i", "/with/file").startswith("1000000000 2 ")
-    assert words(pods, row, "cat", "/with/file", "/with/same") == "content\ncontent"
-    assert words(pods, row, "sh", "-c", "ls -l /with/link /with/dangling | wc -l") == "2"
-    assert words(pods, row, "/with/below/program") == "ran"
-    found = sources(pods, row)
+    assert words(pods, container_id, "stat", "-c", "%Y %h %i", "/with/file").startswith(
+        "1000000000 2 "
+    )
+    assert words(pods, container_id, "cat", "/with/file", "/with/same") == "content\ncontent"
+    assert words(pods, container_id, "sh", "-c", "ls -l /with/link /with/dangling | wc -l") == "2"
+    assert words(pods, container_id, "/with/below/program") == "ran"
+    found = sources(pods, container_id)
     assert sorted(found) == ["/c", "/deep/er/new", "/empty", "/rel", "/with"]
     words(
-        pods, row, "sh", "-c", "for v in /with /empty /deep/er/new /rel /c; do touch $v/new; done"
+        pods,
+        container_id,
+        "sh",
+        "-c",
+        "for v in /with /empty /deep/er/new /rel /c; do touch $v/new; done",
     )
-    words(pods, row, "sh", "-c", "echo changed > /with/file")
+    words(pods, container_id, "sh", "-c", "echo changed > /with/file")
     assert (found["/with"] / "file").read_text() == "changed\n"
     first = HOST if userns else 0
     assert (found["/with"] / "file").stat().st_uid == first + 33
     assert (found["/rel"] / "new").stat().st_uid == first
     assert os.getxattr(found["/with"] / "marked", "user.mark") == b"kept"
     assert (found["/with"] / "null").stat().st_rdev == os.makedev(1, 3)
-    assert not (upper(row) / "with").exists()
-    assert list(pods.cri.status(row).mounts) == []
-    again = pods.running("sleep", "1000", box=box, change=of(image, change))
+    assert not (upper(container_id) / "with").exists()
+    assert list(pods.cri.status(container_id).mounts) == []
+    again = pods.running("sleep", "1000", pod=pod, change=of(image, change))
     assert words(pods, again, "cat", "/with/file") == "content"
 
 
@@ -143,9 +149,11 @@ def test_a_mount_of_the_request_is_used_instead(
     (tmp_path / "mine").touch()
     image = make_image(fill, **declared("/with"))
     mount = wants(bind(tmp_path, path))
-    row = pods.running("sleep", "1000", box=sandbox(pods, handler), change=of(image, mount))
-    words(pods, row, "test", "-e", "/with/mine")
-    assert sources(pods, row) == {}
+    container_id = pods.running(
+        "sleep", "1000", pod=sandbox(pods, handler), change=of(image, mount)
+    )
+    words(pods, container_id, "test", "-e", "/with/mine")
+    assert sources(pods, container_id) == {}
 
 
 @handlers
@@ -161,10 +169,12 @@ def test_a_volume_behind_links_stays_in_the_root(
         made.file("srv/real/file", b"content", 0o644)
 
     image = make_image(fill, **declared("/out", "/../../out/../in", "/out/secret"))
-    row = pods.running("sleep", "1000", box=sandbox(pods, handler), change=of(image))
-    assert words(pods, row, "cat", "/in/file") == "content"
-    assert words(pods, row, "ls", "/out") == "secret"  # a directory: the volume in it
-    assert sorted(sources(pods, row)) == sorted([str(tmp_path), f"{tmp_path}/secret", "/srv/real"])
+    container_id = pods.running("sleep", "1000", pod=sandbox(pods, handler), change=of(image))
+    assert words(pods, container_id, "cat", "/in/file") == "content"
+    assert words(pods, container_id, "ls", "/out") == "secret"  # a directory: the volume in it
+    assert sorted(sources(pods, container_id)) == sorted(
+        [str(tmp_path), f"{tmp_path}/secret", "/srv/real"]
+    )
     assert (tmp_path / "secret").read_text() == "of the node"
 
 
@@ -174,10 +184,10 @@ def test_kernel_file_systems_stay_what_they_are(
 ) -> None:
     """Images with systemd declare /sys/fs/cgroup."""
     image = make_image(**declared("/sys/fs/cgroup", "/proc/x", "/dev/shm", "/dev", "/run"))
-    row = pods.running("sleep", "1000", box=sandbox(pods, handler), change=of(image))
-    words(pods, row, "test", "-e", "/sys/fs/cgroup/cgroup.procs")
-    words(pods, row, "test", "-c", "/dev/null")
-    assert list(sources(pods, row)) == ["/run"]
+    container_id = pods.running("sleep", "1000", pod=sandbox(pods, handler), change=of(image))
+    words(pods, container_id, "test", "-e", "/sys/fs/cgroup/cgroup.procs")
+    words(pods, container_id, "test", "-c", "/dev/null")
+    assert list(sources(pods, container_id)) == ["/run"]
 
 
 @pytest.mark.parametrize(
@@ -202,9 +212,9 @@ def test_what_cannot_be_a_volume_is_refused_with_its_cure(
     text: str,
 ) -> None:
     image = make_image(fill, **declared(*volumes))
-    box, config = pods.sandbox()
+    pod, config = pods.sandbox()
     wanted = container("bad", ["sleep", "1"], image)
-    refused(lambda: pods.cri.create(box, wanted, config), INVALID, text)
+    refused(lambda: pods.cri.create(pod, wanted, config), INVALID, text)
     assert pods.cri.containers() == []
 
 
@@ -213,13 +223,13 @@ def test_volumes_are_counted_with_the_writable_layer(
     pods: Pods, make_image: ImageMaker, *, userns: bool
 ) -> None:
     image = make_image(filled, **declared("/with", "/new"))
-    box = pods.sandbox(mapped() if userns else lambda _: None)
+    pod = pods.sandbox(mapped() if userns else lambda _: None)
     script = "head -c 3000000 /dev/zero > /new/big; touch /other; sync; touch /done; sleep 1000"
-    row = pods.running("sh", "-c", script, box=box, change=of(image))
-    until((upper(row) / "done").exists, "the files", 120)
-    until(lambda: layer(pods, row).HasField("used_bytes"), "the first count")
-    found = layer(pods, row)
-    parts = [du(upper(row)), du(upper(row).with_name("volumes"))]
+    container_id = pods.running("sh", "-c", script, pod=pod, change=of(image))
+    until((upper(container_id) / "done").exists, "the files", 120)
+    until(lambda: layer(pods, container_id).HasField("used_bytes"), "the first count")
+    found = layer(pods, container_id)
+    parts = [du(upper(container_id)), du(upper(container_id).with_name("volumes"))]
     assert found.used_bytes.value == sum(used for used, _ in parts) > 3_000_000
     assert found.inodes_used.value == sum(inodes for _, inodes in parts)
 
@@ -230,8 +240,8 @@ def mode(request: pytest.FixtureRequest, cri: Cri) -> Iterator[Cri]:
     agent.stop()
     yield agent.start(f'[runtime]\nimage_volumes = "{request.param}"\n')
     with_mode = Cri()
-    for box in with_mode.pods():
-        with_mode.remove_pod(box.id)
+    for pod in with_mode.pods():
+        with_mode.remove_pod(pod.id)
     with_mode.close()
     agent.stop()
     agent.start().close()
@@ -244,36 +254,36 @@ def test_mkdir_makes_directories_of_the_user_in_the_root(
 ) -> None:
     pods.cri = mode
     image = make_image(filled, User="7:8", **declared("/with", "/deep/er/new", "/sys/x"))
-    box = pods.sandbox(mapped() if userns else lambda _: None)
-    row = pods.running("sleep", "1000", box=box, change=of(image))
-    assert words(pods, row, "stat", "-c", "%u:%g %a", "/deep/er/new") == "7:8 755"
-    assert words(pods, row, "stat", "-c", "%u:%g %a", "/with") == "33:33 2750"
-    words(pods, row, "touch", "/deep/er/new/file")
-    assert (upper(row) / "deep/er/new/file").exists()
-    assert sources(pods, row) == {}
+    pod = pods.sandbox(mapped() if userns else lambda _: None)
+    container_id = pods.running("sleep", "1000", pod=pod, change=of(image))
+    assert words(pods, container_id, "stat", "-c", "%u:%g %a", "/deep/er/new") == "7:8 755"
+    assert words(pods, container_id, "stat", "-c", "%u:%g %a", "/with") == "33:33 2750"
+    words(pods, container_id, "touch", "/deep/er/new/file")
+    assert (upper(container_id) / "deep/er/new/file").exists()
+    assert sources(pods, container_id) == {}
 
 
 @pytest.mark.parametrize("mode", ["ignore"], indirect=True)
 def test_ignore_makes_nothing(pods: Pods, mode: Cri, make_image: ImageMaker) -> None:
     pods.cri = mode
     image = make_image(lambda made: made.file("data", b"x"), **declared("/data", "/new", "/"))
-    row = pods.running("sleep", "1000", change=of(image))
-    assert pods.cri.exec(row, "test", "-e", "/new").exit_code == 1
-    assert sources(pods, row) == {}
+    container_id = pods.running("sleep", "1000", change=of(image))
+    assert pods.cri.exec(container_id, "test", "-e", "/new").exit_code == 1
+    assert sources(pods, container_id) == {}
 
 
 def test_a_crash_leaves_nothing_of_a_volume(pods: Pods, make_image: ImageMaker) -> None:
     image = make_image(filled, **declared("/with", "/new"))
-    box, config = pods.sandbox()
+    pod, config = pods.sandbox()
     agent.stop()
     pods.cri = agent.start('[debug]\nkill_at = "container-create:declared-volumes"\n')
     with pytest.raises(grpc.RpcError):
-        pods.cri.create(box, container("c", ["sleep", "1000"], image), config)
+        pods.cri.create(pod, container("c", ["sleep", "1000"], image), config)
     until(agent.died, "the crash")
     pods.cri = agent.start()
     assert pods.cri.containers() == []
-    row = pods.running("sleep", "1000", box=(box, config), change=of(image))
-    assert words(pods, row, "cat", "/with/file") == "content"
+    container_id = pods.running("sleep", "1000", pod=(pod, config), change=of(image))
+    assert words(pods, container_id, "cat", "/with/file") == "content"
 
 
 def test_a_full_disk_is_said_and_leaves_nothing(cri: Cri) -> None:
@@ -293,15 +303,15 @@ def test_a_full_disk_is_said_and_leaves_nothing(cri: Cri) -> None:
         config = api.PodSandboxConfig(
             metadata=api.PodSandboxMetadata(name="full", uid="full", namespace="default")
         )
-        box = small.run(config)
+        pod = small.run(config)
         before = free(SMALL)
         wanted = container("c", ["sleep", "1000"], "registry.test/full:1")
-        refused(lambda: small.create(box, wanted, config), EXHAUSTED, "'/data' was not copied")
+        refused(lambda: small.create(pod, wanted, config), EXHAUSTED, "'/data' was not copied")
         admin_pb2_grpc.AdminStub(small.channel).Prune(admin_pb2.PruneRequest(), timeout=60)
         assert free(SMALL) > before - (1 << 20)  # the database may have grown
         (SMALL / "filler").unlink()
-        small.start(small.create(box, wanted, config))
-        small.remove_pod(box)
+        small.start(small.create(pod, wanted, config))
+        small.remove_pod(pod)
     finally:
         small.close()
         agent.stop()

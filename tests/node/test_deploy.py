@@ -69,11 +69,11 @@ def test_the_units_pass_systemds_own_check() -> None:
 
 
 def test_crictl_finds_the_agent_by_its_file(pods: Pods) -> None:
-    box, _ = pods.sandbox()
+    sandbox, _ = pods.sandbox()
     command = ["env", "-i", "crictl", "--config", str(DEPLOY / "crictl.yaml"), "pods", "-q"]
     command[0:2] = ["/usr/bin/env", "-i", "PATH=/opt/tools"]
     done = subprocess.run(command, capture_output=True, text=True, check=True)
-    assert done.stdout.split() == [box]
+    assert done.stdout.split() == [sandbox]
 
 
 def test_pods_run_on_the_example_network(pods: Pods) -> None:
@@ -89,8 +89,8 @@ def test_pods_run_on_the_example_network(pods: Pods) -> None:
     try:
         one, two = pods.sandbox(with_port), pods.sandbox()
         script = "mkdir /www; echo hello > /www/index.html; exec httpd -f -h /www"
-        pods.running("sh", "-c", script, box=one)
-        asking = pods.running(box=two)
+        pods.running("sh", "-c", script, pod=one)
+        asking = pods.running(pod=two)
         address = pods.cri.pod_status(one[0]).network.ip
         assert address.startswith("10.89.")
         fetch = f"until wget -q -O - http://{address}/; do :; done"
@@ -102,8 +102,8 @@ def test_pods_run_on_the_example_network(pods: Pods) -> None:
         with urllib.request.urlopen(f"http://{node}:8089/", timeout=10) as answer:
             assert answer.read() == b"hello\n"
     finally:
-        for box in pods.cri.pods():
-            pods.cri.remove_pod(box.id)
+        for sandbox in pods.cri.pods():
+            pods.cri.remove_pod(sandbox.id)
         agent.stop()
         subprocess.run(["ip", "link", "del", "cni0"], check=True)
         subprocess.run(["rm", "-rf", "/var/lib/cni/networks/criagent-pods"], check=True)

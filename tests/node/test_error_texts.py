@@ -30,8 +30,8 @@ def configured(pods: Pods) -> Iterator[Callable[[str], Pods]]:
         return pods
 
     yield start
-    for box in pods.cri.pods():
-        pods.cri.remove_pod(box.id)
+    for sandbox in pods.cri.pods():
+        pods.cri.remove_pod(sandbox.id)
     agent.stop()
     pods.cri = agent.start()
 
@@ -60,8 +60,8 @@ def small_run(configured: Callable[[str], Pods]) -> Iterator[tuple[Pods, Path]]:
     pods = configured(f'[storage]\nrun_dir = "{run}"\n')
     yield pods, run
     (run / "filler").unlink(missing_ok=True)
-    for box in pods.cri.pods():
-        pods.cri.remove_pod(box.id)
+    for sandbox in pods.cri.pods():
+        pods.cri.remove_pod(sandbox.id)
     agent.stop()
     subprocess.run(["umount", "-R", run], check=True)
     run.rmdir()
@@ -72,14 +72,16 @@ def test_a_full_run_directory_is_named_with_the_object_and_the_cure(
     small_run: tuple[Pods, Path],
 ) -> None:
     pods, run = small_run
-    box, config = pods.sandbox()
+    sandbox, config = pods.sandbox()
     fill(run / "filler")
-    code, text = refused(lambda: pods.cri.create(box, container("late", ["sleep", "1"]), config))
+    code, text = refused(
+        lambda: pods.cri.create(sandbox, container("late", ["sleep", "1"]), config)
+    )
     assert code is Code.RESOURCE_EXHAUSTED, text
     assert "No space left on device" in text
     assert str(run) in text
     assert "free space" in text
-    assert [one.id for one in pods.cri.pods()] == [box]
+    assert [one.id for one in pods.cri.pods()] == [sandbox]
     assert pods.cri.containers() == []
 
 
@@ -94,10 +96,10 @@ def test_descriptors_that_are_used_up_are_named_with_the_key_of_the_unit(pods: P
     assert code is Code.RESOURCE_EXHAUSTED, text
     assert "Too many open files" in text
     assert "LimitNOFILE" in text
-    for box in pods.cri.pods():  # nothing can be undone without a descriptor
-        assert box.state == api.SANDBOX_NOTREADY
+    for sandbox in pods.cri.pods():  # nothing can be undone without a descriptor
+        assert sandbox.state == api.SANDBOX_NOTREADY
         assert "is listed as NOTREADY; remove it" in text
-        pods.cri.remove_pod(box.id)
+        pods.cri.remove_pod(sandbox.id)
     pods.sandbox()
 
 
@@ -151,7 +153,7 @@ def test_every_verb_passes_the_cause_of_the_kernel_on_and_can_be_repeated(
 ) -> None:
     pods = configured(f'[debug]\nfail_at = ["{failure}"]\n')
     cri, config = pods.cri, pods.config()
-    box = row = ""
+    sandbox = container_id = ""
     failed: list[tuple[Code, str]] = []
 
     def step(call: Callable[[], str | None]) -> str:
@@ -161,14 +163,14 @@ def test_every_verb_passes_the_cause_of_the_kernel_on_and_can_be_repeated(
             failed.append((error.code(), str(error.details())))
             return call() or ""
 
-    box = step(lambda: cri.run(config))
-    row = step(lambda: cri.create(box, container("main", ["sleep", "1000"]), config))
-    step(lambda: cri.start(row))
-    assert cri.status(row).state == api.CONTAINER_RUNNING
-    step(lambda: cri.stop(row, 1))
-    step(lambda: cri.remove(row))
-    step(lambda: cri.stop_pod(box))
-    step(lambda: cri.remove_pod(box))
+    sandbox = step(lambda: cri.run(config))
+    container_id = step(lambda: cri.create(sandbox, container("main", ["sleep", "1000"]), config))
+    step(lambda: cri.start(container_id))
+    assert cri.status(container_id).state == api.CONTAINER_RUNNING
+    step(lambda: cri.stop(container_id, 1))
+    step(lambda: cri.remove(container_id))
+    step(lambda: cri.stop_pod(sandbox))
+    step(lambda: cri.remove_pod(sandbox))
     assert cri.pods() == []
     ((found, text),) = failed
     assert found is code, text

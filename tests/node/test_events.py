@@ -80,92 +80,94 @@ def states(event: Event) -> dict[str, int]:
 
 def test_a_life_is_told_in_order_with_the_statuses_of_the_whole_pod(pods: Pods) -> None:
     with subscribed(pods.cri) as subscriber:
-        box = pods.sandbox()
-        other = pods.running(box=box)
-        row = pods.running(box=box)
-        pods.cri.stop(row)
-        pods.cri.remove(row)
-        pods.cri.remove_pod(box[0])
-        told = subscriber.until_deleted(box[0])
-    assert [e.container_event_type for e in told if e.container_id == box[0]] == list(KINDS)
-    mine = [event for event in told if event.container_id == row]
+        sandbox = pods.sandbox()
+        other = pods.running(pod=sandbox)
+        container_id = pods.running(pod=sandbox)
+        pods.cri.stop(container_id)
+        pods.cri.remove(container_id)
+        pods.cri.remove_pod(sandbox[0])
+        told = subscriber.until_deleted(sandbox[0])
+    assert [e.container_event_type for e in told if e.container_id == sandbox[0]] == list(KINDS)
+    mine = [event for event in told if event.container_id == container_id]
     assert [event.container_event_type for event in mine] == list(KINDS)
     running, exited = api.CONTAINER_RUNNING, api.CONTAINER_EXITED
     assert [states(event) for event in mine] == [
-        {other: running, row: api.CONTAINER_CREATED},
-        {other: running, row: running},
-        {other: running, row: exited},
+        {other: running, container_id: api.CONTAINER_CREATED},
+        {other: running, container_id: running},
+        {other: running, container_id: exited},
         {other: running},
     ]
-    assert {event.pod_sandbox_status.id for event in told} == {box[0]}
-    assert {event.pod_sandbox_status.metadata.uid for event in told} == {box[1].metadata.uid}
+    assert {event.pod_sandbox_status.id for event in told} == {sandbox[0]}
+    assert {event.pod_sandbox_status.metadata.uid for event in told} == {sandbox[1].metadata.uid}
     assert told[-1].pod_sandbox_status.state == api.SANDBOX_NOTREADY
     stopped = mine[2].containers_statuses
-    assert {s.id: (s.exit_code, s.reason) for s in stopped if s.id == row} == {row: (137, "Error")}
+    assert {s.id: (s.exit_code, s.reason) for s in stopped if s.id == container_id} == {
+        container_id: (137, "Error")
+    }
 
 
 def test_a_pods_newest_container_comes_first(pods: Pods) -> None:
     """With EventedPLEG the kubelet takes the first of each name for the one that there is."""
     with subscribed(pods.cri) as subscriber:
-        box = pods.sandbox()
-        rows = [pods.running(box=box) for _ in range(3)]
-        pods.cri.remove_pod(box[0])
-        told = subscriber.until_deleted(box[0])
+        sandbox = pods.sandbox()
+        container_ids = [pods.running(pod=sandbox) for _ in range(3)]
+        pods.cri.remove_pod(sandbox[0])
+        told = subscriber.until_deleted(sandbox[0])
     full = [event.containers_statuses for event in told if len(event.containers_statuses) == 3]
     assert full
-    assert all([status.id for status in statuses] == rows[::-1] for statuses in full)
+    assert all([status.id for status in statuses] == container_ids[::-1] for statuses in full)
 
 
 def test_a_sandboxs_status_has_its_newest_container_first(pods: Pods) -> None:
-    box = pods.sandbox()
-    rows = [pods.running(box=box) for _ in range(3)]
-    request = api.PodSandboxStatusRequest(pod_sandbox_id=box[0])
+    sandbox = pods.sandbox()
+    container_ids = [pods.running(pod=sandbox) for _ in range(3)]
+    request = api.PodSandboxStatusRequest(pod_sandbox_id=sandbox[0])
     answer = pods.cri.runtime.PodSandboxStatus(request, timeout=10)
-    assert [status.id for status in answer.containers_statuses] == rows[::-1]
+    assert [status.id for status in answer.containers_statuses] == container_ids[::-1]
     assert answer.timestamp
 
 
 def test_a_status_asked_for_at_an_event_is_no_older(pods: Pods) -> None:
     """What the evented PLEG relies on: the row is written before its event is told."""
     with subscribed(pods.cri) as subscriber:
-        box, config = pods.sandbox()
+        sandbox, config = pods.sandbox()
         event = subscriber.next()
-        assert (event.container_id, event.container_event_type) == (box, CREATED)
-        assert [found.id for found in pods.cri.pods()] == [box]
+        assert (event.container_id, event.container_event_type) == (sandbox, CREATED)
+        assert [found.id for found in pods.cri.pods()] == [sandbox]
         assert subscriber.next().container_event_type == STARTED
         for _ in range(20):
-            row = pods.cri.create(box, container("short", ["true"]), config)
-            pods.cri.start(row)
+            container_id = pods.cri.create(sandbox, container("short", ["true"]), config)
+            pods.cri.start(container_id)
             assert subscriber.next().container_event_type == CREATED
-            assert row in [found.id for found in pods.cri.containers()]
+            assert container_id in [found.id for found in pods.cri.containers()]
             assert subscriber.next().container_event_type == STARTED
-            assert pods.cri.status(row).started_at
+            assert pods.cri.status(container_id).started_at
             assert subscriber.next().container_event_type == STOPPED
-            assert pods.cri.status(row).state == api.CONTAINER_EXITED
-            pods.cri.remove(row)
+            assert pods.cri.status(container_id).state == api.CONTAINER_EXITED
+            pods.cri.remove(container_id)
             assert subscriber.next().container_event_type == DELETED
             with pytest.raises(grpc.RpcError) as caught:
-                pods.cri.status(row)
+                pods.cri.status(container_id)
             assert caught.value.code() is grpc.StatusCode.NOT_FOUND
 
 
 def test_times_only_go_forward_however_many_pods_there_are(pods: Pods) -> None:
     def life(number: int) -> str:
         config = pod(f"times-{number}", log_directory=str(pods.logs))
-        box = pods.cri.run(config)
-        row = pods.cri.create(box, container("main", ["true"]), config)
-        pods.cri.start(row)
-        pods.cri.remove_pod(box)
-        return box
+        sandbox = pods.cri.run(config)
+        container_id = pods.cri.create(sandbox, container("main", ["true"]), config)
+        pods.cri.start(container_id)
+        pods.cri.remove_pod(sandbox)
+        return sandbox
 
     with (
         subscribed(pods.cri) as subscriber,
         subscribed(pods.cri) as other,
         ThreadPoolExecutor(8) as threads,
     ):
-        boxes = set(threads.map(life, range(40)))
+        sandboxes = set(threads.map(life, range(40)))
         told, gone = [], set[str]()
-        while not boxes <= gone:
+        while not sandboxes <= gone:
             told.append(subscriber.next())
             if told[-1].container_event_type == DELETED:
                 gone.add(told[-1].container_id)
@@ -177,8 +179,8 @@ def test_times_only_go_forward_however_many_pods_there_are(pods: Pods) -> None:
         kinds[event.container_id].append(event.container_event_type)
     assert len(kinds) == 80
     assert all(found == list(KINDS) for found in kinds.values())
-    box = pods.sandbox()[0]
-    request = api.PodSandboxStatusRequest(pod_sandbox_id=box)
+    sandbox = pods.sandbox()[0]
+    request = api.PodSandboxStatusRequest(pod_sandbox_id=sandbox)
     assert pods.cri.runtime.PodSandboxStatus(request).timestamp > times[-1]
 
 
@@ -206,8 +208,8 @@ def test_a_reader_that_does_not_keep_up_is_let_go_and_told_so(pods: Pods) -> Non
     assert len(got) < 600
     assert quick.code is grpc.StatusCode.CANCELLED  # by us
     with subscribed(pods.cri) as again:
-        box, _ = pods.sandbox()
-        assert again.next().container_id == box
+        sandbox, _ = pods.sandbox()
+        assert again.next().container_id == sandbox
 
 
 def test_readers_that_leave_leave_nothing(pods: Pods) -> None:
@@ -237,12 +239,12 @@ def test_the_agents_end_ends_the_stream_well_and_at_once(pods: Pods) -> None:
 
 
 def test_events_go_on_for_containers_of_a_former_agent(pods: Pods) -> None:
-    row = pods.running("sh", "-c", "trap 'exit 4' TERM; while :; do sleep 0.05; done")
+    container_id = pods.running("sh", "-c", "trap 'exit 4' TERM; while :; do sleep 0.05; done")
     agent.stop()
     pods.cri = agent.start()
     with subscribed(pods.cri) as subscriber:
-        pods.cri.stop(row, 10)
+        pods.cri.stop(container_id, 10)
         event = subscriber.next()
-        assert (event.container_id, event.container_event_type) == (row, STOPPED)
+        assert (event.container_id, event.container_event_type) == (container_id, STOPPED)
         (status,) = event.containers_statuses
         assert (status.exit_code, status.reason) == (4, "Error")

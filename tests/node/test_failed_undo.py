@@ -81,22 +81,22 @@ def test_a_sandbox_whose_undo_fails_is_listed_and_can_be_removed(
     shared_pid(config)
     code, text = refused(lambda: pods.cri.run(config))
     assert code is ENDINGS[ending]
-    (box,) = pods.cri.pods()
-    assert box.state == api.SANDBOX_NOTREADY
-    assert box.metadata == config.metadata
+    (sandbox,) = pods.cri.pods()
+    assert sandbox.state == api.SANDBOX_NOTREADY
+    assert sandbox.metadata == config.metadata
     if ending != "cancel":
         assert f"undo of {undo} failed" in text
         assert "stage: commit" in text
-        assert f"sandbox {box.id} is listed as NOTREADY; remove it" in text
-    _check_log(undo, config, {"sandbox_id": box.id})
+        assert f"sandbox {sandbox.id} is listed as NOTREADY; remove it" in text
+    _check_log(undo, config, {"sandbox_id": sandbox.id})
     assert value("criagent_internal_failures_total", {"kind": "undo"}) == 1
     # The kubelet does not get a second one beside it, and its way of cleaning up is enough.
     code, text = refused(lambda: pods.cri.run(config))
     assert code is grpc.StatusCode.ALREADY_EXISTS
-    assert box.id in text
-    pods.cri.stop_pod(box.id)
-    pods.cri.stop_pod(box.id)
-    pods.cri.remove_pod(box.id)
+    assert sandbox.id in text
+    pods.cri.stop_pod(sandbox.id)
+    pods.cri.stop_pod(sandbox.id)
+    pods.cri.remove_pod(sandbox.id)
     assert differences(before, settled_state(pods.cri)) == ""
     again = pods.cri.run(config)
     assert pods.cri.pod_status(again).state == api.SANDBOX_READY
@@ -109,25 +109,27 @@ def test_a_container_whose_undo_fails_is_listed_and_can_be_removed(
     undo: str, ending: str, how: str, armed: Callable[..., Pods]
 ) -> None:
     pods = armed(f"{CREATE}:ready={ending}", f"{CREATE}:undo-{undo}={how}")
-    box, config = pods.sandbox()
+    sandbox, config = pods.sandbox()
     before = settled_state(pods.cri)
     work = container("main", ["sleep", "1000"])
-    code, text = refused(lambda: pods.cri.create(box, work, config))
+    code, text = refused(lambda: pods.cri.create(sandbox, work, config))
     assert code is ENDINGS[ending]
     if ending != "cancel":
         assert f"undo of {undo} failed" in text
-    (row,) = pods.cri.containers()
-    assert row.state == api.CONTAINER_EXITED
-    assert row.metadata.name == "main"
-    _check_log(undo, config, {"sandbox_id": box, "container": "main", "container_id": row.id})
-    code, _ = refused(lambda: pods.cri.create(box, work, config))
+    (container_id,) = pods.cri.containers()
+    assert container_id.state == api.CONTAINER_EXITED
+    assert container_id.metadata.name == "main"
+    _check_log(
+        undo, config, {"sandbox_id": sandbox, "container": "main", "container_id": container_id.id}
+    )
+    code, _ = refused(lambda: pods.cri.create(sandbox, work, config))
     assert code is grpc.StatusCode.ALREADY_EXISTS
-    code, _ = refused(lambda: pods.cri.start(row.id))
+    code, _ = refused(lambda: pods.cri.start(container_id.id))
     assert code is grpc.StatusCode.FAILED_PRECONDITION
-    pods.cri.stop(row.id)
-    pods.cri.remove(row.id)
+    pods.cri.stop(container_id.id)
+    pods.cri.remove(container_id.id)
     assert differences(before, settled_state(pods.cri)) == ""
-    again = pods.cri.create(box, work, config)
+    again = pods.cri.create(sandbox, work, config)
     pods.cri.start(again)
     assert pods.cri.status(again).state == api.CONTAINER_RUNNING
 
@@ -141,15 +143,15 @@ def test_what_a_failed_undo_left_survives_a_restart_and_goes_with_its_pod(
     config = pods.config()
     shared_pid(config)
     if verb == CREATE:
-        box = pods.cri.run(config)
-        refused(lambda: pods.cri.create(box, container("main", ["sleep", "1000"]), config))
+        sandbox = pods.cri.run(config)
+        refused(lambda: pods.cri.create(sandbox, container("main", ["sleep", "1000"]), config))
     else:
         refused(lambda: pods.cri.run(config))
     agent.kill()
     pods.cri = agent.start()
     (left,) = pods.cri.pods()
     pods.cri.stop_pod(left.id)
-    assert {row.state for row in pods.cri.containers()} <= {api.CONTAINER_EXITED}
+    assert {container_id.state for container_id in pods.cri.containers()} <= {api.CONTAINER_EXITED}
     pods.cri.remove_pod(left.id)
     assert differences(before, settled_state(pods.cri)) == ""
 
@@ -172,8 +174,8 @@ def test_a_step_that_fails_leaves_nothing_and_a_repeat_succeeds(
     shared_pid(config)
 
     def make(cri: Cri) -> str:
-        box = cri.run(config)
-        return cri.create(box, container("main", ["sleep", "1000"]), config)
+        sandbox = cri.run(config)
+        return cri.create(sandbox, container("main", ["sleep", "1000"]), config)
 
     code, text = refused(lambda: make(pods.cri))
     assert code is ENDINGS[what]
@@ -182,11 +184,11 @@ def test_a_step_that_fails_leaves_nothing_and_a_repeat_succeeds(
         assert pods.cri.pods() == []
         assert differences(before, settled_state(pods.cri)) == ""
     assert pods.cri.containers() == []
-    row = make(pods.cri)
-    pods.cri.start(row)
-    assert pods.cri.status(row).state == api.CONTAINER_RUNNING
-    for box in pods.cri.pods():
-        pods.cri.remove_pod(box.id)
+    container_id = make(pods.cri)
+    pods.cri.start(container_id)
+    assert pods.cri.status(container_id).state == api.CONTAINER_RUNNING
+    for sandbox in pods.cri.pods():
+        pods.cri.remove_pod(sandbox.id)
     assert differences(before, settled_state(pods.cri)) == ""
 
 

@@ -16,12 +16,12 @@ from waiting import until
 Change = Callable[[api.ContainerConfig], None]
 
 
-def fails(pods: Pods, row: str, *words: str) -> bool:
-    return pods.cri.exec(row, *words).exit_code != 0
+def fails(pods: Pods, container_id: str, *words: str) -> bool:
+    return pods.cri.exec(container_id, *words).exit_code != 0
 
 
-def output(pods: Pods, row: str, *words: str) -> str:
-    found = pods.cri.exec(row, *words)
+def output(pods: Pods, container_id: str, *words: str) -> str:
+    found = pods.cri.exec(container_id, *words)
     assert found.exit_code == 0, found.stderr
     return found.stdout.decode().strip()
 
@@ -31,10 +31,10 @@ def privileged(config: api.PodSandboxConfig | api.ContainerConfig) -> None:
 
 
 def test_paths_are_masked_and_readonly_by_default(pods: Pods) -> None:
-    row = pods.running()
-    assert output(pods, row, "cat", "/proc/keys") == ""
-    assert fails(pods, row, "sh", "-c", "echo 1 > /proc/sys/vm/drop_caches")
-    assert fails(pods, row, "sh", "-c", "echo h > /proc/sysrq-trigger")
+    container_id = pods.running()
+    assert output(pods, container_id, "cat", "/proc/keys") == ""
+    assert fails(pods, container_id, "sh", "-c", "echo 1 > /proc/sys/vm/drop_caches")
+    assert fails(pods, container_id, "sh", "-c", "echo h > /proc/sysrq-trigger")
 
 
 def test_lists_of_the_request_are_used(pods: Pods) -> None:
@@ -42,10 +42,10 @@ def test_lists_of_the_request_are_used(pods: Pods) -> None:
         config.linux.security_context.masked_paths.extend(["/etc/passwd", "/etc"])
         config.linux.security_context.readonly_paths.append("/home")
 
-    row = pods.running(change=lists)
-    assert output(pods, row, "ls", "/etc") == ""
-    assert fails(pods, row, "touch", "/home/x")
-    assert not fails(pods, row, "touch", "/root/x")
+    container_id = pods.running(change=lists)
+    assert output(pods, container_id, "ls", "/etc") == ""
+    assert fails(pods, container_id, "touch", "/home/x")
+    assert not fails(pods, container_id, "touch", "/root/x")
 
 
 def test_nothing_is_masked_for_privileged_containers(pods: Pods) -> None:
@@ -54,19 +54,19 @@ def test_nothing_is_masked_for_privileged_containers(pods: Pods) -> None:
         config.linux.security_context.masked_paths.append("/etc/passwd")
         config.linux.security_context.readonly_paths.append("/home")
 
-    row = pods.running(box=pods.sandbox(privileged), change=lists)
-    assert "root" in output(pods, row, "cat", "/etc/passwd")
-    assert not fails(pods, row, "touch", "/home/x")
-    caps = output(pods, row, "sh", "-c", "grep CapEff /proc/self/status").split()[1]
+    container_id = pods.running(pod=pods.sandbox(privileged), change=lists)
+    assert "root" in output(pods, container_id, "cat", "/etc/passwd")
+    assert not fails(pods, container_id, "touch", "/home/x")
+    caps = output(pods, container_id, "sh", "-c", "grep CapEff /proc/self/status").split()[1]
     own = Path("/proc/self/status").read_text().partition("CapPrm:")[2].split()[0]
     assert caps == own
 
 
 def test_a_privileged_container_has_the_nodes_block_devices(pods: Pods) -> None:
-    row = pods.running(box=pods.sandbox(privileged), change=privileged)
+    container_id = pods.running(pod=pods.sandbox(privileged), change=privileged)
     blocks = [path for path in Path("/dev").iterdir() if path.is_block_device()]
     assert blocks, "this node has no block device"
-    found = output(pods, row, "stat", "-c", "%n %F %t:%T", *map(str, blocks)).splitlines()
+    found = output(pods, container_id, "stat", "-c", "%n %F %t:%T", *map(str, blocks)).splitlines()
     for path, line in zip(blocks, found, strict=True):
         number = path.stat().st_rdev
         kind = f"block special file {os.major(number):x}:{os.minor(number):x}"
@@ -76,27 +76,27 @@ def test_a_privileged_container_has_the_nodes_block_devices(pods: Pods) -> None:
 
 
 def test_a_privileged_container_needs_a_privileged_pod(pods: Pods) -> None:
-    box, config = pods.sandbox()
+    sandbox, config = pods.sandbox()
     wanted = container("p", ["sleep", "1"])
     privileged(wanted)
     with pytest.raises(grpc.RpcError, match="privileged sandbox") as caught:
-        pods.cri.create(box, wanted, config)
+        pods.cri.create(sandbox, wanted, config)
     assert caught.value.code() is grpc.StatusCode.INVALID_ARGUMENT
 
 
-def target(row: str) -> Change:
+def target(container_id: str) -> Change:
     def change(config: api.ContainerConfig) -> None:
         options = config.linux.security_context.namespace_options
         options.pid = api.TARGET
-        options.target_id = row
+        options.target_id = container_id
 
     return change
 
 
 def test_a_container_joins_the_pid_namespace_of_its_target(pods: Pods) -> None:
-    box = pods.sandbox()
-    main = pods.running("sleep", "4711", box=box)
-    debugger = pods.running("sleep", "4712", box=box, change=target(main))
+    sandbox = pods.sandbox()
+    main = pods.running("sleep", "4711", pod=sandbox)
+    debugger = pods.running("sleep", "4712", pod=sandbox, change=target(main))
     assert "sleep 4711" in output(pods, debugger, "ps")
     assert output(pods, debugger, "readlink", "/proc/self/ns/pid") == output(
         pods, main, "readlink", "/proc/self/ns/pid"
@@ -106,14 +106,14 @@ def test_a_container_joins_the_pid_namespace_of_its_target(pods: Pods) -> None:
 
 
 def test_targets_are_running_containers_of_the_same_pod(pods: Pods) -> None:
-    box, config = pods.sandbox()
+    sandbox, config = pods.sandbox()
     elsewhere = pods.running()
-    created = pods.cri.create(box, container("created", ["sleep", "1"]), config)
-    for row, words in ((elsewhere, "no container of this pod"), (created, "not running")):
+    created = pods.cri.create(sandbox, container("created", ["sleep", "1"]), config)
+    for container_id, words in ((elsewhere, "no container of this pod"), (created, "not running")):
         wanted = container("debugger", ["sleep", "1"])
-        target(row)(wanted)
+        target(container_id)(wanted)
         with pytest.raises(grpc.RpcError, match=words) as caught:
-            pods.cri.create(box, wanted, config)
+            pods.cri.create(sandbox, wanted, config)
         assert caught.value.code() is grpc.StatusCode.INVALID_ARGUMENT
 
 
@@ -122,9 +122,9 @@ def test_the_nodes_pid_and_ipc_namespaces_are_shared(pods: Pods) -> None:
         options = config.linux.security_context.namespace_options
         options.pid = options.ipc = api.NODE
 
-    row = pods.running(box=pods.sandbox(host), change=host)
+    container_id = pods.running(pod=pods.sandbox(host), change=host)
     for kind in ("pid", "ipc"):
-        assert output(pods, row, "readlink", f"/proc/self/ns/{kind}") == os.readlink(
+        assert output(pods, container_id, "readlink", f"/proc/self/ns/{kind}") == os.readlink(
             f"/proc/self/ns/{kind}"
         )
     own = pods.running()
@@ -142,12 +142,12 @@ def test_the_stop_signal_of_the_request_is_sent(pods: Pods, number: int, name: s
         config.stop_signal = number  # type: ignore[assignment] # the enum's number
 
     trap = f"trap 'echo got {name}; exit 7' {name}; echo ready; while :; do sleep 0.1; done"
-    row = pods.running("sh", "-c", trap, change=signal)
-    until(lambda: "ready" in pods.log(row), "the trap")
-    assert pods.cri.status(row).stop_signal == number
-    pods.cri.stop(row, grace=20)
-    assert pods.cri.status(row).exit_code == 7
-    assert f"got {name}" in pods.log(row)
+    container_id = pods.running("sh", "-c", trap, change=signal)
+    until(lambda: "ready" in pods.log(container_id), "the trap")
+    assert pods.cri.status(container_id).stop_signal == number
+    pods.cri.stop(container_id, grace=20)
+    assert pods.cri.status(container_id).exit_code == 7
+    assert f"got {name}" in pods.log(container_id)
 
 
 @pytest.mark.parametrize(
@@ -162,11 +162,11 @@ def test_the_stop_signal_of_the_request_is_sent(pods: Pods, number: int, name: s
 def test_bad_limits_are_refused(
     pods: Pods, change: Callable[[api.LinuxContainerResources], object], words: str
 ) -> None:
-    box, config = pods.sandbox()
+    sandbox, config = pods.sandbox()
     wanted = container("limited", ["sleep", "1"])
     change(wanted.linux.resources)
     with pytest.raises(grpc.RpcError, match=words) as caught:
-        pods.cri.create(box, wanted, config)
+        pods.cri.create(sandbox, wanted, config)
     assert caught.value.code() is grpc.StatusCode.INVALID_ARGUMENT
 
 
@@ -180,8 +180,8 @@ def test_unified_keys_and_hugepages_reach_the_kernel(pods: Pods) -> None:
         config.linux.resources.unified["pids.max"] = "77"
         config.linux.resources.hugepage_limits.add(page_size="2MB", limit=4 << 20)
 
-    row = pods.running(change=limits)
-    request = api.ContainerStatusRequest(container_id=row, verbose=True)
+    container_id = pods.running(change=limits)
+    request = api.ContainerStatusRequest(container_id=container_id, verbose=True)
     info = json.loads(pods.cri.runtime.ContainerStatus(request, timeout=30).info["info"])
     place = Path(f"/proc/{info['pid']}/cgroup").read_text().strip().removeprefix("0::/")
     group = Path("/sys/fs/cgroup", place)

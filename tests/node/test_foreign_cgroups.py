@@ -54,8 +54,8 @@ def loose(pods: Pods, tmp_path: Path, request: pytest.FixtureRequest) -> Iterato
     yield pods
     agent.stop()
     pods.cri = agent.start()
-    for box in pods.cri.pods():
-        pods.cri.remove_pod(box.id)
+    for sandbox in pods.cri.pods():
+        pods.cri.remove_pod(sandbox.id)
     shutil.rmtree("/run/criagent/runtime/loose", ignore_errors=True)
     for left in (*(CGROUPS / "strays").glob("*"), CGROUPS / "strays", *CGROUPS.glob("cri/*x")):
         if left.is_dir():
@@ -70,15 +70,15 @@ def refusal(error: pytest.ExceptionInfo[grpc.RpcError]) -> str:
 def test_a_container_outside_of_its_cgroup_is_refused_and_undone(loose: Pods) -> None:
     bystander = loose.running()
     config = loose.config()
-    box = loose.cri.run(config, handler="loose")
+    sandbox = loose.cri.run(config, handler="loose")
     with pytest.raises(grpc.RpcError) as caught:
-        loose.cri.create(box, container("c", ["sleep", "73737"]), config)
+        loose.cri.create(sandbox, container("c", ["sleep", "73737"]), config)
     text = refusal(caught)
     assert 'handler "loose"' in text
     assert "--cgroup-manager=disabled" in text
     assert "linux.cgroupsPath" in text
     until(lambda: not running("73737"), "the end of what was created")
-    loose.cri.remove_pod(box)
+    loose.cri.remove_pod(sandbox)
     assert agent.running()
     assert loose.cri.status(bystander).state == api.CONTAINER_RUNNING
     assert loose.cri.exec(bystander, "echo", "well").stdout == b"well\n"
@@ -119,12 +119,12 @@ def test_a_handler_that_places_init_in_a_child_of_its_cgroup_is_taken(
     agent.stop()
     pods.cri = agent.start(f'runtime.handlers.crun = {{ path = "{program}" }}\n')
     try:
-        row = pods.running()
-        pods.cri.stop(row)
-        pods.cri.remove(row)
-        assert not (CGROUPS / "cri" / row).exists()
+        container_id = pods.running()
+        pods.cri.stop(container_id)
+        pods.cri.remove(container_id)
+        assert not (CGROUPS / "cri" / container_id).exists()
     finally:
-        for box in pods.cri.pods():
-            pods.cri.remove_pod(box.id)
+        for sandbox in pods.cri.pods():
+            pods.cri.remove_pod(sandbox.id)
         agent.stop()
         pods.cri = Cri() if agent.running() else agent.start()

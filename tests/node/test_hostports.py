@@ -26,8 +26,8 @@ PROTOCOLS = {"TCP": 6, "UDP": 17, "SCTP": 132}
 SERVE = "mkdir /www; echo {} > /www/index.html; exec httpd -f -p {} -h /www"
 
 
-def netns(box: str) -> Path:
-    return Path(f"/run/criagent/sandboxes/{box}/ns/net")
+def netns(sandbox: str) -> Path:
+    return Path(f"/run/criagent/sandboxes/{sandbox}/ns/net")
 
 
 @pytest.fixture
@@ -134,11 +134,13 @@ def test_a_service_is_not_taken_whoever_comes_first(
         config.port_mappings.add(host_port=53, container_port=53, host_ip="10.96.0.10")
 
     attacker = pods.sandbox(wants)
-    pods.running("sh", "-c", SERVE.format("taken", 53), box=attacker)
+    pods.running("sh", "-c", SERVE.format("taken", 53), pod=attacker)
     backend = pods.sandbox()
-    pods.running("sh", "-c", SERVE.format("right", 53), box=backend)
+    pods.running("sh", "-c", SERVE.format("right", 53), pod=backend)
     client = pods.running()
-    served = {pods.cri.pod_status(box).network.ip: box for box, _ in (attacker, backend)}
+    served = {
+        pods.cri.pod_status(sandbox).network.ip: sandbox for sandbox, _ in (attacker, backend)
+    }
     for address in served:
         until(lambda address=address: page(address, 53), f"an answer of {address}")
     with service(priority, pods.cri.pod_status(backend[0]).network.ip):
@@ -177,14 +179,14 @@ def test_an_address_of_the_node_leads_to_the_pod(
         config.port_mappings.add(host_port=7500, container_port=80, host_ip=host_ip)
 
     made = pods.sandbox(wants)
-    rows = [pods.running("sh", "-c", SERVE.format("page", 80), box=made), pods.running()]
+    container_ids = [pods.running("sh", "-c", SERVE.format("page", 80), pod=made), pods.running()]
     until(lambda: page(reached[0]) == "page\n", "the page")
     assert [address for address in reached if page(address) != "page\n"] == []
     assert [address for address in unreached if page(address)] == []
-    for row in rows:
+    for container_id in container_ids:
         for address in reached:
             if not ip_address(address).is_loopback:
-                done = pods.cri.exec(row, "wget", "-qO-", "-T", "3", url(address))
+                done = pods.cri.exec(container_id, "wget", "-qO-", "-T", "3", url(address))
                 assert done.stdout == b"page\n", address
 
 

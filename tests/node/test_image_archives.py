@@ -117,8 +117,8 @@ def test_one_bad_entry_costs_itself_only(clean: Cri, pods: Pods) -> None:
     def change(config: api.ContainerConfig) -> None:
         config.image.image = TAG
 
-    row = pods.running("/usr/bin/sleep", "1000", change=change)
-    assert clean.exec(row, "/usr/bin/cat", "/content").stdout == b"beside a bad one"
+    container_id = pods.running("/usr/bin/sleep", "1000", change=change)
+    assert clean.exec(container_id, "/usr/bin/cat", "/content").stdout == b"beside a bad one"
 
 
 def test_an_image_that_cannot_be_unpacked_costs_itself_only(clean: Cri) -> None:
@@ -165,8 +165,8 @@ def test_lower_case_keys_of_a_configuration_run(clean: Cri, pods: Pods) -> None:
         spec.ClearField("command")
         spec.ClearField("args")
 
-    row = pods.running(change=change)
-    environment = clean.exec(row, "/usr/bin/cat", "/proc/1/environ").stdout
+    container_id = pods.running(change=change)
+    environment = clean.exec(container_id, "/usr/bin/cat", "/proc/1/environ").stdout
     assert b"A=nix" in environment.split(b"\0")
 
 

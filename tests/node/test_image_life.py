@@ -199,27 +199,27 @@ def test_a_layer_that_lost_its_programs_is_found_and_made_anew(
     cri: Cri, pods: Pods, registry: Registry, in_use: bool
 ) -> None:
     contents = base(), layer("srv/upper")
-    row = running(pods, registry, *contents)
+    container_id = running(pods, registry, *contents)
     if not in_use:
-        cri.stop(row)
-        cri.remove(row)
+        cri.stop(container_id)
+        cri.remove(container_id)
     damaged = tree_of("etc/made-here")
     (damaged / "bin/cat").unlink()
     found = command("fsck")
     assert found.returncode == 1
     assert "files and directories, want" in found.stdout.decode()
-    assert (row[:13] in found.stdout.decode()) == in_use
+    assert (container_id[:13] in found.stdout.decode()) == in_use
     assert "(dropped)" in succeed("fsck", "--repair").decode()
     assert "no problem found" in succeed("fsck").decode()
     if in_use:  # what is left stays for whoever has it mounted
-        assert cri.exec(row, "/bin/echo", "alive").stdout == b"alive\n"
+        assert cri.exec(container_id, "/bin/echo", "alive").stdout == b"alive\n"
     cri.pull(name(registry))
     assert "no problem found" in succeed("fsck").decode()
     again = running(pods, registry, *contents)
     assert cri.exec(again, "/bin/cat", "/etc/made-here").stdout == b"base"
     if in_use:
-        cri.stop(row)
-        cri.remove(row)
+        cri.stop(container_id)
+        cri.remove(container_id)
     succeed("prune")
     assert damaged.exists() is False
     assert cri.exec(again, "/bin/cat", "/etc/made-here").stdout == b"base"

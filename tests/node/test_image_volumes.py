@@ -73,8 +73,8 @@ def odd(cri: Cri) -> Iterator[str]:
     succeed("import", "-", data=archive(odd_layers(), f"{MADE}:odd"))
     yield f"{MADE}:odd"
     with_fresh = Cri()
-    for row in with_fresh.containers():
-        with_fresh.remove(row.id)
+    for container_id in with_fresh.containers():
+        with_fresh.remove(container_id.id)
     drop_made(with_fresh)
     with_fresh.close()
 
@@ -100,8 +100,8 @@ def both(*changes: Callable[[api.ContainerConfig], object]) -> Callable[..., Non
     return change
 
 
-def output(pods: Pods, row: str, script: str) -> str:
-    done = pods.cri.exec(row, "sh", "-c", script)
+def output(pods: Pods, container_id: str, script: str) -> str:
+    done = pods.cri.exec(container_id, "sh", "-c", script)
     assert done.exit_code == 0, done.stderr
     return str(done.stdout.decode())
 
@@ -120,9 +120,9 @@ def test_an_image_is_mounted_by_every_name_and_told_by_its_id(pods: Pods, how: s
         volume(name)(config)
         config.mounts[0].image.user_specified_image = "debian:13"
 
-    row = pods.running(change=asks)
-    assert output(pods, row, "cat /volume/srv/data/original") == "lower content\n"
-    (mount,) = pods.cri.status(row).mounts
+    container_id = pods.running(change=asks)
+    assert output(pods, container_id, "cat /volume/srv/data/original") == "lower content\n"
+    (mount,) = pods.cri.status(container_id).mounts
     assert mount.image.image == mount.image.image_ref == pods.cri.pull(DEBIAN) == image.id
     assert mount.image.user_specified_image == "debian:13"
     assert (mount.container_path, mount.host_path, mount.readonly) == ("/volume", "", True)
@@ -135,31 +135,31 @@ def test_an_image_is_read_only_and_its_programs_run(pods: Pods, handler: str) ->
 
     config = pods.config()
     privileged(config)
-    box = pods.cri.run(config, handler=handler), config
-    row = pods.running(box=box, change=both(volume(BUSYBOX), privileged))
-    assert output(pods, row, "/volume/bin/busybox echo runs") == "runs\n"
-    done = pods.cri.exec(row, "touch", "/volume/x")
+    sandbox = pods.cri.run(config, handler=handler), config
+    container_id = pods.running(pod=sandbox, change=both(volume(BUSYBOX), privileged))
+    assert output(pods, container_id, "/volume/bin/busybox echo runs") == "runs\n"
+    done = pods.cri.exec(container_id, "touch", "/volume/x")
     assert done.exit_code != 0
     assert b"Read-only file system" in done.stderr
     # Not even a privileged container gets at the layers, which other containers share.
     again = "mount -o remount,rw,bind /volume; touch /volume/x"
-    assert b"Read-only" in pods.cri.exec(row, "sh", "-c", again).stderr
+    assert b"Read-only" in pods.cri.exec(container_id, "sh", "-c", again).stderr
     assert not any(path.exists() for path in (ROOT / "snapshots").glob("*/fs/x"))
 
 
 def test_a_writable_image_volume_is_refused(pods: Pods) -> None:
-    box, config = pods.sandbox()
+    sandbox, config = pods.sandbox()
     wanted = container("bad", ["sleep", "1"])
     volume(BUSYBOX, readonly=False)(wanted)
-    refused(lambda: pods.cri.create(box, wanted, config), INVALID, "readonly must be true")
+    refused(lambda: pods.cri.create(sandbox, wanted, config), INVALID, "readonly must be true")
 
 
 @pytest.mark.parametrize("sub_path", ["data", "data/", "./data", "relative", "absolute", "upwards"])
 def test_a_sub_path_is_the_root_of_the_mount(pods: Pods, odd: str, sub_path: str) -> None:
-    row = pods.running(change=volume(odd, sub_path))
-    assert output(pods, row, "ls -A /volume; cat /volume/file") == "file\ncontent\n"
-    assert pods.cri.status(row).mounts[0].image_sub_path == sub_path
-    assert pods.cri.exec(row, "touch", "/volume/x").exit_code != 0
+    container_id = pods.running(change=volume(odd, sub_path))
+    assert output(pods, container_id, "ls -A /volume; cat /volume/file") == "file\ncontent\n"
+    assert pods.cri.status(container_id).mounts[0].image_sub_path == sub_path
+    assert pods.cri.exec(container_id, "touch", "/volume/x").exit_code != 0
 
 
 @pytest.mark.parametrize(
@@ -199,11 +199,11 @@ def test_what_cannot_be_mounted_is_refused_with_its_reason(
     code: grpc.StatusCode,
     words: str,
 ) -> None:
-    box, config = pods.sandbox()
+    sandbox, config = pods.sandbox()
     wanted = container("bad", ["sleep", "1"])
     change(odd)(wanted)
     with pytest.raises(grpc.RpcError) as caught:
-        pods.cri.create(box, wanted, config)
+        pods.cri.create(sandbox, wanted, config)
     assert caught.value.code() is code, caught.value.details()
     assert caught.value.details().startswith("ImageVolumeMountFailed: ")
     assert words in caught.value.details()
@@ -212,19 +212,19 @@ def test_what_cannot_be_mounted_is_refused_with_its_reason(
 
 
 def test_a_sub_path_without_an_image_is_refused(pods: Pods) -> None:
-    box, config = pods.sandbox()
+    sandbox, config = pods.sandbox()
     wanted = container("bad", ["sleep", "1"])
     wanted.mounts.add(container_path="/x", host_path="/tmp", image_sub_path="data")
-    refused(lambda: pods.cri.create(box, wanted, config), INVALID, "image_sub_path")
+    refused(lambda: pods.cri.create(sandbox, wanted, config), INVALID, "image_sub_path")
 
 
 def test_all_layers_are_seen_as_one_tree(pods: Pods, odd: str) -> None:
-    row = pods.running(change=both(volume(DEBIAN), volume(odd, path="/odd")))
+    container_id = pods.running(change=both(volume(DEBIAN), volume(odd, path="/odd")))
     script = """
     ls /volume/srv/data /volume/var/lib/app; stat -c '%a %u' /volume/opt/owned
     ls /odd/data; stat -c '%a %u' /odd/owned
     """
-    assert output(pods, row, script).split("\n") == [
+    assert output(pods, container_id, script).split("\n") == [
         "/volume/srv/data:",
         "original",
         "original-too",
@@ -242,25 +242,27 @@ def test_images_of_one_layer_and_of_none(pods: Pods) -> None:
     succeed("import", "-", data=archive(whiteout_alone(), f"{MADE}:one"))
     succeed("import", "-", data=archive([], f"{MADE}:none"))
     one, none = f"{MADE}:one", f"{MADE}:none"
-    box = pods.sandbox()
-    row = pods.running(box=box, change=both(volume(one, path="/one"), volume(none, path="/none")))
-    assert output(pods, row, "ls -A /one; ls -A /none") == "kept\n"
-    assert pods.cri.exec(row, "touch", "/none/x").exit_code != 0
-    pods.cri.remove_pod(box[0])
+    sandbox = pods.sandbox()
+    container_id = pods.running(
+        pod=sandbox, change=both(volume(one, path="/one"), volume(none, path="/none"))
+    )
+    assert output(pods, container_id, "ls -A /one; ls -A /none") == "kept\n"
+    assert pods.cri.exec(container_id, "touch", "/none/x").exit_code != 0
+    pods.cri.remove_pod(sandbox[0])
     drop_made(pods.cri)
 
 
 def test_options_and_flags_are_honoured(pods: Pods, odd: str) -> None:
     slave = api.PROPAGATION_HOST_TO_CONTAINER
-    row = pods.running(
+    container_id = pods.running(
         change=both(
             volume(BUSYBOX, path="/noexec", mount_options=["noexec", "nosuid", "nodev"]),
             volume(odd, path="/recursive", recursive_read_only=True),
             volume(odd, path="/slave", propagation=slave),
         )
     )
-    assert pods.cri.exec(row, "/noexec/bin/busybox", "true").exit_code != 0
-    table = output(pods, row, "cat /proc/self/mountinfo").splitlines()
+    assert pods.cri.exec(container_id, "/noexec/bin/busybox", "true").exit_code != 0
+    table = output(pods, container_id, "cat /proc/self/mountinfo").splitlines()
     options = {line.split()[4]: line.split()[5].split(",") for line in table}
     assert {"ro", "noexec", "nosuid", "nodev"} <= set(options["/noexec"])
     assert "ro" in options["/recursive"]
@@ -276,9 +278,9 @@ def test_one_image_serves_many_mounts_containers_and_users(pods: Pods, odd: str)
         volume(odd, path="/data/inner")(config)
         volume(odd, "data", path="/elsewhere")(config)
 
-    box = pods.sandbox()
-    first = pods.running(box=box, change=both(nested, user))
-    second = pods.running(box=box, change=volume(odd))
+    sandbox = pods.sandbox()
+    first = pods.running(pod=sandbox, change=both(nested, user))
+    second = pods.running(pod=sandbox, change=volume(odd))
     assert output(pods, first, "cat /data/inner/top /elsewhere/file") == "a file\ncontent\n"
     assert pods.cri.exec(first, "ls", "/data/inner/owned").exit_code != 0
     pods.cri.remove(first)
@@ -287,8 +289,8 @@ def test_one_image_serves_many_mounts_containers_and_users(pods: Pods, odd: str)
 
 
 def test_layers_of_a_removed_image_stay_for_its_volumes(pods: Pods, odd: str) -> None:
-    box = pods.sandbox()
-    row = pods.running(box=box, change=volume(odd))
+    sandbox = pods.sandbox()
+    container_id = pods.running(pod=sandbox, change=volume(odd))
     image_id = listed(pods.cri)[odd].id
     before = sorted(path.name for path in (ROOT / "snapshots").iterdir())
     pods.cri.remove_image(odd)
@@ -296,25 +298,25 @@ def test_layers_of_a_removed_image_stay_for_its_volumes(pods: Pods, odd: str) ->
         how()
         pods.cri.close()
         pods.cri = agent.start()
-        assert output(pods, row, "cat /volume/data/file") == "content\n"
+        assert output(pods, container_id, "cat /volume/data/file") == "content\n"
     assert sorted(path.name for path in (ROOT / "snapshots").iterdir()) == before
-    mount = pods.cri.status(row).mounts[0]
+    mount = pods.cri.status(container_id).mounts[0]
     assert mount.image.image == image_id
-    pods.cri.remove(row)
-    assert not (RUN / row).exists()
+    pods.cri.remove(container_id)
+    assert not (RUN / container_id).exists()
     config = container("again", ["sleep", "1"])
     volume(odd)(config)
-    refused(lambda: pods.cri.create(*box[:1], config, box[1]), NOT_FOUND, "pull it first")
+    refused(lambda: pods.cri.create(*sandbox[:1], config, sandbox[1]), NOT_FOUND, "pull it first")
 
 
 def test_a_repeated_call_gets_the_same_container(pods: Pods, odd: str) -> None:
-    box, config = pods.sandbox()
+    sandbox, config = pods.sandbox()
     wanted = container("one", ["sleep", "100"])
     volume(odd, "data")(wanted)
-    row = pods.cri.create(box, wanted, config)
-    assert pods.cri.create(box, wanted, config) == row
-    pods.cri.start(row)
-    assert output(pods, row, "cat /volume/file") == "content\n"
+    container_id = pods.cri.create(sandbox, wanted, config)
+    assert pods.cri.create(sandbox, wanted, config) == container_id
+    pods.cri.start(container_id)
+    assert output(pods, container_id, "cat /volume/file") == "content\n"
 
 
 def test_an_artifact_is_refused_by_its_kind(cri: Cri) -> None:

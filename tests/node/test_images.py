@@ -57,9 +57,9 @@ def other_root(cri: Cri) -> Iterator[Cri]:
     subprocess.run(["mount", "-t", "tmpfs", "other", OTHER], check=True)
     client = agent.start(f'[storage]\nroot = "{OTHER}"\n')
     yield client
-    for box in client.pods():
-        client.stop_pod(box.id)
-        client.remove_pod(box.id)
+    for sandbox in client.pods():
+        client.stop_pod(sandbox.id)
+        client.remove_pod(sandbox.id)
     client.close()
     agent.stop()
     subprocess.run(["umount", OTHER], check=True)
@@ -75,14 +75,14 @@ def debian(pods: Pods) -> str:
     return pods.running("/usr/bin/sleep", "100000", change=change)
 
 
-def output(pods: Pods, row: str, script: str) -> str:
-    answer = pods.cri.exec(row, "sh", "-c", script)
+def output(pods: Pods, container_id: str, script: str) -> str:
+    answer = pods.cri.exec(container_id, "sh", "-c", script)
     assert answer.exit_code == 0, answer.stderr
     return str(answer.stdout.decode(errors="replace")).strip()
 
 
 def test_a_container_sees_the_image_as_its_layers_say(pods: Pods) -> None:
-    row = debian(pods)
+    container_id = debian(pods)
     facts = {
         "cd /srv/data; echo *": "original original-too",  # `gone` is whited out
         "cd /var/lib/app; echo *": "new",  # opaque
@@ -107,9 +107,9 @@ def test_a_container_sees_the_image_as_its_layers_say(pods: Pods) -> None:
         "pwd": "/srv",
     }
     for script, wanted in facts.items():
-        assert output(pods, row, script) == wanted, script
+        assert output(pods, container_id, script) == wanted, script
     tail = "tail=$(cat /srv/sparse | sha256sum); echo ${tail%% *}"
-    assert output(pods, row, tail) == hashlib.sha256(bytes(1048572) + b"tail").hexdigest()
+    assert output(pods, container_id, tail) == hashlib.sha256(bytes(1048572) + b"tail").hexdigest()
 
 
 def test_writes_stay_in_their_container(pods: Pods) -> None:
@@ -168,8 +168,8 @@ def test_equal_layers_twice_in_an_image(cri: Cri, pods: Pods, made: Callable[...
     def change(config: api.ContainerConfig) -> None:
         config.image.image = f"{MADE}:twice"
 
-    row = pods.running("/usr/bin/sleep", "1000", change=change)
-    assert cri.exec(row, "/usr/bin/cat", "/content").stdout == b"content"
+    container_id = pods.running("/usr/bin/sleep", "1000", change=change)
+    assert cri.exec(container_id, "/usr/bin/cat", "/content").stdout == b"content"
 
 
 @pytest.mark.parametrize("kind", ["text", "wrong diff ID", "damaged layer", "no layer"])
@@ -273,8 +273,10 @@ def test_pinned_patterns(cri: Cri) -> None:
         images = listed(fresh)
         assert images[DEBIAN].pinned
         assert not images[BUSYBOX].pinned
-        rows = json.loads(succeed("ls", "--output", "json"))
-        assert {tuple(row["tags"]): row["pinned"] for row in rows}[(DEBIAN,)]
+        container_ids = json.loads(succeed("ls", "--output", "json"))
+        assert {
+            tuple(container_id["tags"]): container_id["pinned"] for container_id in container_ids
+        }[(DEBIAN,)]
     finally:
         fresh.close()
         agent.stop()
@@ -289,15 +291,15 @@ def test_layers_stay_while_a_container_uses_them(
     def change(config: api.ContainerConfig) -> None:
         config.image.image = f"{MADE}:used"
 
-    row = pods.running("/usr/bin/sleep", "1000", change=change)
+    container_id = pods.running("/usr/bin/sleep", "1000", change=change)
     tree = layer_directory(cri, b"in use")
     cri.remove_image(f"{MADE}:used")
     succeed("prune")
     assert f"{MADE}:used" not in listed(cri)
-    assert cri.exec(row, "/usr/bin/cat", "/content").stdout == b"in use"
+    assert cri.exec(container_id, "/usr/bin/cat", "/content").stdout == b"in use"
     assert tree.is_dir()
-    cri.stop(row)
-    cri.remove(row)
+    cri.stop(container_id)
+    cri.remove(container_id)
     succeed("prune")
     assert not tree.exists()
 

@@ -45,8 +45,8 @@ def node(cri: Cri, tmp_path: Path) -> Iterator[Call]:
     before = {image.id for image in cri.images()}
     yield call
     client = Cri()
-    for box in client.pods():
-        client.remove_pod(box.id)
+    for sandbox in client.pods():
+        client.remove_pod(sandbox.id)
     for image in client.images():
         if image.id not in before:
             client.remove_image(image.id)
@@ -81,11 +81,11 @@ def test_load_an_image_and_run_it(kind: str, node: Call, pods: Pods, tmp_path: P
     assert NAME in done.stdout.decode()
     status = inspected(node, "mine:1")
     assert NAME in status["repoTags"]  # type: ignore[operator]
-    row = pods.running(
+    container_id = pods.running(
         "sleep", "1000", change=lambda c: c.image.CopyFrom(api.ImageSpec(image=NAME))
     )
-    assert pods.cri.exec(row, "echo", "hello").stdout == b"hello\n"
-    assert pods.cri.status(row).image_id == status["id"]
+    assert pods.cri.exec(container_id, "echo", "hello").stdout == b"hello\n"
+    assert pods.cri.status(container_id).image_id == status["id"]
 
 
 def test_load_a_docker_image_that_is_there_under_another_tag(node: Call, tmp_path: Path) -> None:

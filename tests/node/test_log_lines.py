@@ -63,15 +63,15 @@ def of_pod(config: api.PodSandboxConfig) -> dict[str, str]:
 
 
 def test_every_line_of_a_failed_create_names_pod_container_and_image(pods: Pods, log: Log) -> None:
-    box, config = pods.sandbox()
+    sandbox, config = pods.sandbox()
     work = container("main", ["/no/such/program"])
-    request = api.CreateContainerRequest(pod_sandbox_id=box, config=work, sandbox_config=config)
+    request = api.CreateContainerRequest(pod_sandbox_id=sandbox, config=work, sandbox_config=config)
     text = fails(lambda: pods.cri.runtime.CreateContainer(request, metadata=METADATA))
     line = log.line("call", rpc="CreateContainer")
     assert line["level"] == "error"
     assert line["error"] == text
     assert (line["code"], line["trace_id"]) == ("INTERNAL", TRACE)
-    facts = {**of_pod(config), "sandbox_id": box, "container": "main", "image": BUSYBOX}
+    facts = {**of_pod(config), "sandbox_id": sandbox, "container": "main", "image": BUSYBOX}
     for found in log.lines(trace_id=TRACE):
         assert found.items() >= facts.items()
 
@@ -87,38 +87,38 @@ def test_a_failed_pull_names_image_and_pod(pods: Pods, log: Log) -> None:
 
 
 def test_a_call_that_its_caller_gives_up_says_so(pods: Pods, log: Log) -> None:
-    row = pods.running("sh", "-c", "trap '' TERM; while :; do sleep 0.1; done")
-    request = api.StopContainerRequest(container_id=row, timeout=20)
+    container_id = pods.running("sh", "-c", "trap '' TERM; while :; do sleep 0.1; done")
+    request = api.StopContainerRequest(container_id=container_id, timeout=20)
     call = pods.cri.runtime.StopContainer.future(request)
-    log.line("container_stopping", container_id=row)
+    log.line("container_stopping", container_id=container_id)
     call.cancel()
     line = log.line("call", rpc="StopContainer")
     assert (line["code"], line["level"]) == ("CANCELLED", "warning")
     assert line["error"] == "the caller cancelled the call"
-    assert line["container_id"] == row
-    pods.cri.stop(row)
+    assert line["container_id"] == container_id
+    pods.cri.stop(container_id)
 
 
 def test_the_events_of_a_life_name_pod_and_container_and_no_foreign_call(
     pods: Pods, log: Log
 ) -> None:
-    box, config = pods.sandbox()
+    sandbox, config = pods.sandbox()
     work = container("main", ["sleep", "1000"])
     labels = {"name": "pod", "namespace": "namespace", "uid": "uid"}
     for key in labels:
         work.labels[f"io.kubernetes.pod.{key}"] = getattr(config.metadata, key)
-    row = pods.cri.create(box, work, config)
-    pods.cri.start(row)
-    pods.cri.stop(row)
-    pods.cri.remove(row)
+    container_id = pods.cri.create(sandbox, work, config)
+    pods.cri.start(container_id)
+    pods.cri.stop(container_id)
+    pods.cri.remove(container_id)
     for _ in range(3):
-        pods.cri.stop_pod(box)
-    pods.cri.remove_pod(box)
+        pods.cri.stop_pod(sandbox)
+    pods.cri.remove_pod(sandbox)
     whole = {
         **of_pod(config),
-        "sandbox_id": box,
+        "sandbox_id": sandbox,
         "container": "main",
-        "container_id": row,
+        "container_id": container_id,
         "image": BUSYBOX,
     }
     for event in ("container_created", "container_started", "container_stopped"):
@@ -129,16 +129,16 @@ def test_the_events_of_a_life_name_pod_and_container_and_no_foreign_call(
     assert "trace_id" not in exited
     assert log.line("container_removed").items() >= whole.items()
     for event in ("sandbox_started", "sandbox_stopped", "sandbox_removed"):  # each once
-        assert log.line(event).items() >= {**of_pod(config), "sandbox_id": box}.items()
+        assert log.line(event).items() >= {**of_pod(config), "sandbox_id": sandbox}.items()
     for line in log.lines():
         assert list(line)[:3] == ["event", "level", "timestamp"]
 
 
 def test_a_text_of_megabytes_of_an_image_reaches_client_and_log_cut(pods: Pods, log: Log) -> None:
-    box, config = pods.sandbox()
+    sandbox, config = pods.sandbox()
     work = container("main", ["true"])
     work.linux.security_context.run_as_username = "\x1b]0;x\x07" + "x" * 5_000_000
-    text = fails(lambda: pods.cri.create(box, work, config))
+    text = fails(lambda: pods.cri.create(sandbox, work, config))
     assert len(text) < 5000
     assert text.isprintable()
     assert log.line("call", rpc="CreateContainer")["error"]
@@ -151,22 +151,26 @@ def test_a_text_of_megabytes_of_an_image_reaches_client_and_log_cut(pods: Pods, 
 @pytest.mark.parametrize("number", [signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2])
 def test_a_signal_that_means_nothing_ends_no_daemon(pods: Pods, log: Log, number: int) -> None:
     pid = agent_pid()
-    row = pods.running()
+    container_id = pods.running()
     for _ in range(3):
         os.kill(pid, number)
     if number == signal.SIGUSR1:
         until(lambda: log.lines("task_stack"), "the dump")
         main = log.lines("thread_stack", thread="MainThread")
         assert any("run_forever" in frame for frame in main[0]["stack"])
-        watching = [line for line in log.lines("task_stack") if line["task"] == f"exit:{row}"]
+        watching = [
+            line for line in log.lines("task_stack") if line["task"] == f"exit:{container_id}"
+        ]
         assert any("_watch" in frame for frame in watching[0]["stack"])
     else:
         name = signal.Signals(number).name
         until(lambda: log.lines("signal_ignored", signal=name), "the line")
     assert agent_pid() == pid
-    assert pods.cri.exec(row, "true").exit_code == 0
+    assert pods.cri.exec(container_id, "true").exit_code == 0
     # Handlers end with execve: the container has the system's own.
-    ignored = pods.cri.exec(row, "sh", "-c", "grep -E 'Sig(Ign|Blk)' /proc/1/status").stdout
+    ignored = pods.cri.exec(
+        container_id, "sh", "-c", "grep -E 'Sig(Ign|Blk)' /proc/1/status"
+    ).stdout
     masks = [int(line.split()[1], 16) for line in ignored.decode().splitlines()]
     assert not any(mask >> (number - 1) & 1 for mask in masks)
 

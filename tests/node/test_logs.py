@@ -29,8 +29,8 @@ LINE = 1000  # characters of a counted line
 _ENTRY = re.compile(rb"\S+ (stdout|stderr) ([FP]) (.*)", re.DOTALL)
 
 
-def reopen(cri: Cri, row: str) -> None:
-    request = api.ReopenContainerLogRequest(container_id=row)
+def reopen(cri: Cri, container_id: str) -> None:
+    request = api.ReopenContainerLogRequest(container_id=container_id)
     cri.runtime.ReopenContainerLog(request, timeout=60)
 
 
@@ -74,13 +74,15 @@ class Counted:
 @pytest.mark.timeout(600)
 def test_a_gibibyte_is_rotated_without_losing_or_doubling_a_byte(pods: Pods) -> None:
     number = (1 << 30) // (LINE + 1) + 1
-    row = pods.running("awk", f'BEGIN {{ while (i++ < {number}) printf "%0{LINE}d\\n", i }}')
-    log = Path(pods.cri.status(row).log_path)
+    container_id = pods.running(
+        "awk", f'BEGIN {{ while (i++ < {number}) printf "%0{LINE}d\\n", i }}'
+    )
+    log = Path(pods.cri.status(container_id).log_path)
     counted = Counted(LINE)
     reads: list[Future[None]] = []
 
     def exited() -> bool:
-        return bool(pods.cri.status(row).state == api.CONTAINER_EXITED)
+        return bool(pods.cri.status(container_id).state == api.CONTAINER_EXITED)
 
     def large() -> bool:
         return log.exists() and log.stat().st_size > 16 * MiB
@@ -92,7 +94,7 @@ def test_a_gibibyte_is_rotated_without_losing_or_doubling_a_byte(pods: Pods) -> 
                 break  # it ended while its log was rotated
             old = log.rename(f"{log}.{len(reads)}")
             try:
-                reopen(pods.cri, row)
+                reopen(pods.cri, container_id)
             except grpc.RpcError as error:
                 assert error.code() is grpc.StatusCode.FAILED_PRECONDITION  # it exited meanwhile
             reads.append(reader.submit(counted.take, old))  # nobody writes to it any more
@@ -105,36 +107,36 @@ def test_a_gibibyte_is_rotated_without_losing_or_doubling_a_byte(pods: Pods) -> 
 
 
 def test_a_log_is_reopened_again_and_again(pods: Pods) -> None:
-    row = pods.running("sh", "-c", "i=0; while :; do i=$((i+1)); echo $i; done")
-    log = Path(pods.cri.status(row).log_path)
+    container_id = pods.running("sh", "-c", "i=0; while :; do i=$((i+1)); echo $i; done")
+    log = Path(pods.cri.status(container_id).log_path)
     files = []
     for number in range(100):
         files.append(log.rename(f"{log}.{number}"))
-        reopen(pods.cri, row)
+        reopen(pods.cri, container_id)
         assert log.exists()
-    pods.cri.stop(row)
+    pods.cri.stop(container_id)
     counted = Counted()
     for file in [*files, log]:
         counted.read(file)
     assert counted.last > 1000
     with pytest.raises(grpc.RpcError) as caught:
-        reopen(pods.cri, row)
+        reopen(pods.cri, container_id)
     assert caught.value.code() is grpc.StatusCode.FAILED_PRECONDITION
 
 
 def numbers(pods: Pods) -> tuple[str, Path]:
     """A container that has written numbers and goes on when it gets a line, and its log."""
     script = "seq 1 1000; read x; seq 1001 2000; sleep 100000"
-    row = pods.running("sh", "-c", script, change=lambda c: setattr(c, "stdin", True))
-    log = Path(pods.cri.status(row).log_path)
+    container_id = pods.running("sh", "-c", script, change=lambda c: setattr(c, "stdin", True))
+    log = Path(pods.cri.status(container_id).log_path)
     until(lambda: log.read_bytes().endswith(b" 1000\n"), "the first half")
-    return row, log
+    return container_id, log
 
 
-def go_on(row: str) -> None:
+def go_on(container_id: str) -> None:
     """A line on the container's stdin, by its monitor's attach socket."""
     with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as client:
-        client.connect(f"/run/criagent/containers/{row}/attach")
+        client.connect(f"/run/criagent/containers/{container_id}/attach")
         client.send(b"go\n")
 
 
@@ -147,20 +149,20 @@ def content(*logs: Path) -> list[int]:
 
 
 def test_a_log_that_was_not_renamed_keeps_its_lines(pods: Pods) -> None:
-    row, log = numbers(pods)
+    container_id, log = numbers(pods)
     for _ in range(3):
-        reopen(pods.cri, row)
-    go_on(row)
+        reopen(pods.cri, container_id)
+    go_on(container_id)
     until(lambda: log.read_bytes().endswith(b" 2000\n"), "the second half")
     assert content(log) == list(range(1, 2001))
 
 
 def test_calls_at_once_make_one_file(pods: Pods) -> None:
-    row, log = numbers(pods)
+    container_id, log = numbers(pods)
     old = log.rename(f"{log}.old")
     with ThreadPoolExecutor(8) as threads:
-        calls = [threads.submit(reopen, pods.cri, row) for _ in range(8)]
-        go_on(row)
+        calls = [threads.submit(reopen, pods.cri, container_id) for _ in range(8)]
+        go_on(container_id)
         for call in calls:
             call.result()
     # The container may have written all of it before the first call was told.
@@ -169,49 +171,49 @@ def test_calls_at_once_make_one_file(pods: Pods) -> None:
 
 
 def test_a_file_of_somebody_else_is_moved_aside(pods: Pods) -> None:
-    row, log = numbers(pods)
+    container_id, log = numbers(pods)
     old = log.rename(f"{log}.old")
     log.write_text("not the container's\n")
-    reopen(pods.cri, row)
+    reopen(pods.cri, container_id)
     (aside,) = set(log.parent.glob(f"{log.name}.*")) - {old}
     assert re.fullmatch(rf"{re.escape(log.name)}\.\d{{8}}-\d{{6}}", aside.name)
     assert aside.read_text() == "not the container's\n"
-    go_on(row)
+    go_on(container_id)
     until(lambda: log.read_bytes().endswith(b" 2000\n"), "the second half")
     assert content(old, log) == list(range(1, 2001))
 
 
 @pytest.mark.parametrize("trap", ["temporary is a directory", "log is a directory"])
 def test_a_log_that_cannot_be_made_anew_costs_nobody(pods: Pods, trap: str) -> None:
-    row, log = numbers(pods)
+    container_id, log = numbers(pods)
     old = log.rename(f"{log}.old")
     blocker = Path(f"{log}.tmp") if trap.startswith("temporary") else log
     blocker.mkdir()
     with pytest.raises(grpc.RpcError) as caught:
-        reopen(pods.cri, row)
+        reopen(pods.cri, container_id)
     assert caught.value.code() is grpc.StatusCode.INTERNAL
     assert str(log) in caught.value.details()
-    go_on(row)
+    go_on(container_id)
     until(lambda: old.read_bytes().endswith(b" 2000\n"), "the second half in the old file")
-    assert pods.cri.status(row).state == api.CONTAINER_RUNNING
+    assert pods.cri.status(container_id).state == api.CONTAINER_RUNNING
     blocker.rmdir()
-    reopen(pods.cri, row)
+    reopen(pods.cri, container_id)
     assert content(old, log) == list(range(1, 2001))
 
 
 def test_a_monitor_that_answers_late_replaces_nothing(pods: Pods) -> None:
-    row, log = numbers(pods)
-    monitor = monitor_pid(row)
+    container_id, log = numbers(pods)
+    monitor = monitor_pid(container_id)
     os.kill(monitor, signal.SIGSTOP)
     try:
         old = log.rename(f"{log}.old")
         with pytest.raises(grpc.RpcError) as caught:
-            reopen(pods.cri, row)
+            reopen(pods.cri, container_id)
         assert caught.value.code() is grpc.StatusCode.DEADLINE_EXCEEDED
         old.rename(log)  # as the kubelet does after an error
     finally:
         os.kill(monitor, signal.SIGCONT)
-    go_on(row)
+    go_on(container_id)
     until(lambda: log.read_bytes().endswith(b" 2000\n"), "the second half")
     assert content(log) == list(range(1, 2001))
     assert sorted(path.name for path in log.parent.iterdir()) == [log.name]
@@ -219,9 +221,9 @@ def test_a_monitor_that_answers_late_replaces_nothing(pods: Pods) -> None:
 
 def test_long_lines_come_in_parts(pods: Pods) -> None:
     script = "head -c 100000 /dev/zero | tr '\\0' x; echo; echo short; printf 'without an end'"
-    row = pods.running("sh", "-c", script)
-    until(lambda: pods.cri.status(row).state == api.CONTAINER_EXITED, "the exit")
-    found = [(tag, text) for _, tag, text in entries(Path(pods.cri.status(row).log_path))]
+    container_id = pods.running("sh", "-c", script)
+    until(lambda: pods.cri.status(container_id).state == api.CONTAINER_EXITED, "the exit")
+    found = [(tag, text) for _, tag, text in entries(Path(pods.cri.status(container_id).log_path))]
     lines = [b""]
     for tag, text in found:
         assert len(text) <= 8192
@@ -249,18 +251,25 @@ def test_output_is_whole_when_the_exit_is_told(pods: Pods) -> None:
 
     listener = threading.Thread(target=listen)
     listener.start()
-    box = pods.sandbox()
+    sandbox = pods.sandbox()
     for number in range(10):
-        row = pods.running("sh", "-c", f"seq 1 {20000 * number}; echo err >&2", box=box)
-        until(lambda row=row: pods.cri.status(row).state == api.CONTAINER_EXITED, "the exit")
-        log = Path(pods.cri.status(row).log_path)
+        container_id = pods.running(
+            "sh", "-c", f"seq 1 {20000 * number}; echo err >&2", pod=sandbox
+        )
+        until(
+            lambda container_id=container_id: (
+                pods.cri.status(container_id).state == api.CONTAINER_EXITED
+            ),
+            "the exit",
+        )
+        log = Path(pods.cri.status(container_id).log_path)
         size = log.stat().st_size
         found = list(entries(log))
         streams = [stream for stream, _, _ in found]
         assert streams.count(b"stdout") >= 20000 * number
         assert streams.count(b"stderr") == 1
-        until(lambda row=row: row in sizes, "the event")
-        assert sizes[row] == size == log.stat().st_size
+        until(lambda container_id=container_id: container_id in sizes, "the event")
+        assert sizes[container_id] == size == log.stat().st_size
     stream.cancel()
     listener.join()
 
@@ -278,12 +287,12 @@ def test_the_group_of_a_log_may_read_it_before_and_after_a_rotation(
     os.chown(logs, 0, 4)
     logs.chmod(0o2755)
     pods.logs = logs / "pod"
-    row = pods.running(change=lambda config: setattr(config, "tty", tty))
-    log = Path(pods.cri.status(row).log_path)
+    container_id = pods.running(change=lambda config: setattr(config, "tty", tty))
+    log = Path(pods.cri.status(container_id).log_path)
     assert (mode_of(log), log.stat().st_gid) == (0o640, 4)
     for number in range(2):
         log.rename(f"{log}.{number}")
-        reopen(pods.cri, row)
+        reopen(pods.cri, container_id)
         assert (mode_of(log), log.stat().st_gid) == (0o640, 4)
         assert mode_of(Path(f"{log}.{number}")) == 0o640
 
@@ -295,8 +304,8 @@ def test_the_mode_of_a_log_is_not_the_umasks(pods: Pods) -> None:
         pods.cri = agent.start()
     finally:
         os.umask(before)
-    row = pods.running()
-    assert mode_of(Path(pods.cri.status(row).log_path)) == 0o640
+    container_id = pods.running()
+    assert mode_of(Path(pods.cri.status(container_id).log_path)) == 0o640
     agent.stop()
     agent.start().close()
 
@@ -324,10 +333,10 @@ def test_a_log_that_is_no_plain_file_is_refused_and_untouched(
         os.mknod(log, 0o600 | stat.S_IFCHR, os.makedev(1, 3))
     (logs / "file").touch()
     name = {"long": "n" * 300, "below": "file/0.log"}.get(trap, "0.log")
-    box, config = pods.sandbox()
+    sandbox, config = pods.sandbox()
     wanted = container("trapped", ["sh", "-c", "echo written"])
     wanted.log_path = name
-    refused(lambda: pods.cri.create(box, wanted, config), INVALID, "log '")
+    refused(lambda: pods.cri.create(sandbox, wanted, config), INVALID, "log '")
     assert victim.read_text() == "of the node"
     assert not (tmp_path / "made").exists()
     assert pods.cri.containers() == []

@@ -20,15 +20,17 @@ def last_pid() -> int:
 
 
 def test_lists_and_statistics_of_many_start_no_process(pods: Pods) -> None:
-    box, config = pods.sandbox()
+    sandbox, config = pods.sandbox()
 
     def create(number: int) -> str:
-        row = pods.cri.create(box, container(f"m{number}", ["sleep", "100000"]), config)
-        pods.cri.start(row)
-        return row
+        container_id = pods.cri.create(
+            sandbox, container(f"m{number}", ["sleep", "100000"]), config
+        )
+        pods.cri.start(container_id)
+        return container_id
 
     with ThreadPoolExecutor(8) as threads:
-        rows = set(threads.map(create, range(150)))
+        container_ids = set(threads.map(create, range(150)))
     stats = api.ListContainerStatsRequest()
     pods.cri.runtime.ListContainerStats(stats)  # threads of the agent and of this client are there
 
@@ -37,26 +39,26 @@ def test_lists_and_statistics_of_many_start_no_process(pods: Pods) -> None:
         before = last_pid()
         for _ in range(5):
             found = pods.cri.runtime.ListContainerStats(stats).stats
-            assert {one.attributes.id for one in found} == rows
+            assert {one.attributes.id for one in found} == container_ids
             assert all(one.cpu.usage_core_nano_seconds.value for one in found)
-            assert {row.id for row in pods.cri.containers()} == rows
+            assert {container_id.id for container_id in pods.cri.containers()} == container_ids
         return last_pid() == before
 
     until(rounds_without_a_process, "calls that start nothing")
     streamed = [
-        row.id
+        container_id.id
         for piece in pods.cri.runtime.StreamContainers(api.StreamContainersRequest())
-        for row in piece.containers
+        for container_id in piece.containers
     ]
-    assert sorted(streamed) == sorted(rows)
+    assert sorted(streamed) == sorted(container_ids)
 
 
 def test_the_agent_has_priority_and_gives_it_to_nobody(pods: Pods) -> None:
-    row = pods.running()
+    container_id = pods.running()
     agent = agent_pid()
     assert os.getpriority(os.PRIO_PROCESS, agent) == -10
     for process in ("self", "1"):  # of an exec, and of the container
-        found = pods.cri.exec(row, "cut", "-d", " ", "-f", "19", f"/proc/{process}/stat")
+        found = pods.cri.exec(container_id, "cut", "-d", " ", "-f", "19", f"/proc/{process}/stat")
         assert found.stdout == b"0\n"
     monitors = [
         int(path.parent.name)

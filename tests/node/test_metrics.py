@@ -66,8 +66,8 @@ def test_the_page_lists_every_name_with_type_and_labels(pods: Pods) -> None:
 def test_gauges_and_counters_follow_a_life(pods: Pods) -> None:
     started = value("criagent_container_starts_total")
     failed = value("criagent_container_exits_total", {"reason": "Error"})
-    row = pods.running("sh", "-c", "exit 3")
-    until(lambda: pods.cri.status(row).finished_at > 0, "the exit")
+    container_id = pods.running("sh", "-c", "exit 3")
+    until(lambda: pods.cri.status(container_id).finished_at > 0, "the exit")
     assert value("criagent_container_starts_total") == started + 1
     assert value("criagent_container_exits_total", {"reason": "Error"}) == failed + 1
     assert value("criagent_containers", {"state": "exited"}) == 1
@@ -79,8 +79,8 @@ def test_gauges_and_counters_follow_a_life(pods: Pods) -> None:
 
 
 def test_a_restart_counts_no_exit_again(pods: Pods) -> None:
-    row = pods.running("true")
-    until(lambda: pods.cri.status(row).finished_at > 0, "the exit")
+    container_id = pods.running("true")
+    until(lambda: pods.cri.status(container_id).finished_at > 0, "the exit")
     agent.stop()
     pods.cri = agent.start()
     assert value("criagent_container_exits_total", {"reason": "Completed"}) == 0
@@ -151,8 +151,8 @@ def series(cri: Cri, metrics: Iterator[api.Metric]) -> Series:
     return found
 
 
-def cgroup_of(cri: Cri, row: str) -> Path:
-    request = api.ContainerStatusRequest(container_id=row, verbose=True)
+def cgroup_of(cri: Cri, container_id: str) -> Path:
+    request = api.ContainerStatusRequest(container_id=container_id, verbose=True)
     info = json.loads(cri.runtime.ContainerStatus(request).info["info"])
     return Path("/sys/fs/cgroup") / str(info["cgroup"]).lstrip("/")
 
@@ -164,11 +164,13 @@ def limited(config: api.ContainerConfig) -> None:
 
 
 def test_a_container_tells_every_metric_that_its_files_have(pods: Pods) -> None:
-    box = pods.sandbox()
-    row = pods.running("sh", "-c", "sleep 100000 & sleep 100000", box=box, change=limited)
-    cgroup = cgroup_of(pods.cri, row)
+    sandbox = pods.sandbox()
+    container_id = pods.running(
+        "sh", "-c", "sleep 100000 & sleep 100000", pod=sandbox, change=limited
+    )
+    cgroup = cgroup_of(pods.cri, container_id)
     until(lambda: len((cgroup / "cgroup.procs").read_text().split()) == 2, "both processes")
-    (container,) = listed(pods.cri)[box[0]].container_metrics
+    (container,) = listed(pods.cri)[sandbox[0]].container_metrics
     found = series(pods.cri, iter(container.metrics))
     expected = set(ALWAYS.split())
     for name, metrics in CGROUP_FILES.items():
@@ -177,12 +179,12 @@ def test_a_container_tells_every_metric_that_its_files_have(pods: Pods) -> None:
     if (cgroup / "cpu.max").exists():
         expected |= set(QUOTA.split())
     assert set(found) - set(IO.split()) == expected
-    spec = pods.cri.status(row)
+    spec = pods.cri.status(container_id)
     for name, values in found.items():
         for labels, metric in values:
             assert labels["container"] == spec.metadata.name, name
-            assert labels["id"] == container.container_id == row
-            assert labels["pod"] == box[1].metadata.name
+            assert labels["id"] == container.container_id == container_id
+            assert labels["pod"] == sandbox[1].metadata.name
             assert labels["namespace"] == "test"
             assert labels["image"] == BUSYBOX
             totals = name.endswith("_total") and name != "fs_inodes_total"
@@ -213,16 +215,16 @@ def test_a_container_tells_every_metric_that_its_files_have(pods: Pods) -> None:
 
 
 def test_cpu_seconds_are_whole_ones_of_the_file(pods: Pods) -> None:
-    box = pods.sandbox()
-    row = pods.running("sh", "-c", "while :; do :; done", box=box)
-    cgroup = cgroup_of(pods.cri, row)
+    sandbox = pods.sandbox()
+    container_id = pods.running("sh", "-c", "while :; do :; done", pod=sandbox)
+    cgroup = cgroup_of(pods.cri, container_id)
 
     def seconds() -> int:
         return int((cgroup / "cpu.stat").read_text().split()[1]) // 10**6
 
     until(lambda: seconds() >= 1, "a second of CPU time")
     before = seconds()
-    (container,) = listed(pods.cri)[box[0]].container_metrics
+    (container,) = listed(pods.cri)[sandbox[0]].container_metrics
     ((labels, told),) = series(pods.cri, iter(container.metrics))["cpu_usage_seconds_total"]
     assert before <= told.value.value <= seconds()
     assert labels["cpu"] == "total"
@@ -230,26 +232,26 @@ def test_cpu_seconds_are_whole_ones_of_the_file(pods: Pods) -> None:
 
 def test_a_pod_tells_its_network_and_its_own_cgroup(pods: Pods) -> None:
     Path("/sys/fs/cgroup/metrics-pod").mkdir()
-    box = pods.sandbox(lambda c: setattr(c.linux, "cgroup_parent", "/metrics-pod"))
-    row = pods.running("ping", "-c", "2", "-i", "0.2", "10.88.0.1", box=box)
-    until(lambda: pods.cri.status(row).finished_at > 0, "the pings")
-    pods.running(box=box)
-    told = listed(pods.cri)[box[0]]
+    sandbox = pods.sandbox(lambda c: setattr(c.linux, "cgroup_parent", "/metrics-pod"))
+    container_id = pods.running("ping", "-c", "2", "-i", "0.2", "10.88.0.1", pod=sandbox)
+    until(lambda: pods.cri.status(container_id).finished_at > 0, "the pings")
+    pods.running(pod=sandbox)
+    told = listed(pods.cri)[sandbox[0]]
     found = series(pods.cri, iter(told.metrics))
     assert set(NETWORK.split()) <= set(found)
     assert {"cpu_usage_seconds_total", "processes", "last_seen", "start_time_seconds"} <= set(found)
     ((labels, received),) = found["network_receive_bytes_total"]
     assert received.value.value > 100
     assert labels == {
-        "pod": box[1].metadata.name,
+        "pod": sandbox[1].metadata.name,
         "namespace": "test",
         "container": "",
-        "id": box[0],
+        "id": sandbox[0],
         "image": "",
         "interface": "eth0",
     }
     assert len(told.container_metrics) == 1  # the other one has ended
-    pods.cri.remove_pod(box[0])
+    pods.cri.remove_pod(sandbox[0])
     Path("/sys/fs/cgroup/metrics-pod").rmdir()
 
 
@@ -257,24 +259,24 @@ def test_pods_without_own_cgroup_or_network_have_their_containers_only(pods: Pod
     def on_host(config: api.PodSandboxConfig) -> None:
         config.linux.security_context.namespace_options.network = api.NODE
 
-    box, stopped = pods.sandbox(on_host), pods.sandbox()
-    pods.running(box=box)
+    sandbox, stopped = pods.sandbox(on_host), pods.sandbox()
+    pods.running(pod=sandbox)
     pods.cri.stop_pod(stopped[0])
     told = listed(pods.cri)
-    assert set(told) == {box[0]}
-    assert not told[box[0]].metrics
-    assert len(told[box[0]].container_metrics) == 1
+    assert set(told) == {sandbox[0]}
+    assert not told[sandbox[0]].metrics
+    assert len(told[sandbox[0]].container_metrics) == 1
 
 
 def test_the_streamed_list_tells_each_pod_once(pods: Pods) -> None:
-    boxes = {pods.sandbox()[0] for _ in range(23)}
+    sandboxes = {pods.sandbox()[0] for _ in range(23)}
     pieces = list(
         pods.cri.runtime.StreamPodSandboxMetrics(api.StreamPodSandboxMetricsRequest(), timeout=30)
     )
     told = [one.pod_sandbox_id for piece in pieces for one in piece.pod_sandbox_metrics]
     assert all(piece.pod_sandbox_metrics for piece in pieces)
-    assert len(told) == len(boxes)
-    assert set(told) == boxes
+    assert len(told) == len(sandboxes)
+    assert set(told) == sandboxes
 
 
 def crictl(*words: str) -> str:
@@ -284,28 +286,28 @@ def crictl(*words: str) -> str:
 
 
 def test_crictl_shows_metrics_and_statistics(pods: Pods) -> None:
-    box = pods.sandbox()
-    row = pods.running(box=box)
+    sandbox = pods.sandbox()
+    container_id = pods.running(pod=sandbox)
     descriptors = json.loads(crictl("metricdescs"))["descriptors"]
     assert {one["name"] for one in descriptors} == set(label_keys(pods.cri))
     (pod,) = json.loads(crictl("metricsp"))["podMetrics"]
-    assert pod["podSandboxId"] == box[0]
+    assert pod["podSandboxId"] == sandbox[0]
     assert {one["name"] for one in pod["metrics"]} >= {
         f"container_{name}" for name in NETWORK.split()
     }
     (stats,) = json.loads(crictl("stats", "-o", "json"))["stats"]
-    assert stats["attributes"]["id"] == row
+    assert stats["attributes"]["id"] == container_id
     assert int(stats["cpu"]["usageCoreNanoSeconds"]["value"]) > 0
     head, line = crictl("stats").splitlines()
     assert head.split()[:2] == ["CONTAINER", "NAME"]
-    assert line.split()[0] == row[:13]
+    assert line.split()[0] == container_id[:13]
     (stats,) = json.loads(crictl("statsp", "-o", "json"))["stats"]
-    assert stats["attributes"]["id"] == box[0]
+    assert stats["attributes"]["id"] == sandbox[0]
     assert stats["linux"]["network"]["defaultInterface"]["name"] == "eth0"
-    assert [one["attributes"]["id"] for one in stats["linux"]["containers"]] == [row]
+    assert [one["attributes"]["id"] for one in stats["linux"]["containers"]] == [container_id]
     head, line = crictl("statsp").splitlines()
     assert head.split()[0] == "POD"
-    assert line.split()[1] == box[0][:13]
+    assert line.split()[1] == sandbox[0][:13]
 
 
 def test_a_filesystem_is_found_by_a_name_of_any_script(tmp_path: Path) -> None:

@@ -54,13 +54,13 @@ def sandbox(pods: Pods, handler: str) -> tuple[str, api.PodSandboxConfig]:
 
 
 def create_refused(
-    pods: Pods, box: tuple[str, api.PodSandboxConfig], wanted: api.ContainerConfig, words: str
+    pods: Pods, pod: tuple[str, api.PodSandboxConfig], wanted: api.ContainerConfig, words: str
 ) -> None:
-    refused(lambda: pods.cri.create(box[0], wanted, box[1]), INVALID, words)
+    refused(lambda: pods.cri.create(pod[0], wanted, pod[1]), INVALID, words)
 
 
-def output(pods: Pods, row: str, script: str) -> str:
-    done = pods.cri.exec(row, "sh", "-c", script)
+def output(pods: Pods, container_id: str, script: str) -> str:
+    done = pods.cri.exec(container_id, "sh", "-c", script)
     assert done.exit_code == 0, done.stderr
     return str(done.stdout.decode())
 
@@ -117,10 +117,12 @@ def test_a_target_behind_links_is_mounted_where_they_lead(
     (tmp_path / "file").write_text("mounted")
     image = make_image(links(("var/run", target), ("one", "/two")))
     mount = wants(bind(tmp_path, path))
-    row = pods.running("sleep", "1000", box=sandbox(pods, handler), change=of(image, mount))
-    assert output(pods, row, f"cat {path}/file {place}/file") == "mountedmounted"
-    assert f" {place} " in output(pods, row, "cat /proc/self/mountinfo")
-    assert [m.container_path for m in pods.cri.status(row).mounts] == [path]
+    container_id = pods.running(
+        "sleep", "1000", pod=sandbox(pods, handler), change=of(image, mount)
+    )
+    assert output(pods, container_id, f"cat {path}/file {place}/file") == "mountedmounted"
+    assert f" {place} " in output(pods, container_id, "cat /proc/self/mountinfo")
+    assert [m.container_path for m in pods.cri.status(container_id).mounts] == [path]
 
 
 @handlers
@@ -135,12 +137,12 @@ def test_files_of_the_pod_behind_links_stay_in_the_root(
         )
     )
     before = seen(canary)
-    box = sandbox(pods, handler)
-    row = pods.running("sleep", "1000", box=box, change=of(image))
-    name = output(pods, row, "hostname")
-    assert output(pods, row, "cat /etc/hostname /var/hostname") == name * 2
-    assert "nameserver" in output(pods, row, "cat /run/systemd/resolve/stub-resolv.conf")
-    output(pods, row, "grep -q localhost /etc/hosts")
+    pod = sandbox(pods, handler)
+    container_id = pods.running("sleep", "1000", pod=pod, change=of(image))
+    name = output(pods, container_id, "hostname")
+    assert output(pods, container_id, "cat /etc/hostname /var/hostname") == name * 2
+    assert "nameserver" in output(pods, container_id, "cat /run/systemd/resolve/stub-resolv.conf")
+    output(pods, container_id, "grep -q localhost /etc/hosts")
     assert seen(canary) == before
 
 
@@ -182,8 +184,10 @@ def test_shared_memory_by_its_old_name_takes_a_volume(
     (tmp_path / "mine").touch()
     image = make_image(links(("run/shm", "/dev/shm")))
     mount = wants(bind(tmp_path, "/run/shm"))
-    row = pods.running("sleep", "1000", box=sandbox(pods, handler), change=of(image, mount))
-    output(pods, row, "test -e /dev/shm/mine")
+    container_id = pods.running(
+        "sleep", "1000", pod=sandbox(pods, handler), change=of(image, mount)
+    )
+    output(pods, container_id, "test -e /dev/shm/mine")
 
 
 @handlers
@@ -198,13 +202,13 @@ def test_a_link_in_a_volume_leads_no_other_mount_onto_proc(
     (shared / "bad").symlink_to("/proc")
     (shared / "good").symlink_to("/srv/place")
     image = make_image()
-    box = sandbox(pods, handler)
+    pod = sandbox(pods, handler)
     wanted = container("bad", ["sleep", "1"], image)
     wanted.mounts.extend([bind(other, "/data/bad/self"), bind(shared, "/data")])
-    refused(lambda: pods.cri.create(box[0], wanted, box[1]), INVALID, "/proc/self")
+    refused(lambda: pods.cri.create(pod[0], wanted, pod[1]), INVALID, "/proc/self")
     mounts = wants(bind(other, "/data/good"), bind(shared, "/data"))
-    row = pods.running("sleep", "1000", box=box, change=of(image, mounts))
-    assert output(pods, row, "cat /data/good/file /srv/place/file") == "mountedmounted"
+    container_id = pods.running("sleep", "1000", pod=pod, change=of(image, mounts))
+    assert output(pods, container_id, "cat /data/good/file /srv/place/file") == "mountedmounted"
 
 
 @handlers
@@ -217,8 +221,10 @@ def test_an_outer_mount_never_hides_an_inner_one_that_a_link_names(
     (inner / "file").write_text("mounted")
     image = make_image(links(("short", "/a/b/c")))
     mounts = wants(bind(inner, "/short"), bind(outer, "/a/b"))
-    row = pods.running("sleep", "1000", box=sandbox(pods, handler), change=of(image, mounts))
-    assert output(pods, row, "cat /a/b/c/file") == "mounted"
+    container_id = pods.running(
+        "sleep", "1000", pod=sandbox(pods, handler), change=of(image, mounts)
+    )
+    assert output(pods, container_id, "cat /a/b/c/file") == "mounted"
 
 
 @pytest.mark.parametrize(
@@ -230,11 +236,11 @@ def test_a_working_directory_among_open_files_is_refused_behind_links_too(
 ) -> None:
     image = make_image(links(("work", place)), WorkingDir="/work")
     for handler in HANDLERS:
-        box = sandbox(pods, handler)
+        pod = sandbox(pods, handler)
         wanted = container("bad", ["sleep", "1"], image)
-        create_refused(pods, box, wanted, "working directory")
+        create_refused(pods, pod, wanted, "working directory")
         wanted.working_dir = place
-        create_refused(pods, box, wanted, "working directory")
+        create_refused(pods, pod, wanted, "working directory")
 
 
 @handlers
@@ -247,8 +253,10 @@ def test_a_device_behind_a_link_is_made_in_the_root(
     def device(config: api.ContainerConfig) -> None:
         config.devices.add(host_path="/dev/zero", container_path="/opt/zero", permissions="r")
 
-    row = pods.running("sleep", "1000", box=sandbox(pods, handler), change=of(image, device))
-    assert output(pods, row, "head -c 2 /opt/zero | wc -c").strip() == "2"
+    container_id = pods.running(
+        "sleep", "1000", pod=sandbox(pods, handler), change=of(image, device)
+    )
+    assert output(pods, container_id, "head -c 2 /opt/zero | wc -c").strip() == "2"
     assert seen(canary) == before
 
 
@@ -256,10 +264,10 @@ def test_a_name_that_is_not_text_behind_a_link_is_refused_in_words(
     pods: Pods, make_image: ImageMaker, tmp_path: Path
 ) -> None:
     image = make_image(links(("data", os.fsdecode(b"\xff\xfe"))))
-    box, config = pods.sandbox()
+    pod, config = pods.sandbox()
     wanted = container("bad", ["sleep", "1"], image)
     wanted.mounts.append(bind(tmp_path, "/data"))
-    refused(lambda: pods.cri.create(box, wanted, config), INVALID, "not UTF-8")
+    refused(lambda: pods.cri.create(pod, wanted, config), INVALID, "not UTF-8")
 
 
 def test_the_runtime_is_handed_paths_without_links(
@@ -267,8 +275,8 @@ def test_the_runtime_is_handed_paths_without_links(
 ) -> None:
     image = make_image(links(("var/run", "/run")))
     change = of(image, wants(bind(tmp_path, "/var/run/here")))
-    row = pods.running("sleep", "1000", change=change)
-    spec = json.loads(Path(f"/run/criagent/containers/{row}/config.json").read_text())
+    container_id = pods.running("sleep", "1000", change=change)
+    spec = json.loads(Path(f"/run/criagent/containers/{container_id}/config.json").read_text())
     places = [mount["destination"] for mount in spec["mounts"]]
     assert "/run/here" in places
     assert "/var/run/here" not in places

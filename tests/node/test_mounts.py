@@ -59,12 +59,12 @@ def bind(path: Path | str, target: str = "/x", **fields: object) -> api.Mount:
     return api.Mount(container_path=target, host_path=str(path), **fields)  # type: ignore[arg-type]
 
 
-def succeeds(pods: Pods, row: str, *words: str) -> bool:
-    return bool(pods.cri.exec(row, *words).exit_code == 0)
+def succeeds(pods: Pods, container_id: str, *words: str) -> bool:
+    return bool(pods.cri.exec(container_id, *words).exit_code == 0)
 
 
-def options(pods: Pods, row: str, target: str) -> list[str]:
-    table = pods.cri.exec(row, "cat", "/proc/self/mountinfo").stdout.decode().splitlines()
+def options(pods: Pods, container_id: str, target: str) -> list[str]:
+    table = pods.cri.exec(container_id, "cat", "/proc/self/mountinfo").stdout.decode().splitlines()
     (found,) = [line.split()[5].split(",") for line in table if line.split()[4] == target]
     return found
 
@@ -74,17 +74,17 @@ def test_read_only_is_for_the_mount_and_recursive_for_all_below(
     pods: Pods, tree: Path, handler: str
 ) -> None:
     config = pods.config()
-    box = pods.cri.run(config, handler=handler), config
+    sandbox = pods.cri.run(config, handler=handler), config
     flat = bind(tree, "/flat", readonly=True)
     deep = bind(tree, "/deep", readonly=True, recursive_read_only=True)
-    row = pods.running(box=box, change=wants(flat, deep))
-    assert not succeeds(pods, row, "touch", "/flat/x")
-    assert succeeds(pods, row, "touch", "/flat/sub/x")
-    assert not succeeds(pods, row, "touch", "/deep/x")
-    assert not succeeds(pods, row, "touch", "/deep/sub/y")
+    container_id = pods.running(pod=sandbox, change=wants(flat, deep))
+    assert not succeeds(pods, container_id, "touch", "/flat/x")
+    assert succeeds(pods, container_id, "touch", "/flat/sub/x")
+    assert not succeeds(pods, container_id, "touch", "/deep/x")
+    assert not succeeds(pods, container_id, "touch", "/deep/sub/y")
     (tree / "sub/y").touch()  # the host's own mount is as it was
-    assert succeeds(pods, row, "ls", "/deep/sub/y")
-    told = {m.container_path: m.recursive_read_only for m in pods.cri.status(row).mounts}
+    assert succeeds(pods, container_id, "ls", "/deep/sub/y")
+    told = {m.container_path: m.recursive_read_only for m in pods.cri.status(container_id).mounts}
     assert told == {"/flat": False, "/deep": True}
 
 
@@ -113,15 +113,15 @@ def test_a_handler_without_recursive_read_only_refuses_it(pods: Pods, tmp_path: 
         found = pods.cri.runtime.Status(api.StatusRequest()).runtime_handlers
         assert [h.features.recursive_read_only_mounts for h in found if h.name == "bare"] == [False]
         config = pods.config()
-        box = pods.cri.run(config, handler="bare")
+        sandbox = pods.cri.run(config, handler="bare")
         wanted = container("c", ["sleep", "100"])
         wanted.mounts.append(bind("/srv", readonly=True, recursive_read_only=True))
-        refused(lambda: pods.cri.create(box, wanted, config), UNSUPPORTED, 'handler "bare"')
+        refused(lambda: pods.cri.create(sandbox, wanted, config), UNSUPPORTED, 'handler "bare"')
         with pytest.raises(grpc.RpcError, match="RROUnsupported: "):
-            pods.cri.create(box, wanted, config)
+            pods.cri.create(sandbox, wanted, config)
         wanted.mounts[0].recursive_read_only = False
-        pods.cri.start(pods.cri.create(box, wanted, config))
-        pods.cri.remove_pod(box)
+        pods.cri.start(pods.cri.create(sandbox, wanted, config))
+        pods.cri.remove_pod(sandbox)
     finally:
         agent.stop()
         shutil.rmtree("/run/criagent/runtime/bare")
@@ -141,10 +141,10 @@ def test_a_handler_without_recursive_read_only_refuses_it(pods: Pods, tmp_path: 
 def test_mounts_that_contradict_themselves_are_refused(
     pods: Pods, fields: dict[str, object], words: str
 ) -> None:
-    box, config = pods.sandbox()
+    sandbox, config = pods.sandbox()
     wanted = container("bad", ["sleep", "1"])
     wanted.mounts.append(bind("/srv", **fields))
-    refused(lambda: pods.cri.create(box, wanted, config), INVALID, words)
+    refused(lambda: pods.cri.create(sandbox, wanted, config), INVALID, words)
 
 
 @pytest.mark.parametrize(
@@ -177,15 +177,15 @@ def test_propagation_needs_a_source_that_propagates(
     (tree / "inner").mkdir()
     wish = wants(bind(tree / "inner", propagation=propagation))
     if words:
-        box, config = pods.sandbox()
+        sandbox, config = pods.sandbox()
         wanted = container("bad", ["sleep", "1"])
         wish(wanted)
         told = f'path "{tree}/inner" is mounted on "{tree}" but it {words}'
-        refused(lambda: pods.cri.create(box, wanted, config), INVALID, told)
+        refused(lambda: pods.cri.create(sandbox, wanted, config), INVALID, told)
         assert pods.cri.containers() == []
     else:
-        row = pods.running(change=wish)
-        assert pods.cri.status(row).mounts[0].propagation == propagation
+        container_id = pods.running(change=wish)
+        assert pods.cri.status(container_id).mounts[0].propagation == propagation
 
 
 @pytest.mark.parametrize("handler", ["crun", "runc"])
@@ -193,14 +193,14 @@ def test_options_are_the_mounts(pods: Pods, tmp_path: Path, handler: str) -> Non
     (tmp_path / "program").write_text("#!/bin/sh\necho ran\n")
     (tmp_path / "program").chmod(0o755)
     config = pods.config()
-    box = pods.cri.run(config, handler=handler), config
+    sandbox = pods.cri.run(config, handler=handler), config
     strict = bind(tmp_path, "/strict", mount_options=["noexec", "nodev", "nosuid"])
-    row = pods.running(box=box, change=wants(bind(tmp_path, "/free"), strict))
-    assert pods.cri.exec(row, "/free/program").stdout == b"ran\n"
-    assert pods.cri.exec(row, "/strict/program").exit_code != 0
-    assert {"noexec", "nodev", "nosuid", "rw"} <= set(options(pods, row, "/strict"))
-    assert not {"noexec", "nodev", "nosuid"} & set(options(pods, row, "/free"))
-    told = {m.container_path: list(m.mount_options) for m in pods.cri.status(row).mounts}
+    container_id = pods.running(pod=sandbox, change=wants(bind(tmp_path, "/free"), strict))
+    assert pods.cri.exec(container_id, "/free/program").stdout == b"ran\n"
+    assert pods.cri.exec(container_id, "/strict/program").exit_code != 0
+    assert {"noexec", "nodev", "nosuid", "rw"} <= set(options(pods, container_id, "/strict"))
+    assert not {"noexec", "nodev", "nosuid"} & set(options(pods, container_id, "/free"))
+    told = {m.container_path: list(m.mount_options) for m in pods.cri.status(container_id).mounts}
     assert told == {"/free": [], "/strict": ["noexec", "nodev", "nosuid"]}
     assert pods.cri.runtime.Status(api.StatusRequest()).features.mount_options
 
@@ -217,7 +217,7 @@ def test_sources_of_every_kind_are_mounted(pods: Pods, tmp_path: Path) -> None:
     (tmp_path / "dir/up").symlink_to("../dir/..")
     with socket.socket(socket.AF_UNIX) as listener:
         listener.bind(str(tmp_path / "socket"))
-        row = pods.running(
+        container_id = pods.running(
             change=wants(
                 bind(tmp_path / "file", "/m/file", readonly=True),
                 bind(tmp_path / "fifo", "/m/fifo"),
@@ -233,7 +233,7 @@ def test_sources_of_every_kind_are_mounted(pods: Pods, tmp_path: Path) -> None:
     test -p /m/fifo && test -c /m/device && test -S /m/socket && echo kinds
     echo x > /m/file || true
     """
-    done = pods.cri.exec(row, "sh", "-c", script)
+    done = pods.cri.exec(container_id, "sh", "-c", script)
     assert done.stdout == b"contentcontentoddcontentkinds\n"
     assert b"Read-only" in done.stderr
     assert (tmp_path / "file").read_text() == "content"
@@ -242,11 +242,11 @@ def test_sources_of_every_kind_are_mounted(pods: Pods, tmp_path: Path) -> None:
 def test_mounts_below_a_source_come_along_and_stay_apart(pods: Pods, tree: Path) -> None:
     (tree / "sub/below").write_text("seen")
     (tree / "late").mkdir()
-    row = pods.running(change=wants(bind(tree)))
-    assert pods.cri.exec(row, "cat", "/x/sub/below").stdout == b"seen"
+    container_id = pods.running(change=wants(bind(tree)))
+    assert pods.cri.exec(container_id, "cat", "/x/sub/below").stdout == b"seen"
     mount("-t", "tmpfs", "tmpfs", tree / "late")
     (tree / "late/file").touch()
-    assert pods.cri.exec(row, "ls", "/x/late").stdout == b""
+    assert pods.cri.exec(container_id, "ls", "/x/late").stdout == b""
 
 
 def test_a_missing_source_is_a_directory_of_root(pods: Pods, tmp_path: Path) -> None:
@@ -266,8 +266,8 @@ def test_a_source_that_leads_nowhere_is_refused_and_not_made(
     (tmp_path / "loop").symlink_to("loop")
     (tmp_path / "file").touch()
     before = sorted(os.listdir(tmp_path))
-    box, config = pods.sandbox()
+    sandbox, config = pods.sandbox()
     wanted = container("bad", ["sleep", "1"])
     wanted.mounts.append(bind(tmp_path / path))
-    refused(lambda: pods.cri.create(box, wanted, config), INVALID, path)
+    refused(lambda: pods.cri.create(sandbox, wanted, config), INVALID, path)
     assert sorted(os.listdir(tmp_path)) == before

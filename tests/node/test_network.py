@@ -48,30 +48,30 @@ def server(address: str, port: int) -> Iterator[None]:
         thread.join()
 
 
-def talks(pods: Pods, row: str, address: str, port: int) -> bool:
+def talks(pods: Pods, container_id: str, address: str, port: int) -> bool:
     command = f"echo | nc -w 2 {address} {port}"
-    return pods.cri.exec(row, "sh", "-c", command).stdout == b"node"
+    return pods.cri.exec(container_id, "sh", "-c", command).stdout == b"node"
 
 
 def test_a_pod_has_its_addresses_routes_and_names(pods: Pods) -> None:
-    box, config = pods.sandbox(lambda c: setattr(c, "hostname", "my-pod"))
-    row = pods.running(box=(box, config))
-    network = pods.cri.pod_status(box).network
-    addresses = pods.cri.exec(row, "ip", "addr", "show", "eth0").stdout.decode()
+    sandbox, config = pods.sandbox(lambda c: setattr(c, "hostname", "my-pod"))
+    container_id = pods.running(pod=(sandbox, config))
+    network = pods.cri.pod_status(sandbox).network
+    addresses = pods.cri.exec(container_id, "ip", "addr", "show", "eth0").stdout.decode()
     assert f"{network.ip}/32" in addresses
     assert f"{network.additional_ips[0].ip}/128" in addresses
-    assert pods.cri.exec(row, "hostname").stdout == b"my-pod\n"
-    assert pods.cri.exec(row, "cat", "/etc/hostname").stdout == b"my-pod\n"
-    assert b"default via 10.88.0.1" in pods.cri.exec(row, "ip", "route").stdout
-    assert pods.cri.exec(row, "ping", "-c", "1", "-W", "2", "10.88.0.1").exit_code == 0
+    assert pods.cri.exec(container_id, "hostname").stdout == b"my-pod\n"
+    assert pods.cri.exec(container_id, "cat", "/etc/hostname").stdout == b"my-pod\n"
+    assert b"default via 10.88.0.1" in pods.cri.exec(container_id, "ip", "route").stdout
+    assert pods.cri.exec(container_id, "ping", "-c", "1", "-W", "2", "10.88.0.1").exit_code == 0
 
 
 def test_pods_reach_one_another_over_both_families(pods: Pods) -> None:
-    box, config = pods.sandbox()
+    sandbox, config = pods.sandbox()
     serve = "while :; do echo pod | nc -l -p 7000; done"
-    server_row = pods.running("sh", "-c", serve, box=(box, config))
+    server_row = pods.running("sh", "-c", serve, pod=(sandbox, config))
     client = pods.running()
-    network = pods.cri.pod_status(box).network
+    network = pods.cri.pod_status(sandbox).network
     for address in (network.ip, network.additional_ips[0].ip):
         until(
             lambda address=address: (
@@ -84,18 +84,19 @@ def test_pods_reach_one_another_over_both_families(pods: Pods) -> None:
 
 
 def test_the_hosts_loopback_is_out_of_reach(pods: Pods) -> None:
-    row = pods.running()
+    container_id = pods.running()
     with server("127.0.0.1", 7100):
-        assert not talks(pods, row, "127.0.0.1", 7100)
-        assert not talks(pods, row, "10.88.0.1", 7100)
+        assert not talks(pods, container_id, "127.0.0.1", 7100)
+        assert not talks(pods, container_id, "10.88.0.1", 7100)
         # The attack: a route for 127.0.0.0/8 to the gateway (needs NET_ADMIN in the pod).
         subprocess.run(
-            ["nsenter", f"--net={netns(pods, row)}", "sh", "-c", ROUTE_LOOPBACK], check=True
+            ["nsenter", f"--net={netns(pods, container_id)}", "sh", "-c", ROUTE_LOOPBACK],
+            check=True,
         )
         done = subprocess.run(
             [
                 "nsenter",
-                f"--net={netns(pods, row)}",
+                f"--net={netns(pods, container_id)}",
                 "busybox",
                 "nc",
                 "-w",
@@ -119,11 +120,11 @@ ip route add 127.0.0.0/8 via 10.88.0.1 dev eth0 onlink
 
 
 def test_only_what_the_node_offers_on_all_addresses_listens_on_the_gateway(pods: Pods) -> None:
-    row = pods.running()
+    container_id = pods.running()
     with server("0.0.0.0", 7200):
-        assert talks(pods, row, "10.88.0.1", 7200)
+        assert talks(pods, container_id, "10.88.0.1", 7200)
     script = "for p in $(seq 1 1024); do echo | nc -w 1 10.88.0.1 $p && echo open $p; done; true"
-    found = pods.cri.exec(row, "sh", "-c", script, timeout=60).stdout
+    found = pods.cri.exec(container_id, "sh", "-c", script, timeout=60).stdout
     assert found == b""
 
 
@@ -132,9 +133,9 @@ def test_host_ports_lead_to_the_pod_and_go_with_it(pods: Pods) -> None:
         config.port_mappings.add(host_port=7300, container_port=80)
         config.port_mappings.add(host_port=7301, container_port=80, host_ip="127.0.0.1")
 
-    box, config = pods.sandbox(ports)
+    sandbox, config = pods.sandbox(ports)
     script = "mkdir /www; echo page > /www/index.html; exec httpd -f -h /www"
-    pods.running("sh", "-c", script, box=(box, config))
+    pods.running("sh", "-c", script, pod=(sandbox, config))
     other = pods.running()
     until(lambda: fetched("http://127.0.0.1:7300/") == "page\n", "the page")
     assert fetched("http://127.0.0.1:7301/") == "page\n"
@@ -142,7 +143,7 @@ def test_host_ports_lead_to_the_pod_and_go_with_it(pods: Pods) -> None:
     assert fetched("http://10.88.0.1:7301/") == ""
     through = pods.cri.exec(other, "wget", "-qO-", "http://10.88.0.1:7300/").stdout
     assert through == b"page\n"
-    pods.cri.stop_pod(box)
+    pods.cri.stop_pod(sandbox)
     assert fetched("http://127.0.0.1:7300/") == ""
 
 
@@ -152,7 +153,7 @@ def test_a_host_port_takes_no_traffic_for_other_addresses(pods: Pods) -> None:
 
     pods.sandbox(wants)
     other, config = pods.sandbox()
-    pods.running("sh", "-c", "while :; do echo other | nc -l -p 7360; done", box=(other, config))
+    pods.running("sh", "-c", "while :; do echo other | nc -l -p 7360; done", pod=(other, config))
     client = pods.running()
     address = pods.cri.pod_status(other).network.ip
     until(
@@ -167,9 +168,9 @@ def test_a_pod_that_is_refused_a_host_port_does_not_take_it_from_its_owner(pods:
     def wants(config: api.PodSandboxConfig) -> None:
         config.port_mappings.add(host_port=7350, container_port=80)
 
-    box, config = pods.sandbox(wants)
+    sandbox, config = pods.sandbox(wants)
     script = "mkdir /www; echo page > /www/index.html; exec httpd -f -h /www"
-    pods.running("sh", "-c", script, box=(box, config))
+    pods.running("sh", "-c", script, pod=(sandbox, config))
     until(lambda: fetched("http://127.0.0.1:7350/") == "page\n", "the page")
     with pytest.raises(grpc.RpcError, match="7350"):
         pods.sandbox(wants)
@@ -191,15 +192,15 @@ def test_known_udp_flows_follow_a_host_port_to_its_next_pod(pods: Pods, host_ip:
             return server.poll() is not None
 
         for _ in range(2):
-            box, _ = pods.sandbox(wants)
-            inside = ["nsenter", f"--net=/run/criagent/sandboxes/{box}/ns/net"]
+            sandbox, _ = pods.sandbox(wants)
+            inside = ["nsenter", f"--net=/run/criagent/sandboxes/{sandbox}/ns/net"]
             server = subprocess.Popen([*inside, sys.executable, "-c", ONE_DATAGRAM])
             try:
                 until(lambda server=server: heard(server), "a datagram")
             finally:
                 server.kill()
             assert server.wait() == 0
-            pods.cri.remove_pod(box)
+            pods.cri.remove_pod(sandbox)
 
 
 ONE_DATAGRAM = """
@@ -235,8 +236,8 @@ def test_a_conntrack_that_hangs_keeps_no_pod_from_its_network(
         return hanging.result()
 
     with ThreadPoolExecutor() as executor:
-        box, _ = others_go_on(executor.submit(pods.sandbox, wants))
-        others_go_on(executor.submit(pods.cri.remove_pod, box))
+        sandbox, _ = others_go_on(executor.submit(pods.sandbox, wants))
+        others_go_on(executor.submit(pods.cri.remove_pod, sandbox))
     assert pods.cri.pods() == []
     rules = subprocess.check_output(["nft", "list", "ruleset"], text=True)
     assert "7370" not in rules
@@ -262,19 +263,19 @@ def test_rules_come_back_after_every_kind_of_foreign_deletion(pods: Pods, comman
         subprocess.run(["nft", command], check=False, capture_output=True)
     until(lambda: subprocess.check_output(["nft", "list", "ruleset"]) == rules, command, 5)
     # What the agent writes is no reason for it to write again.
-    row = pods.running()
+    container_id = pods.running()
 
     def quiet() -> bool:
         before = generation()
-        return pods.cri.exec(row, "sleep", "0.3").exit_code == 0 and generation() == before
+        return pods.cri.exec(container_id, "sleep", "0.3").exit_code == 0 and generation() == before
 
     until(quiet, "an unchanged ruleset", 5)
 
 
 def test_rules_come_back_after_a_foreign_flush(pods: Pods) -> None:
-    box, config = pods.sandbox(lambda c: c.port_mappings.add(host_port=7400, container_port=80))
+    sandbox, config = pods.sandbox(lambda c: c.port_mappings.add(host_port=7400, container_port=80))
     script = "mkdir /www; echo page > /www/index.html; exec httpd -f -h /www"
-    pods.running("sh", "-c", script, box=(box, config))
+    pods.running("sh", "-c", script, pod=(sandbox, config))
     until(lambda: fetched("http://127.0.0.1:7400/") == "page\n", "the page")
     rules = subprocess.check_output(["nft", "list", "ruleset"])
     subprocess.run(["nft", "flush", "ruleset"], check=True)
@@ -286,15 +287,18 @@ def test_a_host_network_pod_uses_the_nodes_own(pods: Pods) -> None:
     def host(config: api.PodSandboxConfig) -> None:
         config.linux.security_context.namespace_options.network = api.NODE
 
-    box, config = pods.sandbox(host)
-    row = pods.running(box=(box, config))
-    assert pods.cri.pod_status(box).network.ip == ""
-    assert b"cri0" in pods.cri.exec(row, "ip", "link").stdout
-    assert pods.cri.exec(row, "hostname").stdout == Path("/proc/sys/kernel/hostname").read_bytes()
+    sandbox, config = pods.sandbox(host)
+    container_id = pods.running(pod=(sandbox, config))
+    assert pods.cri.pod_status(sandbox).network.ip == ""
+    assert b"cri0" in pods.cri.exec(container_id, "ip", "link").stdout
+    assert (
+        pods.cri.exec(container_id, "hostname").stdout
+        == Path("/proc/sys/kernel/hostname").read_bytes()
+    )
 
 
-def netns(pods: Pods, row: str) -> str:
-    found = next(c for c in pods.cri.containers() if c.id == row)
+def netns(pods: Pods, container_id: str) -> str:
+    found = next(c for c in pods.cri.containers() if c.id == container_id)
     return f"/run/criagent/sandboxes/{found.pod_sandbox_id}/ns/net"
 
 

@@ -107,8 +107,8 @@ def test_odd_images_run(cri: Cri, pods: Pods, serve: Serve, name: str) -> None:
     def use(config: api.ContainerConfig) -> None:
         config.image.image = image
 
-    row = pods.running("sleep", "1000", change=use)
-    answer = cri.exec(row, *command)
+    container_id = pods.running("sleep", "1000", change=use)
+    answer = cri.exec(container_id, *command)
     assert answer.exit_code == 0, answer.stderr
     if command == ["ls", "/"]:
         assert b"d\n" not in answer.stdout.replace(b"old", b"")

@@ -35,8 +35,8 @@ def use_cidrs(cri: Cri, cidrs: str) -> None:
 def moved(pods: Pods) -> Iterator[Pods]:
     """Afterwards there are no pods, and the node has its first range again."""
     yield pods
-    for box in pods.cri.pods():
-        pods.cri.remove_pod(box.id)
+    for sandbox in pods.cri.pods():
+        pods.cri.remove_pod(sandbox.id)
     use_cidrs(pods.cri, FORMER)
     for address in ("10.97.0.1/24", "fd00:10:97::1/64"):
         subprocess.run(["ip", "addr", "del", address, "dev", "cri0"], check=False)
@@ -57,50 +57,57 @@ def outside_server(tmp_path: Path) -> Iterator[None]:
         server.wait()
 
 
-def seen_as(pods: Pods, row: str, host: str) -> str:
+def seen_as(pods: Pods, container_id: str, host: str) -> str:
     """The address with which the server at `host` sees that container; "" without an answer."""
     url = f"http://[{host}]/cgi-bin/who" if ":" in host else f"http://{host}/cgi-bin/who"
-    answer = pods.cri.exec(row, "wget", "-q", "-T", "3", "-O", "-", url).stdout.decode()
+    answer = pods.cri.exec(container_id, "wget", "-q", "-T", "3", "-O", "-", url).stdout.decode()
     return str(answer.strip().strip("[]").removeprefix("::ffff:"))
 
 
-def addresses(pods: Pods, box: str) -> list[str]:
-    network = pods.cri.pod_status(box).network
+def addresses(pods: Pods, sandbox: str) -> list[str]:
+    network = pods.cri.pod_status(sandbox).network
     return [network.ip, *(more.ip for more in network.additional_ips)]
 
 
-def assert_all_is_reached(pods: Pods, served: list[str], rows: dict[str, list[str]]) -> None:
-    """Each of `rows` (with its addresses) reaches who is outside, as the node, and each pod."""
-    for row, own in rows.items():
+def assert_all_is_reached(
+    pods: Pods, served: list[str], container_ids: dict[str, list[str]]
+) -> None:
+    """Each of `container_ids` and its addresses reach the outside, as the node, and each pod."""
+    for container_id, own in container_ids.items():
         wanted = OUTSIDE | {host: own[":" in host] for host in served}
         for host, address in wanted.items():
-            until(lambda row=row, host=host: seen_as(pods, row, host) != "", f"{host} by {own}")
-            assert seen_as(pods, row, host) == address
+            until(
+                lambda container_id=container_id, host=host: (
+                    seen_as(pods, container_id, host) != ""
+                ),
+                f"{host} by {own}",
+            )
+            assert seen_as(pods, container_id, host) == address
 
 
 @pytest.mark.usefixtures("outside_server")
 def test_pods_of_a_former_range_reach_what_others_do(moved: Pods) -> None:
     """Also after a restart of the agent, which writes the rules anew."""
     first = moved.sandbox()
-    rows = {moved.running("sh", "-c", WHO, box=first): addresses(moved, first[0])}
-    assert_all_is_reached(moved, [], rows)
+    container_ids = {moved.running("sh", "-c", WHO, pod=first): addresses(moved, first[0])}
+    assert_all_is_reached(moved, [], container_ids)
     use_cidrs(moved.cri, LATER)
     second = moved.sandbox()
-    rows[moved.running("sh", "-c", WHO, box=second)] = addresses(moved, second[0])
-    served = [address for own in rows.values() for address in own]
+    container_ids[moved.running("sh", "-c", WHO, pod=second)] = addresses(moved, second[0])
+    served = [address for own in container_ids.values() for address in own]
     assert [address.split(".")[:2] for address in served[::2]] == [["10", "88"], ["10", "97"]]
-    assert_all_is_reached(moved, served, rows)
+    assert_all_is_reached(moved, served, container_ids)
     agent.stop()
     moved.cri = agent.start()
-    assert_all_is_reached(moved, served, rows)
+    assert_all_is_reached(moved, served, container_ids)
 
 
 @pytest.mark.usefixtures("outside_server")
 def test_pods_that_start_while_the_range_changes_reach_what_others_do(moved: Pods) -> None:
     fetch = ["curl", "-s", "--max-time", "2", "http://192.0.2.2/cgi-bin/who"]
 
-    def answer(box: str) -> bytes:
-        netns = f"--net=/run/criagent/sandboxes/{box}/ns/net"
+    def answer(sandbox: str) -> bytes:
+        netns = f"--net=/run/criagent/sandboxes/{sandbox}/ns/net"
         command = ["nsenter", netns, *fetch]
         return subprocess.run(command, capture_output=True, check=False).stdout
 
@@ -109,8 +116,8 @@ def test_pods_that_start_while_the_range_changes_reach_what_others_do(moved: Pod
             coming = [executor.submit(moved.cri.run, moved.config()) for _ in range(4)]
             wait(coming, return_when=FIRST_COMPLETED)
             use_cidrs(moved.cri, cidrs)
-            for box in [one.result() for one in coming]:
-                until(lambda box=box: b"192.0.2.1" in answer(box), "an answer")
+            for sandbox in [one.result() for one in coming]:
+                until(lambda sandbox=sandbox: b"192.0.2.1" in answer(sandbox), "an answer")
 
 
 @pytest.mark.parametrize("cidrs", ["10.1.0.0/24,10.2.0.0/24", f"{LATER},fd00::/64"])

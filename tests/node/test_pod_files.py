@@ -79,10 +79,10 @@ def test_a_full_file_is_the_pods_trouble_alone(
     pods: Pods, handler: str, change: Callable[[api.PodSandboxConfig], object]
 ) -> None:
     bystander = pods.running()
-    row = pods.running(box=sandbox(pods, handler, change))
+    container_id = pods.running(pod=sandbox(pods, handler, change))
     before = os.statvfs("/run").f_bfree
     for path in ETC:
-        done = pods.cri.exec(row, "dd", "if=/dev/zero", f"of={path}", "bs=1M", "count=200")
+        done = pods.cri.exec(container_id, "dd", "if=/dev/zero", f"of={path}", "bs=1M", "count=200")
         assert done.exit_code != 0
         assert b"No space left on device" in done.stderr
     assert before == os.statvfs("/run").f_bfree
@@ -90,7 +90,7 @@ def test_a_full_file_is_the_pods_trouble_alone(
     pods.running()
     pods.cri.stop(bystander)
     assert pods.cri.status(bystander).exit_code == 137
-    words(pods, row, "sh", "-c", "echo 10.0.0.1 name > /etc/hosts && cat /etc/hosts")
+    words(pods, container_id, "sh", "-c", "echo 10.0.0.1 name > /etc/hosts && cat /etc/hosts")
 
 
 @pytest.mark.parametrize("handler", HANDLERS)
@@ -102,8 +102,8 @@ def test_files_of_the_pod_bring_no_programs_and_no_devices(
     def root(config: api.ContainerConfig) -> None:
         config.linux.security_context.readonly_rootfs = readonly
 
-    row = pods.running(box=sandbox(pods, handler, change), change=root)
-    table = words(pods, row, "cat", "/proc/self/mountinfo").splitlines()
+    container_id = pods.running(pod=sandbox(pods, handler, change), change=root)
+    table = words(pods, container_id, "cat", "/proc/self/mountinfo").splitlines()
     for path in ETC:
         (options,) = [line.split()[5].split(",") for line in table if line.split()[4] == path]
         assert {"nosuid", "nodev", "noexec", "ro" if readonly else "rw"} <= set(options)
@@ -112,9 +112,11 @@ def test_files_of_the_pod_bring_no_programs_and_no_devices(
 def test_local_users_see_nothing_of_any_pod(pods: Pods) -> None:
     agent.stop()  # a user namespace of another test may have opened the way
     pods.cri = agent.start()
-    box, config = pods.sandbox()
-    pods.running("sh", "-c", "echo secret > /dev/shm/secret; exec sleep 1000", box=(box, config))
-    assert str(RUN / f"sandboxes/{box}/shm") in everything()
+    sandbox, config = pods.sandbox()
+    pods.running(
+        "sh", "-c", "echo secret > /dev/shm/secret; exec sleep 1000", pod=(sandbox, config)
+    )
+    assert str(RUN / f"sandboxes/{sandbox}/shm") in everything()
     closed = [str(RUN / name) for name in ("sandboxes", "containers", "exits", "attach", "runtime")]
     visible = seen_by(NOBODY)
     assert [path for path in visible if path not in closed and Path(path).is_dir()] == []
@@ -125,24 +127,24 @@ def test_a_user_namespace_opens_the_way_to_its_own_pod_alone(pods: Pods) -> None
     config = pods.config()
     mapped()(config)
     mapped_box = pods.cri.run(config)
-    mapped_row = pods.running(box=(mapped_box, config))
-    box, other = pods.sandbox()
-    row = pods.running(box=(box, other))
+    mapped_row = pods.running(pod=(mapped_box, config))
+    sandbox, other = pods.sandbox()
+    container_id = pods.running(pod=(sandbox, other))
     closed = (f"{RUN}/sandboxes/", f"{RUN}/containers/")
     below = [path for path in seen_by(NOBODY) if path.startswith(closed)]
     # Their names are in every process's mountinfo; there is nothing behind them.
-    assert {Path(path).name for path in below} <= {mapped_box, box, mapped_row, row}
+    assert {Path(path).name for path in below} <= {mapped_box, sandbox, mapped_row, container_id}
     assert [path for path in below if os.access(path, 0) and os.stat(path).st_mode & 0o007] == []
 
 
 def test_pods_of_0_1_are_closed_and_go_on(pods: Pods) -> None:
     """They have their files in the sandbox's directory, which everybody could pass."""
-    box, config = pods.sandbox()
+    sandbox, config = pods.sandbox()
     private = pods.config()
     mapped()(private)
     mapped_box = pods.cri.run(private)
     agent.stop()
-    for name in (box, mapped_box):
+    for name in (sandbox, mapped_box):
         directory = RUN / "sandboxes" / name
         texts = {path.name: path.read_text() for path in (directory / "etc").iterdir()}
         owner = (directory / "etc/hosts").stat()
@@ -156,11 +158,11 @@ def test_pods_of_0_1_are_closed_and_go_on(pods: Pods) -> None:
         directory.chmod(0o755)
     (RUN / "sandboxes").chmod(0o711)
     pods.cri = agent.start()
-    assert (RUN / "sandboxes" / box).stat().st_mode & 0o777 == 0o700
+    assert (RUN / "sandboxes" / sandbox).stat().st_mode & 0o777 == 0o700
     assert (RUN / "sandboxes" / mapped_box).stat().st_mode & 0o777 == 0o710
-    for pod in ((box, config), (mapped_box, private)):
-        row = pods.running(box=pod)
-        assert words(pods, row, "cat", "/etc/hosts") == "10.1.2.3 of-old"
+    for pod in ((sandbox, config), (mapped_box, private)):
+        container_id = pods.running(pod=pod)
+        assert words(pods, container_id, "cat", "/etc/hosts") == "10.1.2.3 of-old"
 
 
 def test_a_restart_closes_what_no_user_namespace_needs(cri: Cri) -> None:

@@ -33,9 +33,9 @@ def test_a_privileged_container_has_the_nodes_cgroup_tree_and_changes_no_option_
     before = line_of(Path("/proc/self/mountinfo").read_text())
     config = pods.config()
     privileged(config)
-    box = pods.cri.run(config, handler=handler)
-    row = pods.running(box=(box, config), change=privileged)
-    inside = line_of(words(pods, row, "cat", "/proc/self/mountinfo"))
+    sandbox = pods.cri.run(config, handler=handler)
+    container_id = pods.running(pod=(sandbox, config), change=privileged)
+    inside = line_of(words(pods, container_id, "cat", "/proc/self/mountinfo"))
     assert line_of(Path("/proc/self/mountinfo").read_text()) == before
     of_node, of_container = (line.split(" - ")[1].split() for line in (before, inside))
     assert of_container[0] == of_node[0] == "cgroup2"
@@ -43,6 +43,6 @@ def test_a_privileged_container_has_the_nodes_cgroup_tree_and_changes_no_option_
     assert before.split()[2:4] == inside.split()[2:4]  # device and root of the tree
     options = inside.split()[5].split(",")
     assert {"rw", "nosuid", "nodev", "noexec"} <= set(options)
-    words(pods, row, "mkdir", "/sys/fs/cgroup/made-inside")
+    words(pods, container_id, "mkdir", "/sys/fs/cgroup/made-inside")
     assert Path("/sys/fs/cgroup/made-inside").is_dir()
-    words(pods, row, "rmdir", "/sys/fs/cgroup/made-inside")
+    words(pods, container_id, "rmdir", "/sys/fs/cgroup/made-inside")

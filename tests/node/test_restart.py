@@ -33,48 +33,48 @@ def restart(how: str) -> Cri:
 
 @pytest.mark.parametrize("how", ["kill", "stop"])
 def test_running_container_is_found_again_and_its_log_goes_on(pods: Pods, how: str) -> None:
-    row = pods.running("sh", "-c", COUNT)
-    before = pods.cri.status(row)
+    container_id = pods.running("sh", "-c", COUNT)
+    before = pods.cri.status(container_id)
     pods.cri = restart(how)
-    after = pods.cri.status(row)
+    after = pods.cri.status(container_id)
     assert after.state == api.CONTAINER_RUNNING
     assert after.started_at == before.started_at
-    lines = len(pods.log(row).splitlines())
-    until(lambda: len(pods.log(row).splitlines()) > lines + 5, "more output")
-    numbers = [int(line.split()[1]) for line in pods.log(row).splitlines()]
+    lines = len(pods.log(container_id).splitlines())
+    until(lambda: len(pods.log(container_id).splitlines()) > lines + 5, "more output")
+    numbers = [int(line.split()[1]) for line in pods.log(container_id).splitlines()]
     assert numbers == list(range(1, len(numbers) + 1))
-    assert pods.cri.exec(row, "echo", "hello").stdout == b"hello\n"
+    assert pods.cri.exec(container_id, "echo", "hello").stdout == b"hello\n"
 
 
 @pytest.mark.parametrize(("command", "code"), [("exit 3", 3), ("exit 0", 0)])
 def test_exit_while_the_agent_is_down_has_its_code(pods: Pods, command: str, code: int) -> None:
     script = f"while [ ! -e /tmp/go ]; do sleep 0.02; done; {command}"
     change = {"host": str(pods.logs)}
-    row = pods.running(
+    container_id = pods.running(
         "sh",
         "-c",
         script.replace("/tmp/go", "/host/go"),
         change=lambda c: c.mounts.add(container_path="/host", host_path=change["host"]),
     )
-    pid = init_pid(pods.cri, row)
+    pid = init_pid(pods.cri, container_id)
     agent.kill()
     (pods.logs / "go").touch()
     until(lambda: not Path(f"/proc/{pid}").exists(), "the exit")
-    until(lambda: Path(f"/run/criagent/exits/{row}").exists(), "the exit file")
+    until(lambda: Path(f"/run/criagent/exits/{container_id}").exists(), "the exit file")
     pods.cri = agent.start()
-    status = pods.cri.status(row)
+    status = pods.cri.status(container_id)
     assert (status.state, status.exit_code) == (api.CONTAINER_EXITED, code)
     assert status.reason == ("Completed" if code == 0 else "Error")
     assert status.finished_at > status.started_at
 
 
 def test_a_stop_goes_on_after_a_restart(pods: Pods) -> None:
-    row = pods.running("sh", "-c", "trap '' TERM; while :; do sleep 1; done")
-    request = api.StopContainerRequest(container_id=row, timeout=3)
+    container_id = pods.running("sh", "-c", "trap '' TERM; while :; do sleep 1; done")
+    request = api.StopContainerRequest(container_id=container_id, timeout=3)
     waiting = pods.cri.runtime.StopContainer.future(request, timeout=30)
     until(
         lambda: any(
-            row in line and "container_stopping" in line
+            container_id in line and "container_stopping" in line
             for line in agent.LOG.read_text().splitlines()
         ),
         "the stop",
@@ -82,26 +82,29 @@ def test_a_stop_goes_on_after_a_restart(pods: Pods) -> None:
     agent.kill()
     waiting.exception()
     pods.cri = agent.start()
-    until(lambda: pods.cri.status(row).state == api.CONTAINER_EXITED, "SIGKILL at the deadline")
-    assert pods.cri.status(row).exit_code == 137
+    until(
+        lambda: pods.cri.status(container_id).state == api.CONTAINER_EXITED,
+        "SIGKILL at the deadline",
+    )
+    assert pods.cri.status(container_id).exit_code == 137
 
 
 def test_a_container_without_its_monitor_is_stopped(pods: Pods) -> None:
-    row = pods.running()
-    pid = init_pid(pods.cri, row)
-    os.kill(monitor_pid(row), signal.SIGKILL)
-    until(lambda: pods.cri.status(row).state == api.CONTAINER_EXITED, "the stop")
-    status = pods.cri.status(row)
+    container_id = pods.running()
+    pid = init_pid(pods.cri, container_id)
+    os.kill(monitor_pid(container_id), signal.SIGKILL)
+    until(lambda: pods.cri.status(container_id).state == api.CONTAINER_EXITED, "the stop")
+    status = pods.cri.status(container_id)
     assert (status.reason, status.exit_code) == ("ContainerMonitorLost", 255)
     until(lambda: not Path(f"/proc/{pid}").exists(), "the end of its process")
 
 
 def test_a_sandbox_whose_namespaces_are_gone_is_not_ready(pods: Pods) -> None:
-    box, _ = pods.sandbox()
+    sandbox, _ = pods.sandbox()
     agent.stop()
-    subprocess.run(["umount", f"/run/criagent/sandboxes/{box}/ns/net"], check=True)
+    subprocess.run(["umount", f"/run/criagent/sandboxes/{sandbox}/ns/net"], check=True)
     pods.cri = agent.start()
-    assert pods.cri.pod_status(box).state == api.SANDBOX_NOTREADY
+    assert pods.cri.pod_status(sandbox).state == api.SANDBOX_NOTREADY
 
 
 MINE = '[runtime.handlers]\ncrun.path = "/usr/bin/crun"\nmine.path = "/usr/bin/crun"\n'
@@ -125,16 +128,16 @@ def test_containers_whose_handler_is_configured_no_more_can_be_ended(pods: Pods)
     agent.stop()
     pods.cri = agent.start(MINE)
     config = pods.config()
-    box = pods.cri.run(config, handler="mine")
-    ends, stopped, unread = (pods.running(box=(box, config)) for _ in range(3))
-    made = pods.cri.create(box, container("made", ["sleep", "1"]), config)
+    sandbox = pods.cri.run(config, handler="mine")
+    ends, stopped, unread = (pods.running(pod=(sandbox, config)) for _ in range(3))
+    made = pods.cri.create(sandbox, container("made", ["sleep", "1"]), config)
     agent.kill()
     pods.cri = agent.start()
     assert pods.cri.status(ends).state == api.CONTAINER_RUNNING
     for call in (
         lambda: pods.cri.exec(ends, "true"),
         lambda: pods.cri.start(made),
-        lambda: pods.cri.create(box, container("late", ["sleep", "1"]), config),
+        lambda: pods.cri.create(sandbox, container("late", ["sleep", "1"]), config),
     ):
         status, text = code(call)
         assert status is grpc.StatusCode.FAILED_PRECONDITION, text
@@ -146,7 +149,7 @@ def test_containers_whose_handler_is_configured_no_more_can_be_ended(pods: Pods)
     pods.cri.stop(stopped)
     assert pods.cri.status(stopped).state == api.CONTAINER_EXITED
     pid = init_pid(pods.cri, unread)
-    pods.cri.remove_pod(box)
+    pods.cri.remove_pod(sandbox)
     assert not Path(f"/proc/{pid}").exists()
     forget_mine()
 
@@ -165,12 +168,12 @@ def test_a_shared_pid_namespace_ends_with_its_pod_under_another_default_handler(
     pods.cri = agent.start(before)
     config = pods.config()
     config.linux.security_context.namespace_options.pid = api.POD
-    box = pods.cri.run(config)
-    (cgroup,) = Path("/sys/fs/cgroup").rglob(box)
+    sandbox = pods.cri.run(config)
+    (cgroup,) = Path("/sys/fs/cgroup").rglob(sandbox)
     (holder,) = (cgroup / "cgroup.procs").read_text().split()
     agent.stop()
     pods.cri = agent.start(after)
-    pods.cri.remove_pod(box)
+    pods.cri.remove_pod(sandbox)
     assert not Path(f"/proc/{holder}").exists()
     forget_mine()
     agent.stop()
@@ -178,20 +181,20 @@ def test_a_shared_pid_namespace_ends_with_its_pod_under_another_default_handler(
 
 
 def test_names_and_annotations_are_the_same_after_a_restart(pods: Pods) -> None:
-    box, config = pods.sandbox(lambda c: c.annotations.update({"a/b": "ü\n\0 odd"}))
-    before = pods.cri.pod_status(box)
+    sandbox, config = pods.sandbox(lambda c: c.annotations.update({"a/b": "ü\n\0 odd"}))
+    before = pods.cri.pod_status(sandbox)
     pods.cri = restart("kill")
-    assert pods.cri.pod_status(box) == before
+    assert pods.cri.pod_status(sandbox) == before
     assert dict(before.annotations) == dict(config.annotations)
 
 
 def test_a_second_agent_is_refused(pods: Pods) -> None:
-    box, _ = pods.sandbox()
+    sandbox, _ = pods.sandbox()
     command = ["python3", "-m", "criagent", "serve"]
     done = subprocess.run(command, capture_output=True, text=True, timeout=30, check=False)
     assert done.returncode == 1
     assert "another criagent serves" in done.stderr
-    assert pods.cri.pod_status(box).state == api.SANDBOX_READY
+    assert pods.cri.pod_status(sandbox).state == api.SANDBOX_READY
 
 
 @pytest.mark.parametrize("damage", ["truncated", "other program's", "newer", "empty"])
@@ -219,9 +222,9 @@ def test_a_wrong_state_database_is_refused_and_kept(damage: str, tmp_path: Path)
     assert (root / "state.db").read_bytes() == content
 
 
-def init_pid(cri: Cri, row: str) -> int:
+def init_pid(cri: Cri, container_id: str) -> int:
     """The container's main process, by the verbose status."""
-    request = api.ContainerStatusRequest(container_id=row, verbose=True)
+    request = api.ContainerStatusRequest(container_id=container_id, verbose=True)
     text = cri.runtime.ContainerStatus(request).info["info"]
     return int(text.partition('"pid": ')[2].partition(",")[0])
 
@@ -247,28 +250,36 @@ def test_what_runs_without_the_database_is_ended(pods: Pods, handler: str) -> No
         port_mappings=[api.PortMapping(container_port=80, host_port=8089)],
     )
     config.linux.security_context.namespace_options.pid = api.POD  # a holder runs too
-    box = pods.cri.run(config, handler=handler)
+    sandbox = pods.cri.run(config, handler=handler)
     wanted = container("main", ["sh", "-c", "trap '' TERM; while :; do sleep 1; done"])
     wanted.linux.security_context.namespace_options.pid = api.POD
     wanted.mounts.add(container_path="/volume", readonly=True).image.image = DEBIAN
-    row = pods.cri.create(box, wanted, config)
-    pods.cri.start(row)
-    created = pods.cri.create(box, container("made", ["sleep", "1000"]), config)
-    monitors = [monitor_pid(row), monitor_pid(created)]
-    inits = [init_pid(pods.cri, row), init_pid(pods.cri, created)]
-    cgroups = [p for one in (row, created, box) for p in Path("/sys/fs/cgroup").rglob(f"*{one}*")]
+    container_id = pods.cri.create(sandbox, wanted, config)
+    pods.cri.start(container_id)
+    created = pods.cri.create(sandbox, container("made", ["sleep", "1000"]), config)
+    monitors = [monitor_pid(container_id), monitor_pid(created)]
+    inits = [init_pid(pods.cri, container_id), init_pid(pods.cri, created)]
+    cgroups = [
+        p
+        for one in (container_id, created, sandbox)
+        for p in Path("/sys/fs/cgroup").rglob(f"*{one}*")
+    ]
     assert len(cgroups) >= 3
     pods.cri = without_database(pods.cri)
     for pid in (*monitors, *inits):
         assert not Path(f"/proc/{pid}").exists() or zombie(pid)
     assert (pods.cri.pods(), pods.cri.containers(), pods.cri.images()) == ([], [], [])
     assert [path for path in cgroups if path.exists()] == []
-    assert [p for p in Path("/run/criagent").rglob("*") if {row, created, box} & set(p.parts)] == []
-    assert box not in Path("/proc/self/mountinfo").read_text()
+    assert [
+        p
+        for p in Path("/run/criagent").rglob("*")
+        if {container_id, created, sandbox} & set(p.parts)
+    ] == []
+    assert sandbox not in Path("/proc/self/mountinfo").read_text()
     ended = [
         line for line in agent.LOG.read_text().splitlines() if "unknown_container_ended" in line
     ]
-    assert {json.loads(line)["id"] for line in ended} >= {row, created, box}
+    assert {json.loads(line)["id"] for line in ended} >= {container_id, created, sandbox}
     shared_images(pods.cri)
     again = pods.cri.run(config, handler=handler)  # address, host port and name are free
     pods.cri.remove_pod(again)
@@ -284,25 +295,25 @@ def test_only_what_has_no_row_is_ended(pods: Pods) -> None:
     connection.close()
     pods.cri = agent.start()
     assert [Path(f"/proc/{pid}").exists() for pid in pids] == [False, True]
-    assert [row.id for row in pods.cri.containers()] == [stays]
+    assert [container_id.id for container_id in pods.cri.containers()] == [stays]
     assert pods.cri.exec(stays, "echo", "alive").stdout == b"alive\n"
     assert "row_set_aside" in agent.LOG.read_text()
 
 
 def test_another_root_does_not_end_the_containers_of_the_first(pods: Pods) -> None:
     """A changed storage.root is no lost database."""
-    row = pods.running()
-    pid = init_pid(pods.cri, row)
+    container_id = pods.running()
+    pid = init_pid(pods.cri, container_id)
     agent.stop()
     with contextlib.suppress(AssertionError):  # it listens before it has found them, or it does not
         agent.start('[storage]\nroot = "/var/lib/criagent-other"\n').close()
     assert agent.died()
     assert Path(f"/proc/{pid}").exists()
     refusal = agent.LOG.read_text().splitlines()[-1]
-    assert row in refusal
+    assert container_id in refusal
     assert "storage.root" in refusal
     pods.cri = agent.start()
-    assert pods.cri.exec(row, "echo", "alive").stdout == b"alive\n"
+    assert pods.cri.exec(container_id, "echo", "alive").stdout == b"alive\n"
     shutil.rmtree("/var/lib/criagent-other")
 
 

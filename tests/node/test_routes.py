@@ -25,7 +25,7 @@ SWITCHES = ("accept_ra", "accept_redirects", "forwarding")
 
 @pytest.mark.parametrize("userns", [False, True])
 def test_pods_take_no_routes_from_neighbours(pods: Pods, userns: bool) -> None:
-    box, _ = pods.sandbox(mapped()) if userns else pods.sandbox()
+    sandbox, _ = pods.sandbox(mapped()) if userns else pods.sandbox()
     for conf in ("eth0", "default", "all"):
         for family, keys in {
             "ipv4": ("accept_redirects", "send_redirects", "accept_source_route"),
@@ -33,7 +33,7 @@ def test_pods_take_no_routes_from_neighbours(pods: Pods, userns: bool) -> None:
         }.items():
             for key in keys:
                 name = f"/proc/sys/net/{family}/conf/{conf}/{key}"
-                assert inside(box, "cat", name) == "0\n", name
+                assert inside(sandbox, "cat", name) == "0\n", name
 
 
 @pytest.fixture
@@ -42,8 +42,8 @@ def unguarded(pods: Pods) -> Iterator[None]:
     agent.stop()
     pods.cri = agent.start(OFF)
     yield
-    for box in pods.cri.pods():
-        pods.cri.remove_pod(box.id)
+    for sandbox in pods.cri.pods():
+        pods.cri.remove_pod(sandbox.id)
     agent.stop()
     pods.cri = agent.start()
 
@@ -59,15 +59,15 @@ def test_a_router_advertisement_of_a_pod_has_no_effect_on_others(pods: Pods) -> 
     frame = ethernet(attacker.mac, IP6, packet, bytes.fromhex("333300000001"))
     assert pair.arrives(frame)
     until(lambda: "proto ra" in routes(willing), "a route")
-    assert "proto ra" not in routes(pair.boxes[1])
-    assert "2001:db8:bad:" not in inside(pair.boxes[1], "ip", "-6", "addr")
-    assert f"via {attacker.link_local}" not in routes(pair.boxes[1])
-    assert "via fd00:10:88::1" in routes(pair.boxes[1])
+    assert "proto ra" not in routes(pair.sandboxes[1])
+    assert "2001:db8:bad:" not in inside(pair.sandboxes[1], "ip", "-6", "addr")
+    assert f"via {attacker.link_local}" not in routes(pair.sandboxes[1])
+    assert "via fd00:10:88::1" in routes(pair.sandboxes[1])
     pair.close()
 
 
-def routes(box: str) -> str:
-    return inside(box, "ip", "-6", "route")
+def routes(sandbox: str) -> str:
+    return inside(sandbox, "ip", "-6", "route")
 
 
 class Uplink:

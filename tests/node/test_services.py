@@ -61,36 +61,36 @@ def service() -> Iterator[Callable[[str], None]]:
     subprocess.run(["nft", "destroy", "table", "ip", "services"], check=True)
 
 
-def _seen_as(pods: Pods, row: str, host: str) -> str:
+def _seen_as(pods: Pods, container_id: str, host: str) -> str:
     """The address with which the server at `host` sees that container."""
     command = ["wget", "-q", "-T", "5", "-O", "-", f"http://{host}/cgi-bin/who"]
-    answer = pods.cri.exec(row, *command).stdout.decode()
+    answer = pods.cri.exec(container_id, *command).stdout.decode()
     return str(answer.strip().strip("[]").removeprefix("::ffff:"))
 
 
-def _address(pods: Pods, box: str) -> str:
-    return str(pods.cri.pod_status(box).network.ip)
+def _address(pods: Pods, sandbox: str) -> str:
+    return str(pods.cri.pod_status(sandbox).network.ip)
 
 
 @pytest.mark.usefixtures("filtered")
 def test_a_pod_reaches_itself_by_its_service(pods: Pods, service: Callable[[str], None]) -> None:
-    box, config = pods.sandbox()
-    row = pods.running("sh", "-c", WHO, box=(box, config))
-    address = _address(pods, box)
-    until(lambda: _seen_as(pods, row, address) == address, "an answer")
+    sandbox, config = pods.sandbox()
+    container_id = pods.running("sh", "-c", WHO, pod=(sandbox, config))
+    address = _address(pods, sandbox)
+    until(lambda: _seen_as(pods, container_id, address) == address, "an answer")
     service(address)
-    assert _seen_as(pods, row, SERVICE) == "10.88.0.1"
+    assert _seen_as(pods, container_id, SERVICE) == "10.88.0.1"
 
 
 @pytest.mark.usefixtures("filtered")
 def test_a_pod_is_seen_with_its_own_address_behind_a_service(
     pods: Pods, service: Callable[[str], None]
 ) -> None:
-    box, config = pods.sandbox()
-    pods.running("sh", "-c", WHO, box=(box, config))
+    sandbox, config = pods.sandbox()
+    pods.running("sh", "-c", WHO, pod=(sandbox, config))
     other, other_config = pods.sandbox()
-    client = pods.running(box=(other, other_config))
-    address = _address(pods, box)
+    client = pods.running(pod=(other, other_config))
+    address = _address(pods, sandbox)
     until(lambda: _seen_as(pods, client, address) == _address(pods, other), "an answer")
     service(address)
     assert _seen_as(pods, client, SERVICE) == _address(pods, other)
@@ -101,14 +101,14 @@ def test_a_pod_is_seen_with_its_own_address_behind_a_host_port(pods: Pods) -> No
     def hosted(config: api.PodSandboxConfig) -> None:
         config.port_mappings.add(container_port=80, host_port=8085)
 
-    box, config = pods.sandbox(hosted)
-    row = pods.running("sh", "-c", WHO, box=(box, config))
+    sandbox, config = pods.sandbox(hosted)
+    container_id = pods.running("sh", "-c", WHO, pod=(sandbox, config))
     other, other_config = pods.sandbox()
-    client = pods.running(box=(other, other_config))
-    address = _address(pods, box)
+    client = pods.running(pod=(other, other_config))
+    address = _address(pods, sandbox)
     until(lambda: _seen_as(pods, client, address) == _address(pods, other), "an answer")
     assert _seen_as(pods, client, "10.88.0.1:8085") == _address(pods, other)
-    assert _seen_as(pods, row, "10.88.0.1:8085") == "10.88.0.1"
+    assert _seen_as(pods, container_id, "10.88.0.1:8085") == "10.88.0.1"
     second = str(pods.cri.pod_status(other).network.additional_ips[0].ip)
     assert _seen_as(pods, client, "[fd00:10:88::1]:8085") == second
-    assert _seen_as(pods, row, "[fd00:10:88::1]:8085") == "fd00:10:88::1"
+    assert _seen_as(pods, container_id, "[fd00:10:88::1]:8085") == "fd00:10:88::1"

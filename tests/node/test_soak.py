@@ -25,12 +25,12 @@ PODS = 200
 def test_two_hundred_pods_leave_the_agent_as_it_was(pods: Pods) -> None:
     def life(number: int) -> None:
         config = pod(f"soak-{number}", log_directory=str(pods.logs))
-        box = pods.cri.run(config)
-        row = pods.cri.create(box, container("main", ["sleep", "1000"]), config)
-        pods.cri.start(row)
-        assert pods.cri.exec(row, "true").exit_code == 0
-        pods.cri.stop_pod(box)
-        pods.cri.remove_pod(box)
+        sandbox = pods.cri.run(config)
+        container_id = pods.cri.create(sandbox, container("main", ["sleep", "1000"]), config)
+        pods.cri.start(container_id)
+        assert pods.cri.exec(container_id, "true").exit_code == 0
+        pods.cri.stop_pod(sandbox)
+        pods.cri.remove_pod(sandbox)
 
     with ThreadPoolExecutor(10) as threads:
         list(threads.map(life, range(1000, 1020)))  # warm
@@ -74,12 +74,12 @@ def dead_mount(tmp_path: Path) -> Iterator[Path]:
 
 
 def test_a_dead_mount_blocks_nobody_else(pods: Pods, dead_mount: Path) -> None:
-    box, config = pods.sandbox()
+    sandbox, config = pods.sandbox()
     wanted = container("dead", ["sleep", "1000"])
     wanted.mounts.add(container_path="/dead", host_path=str(dead_mount / "below"))
     with ThreadPoolExecutor(8) as threads:
         stuck = [
-            threads.submit(pods.cri.create, box, _named(wanted, f"dead-{n}"), config, 60)
+            threads.submit(pods.cri.create, sandbox, _named(wanted, f"dead-{n}"), config, 60)
             for n in range(6)
         ]
         others = [threads.submit(pods.running) for _ in range(2)]

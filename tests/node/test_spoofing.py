@@ -41,17 +41,17 @@ NOBODY = bytes.fromhex("02dddddddddd")
 Frame = Callable[[Host, Host], bytes]
 
 
-def netns(box: str) -> Path:
-    return Path(f"/run/criagent/sandboxes/{box}/ns/net")
+def netns(sandbox: str) -> Path:
+    return Path(f"/run/criagent/sandboxes/{sandbox}/ns/net")
 
 
-def inside(box: str, *command: str) -> str:
-    return subprocess.check_output(["nsenter", f"--net={netns(box)}", *command], text=True)
+def inside(sandbox: str, *command: str) -> str:
+    return subprocess.check_output(["nsenter", f"--net={netns(sandbox)}", *command], text=True)
 
 
-def host(pods: Pods, box: str) -> Host:
-    network = pods.cri.pod_status(box).network
-    (link,) = json.loads(inside(box, "ip", "-j", "link", "show", "eth0"))
+def host(pods: Pods, sandbox: str) -> Host:
+    network = pods.cri.pod_status(sandbox).network
+    (link,) = json.loads(inside(sandbox, "ip", "-j", "link", "show", "eth0"))
     mac = bytes.fromhex(link["address"].replace(":", ""))
     return Host(
         mac=mac, ip4=network.ip, ip6=network.additional_ips[0].ip, link_local=link_local(mac)
@@ -207,9 +207,9 @@ class Pair:
     """An attacker and a victim, pods of one bridge, with raw sockets in both."""
 
     def __init__(self, pods: Pods) -> None:
-        self.boxes = [pods.sandbox()[0] for _ in range(2)]
-        self.attacker, self.victim = (host(pods, box) for box in self.boxes)
-        self._wires = [Wire(netns(box)) for box in self.boxes]
+        self.sandboxes = [pods.sandbox()[0] for _ in range(2)]
+        self.attacker, self.victim = (host(pods, sandbox) for sandbox in self.sandboxes)
+        self._wires = [Wire(netns(sandbox)) for sandbox in self.sandboxes]
 
     def arrives(self, frame: bytes) -> bool:
         return arrives(self._wires[0], self.attacker, self._wires[1], frame)
@@ -244,8 +244,8 @@ def restarted(pods: Pods) -> Iterator[Callable[[str], Cri]]:
         return pods.cri
 
     yield restart
-    for box in pods.cri.pods():
-        pods.cri.remove_pod(box.id)
+    for sandbox in pods.cri.pods():
+        pods.cri.remove_pod(sandbox.id)
     restart()
 
 
@@ -271,11 +271,11 @@ def test_the_key_switches_it_off_and_on_for_pods_that_run(
 def test_the_neighbours_of_the_node_and_of_pods_stay_what_they_are(pair: Pair) -> None:
     a, v = pair.attacker, pair.victim
     for target in ("10.88.0.1", "fd00:10:88::1"):
-        inside(pair.boxes[1], "busybox", "ping", "-c1", "-W5", target)
+        inside(pair.sandboxes[1], "busybox", "ping", "-c1", "-W5", target)
 
     def neighbours() -> list[str]:
         node = subprocess.check_output(["ip", "neigh", "show", "dev", "cri0"], text=True)
-        pod = inside(pair.boxes[1], "ip", "neigh", "show", "dev", "eth0")
+        pod = inside(pair.sandboxes[1], "ip", "neigh", "show", "dev", "eth0")
         return sorted(re.findall(r"(\S+) lladdr (\S+)", node + pod))
 
     before = neighbours()
@@ -298,25 +298,30 @@ def test_the_bridge_learns_no_address_of_another_pod(pair: Pair) -> None:
         return next(line.split()[2] for line in table if line.startswith(victim))
 
     pair.send(mark(pair.victim), 1)
-    until(lambda: port() == f"cri{pair.boxes[1][:11]}", "an entry of the victim")
+    until(lambda: port() == f"cri{pair.sandboxes[1][:11]}", "an entry of the victim")
     for group in ("0180c2000000", "0180c2000003", "0180c200000e"):
         frame = ethernet(pair.victim.mac, 0x88CC, b"discovery" * 6, bytes.fromhex(group))
         assert not pair.arrives(frame)
-        assert port() == f"cri{pair.boxes[1][:11]}", group
+        assert port() == f"cri{pair.sandboxes[1][:11]}", group
 
 
 def test_ordinary_tools_work(pods: Pods) -> None:
-    boxes = [pods.sandbox() for _ in range(2)]
-    rows = [pods.running(box=box) for box in boxes]
-    other = host(pods, boxes[1][0])
+    sandboxes = [pods.sandbox() for _ in range(2)]
+    container_ids = [pods.running(pod=sandbox) for sandbox in sandboxes]
+    other = host(pods, sandboxes[1][0])
     for address in (other.ip4, other.ip6, f"{other.link_local}%eth0", "10.88.0.1"):
-        done = pods.cri.exec(rows[0], "ping", "-c", "2", "-s", "4000", "-W", "5", address)
+        done = pods.cri.exec(container_ids[0], "ping", "-c", "2", "-s", "4000", "-W", "5", address)
         assert done.exit_code == 0, done.stdout
-    assert pods.cri.exec(rows[0], "ping", "-c", "1", "-W", "5", "ff02::1%eth0").exit_code == 0
-    assert pods.cri.exec(rows[0], "arping", "-c", "1", "-w", "5", other.ip4).exit_code == 0
-    assert pods.cri.exec(rows[0], "arping", "-D", "-c", "1", "-w", "1", other.ip4).exit_code == 1
-    for box, _ in boxes:
-        shown = inside(box, "ip", "-6", "addr", "show", "dev", "eth0")
+    assert (
+        pods.cri.exec(container_ids[0], "ping", "-c", "1", "-W", "5", "ff02::1%eth0").exit_code == 0
+    )
+    assert pods.cri.exec(container_ids[0], "arping", "-c", "1", "-w", "5", other.ip4).exit_code == 0
+    assert (
+        pods.cri.exec(container_ids[0], "arping", "-D", "-c", "1", "-w", "1", other.ip4).exit_code
+        == 1
+    )
+    for sandbox, _ in sandboxes:
+        shown = inside(sandbox, "ip", "-6", "addr", "show", "dev", "eth0")
         assert "dadfailed" not in shown
         assert "tentative" not in shown
 
@@ -329,9 +334,9 @@ def test_pods_of_one_name_in_two_namespaces_are_two(pods: Pods) -> None:
 
     first, second = named("one"), named("two")
     rules = subprocess.check_output(["nft", "list", "table", "bridge", "criagent"], text=True)
-    for box in (first, second):
-        assert f'"cri{box[:11]}" . {host(pods, box).ip4}' in rules
-        inside(box, "busybox", "ping", "-c1", "-W5", "10.88.0.1")
+    for sandbox in (first, second):
+        assert f'"cri{sandbox[:11]}" . {host(pods, sandbox).ip4}' in rules
+        inside(sandbox, "busybox", "ping", "-c1", "-W5", "10.88.0.1")
     pods.cri.remove_pod(first)
     rules = subprocess.check_output(["nft", "list", "table", "bridge", "criagent"], text=True)
     assert first[:11] not in rules
@@ -343,53 +348,53 @@ def test_a_pod_that_changes_its_interface_gains_nothing(
 ) -> None:
     """Not even over a restart of the agent, which knows what it gave."""
     a, v = pair.attacker, pair.victim
-    box = pair.boxes[0]
-    inside(box, "ip", "addr", "add", f"{v.ip4}/32", "dev", "eth0")
-    inside(box, "ip", "link", "set", "eth0", "address", v.mac.hex(":"))
+    sandbox = pair.sandboxes[0]
+    inside(sandbox, "ip", "addr", "add", f"{v.ip4}/32", "dev", "eth0")
+    inside(sandbox, "ip", "link", "set", "eth0", "address", v.mac.hex(":"))
     restarted("")
-    inside(box, "ip", "link", "set", "eth0", "address", a.mac.hex(":"))
+    inside(sandbox, "ip", "link", "set", "eth0", "address", a.mac.hex(":"))
     assert pair.arriving(FORBIDDEN) == []
 
 
 @pytest.fixture
 def pods_of_version_0_1(pods: Pods) -> list[str]:
     """Two sandboxes whose links are as criagent 0.1 made them: with addresses of the kernel's."""
-    boxes = [pods.sandbox()[0] for _ in range(2)]
-    known = [host(pods, box) for box in boxes]
+    sandboxes = [pods.sandbox()[0] for _ in range(2)]
+    known = [host(pods, sandbox) for sandbox in sandboxes]
     agent.stop()
-    for box, was in zip(boxes, known, strict=True):
-        link = f"cri{box[:11]}"
+    for sandbox, was in zip(sandboxes, known, strict=True):
+        link = f"cri{sandbox[:11]}"
         subprocess.run(["ip", "link", "del", link], check=True)
-        pid = subprocess.Popen(["nsenter", f"--net={netns(box)}", "sleep", "1000"])
+        pid = subprocess.Popen(["nsenter", f"--net={netns(sandbox)}", "sleep", "1000"])
         try:
             script = f"""set -e
                 ip link add {link} type veth peer name eth0 netns {pid.pid}
                 ip link set {link} master cri0 up
-                nsenter --net={netns(box)} sh -ec '
+                nsenter --net={netns(sandbox)} sh -ec '
                     ip addr add {was.ip4}/32 dev eth0
                     ip addr add {was.ip6}/128 dev eth0 nodad
                     ip link set eth0 up
                     ip route add default via 10.88.0.1 dev eth0 onlink'"""
-            until(lambda pid=pid, box=box: in_the_netns(pid.pid, box), "nsenter")
+            until(lambda pid=pid, sandbox=sandbox: in_the_netns(pid.pid, sandbox), "nsenter")
             subprocess.run(["sh", "-c", script], check=True)
         finally:
             pid.kill()
             pid.wait()
     subprocess.run(["nft", "delete table bridge criagent"], check=False)
     pods.cri = agent.start()
-    return boxes
+    return sandboxes
 
 
-def in_the_netns(pid: int, box: str) -> bool:
-    return Path(f"/proc/{pid}/ns/net").stat().st_ino == netns(box).stat().st_ino
+def in_the_netns(pid: int, sandbox: str) -> bool:
+    return Path(f"/proc/{pid}/ns/net").stat().st_ino == netns(sandbox).stat().st_ino
 
 
 def test_pods_of_a_version_without_it_are_guarded_after_the_update(
     pods: Pods, pods_of_version_0_1: list[str]
 ) -> None:
-    attacker, victim = (host(pods, box) for box in pods_of_version_0_1)
+    attacker, victim = (host(pods, sandbox) for sandbox in pods_of_version_0_1)
     assert attacker.mac[1:] != bytes.fromhex(pods_of_version_0_1[0][:10])
-    wires = [Wire(netns(box)) for box in pods_of_version_0_1]
+    wires = [Wire(netns(sandbox)) for sandbox in pods_of_version_0_1]
     for frames, expected in ((FORBIDDEN, []), (ALLOWED, list(ALLOWED))):
         found = [
             name
@@ -399,8 +404,8 @@ def test_pods_of_a_version_without_it_are_guarded_after_the_update(
         assert found == expected
     for wire in wires:
         wire.close()
-    for box in pods_of_version_0_1:
-        pods.cri.remove_pod(box)
+    for sandbox in pods_of_version_0_1:
+        pods.cri.remove_pod(sandbox)
 
 
 @pytest.fixture
@@ -416,8 +421,8 @@ def refused_by_the_kernel(pods: Pods) -> Iterator[None]:
         until(lambda: b"bridge criagent" in subprocess.check_output(listing), "the table")
         pods.cri = agent.start()
         yield
-        for box in pods.cri.pods():
-            pods.cri.remove_pod(box.id)
+        for sandbox in pods.cri.pods():
+            pods.cri.remove_pod(sandbox.id)
         agent.stop()
         owner.stdin.close()
         owner.wait()
@@ -442,22 +447,22 @@ def test_the_gateway_keeps_its_hardware_address_while_pods_come_and_go(pods: Pod
         return Path("/sys/class/net/cri0/address").read_text()
 
     before = mac()
-    for box in [pods.sandbox()[0] for _ in range(3)]:
+    for sandbox in [pods.sandbox()[0] for _ in range(3)]:
         assert mac() == before
-        pods.cri.remove_pod(box)
+        pods.cri.remove_pod(sandbox)
     assert mac() == before
 
 
 def test_links_of_others_on_the_bridge_are_left_alone(pods: Pods, tmp_path: Path) -> None:
     """Virtual machines of the node's owner, say."""
-    box, _ = pods.sandbox()
+    sandbox, _ = pods.sandbox()
     script = f"""set -e
         ip netns add other
         ip link add other type veth peer name eth0 netns other
         ip link set other master cri0 up
         ip -n other addr add 10.88.77.1/16 dev eth0
         ip -n other link set eth0 up
-        ip netns exec other busybox ping -c1 -W5 {host(pods, box).ip4}"""
+        ip netns exec other busybox ping -c1 -W5 {host(pods, sandbox).ip4}"""
     try:
         subprocess.run(["sh", "-c", script], check=True)
     finally:

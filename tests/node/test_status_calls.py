@@ -126,25 +126,27 @@ def test_pods_get_addresses_of_the_cidrs_that_were_set_last(pods: Pods) -> None:
         agent.stop()
         pods.cri = agent.start()
         assert pods.cri.pod_status(pods.sandbox()[0]).network.ip.startswith("10.77.0.")
-        assert before.ip in {pods.cri.pod_status(box.id).network.ip for box in pods.cri.pods()}
+        assert before.ip in {
+            pods.cri.pod_status(sandbox.id).network.ip for sandbox in pods.cri.pods()
+        }
     finally:
-        for box in pods.cri.pods():
-            pods.cri.remove_pod(box.id)
+        for sandbox in pods.cri.pods():
+            pods.cri.remove_pod(sandbox.id)
         use_cidrs(pods.cri, "10.88.0.0/16,fd00:10:88::/64")
 
 
 def test_a_pods_resize_is_taken_note_of_and_changes_no_file(pods: Pods) -> None:
     cgroup = Path("/sys/fs/cgroup/resized")
     cgroup.mkdir()
-    box = pods.sandbox(lambda c: setattr(c.linux, "cgroup_parent", "/resized"))
+    sandbox = pods.sandbox(lambda c: setattr(c.linux, "cgroup_parent", "/resized"))
     files = {path.name: path.read_text() for path in _limits(cgroup)}
     request = api.UpdatePodSandboxResourcesRequest(
-        pod_sandbox_id=box[0],
+        pod_sandbox_id=sandbox[0],
         resources=api.LinuxContainerResources(cpu_shares=512, memory_limit_in_bytes=64 << 20),
     )
     pods.cri.runtime.UpdatePodSandboxResources(request)
     assert {path.name: path.read_text() for path in _limits(cgroup)} == files
-    pods.cri.remove_pod(box[0])
+    pods.cri.remove_pod(sandbox[0])
     cgroup.rmdir()
     with pytest.raises(grpc.RpcError) as raised:
         pods.cri.runtime.UpdatePodSandboxResources(request)

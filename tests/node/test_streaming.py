@@ -35,9 +35,9 @@ def crictl(*words: str, stdin: bytes | None = None) -> subprocess.CompletedProce
 
 
 def test_output_errors_and_codes_arrive(pods: Pods, transport: str) -> None:
-    row = pods.running()
+    container_id = pods.running()
     done = crictl(
-        "exec", "--transport", transport, row, "sh", "-c", "echo out; echo err >&2; exit 3"
+        "exec", "--transport", transport, container_id, "sh", "-c", "echo out; echo err >&2; exit 3"
     )
     assert done.stdout == b"out\n"
     assert b"err\n" in done.stderr
@@ -45,21 +45,21 @@ def test_output_errors_and_codes_arrive(pods: Pods, transport: str) -> None:
 
 
 def test_a_large_stdin_arrives_whole(pods: Pods, transport: str) -> None:
-    row = pods.running()
+    container_id = pods.running()
     data = os.urandom(1 << 20) * 20
-    done = crictl("exec", "--transport", transport, "-i", row, "sha256sum", stdin=data)
+    done = crictl("exec", "--transport", transport, "-i", container_id, "sha256sum", stdin=data)
     assert done.stdout.split()[0].decode() == hashlib.sha256(data).hexdigest()
 
 
 def test_a_large_output_arrives_whole(pods: Pods, transport: str) -> None:
-    row = pods.running()
-    done = crictl("exec", "--transport", transport, row, "seq", "1", "2000000")
+    container_id = pods.running()
+    done = crictl("exec", "--transport", transport, container_id, "seq", "1", "2000000")
     assert done.stdout == b"".join(b"%d\n" % n for n in range(1, 2_000_001))
 
 
 def test_a_terminal_is_one(pods: Pods, transport: str) -> None:
-    row = pods.running()
-    command = f"crictl exec --transport {transport} -it {row} sh -c 'tty; exit 4'"
+    container_id = pods.running()
+    command = f"crictl exec --transport {transport} -it {container_id} sh -c 'tty; exit 4'"
     done = subprocess.run(
         ["script", "-qec", command, "/dev/null"], capture_output=True, timeout=60, check=False
     )
@@ -71,9 +71,9 @@ def test_attach_shows_output_and_feeds_stdin(pods: Pods, transport: str) -> None
     def stdin(config: api.ContainerConfig) -> None:
         config.stdin = True
 
-    row = pods.running("sh", "-c", "while read x; do echo got $x; done", change=stdin)
+    container_id = pods.running("sh", "-c", "while read x; do echo got $x; done", change=stdin)
     with subprocess.Popen(
-        ["crictl", "attach", "--transport", transport, "-i", row],
+        ["crictl", "attach", "--transport", transport, "-i", container_id],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
     ) as client:
@@ -83,17 +83,17 @@ def test_attach_shows_output_and_feeds_stdin(pods: Pods, transport: str) -> None
         client.stdin.flush()
         assert [client.stdout.readline() for _ in range(2)] == [b"got one\n", b"got two\n"]
         client.kill()
-    assert pods.cri.status(row).state == api.CONTAINER_RUNNING
-    assert pods.log(row) == "got one\ngot two\n"
+    assert pods.cri.status(container_id).state == api.CONTAINER_RUNNING
+    assert pods.log(container_id) == "got one\ngot two\n"
 
 
 @contextmanager
-def forwarded(transport: str, box: str, port: int) -> Iterator[int]:
+def forwarded(transport: str, sandbox: str, port: int) -> Iterator[int]:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         local = probe.getsockname()[1]
     with subprocess.Popen(
-        ["crictl", "port-forward", "--transport", transport, box, f"{local}:{port}"],
+        ["crictl", "port-forward", "--transport", transport, sandbox, f"{local}:{port}"],
         stdout=subprocess.PIPE,
     ) as client:
         assert client.stdout is not None
@@ -108,43 +108,52 @@ def test_ports_are_forwarded_many_at_once(pods: Pods, transport: str, host_netwo
         if host_network:
             config.linux.security_context.namespace_options.network = api.NODE
 
-    box = pods.sandbox(network)
+    sandbox = pods.sandbox(network)
     script = "mkdir /www; seq 1 20000 > /www/index.html; exec httpd -f -p 7800 -h /www"
-    row = pods.running("sh", "-c", script, box=box)
+    container_id = pods.running("sh", "-c", script, pod=sandbox)
     # crictl gives up for good at the first connection that is refused
-    until(lambda: b":7800 " in pods.cri.exec(row, "netstat", "-ltn").stdout, "the server")
+    until(lambda: b":7800 " in pods.cri.exec(container_id, "netstat", "-ltn").stdout, "the server")
     page = b"".join(b"%d\n" % n for n in range(1, 20001))
-    with forwarded(transport, box[0], 7800) as port:
+    with forwarded(transport, sandbox[0], 7800) as port:
         url = f"http://127.0.0.1:{port}/"
         assert all(_fetched(url) == page for _ in range(50))
 
 
 def test_a_closed_port_is_told(pods: Pods, transport: str) -> None:
-    box, _ = pods.sandbox()
-    with forwarded(transport, box, 7801) as port:
+    sandbox, _ = pods.sandbox()
+    with forwarded(transport, sandbox, 7801) as port:
         assert _fetched(f"http://127.0.0.1:{port}/") == b""
 
 
 def test_a_client_that_leaves_takes_its_command_along(pods: Pods, transport: str) -> None:
-    row = pods.running()
+    container_id = pods.running()
     with subprocess.Popen(
-        ["crictl", "exec", "--transport", transport, row, "sh", "-c", "echo up; sleep 7171"],
+        [
+            "crictl",
+            "exec",
+            "--transport",
+            transport,
+            container_id,
+            "sh",
+            "-c",
+            "echo up; sleep 7171",
+        ],
         stdout=subprocess.PIPE,
     ) as client:
         assert client.stdout is not None
         assert client.stdout.readline() == b"up\n"
         client.kill()
-    until(lambda: b"7171" not in pods.cri.exec(row, "ps", "-o", "args").stdout, "its end")
+    until(lambda: b"7171" not in pods.cri.exec(container_id, "ps", "-o", "args").stdout, "its end")
 
 
 def test_aborted_sessions_leave_the_agent_as_it_was(pods: Pods, transport: str) -> None:
-    row = pods.running()
-    crictl("exec", "--transport", transport, row, "true")
+    container_id = pods.running()
+    crictl("exec", "--transport", transport, container_id, "true")
     before = agent_facts()
     for _ in range(10):
         clients = [
             subprocess.Popen(
-                ["crictl", "exec", "--transport", transport, row, "sleep", "7272"],
+                ["crictl", "exec", "--transport", transport, container_id, "sleep", "7272"],
                 stdout=subprocess.DEVNULL,
                 stderr=subprocess.DEVNULL,
             )
@@ -154,13 +163,15 @@ def test_aborted_sessions_leave_the_agent_as_it_was(pods: Pods, transport: str) 
             client.kill()
             client.wait()
     until(lambda: agent_facts()["fds"] <= before["fds"] + 2, "descriptors closed")
-    until(lambda: b"7272" not in pods.cri.exec(row, "ps", "-o", "args").stdout, "their end")
+    until(
+        lambda: b"7272" not in pods.cri.exec(container_id, "ps", "-o", "args").stdout, "their end"
+    )
 
 
 def test_tokens_are_for_one_use_and_requests_must_upgrade(pods: Pods, transport: str) -> None:
     del transport
-    row = pods.running()
-    request = api.ExecRequest(container_id=row, cmd=["true"], stdout=True)
+    container_id = pods.running()
+    request = api.ExecRequest(container_id=container_id, cmd=["true"], stdout=True)
     url = pods.cri.runtime.Exec(request).url
     assert urlsplit(url).hostname == "127.0.0.1"
     assert _status(url) == 400  # no upgrade; and the token is used up
@@ -168,9 +179,9 @@ def test_tokens_are_for_one_use_and_requests_must_upgrade(pods: Pods, transport:
     assert _status(url.rpartition("/")[0] + "/guess") == 404
     assert _status(url.replace("/exec/", "/nothing/")) == 404
     for bad in (
-        api.ExecRequest(container_id=row, cmd=["true"]),
-        api.ExecRequest(container_id=row, stdout=True),
-        api.ExecRequest(container_id=row, cmd=["x"], tty=True, stdout=True, stderr=True),
+        api.ExecRequest(container_id=container_id, cmd=["true"]),
+        api.ExecRequest(container_id=container_id, stdout=True),
+        api.ExecRequest(container_id=container_id, cmd=["x"], tty=True, stdout=True, stderr=True),
     ):
         with pytest.raises(grpc.RpcError) as caught:
             pods.cri.runtime.Exec(bad)
@@ -178,8 +189,8 @@ def test_tokens_are_for_one_use_and_requests_must_upgrade(pods: Pods, transport:
 
 
 def test_upgrades_without_a_common_protocol_are_refused(pods: Pods, transport: str) -> None:
-    row = pods.running()
-    request = api.ExecRequest(container_id=row, cmd=["true"], stdout=True)
+    container_id = pods.running()
+    request = api.ExecRequest(container_id=container_id, cmd=["true"], stdout=True)
     url = urlsplit(pods.cri.runtime.Exec(request).url)
     upgrade = "SPDY/3.1" if transport == "spdy" else "websocket"
     head = (
@@ -223,7 +234,7 @@ def test_an_attached_client_that_does_not_read_holds_up_nobody(
     pods: Pods, transport: str, tmp_path: Path
 ) -> None:
     script = "while [ ! -e /go/go ]; do sleep 0.05; done; seq 1 3000000; echo end"
-    row = pods.running(
+    container_id = pods.running(
         "sh",
         "-c",
         script,
@@ -231,12 +242,12 @@ def test_an_attached_client_that_does_not_read_holds_up_nobody(
     )
     read, write = os.pipe()
     with subprocess.Popen(
-        ["crictl", "attach", "--transport", transport, row],
+        ["crictl", "attach", "--transport", transport, container_id],
         stdout=write,
         stderr=subprocess.DEVNULL,
     ) as client:
         (tmp_path / "go").touch()
-        log = Path(pods.cri.status(row).log_path)
+        log = Path(pods.cri.status(container_id).log_path)
         until(lambda: tail(log) == b" end\n", "the whole log", 120)
         client.kill()
     os.close(read)

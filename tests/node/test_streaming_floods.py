@@ -26,16 +26,16 @@ ASKED = 300
 _MASK = b"\0\0\0\0"
 
 
-def exec_url(pods: Pods, row: str, *command: str) -> str:
+def exec_url(pods: Pods, container_id: str, *command: str) -> str:
     request = api.ExecRequest(
-        container_id=row, cmd=command or ["sleep", "5151"], stdin=True, stdout=True
+        container_id=container_id, cmd=command or ["sleep", "5151"], stdin=True, stdout=True
     )
     return str(pods.cri.runtime.Exec(request, timeout=10).url)
 
 
 def websocket(start: bytes, again: bytes) -> Callable[[Pods, str, ExitStack], Callable[[], None]]:
-    def connected(pods: Pods, row: str, stack: ExitStack) -> Callable[[], None]:
-        client = stack.enter_context(WebSocket(exec_url(pods, row), V5))
+    def connected(pods: Pods, container_id: str, stack: ExitStack) -> Callable[[], None]:
+        client = stack.enter_context(WebSocket(exec_url(pods, container_id), V5))
         client.socket.sendall(start)
         return sender(client.socket.sendall, again * (60_000 // len(again)))
 
@@ -43,8 +43,8 @@ def websocket(start: bytes, again: bytes) -> Callable[[Pods, str, ExitStack], Ca
 
 
 def spdy(frame: Callable[[int], bytes]) -> Callable[[Pods, str, ExitStack], Callable[[], None]]:
-    def connected(pods: Pods, row: str, stack: ExitStack) -> Callable[[], None]:
-        client = stack.enter_context(Command(exec_url(pods, row), "stdin", "stdout"))
+    def connected(pods: Pods, container_id: str, stack: ExitStack) -> Callable[[], None]:
+        client = stack.enter_context(Command(exec_url(pods, container_id), "stdin", "stdout"))
         again = frame(client.streams["stdin"])
         return sender(client.socket.sendall, again * (60_000 // len(again)))
 
@@ -119,15 +119,15 @@ def best_p99_s(cri: Cri) -> float:
 def test_a_flood_leaves_the_node_its_answers_and_its_memory(
     pods: Pods, flood: str, clients: int
 ) -> None:
-    row = pods.running()
+    container_id = pods.running()
     before = agent_facts()
     with ExitStack() as stack:
-        calls = [FLOODS[flood](pods, row, stack) for _ in range(clients)]
+        calls = [FLOODS[flood](pods, container_id, stack) for _ in range(clients)]
         for client in calls:
             client()  # the first ones before anybody is asked
         with flooding(calls):
             took_s = best_p99_s(pods.cri)
-            probe = pods.cri.exec(row, "echo", "well")
+            probe = pods.cri.exec(container_id, "echo", "well")
             more_kb = agent_facts()["rss_kb"] - before["rss_kb"]
             stack.close()
     assert probe.stdout == b"well\n"
@@ -137,10 +137,13 @@ def test_a_flood_leaves_the_node_its_answers_and_its_memory(
 
 
 def test_a_typist_is_heard_while_another_client_floods(pods: Pods) -> None:
-    row = pods.running()
+    container_id = pods.running()
     with ExitStack() as stack:
-        calls = [FLOODS["WebSocket: pings"](pods, row, stack)]
-        with flooding(calls), Command(exec_url(pods, row, "cat"), "stdin", "stdout") as typist:
+        calls = [FLOODS["WebSocket: pings"](pods, container_id, stack)]
+        with (
+            flooding(calls),
+            Command(exec_url(pods, container_id, "cat"), "stdin", "stdout") as typist,
+        ):
             for number_ in range(20):
                 typist.send(typist.streams["stdin"], b"%d\n" % number_)
                 assert echoed(typist) == b"%d\n" % number_
@@ -155,14 +158,14 @@ def echoed(client: Spdy) -> bytes:
 
 
 def test_a_process_that_writes_without_end_leaves_the_node_its_answers(pods: Pods) -> None:
-    row = pods.running()
+    container_id = pods.running()
     stopped = threading.Event()
 
     def drain(client: Command) -> None:
         while not stopped.is_set() and client.socket.recv(1 << 20):
             pass
 
-    url = exec_url(pods, row, "sh", "-c", "while :; do echo x; done")
+    url = exec_url(pods, container_id, "sh", "-c", "while :; do echo x; done")
     with Command(url, "stdin", "stdout") as client:
         reader = threading.Thread(target=drain, args=(client,), daemon=True)
         reader.start()

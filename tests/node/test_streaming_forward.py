@@ -20,8 +20,8 @@ from waiting import until
 pytestmark = pytest.mark.root
 
 
-def forward_url(pods: Pods, box: str, *ports: int) -> str:
-    request = api.PortForwardRequest(pod_sandbox_id=box, port=ports)
+def forward_url(pods: Pods, sandbox: str, *ports: int) -> str:
+    request = api.PortForwardRequest(pod_sandbox_id=sandbox, port=ports)
     return str(pods.cri.runtime.PortForward(request).url)
 
 
@@ -46,9 +46,9 @@ asyncio.run(main())
 
 
 @contextmanager
-def serving(box: str, *words: str) -> Iterator[int]:
-    """A server in the pod's network namespace (the node's own without a box); gives its pid."""
-    space = ["nsenter", f"--net=/run/criagent/sandboxes/{box}/ns/net"] if box else []
+def serving(sandbox: str, *words: str) -> Iterator[int]:
+    """A server in the pod's network namespace (the node's own without a sandbox); gives its pid."""
+    space = ["nsenter", f"--net=/run/criagent/sandboxes/{sandbox}/ns/net"] if sandbox else []
     command = [*space, sys.executable, "-c", SERVER, *words]
     with subprocess.Popen(command, stdout=subprocess.PIPE) as server:
         assert server.stdout is not None
@@ -67,11 +67,11 @@ def pair(client: Spdy, port: int, number: int) -> tuple[int, int]:
 
 
 def test_hundreds_of_connections_through_one(pods: Pods) -> None:
-    box, _ = pods.sandbox()
+    sandbox, _ = pods.sandbox()
     before = agent_facts()
     with (
-        serving(box, "echo", "127.0.0.1", "7800"),
-        Spdy(forward_url(pods, box), "portforward.k8s.io") as client,
+        serving(sandbox, "echo", "127.0.0.1", "7800"),
+        Spdy(forward_url(pods, sandbox), "portforward.k8s.io") as client,
     ):
         pairs = [pair(client, 7800, number) for number in range(300)]
         sent = {data: os.urandom(2000) + bytes([data % 256]) * 3000 for _, data in pairs}
@@ -92,10 +92,10 @@ def connections(pid: int) -> int:
 
 
 def test_a_reset_ends_its_connection_alone(pods: Pods) -> None:
-    box, _ = pods.sandbox()
+    sandbox, _ = pods.sandbox()
     with (
-        serving(box, "echo", "127.0.0.1", "7800") as server,
-        Spdy(forward_url(pods, box), "portforward.k8s.io") as client,
+        serving(sandbox, "echo", "127.0.0.1", "7800") as server,
+        Spdy(forward_url(pods, sandbox), "portforward.k8s.io") as client,
     ):
         before = connections(server)
         _, one = pair(client, 7800, 1)
@@ -110,11 +110,11 @@ def test_a_reset_ends_its_connection_alone(pods: Pods) -> None:
 
 
 def test_a_connection_whose_pod_does_not_read_holds_back_no_other(pods: Pods) -> None:
-    box, _ = pods.sandbox()
+    sandbox, _ = pods.sandbox()
     before = agent_facts()["rss_kb"]
     with (
-        serving(box, "mute", "127.0.0.1", "7801", "echo", "127.0.0.1", "7800"),
-        Spdy(forward_url(pods, box), "portforward.k8s.io") as client,
+        serving(sandbox, "mute", "127.0.0.1", "7801", "echo", "127.0.0.1", "7800"),
+        Spdy(forward_url(pods, sandbox), "portforward.k8s.io") as client,
     ):
         _, stuck = pair(client, 7801, 1)
         _, other = pair(client, 7800, 2)
@@ -138,12 +138,12 @@ def test_only_localhost_of_the_pod_is_reached(pods: Pods, host_network: bool) ->
         if host_network:
             config.linux.security_context.namespace_options.network = api.NODE
 
-    box, _ = pods.sandbox(network)
-    inside = "" if host_network else box
+    sandbox, _ = pods.sandbox(network)
+    inside = "" if host_network else sandbox
     with (
         serving(inside, "echo", "::1", "7802", "echo", "127.0.0.1", "7803"),
         serving("", "echo", "127.0.0.1", "7804"),
-        Spdy(forward_url(pods, box), "portforward.k8s.io") as client,
+        Spdy(forward_url(pods, sandbox), "portforward.k8s.io") as client,
     ):
         for number, port in enumerate((7802, 7803)):
             error, data = pair(client, port, number)
@@ -155,10 +155,10 @@ def test_only_localhost_of_the_pod_is_reached(pods: Pods, host_network: bool) ->
 
 
 def test_pairs_without_request_ids_are_told_by_their_numbers(pods: Pods) -> None:
-    box, _ = pods.sandbox()
+    sandbox, _ = pods.sandbox()
     with (
-        serving(box, "echo", "127.0.0.1", "7800"),
-        Spdy(forward_url(pods, box), "portforward.k8s.io") as client,
+        serving(sandbox, "echo", "127.0.0.1", "7800"),
+        Spdy(forward_url(pods, sandbox), "portforward.k8s.io") as client,
     ):
         client.open(fin=True, streamtype="error", port="7800")
         data = client.open(streamtype="data", port="7800")

@@ -23,8 +23,10 @@ pytestmark = pytest.mark.root
 MORE_KB = 24_000  # of memory, whatever a client does
 
 
-def exec_url(pods: Pods, row: str) -> str:
-    request = api.ExecRequest(container_id=row, cmd=["sleep", "8181"], stdin=True, stdout=True)
+def exec_url(pods: Pods, container_id: str) -> str:
+    request = api.ExecRequest(
+        container_id=container_id, cmd=["sleep", "8181"], stdin=True, stdout=True
+    )
     return str(pods.cri.runtime.Exec(request, timeout=10).url)
 
 
@@ -71,9 +73,9 @@ HOSTILE: dict[str, Callable[[Spdy], list[bytes]]] = {
 
 @pytest.mark.parametrize("attack", HOSTILE)
 def test_hostile_frames_end_the_connection(pods: Pods, attack: str) -> None:
-    row = pods.running()
+    container_id = pods.running()
     before = agent_facts()
-    with Spdy(exec_url(pods, row), V4) as client:
+    with Spdy(exec_url(pods, container_id), V4) as client:
         pieces = HOSTILE[attack](client)
         try:
             for piece in pieces:
@@ -83,13 +85,13 @@ def test_hostile_frames_end_the_connection(pods: Pods, attack: str) -> None:
         assert client.ended()
     assert agent_facts()["rss_kb"] < before["rss_kb"] + MORE_KB
     until(lambda: agent_facts()["fds"] <= before["fds"], "descriptors closed")
-    assert pods.cri.exec(row, "true").exit_code == 0
+    assert pods.cri.exec(container_id, "true").exit_code == 0
 
 
 def test_streams_without_end_are_refused_and_their_bytes_bounded(pods: Pods) -> None:
-    row = pods.running()
-    box = next(item.pod_sandbox_id for item in pods.cri.containers() if item.id == row)
-    url = pods.cri.runtime.PortForward(api.PortForwardRequest(pod_sandbox_id=box)).url
+    container_id = pods.running()
+    sandbox = next(item.pod_sandbox_id for item in pods.cri.containers() if item.id == container_id)
+    url = pods.cri.runtime.PortForward(api.PortForwardRequest(pod_sandbox_id=sandbox)).url
     before = agent_facts()
     with Spdy(url, "portforward.k8s.io") as client:
         client.socket.settimeout(1)
@@ -104,9 +106,9 @@ def test_streams_without_end_are_refused_and_their_bytes_bounded(pods: Pods) -> 
 
 
 def test_pings_of_a_client_that_reads_no_answer_cost_nothing(pods: Pods) -> None:
-    row = pods.running()
+    container_id = pods.running()
     before = agent_facts()
-    with WebSocket(exec_url(pods, row), V4) as client:
+    with WebSocket(exec_url(pods, container_id), V4) as client:
         client.socket.settimeout(1)
         frame = b"\x89" + bytes([0x80 | 125]) + bytes(4) + bytes(125)
         try:
@@ -130,28 +132,28 @@ def test_pings_of_a_client_that_reads_no_answer_cost_nothing(pods: Pods) -> None
     ],
 )
 def test_hostile_websocket_frames_end_the_connection(pods: Pods, frame: bytes) -> None:
-    row = pods.running()
+    container_id = pods.running()
     before = agent_facts()
-    with WebSocket(exec_url(pods, row), V4) as client:
+    with WebSocket(exec_url(pods, container_id), V4) as client:
         client.socket.sendall(frame)
         data = b""
         while part := client.socket.recv(100):
             data += part
         assert data.removeprefix(b"\x82\x01\x01")[0] == 0x88  # a close frame
     assert agent_facts()["rss_kb"] < before["rss_kb"] + MORE_KB
-    until(lambda: b"8181" not in pods.cri.exec(row, "ps", "-o", "args").stdout, "its end")
+    until(lambda: b"8181" not in pods.cri.exec(container_id, "ps", "-o", "args").stdout, "its end")
     until(lambda: agent_facts()["fds"] <= before["fds"], "descriptors closed")
 
 
 def test_connections_that_say_nothing_hold_up_nobody(pods: Pods) -> None:
-    row = pods.running()
+    container_id = pods.running()
     before = agent_facts()
-    port = int(exec_url(pods, row).rsplit(":", 1)[1].split("/")[0])
+    port = int(exec_url(pods, container_id).rsplit(":", 1)[1].split("/")[0])
     silent = [socket.create_connection(("127.0.0.1", port)) for _ in range(200)]
     garbage = [socket.create_connection(("127.0.0.1", port)) for _ in range(50)]
     for one in garbage:
         one.sendall(os.urandom(3000))
-    with Spdy(exec_url(pods, row), V4) as client:
+    with Spdy(exec_url(pods, container_id), V4) as client:
         client.open(streamtype="error")
     for one in (*silent, *garbage):
         one.close()

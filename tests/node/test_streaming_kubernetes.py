@@ -39,18 +39,20 @@ def client(url: str, headers: dict[str, str], *, binary: bool = False) -> ws_cli
     return made
 
 
-def exec_url(pods: Pods, row: str, *words: str, **streams: bool) -> str:
+def exec_url(pods: Pods, container_id: str, *words: str, **streams: bool) -> str:
     wanted = streams or {"stdout": True, "stderr": True}
-    return str(pods.cri.runtime.Exec(api.ExecRequest(container_id=row, cmd=words, **wanted)).url)
+    return str(
+        pods.cri.runtime.Exec(api.ExecRequest(container_id=container_id, cmd=words, **wanted)).url
+    )
 
 
 @pytest.mark.parametrize(("headers", "protocol"), [(V4, "v4"), (V5, "v5")])
 def test_exec_tells_output_and_exit_code(
     pods: Pods, headers: dict[str, str], protocol: str
 ) -> None:
-    row = pods.running()
+    container_id = pods.running()
     for script, code in (("echo out; echo err >&2; exit 3", 3), ("echo out; echo err >&2", 0)):
-        socket = client(exec_url(pods, row, "sh", "-c", script), headers)
+        socket = client(exec_url(pods, container_id, "sh", "-c", script), headers)
         assert socket.subprotocol == f"{protocol}.channel.k8s.io"
         socket.run_forever(timeout=30)
         assert (socket.read_stdout(), socket.read_stderr()) == ("out\n", "err\n")
@@ -58,17 +60,19 @@ def test_exec_tells_output_and_exit_code(
 
 
 def test_a_call_gives_all_output(pods: Pods) -> None:
-    row = pods.running()
-    url = exec_url(pods, row, "seq", "1", "200000")
+    container_id = pods.running()
+    url = exec_url(pods, container_id, "seq", "1", "200000")
     socket = client(url, V4)
     socket.run_forever(timeout=30)
     assert socket.read_all() == "".join(f"{n}\n" for n in range(1, 200_001))
 
 
 def test_stdin_in_one_message_and_its_half_close(pods: Pods) -> None:
-    row = pods.running()
+    container_id = pods.running()
     data = os.urandom(8 << 20)
-    socket = client(exec_url(pods, row, "sha256sum", stdin=True, stdout=True), V5, binary=True)
+    socket = client(
+        exec_url(pods, container_id, "sha256sum", stdin=True, stdout=True), V5, binary=True
+    )
     socket.write_stdin(data)
     socket.close_channel(ws_client.STDIN_CHANNEL)
     socket.run_forever(timeout=60)
@@ -77,8 +81,8 @@ def test_stdin_in_one_message_and_its_half_close(pods: Pods) -> None:
 
 
 def test_a_terminal_and_its_size(pods: Pods) -> None:
-    row = pods.running()
-    url = exec_url(pods, row, "sh", tty=True, stdin=True, stdout=True)
+    container_id = pods.running()
+    url = exec_url(pods, container_id, "sh", tty=True, stdin=True, stdout=True)
     socket = client(url, V4)
     socket.write_channel(ws_client.RESIZE_CHANNEL, '{"Width":77,"Height":33}')
     socket.write_stdin("stty size; exit 5\n")
@@ -91,21 +95,21 @@ def test_attach_feeds_and_shows(pods: Pods) -> None:
     def stdin(config: api.ContainerConfig) -> None:
         config.stdin = True
 
-    row = pods.running("sh", "-c", "while read x; do echo got $x; done", change=stdin)
-    request = api.AttachRequest(container_id=row, stdin=True, stdout=True)
+    container_id = pods.running("sh", "-c", "while read x; do echo got $x; done", change=stdin)
+    request = api.AttachRequest(container_id=container_id, stdin=True, stdout=True)
     socket = client(pods.cri.runtime.Attach(request).url, V4)
     socket.write_stdin("one\n")
     assert socket.readline_stdout(timeout=20) == "got one"
     socket.close()
-    assert pods.cri.status(row).state == api.CONTAINER_RUNNING
+    assert pods.cri.status(container_id).state == api.CONTAINER_RUNNING
 
 
 def test_ports_are_forwarded_over_channels(pods: Pods) -> None:
-    box = pods.sandbox()
+    sandbox = pods.sandbox()
     serving = "while true; do nc -l -p 7800 -e sh -c 'read x; seq 1 50000; echo got $x'; done"
-    pods.running("sh", "-c", serving, box=box)
-    until(lambda: _listens(pods, box[0]), "the server")
-    request = api.PortForwardRequest(pod_sandbox_id=box[0], port=[7800, 7801])
+    pods.running("sh", "-c", serving, pod=sandbox)
+    until(lambda: _listens(pods, sandbox[0]), "the server")
+    request = api.PortForwardRequest(pod_sandbox_id=sandbox[0], port=[7800, 7801])
     url = str(pods.cri.runtime.PortForward(request).url)
     forward = ws_client.portforward_call(
         Configuration(), "GET", url, query_params=[("ports", "7800,7801")], headers=V4
@@ -127,6 +131,10 @@ def test_ports_are_forwarded_over_channels(pods: Pods) -> None:
     forward.websocket.shutdown()
 
 
-def _listens(pods: Pods, box: str) -> bool:
-    row = next(row.id for row in pods.cri.containers() if row.pod_sandbox_id == box)
-    return b":7800 " in pods.cri.exec(row, "netstat", "-ltn").stdout
+def _listens(pods: Pods, sandbox: str) -> bool:
+    container_id = next(
+        container_id.id
+        for container_id in pods.cri.containers()
+        if container_id.pod_sandbox_id == sandbox
+    )
+    return b":7800 " in pods.cri.exec(container_id, "netstat", "-ltn").stdout

@@ -37,14 +37,14 @@ def configured() -> Iterator[None]:
     agent.start().close()
 
 
-def exec_url(pods: Pods, row: str, *words: str, **streams: bool) -> str:
+def exec_url(pods: Pods, container_id: str, *words: str, **streams: bool) -> str:
     wanted = streams or {"stdout": True}
-    request = api.ExecRequest(container_id=row, cmd=words or ("true",), **wanted)
+    request = api.ExecRequest(container_id=container_id, cmd=words or ("true",), **wanted)
     return str(pods.cri.runtime.Exec(request, timeout=10).url)
 
 
-def forward_url(pods: Pods, box: str, *ports: int) -> str:
-    request = api.PortForwardRequest(pod_sandbox_id=box, port=ports)
+def forward_url(pods: Pods, sandbox: str, *ports: int) -> str:
+    request = api.PortForwardRequest(pod_sandbox_id=sandbox, port=ports)
     return str(pods.cri.runtime.PortForward(request, timeout=10).url)
 
 
@@ -78,29 +78,29 @@ def without(headers: dict[str, str], *names: str, **others: str) -> dict[str, st
 def test_requests_that_are_no_upgrade_are_refused(
     pods: Pods, headers: dict[str, str], method: str, status: int
 ) -> None:
-    row = pods.running()
-    found, head = asked(exec_url(pods, row), headers, method)
+    container_id = pods.running()
+    found, head = asked(exec_url(pods, container_id), headers, method)
     assert found == status, head
     if status == 403:
         assert "v4.channel.k8s.io, v3.channel.k8s.io" in head
 
 
 def test_port_forward_has_protocols_of_its_own(pods: Pods) -> None:
-    box, _ = pods.sandbox()
-    assert asked(forward_url(pods, box), SPDY_HEADERS)[0] == 403
+    sandbox, _ = pods.sandbox()
+    assert asked(forward_url(pods, sandbox), SPDY_HEADERS)[0] == 403
     for ports, protocol in (((), V4), ((80,), "v5.channel.k8s.io"), ((80,), "channel.k8s.io")):
         headers = {**WEBSOCKET_HEADERS, "Sec-WebSocket-Protocol": protocol}
-        assert asked(forward_url(pods, box, *ports), headers, "GET")[0] == 400
+        assert asked(forward_url(pods, sandbox, *ports), headers, "GET")[0] == 400
 
 
 def test_tokens_are_for_one_use_of_one_kind(pods: Pods) -> None:
-    row = pods.running()
-    url = exec_url(pods, row)
+    container_id = pods.running()
+    url = exec_url(pods, container_id)
     token = url.rpartition("/")[2]
     assert len(token) * 6 >= 128  # base64
     assert asked(url.replace("/exec/", "/attach/"), SPDY_HEADERS)[0] == 404
     assert asked(url, SPDY_HEADERS)[0] == 404  # used up by that
-    url = exec_url(pods, row)
+    url = exec_url(pods, container_id)
     with Command(url, "stdout") as command:
         assert command.result()[2]["status"] == "Success"
     for path in (url, url[:-1], url + "x", f"{url}/", url.rpartition("/")[0] + "/"):
@@ -108,8 +108,8 @@ def test_tokens_are_for_one_use_of_one_kind(pods: Pods) -> None:
 
 
 def test_a_thousand_sessions_may_wait(pods: Pods) -> None:
-    row = pods.running()
-    request = api.ExecRequest(container_id=row, cmd=["true"], stdout=True)
+    container_id = pods.running()
+    request = api.ExecRequest(container_id=container_id, cmd=["true"], stdout=True)
     urls, code = [], None
     while code is None and len(urls) < 1500:
         try:
@@ -120,18 +120,18 @@ def test_a_thousand_sessions_may_wait(pods: Pods) -> None:
     assert 900 < len(urls) <= 1000
     for url in urls:
         assert asked(url, {})[0] == 400
-    exec_url(pods, row)
+    exec_url(pods, container_id)
 
 
 def test_stopped_containers_and_pods_are_refused(pods: Pods) -> None:
-    box, config = pods.sandbox()
-    row = pods.running(box=(box, config))
-    waiting = exec_url(pods, row)
-    pods.cri.stop(row)
+    sandbox, config = pods.sandbox()
+    container_id = pods.running(pod=(sandbox, config))
+    waiting = exec_url(pods, container_id)
+    pods.cri.stop(container_id)
     runtime = pods.cri.runtime
     for call, request in (
-        (runtime.Exec, api.ExecRequest(container_id=row, cmd=["true"], stdout=True)),
-        (runtime.Attach, api.AttachRequest(container_id=row, stdout=True)),
+        (runtime.Exec, api.ExecRequest(container_id=container_id, cmd=["true"], stdout=True)),
+        (runtime.Attach, api.AttachRequest(container_id=container_id, stdout=True)),
     ):
         with pytest.raises(grpc.RpcError) as caught:
             call(request, timeout=10)
@@ -140,25 +140,25 @@ def test_stopped_containers_and_pods_are_refused(pods: Pods) -> None:
         status = command.result()[2]
     assert (status["status"], status["reason"]) == ("Failure", "InternalError")
     assert "not running" in status["message"]
-    pods.cri.stop_pod(box)
+    pods.cri.stop_pod(sandbox)
     for ports in ((80,), ()):
         with pytest.raises(grpc.RpcError) as caught:
-            forward_url(pods, box, *ports)
+            forward_url(pods, sandbox, *ports)
         assert caught.value.code() is grpc.StatusCode.FAILED_PRECONDITION
 
 
 @pytest.mark.parametrize("port", [0, 65536, -1])
 def test_ports_out_of_range_are_refused(pods: Pods, port: int) -> None:
-    box, _ = pods.sandbox()
+    sandbox, _ = pods.sandbox()
     with pytest.raises(grpc.RpcError) as caught:
-        forward_url(pods, box, port)
+        forward_url(pods, sandbox, port)
     assert caught.value.code() is grpc.StatusCode.INVALID_ARGUMENT
 
 
 @pytest.mark.parametrize("port", ["0", "65536", "-1", "80x", "", "9" * 30])
 def test_ports_out_of_range_are_told_on_the_error_stream(pods: Pods, port: str) -> None:
-    box, _ = pods.sandbox()
-    with Spdy(forward_url(pods, box), "portforward.k8s.io") as client:
+    sandbox, _ = pods.sandbox()
+    with Spdy(forward_url(pods, sandbox), "portforward.k8s.io") as client:
         streams = [
             client.open(streamtype=kind, port=port, requestid="0") for kind in ("error", "data")
         ]
@@ -168,23 +168,25 @@ def test_ports_out_of_range_are_told_on_the_error_stream(pods: Pods, port: str) 
 def test_streams_that_nobody_opens_and_idle_connections_end(configured: None, pods: Pods) -> None:
     pods.cri.close()
     pods.cri = agent.start("[streaming]\ncreation_timeout_s = 1.0\nidle_timeout_s = 3.0\n")
-    row = pods.running()
-    with Spdy(exec_url(pods, row, "sleep", "7373", stdin=True, stdout=True)) as client:
+    container_id = pods.running()
+    with Spdy(exec_url(pods, container_id, "sleep", "7373", stdin=True, stdout=True)) as client:
         client.open(streamtype="error")  # and no more
         assert client.ended()
-    assert b"7373" not in pods.cri.exec(row, "ps", "-o", "args").stdout
-    box, _ = pods.sandbox()
-    with Spdy(forward_url(pods, box), "portforward.k8s.io") as client:
+    assert b"7373" not in pods.cri.exec(container_id, "ps", "-o", "args").stdout
+    sandbox, _ = pods.sandbox()
+    with Spdy(forward_url(pods, sandbox), "portforward.k8s.io") as client:
         stream = client.open(streamtype="error", port="80", requestid="0")  # half of a pair
         assert client.until_fin(stream) == {stream: b""}  # reset
-    with Command(exec_url(pods, row, "sleep", "7373"), "stdout") as client:
+    with Command(exec_url(pods, container_id, "sleep", "7373"), "stdout") as client:
         assert client.ended()  # idle
-    with WebSocket(exec_url(pods, row, "sleep", "7373"), V4) as socket:
+    with WebSocket(exec_url(pods, container_id, "sleep", "7373"), V4) as socket:
         assert socket.message() == b"\x01"
         assert socket.message() is None
-    until(lambda: b"7373" not in pods.cri.exec(row, "ps", "-o", "args").stdout, "their end")
+    until(
+        lambda: b"7373" not in pods.cri.exec(container_id, "ps", "-o", "args").stdout, "their end"
+    )
     script = "for i in 1 2 3 4 5; do echo $i; sleep 1; done"
-    with Command(exec_url(pods, row, "sh", "-c", script), "stdout") as client:
+    with Command(exec_url(pods, container_id, "sh", "-c", script), "stdout") as client:
         assert client.result()[0].split() == b"1 2 3 4 5".split()  # not idle
 
 
@@ -208,10 +210,10 @@ def test_tls_with_a_certificate_that_is_renewed(
         f'[streaming]\naddress = "0.0.0.0"\ntls_cert = "{tmp_path}/tls.pem"\n'
         f'tls_key = "{tmp_path}/tls.key"\n'
     )
-    row = pods.running()
+    container_id = pods.running()
     for name in ("first", "second"):
         certificate(tmp_path, name)
-        url = exec_url(pods, row, "echo", "hello")
+        url = exec_url(pods, container_id, "echo", "hello")
         assert urlsplit(url).scheme == "https"
         assert urlsplit(url).hostname == "127.0.0.1"
         tls = ssl.create_default_context(cafile=str(tmp_path / "tls.pem"))
@@ -221,14 +223,16 @@ def test_tls_with_a_certificate_that_is_renewed(
             streams = [client.open(streamtype=kind) for kind in ("error", "stdout")]
             assert client.until_fin(*streams)[streams[1]] == b"hello\n"
     (tmp_path / "tls.pem").write_text("none")  # the last good one stays
-    with WebSocket(exec_url(pods, row, "echo", "hello"), V4, tls=tls) as socket:
+    with WebSocket(exec_url(pods, container_id, "echo", "hello"), V4, tls=tls) as socket:
         assert socket.channels()[1] == b"hello\n"
     certificate(tmp_path, "third")
     pem, key = tmp_path / "tls.pem", tmp_path / "tls.key"
     tls_files = ["--tls-ca", pem, "--tls-cert", pem, "--tls-key", key]  # it wants one of its own
     for transport in ("spdy", "websocket"):
         command = ["crictl", "exec", "--transport", transport, *tls_files]
-        done = subprocess.run([*command, row, "echo", "hi"], capture_output=True, check=False)
+        done = subprocess.run(
+            [*command, container_id, "echo", "hi"], capture_output=True, check=False
+        )
         assert done.stdout == b"hi\n", done.stderr
 
 
@@ -236,8 +240,8 @@ def test_tls_with_a_certificate_that_is_renewed(
 def test_urls_name_a_host_that_can_be_reached(configured: None, pods: Pods, address: str) -> None:
     pods.cri.close()
     pods.cri = agent.start(f'[streaming]\naddress = "{address}"\n')
-    row = pods.running()
-    url = exec_url(pods, row, "echo", "hello")
+    container_id = pods.running()
+    url = exec_url(pods, container_id, "echo", "hello")
     assert urlsplit(url).hostname == ("::1" if ":" in address else "127.0.0.1")
     with Command(url, "stdout") as command:
         assert command.result()[0] == b"hello\n"
@@ -246,12 +250,12 @@ def test_urls_name_a_host_that_can_be_reached(configured: None, pods: Pods, addr
 def test_urls_name_the_configured_host(configured: None, pods: Pods) -> None:
     pods.cri.close()
     pods.cri = agent.start('[streaming]\naddress = "127.0.0.2"\nurl_host = "localhost"\n')
-    row = pods.running()
-    assert urlsplit(exec_url(pods, row)).hostname == "localhost"
+    container_id = pods.running()
+    assert urlsplit(exec_url(pods, container_id)).hostname == "localhost"
 
 
 def test_a_refusal_is_no_upgrade_for_websockets_either(pods: Pods) -> None:
-    row = pods.running()
+    container_id = pods.running()
     with pytest.raises(Refused) as caught:
-        WebSocket(exec_url(pods, row) + "x", V4)
+        WebSocket(exec_url(pods, container_id) + "x", V4)
     assert caught.value.status == 404

@@ -23,32 +23,34 @@ pytestmark = pytest.mark.root
 SPDY = ("v4.channel.k8s.io", "v3.channel.k8s.io", "v2.channel.k8s.io", "channel.k8s.io")
 
 
-def exec_url(pods: Pods, row: str, *words: str, **streams: bool) -> str:
+def exec_url(pods: Pods, container_id: str, *words: str, **streams: bool) -> str:
     wanted = streams or {"stdout": True}
-    return str(pods.cri.runtime.Exec(api.ExecRequest(container_id=row, cmd=words, **wanted)).url)
+    return str(
+        pods.cri.runtime.Exec(api.ExecRequest(container_id=container_id, cmd=words, **wanted)).url
+    )
 
 
-def attach_url(pods: Pods, row: str, **streams: bool) -> str:
+def attach_url(pods: Pods, container_id: str, **streams: bool) -> str:
     wanted = streams or {"stdout": True}
-    return str(pods.cri.runtime.Attach(api.AttachRequest(container_id=row, **wanted)).url)
+    return str(pods.cri.runtime.Attach(api.AttachRequest(container_id=container_id, **wanted)).url)
 
 
-def commands(pods: Pods, row: str) -> list[bytes]:
-    return pods.cri.exec(row, "ps", "-o", "args").stdout.split(b"\n")
+def commands(pods: Pods, container_id: str) -> list[bytes]:
+    return pods.cri.exec(container_id, "ps", "-o", "args").stdout.split(b"\n")
 
 
-def exec_leftovers(row: str) -> list[str]:
+def exec_leftovers(container_id: str) -> list[str]:
     """Cgroups and files of execs."""
-    tops = (Path("/sys/fs/cgroup"), Path("/run/criagent/containers") / row)
+    tops = (Path("/sys/fs/cgroup"), Path("/run/criagent/containers") / container_id)
     return [str(path) for top in tops for path in top.rglob("exec-*")]
 
 
 @pytest.mark.parametrize("protocol", SPDY)
 @pytest.mark.parametrize("code", [0, 3])
 def test_the_outcome_over_spdy_by_version(pods: Pods, protocol: str, code: int) -> None:
-    row = pods.running()
+    container_id = pods.running()
     script = f"echo out; echo err >&2; exit {code}"
-    url = exec_url(pods, row, "sh", "-c", script, stdout=True, stderr=True)
+    url = exec_url(pods, container_id, "sh", "-c", script, stdout=True, stderr=True)
     with Command(url, "stdout", "stderr", protocol=protocol) as command:
         assert f"X-Stream-Protocol-Version: {protocol}".lower() in command.head.lower()
         out, err, told = command.result()
@@ -73,9 +75,9 @@ def test_the_outcome_over_spdy_by_version(pods: Pods, protocol: str, code: int) 
 def test_the_outcome_over_websockets_by_version(
     pods: Pods, protocol: str | None, first: bytes, last: bytes
 ) -> None:
-    row = pods.running()
+    container_id = pods.running()
     offered = [protocol] if protocol else []
-    with WebSocket(exec_url(pods, row, "echo", "out"), *offered) as client:
+    with WebSocket(exec_url(pods, container_id, "echo", "out"), *offered) as client:
         assert client.subprotocol == protocol
         assert client.message() == first
         found = client.channels()
@@ -87,16 +89,16 @@ def test_the_outcome_over_websockets_by_version(
 
 
 def test_a_signal_is_told_as_its_exit_code(pods: Pods) -> None:
-    row = pods.running()
-    with Command(exec_url(pods, row, "sh", "-c", "kill -9 $$"), "stdout") as command:
+    container_id = pods.running()
+    with Command(exec_url(pods, container_id, "sh", "-c", "kill -9 $$"), "stdout") as command:
         status = command.result()[2]
     assert status["reason"] == "NonZeroExitCode"
     assert status["details"]["causes"] == [{"reason": "ExitCode", "message": "137"}]
 
 
 def test_a_command_that_is_not_there_is_told(pods: Pods) -> None:
-    row = pods.running()
-    url = exec_url(pods, row, "/no/such/command", stdout=True, stderr=True)
+    container_id = pods.running()
+    url = exec_url(pods, container_id, "/no/such/command", stdout=True, stderr=True)
     with Command(url, "stdout", "stderr") as command:
         _, err, status = command.result()
     assert status["status"] == "Failure"
@@ -104,9 +106,9 @@ def test_a_command_that_is_not_there_is_told(pods: Pods) -> None:
 
 
 def test_the_first_size_is_there_before_the_command_and_later_ones_follow(pods: Pods) -> None:
-    row = pods.running()
+    container_id = pods.running()
     script = "stty size; trap 'stty size; exit' WINCH; echo ready; while :; do sleep 0.05; done"
-    url = exec_url(pods, row, "sh", "-c", script, tty=True, stdin=True, stdout=True)
+    url = exec_url(pods, container_id, "sh", "-c", script, tty=True, stdin=True, stdout=True)
     with Spdy(url, V4) as client:
         error = client.open(streamtype="error")
         client.open(streamtype="stdin")
@@ -134,8 +136,8 @@ def test_an_attached_terminal_gets_the_last_of_sizes_that_come_at_once(pods: Pod
     def on_terminal(config: api.ContainerConfig) -> None:
         config.tty = config.stdin = True
 
-    row = pods.running("sh", change=on_terminal)
-    url = attach_url(pods, row, tty=True, stdin=True, stdout=True)
+    container_id = pods.running("sh", change=on_terminal)
+    url = attach_url(pods, container_id, tty=True, stdin=True, stdout=True)
     with Spdy(url, V4) as client:
         for kind in ("error", "stdin", "stdout"):
             client.open(streamtype=kind)
@@ -143,16 +145,20 @@ def test_an_attached_terminal_gets_the_last_of_sizes_that_come_at_once(pods: Pod
         for number in range(1, 41):
             client.send(resize, b'{"Width":%d,"Height":%d}' % (100 + number, number))
         size = ("sh", "-c", "stty size < /proc/1/fd/0")
-        until(lambda: pods.cri.exec(row, *size).stdout == b"40 140\n", "the last size", 5)
+        until(lambda: pods.cri.exec(container_id, *size).stdout == b"40 140\n", "the last size", 5)
 
 
 def test_stdin_ends_with_its_stream_alone(pods: Pods) -> None:
-    row = pods.running()
-    url = exec_url(pods, row, "sh", "-c", "cat; sleep 0.2; echo done", stdin=True, stdout=True)
+    container_id = pods.running()
+    url = exec_url(
+        pods, container_id, "sh", "-c", "cat; sleep 0.2; echo done", stdin=True, stdout=True
+    )
     with Command(url, "stdin", "stdout") as command:
         command.send(command.streams["stdin"], b"hello\n", fin=True)
         assert command.result()[0] == b"hello\ndone\n"
-    url = exec_url(pods, row, "sh", "-c", "cat; sleep 0.2; echo done", stdin=True, stdout=True)
+    url = exec_url(
+        pods, container_id, "sh", "-c", "cat; sleep 0.2; echo done", stdin=True, stdout=True
+    )
     with WebSocket(url, "v5.channel.k8s.io") as client:
         client.send(b"\x00hello\n")
         client.send(b"\xff\x00")
@@ -160,16 +166,18 @@ def test_stdin_ends_with_its_stream_alone(pods: Pods) -> None:
 
 
 def test_what_nobody_asked_for_does_no_harm(pods: Pods) -> None:
-    row = pods.running()
+    container_id = pods.running()
     with WebSocket(
-        exec_url(pods, row, "sh", "-c", "sleep 0.3; echo out; echo err >&2"), V4
+        exec_url(pods, container_id, "sh", "-c", "sleep 0.3; echo out; echo err >&2"), V4
     ) as client:
         for message in (b"", b"\x00" + bytes(1 << 20), b"\x09x", b"\x04{}", b"\xff\x00", b"\x01x"):
             client.send(message)
         found = client.channels()
     assert found[1] == b"out\n"
     assert 2 not in found  # stderr was not wanted
-    with Command(exec_url(pods, row, "sh", "-c", "sleep 0.3; echo out"), "stdout") as command:
+    with Command(
+        exec_url(pods, container_id, "sh", "-c", "sleep 0.3; echo out"), "stdout"
+    ) as command:
         more = [command.open(streamtype=kind) for kind in ("stdin", "stdout", "stderr", "x")]
         for stream in more:
             command.send(stream, bytes(1 << 20))
@@ -177,20 +185,20 @@ def test_what_nobody_asked_for_does_no_harm(pods: Pods) -> None:
 
 
 def test_broken_base64_ends_the_socket_and_the_command(pods: Pods) -> None:
-    row = pods.running()
-    url = exec_url(pods, row, "sleep", "7474", stdin=True, stdout=True)
+    container_id = pods.running()
+    url = exec_url(pods, container_id, "sleep", "7474", stdin=True, stdout=True)
     with WebSocket(url, "v4.base64.channel.k8s.io") as client:
         client.send(b"0not base64!", text=True)
         while client.message() is not None:
             pass
-    until(lambda: b"sleep 7474" not in commands(pods, row), "its end")
+    until(lambda: b"sleep 7474" not in commands(pods, container_id), "its end")
 
 
 def test_100_mb_of_stdin_arrive_whole(pods: Pods) -> None:
-    row = pods.running()
+    container_id = pods.running()
     block = random.Random(4).randbytes(1 << 20)
     digest = hashlib.sha256()
-    url = exec_url(pods, row, "sha256sum", stdin=True, stdout=True)
+    url = exec_url(pods, container_id, "sha256sum", stdin=True, stdout=True)
     before = agent_facts()["rss_kb"]
     with Command(url, "stdin", "stdout") as command:
         for _ in range(100):
@@ -202,23 +210,26 @@ def test_100_mb_of_stdin_arrive_whole(pods: Pods) -> None:
 
 
 def test_output_waits_for_a_slow_reader_even_after_the_command(pods: Pods) -> None:
-    row = pods.running()
-    url = exec_url(pods, row, "sh", "-c", "head -c 300000 /dev/zero; touch /ended")
+    container_id = pods.running()
+    url = exec_url(pods, container_id, "sh", "-c", "head -c 300000 /dev/zero; touch /ended")
     with Command(url, "stdout", buffer=4096) as command:
-        until(lambda: pods.cri.exec(row, "ls", "/").stdout.count(b"ended"), "the command's end")
-        until(lambda: b"head" not in b" ".join(commands(pods, row)), "its processes' end")
-        pods.cri.exec(row, "sleep", "1.5")  # longer than output may trail the command
+        until(
+            lambda: pods.cri.exec(container_id, "ls", "/").stdout.count(b"ended"),
+            "the command's end",
+        )
+        until(lambda: b"head" not in b" ".join(commands(pods, container_id)), "its processes' end")
+        pods.cri.exec(container_id, "sleep", "1.5")  # longer than output may trail the command
         out, _, status = command.result()
     assert (len(out), status["status"]) == (300_000, "Success")
 
 
 def test_background_children_outlive_a_command_that_ended(pods: Pods) -> None:
-    row = pods.running()
+    container_id = pods.running()
     for script in ("sleep 7575 >/dev/null 2>&1 & echo out", "sleep 7676 & echo out"):
-        with Command(exec_url(pods, row, "sh", "-c", script), "stdout") as command:
+        with Command(exec_url(pods, container_id, "sh", "-c", script), "stdout") as command:
             out, _, status = command.result()
         assert (out, status["status"]) == (b"out\n", "Success")
-    assert {b"sleep 7575", b"sleep 7676"} <= set(commands(pods, row))
+    assert {b"sleep 7575", b"sleep 7676"} <= set(commands(pods, container_id))
 
 
 @pytest.mark.parametrize("tty", [False, True])
@@ -226,13 +237,13 @@ def test_background_children_outlive_a_command_that_ended(pods: Pods) -> None:
 def test_a_client_that_leaves_with_stdin_unread_is_noticed(
     pods: Pods, transport: str, tty: bool
 ) -> None:
-    row = pods.running()
+    container_id = pods.running()
     before = agent_facts()
     script = "setsid sleep 7777 & exec sleep 7777"
-    url = exec_url(pods, row, "sh", "-c", script, stdin=True, stdout=True, tty=tty)
+    url = exec_url(pods, container_id, "sh", "-c", script, stdin=True, stdout=True, tty=tty)
     kinds = ("stdin", "stdout", *(("resize",) if tty else ()))
     client = Command(url, *kinds) if transport == "spdy" else WebSocket(url, V4)
-    until(lambda: commands(pods, row).count(b"sleep 7777") == 2, "the command")
+    until(lambda: commands(pods, container_id).count(b"sleep 7777") == 2, "the command")
     client.socket.settimeout(0.3)  # until nobody takes more
     try:
         while True:
@@ -243,55 +254,63 @@ def test_a_client_that_leaves_with_stdin_unread_is_noticed(
     except TimeoutError:
         pass
     client.socket.close()
-    until(lambda: b"sleep 7777" not in commands(pods, row), "the commands' end")
-    until(lambda: not exec_leftovers(row), "nothing left of it")
+    until(lambda: b"sleep 7777" not in commands(pods, container_id), "the commands' end")
+    until(lambda: not exec_leftovers(container_id), "nothing left of it")
     until(lambda: agent_facts()["fds"] <= before["fds"], "descriptors closed")
 
 
 def test_a_reader_that_never_reads_costs_little_and_leaves_nothing(pods: Pods) -> None:
-    row = pods.running()
+    container_id = pods.running()
     before = agent_facts()
-    clients = [Command(exec_url(pods, row, "yes"), "stdout", buffer=4096) for _ in range(20)]
-    sockets = [WebSocket(exec_url(pods, row, "yes"), V4) for _ in range(20)]
-    until(lambda: commands(pods, row).count(b"yes") == 40, "forty commands")
-    with Command(exec_url(pods, row, "seq", "1", "100000"), "stdout") as command:
+    clients = [
+        Command(exec_url(pods, container_id, "yes"), "stdout", buffer=4096) for _ in range(20)
+    ]
+    sockets = [WebSocket(exec_url(pods, container_id, "yes"), V4) for _ in range(20)]
+    until(lambda: commands(pods, container_id).count(b"yes") == 40, "forty commands")
+    with Command(exec_url(pods, container_id, "seq", "1", "100000"), "stdout") as command:
         assert command.result()[0].endswith(b"\n100000\n")  # others are served
     assert agent_facts()["rss_kb"] < before["rss_kb"] + 60_000
     for client in (*clients, *sockets):
         client.socket.close()
-    until(lambda: b"yes" not in commands(pods, row), "their end")
-    until(lambda: not exec_leftovers(row), "nothing left of them")
+    until(lambda: b"yes" not in commands(pods, container_id), "their end")
+    until(lambda: not exec_leftovers(container_id), "nothing left of them")
     until(lambda: agent_facts()["fds"] <= before["fds"], "descriptors closed")
     until(lambda: agent_facts()["threads"] <= before["threads"], "threads ended")
 
 
 def test_an_agent_that_is_killed_leaves_no_command_behind(pods: Pods) -> None:
-    row = pods.running()
-    with Command(exec_url(pods, row, "sh", "-c", "sleep 7878 & echo up"), "stdout") as command:
+    container_id = pods.running()
+    with Command(
+        exec_url(pods, container_id, "sh", "-c", "sleep 7878 & echo up"), "stdout"
+    ) as command:
         command.result()
-    client = Command(exec_url(pods, row, "sh", "-c", "echo up; exec sleep 7979"), "stdout")
-    until(lambda: b"sleep 7979" in commands(pods, row), "the command")
+    client = Command(exec_url(pods, container_id, "sh", "-c", "echo up; exec sleep 7979"), "stdout")
+    until(lambda: b"sleep 7979" in commands(pods, container_id), "the command")
     agent.kill()
     client.close()
     pods.cri.close()
     pods.cri = agent.start()
-    until(lambda: b"sleep 7979" not in commands(pods, row), "its end")
-    assert b"sleep 7878" in commands(pods, row)  # had outlived its exec
-    assert len([path for path in exec_leftovers(row) if "/containers/" in path]) == 0
+    until(lambda: b"sleep 7979" not in commands(pods, container_id), "its end")
+    assert b"sleep 7878" in commands(pods, container_id)  # had outlived its exec
+    assert len([path for path in exec_leftovers(container_id) if "/containers/" in path]) == 0
 
 
 def test_several_attach_at_once_and_leave_stdin_open(pods: Pods) -> None:
     def stdin(config: api.ContainerConfig) -> None:
         config.stdin = True
 
-    row = pods.running("sh", "-c", "while read x; do echo got $x; done; echo end", change=stdin)
-    watchers = [Command(attach_url(pods, row), "stdout") for _ in range(5)]
+    container_id = pods.running(
+        "sh", "-c", "while read x; do echo got $x; done; echo end", change=stdin
+    )
+    watchers = [Command(attach_url(pods, container_id), "stdout") for _ in range(5)]
     for word in ("one", "two"):
-        with Command(attach_url(pods, row, stdin=True, stdout=True), "stdin", "stdout") as client:
+        with Command(
+            attach_url(pods, container_id, stdin=True, stdout=True), "stdin", "stdout"
+        ) as client:
             client.send(client.streams["stdin"], f"{word}\n".encode(), fin=True)
-            until(lambda word=word: f"got {word}\n" in pods.log(row), f"{word} in the log")
-    assert pods.cri.status(row).state == api.CONTAINER_RUNNING
-    pods.cri.stop(row)
+            until(lambda word=word: f"got {word}\n" in pods.log(container_id), f"{word} in the log")
+    assert pods.cri.status(container_id).state == api.CONTAINER_RUNNING
+    pods.cri.stop(container_id)
     for watcher in watchers:
         out, _, status = watcher.result()
         assert (out, status["status"]) == (b"got one\ngot two\n", "Success")
@@ -302,32 +321,38 @@ def test_stdin_once_ends_with_the_client_that_fed_it(pods: Pods) -> None:
     def once(config: api.ContainerConfig) -> None:
         config.stdin = config.stdin_once = True
 
-    row = pods.running("sh", "-c", "cat; echo end", change=once)
-    with Command(attach_url(pods, row, stdin=True, stdout=True), "stdin", "stdout") as client:
+    container_id = pods.running("sh", "-c", "cat; echo end", change=once)
+    with Command(
+        attach_url(pods, container_id, stdin=True, stdout=True), "stdin", "stdout"
+    ) as client:
         client.send(client.streams["stdin"], b"hello\n", fin=True)
         assert client.result()[0] == b"hello\nend\n"
-    until(lambda: pods.cri.status(row).state == api.CONTAINER_EXITED, "its exit")
+    until(lambda: pods.cri.status(container_id).state == api.CONTAINER_EXITED, "its exit")
 
 
 def test_one_who_only_looks_on_does_not_end_stdin(pods: Pods) -> None:
     def once(config: api.ContainerConfig) -> None:
         config.stdin = config.stdin_once = True
 
-    row = pods.running("sh", "-c", "while read x; do echo got $x; done; echo end", change=once)
+    container_id = pods.running(
+        "sh", "-c", "while read x; do echo got $x; done; echo end", change=once
+    )
     before = agent_facts()
     for _ in range(20):
-        Command(attach_url(pods, row), "stdout").close()
-    with Command(attach_url(pods, row, stdin=True, stdout=True), "stdin", "stdout") as client:
+        Command(attach_url(pods, container_id), "stdout").close()
+    with Command(
+        attach_url(pods, container_id, stdin=True, stdout=True), "stdin", "stdout"
+    ) as client:
         client.send(client.streams["stdin"], b"one\n")
-        until(lambda: pods.log(row) == "got one\n", "the line")
+        until(lambda: pods.log(container_id) == "got one\n", "the line")
         client.send(client.streams["stdin"], b"", fin=True)
         assert client.result()[0] == b"got one\nend\n"
     until(lambda: agent_facts()["fds"] <= before["fds"], "descriptors closed")
 
 
 def test_a_peer_that_keeps_windows_is_not_sent_more_than_they_hold(pods: Pods) -> None:
-    row = pods.running()
-    url = exec_url(pods, row, "sh", "-c", "read go; seq 1 100000", stdin=True, stdout=True)
+    container_id = pods.running()
+    url = exec_url(pods, container_id, "sh", "-c", "read go; seq 1 100000", stdin=True, stdout=True)
     with Command(url, "stdin", "stdout") as command:
         output = command.streams["stdout"]
         command.window(output, 1000)
@@ -351,13 +376,13 @@ def test_a_peer_that_keeps_windows_is_not_sent_more_than_they_hold(pods: Pods) -
 
 
 def test_sessions_side_by_side_do_not_mix(pods: Pods) -> None:
-    row = pods.running()
+    container_id = pods.running()
     failures: list[object] = []
 
     def one(number: int) -> None:
         try:
             text = b"%d\n" % number * 20_000
-            url = exec_url(pods, row, "cat", stdin=True, stdout=True)
+            url = exec_url(pods, container_id, "cat", stdin=True, stdout=True)
             with Command(url, "stdin", "stdout") as command:
                 feeding = threading.Thread(
                     target=command.send, args=(command.streams["stdin"], text), kwargs={"fin": True}
@@ -380,16 +405,16 @@ def test_monitors_survive_clients_that_leave_amid_output(pods: Pods) -> None:
     def stdin(config: api.ContainerConfig) -> None:
         config.stdin = True
 
-    row = pods.running("sh", "-c", "while read x; do echo got $x; done", change=stdin)
+    container_id = pods.running("sh", "-c", "while read x; do echo got $x; done", change=stdin)
     before = agent_facts()
 
     def one(number: int) -> None:
-        url = attach_url(pods, row, stdin=True, stdout=True)
+        url = attach_url(pods, container_id, stdin=True, stdout=True)
         with Command(url, "stdin", "stdout") as client:
             client.send(client.streams["stdin"], b"x\n" * (1 + number % 50))
             client.frame()
 
     with ThreadPoolExecutor(8) as threads:
         list(threads.map(one, range(1500)))
-    assert pods.cri.status(row).state == api.CONTAINER_RUNNING
+    assert pods.cri.status(container_id).state == api.CONTAINER_RUNNING
     until(lambda: agent_facts()["fds"] <= before["fds"], "descriptors closed")

@@ -33,17 +33,17 @@ def test_sessions_without_number_leave_nothing(pods: Pods) -> None:
     def stdin(config: api.ContainerConfig) -> None:
         config.stdin = True
 
-    row = pods.running("sh", "-c", "while read x; do echo got $x; done", change=stdin)
+    container_id = pods.running("sh", "-c", "while read x; do echo got $x; done", change=stdin)
     plan = ["exec"] * (EXECS - ABORTED) + ["abort"] * ABORTED + ["attach"] * ATTACHES
     dice.shuffle(plan)
     warm = [(kind, dice.random()) for kind in ("exec", "abort", "attach") * 40]
     jobs = [(kind, dice.random()) for kind in plan]
     with ThreadPoolExecutor(WIDE) as threads:
-        list(threads.map(lambda job: _session(pods, row, *job), warm))
-        until(lambda: _leftovers(row) == [], "nothing left of the first sessions")
+        list(threads.map(lambda job: _session(pods, container_id, *job), warm))
+        until(lambda: _leftovers(container_id) == [], "nothing left of the first sessions")
         before = agent_facts()
-        list(threads.map(lambda job: _session(pods, row, *job), jobs))
-    until(lambda: _leftovers(row) == [], "nothing left of the sessions")
+        list(threads.map(lambda job: _session(pods, container_id, *job), jobs))
+    until(lambda: _leftovers(container_id) == [], "nothing left of the sessions")
     until(lambda: agent_facts()["fds"] <= before["fds"] + 2, "descriptors closed")
     after = agent_facts()
     print(before, after)
@@ -51,17 +51,17 @@ def test_sessions_without_number_leave_nothing(pods: Pods) -> None:
     # The heap's holes go back to the kernel within ten seconds.
     limit = before["rss_kb"] + 8_000 * max(TIMES**0.5, 1)
     until(lambda: agent_facts()["rss_kb"] < limit, "the memory's return")
-    lines = pods.cri.exec(row, "ps", "-o", "args").stdout.split(b"\n")[1:-1]
+    lines = pods.cri.exec(container_id, "ps", "-o", "args").stdout.split(b"\n")[1:-1]
     lines = [line for line in lines if not line.startswith(b"[")]  # zombies are the container's
     assert sorted(lines) == [b"ps -o args", b"sh -c while read x; do echo got $x; done"]
 
 
-def _session(pods: Pods, row: str, kind: str, chance: float) -> None:
+def _session(pods: Pods, container_id: str, kind: str, chance: float) -> None:
     if kind == "attach":
-        _attach(pods, row, chance)
+        _attach(pods, container_id, chance)
         return
     cmd = ["echo", "hello"] if kind == "exec" else ["sh", "-c", "sleep 9191 & yes"]
-    request = api.ExecRequest(container_id=row, cmd=cmd, stdin=True, stdout=True)
+    request = api.ExecRequest(container_id=container_id, cmd=cmd, stdin=True, stdout=True)
     url = pods.cri.runtime.Exec(request, timeout=30).url
     if kind == "exec" and chance < 0.5:
         with Command(url, "stdin", "stdout") as command:
@@ -83,9 +83,9 @@ def _abort(url: str, chance: float) -> None:
     client.socket.close()
 
 
-def _attach(pods: Pods, row: str, chance: float) -> None:
+def _attach(pods: Pods, container_id: str, chance: float) -> None:
     feeding = chance < 0.5
-    request = api.AttachRequest(container_id=row, stdin=feeding, stdout=True)
+    request = api.AttachRequest(container_id=container_id, stdin=feeding, stdout=True)
     url = pods.cri.runtime.Attach(request, timeout=30).url
     if chance < 0.25 or chance > 0.75:
         with WebSocket(url, V4) as client:
@@ -102,6 +102,6 @@ def _attach(pods: Pods, row: str, chance: float) -> None:
                 pass
 
 
-def _leftovers(row: str) -> list[str]:
-    tops = (Path("/sys/fs/cgroup"), Path("/run/criagent/containers") / row)
+def _leftovers(container_id: str) -> list[str]:
+    tops = (Path("/sys/fs/cgroup"), Path("/run/criagent/containers") / container_id)
     return [str(path) for top in tops for path in top.rglob("exec-*")]

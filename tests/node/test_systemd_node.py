@@ -46,10 +46,10 @@ def started(cri: Cri, name: str, handler: str = "") -> tuple[str, str]:
     """A pod below the kubelet's slice with a running container: their ids."""
     config = pod(name, log_directory="/tmp/logs")
     config.linux.cgroup_parent = SLICE
-    box = cri.run(config, handler=handler)
-    row = cri.create(box, container("main", ["sleep", "100000"], NAME), config)
-    cri.start(row)
-    return box, row
+    sandbox = cri.run(config, handler=handler)
+    container_id = cri.create(sandbox, container("main", ["sleep", "100000"], NAME), config)
+    cri.start(container_id)
+    return sandbox, container_id
 
 
 def test_the_service_its_driver_and_its_pods(node: SystemdNode) -> None:
@@ -63,21 +63,25 @@ def test_the_service_its_driver_and_its_pods(node: SystemdNode) -> None:
     assert node.run("systemctl", "list-units", "--failed", "--no-legend") == ""
     cri = node.client()
     for handler in ("", "runc"):
-        box, row = started(cri, f"pod-{handler}", handler)
-        cgroup = node.run("cat", f"/proc/{node.pid(cri, row)}/cgroup").strip()
-        assert f"{SLICE}/cri-{row}.scope" in cgroup
+        sandbox, container_id = started(cri, f"pod-{handler}", handler)
+        cgroup = node.run("cat", f"/proc/{node.pid(cri, container_id)}/cgroup").strip()
+        assert f"{SLICE}/cri-{container_id}.scope" in cgroup
         monitors = node.run("cat", f"/sys/fs/cgroup{MONITORS}/cgroup.procs").split()
         assert len(monitors) == 1
-        assert row in node.run("cat", f"/proc/{monitors[0]}/cmdline")
-        scope = node.run("systemctl", "show", "--property=ActiveState,Slice", f"cri-{row}.scope")
+        assert container_id in node.run("cat", f"/proc/{monitors[0]}/cmdline")
+        scope = node.run(
+            "systemctl", "show", "--property=ActiveState,Slice", f"cri-{container_id}.scope"
+        )
         assert "ActiveState=active" in scope
         assert "Slice=kubelet-kubepods-podx.slice" in scope
-        assert cri.pod_status(box).network.ip.startswith("10.89.")
-        assert cri.exec(row, "echo", "hello").stdout == b"hello\n"
-        assert row[:13] in node.run("crictl", "ps")
-        cri.remove_pod(box)
+        assert cri.pod_status(sandbox).network.ip.startswith("10.89.")
+        assert cri.exec(container_id, "echo", "hello").stdout == b"hello\n"
+        assert container_id[:13] in node.run("crictl", "ps")
+        cri.remove_pod(sandbox)
         until(
-            lambda row=row: row not in node.run("systemctl", "list-units", "--all", "--no-legend"),
+            lambda container_id=container_id: (
+                container_id not in node.run("systemctl", "list-units", "--all", "--no-legend")
+            ),
             "the end of the scope",
         )
     cri.close()
@@ -85,8 +89,8 @@ def test_the_service_its_driver_and_its_pods(node: SystemdNode) -> None:
 
 def test_restarts_and_kills_of_the_service_lose_no_container(node: SystemdNode) -> None:
     cri = node.client()
-    _, row = started(cri, "survivor")
-    pid, begin = node.pid(cri, row), cri.status(row).started_at
+    _, container_id = started(cri, "survivor")
+    pid, begin = node.pid(cri, container_id), cri.status(container_id).started_at
     stopped, made, failures = threading.Event(), [0], []
 
     def load() -> None:
@@ -127,12 +131,12 @@ def test_restarts_and_kills_of_the_service_lose_no_container(node: SystemdNode) 
         stopped.set()
         thread.join(60)
     assert failures == []
-    assert (node.pid(cri, row), cri.status(row).started_at) == (pid, begin)
-    assert cri.status(row).state == api.CONTAINER_RUNNING
+    assert (node.pid(cri, container_id), cri.status(container_id).started_at) == (pid, begin)
+    assert cri.status(container_id).state == api.CONTAINER_RUNNING
     node.run("systemctl", "stop", "criagent")
     assert node.run("cat", f"/proc/{pid}/comm") == "sleep\n"
     node.run("systemctl", "start", "criagent")
-    assert node.pid(cri, row) == pid
+    assert node.pid(cri, container_id) == pid
     for left in cri.pods():
         cri.remove_pod(left.id)
     assert cri.containers() == []
@@ -144,17 +148,17 @@ def test_monitors_find_their_unit_again_that_was_restarted(node: SystemdNode) ->
     node.run("systemctl", "restart", "criagent-monitors")
     assert node.run("ls", "-d", f"/sys/fs/cgroup{MONITORS}", check=False) == ""
     cri = node.client()
-    box, row = started(cri, "after")
+    sandbox, container_id = started(cri, "after")
     (monitor,) = node.run("cat", f"/sys/fs/cgroup{MONITORS}/cgroup.procs").split()
-    assert row in node.run("cat", f"/proc/{monitor}/cmdline")
-    cri.remove_pod(box)
+    assert container_id in node.run("cat", f"/proc/{monitor}/cmdline")
+    cri.remove_pod(sandbox)
     cri.close()
 
 
 def test_failed_scopes_of_no_container_are_forgotten_at_the_next_start(node: SystemdNode) -> None:
     """What a create leaves that was killed while systemd made its scope."""
     cri = node.client()
-    _, row = started(cri, "running")
+    _, container_id = started(cri, "running")
     left, foreign = f"cri-{'0' * 60}dead.scope", "cri-foreign.scope"
     for unit in (left, foreign):
         node.run("systemd-run", "--scope", f"--unit={unit}", "-p", "RuntimeMaxSec=1", "sleep", "9",
@@ -166,9 +170,9 @@ def test_failed_scopes_of_no_container_are_forgotten_at_the_next_start(node: Sys
     node.run("systemctl", "restart", "criagent")
     assert left not in node.run("systemctl", "list-units", "--all", "--full", "cri-*.scope")
     assert node.run("systemctl", "is-failed", foreign, check=False) == "failed\n"
-    assert node.run("systemctl", "is-active", f"cri-{row}.scope") == "active\n"
-    for box in node.client().pods():
-        cri.remove_pod(box.id)
+    assert node.run("systemctl", "is-active", f"cri-{container_id}.scope") == "active\n"
+    for sandbox in node.client().pods():
+        cri.remove_pod(sandbox.id)
     cri.close()
 
 
@@ -179,8 +183,8 @@ def test_without_dbus_crun_says_so_and_runc_goes_on(node: SystemdNode) -> None:
     with pytest.raises(grpc.RpcError) as caught:
         started(cri, "crun")
     assert "systemctl start dbus" in str(caught.value.details())
-    _, row = started(cri, "runc", "runc")
-    assert cri.status(row).state == api.CONTAINER_RUNNING
+    _, container_id = started(cri, "runc", "runc")
+    assert cri.status(container_id).state == api.CONTAINER_RUNNING
     found = json.loads(node.run("criagent", "doctor", "--json", check=False))
     (driver,) = [finding for finding in found if finding["name"] == "cgroup driver"]
     assert driver["level"] == "error"
@@ -197,9 +201,9 @@ def test_what_runs_without_the_database_is_ended_with_its_scopes(node: SystemdNo
     cri = node.client()
     ids, pids = [], []
     for handler in ("", "runc"):
-        box, row = started(cri, f"lost-{handler}", handler)
-        ids += [box, row]
-        pids.append(node.pid(cri, row))
+        sandbox, container_id = started(cri, f"lost-{handler}", handler)
+        ids += [sandbox, container_id]
+        pids.append(node.pid(cri, container_id))
     addresses = node.run("sh", "-c", "ls /var/lib/cni/networks/*/10.89.*", check=False).split()
     assert len(addresses) == 2
     node.run("systemctl", "stop", "criagent")
@@ -213,7 +217,7 @@ def test_what_runs_without_the_database_is_ended_with_its_scopes(node: SystemdNo
     until(lambda: [one for one in ids if one in node.run(*units)] == [], "the end of its units")
     assert node.run("systemctl", "list-units", "--failed", "--no-legend") == ""
     log = node.run("journalctl", "-u", "criagent", "-p", "err", "--no-pager")
-    assert all(row in log for row in ids[1::2])
+    assert all(container_id in log for container_id in ids[1::2])
     assert node.run("sh", "-c", "ls /var/lib/cni/networks/*/10.89.*", check=False) == ""
     assert (cri.pods(), cri.containers(), cri.images()) == ([], [], [])
     cri.close()

@@ -30,9 +30,9 @@ with socket.socket(family, socket.SOCK_DGRAM, protocol) as sock:
 """
 
 
-def ping(pods: Pods, row: str, address: str, *, userns: bool = False) -> str:
+def ping(pods: Pods, container_id: str, address: str, *, userns: bool = False) -> str:
     """The type of the answer that user 1000 gets in the container's network; "" = none allowed."""
-    enter = ["nsenter", f"--target={init(pods, row).name}", "--net"]
+    enter = ["nsenter", f"--target={init(pods, container_id).name}", "--net"]
     if userns:
         enter += ["--user", "--setuid=1000", "--setgid=1000"]
     else:
@@ -50,8 +50,8 @@ def powerless(config: api.ContainerConfig) -> None:
     context.no_new_privs = True
 
 
-def value(pods: Pods, row: str, name: str) -> str:
-    found = words(pods, row, "cat", "/proc/sys/" + name.replace(".", "/"))
+def value(pods: Pods, container_id: str, name: str) -> str:
+    found = words(pods, container_id, "cat", "/proc/sys/" + name.replace(".", "/"))
     return " ".join(found.split())
 
 
@@ -63,22 +63,22 @@ def test_a_process_without_capabilities_pings_and_serves_port_80(
     config = pods.config()
     if userns:
         mapped()(config)
-    box = pods.cri.run(config, handler=handler)
-    row = pods.running(box=(box, config), change=powerless)
+    sandbox = pods.cri.run(config, handler=handler)
+    container_id = pods.running(pod=(sandbox, config), change=powerless)
     for address in ("127.0.0.1", "10.88.0.1"):
-        assert ping(pods, row, address, userns=userns) == "0"
-    assert ping(pods, row, "::1", userns=userns) == "129"
-    assert value(pods, row, GROUPS) == ("0 65535" if userns else "0 2147483647")
-    words(pods, row, "httpd", "-p", "127.0.0.1:80")  # it binds, then goes on by itself
+        assert ping(pods, container_id, address, userns=userns) == "0"
+    assert ping(pods, container_id, "::1", userns=userns) == "129"
+    assert value(pods, container_id, GROUPS) == ("0 65535" if userns else "0 2147483647")
+    words(pods, container_id, "httpd", "-p", "127.0.0.1:80")  # it binds, then goes on by itself
 
 
 @pytest.mark.parametrize("name", [GROUPS, GROUPS.replace(".", "/")])
 def test_a_sysctl_of_the_pod_is_used_instead(pods: Pods, name: str) -> None:
-    box = pods.sandbox(lambda config: config.linux.sysctls.update({name: "7 9", PORTS: "1024"}))
-    row = pods.running(box=box, change=powerless)
-    assert value(pods, row, GROUPS) == "7 9"
-    assert value(pods, row, PORTS) == "1024"
-    assert ping(pods, row, "127.0.0.1") == ""
+    sandbox = pods.sandbox(lambda config: config.linux.sysctls.update({name: "7 9", PORTS: "1024"}))
+    container_id = pods.running(pod=sandbox, change=powerless)
+    assert value(pods, container_id, GROUPS) == "7 9"
+    assert value(pods, container_id, PORTS) == "1024"
+    assert ping(pods, container_id, "127.0.0.1") == ""
 
 
 def test_the_nodes_own_network_stays_as_it_is(pods: Pods) -> None:
@@ -87,9 +87,9 @@ def test_the_nodes_own_network_stays_as_it_is(pods: Pods) -> None:
 
     files = [Path("/proc/sys", *name.split(".")) for name in (GROUPS, PORTS)]
     before = [file.read_text() for file in files]
-    row = pods.running(box=pods.sandbox(host))
+    container_id = pods.running(pod=pods.sandbox(host))
     assert [file.read_text() for file in files] == before
-    assert value(pods, row, GROUPS) == " ".join(before[0].split())
+    assert value(pods, container_id, GROUPS) == " ".join(before[0].split())
 
 
 @pytest.mark.parametrize(
@@ -99,7 +99,7 @@ def test_the_nodes_own_network_stays_as_it_is(pods: Pods) -> None:
 def test_a_key_turns_either_off(pods: Pods, key: str, name: str, kernel: str) -> None:
     agent.stop()
     pods.cri = agent.start(f"[network]\n{key} = false\n")
-    row = pods.running(change=powerless)
-    assert value(pods, row, name) == kernel
+    container_id = pods.running(change=powerless)
+    assert value(pods, container_id, name) == kernel
     agent.stop()
     agent.start().close()

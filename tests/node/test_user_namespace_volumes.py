@@ -38,16 +38,18 @@ def test_files_on_a_volume_have_one_owner_on_both_sides(
     os.chown(source / "theirs", 33, 44)
     config = pods.config()
     mapped()(config)
-    box = pods.cri.run(config, handler=handler)
-    row = pods.running(box=(box, config), change=volume(source))
-    assert words(pods, row, "stat", "-c", "%u:%g", "/volume/theirs") == "33:44"
-    words(pods, row, "sh", "-c", "touch /volume/mine && chown 5:6 /volume/mine")
-    words(pods, row, "touch", "/volume/roots")
+    sandbox = pods.cri.run(config, handler=handler)
+    container_id = pods.running(pod=(sandbox, config), change=volume(source))
+    assert words(pods, container_id, "stat", "-c", "%u:%g", "/volume/theirs") == "33:44"
+    words(pods, container_id, "sh", "-c", "touch /volume/mine && chown 5:6 /volume/mine")
+    words(pods, container_id, "touch", "/volume/roots")
     facts = (source / "mine").stat(), (source / "roots").stat()
     assert [(f.st_uid, f.st_gid) for f in facts] == [(5, 6), (0, 0)]
-    (told,) = pods.cri.status(row).mounts
+    (told,) = pods.cri.status(container_id).mounts
     assert (list(told.uidMappings), list(told.gidMappings)) == ([mapping()], [mapping()])
-    assert not [m for m in mountinfo() if f"/{row}/" in m.target and "/rootfs" not in m.target]
+    assert not [
+        m for m in mountinfo() if f"/{container_id}/" in m.target and "/rootfs" not in m.target
+    ]
 
 
 @pytest.mark.parametrize("handler", ["crun", "runc"])
@@ -58,27 +60,27 @@ def test_a_volume_that_is_a_file_and_one_that_is_not_mapped(
     os.chown(source / "file", 9, 9)
     config = pods.config()
     mapped()(config)
-    box = pods.cri.run(config, handler=handler)
+    sandbox = pods.cri.run(config, handler=handler)
 
     def change(wanted: api.ContainerConfig) -> None:
         volume(source / "file", readonly=True)(wanted)
         wanted.mounts.add(container_path="/plain", host_path=str(source))
 
-    row = pods.running(box=(box, config), change=change)
-    assert words(pods, row, "stat", "-c", "%u:%g", "/volume") == "9:9"
-    assert pods.cri.exec(row, "sh", "-c", "echo x > /volume").exit_code != 0
-    assert words(pods, row, "stat", "-c", "%u:%g", "/plain/file") == "65534:65534"
+    container_id = pods.running(pod=(sandbox, config), change=change)
+    assert words(pods, container_id, "stat", "-c", "%u:%g", "/volume") == "9:9"
+    assert pods.cri.exec(container_id, "sh", "-c", "echo x > /volume").exit_code != 0
+    assert words(pods, container_id, "stat", "-c", "%u:%g", "/plain/file") == "65534:65534"
 
 
 @pytest.mark.parametrize("handler", ["crun", "runc"])
 def test_a_volume_that_cannot_be_mapped_is_refused(pods: Pods, handler: str) -> None:
     config = pods.config()
     mapped()(config)
-    box = pods.cri.run(config, handler=handler)
+    sandbox = pods.cri.run(config, handler=handler)
     wanted = container("refused", ["true"])
     volume(Path("/proc"))(wanted)
     with pytest.raises(grpc.RpcError) as caught:
-        pods.cri.create(box, wanted, config)
+        pods.cri.create(sandbox, wanted, config)
     assert caught.value.code() is grpc.StatusCode.INVALID_ARGUMENT
     assert "cannot map ids" in caught.value.details()
 
@@ -87,7 +89,7 @@ def test_a_volume_that_cannot_be_mapped_is_refused(pods: Pods, handler: str) -> 
 def test_an_image_volume_has_the_owners_of_its_image(pods: Pods, handler: str) -> None:
     config = pods.config()
     mapped()(config)
-    box = pods.cri.run(config, handler=handler)
+    sandbox = pods.cri.run(config, handler=handler)
 
     def change(wanted: api.ContainerConfig) -> None:
         for path, part in (("/whole", ""), ("/part", "opt")):
@@ -96,12 +98,12 @@ def test_an_image_volume_has_the_owners_of_its_image(pods: Pods, handler: str) -
             mount.uidMappings.append(mapping())
             mount.gidMappings.append(mapping())
 
-    row = pods.running(box=(box, config), change=change)
-    assert words(pods, row, "stat", "-c", "%u:%g", "/whole/opt/owned", "/part/owned/file") == (
-        "1234:1234\n0:0"
-    )
-    assert words(pods, row, "cat", "/part/owned/file") == "owned"
-    assert pods.cri.exec(row, "touch", "/whole/new").exit_code != 0
+    container_id = pods.running(pod=(sandbox, config), change=change)
+    assert words(
+        pods, container_id, "stat", "-c", "%u:%g", "/whole/opt/owned", "/part/owned/file"
+    ) == ("1234:1234\n0:0")
+    assert words(pods, container_id, "cat", "/part/owned/file") == "owned"
+    assert pods.cri.exec(container_id, "touch", "/whole/new").exit_code != 0
 
 
 def test_a_readonly_volume_is_so_with_all_below_it(pods: Pods, tmp_path: Path) -> None:
@@ -110,9 +112,9 @@ def test_a_readonly_volume_is_so_with_all_below_it(pods: Pods, tmp_path: Path) -
     subprocess.run(["mount", "-t", "tmpfs", "below", below], check=True)
     try:
         change = volume(tmp_path, readonly=True, recursive_read_only=True)
-        row = pods.running(box=pods.sandbox(mapped()), change=change)
+        container_id = pods.running(pod=pods.sandbox(mapped()), change=change)
         for path in ("/volume/new", "/volume/below/new"):
-            assert b"Read-only" in pods.cri.exec(row, "touch", path).stderr
+            assert b"Read-only" in pods.cri.exec(container_id, "touch", path).stderr
         pods.cri.remove_pod(pods.cri.pods()[0].id)
     finally:
         subprocess.run(["umount", below], check=True)
@@ -127,15 +129,15 @@ def test_volumes_below_a_volume_are_there_and_come_later_too(pods: Pods, tmp_pat
         try:
             config = pods.config()
             mapped()(config)
-            box = pods.cri.run(config, handler=handler)
+            sandbox = pods.cri.run(config, handler=handler)
             change = volume(tmp_path, propagation=api.PROPAGATION_HOST_TO_CONTAINER)
-            row = pods.running(box=(box, config), change=change)
+            container_id = pods.running(pod=(sandbox, config), change=change)
             subprocess.run(["mount", "-t", "tmpfs", "second", second], check=True)
             try:
-                mounts = words(pods, row, "cat", "/proc/mounts")
+                mounts = words(pods, container_id, "cat", "/proc/mounts")
                 assert "first /volume/first " in mounts
                 assert "second /volume/second " in mounts
-                pods.cri.remove_pod(box)
+                pods.cri.remove_pod(sandbox)
             finally:
                 subprocess.run(["umount", second], check=True)
         finally:

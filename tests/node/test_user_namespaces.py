@@ -29,15 +29,23 @@ NONEWPRIVS = "registry.k8s.io/e2e-test-images/nonewprivs:1.3"
 
 
 def test_root_inside_is_nobody_of_the_node_outside(pods: Pods) -> None:
-    row = pods.running(box=pods.sandbox(mapped()))
-    assert words(pods, row, "cat", "/proc/self/uid_map").split() == ["0", str(HOST), str(LENGTH)]
-    assert words(pods, row, "cat", "/proc/self/gid_map").split() == ["0", str(HOST), str(LENGTH)]
-    assert words(pods, row, "id", "-u") == "0"
-    process = init(pods, row)
+    container_id = pods.running(pod=pods.sandbox(mapped()))
+    assert words(pods, container_id, "cat", "/proc/self/uid_map").split() == [
+        "0",
+        str(HOST),
+        str(LENGTH),
+    ]
+    assert words(pods, container_id, "cat", "/proc/self/gid_map").split() == [
+        "0",
+        str(HOST),
+        str(LENGTH),
+    ]
+    assert words(pods, container_id, "id", "-u") == "0"
+    process = init(pods, container_id)
     assert (process.stat().st_uid, process.stat().st_gid) == (HOST, HOST)
     for kind in ("net", "ipc", "uts", "user", "pid", "mnt", "cgroup"):
         assert (process / "ns" / kind).readlink() != Path(f"/proc/self/ns/{kind}").readlink()
-    user = pods.cri.status(row).user.linux
+    user = pods.cri.status(container_id).user.linux
     assert (user.uid, user.gid, list(user.supplemental_groups)) == (0, 0, [0])
     options = pods.cri.pod_status(pods.cri.pods()[0].id).linux.namespaces.options
     assert options.userns_options.uids == [mapping()]
@@ -45,15 +53,19 @@ def test_root_inside_is_nobody_of_the_node_outside(pods: Pods) -> None:
 
 def test_files_of_the_image_and_of_the_pod_have_the_owners_they_should(pods: Pods) -> None:
     image = lambda config: setattr(config.image, "image", DEBIAN)  # noqa: E731
-    row = pods.running("sleep", "1000", change=image, box=pods.sandbox(mapped()))
-    assert words(pods, row, "stat", "-c", "%u:%g", "/opt/owned/file") == "0:0"
-    assert words(pods, row, "stat", "-c", "%u:%g", "/opt/owned") == "1234:1234"
+    container_id = pods.running("sleep", "1000", change=image, pod=pods.sandbox(mapped()))
+    assert words(pods, container_id, "stat", "-c", "%u:%g", "/opt/owned/file") == "0:0"
+    assert words(pods, container_id, "stat", "-c", "%u:%g", "/opt/owned") == "1234:1234"
     for path in ("/", "/etc/passwd", "/etc/resolv.conf", "/etc/hosts", "/etc/hostname", "/dev/shm"):
-        assert words(pods, row, "stat", "-c", "%u:%g", path) == "0:0", path
+        assert words(pods, container_id, "stat", "-c", "%u:%g", path) == "0:0", path
     words(
-        pods, row, "sh", "-c", "echo new > /srv/new; echo x >> /opt/owned/file; echo 1 > /dev/shm/a"
+        pods,
+        container_id,
+        "sh",
+        "-c",
+        "echo new > /srv/new; echo x >> /opt/owned/file; echo 1 > /dev/shm/a",
     )
-    root = Path(f"/run/criagent/containers/{row}/rootfs")
+    root = Path(f"/run/criagent/containers/{container_id}/rootfs")
     assert (root / "srv/new").stat().st_uid == HOST
     assert (root / "opt/owned").stat().st_uid == HOST + 1234
     assert (root / "opt/owned/file").stat().st_uid == HOST
@@ -69,19 +81,19 @@ def test_pods_of_different_ranges_share_an_image_that_stays_as_it_is(pods: Pods)
         )
 
     before = layers()
-    rows = []
+    container_ids = []
     for host in (HOST, HOST + LENGTH, HOST + 2 * LENGTH):
-        row = pods.running(box=pods.sandbox(mapped(host)))
-        words(pods, row, "sh", "-c", "chown 7:7 /etc/passwd && chmod 4755 /bin/busybox")
-        assert words(pods, row, "stat", "-c", "%u", "/etc/group") == "0"
-        path = Path(f"/run/criagent/containers/{row}/rootfs/etc")
+        container_id = pods.running(pod=pods.sandbox(mapped(host)))
+        words(pods, container_id, "sh", "-c", "chown 7:7 /etc/passwd && chmod 4755 /bin/busybox")
+        assert words(pods, container_id, "stat", "-c", "%u", "/etc/group") == "0"
+        path = Path(f"/run/criagent/containers/{container_id}/rootfs/etc")
         assert ((path / "passwd").stat().st_uid, (path / "group").stat().st_uid) == (host + 7, host)
-        rows.append(row)
+        container_ids.append(container_id)
     plain = pods.running()
     assert words(pods, plain, "stat", "-c", "%u", "/etc/passwd") == "0"
-    for row in rows:
-        pods.cri.stop(row)
-        pods.cri.remove(row)
+    for container_id in container_ids:
+        pods.cri.stop(container_id)
+        pods.cri.remove(container_id)
     pods.cri.stop(plain)
     pods.cri.remove(plain)
     assert layers() == before
@@ -95,16 +107,19 @@ def test_sysctls_ping_and_ports_work_inside(pods: Pods) -> None:
     )
     config.linux.sysctls["net.core.somaxconn"] = "77"
     config.linux.sysctls["net.ipv4.ping_group_range"] = "5 2147483647"
-    box = pods.cri.run(config)
-    row = pods.running(box=(box, config))
-    assert words(pods, row, "cat", "/proc/sys/net/ipv4/tcp_syncookies") == "0"
-    assert words(pods, row, "cat", "/proc/sys/kernel/shm_rmid_forced") == "1"
-    assert words(pods, row, "cat", "/proc/sys/fs/mqueue/msg_max") == "11"
-    assert words(pods, row, "hostname") == "mapped"
-    assert words(pods, row, "cat", "/proc/sys/net/core/somaxconn") == "77"
-    assert words(pods, row, "cat", "/proc/sys/net/ipv4/ping_group_range").split() == ["5", "65535"]
-    words(pods, row, "ping", "-c", "1", "-W", "5", "127.0.0.1")
-    words(pods, row, "ping", "-c", "1", "-W", "5", "10.88.0.1")
+    sandbox = pods.cri.run(config)
+    container_id = pods.running(pod=(sandbox, config))
+    assert words(pods, container_id, "cat", "/proc/sys/net/ipv4/tcp_syncookies") == "0"
+    assert words(pods, container_id, "cat", "/proc/sys/kernel/shm_rmid_forced") == "1"
+    assert words(pods, container_id, "cat", "/proc/sys/fs/mqueue/msg_max") == "11"
+    assert words(pods, container_id, "hostname") == "mapped"
+    assert words(pods, container_id, "cat", "/proc/sys/net/core/somaxconn") == "77"
+    assert words(pods, container_id, "cat", "/proc/sys/net/ipv4/ping_group_range").split() == [
+        "5",
+        "65535",
+    ]
+    words(pods, container_id, "ping", "-c", "1", "-W", "5", "127.0.0.1")
+    words(pods, container_id, "ping", "-c", "1", "-W", "5", "10.88.0.1")
     assert Path("/proc/sys/kernel/shm_rmid_forced").read_text() == "0\n"
 
 
@@ -115,34 +130,34 @@ def test_the_namespaces_are_the_pods_to_change(pods: Pods) -> None:
         )
         config.linux.security_context.seccomp.profile_type = api.SecurityProfile.Unconfined
 
-    row = pods.running(box=pods.sandbox(mapped()), change=admin)
+    container_id = pods.running(pod=pods.sandbox(mapped()), change=admin)
     for name, value in (("net/ipv4/ip_forward", "0"), ("kernel/msgmax", "7777")):
-        words(pods, row, "sh", "-c", f"echo {value} > /proc/sys/{name}")
-        assert words(pods, row, "cat", f"/proc/sys/{name}") == value
-    words(pods, row, "hostname", "renamed")
+        words(pods, container_id, "sh", "-c", f"echo {value} > /proc/sys/{name}")
+        assert words(pods, container_id, "cat", f"/proc/sys/{name}") == value
+    words(pods, container_id, "hostname", "renamed")
     assert os.uname().nodename != "renamed"
     assert Path("/proc/sys/kernel/msgmax").read_text() != "7777\n"
     for name in ("kernel/core_pattern", "vm/swappiness", "fs/file-max"):
-        assert pods.cri.exec(row, "sh", "-c", f"echo 1 > /proc/sys/{name}").exit_code != 0
+        assert pods.cri.exec(container_id, "sh", "-c", f"echo 1 > /proc/sys/{name}").exit_code != 0
 
 
 def test_network_administration_inside_is_the_pods_alone(pods: Pods) -> None:
     def admin(config: api.ContainerConfig) -> None:
         config.linux.security_context.capabilities.add_capabilities.extend(["NET_ADMIN"])
 
-    row = pods.running(box=pods.sandbox(mapped()), change=admin)
-    words(pods, row, "ip", "link", "add", "dummy7", "type", "bridge")
+    container_id = pods.running(pod=pods.sandbox(mapped()), change=admin)
+    words(pods, container_id, "ip", "link", "add", "dummy7", "type", "bridge")
     assert not Path("/sys/class/net/dummy7").exists()
 
 
 def test_a_shared_pid_namespace_is_in_the_user_namespace(pods: Pods) -> None:
-    box = pods.sandbox(mapped(pid=api.POD))
+    sandbox = pods.sandbox(mapped(pid=api.POD))
 
     def share(config: api.ContainerConfig) -> None:
         config.linux.security_context.namespace_options.pid = api.POD
 
-    first = pods.running("sleep", "1234", change=share, box=box)
-    second = pods.running("sleep", "5678", change=share, box=box)
+    first = pods.running("sleep", "1234", change=share, pod=sandbox)
+    second = pods.running("sleep", "5678", change=share, pod=sandbox)
     assert "sleep 1234" in words(pods, second, "ps")
     assert words(pods, first, "cat", "/proc/1/comm") == "catatonit"
     assert pods.cri.exec(second, "ls", "/proc/1/root/").exit_code != 0
@@ -150,16 +165,16 @@ def test_a_shared_pid_namespace_is_in_the_user_namespace(pods: Pods) -> None:
 
 
 def test_a_debugger_sees_the_processes_of_its_target(pods: Pods) -> None:
-    box = pods.sandbox(mapped())
-    target = pods.running("sleep", "4321", box=box)
+    sandbox = pods.sandbox(mapped())
+    target = pods.running("sleep", "4321", pod=sandbox)
 
     def debug(config: api.ContainerConfig) -> None:
         options = config.linux.security_context.namespace_options
         options.pid, options.target_id = api.TARGET, target
 
-    row = pods.running(box=box, change=debug)
-    assert "sleep 4321" in words(pods, row, "ps")
-    assert init(pods, row).stat().st_uid == HOST
+    container_id = pods.running(pod=sandbox, change=debug)
+    assert "sleep 4321" in words(pods, container_id, "ps")
+    assert init(pods, container_id).stat().st_uid == HOST
 
 
 def test_a_terminal_and_a_user_of_the_image(pods: Pods) -> None:
@@ -168,10 +183,12 @@ def test_a_terminal_and_a_user_of_the_image(pods: Pods) -> None:
         config.linux.security_context.run_as_user.value = 33
         config.linux.security_context.run_as_group.value = 44
 
-    row = pods.running("sh", "-c", "id; sleep 1000", change=change, box=pods.sandbox(mapped()))
-    assert words(pods, row, "id", "-u") == "33"
-    assert init(pods, row).stat().st_uid == HOST + 33
-    user = pods.cri.status(row).user.linux
+    container_id = pods.running(
+        "sh", "-c", "id; sleep 1000", change=change, pod=pods.sandbox(mapped())
+    )
+    assert words(pods, container_id, "id", "-u") == "33"
+    assert init(pods, container_id).stat().st_uid == HOST + 33
+    user = pods.cri.status(container_id).user.linux
     assert (user.uid, user.gid) == (33, 44)
 
 
@@ -183,25 +200,25 @@ def test_privileged_is_privileged_in_its_namespace_only(pods: Pods) -> None:
     def change(config: api.ContainerConfig) -> None:
         config.linux.security_context.privileged = True
 
-    row = pods.running(box=pods.sandbox(powerful), change=change)
-    words(pods, row, "mount", "-t", "tmpfs", "none", "/tmp")
-    assert pods.cri.exec(row, "mknod", "/tmp/null", "c", "1", "3").exit_code != 0
-    assert pods.cri.exec(row, "sh", "-c", "echo 1 > /proc/sys/kernel/sysrq").exit_code != 0
-    assert pods.cri.exec(row, "sh", "-c", "echo 1 > /proc/sysrq-trigger").exit_code != 0
+    container_id = pods.running(pod=pods.sandbox(powerful), change=change)
+    words(pods, container_id, "mount", "-t", "tmpfs", "none", "/tmp")
+    assert pods.cri.exec(container_id, "mknod", "/tmp/null", "c", "1", "3").exit_code != 0
+    assert pods.cri.exec(container_id, "sh", "-c", "echo 1 > /proc/sys/kernel/sysrq").exit_code != 0
+    assert pods.cri.exec(container_id, "sh", "-c", "echo 1 > /proc/sysrq-trigger").exit_code != 0
     for device in Path("/dev").iterdir():
         if device.is_block_device():
-            assert pods.cri.exec(row, "stat", str(device)).exit_code != 0
+            assert pods.cri.exec(container_id, "stat", str(device)).exit_code != 0
             numbers = f"{os.major(device.stat().st_rdev)} {os.minor(device.stat().st_rdev)}"
-            assert pods.cri.exec(row, "sh", "-c", f"mknod /x b {numbers}").exit_code != 0
-    assert pods.cri.exec(row, "sh", "-c", "echo 1 > /dev/kmsg").exit_code != 0
-    words(pods, row, "sh", "-c", "echo 1 > /dev/null && head -c 1 /dev/zero")
+            assert pods.cri.exec(container_id, "sh", "-c", f"mknod /x b {numbers}").exit_code != 0
+    assert pods.cri.exec(container_id, "sh", "-c", "echo 1 > /dev/kmsg").exit_code != 0
+    words(pods, container_id, "sh", "-c", "echo 1 > /dev/null && head -c 1 /dev/zero")
 
 
 def test_hostile_programs_and_devices_gain_nothing(pods: Pods) -> None:
-    row = pods.running(box=pods.sandbox(mapped()))
-    assert pods.cri.exec(row, "mknod", "/dev/sda", "b", "254", "0").exit_code != 0
-    words(pods, row, "sh", "-c", "cp /bin/busybox /suid && chmod 4755 /suid")
-    bundle = Path(f"/run/criagent/containers/{row}")
+    container_id = pods.running(pod=pods.sandbox(mapped()))
+    assert pods.cri.exec(container_id, "mknod", "/dev/sda", "b", "254", "0").exit_code != 0
+    words(pods, container_id, "sh", "-c", "cp /bin/busybox /suid && chmod 4755 /suid")
+    bundle = Path(f"/run/criagent/containers/{container_id}")
     assert (bundle / "rootfs/suid").stat().st_uid == HOST
     for command in (["ls", bundle], ["cat", bundle / "config.json"], [bundle / "rootfs/bin/ls"]):
         assert as_user(65534, *command) != 0, "a user of the node gets into a container's files"
@@ -215,22 +232,22 @@ def test_setuid_programs_and_capabilities_of_the_image_work_within(pods: Pods) -
         config.ClearField("command")
 
     pods.cri.pull(NONEWPRIVS)
-    row = pods.running(change=setuid, box=pods.sandbox(mapped()))
-    until(lambda: pods.cri.status(row).state == api.CONTAINER_EXITED, "the exit")
-    assert pods.log(row) == "Effective uid: 0\n"
+    container_id = pods.running(change=setuid, pod=pods.sandbox(mapped()))
+    until(lambda: pods.cri.status(container_id).state == api.CONTAINER_EXITED, "the exit")
+    assert pods.log(container_id) == "Effective uid: 0\n"
 
     def debian(config: api.ContainerConfig) -> None:
         config.image.image = DEBIAN
 
-    row = pods.running("sleep", "1000", change=debian, box=pods.sandbox(mapped()))
+    container_id = pods.running("sleep", "1000", change=debian, pod=pods.sandbox(mapped()))
     show = ("getfattr", "--absolute-names", "-n", "security.capability", "-e", "hex")
-    in_image = words(pods, row, *show, "/srv/capable")
+    in_image = words(pods, container_id, *show, "/srv/capable")
     assert "=0x0100000200200000" in in_image
-    words(pods, row, "sh", "-c", "echo more >> /srv/new; exec 3>>/srv/owned")
-    upper = Path(f"/run/criagent/containers/{row}/rootfs")
-    words(pods, row, "bash", "-c", "exec 3<> /srv/data/original; echo changed >&3")
+    words(pods, container_id, "sh", "-c", "echo more >> /srv/new; exec 3>>/srv/owned")
+    upper = Path(f"/run/criagent/containers/{container_id}/rootfs")
+    words(pods, container_id, "bash", "-c", "exec 3<> /srv/data/original; echo changed >&3")
     assert (upper / "srv/data/original").stat().st_uid == HOST
-    pods.cri.remove_pod(pods.cri.status(row).metadata.name and pods.cri.pods()[0].id)
+    pods.cri.remove_pod(pods.cri.status(container_id).metadata.name and pods.cri.pods()[0].id)
     pods.cri.remove_image(NONEWPRIVS)
 
 
@@ -238,8 +255,8 @@ def test_requested_devices_are_there(pods: Pods) -> None:
     def change(config: api.ContainerConfig) -> None:
         config.devices.add(host_path="/dev/null", container_path="/dev/void", permissions="rwm")
 
-    row = pods.running(box=pods.sandbox(mapped()), change=change)
-    words(pods, row, "sh", "-c", "echo 1 > /dev/void")
+    container_id = pods.running(pod=pods.sandbox(mapped()), change=change)
+    words(pods, container_id, "sh", "-c", "echo 1 > /dev/void")
 
 
 @pytest.mark.parametrize("handler", ["crun", "runc"])
@@ -248,13 +265,13 @@ def test_the_nodes_null_device_stays_roots(pods: Pods, handler: str) -> None:
     host = LENGTH * random.randrange(1000, 60000)
     config = pods.config()
     mapped(host, pid=api.POD)(config)
-    box = pods.cri.run(config, handler=handler)
+    sandbox = pods.cri.run(config, handler=handler)
     for command in (["sleep", "1000"], ["true"]):
-        row = pods.running(*command, box=(box, config))
+        container_id = pods.running(*command, pod=(sandbox, config))
         assert os.stat("/dev/null").st_uid != host
-    row = pods.running(box=(box, config))
-    pods.cri.exec(row, "true")
-    subprocess.run(["crictl", "exec", row, "true"], check=True)
+    container_id = pods.running(pod=(sandbox, config))
+    pods.cri.exec(container_id, "true")
+    subprocess.run(["crictl", "exec", container_id, "true"], check=True)
     assert os.stat("/dev/null").st_uid != host
 
 
@@ -267,14 +284,16 @@ def test_exec_attach_and_port_forward(pods: Pods) -> None:
         config.stdin = config.stdin_once = True
 
     pods.cri.pull(HTTPD)
-    box = pods.sandbox(mapped())
-    row = pods.running(box=box, change=change)
+    sandbox = pods.sandbox(mapped())
+    container_id = pods.running(pod=sandbox, change=change)
     script = "read line; echo got $line"
-    reader = pods.running("sh", "-c", script, box=box, change=listens)
-    done = subprocess.run(["crictl", "exec", row, "id", "-u"], capture_output=True, check=True)
+    reader = pods.running("sh", "-c", script, pod=sandbox, change=listens)
+    done = subprocess.run(
+        ["crictl", "exec", container_id, "id", "-u"], capture_output=True, check=True
+    )
     assert done.stdout == b"0\n"
     done = subprocess.run(
-        ["crictl", "exec", "-i", "--transport", "websocket", row, "cat"],
+        ["crictl", "exec", "-i", "--transport", "websocket", container_id, "cat"],
         input=b"through",
         capture_output=True,
         check=True,
@@ -285,14 +304,14 @@ def test_exec_attach_and_port_forward(pods: Pods) -> None:
     )
     assert done.stdout == b"got line\n"
     with subprocess.Popen(
-        ["crictl", "port-forward", box[0], ":80"], stdout=subprocess.PIPE, text=True
+        ["crictl", "port-forward", sandbox[0], ":80"], stdout=subprocess.PIPE, text=True
     ) as forward:
         assert forward.stdout is not None
         port = forward.stdout.readline().split("127.0.0.1:")[1].split()[0]
         with urlopen(f"http://127.0.0.1:{port}/", timeout=10) as page:
             assert b"It works!" in page.read()
         forward.terminate()
-    pods.cri.remove_pod(box[0])
+    pods.cri.remove_pod(sandbox[0])
     pods.cri.remove_image(HTTPD)
 
 
@@ -301,23 +320,23 @@ def test_many_at_once(pods: Pods) -> None:
     for number, config in enumerate(configs):
         mapped(HOST + number * LENGTH)(config)
     with ThreadPoolExecutor(10) as threads:
-        boxes = list(threads.map(pods.cri.run, configs))
+        sandboxes = list(threads.map(pods.cri.run, configs))
     with ThreadPoolExecutor(10) as threads:
-        both = zip(boxes, configs, strict=True)
-        rows = list(threads.map(lambda box: pods.running(box=box), both))
-    owners = {init(pods, row).stat().st_uid for row in rows}
+        both = zip(sandboxes, configs, strict=True)
+        container_ids = list(threads.map(lambda sandbox: pods.running(pod=sandbox), both))
+    owners = {init(pods, container_id).stat().st_uid for container_id in container_ids}
     assert owners == {HOST + number * LENGTH for number in range(20)}
 
 
 def test_proc_is_masked_as_asked_for(pods: Pods) -> None:
-    box = pods.sandbox(mapped())
+    sandbox = pods.sandbox(mapped())
 
     def default(config: api.ContainerConfig) -> None:
         config.linux.security_context.masked_paths.extend(["/proc/kcore", "/proc/keys"])
         config.linux.security_context.readonly_paths.extend(["/proc/sys"])
 
-    closed = pods.running(box=box, change=default)
-    unmasked = pods.running(box=box)
+    closed = pods.running(pod=sandbox, change=default)
+    unmasked = pods.running(pod=sandbox)
     mounts = words(pods, closed, "cat", "/proc/mounts")
     assert " /proc/keys " in mounts
     assert " /proc/sys " in mounts
@@ -330,25 +349,27 @@ def test_the_cgroup_is_below_the_parent(pods: Pods) -> None:
         config.linux.cgroup_parent = "/mapped-pod"
 
     os.makedirs("/sys/fs/cgroup/mapped-pod", exist_ok=True)
-    box = pods.sandbox(change)
-    row = pods.running(box=box)
-    assert f"0::/mapped-pod/{row}" in (init(pods, row) / "cgroup").read_text()
-    request = api.ContainerStatsRequest(container_id=row)
-    assert pods.cri.runtime.ContainerStats(request).stats.attributes.id == row
-    pods.cri.remove_pod(box[0])
+    sandbox = pods.sandbox(change)
+    container_id = pods.running(pod=sandbox)
+    assert f"0::/mapped-pod/{container_id}" in (init(pods, container_id) / "cgroup").read_text()
+    request = api.ContainerStatsRequest(container_id=container_id)
+    assert pods.cri.runtime.ContainerStats(request).stats.attributes.id == container_id
+    pods.cri.remove_pod(sandbox[0])
     os.rmdir("/sys/fs/cgroup/mapped-pod")
 
 
 def test_a_restart_adopts_the_pod(pods: Pods) -> None:
-    box = pods.sandbox(mapped(pid=api.POD))
-    row = pods.running(box=box)
+    sandbox = pods.sandbox(mapped(pid=api.POD))
+    container_id = pods.running(pod=sandbox)
     agent.kill()
     pods.cri.close()
     pods.cri = agent.start()
-    assert pods.cri.pod_status(box[0]).state == api.SANDBOX_READY
-    assert words(pods, row, "id", "-u") == "0"
-    assert words(pods, pods.running(box=box), "cat", "/proc/self/uid_map").split()[1] == str(HOST)
-    pods.cri.remove_pod(box[0])
+    assert pods.cri.pod_status(sandbox[0]).state == api.SANDBOX_READY
+    assert words(pods, container_id, "id", "-u") == "0"
+    assert words(pods, pods.running(pod=sandbox), "cat", "/proc/self/uid_map").split()[1] == str(
+        HOST
+    )
+    pods.cri.remove_pod(sandbox[0])
 
 
 def test_the_handler_says_that_it_can(pods: Pods) -> None:
@@ -370,8 +391,8 @@ def agent_with_old_handler(pods: Pods, tmp_path: Path) -> Iterator[Pods]:
         "".join(f'[runtime.handlers.{name}]\npath = "{at}"\n' for name, at in handlers.items())
     )
     yield pods
-    for box in pods.cri.pods():
-        pods.cri.remove_pod(box.id)
+    for sandbox in pods.cri.pods():
+        pods.cri.remove_pod(sandbox.id)
     agent.stop()
     agent.start().close()
     shutil.rmtree("/run/criagent/runtime/old")  # with what the program caches there
@@ -383,8 +404,8 @@ def test_a_handler_that_cannot_says_so_and_why(agent_with_old_handler: Pods) -> 
     features = {h.name: h.features.user_namespaces for h in status.runtime_handlers}
     assert (features["old"], features["crun"]) == (False, True)
     config = pods.config()
-    row = pods.running(box=(pods.cri.run(config, handler="old"), config))
-    assert words(pods, row, "id", "-u") == "0"
+    container_id = pods.running(pod=(pods.cri.run(config, handler="old"), config))
+    assert words(pods, container_id, "id", "-u") == "0"
     config = pods.config()
     mapped()(config)
     with pytest.raises(grpc.RpcError) as caught:
@@ -437,7 +458,7 @@ def test_a_container_that_disagrees_with_its_pod_is_refused(pods: Pods, tmp_path
         config.linux.security_context.run_as_user.value = LENGTH
 
     own, plain = pods.sandbox(mapped()), pods.sandbox()
-    for box, change, text in (
+    for sandbox, change, text in (
         (own, other, "not the pod's"),
         (plain, other, "no user namespace"),
         (plain, volume(tmp_path), "need a pod with a user namespace"),
@@ -448,7 +469,7 @@ def test_a_container_that_disagrees_with_its_pod_is_refused(pods: Pods, tmp_path
         config = container("refused", ["true"])
         change(config)
         with pytest.raises(grpc.RpcError) as caught:
-            pods.cri.create(box[0], config, box[1])
+            pods.cri.create(sandbox[0], config, sandbox[1])
         assert caught.value.code() is grpc.StatusCode.INVALID_ARGUMENT
         assert text in caught.value.details()
     assert pods.cri.containers() == []

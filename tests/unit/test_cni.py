@@ -92,7 +92,7 @@ async def node(tmp_path: Path) -> AsyncIterator[Node]:
     made.database.close()
 
 
-def box(**fields: Any) -> Sandbox:
+def sandbox(**fields: Any) -> Sandbox:
     metadata = fields.pop("metadata", SandboxMetadata(name="web", uid="u-1", namespace="prod"))
     return Sandbox(
         id=SandboxId("c" * 64),
@@ -103,9 +103,9 @@ def box(**fields: Any) -> Sandbox:
     )
 
 
-async def attached(network: CniNetwork, row: Sandbox) -> Sandbox:
-    found = await network.attach(row, NETNS)
-    return dataclasses.replace(row, addresses=found.addresses, cni_result=found.cni_result)
+async def attached(network: CniNetwork, container: Sandbox) -> Sandbox:
+    found = await network.attach(container, NETNS)
+    return dataclasses.replace(container, addresses=found.addresses, cni_result=found.cni_result)
 
 
 def test_it_is_a_pod_network(node: Node) -> None:
@@ -118,8 +118,8 @@ async def test_add_hands_each_result_to_the_next_plugin(node: Node) -> None:
     second = RESULT.replace("10.1.0.2", "10.1.0.3")
     node.plugin("second", add=f"echo '{second}'")
     node.configure({"type": "first", "mtu": 1400}, {"type": "second"})
-    row = await attached(node.network(), box())
-    assert row.addresses == ("10.1.0.3",)
+    container = await attached(node.network(), sandbox())
+    assert container.addresses == ("10.1.0.3",)
     assert node.order == ["ADD first", "ADD second"]
     assert node.request("ADD-first") == {
         "type": "first",
@@ -136,7 +136,7 @@ async def test_plugins_learn_the_pod_and_nothing_of_the_daemon(
     monkeypatch.setenv("NOTIFY_SOCKET", "/run/secret")
     node.plugin("first")
     node.configure({"type": "first"})
-    await node.network().attach(box(), NETNS)
+    await node.network().attach(sandbox(), NETNS)
     seen = node.environment("ADD-first")
     assert seen["CNI_ARGS"] == (
         "IgnoreUnknown=1;K8S_POD_NAMESPACE=prod;K8S_POD_NAME=web;"
@@ -163,8 +163,8 @@ async def test_only_declared_capabilities_are_passed(node: Node) -> None:
     )
     dns = DnsConfig(servers=("10.96.0.10",), searches=("a.b",), options=("ndots:5",))
     network = node.network()
-    row = await attached(network, box(port_mappings=mappings, dns=dns))
-    await network.detach(row, NETNS)
+    container = await attached(network, sandbox(port_mappings=mappings, dns=dns))
+    await network.detach(container, NETNS)
     ports = [{"hostPort": 5353, "containerPort": 53, "protocol": "udp", "hostIP": "192.0.2.1"}]
     for verb in ("ADD", "DEL"):
         assert "runtimeConfig" not in node.request(f"{verb}-none")
@@ -194,7 +194,7 @@ async def test_bandwidth_annotations_reach_plugins_that_limit_it(
     node.plugin("limits")
     node.configure({"type": "none"}, {"type": "limits", "capabilities": {"bandwidth": True}})
     network = node.network()
-    await network.detach(await attached(network, box(annotations=annotations)), NETNS)
+    await network.detach(await attached(network, sandbox(annotations=annotations)), NETNS)
     bursts = {key.replace("Rate", "Burst"): 4294967295 for key in expected}
     for verb in ("ADD", "DEL"):
         assert "runtimeConfig" not in node.request(f"{verb}-none")
@@ -211,10 +211,10 @@ async def test_bandwidth_that_is_none_fails_the_pod_by_the_annotation(
     annotations = {"kubernetes.io/egress-bandwidth": "lots"}
     network = node.network()
     with pytest.raises(InvalidRequestError, match=r"kubernetes\.io/egress-bandwidth: 'lots'"):
-        await network.attach(box(annotations=annotations), NETNS)
+        await network.attach(sandbox(annotations=annotations), NETNS)
     assert node.order == []
     # Such a pod of a former version is taken down nevertheless.
-    await network.detach(box(annotations=annotations), NETNS)
+    await network.detach(sandbox(annotations=annotations), NETNS)
     assert node.order == ["DEL limits"]
 
 
@@ -223,13 +223,13 @@ async def test_the_pods_cgroup_and_the_nodes_range_reach_plugins(node: Node) -> 
     capabilities = {"cgroupPath": True, "ipRanges": True}
     node.configure({"type": "first", "capabilities": capabilities})
     network = node.network()
-    await network.attach(box(cgroup_parent="/kubepods/pod1"), NETNS)
+    await network.attach(sandbox(cgroup_parent="/kubepods/pod1"), NETNS)
     given = {"cgroupPath": "/kubepods/pod1"}
     assert node.request("ADD-first")["runtimeConfig"] == given
     await network.set_pod_cidrs(["10.5.0.0/24", "fd00:5:0::/64"])
     ranges = [[{"subnet": "10.5.0.0/24"}], [{"subnet": "fd00:5::/64"}]]
     for again in (network, node.network()):  # another life of the daemon knows it, too
-        await again.attach(box(cgroup_parent="/kubepods/pod1"), NETNS)
+        await again.attach(sandbox(cgroup_parent="/kubepods/pod1"), NETNS)
         assert node.request("ADD-first")["runtimeConfig"] == given | {"ipRanges": ranges}
     with pytest.raises(InvalidRequestError, match=r"'10\.5\.0\.0/33' is no network"):
         await network.set_pod_cidrs(["10.5.0.0/33"])
@@ -260,9 +260,9 @@ async def test_every_version_takes_results_of_every_other(
         del document["cniVersion"]
         file.write_text(json.dumps(document))
     network = node.network()
-    row = await attached(network, box())
-    await network.detach(row, NETNS)
-    assert row.addresses == (("10.1.0.2", "fd00::2") if "ip4" in result else ("10.1.0.2",))
+    container = await attached(network, sandbox())
+    await network.detach(container, NETNS)
+    assert container.addresses == (("10.1.0.2", "fd00::2") if "ip4" in result else ("10.1.0.2",))
     used = node.request("ADD-second")["cniVersion"]
     assert used == (version or "0.3.1")
     previous = node.request("ADD-second")["prevResult"]
@@ -282,9 +282,9 @@ async def test_del_goes_backwards_with_what_add_used(node: Node) -> None:
     node.plugin("first")
     node.plugin("second")
     node.configure({"type": "first", "mtu": 1400}, {"type": "second"})
-    row = await attached(node.network(), box())
+    container = await attached(node.network(), sandbox())
     node.configure({"type": "second"}, name="00-other.conflist")
-    await node.network().detach(row, None)
+    await node.network().detach(container, None)
     assert node.order[2:] == ["DEL second", "DEL first"]
     request = node.request("DEL-first")
     assert (request["mtu"], request["prevResult"]) == (1400, json.loads(RESULT))
@@ -296,7 +296,7 @@ async def test_del_of_old_versions_has_no_result(node: Node) -> None:
     node.plugin("first")
     node.configure({"type": "first"}, cniVersion="0.3.1")
     network = node.network()
-    await network.detach(await attached(network, box()), NETNS)
+    await network.detach(await attached(network, sandbox()), NETNS)
     assert "prevResult" not in node.request("DEL-first")
 
 
@@ -306,7 +306,7 @@ async def test_del_of_a_namespace_that_is_gone_names_none(node: Node, tmp_path: 
     network = node.network()
     left = tmp_path / "net"
     left.touch()  # the file below a pin
-    await network.detach(await attached(network, box()), left)
+    await network.detach(await attached(network, sandbox()), left)
     assert node.environment("DEL-first")["CNI_NETNS"] == ""
 
 
@@ -315,18 +315,20 @@ async def test_del_after_a_crash_knows_the_network_and_the_partial_result(node: 
     node.plugin("second", add='echo \'{"msg": "pool full"}\'; exit 1')
     node.configure({"type": "first"}, {"type": "second"})
     with pytest.raises(AgentError, match='CNI plugin "second" ADD: pool full'):
-        await node.network().attach(box(), NETNS)
+        await node.network().attach(sandbox(), NETNS)
     (node.conf / "10.conflist").unlink()
-    await node.network().detach(box(), NETNS)  # another life of the daemon, no result in the row
+    await node.network().detach(
+        sandbox(), NETNS
+    )  # another life of the daemon, no result in the row
     assert node.order[2:] == ["DEL second", "DEL first"]
     assert node.request("DEL-first")["prevResult"] == json.loads(RESULT)
 
 
 async def test_del_without_configuration_or_attachment_is_fine(node: Node) -> None:
-    await node.network().detach(box(), None)
+    await node.network().detach(sandbox(), None)
     node.plugin("first")
     node.configure({"type": "first"})
-    await node.network().detach(box(), None)
+    await node.network().detach(sandbox(), None)
     assert node.order == ["DEL first"]
 
 
@@ -335,17 +337,17 @@ async def test_a_failing_del_stops_no_other_and_is_told(node: Node) -> None:
     node.plugin("second", other="echo boom >&2; exit 1")
     node.configure({"type": "first"}, {"type": "second"})
     network = node.network()
-    row = await attached(network, box())
+    container = await attached(network, sandbox())
     with pytest.raises(AgentError, match='CNI plugin "second" DEL: boom'):
-        await network.detach(row, NETNS)
+        await network.detach(container, NETNS)
     assert node.order[2:] == ["DEL second", "DEL first"]
     node.plugin("second")
-    await network.detach(row, NETNS)
+    await network.detach(container, NETNS)
 
 
 async def test_a_damaged_row_is_told(node: Node) -> None:
     with pytest.raises(CorruptError, match=f"sandbox {'c' * 64} is damaged"):
-        await node.network().detach(dataclasses.replace(box(), cni_result=b"{"), None)
+        await node.network().detach(dataclasses.replace(sandbox(), cni_result=b"{"), None)
 
 
 async def test_many_sandboxes_come_and_go_at_once(node: Node) -> None:
@@ -354,8 +356,8 @@ async def test_many_sandboxes_come_and_go_at_once(node: Node) -> None:
     network = node.network()
 
     async def visit(number: int) -> None:
-        row = dataclasses.replace(box(), id=SandboxId(f"{number:064x}"))
-        await network.detach(await attached(network, row), NETNS)
+        container = dataclasses.replace(sandbox(), id=SandboxId(f"{number:064x}"))
+        await network.detach(await attached(network, container), NETNS)
 
     await asyncio.gather(*(visit(number) for number in range(40)))
     assert sorted(node.order) == ["ADD first"] * 40 + ["DEL first"] * 40
@@ -367,10 +369,10 @@ async def test_metadata_that_would_break_cni_args_is_refused(node: Node, text: s
     node.plugin("first")
     node.configure({"type": "first"})
     network = node.network()
-    row = box(metadata=SandboxMetadata(name=text, uid="u", namespace="n"))
+    container = sandbox(metadata=SandboxMetadata(name=text, uid="u", namespace="n"))
     with pytest.raises(InvalidRequestError, match="K8S_POD_NAME"):
-        await network.attach(row, NETNS)
-    await network.detach(row, NETNS)
+        await network.attach(container, NETNS)
+    await network.detach(container, NETNS)
     assert "K8S_POD_NAME=" not in node.environment("DEL-first")["CNI_ARGS"]
 
 
@@ -395,9 +397,9 @@ async def test_a_plugin_that_hangs_is_killed_with_its_group(node: Node, tmp_path
     node.configure({"type": "first"}, {"type": "second"})
     network = node.network(timeout_s=3)
     with pytest.raises(TimedOutError, match=r'"second" did not end within 3 s; it was killed'):
-        await network.attach(box(), NETNS)
+        await network.attach(sandbox(), NETNS)
     group.await_death()
-    await network.detach(box(), NETNS)
+    await network.detach(sandbox(), NETNS)
     assert node.order[2:] == ["DEL second", "DEL first"]
 
 
@@ -407,7 +409,7 @@ async def test_a_cancelled_call_leaves_no_process(node: Node, tmp_path: Path) ->
     os.mkfifo(started)
     node.plugin("first", add=f"echo > {started}; {group.hang}")
     node.configure({"type": "first"})
-    task = asyncio.create_task(node.network().attach(box(), NETNS))
+    task = asyncio.create_task(node.network().attach(sandbox(), NETNS))
     await asyncio.to_thread(started.read_bytes)
     task.cancel()
     with pytest.raises(asyncio.CancelledError):
@@ -421,15 +423,15 @@ async def test_a_plugin_that_reads_nothing_is_still_limited(node: Node) -> None:
     program.chmod(0o755)
     node.configure({"type": "deaf", "pad": "x" * 500_000})
     with pytest.raises(TimedOutError):
-        await node.network(timeout_s=0.2).attach(box(), NETNS)
+        await node.network(timeout_s=0.2).attach(sandbox(), NETNS)
 
 
 async def test_a_daemon_that_a_plugin_leaves_behind_is_not_waited_for(node: Node) -> None:
     node.plugin("first", add=f"sleep 1000 & echo $! > {node.log}/pid; echo '{RESULT}'")
     node.configure({"type": "first"})
-    row = await attached(node.network(), box())
+    container = await attached(node.network(), sandbox())
     os.kill(int((node.log / "pid").read_text()), 9)
-    assert row.addresses == ("10.1.0.2",)
+    assert container.addresses == ("10.1.0.2",)
 
 
 async def test_a_hundred_megabytes_of_output_are_refused_and_not_kept(node: Node) -> None:
@@ -441,7 +443,7 @@ async def test_a_hundred_megabytes_of_output_are_refused_and_not_kept(node: Node
     node.configure({"type": "first"})
     before = peak_kib()
     with pytest.raises(AgentError, match='CNI plugin "first" printed more than 1048576 bytes'):
-        await node.network().attach(box(), NETNS)
+        await node.network().attach(sandbox(), NETNS)
     assert peak_kib() - before < 20_000
 
 
@@ -461,7 +463,7 @@ async def test_a_bad_answer_is_told_by_the_plugins_name(node: Node, add: str, wo
     node.plugin("first", add=add)
     node.configure({"type": "first"})
     with pytest.raises(AgentError, match=f'CNI plugin "first".*{words}'):
-        await node.network().attach(box(), NETNS)
+        await node.network().attach(sandbox(), NETNS)
 
 
 @pytest.mark.parametrize(("content", "mode"), [("#!/nowhere", 0o755), ("", 0o755), ("x", 0o644)])
@@ -471,7 +473,7 @@ async def test_a_plugin_that_is_no_program_is_told(node: Node, content: str, mod
     node.configure({"type": "first"})
     before = len(os.listdir("/proc/self/fd"))
     with pytest.raises(AgentError, match="first cannot be executed"):
-        await node.network().attach(box(), NETNS)
+        await node.network().attach(sandbox(), NETNS)
     assert len(os.listdir("/proc/self/fd")) == before
 
 
@@ -486,7 +488,7 @@ async def test_the_condition_follows_directory_and_plugins(node: Node) -> None:
 
     not_ready(f"no network configuration in {node.conf}")
     with pytest.raises(AgentError, match="not ready: no network configuration"):
-        await network.attach(box(), NETNS)
+        await network.attach(sandbox(), NETNS)
     (node.conf / "10.conflist").write_text('{"name": ')
     not_ready("10.conflist is no JSON")
     node.configure({"type": "first"})
@@ -515,7 +517,7 @@ async def test_a_change_beside_a_dangling_link_is_seen(node: Node) -> None:
     network = node.network()
     assert network.condition().ready
     node.configure({"type": "second"})
-    await network.attach(box(), NETNS)
+    await network.attach(sandbox(), NETNS)
     assert node.order == ["ADD second"]
 
 
@@ -552,7 +554,7 @@ async def test_gc_names_the_attachments_that_are_wanted(node: Node) -> None:
     node.configure({"type": "first"}, {"type": "second"}, cniVersion="1.1.0")
     network = node.network()
     network.condition()
-    await network.reconcile([box()])
+    await network.reconcile([sandbox()])
     assert [line for line in node.order if line.startswith("GC")] == ["GC first", "GC second"]
     wanted = [{"containerID": "c" * 64, "ifname": "eth0"}]
     assert node.request("GC-second")["cni.dev/valid-attachments"] == wanted

@@ -81,7 +81,7 @@ def sandbox(spec: Any, **fields: Any) -> Sandbox:
     return Sandbox(id=SandboxId("5" * 64), spec=spec, created_at_ns=5, boot_id="b", **fields)
 
 
-def row(spec: Any, **fields: Any) -> Container:
+def container(spec: Any, **fields: Any) -> Container:
     return Container(
         id=ContainerId("c" * 64),
         sandbox_id=SandboxId("5" * 64),
@@ -132,7 +132,7 @@ def test_every_field_of_a_mount_arrives_and_comes_back() -> None:
     (found,) = spec.mounts
     assert found.image is not None
     assert found.image.image == mount.image.image
-    status = container_status(row(spec))
+    status = container_status(container(spec))
     back = status.mounts[0]
     back.image.CopyFrom(mount.image)  # what the image is called there, is the volume's own case
     assert back == mount
@@ -144,7 +144,7 @@ def test_an_image_volume_is_shown_by_the_id_that_the_kubelet_looks_for() -> None
     image = config.mounts.add(container_path="/v").image
     image.image, image.user_specified_image = "sha256:1", "docker.io/library/data:1"
     volume = ImageVolume(mount=1, image_id="sha256:1", top="")
-    shown = container_status(row(container_spec(config), image_volumes=(volume,))).mounts
+    shown = container_status(container(container_spec(config), image_volumes=(volume,))).mounts
     assert not shown[0].HasField("image")
     assert shown[1].image.image == shown[1].image.image_ref == "sha256:1"
     assert shown[1].image.user_specified_image == "docker.io/library/data:1"
@@ -366,7 +366,7 @@ def test_a_sandbox_of_the_hosts_network_has_no_address() -> None:
     ],
 )
 def test_a_container_is_shown_in_each_state(fields: Any, state: int, code: int) -> None:
-    made = row(container_spec(container_config()), **fields)
+    made = container(container_spec(container_config()), **fields)
     status = container_status(made)
     assert (status.state, status.exit_code) == (state, code)
     assert (status.started_at, status.finished_at) == (
@@ -377,7 +377,7 @@ def test_a_container_is_shown_in_each_state(fields: Any, state: int, code: int) 
 
 
 def test_a_container_is_shown_with_its_user_and_the_name_of_its_image() -> None:
-    made = row(
+    made = container(
         container_spec(container_config()),
         image_id="sha256:1",
         image_ref="repo@sha256:2",
@@ -405,11 +405,11 @@ def test_containers_of_a_pod_come_newest_first_and_unfinished_ones_not() -> None
     spec = container_spec(container_config())
 
     def made(name: str, created: int, ready: int) -> Container:
-        base = row(spec, ready_at_ns=ready)
+        base = container(spec, ready_at_ns=ready)
         return dataclasses.replace(base, id=ContainerId(name * 64), created_at_ns=created)
 
-    rows = [made("a", 1, 1), made("b", 3, 1), made("d", 2, 0), made("e", 3, 1)]
-    assert [status.id[0] for status in pod_containers(rows)] == ["e", "b", "a"]
+    containers = [made("a", 1, 1), made("b", 3, 1), made("d", 2, 0), made("e", 3, 1)]
+    assert [status.id[0] for status in pod_containers(containers)] == ["e", "b", "a"]
 
 
 @pytest.mark.parametrize(

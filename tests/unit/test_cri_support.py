@@ -15,7 +15,7 @@ _PAGE = (Path(__file__).parents[2] / "docs" / "cri-support.md").read_text()
 _STATES = {"done", "ignored", "refused", "later"}
 
 
-def rows() -> Iterator[tuple[str, str, str, str]]:
+def containers() -> Iterator[tuple[str, str, str, str]]:
     """(section, name, state, note) of every table row."""
     section = ""
     for line in _PAGE.splitlines():
@@ -42,17 +42,17 @@ def test_every_field_stands_once_and_nothing_else_does() -> None:
         for message in messages()
         for field in message.fields
     )
-    assert sorted((s, n) for s, n, _, _ in rows() if s != "Calls") == real
+    assert sorted((s, n) for s, n, _, _ in containers() if s != "Calls") == real
 
 
 def test_every_call_stands_once_with_what_it_does() -> None:
     services = api_pb2.DESCRIPTOR.services_by_name.values()
     real = {m.name: "later" if m.name in NOT_YET else "done" for s in services for m in s.methods}
-    assert {n: state for s, n, state, _ in rows() if s == "Calls"} == real
+    assert {n: state for s, n, state, _ in containers() if s == "Calls"} == real
 
 
 def test_states_are_known_and_whatever_is_not_done_has_its_reason() -> None:
-    for section, name, state, note in rows():
+    for section, name, state, note in containers():
         assert state in _STATES, (section, name)
         if state in {"ignored", "refused"}:
             assert re.search(r"\w", note), (section, name)

@@ -19,17 +19,17 @@ async def test_a_wall_clock_that_is_set_back_does_not_turn_events_round(tmp_path
     wall = iter([1000, 10, 10, 2000])
     clock = Clock(lambda: next(wall))
     events = Events(sandboxes, ContainerStore(db), clock.now_ns)
-    box = Sandbox(
+    sandbox = Sandbox(
         id=SandboxId("a" * 64),
         spec=SandboxSpec(metadata=SandboxMetadata(name="pod", uid="u", namespace="n")),
         created_at_ns=1,
         boot_id="boot",
     )
-    await sandboxes.insert(box)
+    await sandboxes.insert(sandbox)
     with events.subscription() as told:
-        box = dataclasses.replace(box, ready_at_ns=1)
-        await sandboxes.update(box)
-        await sandboxes.update(dataclasses.replace(box, stopped_at_ns=2))
-        await sandboxes.delete(box.id)
+        sandbox = dataclasses.replace(sandbox, ready_at_ns=1)
+        await sandboxes.update(sandbox)
+        await sandboxes.update(dataclasses.replace(sandbox, stopped_at_ns=2))
+        await sandboxes.delete(sandbox.id)
         assert [(await anext(told)).created_at for _ in range(4)] == [1000, 1001, 1002, 2000]
     db.close()

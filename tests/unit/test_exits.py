@@ -87,7 +87,7 @@ class Ground:
         self.database = top / "state.db"
         self.db = Database.open(self.database)
         self.store = ContainerStore(self.db)
-        self.boxes = SandboxStore(self.db)
+        self.sandboxes = SandboxStore(self.db)
         self.paths = RuntimePaths(root=top / "root", run_dir=top / "run")
         self.paths.prepare()
         self.fs = ThreadPoolExecutor(2)
@@ -122,10 +122,12 @@ class Ground:
         self.monitors.append(monitor)
         assert monitor.stdout is not None
         init = int(await monitor.stdout.readline())
-        row = dataclasses.replace(ROW, monitor=process_ref(monitor.pid), init=process_ref(init))
-        await self.boxes.insert(BOX)
-        await self.store.insert(row)
-        return row
+        container = dataclasses.replace(
+            ROW, monitor=process_ref(monitor.pid), init=process_ref(init)
+        )
+        await self.sandboxes.insert(BOX)
+        await self.store.insert(container)
+        return container
 
     def recovery(self, program: Path) -> ContainerRecovery:
         """What a restarted daemon does with the container, with an OCI runtime of `program`."""
@@ -164,7 +166,7 @@ class Ground:
         )
 
     @property
-    def row(self) -> Container:
+    def container(self) -> Container:
         """The row as it is now."""
         return self.store.resolve(ID)
 
@@ -173,10 +175,10 @@ class Ground:
         changed = asyncio.Event()
         self.store.listeners.append(lambda *_: changed.set())
         async with asyncio.timeout(LIMIT_S):
-            while self.row.state is not ContainerState.EXITED:
+            while self.container.state is not ContainerState.EXITED:
                 await changed.wait()
                 changed.clear()
-        return self.row
+        return self.container
 
     @contextmanager
     def unwritable(self) -> Iterator[None]:
@@ -229,14 +231,14 @@ def scope(kills: int = 0) -> Path:
 
 
 async def test_an_exit_is_noticed_without_a_watch_for_memory(ground: Ground) -> None:
-    row = await ground.running("sh", "-c", "exec sleep 100000")
+    container = await ground.running("sh", "-c", "exec sleep 100000")
     scope()
     with structlog.testing.capture_logs() as told, no_more_descriptors():
-        ground.exits.adopt(row)
+        ground.exits.adopt(container)
     (warning,) = [line for line in told if line["event"] == "oom_not_watched"]
     assert "fs.inotify.max_user_instances" in warning["cure"]
-    assert row.init is not None
-    os.kill(row.init.pid, signal.SIGTERM)
+    assert container.init is not None
+    os.kill(container.init.pid, signal.SIGTERM)
     assert (await ground.until_exited()).exit_code == 143
 
 
@@ -247,10 +249,10 @@ async def test_an_exit_is_noticed_without_a_watch_for_memory(ground: Ground) -> 
 async def test_a_stop_ends_a_container_that_nothing_watches(
     ground: Ground, command: str, code: int
 ) -> None:
-    row = await ground.running("sh", "-c", command)
+    container = await ground.running("sh", "-c", command)
     await ground.stopper.stop(ID, 1)
-    assert not alive(row.init)
-    assert (ground.row.state, ground.row.exit_code) == (ContainerState.EXITED, code)
+    assert not alive(container.init)
+    assert (ground.container.state, ground.container.exit_code) == (ContainerState.EXITED, code)
 
 
 async def test_a_recovery_that_takes_too_long_watches_the_container_all_the_same(
@@ -259,33 +261,33 @@ async def test_a_recovery_that_takes_too_long_watches_the_container_all_the_same
     program = tmp_path / "crun"
     program.write_text("#!/bin/sh\nexec sleep 100000\n")
     program.chmod(0o755)
-    row = dataclasses.replace(await ground.running("sleep", "100000"), started_at_ns=0)
-    await ground.store.update(row)
+    container = dataclasses.replace(await ground.running("sleep", "100000"), started_at_ns=0)
+    await ground.store.update(container)
     with pytest.raises(TimeoutError):
         async with asyncio.timeout(0.5):
-            await ground.recovery(program).recover(row)
-    assert row.init is not None
-    os.kill(row.init.pid, signal.SIGTERM)
+            await ground.recovery(program).recover(container)
+    assert container.init is not None
+    os.kill(container.init.pid, signal.SIGTERM)
     assert (await ground.until_exited()).exit_code == 143
 
 
 async def test_an_exit_that_could_not_be_written_is_written_later(ground: Ground) -> None:
-    row = await ground.running("sh", "-c", "exit 7")
+    container = await ground.running("sh", "-c", "exit 7")
     with ground.unwritable():
         with pytest.raises(sqlite3.OperationalError):
-            await ground.exits.exited(row)
-        assert ground.row.state is ContainerState.RUNNING
+            await ground.exits.exited(container)
+        assert ground.container.state is ContainerState.RUNNING
     assert (await ground.until_exited()).exit_code == 7
 
 
 async def test_a_stop_tells_that_the_exit_cannot_be_written(ground: Ground) -> None:
-    row = await ground.running("sleep", "100000")
-    ground.exits.adopt(row)
+    container = await ground.running("sleep", "100000")
+    ground.exits.adopt(container)
     with ground.unwritable(), pytest.raises(sqlite3.OperationalError):
         await ground.stopper.stop(ID, 0)
-    assert not alive(row.init)
+    assert not alive(container.init)
     await ground.stopper.stop(ID, 10)
-    assert (ground.row.state, ground.row.exit_code) == (ContainerState.EXITED, 137)
+    assert (ground.container.state, ground.container.exit_code) == (ContainerState.EXITED, 137)
 
 
 @pytest.mark.parametrize(
@@ -302,21 +304,21 @@ async def test_the_monitors_word_counts_only_where_nobody_else_could_look(
     ground: Ground, cgroup: str, code: int, reason: str
 ) -> None:
     """conmon leaves its file also when the kernel only ran short and killed nobody."""
-    row = await ground.running("sh", "-c", f"exit {code}")
+    container = await ground.running("sh", "-c", f"exit {code}")
     if cgroup != "is gone":
         scope(kills=int(cgroup == "tells of a kill"))
     ground.paths.container(ID).mkdir()
     ground.paths.oom_file(ID).touch()
-    await ground.exits.exited(row)
-    assert (ground.row.exit_code, ground.row.reason) == (code, reason)
+    await ground.exits.exited(container)
+    assert (ground.container.exit_code, ground.container.reason) == (code, reason)
 
 
 async def test_kills_that_were_seen_are_not_forgotten_before_they_are_written(
     ground: Ground,
 ) -> None:
-    row = await ground.running("sleep", "100000")
+    container = await ground.running("sleep", "100000")
     directory = scope()
-    ground.exits.adopt(row)
+    ground.exits.adopt(container)
     (directory / "memory.events").write_text("oom 1\noom_kill 1\n")
     (directory.parent / "memory.events").write_text("oom 1\noom_kill 1\n")
     with ground.unwritable():
@@ -328,22 +330,22 @@ async def test_kills_that_were_seen_are_not_forgotten_before_they_are_written(
 
 
 async def test_containers_of_one_pod_that_end_at_once_are_all_written(ground: Ground) -> None:
-    rows = []
-    await ground.boxes.insert(BOX)
+    containers = []
+    await ground.sandboxes.insert(BOX)
     for number in range(100):
         name = ContainerId(f"{number:064x}")
         cgroup = f"{POD}/cri-{name}.scope"
-        row = dataclasses.replace(ROW, id=name, spec=named(f"c{number}"), cgroup=cgroup)
+        container = dataclasses.replace(ROW, id=name, spec=named(f"c{number}"), cgroup=cgroup)
         directory = cgroupfs.directory(cgroup)
         directory.mkdir(parents=True)
         (directory / "memory.events").write_text("oom 0\noom_kill 0\n")
         (directory / "memory.max").write_text("max\n")
         ground.paths.exit_file(name).write_text("0")
-        await ground.store.insert(row)
-        rows.append(row)
+        await ground.store.insert(container)
+        containers.append(container)
     (cgroupfs.directory(POD) / "memory.events").write_text("oom 0\noom_kill 0\n")
-    await asyncio.gather(*(ground.exits.exited(row) for row in rows))
-    assert {ground.store.resolve(row.id).reason for row in rows} == {"Completed"}
+    await asyncio.gather(*(ground.exits.exited(container) for container in containers))
+    assert {ground.store.resolve(container.id).reason for container in containers} == {"Completed"}
 
 
 # Where a runtime may have left init, as rows of 0.1 have it.
@@ -378,13 +380,13 @@ class Stranger:
 async def test_stop_exit_and_removal_leave_a_cgroup_alone_that_is_not_the_containers(
     ground: Ground, cgroup: str, pid: NamespaceMode
 ) -> None:
-    row = await ground.running("sleep", "100000")
+    container = await ground.running("sleep", "100000")
     stranger = Stranger(cgroup)
-    security = dataclasses.replace(row.spec.security, namespaces=NamespaceOptions(pid=pid))
-    spec = dataclasses.replace(row.spec, security=security)
-    await ground.store.update(dataclasses.replace(row, cgroup=cgroup, spec=spec))
+    security = dataclasses.replace(container.spec.security, namespaces=NamespaceOptions(pid=pid))
+    spec = dataclasses.replace(container.spec, security=security)
+    await ground.store.update(dataclasses.replace(container, cgroup=cgroup, spec=spec))
     await ground.stopper.stop(ID, 0)
-    assert ground.row.exit_code == 137
+    assert ground.container.exit_code == 137
     await ground.remover(ground.runtimes(Path("/bin/true"))).remove(ID)
     assert ground.store.get(ID) is None
     assert not stranger.harmed
@@ -394,12 +396,12 @@ async def test_stop_exit_and_removal_leave_a_cgroup_alone_that_is_not_the_contai
 async def test_the_loss_of_a_monitor_kills_init_and_no_foreign_cgroup(
     ground: Ground, cgroup: str
 ) -> None:
-    row = await ground.running("sleep", "100000")
+    container = await ground.running("sleep", "100000")
     stranger = Stranger(cgroup)
-    await ground.store.update(row := dataclasses.replace(row, cgroup=cgroup))
-    ground.exits.adopt(row)
-    assert row.monitor is not None
-    os.kill(row.monitor.pid, signal.SIGKILL)
+    await ground.store.update(container := dataclasses.replace(container, cgroup=cgroup))
+    ground.exits.adopt(container)
+    assert container.monitor is not None
+    os.kill(container.monitor.pid, signal.SIGKILL)
     assert (await ground.until_exited()).reason == "ContainerMonitorLost"
     assert not stranger.harmed
 
@@ -408,14 +410,14 @@ async def test_the_loss_of_a_monitor_kills_init_and_no_foreign_cgroup(
 async def test_a_recovered_row_of_an_older_version_forgets_a_foreign_cgroup(
     ground: Ground, cgroup: str
 ) -> None:
-    row = await ground.running("sleep", "100000")
+    container = await ground.running("sleep", "100000")
     stranger = Stranger(cgroup)
-    await ground.store.update(row := dataclasses.replace(row, cgroup=cgroup))
+    await ground.store.update(container := dataclasses.replace(container, cgroup=cgroup))
     ground.paths.container(ID).mkdir()
     leftover = ground.paths.container(ID) / "exec-1.mount.json"
     leftover.touch()
-    await ground.recovery(Path("/bin/true")).recover(row)
-    assert ground.row.cgroup == ""
+    await ground.recovery(Path("/bin/true")).recover(container)
+    assert ground.container.cgroup == ""
     assert not leftover.exists()
     assert not list(cgroupfs.ROOT.glob("exec-*"))
     await ground.stopper.stop(ID, 0)
@@ -426,10 +428,12 @@ async def test_a_recovered_row_of_an_older_version_forgets_a_foreign_cgroup(
 async def test_the_undo_of_a_creation_leaves_a_foreign_cgroup_alone(
     ground: Ground, cgroup: str
 ) -> None:
-    row = await ground.running("sleep", "100000")
+    container = await ground.running("sleep", "100000")
     stranger = Stranger(cgroup)
-    await ground.store.update(row := dataclasses.replace(row, cgroup=cgroup, ready_at_ns=0))
-    await ground.recovery(Path("/bin/true")).recover(row)
+    await ground.store.update(
+        container := dataclasses.replace(container, cgroup=cgroup, ready_at_ns=0)
+    )
+    await ground.recovery(Path("/bin/true")).recover(container)
     assert ground.store.get(ID) is None
     assert not stranger.harmed
 
@@ -442,7 +446,7 @@ def test_the_root_of_all_cgroups_is_neither_killed_nor_removed(cgroup: str) -> N
 
 
 async def test_an_exit_is_logged_without_the_call_that_began_the_watch(ground: Ground) -> None:
-    row = await ground.running("sleep", "100000")
+    container = await ground.running("sleep", "100000")
     bound: list[dict[str, object]] = []
 
     def note(_: object, __: str, event: dict[str, object]) -> dict[str, object]:
@@ -452,7 +456,7 @@ async def test_an_exit_is_logged_without_the_call_that_began_the_watch(ground: G
     structlog.configure(processors=[note, structlog.processors.JSONRenderer()])
     try:
         with structlog.contextvars.bound_contextvars(rpc="CreateContainer"):
-            ground.exits.adopt(row)
+            ground.exits.adopt(container)
         await ground.stopper.stop(ID, 0)
     finally:
         structlog.reset_defaults()

@@ -12,7 +12,7 @@ from criagent.net.hostport import Forward
 BOTH = ("10.88.0.5", "fd00:10:88::5")
 
 
-def box(*mappings: PortMapping) -> Sandbox:
+def sandbox(*mappings: PortMapping) -> Sandbox:
     metadata = SandboxMetadata(name="pod", uid="u", namespace="ns")
     return Sandbox(
         id=SandboxId("a" * 64),
@@ -34,7 +34,7 @@ def port(
 
 
 def elements(*mappings: PortMapping) -> list[tuple[str, str]]:
-    return [forward.element for forward in hostport.forwards(box(*mappings), BOTH)]
+    return [forward.element for forward in hostport.forwards(sandbox(*mappings), BOTH)]
 
 
 def forward(host_port: int = 8080, host_ip: str = "", address: str = BOTH[0]) -> Forward:
@@ -111,11 +111,11 @@ def test_a_taken_host_port_is_refused(mine: Forward, other: Forward, clash: bool
 
 
 def test_one_host_port_leads_to_one_port() -> None:
-    twice = hostport.forwards(box(port(), port()), BOTH)
+    twice = hostport.forwards(sandbox(port(), port()), BOTH)
     hostport.check_conflicts("mine", twice, {})  # the same mapping again says nothing new
-    apart = hostport.forwards(box(port(), port(protocol=Protocol.UDP, container_port=81)), BOTH)
+    apart = hostport.forwards(sandbox(port(), port(protocol=Protocol.UDP, container_port=81)), BOTH)
     hostport.check_conflicts("mine", apart, {})
-    both = hostport.forwards(box(port(), port(container_port=81)), BOTH)
+    both = hostport.forwards(sandbox(port(), port(container_port=81)), BOTH)
     with pytest.raises(InvalidRequestError, match=r"8080/TCP is mapped .* ports 80 and 81"):
         hostport.check_conflicts("mine", both, {})
 

@@ -52,11 +52,11 @@ async def test_fsck_sees_a_damaged_layer_and_a_pull_makes_it_anew(
 ) -> None:
     registry.image(BASE, APP)
     image = await node.pull(name(registry))
-    row = node.snapshots.store.get(image.layers[0].chain_id)
-    assert row is not None
-    damage(node.snapshots.tree(row))  # type: ignore[operator]
+    container = node.snapshots.store.get(image.layers[0].chain_id)
+    assert container is not None
+    damage(node.snapshots.tree(container))  # type: ignore[operator]
     (layer, *_) = await findings(node)
-    assert f"snapshot {row.number}" in layer
+    assert f"snapshot {container.number}" in layer
     assert all(f.repaired for f in await node.images.fsck(repair=True))
     assert await findings(node) == []
     assert node.images.all() == []
@@ -101,11 +101,11 @@ async def test_a_repair_leaves_alone_what_a_pull_counts_on(
     image = await node.pull(name(registry))
     registry.image(BASE, PIT, tags=("2",))
     registry.hook = pit = TarPit(PIT)
-    row = node.snapshots.store.get(image.layers[0].chain_id)
-    assert row is not None
+    container = node.snapshots.store.get(image.layers[0].chain_id)
+    assert container is not None
     async with pulling(node, name(registry, "a/b:2"), pit):
-        cut(node.snapshots.tree(row))
-        found = [f for f in await node.images.fsck(repair=True) if f.key == row.key]
+        cut(node.snapshots.tree(container))
+        found = [f for f in await node.images.fsck(repair=True) if f.key == container.key]
         assert [f.repaired for f in found] == [False]
         assert "a pull counts on it" in found[0].problem
     await node.images.fsck(repair=True)

@@ -433,9 +433,9 @@ async def test_any_mix_ends_with_nothing_too_much_and_nothing_missing(
     evil.hook = straight
     for image in node.images.all():  # what is listed is whole
         for layer in image.layers:
-            row = node.snapshots.store.get(layer.chain_id)
-            assert row is not None
-            content = (node.snapshots.tree(row) / "content").read_bytes()
+            container = node.snapshots.store.get(layer.chain_id)
+            assert container is not None
+            content = (node.snapshots.tree(container) / "content").read_bytes()
             assert digest(content) == layer.diff_id
             assert node.files.path(parse_digest(layer.digest)).read_bytes() == content
     for image in node.images.all():

@@ -15,8 +15,8 @@ from criagent.cri.listing import Encoded, framed
 class Rows:
     """A store of containers."""
 
-    def __init__(self, *rows: api_pb2.Container) -> None:
-        self._rows = list(rows)
+    def __init__(self, *containers: api_pb2.Container) -> None:
+        self._rows = list(containers)
         self.listeners: list[Callable[[str, api_pb2.Container | None], None]] = []
 
     def all(self) -> list[api_pb2.Container]:
@@ -59,7 +59,7 @@ def test_items_are_framed_as_protobuf_does(payloads: list[bytes]) -> None:
 
 
 def test_a_whole_list_is_protobufs_own() -> None:
-    items = Encoded(Rows(*ROWS), lambda row: row.id, lambda row: row)
+    items = Encoded(Rows(*ROWS), lambda container: container.id, lambda container: container)
     answer = api_pb2.ListContainersResponse.FromString(
         b"".join(items.chosen(api_pb2.ContainerFilter()))
     )
@@ -80,15 +80,15 @@ def test_a_whole_list_is_protobufs_own() -> None:
     ],
 )
 def test_filters_combine(wanted: api_pb2.ContainerFilter, names: list[str]) -> None:
-    items = Encoded(Rows(*ROWS), lambda row: row.id, lambda row: row)
+    items = Encoded(Rows(*ROWS), lambda container: container.id, lambda container: container)
     answer = api_pb2.ListContainersResponse.FromString(b"".join(items.chosen(wanted)))
     assert [found.id for found in answer.containers] == names
 
 
 def test_changes_of_rows_are_followed() -> None:
-    rows = Rows(*ROWS)
-    items = Encoded(rows, lambda row: row.id, lambda row: row if row.state else None)
-    (listener,) = rows.listeners
+    containers = Rows(*ROWS)
+    items = Encoded(containers, lambda row: row.id, lambda row: row if row.state else None)
+    (listener,) = containers.listeners
     listener("aa2", None)
     listener("aa1", container("aa1", "s1", 2))
     answer = b"".join(items.chosen(api_pb2.ContainerFilter()))

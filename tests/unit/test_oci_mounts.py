@@ -65,7 +65,7 @@ def inputs(*mounts: ResolvedMount, **security: Any) -> SpecInputs:
         metadata=ContainerMetadata(name="c"), image="i", security=ContainerSecurity(**security)
     )
     pod = SandboxSpec(metadata=SandboxMetadata(name="p", uid="u", namespace="n"))
-    row = Container(
+    container = Container(
         id=ContainerId("1" * 64),
         sandbox_id=SandboxId("0" * 64),
         spec=spec,
@@ -74,8 +74,8 @@ def inputs(*mounts: ResolvedMount, **security: Any) -> SpecInputs:
         handler="crun",
     )
     return SpecInputs(
-        container=row,
-        sandbox=Sandbox(id=row.sandbox_id, spec=pod, created_at_ns=1, boot_id="b"),
+        container=container,
+        sandbox=Sandbox(id=container.sandbox_id, spec=pod, created_at_ns=1, boot_id="b"),
         image=Image(id="i", manifest_digest="d", config=ImageConfig(), layers=()),
         user=ContainerUser(uid=0, gid=0),
         rootfs=Path("/run/c/rootfs"),

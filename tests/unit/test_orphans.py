@@ -14,7 +14,7 @@ import pytest
 START = """
 import asyncio, os, signal
 from pathlib import Path
-from criagent.child import ExpectedOrphan, killed_on_exit, spawn, take_in_orphans
+from criagent.process.child import ExpectedOrphan, killed_on_exit, spawn, take_in_orphans
 
 async def orphan(script):
     "The pid of a process whose parent has ended."

@@ -95,8 +95,8 @@ async def test_nohup_is_left_as_it_is() -> None:
 def test_a_loop_that_is_held_up_is_dumped_all_the_same() -> None:
     program = """
 import asyncio, os, signal, sys, threading
-from criagent import logs
-from criagent.process_signals import install
+from criagent.telemetry import logs
+from criagent.process.signals import install
 
 async def main():
     install(asyncio.get_running_loop())

@@ -48,22 +48,22 @@ class Kernel:
         self.refuses = ""
         self.before_refusal: Callable[[], Awaitable[None]] = _nothing
 
-    async def create(self, box: Sandbox) -> None:
-        self.made.add(box.id)
+    async def create(self, sandbox: Sandbox) -> None:
+        self.made.add(sandbox.id)
 
-    async def write(self, box: Sandbox) -> None:
-        self.made.add(box.id)
+    async def write(self, sandbox: Sandbox) -> None:
+        self.made.add(sandbox.id)
 
-    async def remove(self, box: Sandbox | str) -> None:
+    async def remove(self, sandbox: Sandbox | str) -> None:
         if self.refuses:
             await self.before_refusal()
             raise AgentError(self.refuses)
-        name = box if isinstance(box, str) else box.id
+        name = sandbox if isinstance(sandbox, str) else sandbox.id
         self.made.discard(name)
         self.removed.append(name)
 
-    def watch(self, box: Sandbox) -> None:
-        del box
+    def watch(self, sandbox: Sandbox) -> None:
+        del sandbox
 
     @property
     def paths(self) -> Any:

@@ -42,7 +42,7 @@ def fs() -> Iterator[ThreadPoolExecutor]:
         yield pool
 
 
-def box(level: str = "s0:c1,c2", options: SELinuxOptions | None = None) -> Sandbox:
+def sandbox(level: str = "s0:c1,c2", options: SELinuxOptions | None = None) -> Sandbox:
     metadata = SandboxMetadata(name="p", uid="u", namespace="n")
     spec = SandboxSpec(metadata=metadata, security=SandboxSecurity(selinux=options))
     return Sandbox(
@@ -92,21 +92,21 @@ def test_each_pod_has_a_level_of_its_own(fs: ThreadPoolExecutor) -> None:
     selinux = Selinux(fs=fs, process=PROCESS, file=FILE)
     pods: list[Sandbox] = []
     for _ in range(200):
-        pods.append(box(selinux.level(box().spec, pods)))
+        pods.append(sandbox(selinux.level(sandbox().spec, pods)))
     assert len({pod.selinux_level for pod in pods}) == 200
     for pod in pods:
         validate_selinux("pod", SELinuxOptions(level=pod.selinux_level))
-    asked = box(options=SELinuxOptions(level="s0:c7,c8")).spec
+    asked = sandbox(options=SELinuxOptions(level="s0:c7,c8")).spec
     assert selinux.level(asked, pods) == "s0:c7,c8"
 
 
 async def test_without_selinux_there_are_no_labels(fs: ThreadPoolExecutor) -> None:
     off = Selinux(fs=fs)
     options = SELinuxOptions(type="spc_t")
-    assert off.level(box(options=options).spec, []) == ""
-    assert await off.labels(box("", options), options) is None
+    assert off.level(sandbox(options=options).spec, []) == ""
+    assert await off.labels(sandbox("", options), options) is None
     on = Selinux(fs=fs, process=PROCESS, file=FILE)
-    assert await on.labels(box(""), options) is None  # a pod of before SELinux was on
+    assert await on.labels(sandbox(""), options) is None  # a pod of before SELinux was on
 
 
 @pytest.mark.parametrize(
@@ -130,7 +130,7 @@ def test_labels_are_the_policys_with_the_stated_parts(
 ) -> None:
     selinux = Selinux(fs=fs, process=PROCESS, file=FILE)
     found = selinux.combined(
-        box(options=SELinuxOptions(**pod)), SELinuxOptions(**own), privileged=privileged
+        sandbox(options=SELinuxOptions(**pod)), SELinuxOptions(**own), privileged=privileged
     )
     assert found == SelinuxLabels(process=process, mount=mount)
 

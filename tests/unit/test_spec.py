@@ -59,7 +59,7 @@ def inputs(
     pod = SandboxSpec(
         metadata=SandboxMetadata(name="p", uid="u", namespace="n"), annotations=EVIL, labels=EVIL
     )
-    row = Container(
+    container = Container(
         id=ContainerId("1" * 64),
         sandbox_id=SandboxId("0" * 64),
         spec=wanted,
@@ -68,8 +68,8 @@ def inputs(
         handler="crun",
     )
     made = SpecInputs(
-        container=row,
-        sandbox=Sandbox(id=row.sandbox_id, spec=pod, created_at_ns=1, boot_id="b"),
+        container=container,
+        sandbox=Sandbox(id=container.sandbox_id, spec=pod, created_at_ns=1, boot_id="b"),
         image=Image(id="i", manifest_digest="d", config=image, layers=()),
         user=ContainerUser(uid=1000, gid=1000, groups=(5, 1000)),
         rootfs=Path("/run/agent/containers/1/rootfs"),

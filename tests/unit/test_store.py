@@ -44,7 +44,7 @@ from criagent.store.settings import SettingStore
 from criagent.store.snapshots import SnapshotStore
 
 
-def box(number: int, *, name: str = "pod") -> Sandbox:
+def sandbox(number: int, *, name: str = "pod") -> Sandbox:
     return Sandbox(
         id=SandboxId(f"{number:064x}"),
         spec=SandboxSpec(metadata=SandboxMetadata(name=name, uid="u", namespace="n")),
@@ -75,46 +75,46 @@ def reopened(path: Path) -> Iterator[list[Database]]:
 
 async def test_a_row_survives_reopening(path: Path, reopened: list[Database]) -> None:
     first = Database.open(path)
-    await SandboxStore(first).insert(box(1))
+    await SandboxStore(first).insert(sandbox(1))
     first.close()
     reopened.append(Database.open(path))
-    assert SandboxStore(reopened[0]).all() == [box(1)]
+    assert SandboxStore(reopened[0]).all() == [sandbox(1)]
 
 
 async def test_a_taken_key_is_refused_and_leaves_the_first_row(db: Database) -> None:
     store = SandboxStore(db)
-    await store.insert(box(1))
+    await store.insert(sandbox(1))
     with pytest.raises(AlreadyExistsError, match="pod_n_u_0"):
-        await store.insert(box(2))
-    assert store.all() == [box(1)]
+        await store.insert(sandbox(2))
+    assert store.all() == [sandbox(1)]
 
 
 async def test_one_refused_change_does_not_undo_its_neighbours(db: Database) -> None:
     store = SandboxStore(db)
     outcomes = await asyncio.gather(
-        store.insert(box(1, name="a")),
-        store.insert(box(2, name="a")),
-        store.insert(box(3, name="c")),
+        store.insert(sandbox(1, name="a")),
+        store.insert(sandbox(2, name="a")),
+        store.insert(sandbox(3, name="c")),
         return_exceptions=True,
     )
     assert [type(o) for o in outcomes] == [type(None), AlreadyExistsError, type(None)]
-    assert {b.id for b in store.all()} == {box(1).id, box(3).id}
+    assert {b.id for b in store.all()} == {sandbox(1).id, sandbox(3).id}
 
 
 async def test_update_of_a_deleted_row_is_not_found(db: Database) -> None:
     store = SandboxStore(db)
-    await store.insert(box(1))
-    await store.delete(box(1).id)
-    await store.delete(box(1).id)
+    await store.insert(sandbox(1))
+    await store.delete(sandbox(1).id)
+    await store.delete(sandbox(1).id)
     with pytest.raises(NotFoundError):
-        await store.update(box(1))
+        await store.update(sandbox(1))
     assert store.by_key("pod_n_u_0") is None
 
 
 async def test_ids_resolve_by_unique_prefix(db: Database) -> None:
     store = SandboxStore(db)
-    await store.insert(box(1 << 252, name="a"))
-    await store.insert(other := box((1 << 252) + 1, name="b"))
+    await store.insert(sandbox(1 << 252, name="a"))
+    await store.insert(other := sandbox((1 << 252) + 1, name="b"))
     assert store.resolve(other.id) is store.get(other.id)
     with pytest.raises(InvalidRequestError, match="ambiguous"):
         store.resolve("10")
@@ -125,23 +125,23 @@ async def test_ids_resolve_by_unique_prefix(db: Database) -> None:
 
 async def test_a_cancelled_writer_still_updates_the_cache(db: Database) -> None:
     store = SandboxStore(db)
-    task = asyncio.create_task(store.insert(box(1)))
+    task = asyncio.create_task(store.insert(sandbox(1)))
     await asyncio.sleep(0)
     task.cancel()
     with pytest.raises(asyncio.CancelledError):
         await task
-    assert store.all() == [box(1)]
+    assert store.all() == [sandbox(1)]
 
 
 async def test_listeners_hear_commits_in_order(db: Database) -> None:
     store = SandboxStore(db)
     heard: list[tuple[str, Sandbox | None]] = []
-    store.listeners.append(lambda row_id, row: heard.append((row_id, row)))
-    await store.insert(box(1))
-    newer = dataclasses.replace(box(1), ready_at_ns=5)
+    store.listeners.append(lambda row_id, container: heard.append((row_id, container)))
+    await store.insert(sandbox(1))
+    newer = dataclasses.replace(sandbox(1), ready_at_ns=5)
     await store.update(newer)
     await store.delete(newer.id)
-    assert heard == [(newer.id, box(1)), (newer.id, newer), (newer.id, None)]
+    assert heard == [(newer.id, sandbox(1)), (newer.id, newer), (newer.id, None)]
 
 
 def raiser(error: BaseException) -> Callable[[str, object], None]:
@@ -156,18 +156,18 @@ async def test_a_listener_that_raises_harms_neither_writer_nor_other_listeners(
     db: Database, error: BaseException
 ) -> None:
     store, heard = SandboxStore(db), []
-    store.listeners += [raiser(error), lambda _, row: heard.append(row), raiser(error)]
+    store.listeners += [raiser(error), lambda _, container: heard.append(container), raiser(error)]
     before = FAILURES["listener"]
     with capture_logs() as lines:
         async with asyncio.timeout(10):
-            await store.insert(box(1))
-            await store.update(newer := dataclasses.replace(box(1), ready_at_ns=5))
-            await store.delete(box(1).id)
-    assert heard == [box(1), newer, None]
+            await store.insert(sandbox(1))
+            await store.update(newer := dataclasses.replace(sandbox(1), ready_at_ns=5))
+            await store.delete(sandbox(1).id)
+    assert heard == [sandbox(1), newer, None]
     assert [(line["event"], line["log_level"]) for line in lines] == [
         ("listener_failed", "error")
     ] * 6
-    assert lines[0]["id"] == box(1).id
+    assert lines[0]["id"] == sandbox(1).id
     assert "raiser" in lines[0]["listener"]
     assert FAILURES["listener"] - before == 6
 
@@ -186,10 +186,10 @@ async def test_a_listener_of_images_that_raises_harms_no_writer(db: Database) ->
 
 async def test_a_row_lock_is_free_after_a_listener_that_raised(db: Database) -> None:
     store = ContainerStore(db)
-    await SandboxStore(db).insert(box(1))
-    row = Container(
+    await SandboxStore(db).insert(sandbox(1))
+    container = Container(
         id=ContainerId("c" * 64),
-        sandbox_id=box(1).id,
+        sandbox_id=sandbox(1).id,
         spec=ContainerSpec(metadata=ContainerMetadata(name="main"), image="i"),
         created_at_ns=1,
         boot_id="boot",
@@ -198,10 +198,10 @@ async def test_a_row_lock_is_free_after_a_listener_that_raised(db: Database) -> 
     store.listeners.append(raiser(KeyError("bug")))
     transitions = Transitions(store=store, locks=KeyedLocks())
     async with asyncio.timeout(10):
-        await store.insert(row)
+        await store.insert(container)
         for number in (1, 2):
-            await transitions.apply(row.id, exit_code=number)
-    assert store.all() == [dataclasses.replace(row, exit_code=2)]
+            await transitions.apply(container.id, exit_code=number)
+    assert store.all() == [dataclasses.replace(container, exit_code=2)]
 
 
 async def test_a_writer_hears_of_a_cache_that_fails_after_the_commit(db: Database) -> None:
@@ -293,7 +293,7 @@ async def test_snapshot_numbers_are_never_used_twice(db: Database) -> None:
 
 async def test_a_full_disk_whose_reserve_cannot_be_had_fails_every_write(db: Database) -> None:
     store = SandboxStore(db)
-    await store.insert(box(1))
+    await store.insert(sandbox(1))
     reserve = db._reserve
     reserve.unlink()
     (reserve / "below").mkdir(parents=True)  # cannot be unlinked
@@ -304,17 +304,17 @@ async def test_a_full_disk_whose_reserve_cannot_be_had_fails_every_write(db: Dat
         for frees in (False, True):
             with pytest.raises(ExhaustedError, match="free space"):
                 await db.write(lambda run: run.execute(large), frees=frees)
-    await store.delete(box(1).id)
+    await store.delete(sandbox(1).id)
 
 
 async def test_a_disk_that_fails_is_no_full_one(db: Database) -> None:
     store = SandboxStore(db)
-    await store.insert(box(1))
+    await store.insert(sandbox(1))
     db._connection.execute("PRAGMA query_only = 1")  # SQLITE_READONLY, as of a disk turned so
     with pytest.raises(UnavailableError, match=r"readonly.*dmesg"):
-        await store.delete(box(1).id)
-    assert store.get(box(1).id) is not None
+        await store.delete(sandbox(1).id)
+    assert store.get(sandbox(1).id) is not None
     assert "dmesg" in await db.failure()
     db._connection.execute("PRAGMA query_only = 0")
     assert await db.failure() == ""
-    await store.delete(box(1).id)
+    await store.delete(sandbox(1).id)

@@ -95,7 +95,7 @@ def test_a_database_of_0_1_is_opened_with_everything_in_it(path: Path) -> None:
     sandboxes, containers, images, snapshots = stores(db)
     counts = [len(one.all()) for one in (sandboxes, containers, images, snapshots)]
     assert [[(count,)] for count in counts] == list(before.values())
-    (full,) = [box for box in sandboxes.all() if box.holder]
+    (full,) = [sandbox for sandbox in sandboxes.all() if sandbox.holder]
     assert [c.sandbox_id for c in containers.of_sandbox(full.id)] == [full.id]
     assert AddressStore(db).of(full.id) == ("10.88.0.2", "fd00:88::2")
     assert SettingStore(db).get("pod-cidr") == "10.1.0.0/24"
@@ -114,7 +114,10 @@ async def test_rows_of_0_1_and_new_ones_live_side_by_side(path: Path) -> None:
     assert json.loads(bodies[one.id])["v"] == VERSION
     assert "v" not in json.loads(bodies[other.id])
     db = Database.open(path)
-    assert {box.id: box for box in SandboxStore(db).all()} == {one.id: one, other.id: other}
+    assert {sandbox.id: sandbox for sandbox in SandboxStore(db).all()} == {
+        one.id: one,
+        other.id: other,
+    }
     db.close()
 
 

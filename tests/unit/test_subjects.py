@@ -151,7 +151,7 @@ def test_a_container_names_its_pod_by_the_labels_of_the_kubelet() -> None:
         "io.kubernetes.pod.namespace": "ns",
         "io.kubernetes.pod.uid": "u1",
     }
-    row = Container(
+    container = Container(
         id=ContainerId(CONTAINER),
         sandbox_id=SandboxId(SANDBOX),
         spec=ContainerSpec(metadata=ContainerMetadata(name="main"), image="i", labels=labels),
@@ -159,4 +159,4 @@ def test_a_container_names_its_pod_by_the_labels_of_the_kubelet() -> None:
         boot_id="b",
         handler="crun",
     )
-    assert row.facts == {**IN_CONTAINER, "image": "i"}
+    assert container.facts == {**IN_CONTAINER, "image": "i"}

@@ -64,7 +64,7 @@ def port(host_port: int, container_port: int, host_ip: str = "") -> SandboxSpec:
     return dataclasses.replace(POD, port_mappings=(mapping,))
 
 
-def box(*, privileged: bool = False) -> Sandbox:
+def sandbox(*, privileged: bool = False) -> Sandbox:
     return Sandbox(
         id=SandboxId("0" * 64),
         spec=security(privileged=privileged),
@@ -205,7 +205,7 @@ def test_bad_sandboxes_are_refused_with_the_field(spec: SandboxSpec, field: str)
     ],
 )
 def test_containers_that_kubernetes_sends_are_taken(spec: ContainerSpec) -> None:
-    validate_container_spec(spec, box())
+    validate_container_spec(spec, sandbox())
 
 
 @pytest.mark.parametrize(
@@ -278,14 +278,14 @@ def test_containers_that_kubernetes_sends_are_taken(spec: ContainerSpec) -> None
 )
 def test_bad_containers_are_refused_with_the_field(spec: ContainerSpec, field: str) -> None:
     with pytest.raises(InvalidRequestError, match=field):
-        validate_container_spec(spec, box())
+        validate_container_spec(spec, sandbox())
 
 
 def test_privileged_containers_need_a_privileged_sandbox_and_may_have_the_nodes_proc() -> None:
     spec = dataclasses.replace(
         mounted("/proc", "/proc"), security=ContainerSecurity(privileged=True)
     )
-    validate_container_spec(spec, box(privileged=True))
+    validate_container_spec(spec, sandbox(privileged=True))
     below = dataclasses.replace(mounted("/proc/1"), security=ContainerSecurity(privileged=True))
     with pytest.raises(InvalidRequestError, match="/proc"):
-        validate_container_spec(below, box(privileged=True))
+        validate_container_spec(below, sandbox(privileged=True))

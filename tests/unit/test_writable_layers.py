@@ -42,7 +42,7 @@ class Node:
         )
 
     async def container(self, letter: str, files: int = 0, **fields: Any) -> Container:
-        row = Container(
+        container = Container(
             id=ContainerId(letter * 64),
             sandbox_id=SandboxId("0" * 64),
             spec=ContainerSpec(metadata=ContainerMetadata(name=letter), image="i"),
@@ -51,22 +51,22 @@ class Node:
             handler="crun",
             **fields,
         )
-        await self.snapshots.create(row.id, parent="", created_at_ns=1)
-        self.write(row, files)
-        return row
+        await self.snapshots.create(container.id, parent="", created_at_ns=1)
+        self.write(container, files)
+        return container
 
-    def write(self, row: Container, files: int) -> None:
-        top = self.tree(row)
+    def write(self, container: Container, files: int) -> None:
+        top = self.tree(container)
         for number in range(len(list(top.iterdir())), files):
             (top / str(number)).write_bytes(b"x" * BLOCK)
 
-    def tree(self, row: Container) -> Path:
-        snapshot = self.snapshots.store.get(row.id)
+    def tree(self, container: Container) -> Path:
+        snapshot = self.snapshots.store.get(container.id)
         assert snapshot is not None
         return self.snapshots.tree(snapshot)
 
-    def inodes(self, row: Container) -> int | None:
-        usage = self.layers.usage(row.id)
+    def inodes(self, container: Container) -> int | None:
+        usage = self.layers.usage(container.id)
         return None if usage is None else usage.inodes
 
 
@@ -80,31 +80,31 @@ async def node(tmp_path: Path) -> AsyncIterator[Node]:
 
 
 async def test_the_first_answer_has_the_figures_of_small_layers(node: Node) -> None:
-    rows = [await node.container(letter, files) for letter, files in (("a", 3), ("b", 0))]
-    await node.layers.refresh(rows)
-    usage = node.layers.usage(rows[0].id)
+    containers = [await node.container(letter, files) for letter, files in (("a", 3), ("b", 0))]
+    await node.layers.refresh(containers)
+    usage = node.layers.usage(containers[0].id)
     assert usage is not None
     assert (usage.used_bytes, usage.inodes) == (3 * BLOCK, 3)
     assert usage.counted_at_ns == 1000 * 10**9
-    assert node.inodes(rows[1]) == 0
-    snapshot = node.snapshots.store.get(rows[0].id)
+    assert node.inodes(containers[1]) == 0
+    snapshot = node.snapshots.store.get(containers[0].id)
     assert snapshot is not None
     assert (snapshot.used_bytes, snapshot.inodes) == (3 * BLOCK, 3)
 
 
 async def test_later_counts_wait_for_their_time_and_nobody_for_them(node: Node) -> None:
-    row = await node.container("a", 1)
-    await node.layers.refresh([row])
-    node.write(row, 5)
+    container = await node.container("a", 1)
+    await node.layers.refresh([container])
+    node.write(container, 5)
     node.now += 14
-    await node.layers.refresh([row])
+    await node.layers.refresh([container])
     await node.layers.settled()
-    assert node.inodes(row) == 1
+    assert node.inodes(container) == 1
     node.now += 2
-    await node.layers.refresh([row])
-    assert node.inodes(row) == 1  # the call has the old figures
+    await node.layers.refresh([container])
+    assert node.inodes(container) == 1  # the call has the old figures
     await node.layers.settled()
-    assert node.inodes(row) == 5
+    assert node.inodes(container) == 5
 
 
 async def test_a_large_layer_keeps_no_call_and_no_other_layer_waiting(node: Node) -> None:
@@ -123,56 +123,56 @@ async def test_a_large_layer_keeps_no_call_and_no_other_layer_waiting(node: Node
 
 async def test_a_layer_being_counted_is_not_counted_twice(node: Node) -> None:
     node.layers = node.counts(first_s=0.0, slice_s=0.0)
-    row = await node.container("a", 50)
-    await asyncio.gather(*(node.layers.refresh([row]) for _ in range(20)))
+    container = await node.container("a", 50)
+    await asyncio.gather(*(node.layers.refresh([container]) for _ in range(20)))
     await node.layers.settled()
-    assert node.inodes(row) == 50
+    assert node.inodes(container) == 50
 
 
 async def test_an_ended_container_is_counted_once_more_and_never_again(node: Node) -> None:
-    row = await node.container("a", 1)
-    await node.layers.refresh([row])
-    node.write(row, 2)
-    ended = dataclasses.replace(row, finished_at_ns=int((node.now + 1) * 1e9))
+    container = await node.container("a", 1)
+    await node.layers.refresh([container])
+    node.write(container, 2)
+    ended = dataclasses.replace(container, finished_at_ns=int((node.now + 1) * 1e9))
     node.now += 100
     await node.layers.refresh([ended])
     await node.layers.settled()
-    assert node.inodes(row) == 2
-    node.write(row, 3)
+    assert node.inodes(container) == 2
+    node.write(container, 3)
     node.now += 1000
     await node.layers.refresh([ended])
     await node.layers.settled()
-    assert node.inodes(row) == 2
+    assert node.inodes(container) == 2
 
 
 async def test_what_goes_while_it_is_counted_is_forgotten(node: Node) -> None:
     node.layers = node.counts(first_s=0.0, slice_s=0.0)
-    row = await node.container("a", 50)
-    await node.layers.refresh([row])
-    await node.snapshots.remove(row.id)
-    node.layers.forget(row.id)
+    container = await node.container("a", 50)
+    await node.layers.refresh([container])
+    await node.snapshots.remove(container.id)
+    node.layers.forget(container.id)
     await node.layers.settled()
-    assert node.inodes(row) is None
+    assert node.inodes(container) is None
     assert node.snapshots.store.all() == []
-    await node.layers.refresh([row])  # a list that was read before
-    assert node.inodes(row) is None
+    await node.layers.refresh([container])  # a list that was read before
+    assert node.inodes(container) is None
 
 
 async def test_a_layer_that_cannot_be_read_keeps_its_figures(node: Node) -> None:
-    row = await node.container("a", 2)
-    await node.layers.refresh([row])
-    tree = node.tree(row)
+    container = await node.container("a", 2)
+    await node.layers.refresh([container])
+    tree = node.tree(container)
     tree.rename(tree.with_name("away"))
     node.now += 100
-    await node.layers.refresh([row])
+    await node.layers.refresh([container])
     await node.layers.settled()
-    assert node.inodes(row) == 2
+    assert node.inodes(container) == 2
     tree.with_name("away").rename(tree)
-    node.write(row, 4)
+    node.write(container, 4)
     node.now += 100
-    await node.layers.refresh([row])
+    await node.layers.refresh([container])
     await node.layers.settled()
-    assert node.inodes(row) == 4
+    assert node.inodes(container) == 4
 
 
 async def test_an_end_in_the_midst_of_a_count_is_clean(node: Node) -> None:

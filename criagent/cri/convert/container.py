@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from criagent._proto import api_pb2
-from criagent.cri.convert import common as common
+from criagent.cri.convert import common
 from criagent.model import (
     Container,
     ContainerMetadata,
@@ -58,73 +58,73 @@ def container_spec(config: api_pb2.ContainerConfig) -> ContainerSpec:
     )
 
 
-def container_message(row: Container) -> api_pb2.Container:
+def container_message(container: Container) -> api_pb2.Container:
     """The row as ListContainers shows it."""
     return api_pb2.Container(
-        id=row.id,
-        pod_sandbox_id=row.sandbox_id,
-        metadata=_metadata(row),
-        image=_image(row, row.spec.image),
-        image_ref=row.image_ref,
-        state=row.state,  # type: ignore[arg-type] # an IntEnum with CRI's numbers
-        created_at=row.created_at_ns,
-        labels=row.spec.labels,
-        annotations=row.spec.annotations,
-        image_id=row.image_id,
+        id=container.id,
+        pod_sandbox_id=container.sandbox_id,
+        metadata=_metadata(container),
+        image=_image(container, container.spec.image),
+        image_ref=container.image_ref,
+        state=container.state,  # type: ignore[arg-type] # an IntEnum with CRI's numbers
+        created_at=container.created_at_ns,
+        labels=container.spec.labels,
+        annotations=container.spec.annotations,
+        image_id=container.image_id,
     )
 
 
-def container_status(row: Container) -> api_pb2.ContainerStatus:
+def container_status(container: Container) -> api_pb2.ContainerStatus:
     """The row as ContainerStatus shows it; `mounts` are those of the request and no others."""
-    exited = row.state is ContainerState.EXITED
+    exited = container.state is ContainerState.EXITED
     status = api_pb2.ContainerStatus(
-        id=row.id,
-        metadata=_metadata(row),
-        state=row.state,  # type: ignore[arg-type] # an IntEnum with CRI's numbers
-        created_at=row.created_at_ns,
-        started_at=row.started_at_ns,
-        finished_at=row.finished_at_ns,
-        exit_code=row.exit_code if exited else 0,
-        image=_image(row, row.image_name or row.spec.image),
-        image_ref=row.image_ref,
-        reason=row.reason,
-        message=row.message,
-        labels=row.spec.labels,
-        annotations=row.spec.annotations,
-        mounts=_mount_messages(row),
-        log_path=row.log_path,
-        resources=api_pb2.ContainerResources(linux=common.resources_message(row.resources)),
-        image_id=row.image_id,
-        stop_signal=cri_signal(row.stop_signal),  # type: ignore[arg-type] # CRI's number
+        id=container.id,
+        metadata=_metadata(container),
+        state=container.state,  # type: ignore[arg-type] # an IntEnum with CRI's numbers
+        created_at=container.created_at_ns,
+        started_at=container.started_at_ns,
+        finished_at=container.finished_at_ns,
+        exit_code=container.exit_code if exited else 0,
+        image=_image(container, container.image_name or container.spec.image),
+        image_ref=container.image_ref,
+        reason=container.reason,
+        message=container.message,
+        labels=container.spec.labels,
+        annotations=container.spec.annotations,
+        mounts=_mount_messages(container),
+        log_path=container.log_path,
+        resources=api_pb2.ContainerResources(linux=common.resources_message(container.resources)),
+        image_id=container.image_id,
+        stop_signal=cri_signal(container.stop_signal),  # type: ignore[arg-type] # CRI's number
     )
-    if row.user is not None:
-        status.user.linux.uid = row.user.uid
-        status.user.linux.gid = row.user.gid
-        status.user.linux.supplemental_groups.extend(row.user.groups)
+    if container.user is not None:
+        status.user.linux.uid = container.user.uid
+        status.user.linux.gid = container.user.gid
+        status.user.linux.supplemental_groups.extend(container.user.groups)
     return status
 
 
-def pod_containers(rows: Iterable[Container]) -> list[api_pb2.ContainerStatus]:
+def pod_containers(containers: Iterable[Container]) -> list[api_pb2.ContainerStatus]:
     """Statuses of a pod's containers, the newest first.
 
     With EventedPLEG the kubelet sorts them no more and takes the first of each name.
     """
-    visible = [row for row in rows if row.visible]
-    visible.sort(key=lambda row: (row.created_at_ns, row.id), reverse=True)
-    return [container_status(row) for row in visible]
+    visible = [container for container in containers if container.visible]
+    visible.sort(key=lambda container: (container.created_at_ns, container.id), reverse=True)
+    return [container_status(container) for container in visible]
 
 
-def _metadata(row: Container) -> api_pb2.ContainerMetadata:
-    metadata = row.spec.metadata
+def _metadata(container: Container) -> api_pb2.ContainerMetadata:
+    metadata = container.spec.metadata
     return api_pb2.ContainerMetadata(name=metadata.name, attempt=metadata.attempt)
 
 
-def _image(row: Container, name: str) -> api_pb2.ImageSpec:
+def _image(container: Container, name: str) -> api_pb2.ImageSpec:
     return api_pb2.ImageSpec(
         image=name,
-        user_specified_image=row.spec.user_specified_image,
-        annotations=row.spec.image_annotations,
-        runtime_handler=row.spec.image_handler,
+        user_specified_image=container.spec.user_specified_image,
+        annotations=container.spec.image_annotations,
+        runtime_handler=container.spec.image_handler,
     )
 
 
@@ -153,11 +153,11 @@ def _mount(message: api_pb2.Mount) -> Mount:
     )
 
 
-def _mount_messages(row: Container) -> list[api_pb2.Mount]:
-    messages = [_mount_message(mount) for mount in row.spec.mounts]
-    for volume in row.image_volumes:
+def _mount_messages(container: Container) -> list[api_pb2.Mount]:
+    messages = [_mount_message(mount) for mount in container.spec.mounts]
+    for volume in container.image_volumes:
         # The kubelet's collection spares images that are named so; image_ref goes to the pod.
-        image, asked = messages[volume.mount].image, row.spec.mounts[volume.mount].image
+        image, asked = messages[volume.mount].image, container.spec.mounts[volume.mount].image
         image.image = image.image_ref = volume.image_id
         image.user_specified_image = "" if asked is None else asked.user_specified_image
     return messages

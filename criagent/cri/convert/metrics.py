@@ -22,25 +22,25 @@ def descriptors() -> list[api_pb2.MetricDescriptor]:
 
 def pod_metrics(found: PodMetrics) -> api_pb2.PodSandboxMetrics:
     """One pod with its containers."""
-    metadata = found.box.spec.metadata
+    metadata = found.sandbox.spec.metadata
     pod = (metadata.name, metadata.namespace)
     return api_pb2.PodSandboxMetrics(
-        pod_sandbox_id=found.box.id,
-        metrics=_metrics(found.values, (*pod, "", found.box.id, "")),
+        pod_sandbox_id=found.sandbox.id,
+        metrics=_metrics(found.values, (*pod, "", found.sandbox.id, "")),
         container_metrics=[
             api_pb2.ContainerMetrics(
-                container_id=row.id,
+                container_id=container.id,
                 metrics=_metrics(
                     values,
                     (
                         *pod,
-                        row.spec.metadata.name,
-                        row.id,
-                        row.spec.user_specified_image or row.spec.image,
+                        container.spec.metadata.name,
+                        container.id,
+                        container.spec.user_specified_image or container.spec.image,
                     ),
                 ),
             )
-            for row, values in found.containers
+            for container, values in found.containers
         ],
     )
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from criagent._proto import api_pb2
 from criagent.base.errors import InvalidRequestError
-from criagent.cri.convert import common as common
+from criagent.cri.convert import common
 from criagent.model import (
     DnsConfig,
     GroupsPolicy,
@@ -45,43 +45,43 @@ def sandbox_spec(config: api_pb2.PodSandboxConfig, runtime_handler: str) -> Sand
     )
 
 
-def sandbox_message(box: Sandbox) -> api_pb2.PodSandbox:
+def sandbox_message(sandbox: Sandbox) -> api_pb2.PodSandbox:
     """The row as ListPodSandbox shows it."""
     return api_pb2.PodSandbox(
-        id=box.id,
-        metadata=_metadata(box),
-        state=box.state,  # type: ignore[arg-type] # an IntEnum with CRI's numbers
-        created_at=box.created_at_ns,
-        labels=box.spec.labels,
-        annotations=box.spec.annotations,
-        runtime_handler=box.spec.runtime_handler,
+        id=sandbox.id,
+        metadata=_metadata(sandbox),
+        state=sandbox.state,  # type: ignore[arg-type] # an IntEnum with CRI's numbers
+        created_at=sandbox.created_at_ns,
+        labels=sandbox.spec.labels,
+        annotations=sandbox.spec.annotations,
+        runtime_handler=sandbox.spec.runtime_handler,
     )
 
 
-def sandbox_status(box: Sandbox) -> api_pb2.PodSandboxStatus:
+def sandbox_status(sandbox: Sandbox) -> api_pb2.PodSandboxStatus:
     """The row as PodSandboxStatus shows it. A pod of the host's network has no ip of its own."""
-    first, *others = box.addresses or ("",)
+    first, *others = sandbox.addresses or ("",)
     return api_pb2.PodSandboxStatus(
-        id=box.id,
-        metadata=_metadata(box),
-        state=box.state,  # type: ignore[arg-type] # an IntEnum with CRI's numbers
-        created_at=box.created_at_ns,
+        id=sandbox.id,
+        metadata=_metadata(sandbox),
+        state=sandbox.state,  # type: ignore[arg-type] # an IntEnum with CRI's numbers
+        created_at=sandbox.created_at_ns,
         network=api_pb2.PodSandboxNetworkStatus(
             ip=first, additional_ips=[api_pb2.PodIP(ip=address) for address in others]
         ),
         linux=api_pb2.LinuxPodSandboxStatus(
             namespaces=api_pb2.Namespace(
-                options=common.namespaces_message(box.spec.security.namespaces)
+                options=common.namespaces_message(sandbox.spec.security.namespaces)
             )
         ),
-        labels=box.spec.labels,
-        annotations=box.spec.annotations,
-        runtime_handler=box.spec.runtime_handler,
+        labels=sandbox.spec.labels,
+        annotations=sandbox.spec.annotations,
+        runtime_handler=sandbox.spec.runtime_handler,
     )
 
 
-def _metadata(box: Sandbox) -> api_pb2.PodSandboxMetadata:
-    metadata = box.spec.metadata
+def _metadata(sandbox: Sandbox) -> api_pb2.PodSandboxMetadata:
+    metadata = sandbox.spec.metadata
     return api_pb2.PodSandboxMetadata(
         name=metadata.name,
         uid=metadata.uid,

@@ -18,15 +18,15 @@ _Value = api_pb2.UInt64Value
 
 def container_stats(sample: StatsSample) -> api_pb2.ContainerStats:
     """One container's message."""
-    row = sample.container
+    container = sample.container
     message = api_pb2.ContainerStats(
         attributes=api_pb2.ContainerAttributes(
-            id=row.id,
+            id=container.id,
             metadata=api_pb2.ContainerMetadata(
-                name=row.spec.metadata.name, attempt=row.spec.metadata.attempt
+                name=container.spec.metadata.name, attempt=container.spec.metadata.attempt
             ),
-            labels=row.spec.labels,
-            annotations=row.spec.annotations,
+            labels=container.spec.labels,
+            annotations=container.spec.annotations,
         ),
         writable_layer=api_pb2.FilesystemUsage(
             timestamp=sample.timestamp_ns,
@@ -49,19 +49,19 @@ def container_stats(sample: StatsSample) -> api_pb2.ContainerStats:
 
 def pod_stats(sample: PodSample) -> api_pb2.PodSandboxStats:
     """One pod's message."""
-    box = sample.box
-    metadata = box.spec.metadata
+    sandbox = sample.sandbox
+    metadata = sandbox.spec.metadata
     message = api_pb2.PodSandboxStats(
         attributes=api_pb2.PodSandboxAttributes(
-            id=box.id,
+            id=sandbox.id,
             metadata=api_pb2.PodSandboxMetadata(
                 name=metadata.name,
                 uid=metadata.uid,
                 namespace=metadata.namespace,
                 attempt=metadata.attempt,
             ),
-            labels=box.spec.labels,
-            annotations=box.spec.annotations,
+            labels=sandbox.spec.labels,
+            annotations=sandbox.spec.annotations,
         )
     )
     linux = message.linux

@@ -77,7 +77,7 @@ def networks(config: Config, stores: Stores, executors: Executors) -> Networks:
     network = config.network
 
     def live() -> list[Sandbox]:
-        return [box for box in stores.sandboxes.all() if not box.released_at_ns]
+        return [sandbox for sandbox in stores.sandboxes.all() if not sandbox.released_at_ns]
 
     bridge = BridgeNetwork(
         BridgeConfig(
@@ -291,8 +291,8 @@ class _RuntimeAssembly:
             ),
         )
 
-    def _forget_stats(self, row_id: str, row: object) -> None:
-        if row is None:
+    def _forget_stats(self, row_id: str, container: object) -> None:
+        if container is None:
             self.stats.forget(row_id)
 
     def _pods(self) -> None:
@@ -420,7 +420,7 @@ class _RuntimeAssembly:
         return SpecGatherer(
             store=self.stores.containers,
             namespaces=self.namespaces,
-            host_paths=HostPaths(fs=self.fs, ours=(self.paths.root, self.paths.run_dir)),
+            host_paths=HostPaths(fs=self.fs, own=(self.paths.root, self.paths.run_dir)),
             paths=self.paths,
             driver=self.driver,
             node=self.node,

@@ -155,7 +155,7 @@ class RegistryClient:
                 where=repository.url,
                 part=turn.part,
                 get=lambda headers: repository.get(f"blobs/{blob.digest}", headers),
-                moved=turn.counting(progress.moved),
+                received=turn.counting(progress.received),
                 budget=repository.budget,
                 patient=repository.patient,
             ),
@@ -233,7 +233,7 @@ class RegistryClient:
                 where=redacted(url),
                 part=turn.part,
                 get=get,
-                moved=turn.counting(progress.moved),
+                received=turn.counting(progress.received),
                 budget=lambda: Budget(self._transport.clock),
                 patient=True,
             )

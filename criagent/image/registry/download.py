@@ -61,7 +61,7 @@ class Source:
     where: str
     part: Path
     get: Get
-    moved: Callable[[int], None]
+    received: Callable[[int], None]
     budget: Callable[[], Budget]
     patient: bool
 
@@ -161,7 +161,7 @@ class Downloader:
                     ) from None
                 span.at = 0
             except RegistryError as exc:
-                await _again(task, exc, budget, moved=span.at - had)
+                await _again(task, exc, budget, received=span.at - had)
 
     async def _stream(self, task: _Download, span: _Span) -> None:
         """Append from the span's beginning to the end of the blob."""
@@ -216,7 +216,7 @@ class Downloader:
             except _TooMuchError:
                 raise NoRanges from None
             except RegistryError as exc:
-                await _again(task, exc, budget, moved=span.at - had)
+                await _again(task, exc, budget, received=span.at - had)
 
     async def _write(self, fd: int, answer: Answer, span: _Span, task: _Download) -> None:
         """Write the answer into `span`, which it must fill; what arrived is counted off."""
@@ -224,7 +224,7 @@ class Downloader:
         undo = None if _is_plain(answer, span) else Undo(answer.codings, source.where)
         async for chunk in answer.chunks():
             await run_in(self._fs, _write_chunk, fd, chunk, undo, span, task)
-            source.moved(len(chunk))
+            source.received(len(chunk))
         if undo is not None:
             undo.finish()
         if span.at < span.end:
@@ -236,12 +236,12 @@ class Downloader:
             )
 
 
-async def _again(task: _Download, error: RegistryError, budget: Budget, *, moved: int) -> None:
+async def _again(task: _Download, error: RegistryError, budget: Budget, *, received: int) -> None:
     """Return when the request may go on where it broke off; raises `error` otherwise."""
-    if error.transient and moved >= _PROGRESS:
+    if error.transient and received >= _PROGRESS:
         budget.progressed()
         log.info("blob_resumed", digest=task.blob.digest, error=str(error))
-    elif not task.source.patient and moved <= 0:
+    elif not task.source.patient and received <= 0:
         raise error
     else:
         await budget.wait(error)

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 
 
 class Progress:
-    """Watches one pull: `moved` counts bytes, `stalled_s` is the time since the last one.
+    """Watches one pull: `received` counts bytes, `stalled_s` is the time since the last one.
 
     The clock runs only while an answer of a server is awaited: a pull may also wait for another
     one that brings the same layer, for a worker, for the disk, or to ask a server again.
@@ -30,7 +30,7 @@ class Progress:
         finally:
             self._receiving -= 1
 
-    def moved(self, count: int) -> None:
+    def received(self, count: int) -> None:
         """`count` bytes were received or unpacked."""
         self.bytes += count
         self._last = time.monotonic()

@@ -39,7 +39,7 @@ class MappedIds:
     userns: Path
     uid: int
     gid: int
-    lowers: Path
+    lower_layers: Path
 
 
 class OverlaySnapshots:
@@ -66,7 +66,7 @@ class OverlaySnapshots:
         """The layer's files, or the container's upper directory."""
         return self.root / str(snapshot.number) / "fs"
 
-    def lowers(self, chain: Sequence[str]) -> list[Path]:
+    def lower_layers(self, chain: Sequence[str]) -> list[Path]:
         """Directories of the committed layers `chain` (lowest first), topmost first.
 
         Raises NotFoundError when a layer is not there.
@@ -100,7 +100,9 @@ class OverlaySnapshots:
         Nobody but the node's root gets to it by that path, and with `ids` the root of that user
         namespace, whose the files are: there may be setuid programs among them.
         """
-        lowers = self.lowers([layer.chain_id for layer in image.layers]) or [self._empty]
+        lower_layers = self.lower_layers([layer.chain_id for layer in image.layers]) or [
+            self._empty
+        ]
         upper = self.tree(snapshot)
 
         def call() -> None:
@@ -109,7 +111,7 @@ class OverlaySnapshots:
             try:
                 if ids is not None:
                     _give(target.parent, upper, ids)
-                with self._seen_as(lowers, ids) as seen:
+                with self._seen_as(lower_layers, ids) as seen:
                     mount.overlay(seen, upper, upper.with_name("work"), target, label)
             except OSError as exc:
                 raise AgentError(f"overlay of {image.id} at {target}: {exc}") from exc
@@ -132,13 +134,15 @@ class OverlaySnapshots:
 
         Raises NotFoundError when a layer is not there, AgentError.
         """
-        lowers = self.lowers(self.chain(top))
-        lowers += self._fillers[: max(0, 2 - len(lowers))]  # overlayfs wants two without an upper
+        lower_layers = self.lower_layers(self.chain(top))
+        lower_layers += self._fillers[
+            : max(0, 2 - len(lower_layers))
+        ]  # overlayfs wants two without an upper
 
         def call() -> None:
             target.mkdir(parents=True, exist_ok=True)
             try:
-                with self._seen_as(lowers, ids) as seen:
+                with self._seen_as(lower_layers, ids) as seen:
                     mount.overlay(seen, None, None, target, label)
             except OSError as exc:
                 raise AgentError(f"overlay of image volume {target}: {exc}") from exc
@@ -191,28 +195,30 @@ class OverlaySnapshots:
     # The rest runs in the fs executor.
 
     @contextlib.contextmanager
-    def _seen_as(self, lowers: Sequence[Path], ids: MappedIds | None) -> Iterator[Sequence[Path]]:
-        """`lowers` as an overlay is to be given them: with `ids`, seen as that namespace's files.
+    def _seen_as(
+        self, lower_layers: Sequence[Path], ids: MappedIds | None
+    ) -> Iterator[Sequence[Path]]:
+        """`lower_layers` as lowerdirs of an overlay; with `ids`, idmapped to that user namespace.
 
         Linux 6.12 takes no detached mount as a lower, so all layers are attached at once, by the
         directory that holds them, until the overlay has a clone of each.
         """
         if ids is None:
-            yield lowers
+            yield lower_layers
             return
-        ids.lowers.mkdir(exist_ok=True, mode=0o700)
+        ids.lower_layers.mkdir(exist_ok=True, mode=0o700)
         userns = os.open(ids.userns, os.O_RDONLY | os.O_CLOEXEC)
         try:
             with idmap.idmapped(self.root, userns, readonly=True) as tree:
-                idmap.attach(tree, ids.lowers)
+                idmap.attach(tree, ids.lower_layers)
         finally:
             os.close(userns)
         faults.reach("container-create:idmapped-layers")
         try:
-            yield [ids.lowers / lower.relative_to(self.root) for lower in lowers]
+            yield [ids.lower_layers / lower.relative_to(self.root) for lower in lower_layers]
         finally:
-            mount.detach(ids.lowers)
-        ids.lowers.rmdir()
+            mount.detach(ids.lower_layers)
+        ids.lower_layers.rmdir()
 
     def _make(self, snapshot: Snapshot) -> None:
         with disk_full(self.root):

@@ -34,7 +34,7 @@ class Reason(StrEnum):
 class Extract:
     """Write the layer file `blob`, of `digest` and `diff_id`, below the directory `root`.
 
-    `lowers` are the directories of the layers below it, topmost first, or None to do without
+    `lower_layers` are the directories of the layers below it, topmost first, or None to do without
     them: then the answer may be LOWERS, or that the layer is to be settled.
     """
 
@@ -42,15 +42,15 @@ class Extract:
     root: str
     digest: str
     diff_id: str
-    lowers: list[str] | None
+    lower_layers: list[str] | None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Settle:
-    """Fit the layer below `root`, written without its `lowers`, to them."""
+    """Fit the layer below `root`, written without its `lower_layers`, to them."""
 
     root: str
-    lowers: list[str]
+    lower_layers: list[str]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

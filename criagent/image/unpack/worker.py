@@ -113,14 +113,14 @@ def _serve(request: Request) -> Answer:
 
 
 def _extract(request: Extract) -> Done:
-    root, lowers = Path(request.root), [Path(lower) for lower in request.lowers or ()]
-    below = Below.MERGED if lowers else Below.NOTHING
-    if request.lowers is None:
+    root, lower_layers = Path(request.root), [Path(lower) for lower in request.lower_layers or ()]
+    below = Below.MERGED if lower_layers else Below.NOTHING
+    if request.lower_layers is None:
         below = Below.UNKNOWN
     with open(request.blob, "rb", buffering=0) as file:
         stream = LayerStream(_Counted(file))  # type: ignore[arg-type]
         try:
-            with _merged(lowers, root) as target:
+            with _merged(lower_layers, root) as target:
                 extractor = Extractor(stream, os.fsencode(target), below=below, limit=_free(root))
                 result = extractor.run()
         finally:
@@ -155,7 +155,7 @@ def _import(request: Import) -> Imported:
 
 
 def _settle(request: Settle) -> None:
-    with _lower_view([Path(lower) for lower in request.lowers]) as view:
+    with _lower_view([Path(lower) for lower in request.lower_layers]) as view:
         settle(Path(request.root), view)
 
 
@@ -168,15 +168,15 @@ def _sync(request: Sync) -> None:
 
 
 @contextlib.contextmanager
-def _merged(lowers: Sequence[Path], root: Path) -> Iterator[Path]:
-    """`root` itself, or an overlay of it over `lowers` (topmost first)."""
-    if not lowers:
+def _merged(lower_layers: Sequence[Path], root: Path) -> Iterator[Path]:
+    """`root` itself, or an overlay of it over `lower_layers` (topmost first)."""
+    if not lower_layers:
         yield root
         return
     work = root.with_name("redo-work")
     work.mkdir(exist_ok=True)
     with _scratch() as target:
-        mount.overlay(lowers, root, work, target)
+        mount.overlay(lower_layers, root, work, target)
         try:
             yield target
         finally:
@@ -185,12 +185,12 @@ def _merged(lowers: Sequence[Path], root: Path) -> Iterator[Path]:
 
 
 @contextlib.contextmanager
-def _lower_view(lowers: Sequence[Path]) -> Iterator[Path]:
-    if len(lowers) == 1:
-        yield lowers[0]
+def _lower_view(lower_layers: Sequence[Path]) -> Iterator[Path]:
+    if len(lower_layers) == 1:
+        yield lower_layers[0]
         return
     with _scratch() as target:
-        mount.overlay(lowers, None, None, target)
+        mount.overlay(lower_layers, None, None, target)
         try:
             yield target
         finally:

@@ -59,7 +59,7 @@ _ERRORS = {
 }
 _MAIN = """import sys
 sys.path[:0] = {path!r}
-from criagent.image.unpack_worker import main
+from criagent.image.unpack.worker import main
 main()
 """
 
@@ -95,29 +95,29 @@ class UnpackWorkers:
         self,
         layer: LayerFile,
         root: Path,
-        lowers: Sequence[Path] | None,
-        moved: Callable[[int], None],
+        lower_layers: Sequence[Path] | None,
+        received: Callable[[int], None],
     ) -> Unpacked:
         """Write `layer` below `root`.
 
-        `lowers` are the layers below it, topmost first; none of an image's lowest layer. With None
-        it is written without them, and NeedsLowers may be raised or the result be unsettled.
-        `moved` hears of bytes read. Raises CorruptError, ExhaustedError, NeedsLowers.
+        `lower_layers` are the layers below it, topmost first; none of an image's lowest layer. With
+        None it is written without them, and NeedsLowers may be raised or the result be unsettled.
+        `received` hears of bytes read. Raises CorruptError, ExhaustedError, NeedsLowers.
         """
         request = Extract(
             blob=str(layer.blob),
             root=str(root),
             digest=layer.digest,
             diff_id=layer.diff_id,
-            lowers=None if lowers is None else [str(lower) for lower in lowers],
+            lower_layers=None if lower_layers is None else [str(lower) for lower in lower_layers],
         )
-        done = await self._ask(request, f"layer {layer.digest}", moved)
+        done = await self._ask(request, f"layer {layer.digest}", received)
         assert isinstance(done, Done)
         return Unpacked(used_bytes=done.used_bytes, inodes=done.inodes, unsettled=done.unsettled)
 
-    async def settle(self, root: Path, lowers: Sequence[Path]) -> None:
+    async def settle(self, root: Path, lower_layers: Sequence[Path]) -> None:
         """Fit an unsettled layer to the layers below it, topmost first. Raises NeedsLowers."""
-        request = Settle(root=str(root), lowers=[str(lower) for lower in lowers])
+        request = Settle(root=str(root), lower_layers=[str(lower) for lower in lower_layers])
         await self._ask(request, f"the layer in {root}", lambda _: None)
 
     async def read_archive(self, archive: Path, blobs: Path) -> Contents:
@@ -146,9 +146,9 @@ class UnpackWorkers:
         for worker in workers:
             await worker.kill()
 
-    async def _ask(self, request: Request, subject: str, moved: Callable[[int], None]) -> Served:
+    async def _ask(self, request: Request, subject: str, received: Callable[[int], None]) -> Served:
         async with self._worker() as worker:
-            answer = await worker.ask(request, moved)
+            answer = await worker.ask(request, received)
         if not isinstance(answer, Failed):
             return answer
         text = answer.text[:_TEXT_LIMIT]
@@ -203,7 +203,7 @@ class _Worker:
         answers, theirs = os.pipe()
         request_read, requests = os.pipe()
         # The isolated interpreter finds this package and the decompressors, and nothing else runs.
-        path = [str(Path(__file__).parents[2]), *(p for p in sys.path if "site-packages" in p)]
+        path = [str(Path(__file__).parents[3]), *(p for p in sys.path if "site-packages" in p)]
         try:
             fcntl.fcntl(requests, fcntl.F_SETPIPE_SZ, _REQUEST_LIMIT)
             os.set_blocking(requests, False)
@@ -234,15 +234,15 @@ class _Worker:
         """Whether it has not ended, as far as the loop has heard."""
         return self._child.running
 
-    async def ask(self, request: Request, moved: Callable[[int], None]) -> Served | Failed:
+    async def ask(self, request: Request, received: Callable[[int], None]) -> Served | Failed:
         line = encode(request)
         if len(line) > _REQUEST_LIMIT:
             raise AgentError(f"a request of {len(line)} bytes to the unpack worker is too large")
         with contextlib.suppress(BrokenPipeError):  # the end of its answers says so
             os.write(self._requests, line)  # the pipe is empty: the last request was answered
-        return await self._read(moved)
+        return await self._read(received)
 
-    async def _read(self, moved: Callable[[int], None]) -> Served | Failed:
+    async def _read(self, received: Callable[[int], None]) -> Served | Failed:
         while True:
             line = await self._answers.line()
             if line is None:
@@ -251,7 +251,7 @@ class _Worker:
             answer = decode_answer(line)
             if not isinstance(answer, Progress):
                 return answer
-            moved(answer.size)
+            received(answer.size)
 
     async def kill(self) -> None:
         self._child.kill()

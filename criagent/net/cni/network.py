@@ -55,12 +55,12 @@ class CniConfig:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Call:
-    """One verb for all plugins of a network; `box` is None for those about the network itself."""
+    """One verb for all plugins of a network; `sandbox` is None when it concerns the network."""
 
     command: str
     network: NetworkList
     limit_s: float
-    box: Sandbox | None = None
+    sandbox: Sandbox | None = None
     netns: Path | None = None
 
 
@@ -127,15 +127,15 @@ class CniNetwork:
                 raise InvalidRequestError(f"pod CIDR {cidr[:80]!r} is no network: {exc}") from None
         await self._settings.put(_CIDR_SETTING, ",".join(networks))
 
-    async def attach(self, box: Sandbox, netns: Path) -> Attachment:
+    async def attach(self, sandbox: Sandbox, netns: Path) -> Attachment:
         """ADD of every plugin in order; after a failure `detach` takes back what was done.
 
         Raises AgentError with the plugin's words, TimedOutError for one that hangs,
         InvalidRequestError for metadata that CNI_ARGS cannot carry and for bandwidth annotations
         that are none, also when no plugin limits the pod.
         """
-        bandwidth.limits(box.spec.annotations)
-        for key, value in _arguments(box):
+        bandwidth.limits(sandbox.spec.annotations)
+        for key, value in _arguments(sandbox):
             if not _ARGUMENT.fullmatch(value):
                 raise InvalidRequestError(
                     f"{key} {value[:80]!r} has a character that CNI_ARGS cannot carry"
@@ -145,26 +145,26 @@ class CniNetwork:
         if problem or network is None:
             raise AgentError(f"the pod network is not ready: {problem}")
         limit_s = self._config.timeout_s
-        call = _Call(command="ADD", network=network, limit_s=limit_s, box=box, netns=netns)
+        call = _Call(command="ADD", network=network, limit_s=limit_s, sandbox=sandbox, netns=netns)
         result: Json | None = None
         kept = _encode(network, result)
         for plugin in network.plugins:
-            await run_in(self._fs, _keep, self._kept_file(box), kept)
+            await run_in(self._fs, _keep, self._kept_file(sandbox), kept)
             output = await self._run(call, plugin, result)
             result = cni_result.parse_result(output, plugin["type"]) or result
             kept = _encode(network, result)
-        await run_in(self._fs, _keep, self._kept_file(box), kept)
+        await run_in(self._fs, _keep, self._kept_file(sandbox), kept)
         addresses = cni_result.addresses(result or {}, network.plugins[-1]["type"], _INTERFACE)
         return Attachment(addresses=addresses, cni_result=kept)
 
-    async def detach(self, box: Sandbox, netns: Path | None) -> None:
+    async def detach(self, sandbox: Sandbox, netns: Path | None) -> None:
         """DEL of every plugin, the last one first; fine when it was never attached.
 
         All are called even if one fails; the first failure is raised as AgentError.
         """
-        kept = box.cni_result or await run_in(self._fs, _kept, self._kept_file(box))
+        kept = sandbox.cni_result or await run_in(self._fs, _kept, self._kept_file(sandbox))
         if kept:
-            network, result = _decode(kept, box)
+            network, result = _decode(kept, sandbox)
         elif self._look() or self._loaded is None:
             return
         else:
@@ -172,17 +172,17 @@ class CniNetwork:
         if netns is not None and not namespaces.is_pinned(netns):
             netns = None
         limit_s = self._config.timeout_s
-        call = _Call(command="DEL", network=network, limit_s=limit_s, box=box, netns=netns)
+        call = _Call(command="DEL", network=network, limit_s=limit_s, sandbox=sandbox, netns=netns)
         failure: AgentError | None = None
         for plugin in reversed(network.plugins):
             try:
                 await self._run(call, plugin, result if network.keeps_result_for_del else None)
             except AgentError as exc:
-                log.warning("cni_del_failed", sandbox_id=box.id, error=str(exc))
+                log.warning("cni_del_failed", sandbox_id=sandbox.id, error=str(exc))
                 failure = failure or exc
         if failure is not None:
             raise failure
-        await run_in(self._fs, _forget, self._kept_file(box))
+        await run_in(self._fs, _forget, self._kept_file(sandbox))
 
     async def status(self) -> None:
         """STATUS of every plugin, where the version has it. Raises AgentError."""
@@ -197,7 +197,7 @@ class CniNetwork:
         network = self._loaded
         if network is None or not network.knows("GC"):
             return
-        valid = [{"containerID": box.id, "ifname": _INTERFACE} for box in live]
+        valid = [{"containerID": sandbox.id, "ifname": _INTERFACE} for sandbox in live]
         call = _Call(command="GC", network=network, limit_s=_QUESTION_LIMIT_S)
         for plugin in network.plugins:
             try:
@@ -241,8 +241,8 @@ class CniNetwork:
         if asked == self._seen:  # else it is an answer about another configuration
             self._status_problem = problem
 
-    def _kept_file(self, box: Sandbox) -> Path:
-        return self._config.cache_dir / f"{box.id}.json"
+    def _kept_file(self, sandbox: Sandbox) -> Path:
+        return self._config.cache_dir / f"{sandbox.id}.json"
 
     async def _run(self, call: _Call, plugin: Json, previous: Json | None) -> bytes:
         """One plugin's stdout. Raises AgentError when it fails, in its own words."""
@@ -254,26 +254,26 @@ class CniNetwork:
         }
         request = {**plugin, "name": call.network.name, "cniVersion": call.network.version}
         request.pop("capabilities", None)
-        if call.box is not None:
+        if call.sandbox is not None:
             arguments = [
                 f"{key}={value}"
-                for key, value in _arguments(call.box)
+                for key, value in _arguments(call.sandbox)
                 if _ARGUMENT.fullmatch(value)  # the rest was refused, and DEL goes without it
             ]
             environment |= {
-                "CNI_CONTAINERID": call.box.id,
+                "CNI_CONTAINERID": call.sandbox.id,
                 "CNI_NETNS": "" if call.netns is None else str(call.netns),
                 "CNI_IFNAME": _INTERFACE,
                 "CNI_ARGS": ";".join(["IgnoreUnknown=1", *arguments]),
             }
             add = call.command == "ADD"  # DEL of a pod that a former version let in has to work
-            if asked := runtime_config(plugin, call.box, self._pod_cidrs, strict=add):
+            if asked := runtime_config(plugin, call.sandbox, self._pod_cidrs, strict=add):
                 request["runtimeConfig"] = asked
         if previous is not None:
             request["prevResult"] = cni_result.converted(previous, call.network.version)
         status, output, errors = await run_plugin(program, environment, request, call.limit_s)
         if status:
-            text = cni_result.words(output, errors)
+            text = cni_result.failure_text(output, errors)
             raise AgentError(f'CNI plugin "{plugin["type"]}" {call.command}: {text}')
         return output
 
@@ -297,13 +297,13 @@ def _fingerprint(directory: Path) -> object:
     return tuple(found)
 
 
-def _arguments(box: Sandbox) -> list[tuple[str, str]]:
+def _arguments(sandbox: Sandbox) -> list[tuple[str, str]]:
     """CNI_ARGS as Kubernetes' plugins know them."""
-    metadata = box.spec.metadata
+    metadata = sandbox.spec.metadata
     return [
         ("K8S_POD_NAMESPACE", metadata.namespace),
         ("K8S_POD_NAME", metadata.name),
-        ("K8S_POD_INFRA_CONTAINER_ID", box.id),
+        ("K8S_POD_INFRA_CONTAINER_ID", sandbox.id),
         ("K8S_POD_UID", metadata.uid),
     ]
 
@@ -312,12 +312,14 @@ def _encode(network: NetworkList, result: Json | None) -> bytes:
     return json.dumps({"network": network.document, "result": result}).encode()
 
 
-def _decode(kept: bytes, box: Sandbox) -> tuple[NetworkList, Json | None]:
+def _decode(kept: bytes, sandbox: Sandbox) -> tuple[NetworkList, Json | None]:
     try:
         document = json.loads(kept)
-        return parse(document["network"], f"sandbox {box.id}"), document["result"]
+        return parse(document["network"], f"sandbox {sandbox.id}"), document["result"]
     except (ValueError, KeyError, TypeError, RecursionError) as exc:
-        raise CorruptError(f"the kept CNI result of sandbox {box.id} is damaged: {exc}") from None
+        raise CorruptError(
+            f"the kept CNI result of sandbox {sandbox.id} is damaged: {exc}"
+        ) from None
 
 
 def _keep(file: Path, data: bytes) -> None:

@@ -116,7 +116,7 @@ def addresses(result: Json, kind: str, interface: str) -> tuple[str, ...]:
     return found
 
 
-def words(output: bytes, errors: bytes) -> str:
+def failure_text(output: bytes, errors: bytes) -> str:
     """Why a plugin failed: its error object, else its stderr."""
     try:
         answer = json.loads(output)

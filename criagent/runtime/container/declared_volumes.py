@@ -49,7 +49,7 @@ class DeclaredVolumes:
     fs: Executor
 
     async def make(
-        self, row: Container, box: Sandbox, snapshot: Snapshot, declared: Sequence[str]
+        self, container: Container, sandbox: Sandbox, snapshot: Snapshot, declared: Sequence[str]
     ) -> tuple[ResolvedMount, ...]:
         """The mounts of the `declared` volumes; what is in the image there is copied.
 
@@ -59,30 +59,30 @@ class DeclaredVolumes:
         """
         if not declared or self.mode == "ignore":
             return ()
-        places = await run_in(self.fs, self._places, row, declared)
+        places = await run_in(self.fs, self._places, container, declared)
         if self.mode == "mkdir":
-            await run_in(self.fs, self._make_places, row, box, places)
+            await run_in(self.fs, self._make_places, container, sandbox, places)
             return ()
         mounts = []
         top = self.snapshots.tree(snapshot).with_name("volumes")
         for number, place in enumerate(places):
             directory = top / str(number)
-            if await run_in(self.fs, self._prepare, row, box, place, directory):
-                await self._copy(row, place, directory)
+            if await run_in(self.fs, self._prepare, container, sandbox, place, directory):
+                await self._copy(container, place, directory)
             mounts.append(_mount(place, directory))
         return tuple(mounts)
 
-    def _places(self, row: Container, declared: Sequence[str]) -> list[str]:
+    def _places(self, container: Container, declared: Sequence[str]) -> list[str]:
         """Where the volumes are, without links, each once, without those that are not made."""
-        image = row.spec.image
+        image = container.spec.image
         if len(declared) > _LIMIT:
             raise InvalidRequestError(
                 f"image {image[:200]} declares {len(declared)} volumes, more than {_LIMIT}; "
                 f"declare fewer, or {_CURE}"
             )
-        root = os.open(self.paths.rootfs(row.id), os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+        root = os.open(self.paths.rootfs(container.id), os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
         try:
-            taken = {cleaned(mount.container_path) for mount in row.spec.mounts}
+            taken = {cleaned(mount.container_path) for mount in container.spec.mounts}
             taken |= {landing(root, path, image) for path in taken}
             places: dict[str, None] = {}
             for text in declared:
@@ -94,21 +94,23 @@ class DeclaredVolumes:
                     )
                 place = path if is_kernel_place(path) else landing(root, path, image)
                 if is_kernel_place(place):
-                    log.info("declared_volume_left_out", container_id=row.id, path=place[:200])
+                    log.info(
+                        "declared_volume_left_out", container_id=container.id, path=place[:200]
+                    )
                 elif path not in taken and place not in taken:
                     places[place] = None
         finally:
             os.close(root)
         return list(places)
 
-    def _prepare(self, row: Container, box: Sandbox, place: str, directory: Path) -> bool:
+    def _prepare(self, container: Container, sandbox: Sandbox, place: str, directory: Path) -> bool:
         """Whether the image has files at `place` to be copied with their directory.
 
         Otherwise the directory is made, with owner and mode as the image's or else root's.
         """
-        content = self._content(row, place)
-        mapped = box.spec.security.namespaces.mapped
-        owner, mode = (0, 0) if mapped is None else (mapped.root_uid, mapped.root_gid), 0o755
+        content = self._content(container, place)
+        userns = sandbox.spec.security.namespaces.pod_userns
+        owner, mode = (0, 0) if userns is None else (userns.root_uid, userns.root_gid), 0o755
         with disk_full(self.snapshots.root):
             directory.parent.mkdir(exist_ok=True, mode=0o700)
             if content is not None:
@@ -125,12 +127,12 @@ class DeclaredVolumes:
             directory.chmod(mode)
         return False
 
-    async def _copy(self, row: Container, place: str, directory: Path) -> None:
+    async def _copy(self, container: Container, place: str, directory: Path) -> None:
         """Copy a directory with owners, modes, times, links and attributes, by cp of coreutils.
 
         The path has no links, and nobody else can change the root.
         """
-        source = f"{self.paths.rootfs(row.id)}{place}/."
+        source = f"{self.paths.rootfs(container.id)}{place}/."
         read, write = os.pipe()
         errors = PipeReader(read, limit=4096)
         try:
@@ -146,40 +148,41 @@ class DeclaredVolumes:
         finally:
             errors.close()
         if status:
-            words = bytes(errors.data).decode(errors="replace").strip()[-300:]
-            text = f"image {row.spec.image[:200]}: volume {place[:200]!r} was not copied: {words}"
-            if any(reason in words for reason in _FULL):
+            output = bytes(errors.data).decode(errors="replace").strip()[-300:]
+            image = container.spec.image[:200]
+            text = f"image {image}: volume {place[:200]!r} was not copied: {output}"
+            if any(reason in output for reason in _FULL):
                 raise ExhaustedError(f"{text}; free space on the disk of storage.root")
             raise AgentError(text)
 
-    def _content(self, row: Container, place: str) -> int | None:
+    def _content(self, container: Container, place: str) -> int | None:
         """What the image has at `place`, None = nothing."""
-        root = os.open(self.paths.rootfs(row.id), os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+        root = os.open(self.paths.rootfs(container.id), os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
         try:
             return open_in_root(root, place, os.O_RDONLY | os.O_DIRECTORY)
         except FileNotFoundError:
             return None
         except NotADirectoryError:
             raise InvalidRequestError(
-                f"image {row.spec.image[:200]} declares the volume {place[:200]!r}, where it has "
-                f"a file and no directory; declare a directory, or {_CURE}"
+                f"image {container.spec.image[:200]} declares the volume {place[:200]!r}, where it "
+                f"has a file and no directory; declare a directory, or {_CURE}"
             ) from None
         finally:
             os.close(root)
 
-    def _make_places(self, row: Container, box: Sandbox, places: Sequence[str]) -> None:
+    def _make_places(self, container: Container, sandbox: Sandbox, places: Sequence[str]) -> None:
         """Directories of the container's user in its root; those that are there stay."""
-        user, mapped = row.user, box.spec.security.namespaces.mapped
+        user, userns = container.user, sandbox.spec.security.namespaces.pod_userns
         uid, gid = (0, 0) if user is None else (user.uid, user.gid)
-        if mapped is not None:
-            uid, gid = mapped.root_uid + uid, mapped.root_gid + gid
-        root = os.open(self.paths.rootfs(row.id), os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+        if userns is not None:
+            uid, gid = userns.root_uid + uid, userns.root_gid + gid
+        root = os.open(self.paths.rootfs(container.id), os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
         try:
             for place in places:
                 _make_below(root, place, (uid, gid))
         except NotADirectoryError as exc:
             raise InvalidRequestError(
-                f"image {row.spec.image[:200]} declares a volume at or below "
+                f"image {container.spec.image[:200]} declares a volume at or below "
                 f"{str(exc.filename)[:200]!r}, where it has a file; {_CURE}"
             ) from None
         finally:

@@ -67,21 +67,21 @@ class ExitWatcher:
         self._tasks: dict[str, asyncio.Task[None]] = {}
         self._retries: dict[str, asyncio.TimerHandle] = {}
 
-    def watch_child(self, row: Container, child: Child) -> None:
+    def watch_child(self, container: Container, child: Child) -> None:
         """Watch the monitor that we have just started, unless a stop came first and does."""
-        self._start(row, child)
+        self._start(container, child)
 
-    def adopt(self, row: Container) -> None:
+    def adopt(self, container: Container) -> None:
         """Watch the monitor of a container that an earlier daemon started, unless it is watched."""
-        self._start(row, None)
+        self._start(container, None)
 
-    async def exited(self, row: Container) -> None:
+    async def exited(self, container: Container) -> None:
         """Return once the container's exit is in its row, which is watched if nobody did yet.
 
         Raises what kept the exit from being written; that is tried again all the same.
         """
-        self.adopt(row)
-        await asyncio.shield(self._tasks[row.id])
+        self.adopt(container)
+        await asyncio.shield(self._tasks[container.id])
 
     async def close(self) -> None:
         """Stop watching; monitors keep the codes."""
@@ -92,75 +92,78 @@ class ExitWatcher:
         await asyncio.gather(*self._tasks.values(), return_exceptions=True)
         self._oom.close()
 
-    def _start(self, row: Container, child: Child | None, retry_s: float = _RETRY_S) -> None:
-        if row.id in self._tasks:
+    def _start(self, container: Container, child: Child | None, retry_s: float = _RETRY_S) -> None:
+        if container.id in self._tasks:
             return
-        watching = self._watch(row, child, retry_s)
+        watching = self._watch(container, child, retry_s)
         # The pod of one that we have just made is known though no label says it.
         bound = structlog.contextvars.get_contextvars()
         facts: dict[str, Any] = {key: bound[key] for key in ("pod", "pod_uid") if key in bound}
-        task = detached(watching, name=f"exit:{row.id}", **(facts | row.facts))
-        self._tasks[row.id] = task
-        task.add_done_callback(partial(self._ended, row.id))
-        if row.cgroup:
-            self._oom.watch(row.id, row.cgroup)
+        task = detached(watching, name=f"exit:{container.id}", **(facts | container.facts))
+        self._tasks[container.id] = task
+        task.add_done_callback(partial(self._ended, container.id))
+        if container.cgroup:
+            self._oom.watch(container.id, container.cgroup)
 
     def _ended(self, container_id: str, task: asyncio.Task[None]) -> None:
         del self._tasks[container_id]
         if not task.cancelled():
             task.exception()  # was logged
 
-    async def _watch(self, row: Container, child: Child | None, retry_s: float) -> None:
+    async def _watch(self, container: Container, child: Child | None, retry_s: float) -> None:
         if child is not None:
             await child.wait()
-        elif row.monitor is not None and row.boot_id == self._boot_id:
-            await _end(row.monitor)
-        start = self._starts.get(start_key(row.id))
+        elif container.monitor is not None and container.boot_id == self._boot_id:
+            await _end(container.monitor)
+        start = self._starts.get(start_key(container.id))
         if start is not None and start.task is not None:  # its row comes first, and its event
             await asyncio.wait({start.task}, timeout=_START_LIMIT_S)
-        row_now = self._store.get(row.id)
+        row_now = self._store.get(container.id)
         if row_now is None or not row_now.ready_at_ns or row_now.finished_at_ns:
             return
         try:
             await self._settle(row_now)
         except Exception as failure:
             log.exception(
-                "exit_not_written", container_id=row.id, error=repr(failure), again_in_s=retry_s
+                "exit_not_written",
+                container_id=container.id,
+                error=repr(failure),
+                again_in_s=retry_s,
             )
-            self._retry(row, retry_s)
+            self._retry(container, retry_s)
             raise
 
-    def _retry(self, row: Container, delay_s: float) -> None:
+    def _retry(self, container: Container, delay_s: float) -> None:
         def again() -> None:
-            del self._retries[row.id]
-            self._start(row, None, min(2 * delay_s, _RETRY_MOST_S))
+            del self._retries[container.id]
+            self._start(container, None, min(2 * delay_s, _RETRY_MOST_S))
 
-        if (earlier := self._retries.pop(row.id, None)) is not None:
+        if (earlier := self._retries.pop(container.id, None)) is not None:
             earlier.cancel()
-        self._retries[row.id] = asyncio.get_running_loop().call_later(delay_s, again)
+        self._retries[container.id] = asyncio.get_running_loop().call_later(delay_s, again)
 
-    async def _settle(self, row: Container) -> None:
+    async def _settle(self, container: Container) -> None:
         """Write the exit of a container whose monitor is gone."""
-        file = self._paths.exit_file(row.id)
-        code, finished_ns = await self._code(row, file)
+        file = self._paths.exit_file(container.id)
+        code, finished_ns = await self._code(container, file)
         reason = ""
         if code is None:
-            if row.boot_id == self._boot_id and process.alive(row.init):
+            if container.boot_id == self._boot_id and process.alive(container.init):
                 reason = Reason.MONITOR_LOST
-                self._kill(row)
+                self._kill(container)
             else:
                 reason = Reason.UNKNOWN
             code, finished_ns = LOST_CODE, self._clock.now_ns()
-        if row.spec.security.namespaces.pid is not NamespaceMode.CONTAINER:
+        if container.spec.security.namespaces.pid is not NamespaceMode.CONTAINER:
             # Nothing else ends its children.
-            await run_in(self._fs, own_cgroup.kill, row.cgroup, row.id)
-        kills = self._oom_kills(row, code)
+            await run_in(self._fs, own_cgroup.kill, container.cgroup, container.id)
+        kills = self._oom_kills(container, code)
         if not reason:
             reason = Reason.ERROR if code else Reason.COMPLETED
             if kills:
                 reason = Reason.OOM_KILLED
         await self._transitions.apply(
-            row.id,
+            container.id,
             finished_at_ns=finished_ns,
             exit_code=code,
             reason=str(reason),
@@ -168,37 +171,37 @@ class ExitWatcher:
             stop_deadline_boot_ns=0,
             oom_kills_seen=kills,
         )
-        self._oom.forget(row.id)  # the kills that it saw are in the row
-        log.info("container_exited", container_id=row.id, code=code, reason=str(reason))
+        self._oom.forget(container.id)  # the kills that it saw are in the row
+        log.info("container_exited", container_id=container.id, code=code, reason=str(reason))
 
-    async def _code(self, row: Container, file: Path) -> tuple[int | None, int]:
+    async def _code(self, container: Container, file: Path) -> tuple[int | None, int]:
         """Exit code and time from conmon's file; (None, 0) when it left none."""
         limit = asyncio.get_running_loop().time() + _FILE_LIMIT_S
         while True:
             code, finished_ns = await run_in(self._fs, _read_exit, file)
-            if code is not None or row.boot_id != self._boot_id:
-                return code, max(finished_ns, row.started_at_ns, row.created_at_ns)
+            if code is not None or container.boot_id != self._boot_id:
+                return code, max(finished_ns, container.started_at_ns, container.created_at_ns)
             if asyncio.get_running_loop().time() > limit:
                 return None, 0
             await asyncio.sleep(_FILE_LOOK_S)
 
-    def _kill(self, row: Container) -> None:
-        log.warning("monitor_lost", container_id=row.id)
-        if row.init is not None:
+    def _kill(self, container: Container) -> None:
+        log.warning("monitor_lost", container_id=container.id)
+        if container.init is not None:
             with contextlib.suppress(
                 PermissionError
             ):  # by a security profile: cgroup.kill asks none
-                process.send_signal(row.init, signal.SIGKILL)
-        own_cgroup.kill(row.cgroup, row.id)
+                process.send_signal(container.init, signal.SIGKILL)
+        own_cgroup.kill(container.cgroup, container.id)
 
-    def _oom_kills(self, row: Container, code: int) -> int:
-        if not row.cgroup:
+    def _oom_kills(self, container: Container, code: int) -> int:
+        if not container.cgroup:
             return 0
-        kills = self._oom.kills(row.id, row.cgroup, code=code)
-        if kills or code != KILLED_CODE or self._oom.could_look(row.id, row.cgroup):
+        kills = self._oom.kills(container.id, container.cgroup, code=code)
+        if kills or code != KILLED_CODE or self._oom.could_look(container.id, container.cgroup):
             return kills
         # The word of the monitor, which may mean no more than that memory ran short.
-        return int(self._paths.oom_file(row.id).exists())
+        return int(self._paths.oom_file(container.id).exists())
 
 
 def _read_exit(file: Path) -> tuple[int | None, int]:

@@ -34,10 +34,10 @@ class ContainerFiles:
     fs: Executor
 
     async def mount_rootfs(
-        self, container_id: str, box: Sandbox, snapshot: Snapshot, image: Image, label: str
+        self, container_id: str, sandbox: Sandbox, snapshot: Snapshot, image: Image, label: str
     ) -> None:
         """Make the bundle's directory and mount the overlay in it, mapped as the pod's ids are."""
-        ids = mapped_ids(self.paths, box, container_id)
+        ids = mapped_ids(self.paths, sandbox, container_id)
         rootfs = self.paths.rootfs(container_id)
         await self.snapshots.mount_container(snapshot, image, rootfs, ids, label)
 

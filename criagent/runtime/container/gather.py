@@ -48,7 +48,7 @@ _HOST_SHM = Path("/dev/shm")  # noqa: S108 - the node's own, for pods that share
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
-class _Looked:
+class _Resolved:
     """What a thread found on the host."""
 
     devices: tuple[ResolvedDevice, ...]
@@ -77,124 +77,134 @@ class SpecGatherer:
     fs: Executor
 
     async def gather(
-        self, row: Container, box: Sandbox, image: Image, volumes: Mapping[int, ResolvedMount]
+        self,
+        container: Container,
+        sandbox: Sandbox,
+        image: Image,
+        volumes: Mapping[int, ResolvedMount],
     ) -> SpecInputs:
-        """Everything for `row`, whose user is resolved. `volumes` are its mounted image volumes.
+        """Everything for `container`, whose user is resolved, with its mounted image volumes.
 
         Raises InvalidRequestError and UnsupportedError for what the node cannot give.
         """
-        of_host = await self.host_paths.resolve([m for m in row.spec.mounts if m.image is None])
+        of_host = await self.host_paths.resolve(
+            [m for m in container.spec.mounts if m.image is None]
+        )
         if any(mount.request.uid_mappings for mount in of_host):
-            of_host = await run_in(self.fs, self._mapped, row, box, of_host)
-        mapped = box.spec.security.namespaces.mapped is not None
-        looked = await run_in(self.fs, partial(self._look, row, mapped=mapped))
-        user = row.user or ContainerUser(uid=0, gid=0)
+            of_host = await run_in(self.fs, self._mapped, container, sandbox, of_host)
+        has_userns = sandbox.spec.security.namespaces.pod_userns is not None
+        resolved = await run_in(self.fs, partial(self._resolve, container, has_userns=has_userns))
+        user = container.user or ContainerUser(uid=0, gid=0)
         return SpecInputs(
-            container=row,
-            sandbox=box,
+            container=container,
+            sandbox=sandbox,
             image=image,
             user=dataclasses.replace(
-                user, groups=tuple(dict.fromkeys((*user.groups, *looked.cdi.groups)))
+                user, groups=tuple(dict.fromkeys((*user.groups, *resolved.cdi.groups)))
             ),
-            rootfs=self.paths.rootfs(row.id),
-            namespaces=self._namespaces(row, box),
-            mounts=merged(row.spec.mounts, volumes, of_host),
-            devices=looked.devices,
-            pod_files=self._pod_files(box),
-            cgroups_path=container_cgroups_path(self.driver, box.spec.cgroup_parent, row.id),
-            hostname=pod_hostname(box),
-            seccomp=looked.seccomp,
+            rootfs=self.paths.rootfs(container.id),
+            namespaces=self._namespaces(container, sandbox),
+            mounts=merged(container.spec.mounts, volumes, of_host),
+            devices=resolved.devices,
+            pod_files=self._pod_files(sandbox),
+            cgroups_path=container_cgroups_path(
+                self.driver, sandbox.spec.cgroup_parent, container.id
+            ),
+            hostname=pod_hostname(sandbox),
+            seccomp=resolved.seccomp,
             apparmor=await self.apparmor.profile(
-                row.spec.security.apparmor, privileged=row.spec.security.privileged
+                container.spec.security.apparmor, privileged=container.spec.security.privileged
             ),
             node=self.node,
-            all_devices=self._host_devices(row) and not mapped,
-            cdi=looked.cdi,
+            all_devices=self._host_devices(container) and not has_userns,
+            cdi=resolved.cdi,
         )
 
-    def _host_devices(self, row: Container) -> bool:
-        return row.spec.security.privileged and row.handler not in self.no_host_devices
+    def _host_devices(self, container: Container) -> bool:
+        return container.spec.security.privileged and container.handler not in self.no_host_devices
 
     def _mapped(
-        self, row: Container, box: Sandbox, mounts: tuple[ResolvedMount, ...]
+        self, container: Container, sandbox: Sandbox, mounts: tuple[ResolvedMount, ...]
     ) -> tuple[ResolvedMount, ...]:
-        userns = self.paths.userns(box.id)
-        if row.handler not in self.mapping_handlers:
-            return attach_mapped(mounts, userns, self.paths.mapped_mounts(row.id))
+        userns = self.paths.userns(sandbox.id)
+        if container.handler not in self.mapping_handlers:
+            return attach_mapped(mounts, userns, self.paths.mapped_mounts(container.id))
         try_mappings(mounts, userns)
         return mounts
 
-    def _look(self, row: Container, *, mapped: bool) -> _Looked:
-        security = row.spec.security
+    def _resolve(self, container: Container, *, has_userns: bool) -> _Resolved:
+        security = container.spec.security
         profile = seccomp_profile(
             security,
             machine=self.node.machine,
             capabilities=effective_capabilities(security, self.node.capabilities),
         )
-        return _Looked(
+        return _Resolved(
             devices=resolve_devices(
-                row.spec,
-                host_devices=self._host_devices(row),
+                container.spec,
+                host_devices=self._host_devices(container),
                 owned=self.owned_devices,
-                mapped=mapped,
+                has_userns=has_userns,
             ),
             seccomp=profile,
-            cdi=self.cdi.edits(row.spec.cdi_devices, row.handler),
+            cdi=self.cdi.edits(container.spec.cdi_devices, container.handler),
         )
 
-    def _namespaces(self, row: Container, box: Sandbox) -> ContainerNamespaces:
-        pins = self.namespaces.pins(box)
+    def _namespaces(self, container: Container, sandbox: Sandbox) -> ContainerNamespaces:
+        pins = self.namespaces.pins(sandbox)
         return ContainerNamespaces(
             network=pins.get("net"),
             ipc=pins.get("ipc"),
             uts=pins.get("uts"),
-            pid=self._pid_namespace(row, box),
+            pid=self._pid_namespace(container, sandbox),
             user=pins.get("user"),
         )
 
-    def check_pid_namespace(self, row: Container, box: Sandbox) -> None:
-        """Raises WrongStateError when the process whose PID namespace `row` has entered is dead.
+    def check_pid_namespace(self, container: Container, sandbox: Sandbox) -> None:
+        """Raises WrongStateError when the process whose PID namespace it has entered is dead.
 
         Its number may have been another one's by the time the runtime opened the namespace, so it
         is looked at before and after.
         """
-        owner = self._pid_owner(row, box)
+        owner = self._pid_owner(container, sandbox)
         if owner is not None and not process.alive(owner):
             raise WrongStateError(
-                f"the process whose PID namespace container {row.id} asks for has ended"
+                f"the process whose PID namespace container {container.id} asks for has ended"
             )
 
-    def _pid_namespace(self, row: Container, box: Sandbox) -> Path | Literal["new"] | None:
-        if row.spec.security.namespaces.pid is NamespaceMode.NODE:
+    def _pid_namespace(
+        self, container: Container, sandbox: Sandbox
+    ) -> Path | Literal["new"] | None:
+        if container.spec.security.namespaces.pid is NamespaceMode.NODE:
             return None
-        owner = self._pid_owner(row, box)
+        owner = self._pid_owner(container, sandbox)
         if owner is None:
             return "new"
-        self.check_pid_namespace(row, box)
+        self.check_pid_namespace(container, sandbox)
         return Path(f"/proc/{owner.pid}/ns/pid")
 
-    def _pid_owner(self, row: Container, box: Sandbox) -> ProcessRef | None:
-        options = row.spec.security.namespaces
+    def _pid_owner(self, container: Container, sandbox: Sandbox) -> ProcessRef | None:
+        options = container.spec.security.namespaces
         if options.pid is NamespaceMode.TARGET:
-            return self._target(row, options.target_id)
-        return box.holder if options.pid is NamespaceMode.POD else None
+            return self._target(container, options.target_id)
+        return sandbox.holder if options.pid is NamespaceMode.POD else None
 
-    def _target(self, row: Container, target_id: str) -> ProcessRef:
+    def _target(self, container: Container, target_id: str) -> ProcessRef:
         target = self.store.get(target_id)
-        if target is None or target.sandbox_id != row.sandbox_id:
+        if target is None or target.sandbox_id != container.sandbox_id:
             raise InvalidRequestError(f"PID target {target_id[:80]!r} is no container of this pod")
         if target.state is not ContainerState.RUNNING or target.init is None:
             raise InvalidRequestError(f"PID target {target.id} is not running")
         return target.init
 
-    def _pod_files(self, box: Sandbox) -> PodFiles:
-        host_ipc = box.spec.security.namespaces.ipc is NamespaceMode.NODE
-        etc = self.paths.etc(box.id)
+    def _pod_files(self, sandbox: Sandbox) -> PodFiles:
+        host_ipc = sandbox.spec.security.namespaces.ipc is NamespaceMode.NODE
+        etc = self.paths.etc(sandbox.id)
         if not etc.exists():  # a pod that 0.1 made
-            etc = self.paths.sandbox(box.id)
+            etc = self.paths.sandbox(sandbox.id)
         return PodFiles(
             resolv_conf=etc / "resolv.conf",
             hostname=etc / "hostname",
             hosts=etc / "hosts",
-            shm=_HOST_SHM if host_ipc else self.paths.shm(box.id),
+            shm=_HOST_SHM if host_ipc else self.paths.shm(sandbox.id),
         )

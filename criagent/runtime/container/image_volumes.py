@@ -82,7 +82,9 @@ class ImageVolumes:
             found.append(ImageVolume(mount=number, image_id=image.id, top=top))
         return tuple(found)
 
-    async def mount(self, row: Container, box: Sandbox, label: str) -> Mapping[int, ResolvedMount]:
+    async def mount(
+        self, container: Container, sandbox: Sandbox, label: str
+    ) -> Mapping[int, ResolvedMount]:
         """Mount the row's image volumes; the sources of its mounts by their number.
 
         They have the SELinux label as a property of the mount; no layer is ever relabelled.
@@ -92,10 +94,10 @@ class ImageVolumes:
         absent sub-path, InvalidRequestError for one that is no directory, AgentError.
         """
         sources = {}
-        ids = mapped_ids(self.paths, box, row.id)
-        for volume in row.image_volumes:
-            request = row.spec.mounts[volume.mount]
-            target = self.paths.image_volume(row.id, volume.mount)
+        ids = mapped_ids(self.paths, sandbox, container.id)
+        for volume in container.image_volumes:
+            request = container.spec.mounts[volume.mount]
+            target = self.paths.image_volume(container.id, volume.mount)
             await self.images.snapshots.mount_image(volume.top, target, ids, label)
             source = await run_in(self.fs, _source, target, request)
             slave = request.propagation is MountPropagation.HOST_TO_CONTAINER

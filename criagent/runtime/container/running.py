@@ -9,7 +9,9 @@ from criagent.store.containers import ContainerStore
 
 def running(store: ContainerStore, container_id: str) -> Container:
     """The running container. Raises NotFoundError, WrongStateError."""
-    row = store.resolve(container_id)
-    if row.state is not ContainerState.RUNNING:
-        raise WrongStateError(f"container {row.id} is {row.state.name.lower()}, not running")
-    return row
+    container = store.resolve(container_id)
+    if container.state is not ContainerState.RUNNING:
+        raise WrongStateError(
+            f"container {container.id} is {container.state.name.lower()}, not running"
+        )
+    return container

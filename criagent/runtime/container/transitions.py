@@ -23,17 +23,19 @@ class Transitions:
 
     async def _apply(self, container_id: str, changes: dict[str, Any]) -> Container | None:
         async with self.locks.hold(container_id):
-            row = self.store.get(container_id)
-            if row is None:
+            container = self.store.get(container_id)
+            if container is None:
                 return None
-            row = _in_order(dataclasses.replace(row, **changes))
-            await self.store.update(row)
-            return row
+            container = _in_order(dataclasses.replace(container, **changes))
+            await self.store.update(container)
+            return container
 
 
-def _in_order(row: Container) -> Container:
+def _in_order(container: Container) -> Container:
     """Times of files are coarser than the clock: an exit is never told to precede its start."""
-    if row.finished_at_ns and row.finished_at_ns <= max(row.started_at_ns, row.created_at_ns):
-        earliest = max(row.started_at_ns, row.created_at_ns) + 1
-        return dataclasses.replace(row, finished_at_ns=earliest)
-    return row
+    if container.finished_at_ns and container.finished_at_ns <= max(
+        container.started_at_ns, container.created_at_ns
+    ):
+        earliest = max(container.started_at_ns, container.created_at_ns) + 1
+        return dataclasses.replace(container, finished_at_ns=earliest)
+    return container

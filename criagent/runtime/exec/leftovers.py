@@ -28,12 +28,12 @@ def exec_name() -> str:
     return f"{_PREFIX}{secrets.token_hex(8)}{_SUFFIX}"
 
 
-async def end_leftovers(paths: RuntimePaths, row: Container) -> None:
+async def end_leftovers(paths: RuntimePaths, container: Container) -> None:
     """Kill what the execs of a former daemon left running in a container."""
-    for file in paths.container(row.id).glob(f"{_PREFIX}*.json"):
-        if row.cgroup:
-            async with exec_cgroup(f"{row.cgroup}/{file.stem}"):
+    for file in paths.container(container.id).glob(f"{_PREFIX}*.json"):
+        if container.cgroup:
+            async with exec_cgroup(f"{container.cgroup}/{file.stem}"):
                 pass  # its end is what it is for
         file.with_suffix(".pid").unlink(missing_ok=True)
         file.unlink(missing_ok=True)
-        log.info("exec_ended", container_id=row.id, exec=file.stem)
+        log.info("exec_ended", container_id=container.id, exec=file.stem)

@@ -76,7 +76,7 @@ class ExecPlan:
     """What is ready for one command; it lasts as long as the stack that it was made on."""
 
     stack: AsyncExitStack
-    row: Container
+    container: Container
     runtime: OciRuntime
     process: Path  # the OCI process object
     cgroup: str  # its name beside init's, "" for none
@@ -101,7 +101,7 @@ class ExecPlan:
             orphan = ExpectedOrphan()
             self.stack.callback(orphan.release)
         argv = self.runtime.exec_argv(
-            self.row.id, self.process, cgroup=self.cgroup, pid_file=pid_file, console=console
+            self.container.id, self.process, cgroup=self.cgroup, pid_file=pid_file, console=console
         )
         child = spawn(argv, stdin=stdin, stdout=stdout, stderr=stderr)
         await self.stack.enter_async_context(killed_on_exit(child))
@@ -119,7 +119,7 @@ class ExecPlanner:
     async def prepare(
         self,
         stack: AsyncExitStack,
-        row: Container,
+        container: Container,
         cmd: Sequence[str],
         *,
         own_cgroup: bool = True,
@@ -131,18 +131,25 @@ class ExecPlanner:
         Raises InvalidRequestError for a command that cannot be, WrongStateError for a handler
         that is no longer configured.
         """
-        runtime = self.runtimes[row.handler]
-        process = process_spec(self.files.process(row.id), cmd, tty=tty)
+        runtime = self.runtimes[container.handler]
+        process = process_spec(self.files.process(container.id), cmd, tty=tty)
         if tty and size is not None:
             process["consoleSize"] = {"width": size.width, "height": size.height}
         name = exec_name()
         # tmpfs and cgroupfs answer at once: a thread would cost more than the calls.
-        file = self.paths.container(row.id) / f"{name}.json"
+        file = self.paths.container(container.id) / f"{name}.json"
         stack.callback(file.unlink, missing_ok=True)
         file.write_bytes(msgspec.json.encode(process))
-        if not own_cgroup or not row.cgroup:
+        if not own_cgroup or not container.cgroup:
             return ExecPlan(
-                stack=stack, row=row, runtime=runtime, process=file, cgroup="", tree=Tree()
+                stack=stack,
+                container=container,
+                runtime=runtime,
+                process=file,
+                cgroup="",
+                tree=Tree(),
             )
-        tree = await stack.enter_async_context(exec_cgroup(f"{row.cgroup}/{name}"))
-        return ExecPlan(stack=stack, row=row, runtime=runtime, process=file, cgroup=name, tree=tree)
+        tree = await stack.enter_async_context(exec_cgroup(f"{container.cgroup}/{name}"))
+        return ExecPlan(
+            stack=stack, container=container, runtime=runtime, process=file, cgroup=name, tree=tree
+        )

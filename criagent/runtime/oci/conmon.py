@@ -27,7 +27,7 @@ from criagent.kernel.process import alive, process_ref
 from criagent.model import Container, ProcessRef
 from criagent.process.child import Child, PipeReader, killed_on_exit, spawn
 from criagent.runtime.node.paths import RuntimePaths
-from criagent.runtime.oci.runtime import OciRuntime, plain_words
+from criagent.runtime.oci.runtime import OciRuntime, last_line
 from criagent.runtime.spec.cgroups import CgroupDriver, check_placement
 
 log: structlog.stdlib.BoundLogger = structlog.get_logger(__name__)
@@ -58,7 +58,7 @@ class Conmon:
     cgroup: str  # where they live, "" = where the daemon does
     fs: Executor
 
-    async def create(self, row: Container, runtime: OciRuntime) -> Monitored:
+    async def create(self, container: Container, runtime: OciRuntime) -> Monitored:
         """Create the container of the bundle under a new monitor.
 
         Raises AgentError with the runtime's words, WrongStateError when init is outside of the
@@ -75,11 +75,11 @@ class Conmon:
         try:
             try:
                 child = spawn(
-                    self._command(row, runtime),
+                    self._command(container, runtime),
                     stderr=error_write,
                     pass_fds=(reply_write,),
                     env=environment,
-                    cwd=self.paths.container(row.id),
+                    cwd=self.paths.container(container.id),
                     new_session=True,
                 )
             except OSError as exc:
@@ -92,7 +92,7 @@ class Conmon:
             try:
                 async with asyncio.timeout(self.limit_s), self._moved(child):
                     line = await reply.line()
-                return await self._created(child, line, errors, row)
+                return await self._created(child, line, errors, container)
             except TimeoutError:
                 async with killed_on_exit(child):
                     pass
@@ -135,43 +135,52 @@ class Conmon:
             log.warning("monitor_not_moved", cgroup=self.cgroup, error=str(exc))
 
     async def _created(
-        self, child: Child, line: bytes | None, errors: PipeReader, row: Container
+        self, child: Child, line: bytes | None, errors: PipeReader, container: Container
     ) -> Monitored:
         if line is None:
             async with killed_on_exit(child):
                 pass
             errors.drain()
-            words = plain_words(bytes(errors.data).decode(errors="replace"))
-            raise AgentError(f"conmon died at its start: {words}")
+            problem = last_line(bytes(errors.data).decode(errors="replace"))
+            raise AgentError(f"conmon died at its start: {problem}")
         answer = json.loads(line.decode(errors="replace"))
         pid = answer.get("data", answer.get("pid", -1))
         if pid <= 0:
-            raise AgentError(plain_words(answer.get("message", "")))
+            raise AgentError(last_line(answer.get("message", "")))
         init, monitor = process_ref(pid), process_ref(child.pid)
         cgroup = _cgroup_of(init)
         if init is None or monitor is None or cgroup is None:
             raise AgentError("the container's init died before it was started")
-        check_placement(cgroup, row.cgroup, row.handler)
+        check_placement(cgroup, container.cgroup, container.handler)
         return Monitored(child=child, monitor=monitor, init=init, cgroup=cgroup)
 
-    def _command(self, row: Container, runtime: OciRuntime) -> list[str | Path]:
-        bundle = self.paths.container(row.id)
+    def _command(self, container: Container, runtime: OciRuntime) -> list[str | Path]:
+        bundle = self.paths.container(container.id)
         command: list[str | Path] = [
-            *(self.program, "--sync", "--api-version", "1", "--cid", row.id, "--cuuid", row.id),
-            *("--name", row.spec.metadata.name, "--runtime", runtime.program.executable()),
+            *(
+                self.program,
+                "--sync",
+                "--api-version",
+                "1",
+                "--cid",
+                container.id,
+                "--cuuid",
+                container.id,
+            ),
+            *("--name", container.spec.metadata.name, "--runtime", runtime.program.executable()),
             *("--bundle", bundle, "--container-pidfile", bundle / "pidfile"),
             *("--exit-dir", self.paths.exits, "--persist-dir", bundle),
             *("--log-level", "error", "--no-sync-log", "--full-attach"),
-            *("--log-path", f"k8s-file:{row.log_path}" if row.log_path else "none:"),
+            *("--log-path", f"k8s-file:{container.log_path}" if container.log_path else "none:"),
             *("--runtime-arg", f"--root={runtime.root}"),
         ]
         if runtime.driver is CgroupDriver.SYSTEMD:
             command.append("--systemd-cgroup")
-        if row.spec.tty:
+        if container.spec.tty:
             command.append("--terminal")
-        if row.spec.stdin:
+        if container.spec.stdin:
             command.append("--stdin")
-            if not row.spec.stdin_once:
+            if not container.spec.stdin_once:
                 command.append("--leave-stdin-open")
         return command
 
@@ -195,13 +204,13 @@ def make_log(log: Path) -> None:
             os.fchmod(fd, _LOG_MODE)  # the umask does not count
             os.close(fd)
     except OSError as exc:
-        words = f"log {str(log)[:500]!r} cannot be made: {exc.strerror}"
+        problem = f"log {str(log)[:500]!r} cannot be made: {exc.strerror}"
         kind: type[AgentError] = (
             ExhaustedError if exc.errno in {errno.ENOSPC, errno.EDQUOT} else AgentError
         )
         if exc.errno in _UNUSABLE:
             kind = InvalidRequestError
-        raise kind(words) from None
+        raise kind(problem) from None
     if not regular:
         raise InvalidRequestError(
             f"log {str(log)[:500]!r} is there and no regular file; remove it, or set another "
@@ -251,12 +260,12 @@ def running_monitors(exits: Path) -> dict[str, ProcessRef]:
         if not entry.name.isdigit():
             continue
         try:
-            words = (entry / "cmdline").read_bytes().split(b"\0")
+            argv = (entry / "cmdline").read_bytes().split(b"\0")
         except OSError:
             continue
-        if b"--exit-dir" not in words or mark not in words or b"--cid" not in words:
+        if b"--exit-dir" not in argv or mark not in argv or b"--cid" not in argv:
             continue
         ref = process_ref(int(entry.name))
         if ref is not None:
-            found[words[words.index(b"--cid") + 1].decode()] = ref
+            found[argv[argv.index(b"--cid") + 1].decode()] = ref
     return found

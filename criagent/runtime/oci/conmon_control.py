@@ -20,7 +20,7 @@ _LIMIT_S = 10.0
 _FIRST_LOOK_S, _LAST_LOOK_S = 0.002, 0.25
 
 
-async def tell(control: Path, line: bytes) -> None:
+async def send(control: Path, line: bytes) -> None:
     """Hand `line` to the monitor once it has read what was told before.
 
     Raises WrongStateError when it has ended, TimedOutError when it does not read.

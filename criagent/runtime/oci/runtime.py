@@ -154,9 +154,9 @@ class OciRuntime:
             argv += ["--tty", "--console-socket", console]
         return [*argv, "--process", process, container_id]
 
-    async def _run(self, *words: str, stdin: str = "") -> str:
+    async def _run(self, *arguments: str, stdin: str = "") -> str:
         """Output of a subcommand. Raises AgentError, TimedOutError."""
-        command: list[str | Path] = [self.program.executable(), *self.arguments, *words]
+        command: list[str | Path] = [self.program.executable(), *self.arguments, *arguments]
         out_read, out_write = os.pipe()
         err_read, err_write = os.pipe()
         fds = [out_write, err_write]
@@ -176,13 +176,13 @@ class OciRuntime:
                 status = await child.wait()
         except TimeoutError:
             raise TimedOutError(
-                f"{self.name} {words[0]} {words[-1]} took over {_LIMIT_S} s"
+                f"{self.name} {arguments[0]} {arguments[-1]} took over {_LIMIT_S} s"
             ) from None
         finally:
-            text, words_of_failure = _taken(output), _taken(errors)
+            text, failure = _taken(output), _taken(errors)
         if status:
             ending = f"killed by {signal.Signals(-status).name}" if status < 0 else ""
-            raise AgentError(f"{self.name} {words[0]}: {ending or plain_words(words_of_failure)}")
+            raise AgentError(f"{self.name} {arguments[0]}: {ending or last_line(failure)}")
         return text
 
 
@@ -203,10 +203,10 @@ def _taken(reader: PipeReader) -> str:
     return bytes(reader.data).decode(errors="replace")
 
 
-def plain_words(text: str) -> str:
+def last_line(text: str) -> str:
     """The last line of a runtime's stderr without time and level, with the cure of a known one."""
     lines = [line for line in text.strip().splitlines() if line.strip()]
     last = lines[-1] if lines else "failed without a word"
     plain = _LOG_PREFIX.sub("", last).strip().strip('"')
-    cure = next((cure for words, cure in _CURES.items() if words in plain), "")
+    cure = next((cure for arguments, cure in _CURES.items() if arguments in plain), "")
     return f"{plain}; {cure}" if cure else plain

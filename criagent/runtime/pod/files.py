@@ -34,28 +34,28 @@ class PodFileWriter:
     selinux: Selinux
     fs: Executor
 
-    async def write(self, box: Sandbox) -> None:
+    async def write(self, sandbox: Sandbox) -> None:
         """Write the files and mount shm; raises InvalidRequestError for a bad DNS configuration."""
-        labels = await self.selinux.labels(box)
-        await run_in(self.fs, self._write, box, "" if labels is None else labels.mount)
+        labels = await self.selinux.labels(sandbox)
+        await run_in(self.fs, self._write, sandbox, "" if labels is None else labels.mount)
 
     async def remove(self, sandbox_id: str) -> None:
         """Unmount its file systems and delete the sandbox directory; idempotent."""
         await run_in(self.fs, self._remove, sandbox_id)
 
-    def _write(self, box: Sandbox, label: str) -> None:
-        mapped = box.spec.security.namespaces.mapped
-        owner = None if mapped is None else (mapped.root_uid, mapped.root_gid)
-        self.paths.make_sandbox(box.id, None if owner is None else owner[1])
+    def _write(self, sandbox: Sandbox, label: str) -> None:
+        userns = sandbox.spec.security.namespaces.pod_userns
+        owner = None if userns is None else (userns.root_uid, userns.root_gid)
+        self.paths.make_sandbox(sandbox.id, None if owner is None else owner[1])
         context = f',context="{label}"' if label else ""
         texts = {
-            "resolv.conf": resolv_conf(box.spec.dns, _host("/etc/resolv.conf")),
-            "hostname": pod_hostname(box) + "\n",
+            "resolv.conf": resolv_conf(sandbox.spec.dns, _host("/etc/resolv.conf")),
+            "hostname": pod_hostname(sandbox) + "\n",
             "hosts": _host("/etc/hosts"),
         }
-        _write_files(self.paths.etc(box.id), texts, owner, context)
-        if box.spec.security.namespaces.ipc is not NamespaceMode.NODE:
-            shm = self.paths.shm(box.id)
+        _write_files(self.paths.etc(sandbox.id), texts, owner, context)
+        if sandbox.spec.security.namespaces.ipc is not NamespaceMode.NODE:
+            shm = self.paths.shm(sandbox.id)
             shm.mkdir(exist_ok=True)
             ids = "" if owner is None else f",uid={owner[0]},gid={owner[1]}"
             mount.mount("shm", shm, "tmpfs", _SAFE, _SHM_DATA + ids + context)

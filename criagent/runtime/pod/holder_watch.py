@@ -27,16 +27,16 @@ class HolderWatch:
         self._pidfds: dict[str, int] = {}
         self._tasks: set[asyncio.Task[None]] = set()
 
-    def watch(self, box: Sandbox) -> None:
-        """Follow the holder of `box`, if it has one, until it ends."""
-        if box.holder is None or box.id in self._pidfds:
+    def watch(self, sandbox: Sandbox) -> None:
+        """Follow the holder of `sandbox`, if it has one, until it ends."""
+        if sandbox.holder is None or sandbox.id in self._pidfds:
             return
-        fd = process.open_pidfd(box.holder)
+        fd = process.open_pidfd(sandbox.holder)
         if fd is None:
-            self._ended(box.id)
+            self._ended(sandbox.id)
             return
-        self._pidfds[box.id] = fd
-        asyncio.get_running_loop().add_reader(fd, self._ended, box.id)
+        self._pidfds[sandbox.id] = fd
+        asyncio.get_running_loop().add_reader(fd, self._ended, sandbox.id)
 
     async def close(self) -> None:
         """Stop watching."""
@@ -52,11 +52,11 @@ class HolderWatch:
         task.add_done_callback(self._tasks.discard)
 
     async def _mark(self, box_id: str) -> None:
-        box = self._store.get(box_id)
-        if box is not None and not box.stopped_at_ns:
-            log.warning("holder_died", sandbox_id=box_id, **box.spec.metadata.facts)
+        sandbox = self._store.get(box_id)
+        if sandbox is not None and not sandbox.stopped_at_ns:
+            log.warning("holder_died", sandbox_id=box_id, **sandbox.spec.metadata.facts)
             with contextlib.suppress(NotFoundError):  # it was removed at the same time
-                await self._teardown.mark_stopped(box)
+                await self._teardown.mark_stopped(sandbox)
 
     def _forget(self, box_id: str) -> None:
         fd = self._pidfds.pop(box_id, None)

@@ -36,32 +36,32 @@ class PodNamespaces:
     unprivileged_ports: bool
     unprivileged_icmp: bool
 
-    async def create(self, box: Sandbox) -> None:
-        """Make and pin the namespaces that `box` has of its own, with hostname and sysctls.
+    async def create(self, sandbox: Sandbox) -> None:
+        """Make and pin the namespaces that `sandbox` has of its own, with hostname and sysctls.
 
         Raises InvalidRequestError for a sysctl that this kernel does not have or take.
         """
-        targets = self.pins(box)
-        directory = self.paths.netns(box.id).parent
-        sysctls = builtin_network_sysctls() if box.network_backend == "builtin" else {}
-        sysctls |= {normalised(name): value for name, value in box.spec.sysctls.items()}
+        targets = self.pins(sandbox)
+        directory = self.paths.netns(sandbox.id).parent
+        sysctls = builtin_network_sysctls() if sandbox.network_backend == "builtin" else {}
+        sysctls |= {normalised(name): value for name, value in sandbox.spec.sysctls.items()}
         if self.unprivileged_ports and "net" in targets:
             sysctls.setdefault(*_PORTS)
         if self.unprivileged_icmp and "net" in targets:
             sysctls.setdefault(*_ICMP)
 
         def make() -> None:
-            self.paths.make_sandbox(box.id, None)
+            self.paths.make_sandbox(sandbox.id, None)
             directory.mkdir(exist_ok=True, mode=0o711)
             if targets:
-                hostname = pod_hostname(box) if "uts" in targets else None
+                hostname = pod_hostname(sandbox) if "uts" in targets else None
                 pin_namespaces(targets, sysctls=sysctls, hostname=hostname)
 
         try:
-            if (mapped := box.spec.security.namespaces.mapped) is None:
+            if (userns := sandbox.spec.security.namespaces.pod_userns) is None:
                 await run_in(self.fs, make)
             else:
-                await self._create_mapped(box, mapped, sysctls)
+                await self._create_mapped(sandbox, userns, sysctls)
         except OSError as exc:
             if not str(exc.filename).startswith(_SYSCTLS):
                 raise
@@ -69,46 +69,46 @@ class PodNamespaces:
             raise InvalidRequestError(f"sysctl {name}: {exc.strerror}") from exc
 
     async def _create_mapped(
-        self, box: Sandbox, mapped: UserNamespace, sysctls: Mapping[str, str]
+        self, sandbox: Sandbox, userns: UserNamespace, sysctls: Mapping[str, str]
     ) -> None:
-        targets = self.pins(box)
-        sysctls = with_node_groups(sysctls, mapped.gids[0])
+        targets = self.pins(sandbox)
+        sysctls = with_node_groups(sysctls, userns.gids[0])
 
         def pin(pid: int) -> None:
-            self.paths.make_sandbox(box.id, mapped.root_gid)
+            self.paths.make_sandbox(sandbox.id, userns.root_gid)
             targets["user"].parent.mkdir(exist_ok=True, mode=0o711)
             pin_namespaces_of(
                 pid,
                 targets,
-                root=(mapped.root_uid, mapped.root_gid),
+                root=(userns.root_uid, userns.root_gid),
                 sysctls=sysctls,
-                hostname=pod_hostname(box),
+                hostname=pod_hostname(sandbox),
             )
 
-        async with namespace_maker(mapped) as pid:
+        async with namespace_maker(userns) as pid:
             faults.reach("sandbox-run:user-namespace")
             await run_in(self.fs, pin, pid)
 
-    def pins(self, box: Sandbox) -> dict[str, Path]:
+    def pins(self, sandbox: Sandbox) -> dict[str, Path]:
         """Pin by kind ("net", "ipc", "uts", "user") of each namespace that is the pod's own."""
-        options = box.spec.security.namespaces
+        options = sandbox.spec.security.namespaces
         pins: dict[str, Path] = {}
         if options.network is not NamespaceMode.NODE:
-            pins["net"] = self.paths.netns(box.id)
-            pins["uts"] = self.paths.utsns(box.id)
+            pins["net"] = self.paths.netns(sandbox.id)
+            pins["uts"] = self.paths.utsns(sandbox.id)
         if options.ipc is not NamespaceMode.NODE:
-            pins["ipc"] = self.paths.ipcns(box.id)
-        if options.mapped is not None:
-            pins["user"] = self.paths.userns(box.id)
+            pins["ipc"] = self.paths.ipcns(sandbox.id)
+        if options.pod_userns is not None:
+            pins["user"] = self.paths.userns(sandbox.id)
         return pins
 
-    def netns(self, box: Sandbox) -> Path:
-        """Where the network namespace of `box` is pinned."""
-        return self.paths.netns(box.id)
+    def netns(self, sandbox: Sandbox) -> Path:
+        """Where the network namespace of `sandbox` is pinned."""
+        return self.paths.netns(sandbox.id)
 
-    async def intact(self, box: Sandbox) -> bool:
-        """Whether every pin of `box` is still a mounted namespace."""
-        pins = self.pins(box)
+    async def intact(self, sandbox: Sandbox) -> bool:
+        """Whether every pin of `sandbox` is still a mounted namespace."""
+        pins = self.pins(sandbox)
         return await run_in(self.fs, lambda: all(is_pinned(pin) for pin in pins.values()))
 
     async def remove(self, sandbox_id: str) -> None:
@@ -127,6 +127,6 @@ class PodNamespaces:
         await run_in(self.fs, undo)
 
 
-def pod_hostname(box: Sandbox) -> str:
+def pod_hostname(sandbox: Sandbox) -> str:
     """The hostname that the pod sees: its own, or the node's."""
-    return box.spec.hostname or os.uname().nodename
+    return sandbox.spec.hostname or os.uname().nodename

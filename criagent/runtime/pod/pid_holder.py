@@ -56,61 +56,61 @@ class SandboxHolder:
     selinux: Selinux
     fs: Executor
 
-    async def start(self, box: Sandbox) -> ProcessRef:
-        """Start the holder of `box`. Raises AgentError with the runtime's words."""
-        bundle = self.paths.holder(box.id)
-        privileged = box.spec.security.privileged
-        labels = await self.selinux.labels(box, privileged=privileged)
-        spec = self._spec(box)
+    async def start(self, sandbox: Sandbox) -> ProcessRef:
+        """Start the holder of `sandbox`. Raises AgentError with the runtime's words."""
+        bundle = self.paths.holder(sandbox.id)
+        privileged = sandbox.spec.security.privileged
+        labels = await self.selinux.labels(sandbox, privileged=privileged)
+        spec = self._spec(sandbox)
         if labels is not None:
             spec["process"]["selinuxLabel"] = labels.process
             spec["linux"]["mountLabel"] = labels.mount
-        mapped = box.spec.security.namespaces.mapped
+        userns = sandbox.spec.security.namespaces.pod_userns
 
         def write() -> None:
             (bundle / "rootfs").mkdir(parents=True, exist_ok=True)
-            if mapped is not None:  # the runtime makes mount points in it
-                os.chown(bundle / "rootfs", mapped.root_uid, mapped.root_gid)
+            if userns is not None:  # the runtime makes mount points in it
+                os.chown(bundle / "rootfs", userns.root_uid, userns.root_gid)
             if labels is not None:
                 set_label(bundle / "rootfs", labels.mount)
             (bundle / "config.json").write_bytes(msgspec.json.encode(spec))
 
         await run_in(self.fs, write)
         runtime = self.runtimes[self.default_handler]
-        pid = await runtime.run_detached(box.id, bundle, bundle / "pidfile")
+        pid = await runtime.run_detached(sandbox.id, bundle, bundle / "pidfile")
         ref = process.process_ref(pid)
         if ref is None:
-            raise AgentError(f"the holder of sandbox {box.id} died at its start")
-        asked = container_cgroup(self.driver, box.spec.cgroup_parent, box.id)
+            raise AgentError(f"the holder of sandbox {sandbox.id} died at its start")
+        asked = container_cgroup(self.driver, sandbox.spec.cgroup_parent, sandbox.id)
         check_placement(cgroupfs.of_process(pid), asked, runtime.name)
         return ref
 
-    def alive(self, box: Sandbox) -> bool:
+    def alive(self, sandbox: Sandbox) -> bool:
         """Whether the holder lives, for a sandbox that has one."""
-        return box.holder is None or process.alive(box.holder)
+        return sandbox.holder is None or process.alive(sandbox.holder)
 
-    async def remove(self, box: Sandbox) -> None:
+    async def remove(self, sandbox: Sandbox) -> None:
         """Kill it and everything in its PID namespace; idempotent.
 
         The default handler may be another one by now than the one that started it.
         """
-        if not self.paths.holder(box.id).exists():
+        if not self.paths.holder(sandbox.id).exists():
             return
         default = self.runtimes[self.default_handler]
-        owner = next((one for one in self.runtimes.values() if one.knows(box.id)), default)
-        await owner.delete(box.id)
-        await run_in(self.fs, self._clear, box)
+        owner = next((one for one in self.runtimes.values() if one.knows(sandbox.id)), default)
+        await owner.delete(sandbox.id)
+        await run_in(self.fs, self._clear, sandbox)
 
-    def _clear(self, box: Sandbox) -> None:
+    def _clear(self, sandbox: Sandbox) -> None:
         """The bundle goes, and what is left where the handler is configured no more."""
-        if box.holder is not None:
-            _end(box.holder, box.id)
-        self.paths.forget_state(box.id)
+        if sandbox.holder is not None:
+            _end(sandbox.holder, sandbox.id)
+        self.paths.forget_state(sandbox.id)
         with contextlib.suppress(FileNotFoundError):
-            shutil.rmtree(self.paths.holder(box.id))
+            shutil.rmtree(self.paths.holder(sandbox.id))
 
-    def _spec(self, box: Sandbox) -> OciObject:
-        pins = self.namespaces.pins(box)
+    def _spec(self, sandbox: Sandbox) -> OciObject:
+        pins = self.namespaces.pins(sandbox)
         names = {"net": "network", "ipc": "ipc", "uts": "uts", "user": "user"}
         namespaces: list[OciObject] = [{"type": "mount"}, {"type": "pid"}, {"type": "cgroup"}]
         namespaces += [{"type": names[kind], "path": str(pin)} for kind, pin in pins.items()]
@@ -120,20 +120,20 @@ class SandboxHolder:
             "source": str(self.catatonit),
             "options": ["bind", "ro", "nosuid", "nodev"],
         }
-        parent = box.spec.cgroup_parent
+        parent = sandbox.spec.cgroup_parent
         linux: OciObject = {
             "namespaces": namespaces,
-            "cgroupsPath": container_cgroups_path(self.driver, parent, box.id),
+            "cgroupsPath": container_cgroups_path(self.driver, parent, sandbox.id),
             "resources": {"devices": [{"allow": False, "access": "rwm"}]},
         }
         if self.seccomp is not None:
             linux["seccomp"] = self.seccomp
         uid = gid = _UID
-        if (mapped := box.spec.security.namespaces.mapped) is not None:
-            linux["uidMappings"] = oci_mappings(mapped.uids)
-            linux["gidMappings"] = oci_mappings(mapped.gids)
-            uid = min(_UID, mapped.uids[0].length - 1)
-            gid = min(_UID, mapped.gids[0].length - 1)
+        if (userns := sandbox.spec.security.namespaces.pod_userns) is not None:
+            linux["uidMappings"] = oci_mappings(userns.uids)
+            linux["gidMappings"] = oci_mappings(userns.gids)
+            uid = min(_UID, userns.uids[0].length - 1)
+            gid = min(_UID, userns.gids[0].length - 1)
         none: list[str] = []
         return {
             "ociVersion": "1.0.2",

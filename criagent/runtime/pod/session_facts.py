@@ -17,14 +17,16 @@ class SessionFacts:
 
     sandboxes: SandboxStore
 
-    def of_container(self, row: Container) -> dict[str, str]:
+    def of_container(self, container: Container) -> dict[str, str]:
         """What lines about the container have, with its pod as the sandbox tells it."""
-        box = self.sandboxes.get(row.sandbox_id)
-        return row.facts if box is None else {**row.facts, **self.of_sandbox(box)}
+        sandbox = self.sandboxes.get(container.sandbox_id)
+        return (
+            container.facts if sandbox is None else {**container.facts, **self.of_sandbox(sandbox)}
+        )
 
-    def of_sandbox(self, box: Sandbox) -> dict[str, str]:
+    def of_sandbox(self, sandbox: Sandbox) -> dict[str, str]:
         """`pod` as namespace/name, `pod_uid`, `sandbox_id`."""
-        return {**box.spec.metadata.facts, "sandbox_id": box.id}
+        return {**sandbox.spec.metadata.facts, "sandbox_id": sandbox.id}
 
 
 def shown_command(cmd: Sequence[str]) -> str:

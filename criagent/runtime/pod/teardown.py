@@ -30,13 +30,13 @@ class SandboxTeardown:
     holder: SandboxHolder
     clock: Clock
 
-    async def mark_stopped(self, box: Sandbox) -> Sandbox:
+    async def mark_stopped(self, sandbox: Sandbox) -> Sandbox:
         """Close the sandbox to new containers, for good."""
-        if box.stopped_at_ns:
-            return box
-        box = dataclasses.replace(box, stopped_at_ns=self.clock.now_ns())
-        await self.store.update(box)
-        return box
+        if sandbox.stopped_at_ns:
+            return sandbox
+        sandbox = dataclasses.replace(sandbox, stopped_at_ns=self.clock.now_ns())
+        await self.store.update(sandbox)
+        return sandbox
 
     async def mark_lost(self, sandbox_id: str) -> bool:
         """List a sandbox whose undo failed as NOTREADY, so that the kubelet comes back for it.
@@ -44,47 +44,47 @@ class SandboxTeardown:
         Returns whether it is listed. When the disk does not take that either, the next
         RunPodSandbox of its name or the next start of the agent removes what is left.
         """
-        box = self.store.get(sandbox_id)
-        if box is None:
+        sandbox = self.store.get(sandbox_id)
+        if sandbox is None:
             return False
-        facts = {"sandbox_id": box.id, **box.spec.metadata.facts}
+        facts = {"sandbox_id": sandbox.id, **sandbox.spec.metadata.facts}
         try:
-            await self.mark_stopped(box)
+            await self.mark_stopped(sandbox)
         except AgentError as error:
             log.error("sandbox_not_listed", reason=str(error), **facts)  # noqa: TRY400 - its text
             return False
         log.warning("sandbox_kept_for_removal", **facts)
         return True
 
-    async def detach(self, box: Sandbox) -> None:
+    async def detach(self, sandbox: Sandbox) -> None:
         """Take the sandbox off its network; its addresses are free afterwards."""
-        if box.network_backend:
-            netns = self.namespaces.netns(box)
-            await self.networks.for_row(box).detach(box, netns if netns.exists() else None)
+        if sandbox.network_backend:
+            netns = self.namespaces.netns(sandbox)
+            await self.networks.for_row(sandbox).detach(sandbox, netns if netns.exists() else None)
 
-    async def release(self, box: Sandbox) -> Sandbox:
+    async def release(self, sandbox: Sandbox) -> Sandbox:
         """Holder, network and namespaces go; the row stays, as NOTREADY."""
-        box = await self.mark_stopped(box)
-        if box.released_at_ns:
-            return box
-        await self.holder.remove(box)
+        sandbox = await self.mark_stopped(sandbox)
+        if sandbox.released_at_ns:
+            return sandbox
+        await self.holder.remove(sandbox)
         faults.reach("sandbox-stop:holder")
-        await self.detach(box)
+        await self.detach(sandbox)
         faults.reach("sandbox-stop:network")
-        await self.namespaces.remove(box.id)
+        await self.namespaces.remove(sandbox.id)
         faults.reach("sandbox-stop:namespaces")
-        box = dataclasses.replace(box, released_at_ns=self.clock.now_ns())
-        await self.store.update(box)
+        sandbox = dataclasses.replace(sandbox, released_at_ns=self.clock.now_ns())
+        await self.store.update(sandbox)
         faults.reach("sandbox-stop:released")
-        return box
+        return sandbox
 
-    async def erase(self, box: Sandbox) -> None:
+    async def erase(self, sandbox: Sandbox) -> None:
         """Everything goes, the row last."""
-        if not box.released_at_ns:
-            await self.holder.remove(box)
-            await self.detach(box)
-            await self.namespaces.remove(box.id)
-        await self.files.remove(box.id)
+        if not sandbox.released_at_ns:
+            await self.holder.remove(sandbox)
+            await self.detach(sandbox)
+            await self.namespaces.remove(sandbox.id)
+        await self.files.remove(sandbox.id)
         faults.reach("sandbox-remove:files")
-        await self.store.delete(box.id)
+        await self.store.delete(sandbox.id)
         faults.reach("sandbox-remove:row")

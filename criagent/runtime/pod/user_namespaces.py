@@ -36,7 +36,7 @@ _COMMAND = ("unshare", "--user", "--net", "--ipc", "--uts", "cat")
 def validate_pod(what: str, namespaces: NamespaceOptions) -> None:
     """Raises InvalidRequestError for a user namespace that cannot be, or not beside the others."""
     _validate(what, namespaces.userns)
-    if namespaces.mapped is None:
+    if namespaces.pod_userns is None:
         return
     for kind in ("network", "pid", "ipc"):
         if getattr(namespaces, kind) is NamespaceMode.NODE:
@@ -51,64 +51,64 @@ def validate_container(what: str, asked: NamespaceOptions, pod: NamespaceOptions
     One that says nothing gets it.
     """
     _validate(what, asked.userns)
-    if pod.mapped is not None and asked.pid is NamespaceMode.NODE:
+    if pod.pod_userns is not None and asked.pid is NamespaceMode.NODE:
         raise InvalidRequestError(
             f"{what}: in a pod with a user namespace it cannot have the node's pid namespace"
         )
-    if asked.userns is None or asked.mapped == pod.mapped:
+    if asked.userns is None or asked.pod_userns == pod.pod_userns:
         return
-    if pod.mapped is None:
+    if pod.pod_userns is None:
         raise InvalidRequestError(f"{what}: its pod has no user namespace of its own")
     raise InvalidRequestError(f"{what}: its user namespace is not the pod's; give both the same")
 
 
 def validate_mount(what: str, mount: Mount, pod: NamespaceOptions) -> None:
     """Raises InvalidRequestError for a mount whose ids are mapped otherwise than its pod's."""
-    mapped = pod.mapped
-    if mapped is not None and mount.propagation is MountPropagation.BIDIRECTIONAL:
+    userns = pod.pod_userns
+    if userns is not None and mount.propagation is MountPropagation.BIDIRECTIONAL:
         raise InvalidRequestError(
             f"{what}: mount {mount.container_path}: mounts that are made in a user namespace do "
             "not propagate to the node; use HOST_TO_CONTAINER"
         )
     if not mount.uid_mappings and not mount.gid_mappings:
         return
-    if mapped is None:
+    if userns is None:
         raise InvalidRequestError(
             f"{what}: mount {mount.container_path}: id mappings need a pod with a user namespace"
         )
-    if (mount.uid_mappings, mount.gid_mappings) != (mapped.uids, mapped.gids):
+    if (mount.uid_mappings, mount.gid_mappings) != (userns.uids, userns.gids):
         raise InvalidRequestError(
             f"{what}: mount {mount.container_path}: its id mappings are not those of the pod"
         )
 
 
-def check_user(user: ContainerUser, mapped: UserNamespace | None) -> None:
+def check_user(user: ContainerUser, userns: UserNamespace | None) -> None:
     """Raises InvalidRequestError for an id that the pod's user namespace does not have."""
-    if mapped is None:
+    if userns is None:
         return
-    if user.uid >= mapped.uids[0].length:
+    if user.uid >= userns.uids[0].length:
         raise InvalidRequestError(
-            f"user {user.uid} is not among the {mapped.uids[0].length} ids of the pod's user "
+            f"user {user.uid} is not among the {userns.uids[0].length} ids of the pod's user "
             "namespace"
         )
     for gid in (user.gid, *user.groups):
-        if gid >= mapped.gids[0].length:
+        if gid >= userns.gids[0].length:
             raise InvalidRequestError(
-                f"group {gid} is not among the {mapped.gids[0].length} ids of the pod's user "
+                f"group {gid} is not among the {userns.gids[0].length} ids of the pod's user "
                 "namespace"
             )
 
 
-def mapped_ids(paths: RuntimePaths, box: Sandbox, container_id: str) -> MappedIds | None:
-    """What mounting layers for a container of `box` needs; None without a user namespace."""
-    mapped = box.spec.security.namespaces.mapped
-    if mapped is None:
+def mapped_ids(paths: RuntimePaths, sandbox: Sandbox, container_id: str) -> MappedIds | None:
+    """What mounting layers for a container of `sandbox` needs; None without a user namespace."""
+    userns = sandbox.spec.security.namespaces.pod_userns
+    if userns is None:
         return None
     return MappedIds(
-        userns=paths.userns(box.id),
-        uid=mapped.root_uid,
-        gid=mapped.root_gid,
-        lowers=paths.lowers(container_id),
+        userns=paths.userns(sandbox.id),
+        uid=userns.root_uid,
+        gid=userns.root_gid,
+        lower_layers=paths.lowers(container_id),
     )
 
 
@@ -163,9 +163,9 @@ async def namespace_maker(userns: UserNamespace) -> AsyncIterator[int]:
         errors.close()
 
 
-def _failure(words: str) -> AgentError:
-    text = f"user namespace: {words or 'unshare died'}"
-    if os.strerror(errno.ENOSPC) in words:  # man 7 namespaces, "The /proc/sys/user directory"
+def _failure(output: str) -> AgentError:
+    text = f"user namespace: {output or 'unshare died'}"
+    if os.strerror(errno.ENOSPC) in output:  # man 7 namespaces, "The /proc/sys/user directory"
         return ExhaustedError(f"{text}; raise the sysctls user.max_*_namespaces")
     return AgentError(text)
 

@@ -57,49 +57,56 @@ class ContainerRecovery:
         """Monitors that live, known to a row or not."""
         return running_monitors(self._paths.exits)
 
-    async def recover(self, row: Container) -> None:
+    async def recover(self, container: Container) -> None:
         """Make the row tell the truth."""
-        if row.cgroup and not belongs_to(row.cgroup, row.id):
-            row = await self._without_cgroup(row)
-        if not row.visible:
-            await self._undo(row)
-        elif not row.finished_at_ns:
-            await self._adopt(row)
+        if container.cgroup and not belongs_to(container.cgroup, container.id):
+            container = await self._without_cgroup(container)
+        if not container.visible:
+            await self._undo(container)
+        elif not container.finished_at_ns:
+            await self._adopt(container)
 
-    async def _without_cgroup(self, row: Container) -> Container:
+    async def _without_cgroup(self, container: Container) -> Container:
         """Version 0.1 took the cgroup where a runtime had put init for the container's, whosever it
         was: it is not used any more, neither for limits and figures nor for killing.
         """
-        log.warning("foreign_cgroup_forgotten", container_id=row.id, cgroup=row.cgroup)
-        return await self._transitions.apply(row.id, cgroup="") or row
+        log.warning("foreign_cgroup_forgotten", container_id=container.id, cgroup=container.cgroup)
+        return await self._transitions.apply(container.id, cgroup="") or container
 
-    async def _undo(self, row: Container) -> None:
-        monitor = self._monitors.get(row.id)
+    async def _undo(self, container: Container) -> None:
+        monitor = self._monitors.get(container.id)
         if monitor is not None:  # its death takes a runtime that is still creating along
             process.send_signal(monitor, signal.SIGKILL)
-        own_cgroup.kill(row.cgroup, row.id)
-        await finish(self._remover.erase(row))
-        log.info("creation_undone", container_id=row.id)
+        own_cgroup.kill(container.cgroup, container.id)
+        await finish(self._remover.erase(container))
+        log.info("creation_undone", container_id=container.id)
 
-    async def _adopt(self, row: Container) -> None:
-        if row.boot_id != self._boot_id or not process.alive(row.monitor):
-            await self._exits.exited(row)
+    async def _adopt(self, container: Container) -> None:
+        if container.boot_id != self._boot_id or not process.alive(container.monitor):
+            await self._exits.exited(container)
             return
         try:
-            row = await self._started(row)
-            await end_leftovers(self._paths, row)
+            container = await self._started(container)
+            await end_leftovers(self._paths, container)
         finally:  # whatever failed or took too long: its exit is noticed, and its stop goes on
-            self._exits.adopt(row)
-            if row.stop_deadline_boot_ns:
-                stop = self._stopper.stop_by(row, row.stop_deadline_boot_ns)
-                task = supervised(stop, name=f"stop:{row.id}", **row.facts)
+            self._exits.adopt(container)
+            if container.stop_deadline_boot_ns:
+                stop = self._stopper.stop_by(container, container.stop_deadline_boot_ns)
+                task = supervised(stop, name=f"stop:{container.id}", **container.facts)
                 self._stops.add(task)
                 task.add_done_callback(self._stops.discard)
-        log.info("container_adopted", container_id=row.id)
+        log.info("container_adopted", container_id=container.id)
 
-    async def _started(self, row: Container) -> Container:
+    async def _started(self, container: Container) -> Container:
         """The row; the last daemon may have died between starting the container and saying so."""
-        runtime = self._runtimes.get(row.handler)  # None = configured no more
-        if row.started_at_ns or runtime is None or await runtime.status(row.id) != "running":
-            return row
-        return await self._transitions.apply(row.id, started_at_ns=self._clock.now_ns()) or row
+        runtime = self._runtimes.get(container.handler)  # None = configured no more
+        if (
+            container.started_at_ns
+            or runtime is None
+            or await runtime.status(container.id) != "running"
+        ):
+            return container
+        return (
+            await self._transitions.apply(container.id, started_at_ns=self._clock.now_ns())
+            or container
+        )

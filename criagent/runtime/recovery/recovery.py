@@ -71,11 +71,11 @@ class Recovery:
             has_row=self._has_row, networks=self.networks, paths=self.paths, fs=self.fs
         )
         await unknown.end()
-        unfinished_boxes = [box for box in self.sandboxes.all() if not box.visible]
+        unfinished_boxes = [sandbox for sandbox in self.sandboxes.all() if not sandbox.visible]
         await self._each("container", self.containers.all(), self._container)
         await self._each("sandbox", unfinished_boxes, self._undo_sandbox)
         await self._each("sandbox", [b for b in self.sandboxes.all() if b.visible], self._sandbox)
-        live = [box for box in self.sandboxes.all() if not box.released_at_ns]
+        live = [sandbox for sandbox in self.sandboxes.all() if not sandbox.released_at_ns]
         await self.networks.reconcile(live)
         await self._orphan_layers()
         await self.snapshots.sweep()
@@ -86,50 +86,52 @@ class Recovery:
         )
 
     def _raise_clock(self) -> None:
-        times = [box.created_at_ns for box in self.sandboxes.all()]
-        times += [row.created_at_ns for row in self.containers.all()]
+        times = [sandbox.created_at_ns for sandbox in self.sandboxes.all()]
+        times += [container.created_at_ns for container in self.containers.all()]
         self.clock.raise_floor(max(times, default=0))
 
     async def _each(
-        self, noun: str, rows: Sequence[R], handle: Callable[[R], Awaitable[None]]
+        self, noun: str, containers: Sequence[R], handle: Callable[[R], Awaitable[None]]
     ) -> None:
         gate = asyncio.Semaphore(_AT_ONCE)
 
-        async def one(row: R) -> None:
+        async def one(container: R) -> None:
             async with gate:
                 try:
                     async with asyncio.timeout(_ITEM_LIMIT_S):
-                        await handle(row)
+                        await handle(container)
                 except Exception as failure:
-                    log.exception("recovery_failed", object=noun, id=row.id, error=repr(failure))
+                    log.exception(
+                        "recovery_failed", object=noun, id=container.id, error=repr(failure)
+                    )
 
-        await asyncio.gather(*(one(row) for row in rows))
+        await asyncio.gather(*(one(container) for container in containers))
 
-    async def _container(self, row: Container) -> None:
-        await self.container_recovery.recover(row)
+    async def _container(self, container: Container) -> None:
+        await self.container_recovery.recover(container)
 
-    async def _undo_sandbox(self, box: Sandbox) -> None:
+    async def _undo_sandbox(self, sandbox: Sandbox) -> None:
         """A run that a crash cut short: nobody has its id, so it goes as if it never was."""
         try:
-            await self.teardown.erase(box)
+            await self.teardown.erase(sandbox)
         except Exception:
-            await self.teardown.mark_lost(box.id)
+            await self.teardown.mark_lost(sandbox.id)
             raise
 
-    async def _sandbox(self, box: Sandbox) -> None:
-        if box.released_at_ns:
+    async def _sandbox(self, sandbox: Sandbox) -> None:
+        if sandbox.released_at_ns:
             return
-        if box.stopped_at_ns or box.boot_id != self.boot_id:
-            await self.teardown.release(box)
+        if sandbox.stopped_at_ns or sandbox.boot_id != self.boot_id:
+            await self.teardown.release(sandbox)
             return
-        mapped = box.spec.security.namespaces.mapped
-        gid = None if mapped is None else mapped.root_gid
-        await run_in(self.fs, self.paths.make_sandbox, box.id, gid)
-        if not await self.namespaces.intact(box) or not self.holder.alive(box):
-            log.warning("sandbox_lost", sandbox_id=box.id, **box.spec.metadata.facts)
-            await self.teardown.mark_stopped(box)
+        userns = sandbox.spec.security.namespaces.pod_userns
+        gid = None if userns is None else userns.root_gid
+        await run_in(self.fs, self.paths.make_sandbox, sandbox.id, gid)
+        if not await self.namespaces.intact(sandbox) or not self.holder.alive(sandbox):
+            log.warning("sandbox_lost", sandbox_id=sandbox.id, **sandbox.spec.metadata.facts)
+            await self.teardown.mark_stopped(sandbox)
         else:
-            self.watch.watch(box)
+            self.watch.watch(sandbox)
 
     async def _orphan_layers(self) -> None:
         """Writable layers whose container's row never came to be."""

@@ -111,14 +111,14 @@ class UnknownContainers:
 
     def _check_root(self, found: list[_Unknown]) -> None:
         bases = {str(self.paths.rootfs(one.id)): one for one in found}
-        ours = f"{self.paths.root}/"
+        own = f"{self.paths.root}/"
         for entry in mount.mountinfo():
             one = bases.get(entry.target)
             if one is None or not one.living or entry.fstype != "overlay":
                 continue
             for option in entry.super_options:
                 upper = option.removeprefix("upperdir=")
-                if upper != option and not upper.startswith(ours):
+                if upper != option and not upper.startswith(own):
                     raise UnavailableError(
                         f"container {one.id} runs with its files in {upper}, which is not below "
                         f"storage.root ({self.paths.root}); set storage.root back, or end the "
@@ -129,7 +129,7 @@ class UnknownContainers:
         """Let CNI plugins take back what they gave; the built-in network sweeps by itself."""
         if self.networks.default.backend != "cni" or not self.paths.sandbox(sandbox_id).exists():
             return
-        box = Sandbox(
+        sandbox = Sandbox(
             id=SandboxId(sandbox_id),
             spec=SandboxSpec(metadata=SandboxMetadata(name="", uid="", namespace="")),
             created_at_ns=0,
@@ -138,7 +138,7 @@ class UnknownContainers:
         )
         try:
             netns = self.paths.netns(sandbox_id)
-            await self.networks.for_row(box).detach(box, netns if netns.exists() else None)
+            await self.networks.for_row(sandbox).detach(sandbox, netns if netns.exists() else None)
         except AgentError as exc:
             log.warning("unknown_sandbox_not_detached", sandbox_id=sandbox_id, error=str(exc))
 

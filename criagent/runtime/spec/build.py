@@ -120,7 +120,7 @@ def _process(inputs: SpecInputs) -> OciObject:
 
 def _linux(inputs: SpecInputs) -> OciObject:
     spec, node = inputs.container.spec, inputs.node
-    security, mapped = spec.security, inputs.sandbox.spec.security.namespaces.mapped
+    security, userns = spec.security, inputs.sandbox.spec.security.namespaces.pod_userns
     resources = resources_to_oci(
         spec.resources,
         controllers=node.controllers,
@@ -133,16 +133,16 @@ def _linux(inputs: SpecInputs) -> OciObject:
         # Like containerd: a privileged container sees the node's whole cgroup tree. In a user
         # namespace it could not mount that.
         "namespaces": oci_namespaces(
-            inputs.namespaces, cgroup=not security.privileged or mapped is not None
+            inputs.namespaces, cgroup=not security.privileged or userns is not None
         ),
         "resources": resources,
         "devices": device_nodes(inputs.devices),
-        "maskedPaths": masked_paths(security, node.thermal_paths, userns=mapped is not None),
-        "readonlyPaths": readonly_paths(security, userns=mapped is not None),
+        "maskedPaths": masked_paths(security, node.thermal_paths, userns=userns is not None),
+        "readonlyPaths": readonly_paths(security, userns=userns is not None),
     }
-    if mapped is not None:
-        linux["uidMappings"] = oci_mappings(mapped.uids)
-        linux["gidMappings"] = oci_mappings(mapped.gids)
+    if userns is not None:
+        linux["uidMappings"] = oci_mappings(userns.uids)
+        linux["gidMappings"] = oci_mappings(userns.gids)
     if propagation := rootfs_propagation(inputs.mounts):
         linux["rootfsPropagation"] = propagation
     if inputs.seccomp is not None:

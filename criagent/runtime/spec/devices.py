@@ -35,12 +35,12 @@ _ALWAYS: tuple[tuple[str, int | None, int | None], ...] = (
 
 
 def resolve_devices(
-    spec: ContainerSpec, *, host_devices: bool, owned: bool = False, mapped: bool = False
+    spec: ContainerSpec, *, host_devices: bool, owned: bool = False, has_userns: bool = False
 ) -> tuple[ResolvedDevice, ...]:
     """The host's nodes behind the request, and before them all of /dev with `host_devices`.
 
-    In a user namespace (`mapped`) the root that may own a node is not the node's: of all of /dev it
-    gets what everybody may have, and no more of it.
+    In a user namespace (`has_userns`) the root that may own a node is not the node's: of all of
+    /dev it gets what everybody may have, and no more of it.
     With `owned`, requested nodes belong to the security context's user and group where these are
     not root's, so that a container without privileges can open them.
     Looks at the host: call it in a thread. Raises InvalidRequestError for what is no device.
@@ -49,7 +49,7 @@ def resolve_devices(
     if host_devices:
         for path in _nodes(_DEV):
             device = _node(path, str(path), "rwm")
-            if device is not None and mapped:
+            if device is not None and has_userns:
                 device = _for_everybody(device)
             if device is not None:
                 found[device.path] = device

@@ -53,13 +53,13 @@ _PROPAGATION: dict[MountPropagation, Literal["rprivate", "rslave", "rshared"]] =
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class HostPaths:
-    """Resolves the mounts of a container. `ours` are directories that must not be kept private.
+    """Resolves the mounts of a container. `own` are directories that must not be kept private.
 
     `program` is called with a path and prints one JSON object: {"real": …} or {"error": …}.
     """
 
     fs: Executor
-    ours: tuple[Path, ...]
+    own: tuple[Path, ...]
     table: Callable[[], Sequence[MountEntry]] = mountinfo
     program: tuple[str, ...] = (sys.executable, "-I", "-S", "-c", _LOOK)
     limit_s: float = _LIMIT_S
@@ -109,7 +109,7 @@ class HostPaths:
             ) from None
         _check_propagation(mount, source, table)
         propagation = _PROPAGATION[mount.propagation]
-        if propagation == "rprivate" and any(own.is_relative_to(source) for own in self.ours):
+        if propagation == "rprivate" and any(own.is_relative_to(source) for own in self.own):
             propagation = "rslave"  # a private copy would keep our unmounted overlays alive
         return ResolvedMount(request=mount, source=source, propagation=propagation)
 

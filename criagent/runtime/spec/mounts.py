@@ -45,9 +45,9 @@ def rootfs_propagation(mounts: Iterable[ResolvedMount]) -> str:
 def _kernel(inputs: SpecInputs) -> list[OciObject]:
     security = inputs.container.spec.security
     access = "rw" if security.privileged else "ro"
-    mapped = inputs.sandbox.spec.security.namespaces.mapped
+    userns = inputs.sandbox.spec.security.namespaces.pod_userns
     terminals = ["nosuid", "noexec", "newinstance", "ptmxmode=0666", "mode=0620"]
-    if mapped is None or mapped.gids[0].length > _TTY:
+    if userns is None or userns.gids[0].length > _TTY:
         terminals.append(f"gid={_TTY}")
     return [
         _mount("/proc", "proc", "proc", _SAFE),
@@ -55,7 +55,7 @@ def _kernel(inputs: SpecInputs) -> list[OciObject]:
         _mount("/dev/pts", "devpts", "devpts", terminals),
         _mount("/dev/mqueue", "mqueue", "mqueue", _SAFE),
         _mount("/sys", "sysfs", "sysfs", [*_SAFE, access]),
-        _cgroups(access, nodes=security.privileged and mapped is None),
+        _cgroups(access, nodes=security.privileged and userns is None),
     ]
 
 

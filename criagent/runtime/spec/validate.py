@@ -77,7 +77,7 @@ def validate_sandbox_spec(spec: SandboxSpec) -> None:
             _address(what, mapping.host_ip)
 
 
-def validate_container_spec(spec: ContainerSpec, box: Sandbox) -> None:
+def validate_container_spec(spec: ContainerSpec, sandbox: Sandbox) -> None:
     """Raises InvalidRequestError or UnsupportedError with the field's name."""
     what = f'container "{spec.metadata.name[:80]}"'
     _plain(f"{what}: metadata.name", spec.metadata.name)
@@ -86,7 +86,7 @@ def validate_container_spec(spec: ContainerSpec, box: Sandbox) -> None:
         _log_path(what, spec.log_path)
     for mount in spec.mounts:
         _mount(what, mount, privileged=spec.security.privileged)
-        user_namespaces.validate_mount(what, mount, box.spec.security.namespaces)
+        user_namespaces.validate_mount(what, mount, sandbox.spec.security.namespaces)
     for item in spec.envs:
         if not item.key or "=" in item.key or "\0" in item.key or b"\0" in item.value:
             raise InvalidRequestError(f"{what}: environment variable {item.key[:80]!r} is invalid")
@@ -94,7 +94,7 @@ def validate_container_spec(spec: ContainerSpec, box: Sandbox) -> None:
     if not -1000 <= spec.resources.oom_score_adj <= 1000:
         score = spec.resources.oom_score_adj
         raise InvalidRequestError(f"{what}: oom_score_adj {score} is not within -1000..1000")
-    _security(what, spec.security, box)
+    _security(what, spec.security, sandbox)
 
 
 def _cdi_devices(what: str, names: tuple[str, ...]) -> None:
@@ -107,15 +107,15 @@ def _cdi_devices(what: str, names: tuple[str, ...]) -> None:
             )
 
 
-def _security(what: str, security: ContainerSecurity, box: Sandbox) -> None:
-    if security.privileged and not box.spec.security.privileged:
+def _security(what: str, security: ContainerSecurity, sandbox: Sandbox) -> None:
+    if security.privileged and not sandbox.spec.security.privileged:
         raise InvalidRequestError(f"{what}: a privileged container needs a privileged sandbox")
     if security.run_as_user is not None and security.run_as_username:
         raise InvalidRequestError(f"{what}: run_as_user and run_as_username exclude one another")
     _ids(what, security.run_as_user, security.run_as_group, *security.supplemental_groups)
     if security.namespaces.pid is NamespaceMode.TARGET and not security.namespaces.target_id:
         raise InvalidRequestError(f"{what}: PID mode TARGET needs target_id")
-    user_namespaces.validate_container(what, security.namespaces, box.spec.security.namespaces)
+    user_namespaces.validate_container(what, security.namespaces, sandbox.spec.security.namespaces)
     _profiles(what, security.seccomp, security.apparmor)
     validate_selinux(what, security.selinux)
     capability_sets(security, frozenset(NAMES))  # raises for unknown names

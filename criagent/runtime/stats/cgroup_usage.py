@@ -137,8 +137,8 @@ class CpuRates:
 
 
 def _sum(values: Iterable[int | None]) -> int | None:
-    told = [value for value in values if value is not None]
-    return sum(told) if told else None
+    known = [value for value in values if value is not None]
+    return sum(known) if known else None
 
 
 def _left(limit: int | None, used: int | None) -> int | None:

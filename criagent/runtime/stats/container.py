@@ -46,15 +46,17 @@ class ContainerStatsReader:
         self.reading = asyncio.Lock()  # one file thread at most is busy with statistics
         self.rates = CpuRates()
 
-    async def sample(self, row: Container) -> StatsSample:
+    async def sample(self, container: Container) -> StatsSample:
         """One container's sample."""
-        return (await self.samples([row]))[0]
+        return (await self.samples([container]))[0]
 
-    async def samples(self, rows: Sequence[Container]) -> list[StatsSample]:
+    async def samples(self, containers: Sequence[Container]) -> list[StatsSample]:
         """One sample a row, in order; files are read in one go."""
-        await self.layers.refresh(rows)
+        await self.layers.refresh(containers)
         async with self.reading:
-            return await run_in(self._fs, lambda: [self._read(row) for row in rows])
+            return await run_in(
+                self._fs, lambda: [self._read(container) for container in containers]
+            )
 
     async def converted(self, samples: Sequence[S], convert: Callable[[S], T]) -> list[T]:
         """The result of `convert` for each, made off the loop."""
@@ -70,17 +72,17 @@ class ContainerStatsReader:
         """Stop counting."""
         await self.layers.close()
 
-    def _read(self, row: Container) -> StatsSample:
+    def _read(self, container: Container) -> StatsSample:
         sample = StatsSample(
-            container=row,
+            container=container,
             timestamp_ns=self.now_ns(),
-            layer=self.layers.usage(row.id),
+            layer=self.layers.usage(container.id),
             mountpoint=self.layers.mountpoint,
         )
-        if row.state is not ContainerState.RUNNING or not row.cgroup:
+        if container.state is not ContainerState.RUNNING or not container.cgroup:
             return sample
-        usage = read_usage(row.cgroup)
+        usage = read_usage(container.cgroup)
         rate = None
         if usage.cpu_ns is not None:
-            rate = self.rates.rate(row.id, time.monotonic_ns(), usage.cpu_ns)
+            rate = self.rates.rate(container.id, time.monotonic_ns(), usage.cpu_ns)
         return dataclasses.replace(sample, usage=usage, cpu_nano_cores=rate)

@@ -32,7 +32,7 @@ _PODS = 20  # read at once: some tens of milliseconds
 class PodMetrics:
     """One pod. Its own values are those of its cgroup, if it has one, and of its interfaces."""
 
-    box: Sandbox
+    sandbox: Sandbox
     values: tuple[Value, ...]
     containers: tuple[tuple[Container, tuple[Value, ...]], ...]
 
@@ -48,32 +48,36 @@ class PodMetricsReader:
 
     def ready(self) -> list[list[Sandbox]]:
         """The pods that have metrics, in the portions in which they are to be read."""
-        boxes = [box for box in self.pods.sandboxes.all() if box.state is SandboxState.READY]
-        return [boxes[at : at + _PODS] for at in range(0, len(boxes), _PODS)]
+        sandboxes = [
+            sandbox for sandbox in self.pods.sandboxes.all() if sandbox.state is SandboxState.READY
+        ]
+        return [sandboxes[at : at + _PODS] for at in range(0, len(sandboxes), _PODS)]
 
-    async def read(self, boxes: Sequence[Sandbox], convert: Callable[[PodMetrics], T]) -> list[T]:
-        """The metrics of `boxes`, converted where they are read, off the loop."""
-        rows = {
-            box.id: [
-                row
-                for row in self.containers.of_sandbox(box.id)
-                if row.state is ContainerState.RUNNING and row.cgroup
+    async def read(
+        self, sandboxes: Sequence[Sandbox], convert: Callable[[PodMetrics], T]
+    ) -> list[T]:
+        """The metrics of `sandboxes`, converted where they are read, off the loop."""
+        containers = {
+            sandbox.id: [
+                sample
+                for sample in self.containers.of_sandbox(sandbox.id)
+                if sample.state is ContainerState.RUNNING and sample.cgroup
             ]
-            for box in boxes
+            for sandbox in sandboxes
         }
         layers = self.pods.stats.layers
-        await layers.refresh([row for of in rows.values() for row in of])
+        await layers.refresh([sample for of in containers.values() for sample in of])
         own = self.pods.own_cgroups()
 
         def call() -> list[T]:
             devices = Devices()
             device = devices.holding(self.root)
             room = filesystem_values(self.root, device)
-            interfaces = self.pods.interfaces(boxes)
+            interfaces = self.pods.interfaces(sandboxes)
 
-            def container(row: Container) -> tuple[Value, ...]:
-                values = (*_container(row, devices), *room)
-                layer = layers.usage(row.id)
+            def container(sample: Container) -> tuple[Value, ...]:
+                values = (*_container(sample, devices), *room)
+                layer = layers.usage(sample.id)
                 if layer is None:
                     return values
                 written = Value(names.FS_USAGE, layer.used_bytes, (device,), layer.counted_at_ns)
@@ -82,14 +86,21 @@ class PodMetricsReader:
             return [
                 convert(
                     PodMetrics(
-                        box=box,
+                        sandbox=sandbox,
                         values=tuple(
-                            _pod(box, own.get(box.id), interfaces.get(box.id, ()), devices)
+                            _pod(
+                                sandbox,
+                                own.get(sandbox.id),
+                                interfaces.get(sandbox.id, ()),
+                                devices,
+                            )
                         ),
-                        containers=tuple((row, container(row)) for row in rows[box.id]),
+                        containers=tuple(
+                            (sample, container(sample)) for sample in containers[sandbox.id]
+                        ),
                     )
                 )
-                for box in boxes
+                for sandbox in sandboxes
             ]
 
         async with self.pods.stats.reading:
@@ -97,7 +108,7 @@ class PodMetricsReader:
 
 
 def _pod(
-    box: Sandbox, cgroup: str | None, interfaces: Iterable[Interface], devices: Devices
+    sandbox: Sandbox, cgroup: str | None, interfaces: Iterable[Interface], devices: Devices
 ) -> Iterator[Value]:
     for one in interfaces:
         for metric, number in (
@@ -118,14 +129,14 @@ def _pod(
     found = cgroupfs.processes(cgroup)
     if found is not None:
         yield Value(names.PROCESSES, len(found))
-    yield from _times(box.ready_at_ns)
+    yield from _times(sandbox.ready_at_ns)
 
 
-def _container(row: Container, devices: Devices) -> Iterator[Value]:
-    with cgroupfs.Reader(row.cgroup) as files:
-        yield from cgroup_values(files, devices, row.resources.cpu_shares)
-    yield from process_values(row.cgroup, row.init.pid if row.init else 0)
-    yield from _times(row.started_at_ns)
+def _container(container: Container, devices: Devices) -> Iterator[Value]:
+    with cgroupfs.Reader(container.cgroup) as files:
+        yield from cgroup_values(files, devices, container.resources.cpu_shares)
+    yield from process_values(container.cgroup, container.init.pid if container.init else 0)
+    yield from _times(container.started_at_ns)
 
 
 def _times(started_ns: int) -> Iterator[Value]:

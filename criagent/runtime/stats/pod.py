@@ -43,7 +43,7 @@ class PodSample:
     `interfaces` is empty for a pod on the host's network, and for one that is not ready.
     """
 
-    box: Sandbox
+    sandbox: Sandbox
     timestamp_ns: int
     usage: Usage
     cpu_nano_cores: int | None
@@ -63,52 +63,60 @@ class PodStatsReader:
     driver: CgroupDriver
     fs: Executor
 
-    async def samples(self, boxes: Sequence[Sandbox]) -> list[PodSample]:
+    async def samples(self, sandboxes: Sequence[Sandbox]) -> list[PodSample]:
         """One sample a sandbox, in order."""
-        rows = [row for box in boxes for row in self.containers.of_sandbox(box.id) if row.visible]
-        of_box: dict[str, list[StatsSample]] = {box.id: [] for box in boxes}
-        for sample in await self.stats.samples(rows):
+        containers = [
+            container
+            for sandbox in sandboxes
+            for container in self.containers.of_sandbox(sandbox.id)
+            if container.visible
+        ]
+        of_box: dict[str, list[StatsSample]] = {sandbox.id: [] for sandbox in sandboxes}
+        for sample in await self.stats.samples(containers):
             of_box[sample.container.sandbox_id].append(sample)
         own = self.own_cgroups()
         async with self.stats.reading:
-            return await run_in(self.fs, self._read, boxes, of_box, own)
+            return await run_in(self.fs, self._read, sandboxes, of_box, own)
 
     def own_cgroups(self) -> dict[str, str]:
         """The cgroup of each ready pod that has one for itself, by sandbox id.
 
         A pod without a parent, and pods that share theirs, have none.
         """
-        ready = [box for box in self.sandboxes.all() if box.state is SandboxState.READY]
-        users = Counter(box.spec.cgroup_parent for box in ready)
+        ready = [sandbox for sandbox in self.sandboxes.all() if sandbox.state is SandboxState.READY]
+        users = Counter(sandbox.spec.cgroup_parent for sandbox in ready)
         return {
-            box.id: pod_cgroup(self.driver, box.spec.cgroup_parent)
-            for box in ready
-            if box.spec.cgroup_parent and users[box.spec.cgroup_parent] == 1
+            sandbox.id: pod_cgroup(self.driver, sandbox.spec.cgroup_parent)
+            for sandbox in ready
+            if sandbox.spec.cgroup_parent and users[sandbox.spec.cgroup_parent] == 1
         }
 
-    def interfaces(self, boxes: Sequence[Sandbox]) -> dict[str, tuple[Interface, ...]]:
+    def interfaces(self, sandboxes: Sequence[Sandbox]) -> dict[str, tuple[Interface, ...]]:
         """The interfaces of those that are ready with a network of their own; synchronous."""
         connected = [
-            box for box in boxes if box.state is SandboxState.READY and box.network_backend
+            sandbox
+            for sandbox in sandboxes
+            if sandbox.state is SandboxState.READY and sandbox.network_backend
         ]
-        pins = [self.namespaces.netns(box) for box in connected]
+        pins = [self.namespaces.netns(sandbox) for sandbox in connected]
         found = in_each_netns(pins, _interfaces)
-        return {box.id: one or () for box, one in zip(connected, found, strict=True)}
+        return {sandbox.id: one or () for sandbox, one in zip(connected, found, strict=True)}
 
     def _read(
         self,
-        boxes: Sequence[Sandbox],
+        sandboxes: Sequence[Sandbox],
         of_box: dict[str, list[StatsSample]],
         own: dict[str, str],
     ) -> list[PodSample]:
-        interfaces = self.interfaces(boxes)
+        interfaces = self.interfaces(sandboxes)
         return [
-            self._sample(box, tuple(of_box[box.id]), own.get(box.id), interfaces) for box in boxes
+            self._sample(sandbox, tuple(of_box[sandbox.id]), own.get(sandbox.id), interfaces)
+            for sandbox in sandboxes
         ]
 
     def _sample(
         self,
-        box: Sandbox,
+        sandbox: Sandbox,
         containers: tuple[StatsSample, ...],
         cgroup: str | None,
         interfaces: dict[str, tuple[Interface, ...]],
@@ -118,7 +126,7 @@ class PodStatsReader:
         if cgroup is not None:
             usage = read_usage(cgroup)
             if usage.cpu_ns is not None:
-                rate = self.stats.rates.rate(box.id, time.monotonic_ns(), usage.cpu_ns)
+                rate = self.stats.rates.rate(sandbox.id, time.monotonic_ns(), usage.cpu_ns)
             found = cgroupfs.processes(cgroup)
             processes = None if found is None else len(found)
         else:
@@ -128,12 +136,12 @@ class PodStatsReader:
             counts = [cgroupfs.processes(sample.container.cgroup) for sample in running]
             processes = sum(len(found) for found in counts if found is not None)
         return PodSample(
-            box=box,
+            sandbox=sandbox,
             timestamp_ns=self.stats.now_ns(),
             usage=usage,
             cpu_nano_cores=rate,
             processes=processes,
-            interfaces=interfaces.get(box.id, ()),
+            interfaces=interfaces.get(sandbox.id, ()),
             containers=containers,
         )
 

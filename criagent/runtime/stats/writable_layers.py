@@ -89,12 +89,16 @@ class WritableLayers:
         known = self._known.get(container_id)
         return None if known is None else known.usage
 
-    async def refresh(self, rows: Sequence[Container]) -> None:
-        """Have figures of `rows` that are due counted; waits for small layers' first ones only."""
+    async def refresh(self, containers: Sequence[Container]) -> None:
+        """Count the layers of `containers` that are due; waits for small new ones alone."""
         new: list[_Job] = []
-        for row in rows:
-            if row.id not in self._jobs and self._due(row) and (job := self._job(row.id)):
-                (self._queue if row.id in self._known else new).append(job)
+        for container in containers:
+            if (
+                container.id not in self._jobs
+                and self._due(container)
+                and (job := self._job(container.id))
+            ):
+                (self._queue if container.id in self._known else new).append(job)
         if new:
             try:
                 await run_in(self._fs, _advance, new, self._first_s)
@@ -122,11 +126,11 @@ class WritableLayers:
         for job in self._queue:
             job.count.close()
 
-    def _due(self, row: Container) -> bool:
-        known = self._known.get(row.id)
+    def _due(self, container: Container) -> bool:
+        known = self._known.get(container.id)
         if known is None:
             return True
-        if row.finished_at_ns and known.began_ns > row.finished_at_ns:
+        if container.finished_at_ns and known.began_ns > container.finished_at_ns:
             return False
         return self._monotonic() >= known.next_at
 

@@ -211,7 +211,7 @@ class Attachment:
         line = f"1 {min(max(height, 1), 1000)} {min(max(width, 1), 1000)}\n"
         # A container that has just exited, or a monitor that hangs, needs no size.
         with contextlib.suppress(WrongStateError, TimedOutError):
-            await monitor_control.tell(self._control, line.encode())
+            await monitor_control.send(self._control, line.encode())
 
     def close(self) -> None:
         """Leave; idempotent."""
@@ -239,14 +239,14 @@ class Attacher:
 
         Raises what `check` raises, UnavailableError when the monitor takes none for five seconds.
         """
-        row = self.check(container_id)
-        control = self.paths.container(row.id) / "ctl"
-        if stdin or not (row.spec.stdin and row.spec.stdin_once):
-            return Attachment(await self._joined(row, {}), control, shared=False)
+        container = self.check(container_id)
+        control = self.paths.container(container.id) / "ctl"
+        if stdin or not (container.spec.stdin and container.spec.stdin_once):
+            return Attachment(await self._joined(container, {}), control, shared=False)
         async with self.joining:
-            if row.id not in self.shared:
-                await self._joined(row, self.shared)
-            return Attachment(self.shared[row.id], control, shared=True)
+            if container.id not in self.shared:
+                await self._joined(container, self.shared)
+            return Attachment(self.shared[container.id], control, shared=True)
 
     async def close(self) -> None:
         """End all connections, when the daemon ends: in order, but within a second."""
@@ -261,20 +261,20 @@ class Attacher:
             connection.close()
 
     async def _joined(
-        self, row: Container, known: dict[str, MonitorConnection]
+        self, container: Container, known: dict[str, MonitorConnection]
     ) -> MonitorConnection:
         def ended() -> None:
             self.open.discard(connection)
-            known.pop(row.id, None)
+            known.pop(container.id, None)
 
-        connection = MonitorConnection(await self._socket(row), ended)
+        connection = MonitorConnection(await self._socket(container), ended)
         self.open.add(connection)
-        known[row.id] = connection
+        known[container.id] = connection
         return connection
 
-    async def _socket(self, row: Container) -> socket.socket:
+    async def _socket(self, container: Container) -> socket.socket:
         """conmon takes one client after the other, and at most ten wait: EAGAIN (man 2 connect)."""
-        path = str(self.paths.container(row.id) / "attach")
+        path = str(self.paths.container(container.id) / "attach")
         until = asyncio.get_running_loop().time() + _TAKEN_S
         while True:
             connection = socket.socket(
@@ -288,10 +288,11 @@ class Attacher:
             except OSError as exc:
                 connection.close()
                 raise WrongStateError(
-                    f"container {row.id} has just exited: {exc.strerror}"
+                    f"container {container.id} has just exited: {exc.strerror}"
                 ) from None
             if asyncio.get_running_loop().time() > until:
                 raise UnavailableError(
-                    f"the monitor of container {row.id} takes no more clients; attach again later"
+                    f"the monitor of container {container.id} takes no more clients; attach again "
+                    "later"
                 )
             await asyncio.sleep(0.01)

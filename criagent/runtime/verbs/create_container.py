@@ -78,24 +78,26 @@ class ContainerCreator:
     boot_id: str
     new_id: Callable[[], str]
 
-    async def create(self, box: Sandbox, spec: ContainerSpec) -> Container:
-        """The CREATED container of `spec` in `box`, made unless that was done or is under way.
+    async def create(self, sandbox: Sandbox, spec: ContainerSpec) -> Container:
+        """The CREATED container of `spec` in `sandbox`, made unless that was done or is under way.
 
         Raises InvalidRequestError, UnsupportedError for what handler or node cannot do,
         NotFoundError for an image that is not here, be it a volume's,
         AlreadyExistsError when another container has the name, AgentError with the OCI runtime's
         words.
         """
-        validate_container_spec(spec, box)
-        self._check_handler(box, spec)
-        key = container_key(box.id, spec.metadata)
+        validate_container_spec(spec, sandbox)
+        self._check_handler(sandbox, spec)
+        key = container_key(sandbox.id, spec.metadata)
         owner = self.owners.get(key)
         if owner is None:
             if (existing := self.store.by_key(key)) is not None:
                 return _same(existing, spec)
             image = self.images.resolve(spec.image)
             volumes = self.volumes.find(spec)
-            owner = self.owners.start(key, spec, partial(self._create, box, spec, image, volumes))
+            owner = self.owners.start(
+                key, spec, partial(self._create, sandbox, spec, image, volumes)
+            )
         elif owner.fingerprint != spec:
             raise NameReservedError(
                 f'container name "{key}" is being made with another configuration '
@@ -112,10 +114,10 @@ class ContainerCreator:
         if tasks:
             await finish(_ended(tasks))
 
-    def _check_handler(self, box: Sandbox, spec: ContainerSpec) -> None:
+    def _check_handler(self, sandbox: Sandbox, spec: ContainerSpec) -> None:
         for name in (spec.image_handler, *(m.image.handler for m in spec.mounts if m.image)):
             check_image_handler(name, self.runtimes)
-        handler = box.spec.runtime_handler or self.default_handler
+        handler = sandbox.spec.runtime_handler or self.default_handler
         wanted = [m.container_path for m in spec.mounts if m.recursive_read_only]
         if wanted and handler not in self.recursive_read_only:
             raise UnsupportedError(
@@ -126,38 +128,38 @@ class ContainerCreator:
 
     async def _create(
         self,
-        box: Sandbox,
+        sandbox: Sandbox,
         spec: ContainerSpec,
         image: Image,
         volumes: tuple[ImageVolume, ...],
         owner: Owner[Container],
     ) -> Container:
-        row = dataclasses.replace(self._row(box, spec, image), image_volumes=volumes)
-        structlog.contextvars.bind_contextvars(container_id=row.id)
+        container = dataclasses.replace(self._row(sandbox, spec, image), image_volumes=volumes)
+        structlog.contextvars.bind_contextvars(container_id=container.id)
         undo = Rollback("container-create", step_budget_s=_UNDO_BUDGET_S)
         try:
             async with undo:
-                row = await self._build(row, box, image, owner, undo)
+                container = await self._build(container, sandbox, image, owner, undo)
                 undo.commit()
         finally:
             if not undo.clean:
-                await self._keep_for_removal(row)
-        log.info("container_created", container_id=row.id, sandbox_id=box.id)
-        return row
+                await self._keep_for_removal(container)
+        log.info("container_created", container_id=container.id, sandbox_id=sandbox.id)
+        return container
 
-    def _row(self, box: Sandbox, spec: ContainerSpec, image: Image) -> Container:
+    def _row(self, sandbox: Sandbox, spec: ContainerSpec, image: Image) -> Container:
         container_id = self.new_id()
         log_path = ""
-        if box.spec.log_directory and spec.log_path:
-            log_path = str(Path(box.spec.log_directory, spec.log_path))
-        parent = box.spec.cgroup_parent
+        if sandbox.spec.log_directory and spec.log_path:
+            log_path = str(Path(sandbox.spec.log_directory, spec.log_path))
+        parent = sandbox.spec.cgroup_parent
         return Container(
             id=ContainerId(container_id),
-            sandbox_id=box.id,
+            sandbox_id=sandbox.id,
             spec=spec,
             created_at_ns=self.clock.now_ns(),
             boot_id=self.boot_id,
-            handler=box.spec.runtime_handler or self.default_handler,
+            handler=sandbox.spec.runtime_handler or self.default_handler,
             image_id=image.id,
             image_ref=image.repo_digests[0] if image.repo_digests else image.id,
             log_path=log_path,
@@ -168,91 +170,106 @@ class ContainerCreator:
         )
 
     async def _build(
-        self, row: Container, box: Sandbox, image: Image, owner: Owner[Container], undo: Rollback
+        self,
+        container: Container,
+        sandbox: Sandbox,
+        image: Image,
+        owner: Owner[Container],
+        undo: Rollback,
     ) -> Container:
         owner.stage = "state"
-        undo.push("row", partial(self.store.delete, row.id))
-        undo.push("files", partial(self.files.remove, row.id, row.cgroup))
-        _, snapshot = await asyncio.gather(self.store.insert(row), self._snapshot(row, image))
+        undo.push("row", partial(self.store.delete, container.id))
+        undo.push("files", partial(self.files.remove, container.id, container.cgroup))
+        _, snapshot = await asyncio.gather(
+            self.store.insert(container), self._snapshot(container, image)
+        )
         faults.reach("container-create:row")
-        labels, volumes = await self._mount(row, box, image, snapshot, owner)
+        labels, volumes = await self._mount(container, sandbox, image, snapshot, owner)
         owner.stage = "specification"
         user = await run_in(
-            self.files.fs, resolve_user, self.paths.rootfs(row.id), row.spec, image.config
+            self.files.fs,
+            resolve_user,
+            self.paths.rootfs(container.id),
+            container.spec,
+            image.config,
         )
-        check_user(user, box.spec.security.namespaces.mapped)
-        row = dataclasses.replace(row, user=user)
-        declared = await self.declared.make(row, box, snapshot, image.config.volumes)
+        check_user(user, sandbox.spec.security.namespaces.pod_userns)
+        container = dataclasses.replace(container, user=user)
+        declared = await self.declared.make(container, sandbox, snapshot, image.config.volumes)
         faults.reach("container-create:declared-volumes")
-        inputs = await self.gatherer.gather(row, box, image, volumes)
+        inputs = await self.gatherer.gather(container, sandbox, image, volumes)
         inputs = dataclasses.replace(inputs, mounts=(*inputs.mounts, *declared))
         await self.selinux.relabel(inputs.mounts, labels)
         inputs = dataclasses.replace(inputs, selinux=labels)
-        check_user(inputs.user, box.spec.security.namespaces.mapped)  # CDI devices bring groups
-        row = dataclasses.replace(row, user=inputs.user)
-        await run_in(self.files.fs, self._write, row, build_spec(inputs))
+        check_user(
+            inputs.user, sandbox.spec.security.namespaces.pod_userns
+        )  # CDI devices bring groups
+        container = dataclasses.replace(container, user=inputs.user)
+        await run_in(self.files.fs, self._write, container, build_spec(inputs))
         faults.reach("container-create:bundle")
         owner.stage = "conmon and the OCI runtime"
-        runtime = self.runtimes[row.handler]
-        undo.push("runtime", partial(runtime.delete, row.id))
-        monitored = await self.conmon.create(row, runtime)
-        self.gatherer.check_pid_namespace(row, box)
+        runtime = self.runtimes[container.handler]
+        undo.push("runtime", partial(runtime.delete, container.id))
+        monitored = await self.conmon.create(container, runtime)
+        self.gatherer.check_pid_namespace(container, sandbox)
         faults.reach("container-create:created")
-        if box.spec.security.namespaces.mapped is not None:
-            await self.files.release_mounts(row.id)
-        row = dataclasses.replace(
-            row,
+        if sandbox.spec.security.namespaces.pod_userns is not None:
+            await self.files.release_mounts(container.id)
+        container = dataclasses.replace(
+            container,
             monitor=monitored.monitor,
             init=monitored.init,
             cgroup=monitored.cgroup,
             ready_at_ns=self.clock.now_ns(),
         )
-        await self.store.update(row)
-        self.exits.watch_child(row, monitored.child)
+        await self.store.update(container)
+        self.exits.watch_child(container, monitored.child)
         faults.reach("container-create:ready")
-        return row
+        return container
 
     async def _mount(
         self,
-        row: Container,
-        box: Sandbox,
+        container: Container,
+        sandbox: Sandbox,
         image: Image,
         snapshot: Snapshot,
         owner: Owner[Container],
     ) -> tuple[SelinuxLabels | None, Mapping[int, ResolvedMount]]:
         """Mount the root file system and the image volumes."""
         owner.stage = "root file system"
-        security = row.spec.security
-        labels = await self.selinux.labels(box, security.selinux, privileged=security.privileged)
+        security = container.spec.security
+        labels = await self.selinux.labels(
+            sandbox, security.selinux, privileged=security.privileged
+        )
         label = "" if labels is None else labels.mount
-        await self.files.mount_rootfs(row.id, box, snapshot, image, label)
+        await self.files.mount_rootfs(container.id, sandbox, snapshot, image, label)
         faults.reach("container-create:mount")
         owner.stage = "image volumes"
-        volumes = await self.volumes.mount(row, box, label)
+        volumes = await self.volumes.mount(container, sandbox, label)
         faults.reach("container-create:volumes")
         return labels, volumes
 
-    async def _snapshot(self, row: Container, image: Image) -> Snapshot:
+    async def _snapshot(self, container: Container, image: Image) -> Snapshot:
         parent = image.layers[-1].chain_id if image.layers else ""
         return await self.files.snapshots.create(
-            row.id, parent=parent, created_at_ns=row.created_at_ns
+            container.id, parent=parent, created_at_ns=container.created_at_ns
         )
 
-    def _write(self, row: Container, spec: dict[str, object]) -> None:
-        rootfs = self.paths.rootfs(row.id)
-        self.files.write(row.id, resolve_targets(rootfs, spec, row.spec.image))
-        if row.log_path:
-            make_log(Path(row.log_path))
+    def _write(self, container: Container, spec: dict[str, object]) -> None:
+        rootfs = self.paths.rootfs(container.id)
+        self.files.write(container.id, resolve_targets(rootfs, spec, container.spec.image))
+        if container.log_path:
+            make_log(Path(container.log_path))
 
-    async def _keep_for_removal(self, row: Container) -> None:
+    async def _keep_for_removal(self, container: Container) -> None:
         """List a container whose undo failed as EXITED, so that the kubelet comes back for it."""
-        kept = self.store.get(row.id)
+        kept = self.store.get(container.id)
         if kept is not None:
             now = self.clock.now_ns()
             await self.store.update(
                 dataclasses.replace(kept, finished_at_ns=now, exit_code=255, reason="Unknown")
             )
-            log.warning("container_kept_for_removal", container_id=row.id)
+            log.warning("container_kept_for_removal", container_id=container.id)
 
 
 async def _ended(tasks: list[asyncio.Task[Container]]) -> None:

@@ -18,7 +18,7 @@ from criagent.process.child import Child, nothing_to_read
 from criagent.runtime.container.running import running
 from criagent.runtime.exec.pipes import Pipe
 from criagent.runtime.exec.plan import Command, ExecPlan, ExecPlanner, Size
-from criagent.runtime.oci.runtime import plain_words
+from criagent.runtime.oci.runtime import last_line
 from criagent.store.containers import ContainerStore
 
 _CONSOLE_S = 10.0
@@ -82,8 +82,8 @@ class ExecStreamer:
 
         Raises NotFoundError, WrongStateError, InvalidRequestError for an empty command, AgentError.
         """
-        row = self.check(container_id)
-        plan = await self.planner.prepare(stack, row, cmd, tty=tty, size=size)
+        container = self.check(container_id)
+        plan = await self.planner.prepare(stack, container, cmd, tty=tty, size=size)
         if tty:
             return await self._with_terminal(stack, plan, size)
         return await self._with_pipes(stack, plan, stdin=stdin)
@@ -91,25 +91,25 @@ class ExecStreamer:
     async def _with_pipes(
         self, stack: AsyncExitStack, plan: ExecPlan, *, stdin: bool
     ) -> ExecProcess:
-        row = plan.row
-        theirs: list[int] = []
+        container = plan.container
+        child_fds: list[int] = []
         try:
             in_read, in_write = os.pipe() if stdin else (nothing_to_read(), -1)
-            theirs.append(in_read)
+            child_fds.append(in_read)
             writer = Pipe(in_write) if stdin else None
-            if writer is not None and row.user is not None and row.init is not None:
-                owner = node_ids(row.init.pid, row.user.uid, row.user.gid)
+            if writer is not None and container.user is not None and container.init is not None:
+                owner = node_ids(container.init.pid, container.user.uid, container.user.gid)
                 os.fchown(in_read, *owner)  # it may reopen /dev/stdin
             readers = []
             for _ in range(2):
                 read, write = os.pipe()
-                theirs.append(write)
+                child_fds.append(write)
                 readers.append(Pipe(read))
             for pipe in (*readers, *([writer] if writer else [])):
                 stack.callback(pipe.close)
-            command = await plan.start(stdin=in_read, stdout=theirs[1], stderr=theirs[2])
+            command = await plan.start(stdin=in_read, stdout=child_fds[1], stderr=child_fds[2])
         finally:
-            for fd in theirs:
+            for fd in child_fds:
                 os.close(fd)
         return ExecProcess(
             command=command,
@@ -164,7 +164,7 @@ async def _console(listener: socket.socket, child: Child, errors: Pipe) -> int:
         if not accepting.done():
             child.kill(signal.SIGKILL)
             output = (await errors.read()).decode(errors="replace")
-            raise AgentError(f"exec gave no terminal: {plain_words(output)}")
+            raise AgentError(f"exec gave no terminal: {last_line(output)}")
         connection, _ = accepting.result()
     finally:
         ended.cancel()

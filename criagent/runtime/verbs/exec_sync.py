@@ -63,28 +63,28 @@ class ExecSync:
         command, TimedOutError when the command did not end in time and everything it started was
         killed. How long its output trails it is not counted.
         """
-        row = running(self.store, container_id)
+        container = running(self.store, container_id)
         limit = max(min(self.message_bytes, _OUTPUT) - _OTHER_FIELDS, 0)
         output = ExecOutput(limit, self.budget)
         began = time.monotonic()
         try:
-            code = await self._run(row, cmd, timeout_s, output)
+            code = await self._run(container, cmd, timeout_s, output)
         except BaseException as failure:
             output.close()
-            words = str(failure)[:_ERROR_MOST] or type(failure).__name__
-            log.info("exec_sync_failed", error=words, **self._about(row, cmd, began))
+            text = str(failure)[:_ERROR_MOST] or type(failure).__name__
+            log.info("exec_sync_failed", error=text, **self._about(container, cmd, began))
             raise
-        log.debug("exec_sync_ended", exit_code=code, **self._about(row, cmd, began))
+        log.debug("exec_sync_ended", exit_code=code, **self._about(container, cmd, began))
         if output.dropped:
-            log.info("exec_output_cut", container_id=row.id, bytes=output.dropped)
+            log.info("exec_output_cut", container_id=container.id, bytes=output.dropped)
         stdout, stderr = output.taken()
         return ExecResult(stdout=stdout, stderr=stderr, exit_code=code, release=output.close)
 
     async def _run(
-        self, row: Container, cmd: Sequence[str], timeout_s: int, output: ExecOutput
+        self, container: Container, cmd: Sequence[str], timeout_s: int, output: ExecOutput
     ) -> int:
         async with AsyncExitStack() as stack:
-            plan = await self.planner.prepare(stack, row, cmd, own_cgroup=self.own_cgroup)
+            plan = await self.planner.prepare(stack, container, cmd, own_cgroup=self.own_cgroup)
             stdout, stderr = output.descriptors()
             try:
                 command = await plan.start(stdout=stdout, stderr=stderr)
@@ -95,12 +95,12 @@ class ExecSync:
                     code = await command.wait()
             except TimeoutError:
                 raise TimedOutError(
-                    f"command timed out after {timeout_s} s in container {row.id}; its "
+                    f"command timed out after {timeout_s} s in container {container.id}; its "
                     "processes were killed"
                 ) from None
             await output.ended(self.drain_s)
             return code
 
-    def _about(self, row: Container, cmd: Sequence[str], began: float) -> dict[str, object]:
+    def _about(self, container: Container, cmd: Sequence[str], began: float) -> dict[str, object]:
         took_ms = round((time.monotonic() - began) * 1000, 2)
-        return {**self.facts.of_container(row), "cmd": shown_command(cmd), "ms": took_ms}
+        return {**self.facts.of_container(container), "cmd": shown_command(cmd), "ms": took_ms}

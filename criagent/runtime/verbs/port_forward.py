@@ -28,12 +28,12 @@ class PortForwarder:
 
     def check(self, sandbox_id: str) -> Sandbox:
         """The READY sandbox. Raises NotFoundError, WrongStateError."""
-        box = self.store.resolve(sandbox_id)
-        if not box.visible:
-            raise NotFoundError(f"sandbox {box.id!r} not found")
-        if box.state is not SandboxState.READY:
-            raise WrongStateError(f"sandbox {box.id} is not ready")
-        return box
+        sandbox = self.store.resolve(sandbox_id)
+        if not sandbox.visible:
+            raise NotFoundError(f"sandbox {sandbox.id!r} not found")
+        if sandbox.state is not SandboxState.READY:
+            raise WrongStateError(f"sandbox {sandbox.id} is not ready")
+        return sandbox
 
     async def connect(
         self, sandbox_id: str, port: int
@@ -44,11 +44,11 @@ class PortForwarder:
         """
         if not 0 < port < 65536:
             raise InvalidRequestError(f"port {port} is not within 1..65535")
-        box = self.check(sandbox_id)
+        sandbox = self.check(sandbox_id)
         failure: OSError | None = None
         for family, host in ((socket.AF_INET, "127.0.0.1"), (socket.AF_INET6, "::1")):
             try:
-                made = await self._socket(box, family)
+                made = await self._socket(sandbox, family)
             except OSError as exc:  # a node without IPv6
                 failure = failure or exc
                 continue
@@ -64,18 +64,18 @@ class PortForwarder:
                 raise
         raise failure or OSError(f"port {port} cannot be reached")
 
-    async def _socket(self, box: Sandbox, family: socket.AddressFamily) -> socket.socket:
+    async def _socket(self, sandbox: Sandbox, family: socket.AddressFamily) -> socket.socket:
         made: list[socket.socket] = []
 
         def make() -> None:
             made.append(socket.socket(family, socket.SOCK_STREAM | socket.SOCK_CLOEXEC))
             made[0].settimeout(0)
 
-        if not box.network_backend:
+        if not sandbox.network_backend:
             make()
             return made[0]
         try:
-            await run_in(self.fs, in_netns, self.namespaces.netns(box), make)
+            await run_in(self.fs, in_netns, self.namespaces.netns(sandbox), make)
         except BaseException:
             for one in made:  # the caller left while the thread was at it
                 one.close()

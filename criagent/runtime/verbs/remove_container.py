@@ -33,33 +33,35 @@ class ContainerRemover:
     async def remove(self, container_id: str) -> None:
         """Return when nothing of the container is left; unknown ids are fine."""
         try:
-            row = self.store.resolve(container_id)
+            container = self.store.resolve(container_id)
         except NotFoundError:
             return
-        if not row.visible:
+        if not container.visible:
             return  # its creation is under way or being undone
-        key = f"remove-container:{row.id}"
-        owner = self.owners.get(key) or self.owners.start(key, None, partial(self._remove, row.id))
+        key = f"remove-container:{container.id}"
+        owner = self.owners.get(key) or self.owners.start(
+            key, None, partial(self._remove, container.id)
+        )
         await self.owners.join(owner)
 
     async def _remove(self, container_id: str, owner: Owner[None]) -> None:
         owner.stage = "stop"
         await self.stopper.stop(container_id, 0)
-        row = self.store.get(container_id)
-        if row is not None:
+        container = self.store.get(container_id)
+        if container is not None:
             owner.stage = "files"
-            await self.erase(row)
+            await self.erase(container)
             log.info("container_removed", container_id=container_id)
 
-    async def erase(self, row: Container) -> None:
+    async def erase(self, container: Container) -> None:
         """Take everything of a dead container away, the row last; idempotent."""
-        runtime = self.runtimes.get(row.handler)
+        runtime = self.runtimes.get(container.handler)
         if runtime is not None:
-            await runtime.delete(row.id)
+            await runtime.delete(container.id)
         else:
-            await run_in(self.files.fs, self.files.paths.forget_state, row.id)
+            await run_in(self.files.fs, self.files.paths.forget_state, container.id)
         faults.reach("container-remove:runtime")
-        await self.files.remove(row.id, row.cgroup)
+        await self.files.remove(container.id, container.cgroup)
         faults.reach("container-remove:files")
-        await self.store.delete(row.id)
+        await self.store.delete(container.id)
         faults.reach("container-remove:row")

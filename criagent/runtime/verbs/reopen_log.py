@@ -50,40 +50,42 @@ class LogReopener:
         is full and AgentError when the file cannot be made (conmon would die of either),
         TimedOutError. After an error the container goes on writing to the file that it had.
         """
-        row = self.store.resolve(container_id)
-        while (owner := self.owners.get(row.id)) is not None and owner.task is not None:
+        container = self.store.resolve(container_id)
+        while (owner := self.owners.get(container.id)) is not None and owner.task is not None:
             await asyncio.wait({owner.task})  # it may have begun before our caller's rename
-        await self.owners.join(self.owners.start(row.id, None, lambda _: self._reopen(row)))
+        await self.owners.join(
+            self.owners.start(container.id, None, lambda _: self._reopen(container))
+        )
 
     async def close(self, limit_s: float) -> None:
         """Finish what is under way."""
         await self.owners.drain(limit_s)
 
-    async def _reopen(self, row: Container) -> None:
-        if row.state is not ContainerState.RUNNING:
-            raise WrongStateError(f"container {row.id} is not running; its log stays closed")
-        if not row.log_path:
+    async def _reopen(self, container: Container) -> None:
+        if container.state is not ContainerState.RUNNING:
+            raise WrongStateError(f"container {container.id} is not running; its log stays closed")
+        if not container.log_path:
             return
-        log = Path(row.log_path)
-        if await run_in(self.fs, _written_by_monitor, row, log):
+        log = Path(container.log_path)
+        if await run_in(self.fs, _written_by_monitor, container, log):
             return  # conmon would replace it, and its lines would be gone
         await run_in(self.fs, _rehearse, log)
         faults.reach("reopen-log:rehearsed")
-        control = self.paths.container(row.id) / "ctl"
-        moved = asyncio.Event()
+        control = self.paths.container(container.id) / "ctl"
+        renamed = asyncio.Event()
         loop = asyncio.get_running_loop()
         inotify = Inotify()
 
         def readable() -> None:
             if any(name == log.name for _, _, name in inotify.events()):
-                moved.set()
+                renamed.set()
 
         try:
             inotify.add(log.parent, IN_MOVED_TO)
             loop.add_reader(inotify.fd, readable)
-            await _tell(control, row.id, log)
+            await _tell(control, container.id, log)
             faults.reach("reopen-log:told")
-            await self._reopened(row, log, moved)
+            await self._reopened(container, log, renamed)
         except BaseException:
             await run_in(self.fs, _take_back, control, log)
             raise
@@ -91,26 +93,26 @@ class LogReopener:
             loop.remove_reader(inotify.fd)
             inotify.close()
 
-    async def _reopened(self, row: Container, log: Path, moved: asyncio.Event) -> None:
+    async def _reopened(self, container: Container, log: Path, renamed: asyncio.Event) -> None:
         try:
             async with asyncio.timeout(_LIMIT_S):
-                while not await run_in(self.fs, _written_by_monitor, row, log):
+                while not await run_in(self.fs, _written_by_monitor, container, log):
                     with contextlib.suppress(TimeoutError):
-                        await asyncio.wait_for(moved.wait(), _LOOK_S)
-                    moved.clear()
+                        await asyncio.wait_for(renamed.wait(), _LOOK_S)
+                    renamed.clear()
         except TimeoutError:
             raise TimedOutError(
-                f"conmon of container {row.id} did not reopen {log} within {_LIMIT_S:.0f} s"
+                f"conmon of container {container.id} did not reopen {log} within {_LIMIT_S:.0f} s"
             ) from None
 
 
-def _written_by_monitor(row: Container, log: Path) -> bool:
+def _written_by_monitor(container: Container, log: Path) -> bool:
     """Whether the monitor has the file of this name open. Raises WrongStateError without one."""
-    if row.monitor is None or not process.alive(row.monitor):
-        raise WrongStateError(f"container {row.id} has just exited; its log stays closed")
+    if container.monitor is None or not process.alive(container.monitor):
+        raise WrongStateError(f"container {container.id} has just exited; its log stays closed")
     try:
         wanted = log.stat()
-        for entry in os.scandir(f"/proc/{row.monitor.pid}/fd"):
+        for entry in os.scandir(f"/proc/{container.monitor.pid}/fd"):
             with contextlib.suppress(FileNotFoundError):
                 found = entry.stat()
                 if (found.st_dev, found.st_ino) == (wanted.st_dev, wanted.st_ino):
@@ -138,8 +140,8 @@ def _rehearse(log: Path) -> None:
     except FileNotFoundError:
         raise AgentError(f"the log directory {log.parent} is gone; restart the container") from None
     except OSError as exc:
-        words = f"log {log} cannot be made anew: {exc.strerror}"
-        raise (ExhaustedError(words) if exc.errno in _FULL else AgentError(words)) from None
+        problem = f"log {log} cannot be made anew: {exc.strerror}"
+        raise (ExhaustedError(problem) if exc.errno in _FULL else AgentError(problem)) from None
 
 
 def _temporary(log: Path) -> Path:
@@ -158,7 +160,7 @@ def _free_name(log: Path) -> Path:
 
 async def _tell(control: Path, container_id: str, log: Path) -> None:
     try:
-        await monitor_control.tell(control, _REOPEN)
+        await monitor_control.send(control, _REOPEN)
     except WrongStateError:
         raise WrongStateError(
             f"container {container_id} has just exited; its log {log} stays closed"

@@ -73,7 +73,7 @@ class SandboxRunner:
                 f"{sorted(self.handlers)}"
             )
         handler = spec.runtime_handler or self.default_handler
-        if spec.security.namespaces.mapped is not None and self.userns_problems[handler]:
+        if spec.security.namespaces.pod_userns is not None and self.userns_problems[handler]:
             raise UnsupportedError(
                 f'runtime handler "{handler}" cannot run pods with user namespaces on this node: '
                 f"{self.userns_problems[handler]}"
@@ -98,7 +98,7 @@ class SandboxRunner:
         if remains is not None:  # a failed undo, on a disk that did not even take its mark
             owner.stage = "remains of a failed attempt"
             await self.teardown.erase(remains)
-        box = Sandbox(
+        sandbox = Sandbox(
             id=SandboxId(self.new_id()),
             spec=spec,
             created_at_ns=self.clock.now_ns(),
@@ -106,53 +106,55 @@ class SandboxRunner:
             selinux_level=self.selinux.level(spec, self.store.all()),
             network_backend=self._backend(spec),
         )
-        structlog.contextvars.bind_contextvars(sandbox_id=box.id)
+        structlog.contextvars.bind_contextvars(sandbox_id=sandbox.id)
         undo = Rollback("sandbox-run", step_budget_s=_UNDO_BUDGET_S)
         try:
             async with undo:
-                box = await self._build(box, owner, undo)
+                sandbox = await self._build(sandbox, owner, undo)
                 undo.commit()
         except BaseException as error:
-            if not undo.clean and await self.teardown.mark_lost(box.id):
-                error.add_note(f"sandbox {box.id} is listed as NOTREADY; remove it")
+            if not undo.clean and await self.teardown.mark_lost(sandbox.id):
+                error.add_note(f"sandbox {sandbox.id} is listed as NOTREADY; remove it")
             raise
-        log.info("sandbox_started", **box.spec.metadata.facts, ips=box.addresses)
-        return box
+        log.info("sandbox_started", **sandbox.spec.metadata.facts, ips=sandbox.addresses)
+        return sandbox
 
-    async def _build(self, box: Sandbox, owner: Owner[Sandbox], undo: Rollback) -> Sandbox:
+    async def _build(self, sandbox: Sandbox, owner: Owner[Sandbox], undo: Rollback) -> Sandbox:
         owner.stage = "state"
-        undo.push("row", partial(self.store.delete, box.id))
-        await self.store.insert(box)
+        undo.push("row", partial(self.store.delete, sandbox.id))
+        await self.store.insert(sandbox)
         faults.reach("sandbox-run:row")
         owner.stage = "namespaces"
-        undo.push("files", partial(self.files.remove, box.id))
-        undo.push("namespaces", partial(self.namespaces.remove, box.id))
-        await self.namespaces.create(box)
+        undo.push("files", partial(self.files.remove, sandbox.id))
+        undo.push("namespaces", partial(self.namespaces.remove, sandbox.id))
+        await self.namespaces.create(sandbox)
         faults.reach("sandbox-run:namespaces")
-        if box.network_backend:
+        if sandbox.network_backend:
             owner.stage = "network"
-            undo.push("network", partial(self.teardown.detach, box))
-            attachment = await self.networks.for_row(box).attach(box, self.namespaces.netns(box))
-            box = dataclasses.replace(
-                box, addresses=attachment.addresses, cni_result=attachment.cni_result
+            undo.push("network", partial(self.teardown.detach, sandbox))
+            attachment = await self.networks.for_row(sandbox).attach(
+                sandbox, self.namespaces.netns(sandbox)
+            )
+            sandbox = dataclasses.replace(
+                sandbox, addresses=attachment.addresses, cni_result=attachment.cni_result
             )
             faults.reach("sandbox-run:network")
         owner.stage = "pod files"
-        with about(self.files.paths.sandbox(box.id)):
-            await self.files.write(box)
+        with about(self.files.paths.sandbox(sandbox.id)):
+            await self.files.write(sandbox)
         faults.reach("sandbox-run:files")
-        if box.spec.security.namespaces.pid is NamespaceMode.POD:
+        if sandbox.spec.security.namespaces.pid is NamespaceMode.POD:
             owner.stage = "shared PID namespace"
-            undo.push("holder", partial(self.holder.remove, box))
-            with about(self.files.paths.sandbox(box.id)):
-                box = dataclasses.replace(box, holder=await self.holder.start(box))
+            undo.push("holder", partial(self.holder.remove, sandbox))
+            with about(self.files.paths.sandbox(sandbox.id)):
+                sandbox = dataclasses.replace(sandbox, holder=await self.holder.start(sandbox))
             faults.reach("sandbox-run:holder")
         owner.stage = "commit"
-        box = dataclasses.replace(box, ready_at_ns=self.clock.now_ns())
-        await self.store.update(box)
-        self.watch.watch(box)
+        sandbox = dataclasses.replace(sandbox, ready_at_ns=self.clock.now_ns())
+        await self.store.update(sandbox)
+        self.watch.watch(sandbox)
         faults.reach("sandbox-run:ready")
-        return box
+        return sandbox
 
     def _backend(self, spec: SandboxSpec) -> str:
         host = spec.security.namespaces.network is NamespaceMode.NODE

@@ -39,29 +39,35 @@ class ContainerStarter:
 
     async def start(self, container_id: str) -> None:
         """Run the container's process. Raises NotFoundError, WrongStateError for an exited one."""
-        row = self.store.resolve(container_id)
-        if row.state is ContainerState.EXITED:
-            raise WrongStateError(f"container {row.id} has exited; remove it and create another")
-        box = self.sandboxes.get(row.sandbox_id)
-        if box is None or box.stopped_at_ns:
-            raise WrongStateError(f"sandbox {row.sandbox_id} of container {row.id} was stopped")
-        if row.started_at_ns:
+        container = self.store.resolve(container_id)
+        if container.state is ContainerState.EXITED:
+            raise WrongStateError(
+                f"container {container.id} has exited; remove it and create another"
+            )
+        sandbox = self.sandboxes.get(container.sandbox_id)
+        if sandbox is None or sandbox.stopped_at_ns:
+            raise WrongStateError(
+                f"sandbox {container.sandbox_id} of container {container.id} was stopped"
+            )
+        if container.started_at_ns:
             return
-        key = start_key(row.id)
-        owner = self.owners.get(key) or self.owners.start(key, None, partial(self._start, row))
+        key = start_key(container.id)
+        owner = self.owners.get(key) or self.owners.start(
+            key, None, partial(self._start, container)
+        )
         await self.owners.join(owner)
 
-    async def _start(self, row: Container, owner: Owner[None]) -> None:
+    async def _start(self, container: Container, owner: Owner[None]) -> None:
         owner.stage = "OCI runtime"
         started_at_ns = self.clock.now_ns()
-        runtime = self.runtimes[row.handler]
+        runtime = self.runtimes[container.handler]
         try:
-            await runtime.start(row.id)
+            await runtime.start(container.id)
         except AgentError:
             # A daemon that died right here had started it already.
-            if await runtime.status(row.id) != "running":
+            if await runtime.status(container.id) != "running":
                 raise
         faults.reach("container-start:started")
-        await self.transitions.apply(row.id, started_at_ns=started_at_ns)
+        await self.transitions.apply(container.id, started_at_ns=started_at_ns)
         faults.reach("container-start:row")
-        log.info("container_started", container_id=row.id)
+        log.info("container_started", container_id=container.id)

@@ -51,7 +51,7 @@ class ContainerStopper:
         self._transitions = transitions
         self._fs = fs
         self._deadlines: dict[str, int] = {}
-        self._hurry: dict[str, asyncio.Event] = {}
+        self._earlier: dict[str, asyncio.Event] = {}
 
     async def stop(self, container_id: str, timeout_s: int) -> None:
         """Return when the container has exited; unknown ids and exited ones are fine.
@@ -60,87 +60,93 @@ class ContainerStopper:
         and the like when it ended but that cannot be written.
         """
         try:
-            row = self._store.resolve(container_id)
+            container = self._store.resolve(container_id)
         except NotFoundError:
             return
-        if not row.ready_at_ns or row.state is ContainerState.EXITED:
+        if not container.ready_at_ns or container.state is ContainerState.EXITED:
             return
-        await self.stop_by(row, _boot_ns() + min(max(timeout_s, 0), _MAX_GRACE_S) * 10**9)
+        await self.stop_by(container, _boot_ns() + min(max(timeout_s, 0), _MAX_GRACE_S) * 10**9)
 
-    async def stop_by(self, row: Container, deadline_ns: int) -> None:
+    async def stop_by(self, container: Container, deadline_ns: int) -> None:
         """Stop a container with SIGKILL at `deadline_ns`, or at an earlier deadline it has."""
-        if row.stop_deadline_boot_ns:
-            deadline_ns = min(deadline_ns, row.stop_deadline_boot_ns)
-        known = self._deadlines.get(row.id)
+        if container.stop_deadline_boot_ns:
+            deadline_ns = min(deadline_ns, container.stop_deadline_boot_ns)
+        known = self._deadlines.get(container.id)
         if known is None or deadline_ns < known:
-            self._deadlines[row.id] = deadline_ns
-            if row.id in self._hurry:
-                self._hurry[row.id].set()
-        key = f"stop-container:{row.id}"
-        owner = self._owners.get(key) or self._owners.start(key, None, partial(self._stop, row))
+            self._deadlines[container.id] = deadline_ns
+            if container.id in self._earlier:
+                self._earlier[container.id].set()
+        key = f"stop-container:{container.id}"
+        owner = self._owners.get(key) or self._owners.start(
+            key, None, partial(self._stop, container)
+        )
         await self._owners.join(owner)
 
-    async def _stop(self, row: Container, owner: Owner[None]) -> None:
-        hurry = self._hurry[row.id] = asyncio.Event()
-        exited = asyncio.ensure_future(self._exits.exited(row))
+    async def _stop(self, container: Container, owner: Owner[None]) -> None:
+        earlier = self._earlier[container.id] = asyncio.Event()
+        exited = asyncio.ensure_future(self._exits.exited(container))
         try:
-            if self._left_s(row.id) > 0 and row.started_at_ns:
-                owner.stage = f"grace period after {row.stop_signal}"
-                await self._transitions.apply(row.id, stop_deadline_boot_ns=self._deadlines[row.id])
+            if self._left_s(container.id) > 0 and container.started_at_ns:
+                owner.stage = f"grace period after {container.stop_signal}"
+                await self._transitions.apply(
+                    container.id, stop_deadline_boot_ns=self._deadlines[container.id]
+                )
                 faults.reach("container-stop:deadline")
-                told = _signal(row, signal_number(row.stop_signal))
-                log.info("container_stopping", container_id=row.id, signal=row.stop_signal)
+                signalled = _signal(container, signal_number(container.stop_signal))
+                log.info(
+                    "container_stopping", container_id=container.id, signal=container.stop_signal
+                )
                 faults.reach("container-stop:signalled")
-                if told:
-                    await self._grace(row.id, exited, hurry)
+                if signalled:
+                    await self._grace(container.id, exited, earlier)
             if not exited.done():
                 owner.stage = "SIGKILL"
-                await self._kill(row, exited)
+                await self._kill(container, exited)
             await exited
             faults.reach("container-stop:exited")
         finally:
             exited.cancel()
-            del self._hurry[row.id]
-            self._deadlines.pop(row.id, None)
-        log.info("container_stopped", container_id=row.id)
+            del self._earlier[container.id]
+            self._deadlines.pop(container.id, None)
+        log.info("container_stopped", container_id=container.id)
 
     async def _grace(
-        self, container_id: str, exited: asyncio.Future[None], hurry: asyncio.Event
+        self, container_id: str, exited: asyncio.Future[None], earlier: asyncio.Event
     ) -> None:
         while not exited.done() and (left := self._left_s(container_id)) > 0:
-            hurry.clear()
-            sooner = asyncio.ensure_future(hurry.wait())
+            earlier.clear()
+            sooner = asyncio.ensure_future(earlier.wait())
             either: set[asyncio.Future[Any]] = {exited, sooner}
             try:
                 await asyncio.wait(either, timeout=left, return_when=asyncio.FIRST_COMPLETED)
             finally:
                 sooner.cancel()
 
-    async def _kill(self, row: Container, exited: asyncio.Future[None]) -> None:
-        _signal(row, signal.SIGKILL)
-        await run_in(self._fs, own_cgroup.kill, row.cgroup, row.id)
+    async def _kill(self, container: Container, exited: asyncio.Future[None]) -> None:
+        _signal(container, signal.SIGKILL)
+        await run_in(self._fs, own_cgroup.kill, container.cgroup, container.id)
         faults.reach("container-stop:killed")
         done, _ = await asyncio.wait({exited}, timeout=_KILL_LIMIT_S)
         if not done:
             raise TimedOutError(
-                f"container {row.id} did not end {_KILL_LIMIT_S:.0f} s after SIGKILL; a process of "
-                "it may hang in the kernel, for example on a dead network file system"
+                f"container {container.id} did not end {_KILL_LIMIT_S:.0f} s after SIGKILL; one of "
+                "its processes may hang in the kernel, for example on a dead network file system"
             )
 
     def _left_s(self, container_id: str) -> float:
         return (self._deadlines[container_id] - _boot_ns()) / 1e9
 
 
-def _signal(row: Container, number: int) -> bool:
+def _signal(container: Container, number: int) -> bool:
     """Signal the main process; False when its security profile lets no signal of ours through.
 
     An AppArmor profile can do that, to root as well. cgroup.kill asks no profile.
     """
     try:
-        if row.init is not None:
-            process.send_signal(row.init, number)
+        if container.init is not None:
+            process.send_signal(container.init, number)
     except PermissionError:
-        log.warning("signal_not_permitted", container_id=row.id, signal=number)
+        log.warning("signal_not_permitted", container_id=container.id, signal=number)
         return False
     return True
 

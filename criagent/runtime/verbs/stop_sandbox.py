@@ -37,22 +37,22 @@ class SandboxStopper:
 
     async def stop(self, sandbox_id: str) -> None:
         """Kill what runs in the sandbox and free its network; unknown ids are fine."""
-        box = self._find(sandbox_id)
-        if box is not None:
-            await self._own(f"stop:{box.id}", partial(self._stop, box.id))
+        sandbox = self._find(sandbox_id)
+        if sandbox is not None:
+            await self._own(f"stop:{sandbox.id}", partial(self._stop, sandbox.id))
 
     async def remove(self, sandbox_id: str) -> None:
         """Stop the sandbox if need be, remove its containers and its row; unknown ids are fine."""
-        box = self._find(sandbox_id)
-        if box is not None:
-            await self._own(f"remove:{box.id}", partial(self._remove, box.id))
+        sandbox = self._find(sandbox_id)
+        if sandbox is not None:
+            await self._own(f"remove:{sandbox.id}", partial(self._remove, sandbox.id))
 
     def _find(self, sandbox_id: str) -> Sandbox | None:
         try:
-            box = self.store.resolve(sandbox_id)
+            sandbox = self.store.resolve(sandbox_id)
         except NotFoundError:
             return None
-        return box if box.visible else None
+        return sandbox if sandbox.visible else None
 
     async def _own(
         self, key: str, work: Callable[[Owner[None]], Coroutine[object, object, None]]
@@ -61,30 +61,30 @@ class SandboxStopper:
         await self.owners.join(owner)
 
     async def _stop(self, sandbox_id: str, owner: Owner[None]) -> None:
-        box = self.store.get(sandbox_id)
-        if box is None:
+        sandbox = self.store.get(sandbox_id)
+        if sandbox is None:
             return
-        released_before = bool(box.released_at_ns)
-        box = await self.teardown.mark_stopped(box)
+        released_before = bool(sandbox.released_at_ns)
+        sandbox = await self.teardown.mark_stopped(sandbox)
         faults.reach("sandbox-stop:marked")
         owner.stage = "containers"
-        await self.creator.cancel_all(box.id)
-        rows = self.containers.of_sandbox(box.id)
-        await asyncio.gather(*(self.stopper.stop(row.id, 0) for row in rows))
+        await self.creator.cancel_all(sandbox.id)
+        containers = self.containers.of_sandbox(sandbox.id)
+        await asyncio.gather(*(self.stopper.stop(container.id, 0) for container in containers))
         faults.reach("sandbox-stop:containers")
         owner.stage = "network and namespaces"
-        await self.teardown.release(box)
+        await self.teardown.release(sandbox)
         if not released_before:
-            log.info("sandbox_stopped", sandbox_id=box.id, **box.spec.metadata.facts)
+            log.info("sandbox_stopped", sandbox_id=sandbox.id, **sandbox.spec.metadata.facts)
 
     async def _remove(self, sandbox_id: str, owner: Owner[None]) -> None:
         await self.stop(sandbox_id)
         owner.stage = "containers"
-        rows = self.containers.of_sandbox(sandbox_id)
-        await asyncio.gather(*(self.remover.remove(row.id) for row in rows))
+        containers = self.containers.of_sandbox(sandbox_id)
+        await asyncio.gather(*(self.remover.remove(container.id) for container in containers))
         faults.reach("sandbox-remove:containers")
-        box = self.store.get(sandbox_id)
-        if box is not None:
+        sandbox = self.store.get(sandbox_id)
+        if sandbox is not None:
             owner.stage = "files"
-            await self.teardown.erase(box)
-            log.info("sandbox_removed", sandbox_id=box.id, **box.spec.metadata.facts)
+            await self.teardown.erase(sandbox)
+            log.info("sandbox_removed", sandbox_id=sandbox.id, **sandbox.spec.metadata.facts)

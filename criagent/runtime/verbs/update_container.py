@@ -36,10 +36,10 @@ class ResourceUpdater:
         Raises NotFoundError, WrongStateError for an exited container, UnsupportedError for a limit
         whose controller is missing, AgentError with the runtime's words.
         """
-        row = self.store.resolve(container_id)
-        if row.state is ContainerState.EXITED:
-            raise WrongStateError(f"container {row.id} has exited; its limits cannot change")
-        resources = with_swap(row.resources, resources)
+        container = self.store.resolve(container_id)
+        if container.state is ContainerState.EXITED:
+            raise WrongStateError(f"container {container.id} has exited; its limits cannot change")
+        resources = with_swap(container.resources, resources)
         wanted = resources_to_oci(
             resources,
             controllers=self.node.controllers,
@@ -47,16 +47,16 @@ class ResourceUpdater:
             swap=self.node.swap,
         )
         if wanted:
-            await self.runtimes[row.handler].update(row.id, wanted)
-        await self.transitions.apply(row.id, resources=merged(row.resources, resources))
-        log.info("container_updated", container_id=row.id)
+            await self.runtimes[container.handler].update(container.id, wanted)
+        await self.transitions.apply(container.id, resources=merged(container.resources, resources))
+        log.info("container_updated", container_id=container.id)
 
-    def in_force(self, row: Container, spec: OciObject) -> OciObject:
+    def in_force(self, container: Container, spec: OciObject) -> OciObject:
         """`spec` of a container with the limits that it has since its last update."""
-        if row.resources == row.spec.resources:
+        if container.resources == container.spec.resources:
             return spec
         limits = resources_to_oci(
-            row.resources,
+            container.resources,
             controllers=self.node.controllers,
             missing="ignore",
             swap=self.node.swap,

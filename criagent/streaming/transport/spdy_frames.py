@@ -52,9 +52,18 @@ _TAIL = (
 
 def _dictionary() -> bytes:
     """The zlib dictionary of section 2.6.10.1."""
-    words = [*_WORDS, "200 OK", "version", "HTTP/1.1", "url", "public", "set-cookie", "keep-alive"]
-    words.append("origin")
-    return b"".join(struct.pack("!I", len(w)) + w.encode() for w in words) + _TAIL.encode()
+    entries = [
+        *_WORDS,
+        "200 OK",
+        "version",
+        "HTTP/1.1",
+        "url",
+        "public",
+        "set-cookie",
+        "keep-alive",
+    ]
+    entries.append("origin")
+    return b"".join(struct.pack("!I", len(w)) + w.encode() for w in entries) + _TAIL.encode()
 
 
 DICTIONARY = _dictionary()

@@ -164,7 +164,7 @@ def test_ten_idle_minutes_on_containerd_cost_more(costs: dict[str, Cost]) -> Non
         kubelet.start(containerRuntimeEndpoint=containerd_node.ENDPOINT)
         cri = Cri(containerd_node.ENDPOINT)
         other = _window("containerd", ("containerd",), containerd_node.processes, kubelet)
-        pods = [box.state for box in cri.pods()]
+        pods = [sandbox.state for sandbox in cri.pods()]
         assert pods == [api.SANDBOX_READY] * PODS
         _end_pods(cri)
         cri.close()

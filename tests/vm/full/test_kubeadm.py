@@ -123,7 +123,7 @@ def test_reset_leaves_nothing_of_the_pods(cluster: Cluster) -> None:
     """No pod, scope, slice, mount or volume directory; the agent goes on."""
     print(cluster.run("kubeadm", "reset", "--force", f"--cri-socket={SOCKET}"))
     cri = Cri()
-    assert [box.metadata.name for box in cri.pods()] == []
+    assert [sandbox.metadata.name for sandbox in cri.pods()] == []
     assert cri.containers() == []
     cri.close()
     assert container_units() == []

@@ -46,8 +46,8 @@ def nothing_leaks(cri: Cri) -> Iterator[None]:
     if not main_pid("criagent"):
         systemctl("start", "criagent")
     with_fresh = Cri()
-    for box in with_fresh.pods():
-        with_fresh.remove_pod(box.id)
+    for pod in with_fresh.pods():
+        with_fresh.remove_pod(pod.id)
     for name in pod_slices():
         systemctl("stop", name)  # as the kubelet does
     after = {**settled_state(with_fresh), "failed": failed_units()}
@@ -86,26 +86,26 @@ class VmPods(Pods):
         return self.cri.run(config, handler=handler), config
 
     def created(
-        self, wanted: api.ContainerConfig, box: tuple[str, api.PodSandboxConfig] | None = None
+        self, wanted: api.ContainerConfig, pod: tuple[str, api.PodSandboxConfig] | None = None
     ) -> str:
         """The id of a started container of `wanted`."""
-        sandbox, config = box or self.sandbox()
-        row = self.cri.create(sandbox, wanted, config, timeout=120)
-        self.cri.start(row)
-        return row
+        sandbox, config = pod or self.sandbox()
+        container_id = self.cri.create(sandbox, wanted, config, timeout=120)
+        self.cri.start(container_id)
+        return container_id
 
 
-def cgroup_of(cri: Cri, row: str) -> Path:
+def cgroup_of(cri: Cri, container_id: str) -> Path:
     """The cgroup directory of a running container's init."""
-    request = api.ContainerStatusRequest(container_id=row, verbose=True)
+    request = api.ContainerStatusRequest(container_id=container_id, verbose=True)
     info = cri.runtime.ContainerStatus(request, timeout=30).info["info"]
     pid = int(json.loads(info)["pid"])
     return CGROUPS / Path(f"/proc/{pid}/cgroup").read_text().strip()[len("0::/") :]
 
 
-def scope_of(cri: Cri, row: str) -> Path:
+def scope_of(cri: Cri, container_id: str) -> Path:
     """Its scope's directory: crun's init lives in a child of it, runc's in itself."""
-    cgroup = cgroup_of(cri, row)
+    cgroup = cgroup_of(cri, container_id)
     return cgroup if cgroup.suffix == ".scope" else cgroup.parent
 
 

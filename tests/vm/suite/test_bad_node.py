@@ -73,7 +73,7 @@ def test_a_clock_that_jumps_changes_no_grace_period_no_time_out_and_no_order(pod
         asked = api.ExecSyncRequest(container_id=target, cmd=command, timeout=15)
         executed = pods.cri.runtime.ExecSync.future(asked, timeout=120)
         until(lambda number=number: running(f"^sleep 4321{number}"), "the exec", 60)
-        until(lambda row=stopped: row in _stopping(), "the stop", 60)
+        until(lambda container_id=stopped: container_id in _stopping(), "the stop", 60)
         set_clock(time.time() + jump)
         made.append(pods.created(sleeper("after")))
         assert executed.exception(timeout=120).code() is grpc.StatusCode.DEADLINE_EXCEEDED
@@ -86,10 +86,15 @@ def test_a_clock_that_jumps_changes_no_grace_period_no_time_out_and_no_order(pod
         told = pods.cri.runtime.ContainerStats(api.ContainerStatsRequest(container_id=target)).stats
         assert now <= told.cpu.timestamp <= time.time_ns()
         assert told.cpu.usage_nano_cores.value < 10**10
-    assert [row.id for row in sorted(pods.cri.containers(), key=lambda row: row.created_at)] == made
-    for row in made:
-        pods.cri.stop(row)
-        status = pods.cri.status(row)
+    assert [
+        container_id.id
+        for container_id in sorted(
+            pods.cri.containers(), key=lambda container_id: container_id.created_at
+        )
+    ] == made
+    for container_id in made:
+        pods.cri.stop(container_id)
+        status = pods.cri.status(container_id)
         assert status.created_at < status.started_at < status.finished_at
     until(lambda: _ended(events) == set(made), "all events", 60)
     stream.cancel()
@@ -100,7 +105,12 @@ def test_a_clock_that_jumps_changes_no_grace_period_no_time_out_and_no_order(pod
     pods.cri.close()
     pods.cri = Cri()
     made.append(pods.created(sleeper("last")))
-    assert [row.id for row in sorted(pods.cri.containers(), key=lambda row: row.created_at)] == made
+    assert [
+        container_id.id
+        for container_id in sorted(
+            pods.cri.containers(), key=lambda container_id: container_id.created_at
+        )
+    ] == made
 
 
 def _follow(stream: object, events: list[api.ContainerEventResponse]) -> None:
@@ -121,20 +131,20 @@ def _ended(events: list[api.ContainerEventResponse]) -> set[str]:
 
 def test_a_changed_hostname_disturbs_no_pod(pods: VmPods) -> None:
     old = os.uname().nodename
-    row = pods.created(sleeper())
-    inside = pods.cri.exec(row, "hostname", timeout=60).stdout
+    container_id = pods.created(sleeper())
+    inside = pods.cri.exec(container_id, "hostname", timeout=60).stdout
     subprocess.run(["hostnamectl", "set-hostname", "renamed"], check=True)
     try:
         assert os.uname().nodename == "renamed"
-        assert pods.cri.exec(row, "hostname", timeout=60).stdout == inside
-        box = pods.sandbox()
-        other = pods.created(sleeper(), box)
+        assert pods.cri.exec(container_id, "hostname", timeout=60).stdout == inside
+        sandbox = pods.sandbox()
+        other = pods.created(sleeper(), sandbox)
         assert pods.cri.exec(other, "hostname", timeout=60).exit_code == 0
         systemctl("restart", "criagent")
         pods.cri.close()
         pods.cri = Cri()
-        assert pods.cri.exec(row, "hostname", timeout=60).stdout == inside
-        assert pods.cri.pod_status(box[0]).state == api.SANDBOX_READY
+        assert pods.cri.exec(container_id, "hostname", timeout=60).stdout == inside
+        assert pods.cri.pod_status(sandbox[0]).state == api.SANDBOX_READY
         pods.created(sleeper())
     finally:
         subprocess.run(["hostnamectl", "set-hostname", old], check=True)
@@ -156,8 +166,8 @@ def small_disk(cri: Cri, pods: VmPods) -> Iterator[VmPods]:
     pods.cri.pull(BUSYBOX, timeout=300)
     yield pods
     with_fresh = Cri()
-    for box in with_fresh.pods():
-        with_fresh.remove_pod(box.id)
+    for sandbox in with_fresh.pods():
+        with_fresh.remove_pod(sandbox.id)
     with_fresh.close()
     systemctl("stop", "criagent")
     subprocess.run(["umount", ROOT], check=True)
@@ -179,7 +189,7 @@ def test_a_full_disk_refuses_pods_lets_others_end_and_is_overcome(small_disk: Vm
     pods.cri.remove(first)
     _kill()
     fresh = _served()
-    assert [row.id for row in fresh.containers()] == [second]
+    assert [container_id.id for container_id in fresh.containers()] == [second]
     assert fresh.status(second).state == api.CONTAINER_RUNNING
     for path in ROOT.glob("filler*"):
         path.unlink()
@@ -192,9 +202,9 @@ def test_a_root_directory_that_has_become_read_only_is_said_in_one_line(
     small_disk: VmPods,
 ) -> None:
     pods = small_disk
-    row = pods.created(sleeper())
-    cgroup = cgroup_of(pods.cri, row)
-    started = pods.cri.status(row).started_at
+    container_id = pods.created(sleeper())
+    cgroup = cgroup_of(pods.cri, container_id)
+    started = pods.cri.status(container_id).started_at
     systemctl("stop", "criagent")
     subprocess.run(["mount", "-o", "remount,ro", ROOT], check=True)
     try:
@@ -209,15 +219,15 @@ def test_a_root_directory_that_has_become_read_only_is_said_in_one_line(
         subprocess.run(["mount", "-o", "remount,rw", ROOT], check=True)
     pods.cri.close()
     pods.cri = _served()  # systemd tries again and again
-    assert pods.cri.status(row).started_at == started
-    assert pods.cri.exec(row, "true", timeout=60).exit_code == 0
+    assert pods.cri.status(container_id).started_at == started
+    assert pods.cri.exec(container_id, "true", timeout=60).exit_code == 0
 
 
 def test_a_disk_that_fails_is_said_and_nothing_hangs(small_disk: VmPods) -> None:
     """As of a disk error: the kernel aborts the journal, and lets nobody write any more."""
     pods = small_disk
-    row = pods.created(sleeper())
-    cgroup = cgroup_of(pods.cri, row)
+    container_id = pods.created(sleeper())
+    cgroup = cgroup_of(pods.cri, container_id)
     command = ["findmnt", "--noheadings", "--output=SOURCE", ROOT]
     device = subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
     Path("/sys/fs/ext4", Path(device).name, "trigger_fs_error").write_text("1")
@@ -232,7 +242,7 @@ def test_a_disk_that_fails_is_said_and_nothing_hangs(small_disk: VmPods) -> None
         True,
     )
     with pytest.raises(grpc.RpcError) as caught:  # it cannot be written down
-        pods.cri.stop(row)
+        pods.cri.stop(container_id)
     assert "see dmesg" in caught.value.details()
     until(lambda: not cgroup.exists(), "the end of the container", 60)
     # What an administrator does, or a reboot.
@@ -247,7 +257,7 @@ def test_a_disk_that_fails_is_said_and_nothing_hangs(small_disk: VmPods) -> None
     systemctl("start", "criagent")
     pods.cri.close()
     pods.cri = Cri()
-    status = pods.cri.status(row)
+    status = pods.cri.status(container_id)
     assert (status.state, status.exit_code) == (api.CONTAINER_EXITED, 137)
     assert pods.cri.exec(pods.created(sleeper()), "true", timeout=60).exit_code == 0
 
@@ -270,8 +280,8 @@ def _served() -> Cri:
 
 
 def test_a_bus_that_goes_and_comes_back_needs_no_restart(pods: VmPods) -> None:
-    box = pods.sandbox()
-    row, other = pods.created(sleeper("a"), box), pods.created(sleeper("b"), box)
+    sandbox = pods.sandbox()
+    container_id, other = pods.created(sleeper("a"), sandbox), pods.created(sleeper("b"), sandbox)
     agent = main_pid("criagent")
     for unit in BUS:
         systemctl("stop", unit)
@@ -279,13 +289,13 @@ def test_a_bus_that_goes_and_comes_back_needs_no_restart(pods: VmPods) -> None:
         code, text = refused(pods)
         assert code is grpc.StatusCode.INTERNAL
         assert "systemctl start dbus.socket" in text
-        assert pods.cri.exec(row, "echo", "hi", timeout=60).stdout == b"hi\n"
+        assert pods.cri.exec(container_id, "echo", "hi", timeout=60).stdout == b"hi\n"
         cgroup = cgroup_of(pods.cri, other)
         pods.cri.stop(other)
         assert pods.cri.status(other).exit_code == 137
         pods.cri.remove(other)
         assert not cgroup.exists()
-        assert pods.cri.status(row).state == api.CONTAINER_RUNNING
+        assert pods.cri.status(container_id).state == api.CONTAINER_RUNNING
         # runc asks systemd itself, on a socket of its own.
         alone = pods.created(sleeper("alone"), pods.of_handler("runc"))
         assert cgroup_of(pods.cri, alone).name == f"cri-{alone}.scope"
@@ -310,16 +320,18 @@ class Load:
         """Until told to end; every second pod is kept."""
         while not stopped.is_set():
             spec, work = self.pods.config(), sleeper("main")
-            box = self._again(lambda cri, spec=spec: cri.run(spec))
-            row = self._again(
-                lambda cri, box=box, spec=spec, work=work: cri.create(box, work, spec, timeout=120)
+            sandbox = self._again(lambda cri, spec=spec: cri.run(spec))
+            container_id = self._again(
+                lambda cri, sandbox=sandbox, spec=spec, work=work: cri.create(
+                    sandbox, work, spec, timeout=120
+                )
             )
-            self._again(lambda cri, row=row: cri.start(row))
+            self._again(lambda cri, container_id=container_id: cri.start(container_id))
             if self.rounds % 2:
-                self._again(lambda cri, box=box: cri.stop_pod(box))
-                self._again(lambda cri, box=box: cri.remove_pod(box))
+                self._again(lambda cri, sandbox=sandbox: cri.stop_pod(sandbox))
+                self._again(lambda cri, sandbox=sandbox: cri.remove_pod(sandbox))
             else:
-                self.kept.append(row)
+                self.kept.append(container_id)
             self.rounds += 1
 
     def _again(self, call: object) -> str:
@@ -343,7 +355,10 @@ class Load:
 
 def test_an_agent_killed_for_a_minute_under_load_loses_nothing(pods: VmPods) -> None:
     """Everything in its unit is killed, as soon as it serves and again while it starts."""
-    before = {row: cgroup_of(pods.cri, row) for row in (pods.created(sleeper()) for _ in range(3))}
+    before = {
+        container_id: cgroup_of(pods.cri, container_id)
+        for container_id in (pods.created(sleeper()) for _ in range(3))
+    }
     stopped, load = threading.Event(), Load(pods)
     thread = threading.Thread(target=load.run, args=(stopped,))
     thread.start()
@@ -363,9 +378,9 @@ def test_an_agent_killed_for_a_minute_under_load_loses_nothing(pods: VmPods) -> 
     assert load.failures == []
     for cgroup in before.values():
         assert "populated 1" in (cgroup / "cgroup.events").read_text()
-    states = {row.id: row.state for row in cri.containers()}
+    states = {container_id.id: container_id.state for container_id in cri.containers()}
     assert states == dict.fromkeys([*before, *load.kept], api.CONTAINER_RUNNING)
     assert len(cri.pods()) == len(states)
-    wanted = {f"cri-{row}.scope" for row in states}
+    wanted = {f"cri-{container_id}.scope" for container_id in states}
     until(lambda: set(container_units()) == wanted, "scopes of these alone", 60)
     cri.close()

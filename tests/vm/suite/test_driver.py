@@ -23,28 +23,30 @@ def test_the_driver_is_told_by_runtime_config(cri: Cri) -> None:
 
 @pytest.mark.parametrize("handler", HANDLERS)
 def test_a_container_is_a_scope_of_its_pods_slice(pods: VmPods, handler: str) -> None:
-    box = pods.of_handler(handler)
-    row = pods.created(sleeper(), box)
-    scope = scope_of(pods.cri, row)
+    sandbox = pods.of_handler(handler)
+    container_id = pods.created(sleeper(), sandbox)
+    scope = scope_of(pods.cri, container_id)
     # cAdvisor and the kubelet take the id after the last dash of the scope's name.
-    assert scope == CGROUPS / box[1].linux.cgroup_parent.lstrip("/") / f"cri-{row}.scope"
+    assert (
+        scope == CGROUPS / sandbox[1].linux.cgroup_parent.lstrip("/") / f"cri-{container_id}.scope"
+    )
     assert show(scope.name, "Slice") == scope.parent.name
     assert show(scope.name, "ActiveState") == "active"
     assert show(scope.name, "Delegate") == "yes"
     assert container_units() == [scope.name]
-    pods.cri.stop(row)
-    pods.cri.remove(row)
+    pods.cri.stop(container_id)
+    pods.cri.remove(container_id)
     assert container_units() == []
     assert not scope.exists()
 
 
 @pytest.mark.parametrize("handler", HANDLERS)
 def test_no_unit_is_left_of_containers_that_fail(pods: VmPods, handler: str) -> None:
-    box = pods.of_handler(handler)
-    failing = pods.created(sleeper("failing", "sh", "-c", "exit 3"), box)
+    sandbox = pods.of_handler(handler)
+    failing = pods.created(sleeper("failing", "sh", "-c", "exit 3"), sandbox)
     until(lambda: pods.cri.status(failing).state == api.CONTAINER_EXITED, "the exit", 60)
     with pytest.raises(grpc.RpcError) as caught:
-        pods.created(sleeper("missing", "/no/such/program"), box)
+        pods.created(sleeper("missing", "/no/such/program"), sandbox)
     assert "no/such/program" in caught.value.details()
     until(lambda: container_units() == [], "the end of the scopes", 60)
 
@@ -52,8 +54,10 @@ def test_no_unit_is_left_of_containers_that_fail(pods: VmPods, handler: str) -> 
 def test_a_pod_without_a_parent_lives_in_the_system_slice(pods: VmPods) -> None:
     config = pods.config()
     config.linux.cgroup_parent = ""
-    row = pods.created(sleeper(), (pods.cri.run(config), config))
-    assert scope_of(pods.cri, row) == CGROUPS / "system.slice" / f"cri-{row}.scope"
+    container_id = pods.created(sleeper(), (pods.cri.run(config), config))
+    assert (
+        scope_of(pods.cri, container_id) == CGROUPS / "system.slice" / f"cri-{container_id}.scope"
+    )
 
 
 def test_a_parent_that_is_no_slice_is_refused_with_its_cure(pods: VmPods) -> None:
@@ -67,19 +71,21 @@ def test_a_parent_that_is_no_slice_is_refused_with_its_cure(pods: VmPods) -> Non
 
 @pytest.mark.parametrize("handler", HANDLERS)
 def test_exec_runs_in_the_container_and_its_time_out_kills_it(pods: VmPods, handler: str) -> None:
-    row = pods.created(sleeper(), pods.of_handler(handler))
-    assert pods.cri.exec(row, "echo", "hello", timeout=60).stdout == b"hello\n"
+    container_id = pods.created(sleeper(), pods.of_handler(handler))
+    assert pods.cri.exec(container_id, "echo", "hello", timeout=60).stdout == b"hello\n"
     with pytest.raises(grpc.RpcError) as caught:
-        pods.cri.exec(row, "sh", "-c", "sleep 54321 & sleep 54321", timeout=3)
+        pods.cri.exec(container_id, "sh", "-c", "sleep 54321 & sleep 54321", timeout=3)
     assert caught.value.code() is grpc.StatusCode.DEADLINE_EXCEEDED
     left = subprocess.run(["pgrep", "-f", "sleep 54321"], capture_output=True, check=False)
     assert left.stdout == b""
-    assert cgroup_of(pods.cri, row).exists()
+    assert cgroup_of(pods.cri, container_id).exists()
 
 
 def test_the_monitor_lives_in_a_unit_of_its_own(pods: VmPods) -> None:
-    row = pods.created(sleeper())
-    found = subprocess.run(["pgrep", "-f", f"conmon.*{row}"], capture_output=True, check=True)
+    container_id = pods.created(sleeper())
+    found = subprocess.run(
+        ["pgrep", "-f", f"conmon.*{container_id}"], capture_output=True, check=True
+    )
     pid = int(found.stdout.split()[0])
     with open(f"/proc/{pid}/cgroup") as file:
         assert file.read().strip() == "0::/system.slice/criagent-monitors.service/monitors"
@@ -88,14 +94,16 @@ def test_the_monitor_lives_in_a_unit_of_its_own(pods: VmPods) -> None:
 def test_a_shared_pid_namespace_has_a_scope_of_its_own(pods: VmPods) -> None:
     config = pods.config()
     config.linux.security_context.namespace_options.pid = api.POD
-    box = pods.cri.run(config, timeout=120)
+    sandbox = pods.cri.run(config, timeout=120)
     wanted = sleeper()
     wanted.linux.security_context.namespace_options.pid = api.POD
-    row = pods.created(wanted, (box, config))
-    assert sorted(container_units()) == sorted([f"cri-{box}.scope", f"cri-{row}.scope"])
-    assert show(f"cri-{box}.scope", "Slice") == show(f"cri-{row}.scope", "Slice")
-    pods.cri.stop_pod(box)
-    pods.cri.remove_pod(box)
+    container_id = pods.created(wanted, (sandbox, config))
+    assert sorted(container_units()) == sorted(
+        [f"cri-{sandbox}.scope", f"cri-{container_id}.scope"]
+    )
+    assert show(f"cri-{sandbox}.scope", "Slice") == show(f"cri-{container_id}.scope", "Slice")
+    pods.cri.stop_pod(sandbox)
+    pods.cri.remove_pod(sandbox)
     assert container_units() == []
 
 
@@ -104,8 +112,8 @@ def test_daemon_reload_changes_no_limit(pods: VmPods) -> None:
     wanted.linux.resources.memory_limit_in_bytes = 100 << 20
     wanted.linux.resources.cpu_quota = 20_000
     wanted.linux.resources.cpu_period = 100_000
-    row = pods.created(wanted)
-    scope = scope_of(pods.cri, row)
+    container_id = pods.created(wanted)
+    scope = scope_of(pods.cri, container_id)
     before = {name: (scope / name).read_text() for name in ("memory.max", "cpu.max", "cpu.weight")}
     systemctl("daemon-reload")
     assert {name: (scope / name).read_text() for name in before} == before
@@ -120,18 +128,21 @@ def test_containers_of_a_pod_that_are_stopped_at_once(pods: VmPods, pid: int) ->
     def made(number: int) -> str:
         wanted = sleeper(f"c{number}", *commands[number % 2])
         wanted.linux.security_context.namespace_options.pid = pid
-        return pods.created(wanted, box)
+        return pods.created(wanted, sandbox)
 
-    def stop(row: str) -> None:
-        request = api.StopContainerRequest(container_id=row, timeout=1)
+    def stop(container_id: str) -> None:
+        request = api.StopContainerRequest(container_id=container_id, timeout=1)
         pods.cri.runtime.StopContainer(request, timeout=120)
 
     with ThreadPoolExecutor(6) as threads:
         for _ in range(4):
             config = pods.config()
             config.linux.security_context.namespace_options.pid = pid
-            box = (pods.cri.run(config), config)
-            rows = list(threads.map(made, range(6)))
-            list(threads.map(stop, rows))
-            assert {pods.cri.status(row).exit_code for row in rows} <= {137, 143}
-            pods.cri.remove_pod(box[0])
+            sandbox = (pods.cri.run(config), config)
+            container_ids = list(threads.map(made, range(6)))
+            list(threads.map(stop, container_ids))
+            assert {pods.cri.status(container_id).exit_code for container_id in container_ids} <= {
+                137,
+                143,
+            }
+            pods.cri.remove_pod(sandbox[0])

@@ -33,9 +33,9 @@ def limited() -> api.ContainerConfig:
     return wanted
 
 
-def listed(cri: Cri, box: str) -> api.PodSandboxMetrics:
+def listed(cri: Cri, sandbox: str) -> api.PodSandboxMetrics:
     answer = cri.runtime.ListPodSandboxMetrics(api.ListPodSandboxMetricsRequest(), timeout=60)
-    return next(one for one in answer.pod_metrics if one.pod_sandbox_id == box)
+    return next(one for one in answer.pod_metrics if one.pod_sandbox_id == sandbox)
 
 
 def values(metrics: Iterable[api.Metric]) -> dict[str, list[int]]:
@@ -54,11 +54,11 @@ def number(cgroup: Path, name: str, key: str = "") -> int:
 
 @pytest.mark.parametrize("handler", HANDLERS)
 def test_every_required_metric_has_a_value(pods: VmPods, handler: str) -> None:
-    box = pods.of_handler(handler)
-    row = pods.created(limited(), box)
+    sandbox = pods.of_handler(handler)
+    container_id = pods.created(limited(), sandbox)
     write = "mkdir -p /var/lib/x && for i in $(seq 1 10); do echo hi >> /var/lib/x/$i; done; sync"
-    pods.cri.exec(row, "sh", "-c", write, timeout=60)
-    pod = listed(pods.cri, box[0])
+    pods.cri.exec(container_id, "sh", "-c", write, timeout=60)
+    pod = listed(pods.cri, sandbox[0])
     (container,) = pod.container_metrics
     told = values([*pod.metrics, *container.metrics])
     assert [name for name in REQUIRED if name not in told] == []
@@ -70,11 +70,11 @@ def test_every_required_metric_has_a_value(pods: VmPods, handler: str) -> None:
 
 @pytest.mark.parametrize("handler", HANDLERS)
 def test_values_are_those_of_the_files(pods: VmPods, handler: str) -> None:
-    box = pods.of_handler(handler)
-    row = pods.created(limited(), box)
-    cgroup = cgroup_of(pods.cri, row)
+    sandbox = pods.of_handler(handler)
+    container_id = pods.created(limited(), sandbox)
+    cgroup = cgroup_of(pods.cri, container_id)
     settled(cgroup)
-    (container,) = listed(pods.cri, box[0]).container_metrics
+    (container,) = listed(pods.cri, sandbox[0]).container_metrics
     told = values(container.metrics)
     assert told["spec_cpu_period"] == [100_000]
     assert told["spec_cpu_quota"] == [20_000]
@@ -94,15 +94,15 @@ def test_values_are_those_of_the_files(pods: VmPods, handler: str) -> None:
 
 
 def test_a_pod_is_its_slice(pods: VmPods) -> None:
-    box = pods.sandbox()
+    sandbox = pods.sandbox()
     for name in ("one", "two"):
-        pods.created(sleeper(name), box)
-    cgroup = CGROUPS / box[1].linux.cgroup_parent.lstrip("/")
+        pods.created(sleeper(name), sandbox)
+    cgroup = CGROUPS / sandbox[1].linux.cgroup_parent.lstrip("/")
     settled(cgroup)
-    told = values(listed(pods.cri, box[0]).metrics)
+    told = values(listed(pods.cri, sandbox[0]).metrics)
     assert told["memory_rss"] == [number(cgroup, "memory.stat", "anon")]
     assert told["threads"] == [number(cgroup, "pids.current")]
-    request = api.PodSandboxStatsRequest(pod_sandbox_id=box[0])
+    request = api.PodSandboxStatsRequest(pod_sandbox_id=sandbox[0])
     stats = pods.cri.runtime.PodSandboxStats(request, timeout=30).stats.linux
     assert stats.memory.rss_bytes.value == number(cgroup, "memory.stat", "anon")
     assert stats.memory.usage_bytes.value >= stats.memory.working_set_bytes.value > 0

@@ -36,7 +36,7 @@ def test_before_the_reboot(images: None) -> None:
     cri = Cri()
     facts = {
         "ids": {name: ids(pod)[name] for name, pod in pods.items()},
-        "sandboxes": [box.id for box in cri.pods()],
+        "sandboxes": [sandbox.id for sandbox in cri.pods()],
         "boot": Path("/proc/sys/kernel/random/boot_id").read_text(),
     }
     FACTS.parent.mkdir(exist_ok=True)
@@ -52,7 +52,7 @@ def test_after_the_reboot_pods_are_back_and_nothing_is_left() -> None:
     assert Path("/proc/sys/kernel/random/boot_id").read_text() != before["boot"]
     assert show("criagent", "ActiveState") == "active"
     cri = Cri()
-    states = {box.id: box.state for box in cri.pods()}
+    states = {sandbox.id: sandbox.state for sandbox in cri.pods()}
     assert set(before["sandboxes"]) == set(states)
     assert set(states.values()) == {api.SANDBOX_NOTREADY}
     assert [one for one in cri.containers() if one.state != api.CONTAINER_EXITED] == []
@@ -66,7 +66,7 @@ def test_after_the_reboot_pods_are_back_and_nothing_is_left() -> None:
     pods = {name: kubelet.until_ready(name) for name in NAMES}
     assert all(restarts(pod)[name] == 1 for name, pod in pods.items())
     assert all(ids(pod)[name] != before["ids"][name] for name, pod in pods.items())
-    ready = [box.id for box in cri.pods() if box.state == api.SANDBOX_READY]
+    ready = [sandbox.id for sandbox in cri.pods() if sandbox.state == api.SANDBOX_READY]
     assert len(ready) == len(NAMES)
     assert sorted(path.name for path in (RUN / "sandboxes").iterdir()) == sorted(ready)
     assert len(_addresses()) == 2 * len(NAMES)  # IPv4 and IPv6
@@ -77,7 +77,9 @@ def test_after_the_reboot_pods_are_back_and_nothing_is_left() -> None:
 def _addresses() -> list[str]:
     connection = sqlite3.connect("file:/var/lib/criagent/state.db?mode=ro", uri=True)
     try:
-        return sorted(row[0] for row in connection.execute("SELECT address FROM addresses"))
+        return sorted(
+            container_id[0] for container_id in connection.execute("SELECT address FROM addresses")
+        )
     finally:
         connection.close()
 

@@ -45,41 +45,43 @@ def _reexecuted() -> None:
 
 @pytest.mark.parametrize("change", [_restarted, _stopped_and_started, _killed, _reexecuted])
 def test_containers_survive_their_agent(pods: VmPods, change: Callable[[], None]) -> None:
-    box = pods.sandbox()
+    sandbox = pods.sandbox()
     writer = "i=0; while :; do i=$((i+1)); echo $i; sleep 0.2; done"
-    row = pods.created(sleeper("writer", "sh", "-c", writer), box)
-    ending = pods.created(sleeper("ending", "sh", "-c", "read x < /proc/self/stat; exec cat"), box)
-    scope, cgroup = scope_of(pods.cri, row), cgroup_of(pods.cri, row)
+    container_id = pods.created(sleeper("writer", "sh", "-c", writer), sandbox)
+    ending = pods.created(
+        sleeper("ending", "sh", "-c", "read x < /proc/self/stat; exec cat"), sandbox
+    )
+    scope, cgroup = scope_of(pods.cri, container_id), cgroup_of(pods.cri, container_id)
     init = (cgroup / "cgroup.procs").read_text().split()[0]
-    lines = len(pods.log(row).splitlines())
+    lines = len(pods.log(container_id).splitlines())
     change()
     after = Cri()
-    assert after.status(row).state == api.CONTAINER_RUNNING
-    assert after.pod_status(box[0]).state == api.SANDBOX_READY
+    assert after.status(container_id).state == api.CONTAINER_RUNNING
+    assert after.pod_status(sandbox[0]).state == api.SANDBOX_READY
     assert init in (cgroup / "cgroup.procs").read_text().split()
     assert show(scope.name, "ActiveState") == "active"
     pods.cri.close()
     pods.cri = after
-    until(lambda: len(pods.log(row).splitlines()) > lines, "more output", 60)
-    assert after.exec(row, "echo", "there", timeout=60).stdout == b"there\n"
+    until(lambda: len(pods.log(container_id).splitlines()) > lines, "more output", 60)
+    assert after.exec(container_id, "echo", "there", timeout=60).stdout == b"there\n"
     until(lambda: after.status(ending).state == api.CONTAINER_EXITED, "the other's end", 60)
-    after.stop(row)
-    assert after.status(row).exit_code == 137
+    after.stop(container_id)
+    assert after.status(container_id).exit_code == 137
     until(lambda: not cgroup.exists(), "the end of its scope", 60)
 
 
 def test_an_exit_while_no_agent_runs_keeps_its_code(pods: VmPods, tmp_path: Path) -> None:
     wanted = sleeper("waiter", "sh", "-c", "while ! [ -e /box/go ]; do sleep 0.1; done; exit 9")
     wanted.mounts.add(host_path=str(tmp_path), container_path="/box")
-    row = pods.created(wanted)
-    cgroup = cgroup_of(pods.cri, row)
+    container_id = pods.created(wanted)
+    cgroup = cgroup_of(pods.cri, container_id)
     systemctl("stop", "criagent")
     (tmp_path / "go").touch()
     until(lambda: not cgroup.exists(), "the exit", 60)
     systemctl("start", "criagent")
     pods.cri.close()
     pods.cri = Cri()
-    status = pods.cri.status(row)
+    status = pods.cri.status(container_id)
     assert (status.state, status.exit_code) == (api.CONTAINER_EXITED, 9)
 
 
@@ -91,9 +93,9 @@ def _creating(pods: VmPods, stop: Event, made: list[str], errors: list[str]) -> 
     while not stop.is_set():
         number += 1
         try:
-            row = cri.create(sandbox, sleeper(f"c{number}"), config, timeout=120)
-            cri.start(row)
-            made.append(row)
+            container_id = cri.create(sandbox, sleeper(f"c{number}"), config, timeout=120)
+            cri.start(container_id)
+            made.append(container_id)
         except grpc.RpcError as error:
             errors.append(f"{error.code().name}: {error.details()}")
             if error.code() is grpc.StatusCode.UNAVAILABLE:
@@ -129,9 +131,11 @@ def test_no_container_is_lost_when_it_happens_amid_creates(
     states = {one.id: one.state for one in cri.containers()}
     cri.close()
     print(f"{len(made)} made, errors: {sorted(set(errors))}")
-    assert [row for row in made if states.get(row) != api.CONTAINER_RUNNING] == []
+    assert [
+        container_id for container_id in made if states.get(container_id) != api.CONTAINER_RUNNING
+    ] == []
     # What failed has left nothing: each scope is a container's that the agent knows.
-    known = {f"cri-{row}.scope" for row in states}
+    known = {f"cri-{container_id}.scope" for container_id in states}
     assert set(container_units()) <= known
     if disturb[0] == "daemon-reload":
         assert errors == []

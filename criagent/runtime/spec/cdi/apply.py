@@ -27,8 +27,8 @@ def apply_cdi(spec: OciObject, edits: CdiEdits) -> OciObject:
             device.host_interface_name: {"name": device.name} for device in edits.net_devices
         }
     if edits.mounts:
-        mapped = any(namespace["type"] == "user" for namespace in linux["namespaces"])
-        spec["mounts"] = _mounts(spec["mounts"], edits.mounts, mapped=mapped)
+        has_userns = any(namespace["type"] == "user" for namespace in linux["namespaces"])
+        spec["mounts"] = _mounts(spec["mounts"], edits.mounts, has_userns=has_userns)
     for hook in edits.hooks:
         spec.setdefault("hooks", {}).setdefault(hook.hook_name, []).append(_hook(hook))
     if edits.intel_rdt is not None:
@@ -71,24 +71,26 @@ def _rule(node: CdiNode) -> OciObject:
     return {"allow": True, "type": node.kind, "access": node.access, **numbers}
 
 
-def _mounts(mounts: Iterable[OciObject], more: Iterable[Mount], *, mapped: bool) -> list[OciObject]:
+def _mounts(
+    mounts: Iterable[OciObject], more: Iterable[Mount], *, has_userns: bool
+) -> list[OciObject]:
     by_place = {mount["destination"]: mount for mount in mounts}
     for mount in more:
         place = cleaned(mount.container_path)
         by_place.pop(place, None)
-        by_place[place] = _mount(mount, place, mapped=mapped)
+        by_place[place] = _mount(mount, place, has_userns=has_userns)
     return sorted(
         by_place.values(), key=lambda mount: len(PurePosixPath(mount["destination"]).parts)
     )
 
 
-def _mount(mount: Mount, place: str, *, mapped: bool) -> OciObject:
+def _mount(mount: Mount, place: str, *, has_userns: bool) -> OciObject:
     options = list(mount.options)
     bind = next((option for option in options if option in {"bind", "rbind"}), "")
     if not bind and mount.type in {"", "none", "bind"}:
         bind = "rbind"  # without a type nothing else can be meant
         options.insert(0, bind)
-    if bind and mapped and not {"idmap", "ridmap"} & set(options):
+    if bind and has_userns and not {"idmap", "ridmap"} & set(options):
         options.append("ridmap" if bind == "rbind" else "idmap")
     kind = "bind" if bind else mount.type
     return {

@@ -83,7 +83,7 @@ class Selinux:
             return ""
         if spec.security.selinux is not None and spec.security.selinux.level:
             return spec.security.selinux.level
-        taken = {box.selinux_level for box in pods}
+        taken = {sandbox.selinux_level for sandbox in pods}
         while True:  # 523,776 pairs
             low, high = sorted(random.sample(range(_CATEGORIES), 2))
             level = f"s0:c{low},c{high}"
@@ -91,14 +91,14 @@ class Selinux:
                 return level
 
     async def labels(
-        self, box: Sandbox, options: SELinuxOptions | None = None, *, privileged: bool = False
+        self, sandbox: Sandbox, options: SELinuxOptions | None = None, *, privileged: bool = False
     ) -> SelinuxLabels | None:
-        """Labels of a container of `box`; None without SELinux.
+        """Labels of a container of `sandbox`; None without SELinux.
 
         A privileged container runs as spc_t, which the policy does not hold back. Raises
         InvalidRequestError for a label that the policy does not know.
         """
-        labels = self.combined(box, options, privileged=privileged)
+        labels = self.combined(sandbox, options, privileged=privileged)
         for label in () if labels is None else (labels.process, labels.mount):
             if not await run_in(self.fs, selinux.is_known, label):
                 raise InvalidRequestError(
@@ -107,14 +107,14 @@ class Selinux:
         return labels
 
     def combined(
-        self, box: Sandbox, options: SELinuxOptions | None, *, privileged: bool
+        self, sandbox: Sandbox, options: SELinuxOptions | None, *, privileged: bool
     ) -> SelinuxLabels | None:
         """The same without a look at the kernel's policy."""
-        if self.process is None or self.file is None or not box.selinux_level:
+        if self.process is None or self.file is None or not sandbox.selinux_level:
             return None
-        process = dataclasses.replace(self.process, level=box.selinux_level)
-        file = dataclasses.replace(self.file, level=box.selinux_level)
-        for given in (box.spec.security.selinux, options):
+        process = dataclasses.replace(self.process, level=sandbox.selinux_level)
+        file = dataclasses.replace(self.file, level=sandbox.selinux_level)
+        for given in (sandbox.spec.security.selinux, options):
             process, file = _with(process, given), _with(file, _files_part(given))
         if privileged:
             process = dataclasses.replace(process, type=_PRIVILEGED_TYPE, level="s0")
