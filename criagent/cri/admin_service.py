@@ -17,7 +17,8 @@ from criagent.image.archive.room import Room
 from criagent.image.archive.sniff import START, check_start
 from criagent.image.blobs import disk_full
 from criagent.image.images import Images, temporary
-from criagent.model import ContainerState, SandboxState
+from criagent.model.container import ContainerState
+from criagent.model.sandbox import SandboxState
 from criagent.runtime.runtime import Runtime
 from criagent.version import VERSION
 

@@ -27,8 +27,10 @@ from google.protobuf.timestamp_pb2 import Timestamp
 
 from criagent._proto import containerd_pb2
 from criagent.kernel import process
-from criagent.model import Container, ContainerState, ProcessRef, Sandbox, SandboxState
-from criagent.runtime.spec.cgroups import CgroupDriver, container_cgroups_path
+from criagent.model.common import ProcessRef
+from criagent.model.container import Container, ContainerState
+from criagent.model.sandbox import Sandbox, SandboxState
+from criagent.runtime.node.cgroup_names import CgroupDriver, container_cgroups_path
 from criagent.runtime.stats.network_cgroups import NetworkCgroups
 from criagent.store.containers import ContainerStore
 from criagent.store.sandboxes import SandboxStore

@@ -14,7 +14,8 @@ from criagent._proto import api_pb2
 from criagent.base.errors import ExhaustedError
 from criagent.cri.convert.container import pod_containers
 from criagent.cri.convert.sandbox import sandbox_status
-from criagent.model import Container, Sandbox
+from criagent.model.container import Container
+from criagent.model.sandbox import Sandbox
 from criagent.store.containers import ContainerStore
 from criagent.store.sandboxes import SandboxStore
 

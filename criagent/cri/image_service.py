@@ -13,7 +13,7 @@ from criagent.cri.convert.common import required
 from criagent.cri.convert.image import filesystem_usage, image_message, registry_auth
 from criagent.cri.listing import Messages
 from criagent.image.images import Images
-from criagent.model import Image
+from criagent.model.image import Image
 from criagent.runtime.node.handlers import check_image_handler
 
 if TYPE_CHECKING:

@@ -22,9 +22,10 @@ from criagent.cri.convert.sandbox import sandbox_message, sandbox_spec, sandbox_
 from criagent.cri.events import Events
 from criagent.cri.listing import Encoded
 from criagent.cri.stats_service import StatsCalls, pieces
-from criagent.model import Container, Sandbox
+from criagent.model.container import Container
+from criagent.model.sandbox import Sandbox
+from criagent.runtime.node.cgroup_names import CgroupDriver
 from criagent.runtime.runtime import Runtime
-from criagent.runtime.spec.cgroups import CgroupDriver
 from criagent.streaming.server import StreamingServer
 from criagent.streaming.sessions import AttachSession, ExecSession, PortForwardSession
 from criagent.version import VERSION

@@ -17,7 +17,8 @@ from criagent.cri.convert.common import selected
 from criagent.cri.convert.metrics import descriptors, pod_metrics
 from criagent.cri.convert.stats import container_stats, pod_stats
 from criagent.cri.listing import framed
-from criagent.model import Container, SandboxState
+from criagent.model.container import Container
+from criagent.model.sandbox import SandboxState
 from criagent.runtime.runtime import Runtime
 from criagent.runtime.stats.metrics import PodMetrics
 

@@ -6,7 +6,8 @@ from typing import Any, TypeVar
 
 from criagent._proto import admin_pb2, api_pb2
 from criagent.base.errors import AgentError
-from criagent.model import Container, Sandbox
+from criagent.model.container import Container
+from criagent.model.sandbox import Sandbox
 from criagent.store.containers import ContainerStore
 from criagent.store.rows import RowStore
 from criagent.store.sandboxes import SandboxStore

@@ -17,7 +17,8 @@ from criagent.base import aio
 from criagent.cri.boundary import Boundary
 from criagent.cri.events import Events
 from criagent.image.images import Images
-from criagent.model import Container, ContainerState, Reason, Sandbox, SandboxState
+from criagent.model.container import Container, ContainerState, Reason
+from criagent.model.sandbox import Sandbox, SandboxState
 from criagent.runtime.runtime import Runtime
 from criagent.store.containers import ContainerStore
 from criagent.store.sandboxes import SandboxStore

@@ -15,7 +15,7 @@ from criagent.image.blobs import BlobFiles
 from criagent.image.documents.digest import parse_digest
 from criagent.image.snapshots.content_count import content_count
 from criagent.image.snapshots.overlay import damaged_origin
-from criagent.model import Blob, Image, Snapshot
+from criagent.model.image import Blob, Image, Snapshot
 
 _CHUNK = 1 << 20
 _NAMED = 5  # containers that a finding names

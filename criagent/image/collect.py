@@ -22,7 +22,7 @@ from criagent.image.claims import Claims
 from criagent.image.documents.digest import Digest, parse_digest
 from criagent.image.layers import LayerUnpacker
 from criagent.image.snapshots.overlay import OverlaySnapshots, damaged_key, damaged_origin
-from criagent.model import Image, Snapshot
+from criagent.model.image import Image, Snapshot
 from criagent.store.blobs import BlobStore
 from criagent.store.containers import ContainerStore
 from criagent.store.images import ImageStore

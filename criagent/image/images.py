@@ -48,7 +48,7 @@ from criagent.image.layers import LayerUnpacker
 from criagent.image.pull import Puller
 from criagent.image.snapshots.overlay import OverlaySnapshots
 from criagent.image.unpack.workers import UnpackWorkers
-from criagent.model import Image, Layer, Snapshot
+from criagent.model.image import Image, Layer, Snapshot
 from criagent.store.blobs import BlobStore
 from criagent.store.images import ImageStore
 

@@ -31,7 +31,7 @@ from criagent.image.claims import Claims
 from criagent.image.documents.digest import parse_digest
 from criagent.image.snapshots.overlay import OverlaySnapshots
 from criagent.image.unpack.workers import LayerFile, NeedsLowers, Unpacked, UnpackWorkers
-from criagent.model import Layer, Snapshot
+from criagent.model.image import Layer, Snapshot
 
 Fetch = Callable[[Layer], Awaitable[None]]
 Received = Callable[[int], None]

@@ -37,7 +37,7 @@ from criagent.image.documents.reference import Reference
 from criagent.image.hosts.credentials import RegistryAuth
 from criagent.image.layers import LayerUnpacker
 from criagent.image.registry import Progress, RegistryClient, Resolved, Session
-from criagent.model import Blob, Image, Layer
+from criagent.model.image import Blob, Image, Layer
 from criagent.store.images import ImageStore
 
 _COUNT_S = 10.0  # how often what has arrived is counted for ImageFsInfo

@@ -19,7 +19,7 @@ from typing import TypeVar
 
 from criagent.kernel import mount
 from criagent.kernel.syscalls import check, libc, syscall
-from criagent.model import IdMapping
+from criagent.model.common import IdMapping
 
 T = TypeVar("T")
 

@@ -10,7 +10,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from criagent.kernel.syscalls import check, libc
-from criagent.model import ProcessRef
+from criagent.model.common import ProcessRef
 
 _PR_CAPBSET_DROP = 24
 _PR_SET_NO_NEW_PRIVS = 38

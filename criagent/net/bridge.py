@@ -20,7 +20,7 @@ from criagent.base.aio import run_in
 from criagent.base.errors import AgentError, InvalidRequestError
 from criagent.config.sections import check_cidrs
 from criagent.kernel import namespaces, netlink
-from criagent.model import Sandbox
+from criagent.model.sandbox import Sandbox
 from criagent.net import antispoof, forwarding, hostport, rules
 from criagent.net.flows import forget_flows
 from criagent.net.pod_network import Attachment, NetworkCondition

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 import structlog
 
-from criagent.model import Protocol
+from criagent.model.common import Protocol
 from criagent.net.hostport import Forward
 from criagent.process.child import killed_on_exit, spawn
 

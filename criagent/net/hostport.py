@@ -7,7 +7,8 @@ from collections.abc import Iterable, Sequence
 from ipaddress import ip_address
 
 from criagent.base.errors import AlreadyExistsError, InvalidRequestError
-from criagent.model import Protocol, Sandbox
+from criagent.model.common import Protocol
+from criagent.model.sandbox import Sandbox
 
 NAME = "criagent"
 TABLE = f"inet {NAME}"

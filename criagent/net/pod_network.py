@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Protocol
 
 from criagent.base.errors import AgentError
-from criagent.model import Sandbox
+from criagent.model.sandbox import Sandbox
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 
 from criagent.base.errors import InvalidRequestError
-from criagent.model import DnsConfig
+from criagent.model.sandbox import DnsConfig
 
 _WORD = re.compile(r"[!-~]+")
 

@@ -11,14 +11,16 @@ from typing import Any
 from criagent.base.aio import Owners, run_in
 from criagent.base.errors import UnsupportedError, WrongStateError
 from criagent.kernel import cgroupfs
-from criagent.model import Container, ContainerSpec, Resources, Sandbox, SandboxSpec
+from criagent.model.common import Resources
+from criagent.model.container import Container, ContainerSpec
+from criagent.model.sandbox import Sandbox, SandboxSpec
 from criagent.net.pod_network import Networks
 from criagent.runtime.container.exits import ExitWatcher
 from criagent.runtime.container.files import ContainerFiles
+from criagent.runtime.node.cgroup_names import DEFAULT_PARENT, CgroupDriver
 from criagent.runtime.node.handlers import HandlerFacts
 from criagent.runtime.node.paths import RuntimePaths
 from criagent.runtime.recovery.recovery import Recovery
-from criagent.runtime.spec.cgroups import DEFAULT_PARENT, CgroupDriver
 from criagent.runtime.spec.security.apparmor import AppArmor
 from criagent.runtime.stats.container import ContainerStatsReader, StatsSample
 from criagent.runtime.stats.metrics import PodMetricsReader

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sqlite3
 
-from criagent.model import Blob
+from criagent.model.image import Blob
 from criagent.store.db import Database
 
 

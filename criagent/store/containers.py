@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sqlite3
 
-from criagent.model import Container, container_key
+from criagent.model.container import Container, container_key
 from criagent.store.db import Database
 from criagent.store.rows import RowStore
 

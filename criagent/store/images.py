@@ -8,7 +8,7 @@ import sqlite3
 from collections.abc import Callable, Sequence
 
 from criagent.base.errors import NotFoundError
-from criagent.model import Blob, Image, Snapshot
+from criagent.model.image import Blob, Image, Snapshot
 from criagent.store.blobs import BlobStore, insert_blob
 from criagent.store.codec import RowCodec
 from criagent.store.db import Database

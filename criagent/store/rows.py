@@ -7,7 +7,7 @@ from collections.abc import Callable
 from typing import Generic, Protocol, TypeVar
 
 from criagent.base.errors import AlreadyExistsError, InvalidRequestError, NotFoundError
-from criagent.model import ID_PATTERN
+from criagent.model.common import ID_PATTERN
 from criagent.store.codec import RowCodec
 from criagent.store.db import Database
 from criagent.store.listeners import notify

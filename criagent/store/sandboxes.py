@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from criagent.model import Sandbox
+from criagent.model.sandbox import Sandbox
 from criagent.store.db import Database
 from criagent.store.rows import RowStore
 

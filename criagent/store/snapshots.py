@@ -6,7 +6,7 @@ import dataclasses
 import sqlite3
 
 from criagent.base.errors import AlreadyExistsError
-from criagent.model import Snapshot
+from criagent.model.image import Snapshot
 from criagent.store.codec import RowCodec
 from criagent.store.db import Database
 

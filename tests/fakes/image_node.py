@@ -25,17 +25,9 @@ from criagent.image.registry import RegistryClient
 from criagent.image.snapshots.content_count import content_count
 from criagent.image.snapshots.overlay import OverlaySnapshots
 from criagent.image.unpack.workers import LayerFile, NeedsLowers, Unpacked
-from criagent.model import (
-    Container,
-    ContainerId,
-    ContainerMetadata,
-    ContainerSpec,
-    Image,
-    Sandbox,
-    SandboxId,
-    SandboxMetadata,
-    SandboxSpec,
-)
+from criagent.model.container import Container, ContainerId, ContainerMetadata, ContainerSpec
+from criagent.model.image import Image
+from criagent.model.sandbox import Sandbox, SandboxId, SandboxMetadata, SandboxSpec
 from criagent.store.blobs import BlobStore
 from criagent.store.containers import ContainerStore
 from criagent.store.db import Database

@@ -24,7 +24,7 @@ from criagent.image.hosts.proxy import ProxySettings
 from criagent.image.pull import Puller
 from criagent.image.registry import RegistryClient
 from criagent.image.registry.retry import Clock
-from criagent.model import Image, Layer, Snapshot
+from criagent.model.image import Image, Layer, Snapshot
 from criagent.store.blobs import BlobStore
 from criagent.store.db import Database
 from criagent.store.images import ImageStore

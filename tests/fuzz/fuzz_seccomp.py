@@ -11,7 +11,8 @@ import msgspec
 from frame import mutate_json, words_of
 
 from criagent.base.errors import InvalidRequestError
-from criagent.model import ContainerSecurity, ProfileType, SecurityProfile
+from criagent.model.common import ProfileType, SecurityProfile
+from criagent.model.container import ContainerSecurity
 from criagent.runtime.spec.security.seccomp import seccomp_profile
 
 PROFILE = {

@@ -14,7 +14,8 @@ from typing import Any
 import pytest
 
 from criagent.kernel.namespaces import pin_namespaces, unpin
-from criagent.model import PortMapping, Protocol, Sandbox, SandboxId, SandboxMetadata, SandboxSpec
+from criagent.model.common import Protocol
+from criagent.model.sandbox import PortMapping, Sandbox, SandboxId, SandboxMetadata, SandboxSpec
 from criagent.net.cni.network import CniConfig, CniNetwork
 from criagent.store.db import Database
 from criagent.store.settings import SettingStore

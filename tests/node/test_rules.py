@@ -11,7 +11,7 @@ import wheel
 from cri_client import Cri
 
 from criagent.kernel.nftables import Nftables
-from criagent.model import Protocol
+from criagent.model.common import Protocol
 from criagent.net import antispoof, hostport, rules
 
 pytestmark = pytest.mark.root

@@ -15,7 +15,7 @@ from grpc import StatusCode
 
 from criagent.base import aio
 from criagent.daemon.operator_metrics import Tallies
-from criagent.model import Reason
+from criagent.model.container import Reason
 from criagent.store.containers import ContainerStore
 from criagent.store.db import Database
 from criagent.store.sandboxes import SandboxStore

@@ -17,7 +17,7 @@ from pathlib import Path
 import pytest
 
 from criagent.base.errors import InvalidRequestError, UnsupportedError
-from criagent.model import ProfileType, SecurityProfile
+from criagent.model.common import ProfileType, SecurityProfile
 from criagent.runtime.spec.security.apparmor import DEFAULT, AppArmor, default_profile, is_loaded
 
 PARSER = """#!/bin/sh

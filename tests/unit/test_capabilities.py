@@ -6,8 +6,9 @@ import pytest
 
 from criagent._proto import api_pb2
 from criagent.base.errors import InvalidRequestError
-from criagent.model import ContainerSecurity
-from criagent.runtime.spec.security.capabilities import DEFAULT, NAMES, capability_sets
+from criagent.model.container import ContainerSecurity
+from criagent.runtime.node.capabilities import NAMES
+from criagent.runtime.spec.security.capabilities import DEFAULT, capability_sets
 from criagent.runtime.spec.security.masked_paths import (
     MASKED,
     READONLY,

@@ -7,15 +7,15 @@ from typing import Literal
 import pytest
 
 from criagent.base.errors import InvalidRequestError, UnsupportedError
-from criagent.model import HugepageLimit, Resources
-from criagent.runtime.spec.cgroups import (
+from criagent.model.common import HugepageLimit, Resources
+from criagent.runtime.node.cgroup_names import (
     CgroupDriver,
     container_cgroup,
     container_cgroups_path,
     pod_cgroup,
-    resources_to_oci,
     validate_cgroup_parent,
 )
+from criagent.runtime.spec.limits import resources_to_oci
 
 SYSTEMD, CGROUPFS = CgroupDriver.SYSTEMD, CgroupDriver.CGROUPFS
 EVERY = frozenset({"cpu", "cpuset", "memory", "pids", "io", "hugetlb"})

@@ -13,7 +13,7 @@ import pytest
 import pytest_asyncio
 
 from criagent.kernel.process import alive, process_ref
-from criagent.model import ProcessRef
+from criagent.model.common import ProcessRef
 from criagent.process.child import Child, PipeReader, killed_on_exit, spawn
 
 SLEEP = ["sleep", "1000"]

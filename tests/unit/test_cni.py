@@ -14,10 +14,10 @@ from typing import Any
 import pytest
 
 from criagent.base.errors import AgentError, CorruptError, InvalidRequestError, TimedOutError
-from criagent.model import (
+from criagent.model.common import Protocol
+from criagent.model.sandbox import (
     DnsConfig,
     PortMapping,
-    Protocol,
     Sandbox,
     SandboxId,
     SandboxMetadata,

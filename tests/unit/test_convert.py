@@ -20,19 +20,10 @@ from criagent.cri.convert.container import (
 from criagent.cri.convert.image import filesystem_usage, image_message, registry_auth
 from criagent.cri.convert.sandbox import sandbox_message, sandbox_spec, sandbox_status
 from criagent.image.images import FsUsage
-from criagent.model import (
-    Container,
-    ContainerId,
-    ContainerUser,
-    Image,
-    ImageConfig,
-    ImageVolume,
-    NamespaceMode,
-    ProfileType,
-    Protocol,
-    Sandbox,
-    SandboxId,
-)
+from criagent.model.common import NamespaceMode, ProfileType, Protocol
+from criagent.model.container import Container, ContainerId, ContainerUser, ImageVolume
+from criagent.model.image import Image, ImageConfig
+from criagent.model.sandbox import Sandbox, SandboxId
 
 
 def filled(message: Message, number: int = 1) -> Any:

@@ -11,11 +11,11 @@ from typing import Any
 import pytest
 
 from criagent.base.errors import InvalidRequestError
-from criagent.model import ContainerMetadata, ContainerSecurity, ContainerSpec, Device
+from criagent.model.container import ContainerMetadata, ContainerSecurity, ContainerSpec, Device
+from criagent.runtime.node.capabilities import NAMES
 from criagent.runtime.node.facts import read_node_facts
 from criagent.runtime.spec.devices import device_nodes, device_rules, resolve_devices
 from criagent.runtime.spec.inputs import ResolvedDevice
-from criagent.runtime.spec.security.capabilities import NAMES
 
 DISK = ResolvedDevice(
     path="/dev/disk", kind="b", major=8, minor=0, mode=0o660, uid=0, gid=6, access="r"

@@ -6,7 +6,7 @@ import dataclasses
 from pathlib import Path
 
 from criagent.cri.events import Events
-from criagent.model import Sandbox, SandboxId, SandboxMetadata, SandboxSpec
+from criagent.model.sandbox import Sandbox, SandboxId, SandboxMetadata, SandboxSpec
 from criagent.runtime.node.clock import Clock
 from criagent.store.containers import ContainerStore
 from criagent.store.db import Database

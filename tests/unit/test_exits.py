@@ -21,28 +21,24 @@ from criagent.base.aio import KeyedLocks, Owners
 from criagent.image.snapshots.overlay import OverlaySnapshots
 from criagent.kernel import cgroupfs
 from criagent.kernel.process import alive, process_ref
-from criagent.model import (
+from criagent.model.common import NamespaceMode, NamespaceOptions
+from criagent.model.container import (
     Container,
     ContainerId,
     ContainerMetadata,
     ContainerSpec,
     ContainerState,
-    NamespaceMode,
-    NamespaceOptions,
-    Sandbox,
-    SandboxId,
-    SandboxMetadata,
-    SandboxSpec,
 )
+from criagent.model.sandbox import Sandbox, SandboxId, SandboxMetadata, SandboxSpec
 from criagent.runtime.container.exits import ExitWatcher
 from criagent.runtime.container.files import ContainerFiles
 from criagent.runtime.container.oom import OomWatch
 from criagent.runtime.container.transitions import Transitions
+from criagent.runtime.node.cgroup_names import CgroupDriver
 from criagent.runtime.node.clock import Clock
 from criagent.runtime.node.paths import RuntimePaths
 from criagent.runtime.oci.runtime import OciRuntime, Runtimes, SealedProgram
 from criagent.runtime.recovery.containers import ContainerRecovery
-from criagent.runtime.spec.cgroups import CgroupDriver
 from criagent.runtime.verbs.remove_container import ContainerRemover
 from criagent.runtime.verbs.stop_container import ContainerStopper
 from criagent.store.containers import ContainerStore

@@ -5,7 +5,8 @@ from __future__ import annotations
 import pytest
 
 from criagent.base.errors import AlreadyExistsError, InvalidRequestError
-from criagent.model import PortMapping, Protocol, Sandbox, SandboxId, SandboxMetadata, SandboxSpec
+from criagent.model.common import Protocol
+from criagent.model.sandbox import PortMapping, Sandbox, SandboxId, SandboxMetadata, SandboxSpec
 from criagent.net import hostport
 from criagent.net.hostport import Forward
 

@@ -11,12 +11,13 @@ import structlog
 from criagent.base.errors import WrongStateError
 from criagent.kernel import cgroupfs
 from criagent.kernel.process import process_ref
-from criagent.model import Container, ContainerId, ContainerMetadata, ContainerSpec, SandboxId
+from criagent.model.container import Container, ContainerId, ContainerMetadata, ContainerSpec
+from criagent.model.sandbox import SandboxId
 from criagent.process.child import killed_on_exit
+from criagent.runtime.node.cgroup_names import CgroupDriver
 from criagent.runtime.node.paths import RuntimePaths
 from criagent.runtime.oci.conmon import Conmon
 from criagent.runtime.oci.runtime import OciRuntime, SealedProgram
-from criagent.runtime.spec.cgroups import CgroupDriver
 
 UNIT = "/system.slice/criagent-monitors.service"
 ROW = Container(

@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 
 from criagent.base.errors import WrongStateError
+from criagent.runtime.node.cgroup_names import CgroupDriver
 from criagent.runtime.oci.runtime import OciRuntime, Runtimes, SealedProgram
-from criagent.runtime.spec.cgroups import CgroupDriver
 
 
 def test_a_handler_that_is_configured_no_more_is_named() -> None:

@@ -18,30 +18,21 @@ import pytest_asyncio
 
 from criagent.base.errors import InvalidRequestError, TimedOutError
 from criagent.kernel.mount import MountEntry, mountinfo
-from criagent.model import (
+from criagent.model.common import MountPropagation
+from criagent.model.container import (
     Container,
     ContainerId,
     ContainerMetadata,
     ContainerSecurity,
     ContainerSpec,
     ContainerUser,
-    Image,
-    ImageConfig,
     Mount,
-    MountPropagation,
-    Sandbox,
-    SandboxId,
-    SandboxMetadata,
-    SandboxSpec,
 )
+from criagent.model.image import Image, ImageConfig
+from criagent.model.sandbox import Sandbox, SandboxId, SandboxMetadata, SandboxSpec
+from criagent.runtime.node.facts import NodeFacts
 from criagent.runtime.spec.host_paths import HostPaths, local_path
-from criagent.runtime.spec.inputs import (
-    ContainerNamespaces,
-    NodeFacts,
-    PodFiles,
-    ResolvedMount,
-    SpecInputs,
-)
+from criagent.runtime.spec.inputs import ContainerNamespaces, PodFiles, ResolvedMount, SpecInputs
 from criagent.runtime.spec.mounts import oci_mounts, rootfs_propagation
 
 PRIVATE, SLAVE, SHARED = MountPropagation

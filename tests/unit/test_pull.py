@@ -16,7 +16,7 @@ from criagent.image.documents.digest import parse_digest
 from criagent.image.documents.manifest import OCI_INDEX, OCI_MANIFEST
 from criagent.image.documents.platforms import host_platform
 from criagent.image.hosts.credentials import RegistryAuth
-from criagent.model import Image, Snapshot
+from criagent.model.image import Image, Snapshot
 from tests.fakes.pulling import (
     LARGE,
     SMALL,

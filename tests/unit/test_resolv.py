@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from criagent.base.errors import InvalidRequestError
-from criagent.model import DnsConfig
+from criagent.model.sandbox import DnsConfig
 from criagent.net.resolv import resolv_conf
 
 HOST = "nameserver 192.0.2.53\n"

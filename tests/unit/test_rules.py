@@ -6,7 +6,7 @@ from ipaddress import IPv6Address
 
 import pytest
 
-from criagent.model import Protocol
+from criagent.model.common import Protocol
 from criagent.net import antispoof, rules
 from criagent.net.antispoof import Port
 from criagent.net.hostport import Forward

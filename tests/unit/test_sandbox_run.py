@@ -15,15 +15,8 @@ from structlog.testing import capture_logs
 from criagent.base import faults
 from criagent.base.aio import Owners
 from criagent.base.errors import AgentError, AlreadyExistsError
-from criagent.model import (
-    NamespaceMode,
-    NamespaceOptions,
-    Sandbox,
-    SandboxId,
-    SandboxMetadata,
-    SandboxSecurity,
-    SandboxSpec,
-)
+from criagent.model.common import NamespaceMode, NamespaceOptions
+from criagent.model.sandbox import Sandbox, SandboxId, SandboxMetadata, SandboxSecurity, SandboxSpec
 from criagent.runtime.node.clock import Clock
 from criagent.runtime.pod.teardown import SandboxTeardown
 from criagent.runtime.spec.security.selinux import Selinux

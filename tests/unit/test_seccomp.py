@@ -10,8 +10,10 @@ from typing import Any
 import pytest
 
 from criagent.base.errors import InvalidRequestError
-from criagent.model import ContainerSecurity, ProfileType, SecurityProfile
-from criagent.runtime.spec.security.capabilities import DEFAULT, NAMES
+from criagent.model.common import ProfileType, SecurityProfile
+from criagent.model.container import ContainerSecurity
+from criagent.runtime.node.capabilities import NAMES
+from criagent.runtime.spec.security.capabilities import DEFAULT
 from criagent.runtime.spec.security.seccomp import default_profile, seccomp_profile
 
 ADMIN = frozenset({*DEFAULT, "CAP_SYS_ADMIN"})

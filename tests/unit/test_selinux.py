@@ -17,16 +17,9 @@ import pytest
 
 from criagent.base.errors import InvalidRequestError
 from criagent.kernel import selinux as kernel
-from criagent.model import (
-    ImageMount,
-    Mount,
-    Sandbox,
-    SandboxId,
-    SandboxMetadata,
-    SandboxSecurity,
-    SandboxSpec,
-    SELinuxOptions,
-)
+from criagent.model.common import SELinuxOptions
+from criagent.model.container import ImageMount, Mount
+from criagent.model.sandbox import Sandbox, SandboxId, SandboxMetadata, SandboxSecurity, SandboxSpec
 from criagent.runtime.spec.inputs import ResolvedMount, SelinuxLabels
 from criagent.runtime.spec.security.selinux import Context, Selinux, read_contexts, validate_selinux
 

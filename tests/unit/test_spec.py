@@ -10,25 +10,23 @@ from typing import Any
 import pytest
 
 from criagent.base.errors import InvalidRequestError, UnsupportedError
-from criagent.model import (
+from criagent.model.common import Resources
+from criagent.model.container import (
     Container,
     ContainerId,
     ContainerMetadata,
     ContainerSecurity,
     ContainerSpec,
     ContainerUser,
-    Image,
-    ImageConfig,
     KeyValue,
-    Resources,
-    Sandbox,
-    SandboxId,
-    SandboxMetadata,
-    SandboxSpec,
 )
+from criagent.model.image import Image, ImageConfig
+from criagent.model.sandbox import Sandbox, SandboxId, SandboxMetadata, SandboxSpec
+from criagent.runtime.node.capabilities import NAMES
+from criagent.runtime.node.facts import NodeFacts
 from criagent.runtime.spec.build import build_spec, oci_namespaces, process_spec
-from criagent.runtime.spec.inputs import ContainerNamespaces, NodeFacts, PodFiles, SpecInputs
-from criagent.runtime.spec.security.capabilities import DEFAULT, NAMES
+from criagent.runtime.spec.inputs import ContainerNamespaces, PodFiles, SpecInputs
+from criagent.runtime.spec.security.capabilities import DEFAULT
 from criagent.runtime.spec.security.seccomp import default_profile
 
 EVIL = {"org.systemd.property.ExecStartPre": "'/bin/sh'", "run.oci.hooks.stdout": "/x"}

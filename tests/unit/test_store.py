@@ -21,18 +21,9 @@ from criagent.base.errors import (
     NotFoundError,
     UnavailableError,
 )
-from criagent.model import (
-    Container,
-    ContainerId,
-    ContainerMetadata,
-    ContainerSpec,
-    Image,
-    ImageConfig,
-    Sandbox,
-    SandboxId,
-    SandboxMetadata,
-    SandboxSpec,
-)
+from criagent.model.container import Container, ContainerId, ContainerMetadata, ContainerSpec
+from criagent.model.image import Image, ImageConfig
+from criagent.model.sandbox import Sandbox, SandboxId, SandboxMetadata, SandboxSpec
 from criagent.runtime.container.transitions import Transitions
 from criagent.store.addresses import AddressStore
 from criagent.store.blobs import BlobStore

@@ -17,7 +17,9 @@ import msgspec
 import pytest
 
 from criagent.base.errors import CorruptError, UnavailableError
-from criagent.model import Container, Image, Sandbox, Snapshot
+from criagent.model.container import Container
+from criagent.model.image import Image, Snapshot
+from criagent.model.sandbox import Sandbox
 from criagent.store import migrations, set_aside
 from criagent.store.addresses import AddressStore
 from criagent.store.blobs import BlobStore

@@ -12,16 +12,8 @@ import pytest_asyncio
 from criagent._proto import admin_pb2
 from criagent._proto import api_pb2 as api
 from criagent.cri.subjects import Subjects
-from criagent.model import (
-    Container,
-    ContainerId,
-    ContainerMetadata,
-    ContainerSpec,
-    Sandbox,
-    SandboxId,
-    SandboxMetadata,
-    SandboxSpec,
-)
+from criagent.model.container import Container, ContainerId, ContainerMetadata, ContainerSpec
+from criagent.model.sandbox import Sandbox, SandboxId, SandboxMetadata, SandboxSpec
 from criagent.store.containers import ContainerStore
 from criagent.store.db import Database
 from criagent.store.sandboxes import SandboxStore

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from criagent.base.errors import InvalidRequestError
-from criagent.model import IdMapping
+from criagent.model.common import IdMapping
 from criagent.runtime.spec.sysctls import normalised, validate_sysctls, with_node_groups
 
 

@@ -9,21 +9,13 @@ from typing import Any
 import pytest
 
 from criagent.base.aio import KeyedLocks
-from criagent.model import (
-    Container,
-    ContainerId,
-    ContainerMetadata,
-    ContainerSpec,
-    Resources,
-    Sandbox,
-    SandboxId,
-    SandboxMetadata,
-    SandboxSpec,
-)
+from criagent.model.common import Resources
+from criagent.model.container import Container, ContainerId, ContainerMetadata, ContainerSpec
+from criagent.model.sandbox import Sandbox, SandboxId, SandboxMetadata, SandboxSpec
 from criagent.runtime.container.transitions import Transitions
+from criagent.runtime.node.cgroup_names import CgroupDriver
+from criagent.runtime.node.facts import NodeFacts
 from criagent.runtime.oci.runtime import OciRuntime, SealedProgram
-from criagent.runtime.spec.cgroups import CgroupDriver
-from criagent.runtime.spec.inputs import NodeFacts
 from criagent.runtime.verbs.update_container import ResourceUpdater
 from criagent.store.containers import ContainerStore
 from criagent.store.db import Database

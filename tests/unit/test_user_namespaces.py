@@ -7,16 +7,15 @@ import dataclasses
 import pytest
 
 from criagent.base.errors import InvalidRequestError
-from criagent.model import (
-    ContainerUser,
+from criagent.model.common import (
     IdMapping,
-    Mount,
     MountPropagation,
     NamespaceMode,
     NamespaceOptions,
     UserNamespace,
 )
-from criagent.runtime.pod.user_namespaces import (
+from criagent.model.container import ContainerUser, Mount
+from criagent.runtime.spec.id_mappings import (
     check_user,
     oci_mappings,
     validate_container,

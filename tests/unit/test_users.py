@@ -9,14 +9,14 @@ from typing import Any
 import pytest
 
 from criagent.base.errors import InvalidRequestError
-from criagent.model import (
+from criagent.model.common import GroupsPolicy
+from criagent.model.container import (
     ContainerMetadata,
     ContainerSecurity,
     ContainerSpec,
     ContainerUser,
-    GroupsPolicy,
-    ImageConfig,
 )
+from criagent.model.image import ImageConfig
 from criagent.runtime.spec.users import MAX_ID, resolve_user
 
 PASSWD = """root:x:0:0:root:/root:/bin/sh

@@ -9,29 +9,33 @@ from typing import Any
 import pytest
 
 from criagent.base.errors import InvalidRequestError
-from criagent.model import (
-    ContainerMetadata,
-    ContainerSecurity,
-    ContainerSpec,
-    DnsConfig,
+from criagent.model.common import (
     IdMapping,
-    ImageMount,
-    KeyValue,
-    Mount,
     MountPropagation,
     NamespaceMode,
     NamespaceOptions,
-    PortMapping,
     ProfileType,
     Protocol,
     Resources,
+    SecurityProfile,
+    UserNamespace,
+)
+from criagent.model.container import (
+    ContainerMetadata,
+    ContainerSecurity,
+    ContainerSpec,
+    ImageMount,
+    KeyValue,
+    Mount,
+)
+from criagent.model.sandbox import (
+    DnsConfig,
+    PortMapping,
     Sandbox,
     SandboxId,
     SandboxMetadata,
     SandboxSecurity,
     SandboxSpec,
-    SecurityProfile,
-    UserNamespace,
 )
 from criagent.runtime.spec.validate import validate_container_spec, validate_sandbox_spec
 

@@ -12,7 +12,8 @@ from typing import Any
 import pytest_asyncio
 
 from criagent.image.snapshots.overlay import OverlaySnapshots
-from criagent.model import Container, ContainerId, ContainerMetadata, ContainerSpec, SandboxId
+from criagent.model.container import Container, ContainerId, ContainerMetadata, ContainerSpec
+from criagent.model.sandbox import SandboxId
 from criagent.runtime.stats.writable_layers import WritableLayers
 from criagent.store.db import Database
 from criagent.store.snapshots import SnapshotStore

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Iterator, Mapping
 
 from criagent._proto import api_pb2
 from criagent.base.errors import InvalidRequestError
-from criagent.model import (
+from criagent.model.common import (
     HugepageLimit,
     IdMapping,
     NamespaceMode,

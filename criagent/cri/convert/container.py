@@ -6,18 +6,17 @@ from collections.abc import Iterable
 
 from criagent._proto import api_pb2
 from criagent.cri.convert import common
-from criagent.model import (
+from criagent.model.common import GroupsPolicy, MountPropagation
+from criagent.model.container import (
     Container,
     ContainerMetadata,
     ContainerSecurity,
     ContainerSpec,
     ContainerState,
     Device,
-    GroupsPolicy,
     ImageMount,
     KeyValue,
     Mount,
-    MountPropagation,
 )
 from criagent.runtime.spec.signals import cri_signal
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from criagent._proto import api_pb2
 from criagent.image.hosts.credentials import RegistryAuth
 from criagent.image.images import FsUsage
-from criagent.model import Image
+from criagent.model.image import Image
 
 
 def registry_auth(message: api_pb2.AuthConfig) -> RegistryAuth:

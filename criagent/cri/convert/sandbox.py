@@ -5,13 +5,10 @@ from __future__ import annotations
 from criagent._proto import api_pb2
 from criagent.base.errors import InvalidRequestError
 from criagent.cri.convert import common
-from criagent.model import (
+from criagent.model.common import GroupsPolicy, NamespaceMode, NamespaceOptions, Protocol
+from criagent.model.sandbox import (
     DnsConfig,
-    GroupsPolicy,
-    NamespaceMode,
-    NamespaceOptions,
     PortMapping,
-    Protocol,
     Sandbox,
     SandboxMetadata,
     SandboxSecurity,

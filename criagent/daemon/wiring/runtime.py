@@ -13,7 +13,8 @@ from criagent.base.aio import KeyedLocks, Owners, run_in
 from criagent.config.sections import Config
 from criagent.daemon.wiring.images import ImageParts
 from criagent.daemon.wiring.stores import Executors, Stores
-from criagent.model import Container, Sandbox
+from criagent.model.container import Container
+from criagent.model.sandbox import Sandbox
 from criagent.net.bridge import BridgeConfig, BridgeNetwork
 from criagent.net.cni.network import CniConfig, CniNetwork
 from criagent.net.pod_network import Networks
@@ -27,7 +28,8 @@ from criagent.runtime.container.transitions import Transitions
 from criagent.runtime.exec.output import OutputBudget
 from criagent.runtime.exec.plan import ExecPlanner
 from criagent.runtime.node import clock as clocks
-from criagent.runtime.node.facts import has_all_ids, read_node_facts, systemd_manages
+from criagent.runtime.node.cgroup_names import CgroupDriver
+from criagent.runtime.node.facts import NodeFacts, has_all_ids, read_node_facts, systemd_manages
 from criagent.runtime.node.handlers import HandlerFacts, probe
 from criagent.runtime.node.paths import RuntimePaths
 from criagent.runtime.oci.conmon import Conmon, monitors_cgroup
@@ -44,9 +46,7 @@ from criagent.runtime.recovery.recovery import Recovery
 from criagent.runtime.runtime import Runtime
 from criagent.runtime.spec.cdi.registry import CdiFolders
 from criagent.runtime.spec.cdi.resolve import CdiDevices
-from criagent.runtime.spec.cgroups import CgroupDriver
 from criagent.runtime.spec.host_paths import HostPaths
-from criagent.runtime.spec.inputs import NodeFacts
 from criagent.runtime.spec.security.apparmor import AppArmor
 from criagent.runtime.spec.security.seccomp import default_profile
 from criagent.runtime.spec.security.selinux import Selinux, read_contexts

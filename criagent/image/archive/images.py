@@ -17,7 +17,7 @@ from criagent.image.documents.manifest import (
     parse_document,
 )
 from criagent.image.documents.reference import parse_reference
-from criagent.model import Blob, Image
+from criagent.model.image import Blob, Image
 
 _CONFIG = "application/vnd.oci.image.config.v1+json"
 

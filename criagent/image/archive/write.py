@@ -13,7 +13,7 @@ from criagent.image.archive.room import Room
 from criagent.image.blobs import BlobFiles, disk_full
 from criagent.image.documents.digest import Digest, parse_digest
 from criagent.image.documents.manifest import OCI_MANIFEST, canonical_json
-from criagent.model import Image
+from criagent.model.image import Image
 
 _NAME, _REF_NAME = "io.containerd.image.name", "org.opencontainers.image.ref.name"
 

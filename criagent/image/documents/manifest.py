@@ -30,7 +30,7 @@ from criagent.image.documents.gojson import (
     nothing,
 )
 from criagent.image.documents.platforms import Platform
-from criagent.model import ImageConfig, Layer
+from criagent.model.image import ImageConfig, Layer
 
 MAX_DOCUMENT = 8 << 20  # the registry must not make us hold more; the specification asks for 4 MiB
 

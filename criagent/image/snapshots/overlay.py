@@ -23,7 +23,7 @@ from criagent.base.errors import AgentError, NotFoundError
 from criagent.image.blobs import disk_full
 from criagent.kernel import idmap, mount
 from criagent.kernel.trees import remove_tree
-from criagent.model import Image, Snapshot
+from criagent.model.image import Image, Snapshot
 from criagent.store.snapshots import SnapshotStore
 
 _DAMAGED = "damaged:"

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from criagent.base.errors import InvalidRequestError
-from criagent.model import Sandbox
+from criagent.model.sandbox import Sandbox
 from criagent.net import bandwidth
 
 _BURST_BITS = (1 << 32) - 1  # as the peers: a pod is limited over time, not at its first packets

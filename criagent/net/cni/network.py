@@ -23,7 +23,7 @@ import structlog
 from criagent.base.aio import run_in
 from criagent.base.errors import AgentError, CorruptError, InvalidRequestError
 from criagent.kernel import namespaces
-from criagent.model import Sandbox
+from criagent.model.sandbox import Sandbox
 from criagent.net import bandwidth
 from criagent.net.cni import result as cni_result
 from criagent.net.cni.capabilities import runtime_config

@@ -24,7 +24,9 @@ from criagent.base.errors import AgentError, ExhaustedError, InvalidRequestError
 from criagent.image.blobs import disk_full
 from criagent.image.snapshots.overlay import OverlaySnapshots
 from criagent.kernel.paths import RESOLVE_IN_ROOT, RESOLVE_NO_SYMLINKS, open_in_root, openat2
-from criagent.model import Container, Mount, Sandbox, Snapshot
+from criagent.model.container import Container, Mount
+from criagent.model.image import Snapshot
+from criagent.model.sandbox import Sandbox
 from criagent.process.child import PipeReader, killed_on_exit, spawn
 from criagent.runtime.node.paths import RuntimePaths
 from criagent.runtime.spec.inputs import ResolvedMount

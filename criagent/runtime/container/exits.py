@@ -21,14 +21,15 @@ import structlog
 
 from criagent.base.aio import Owners, detached, run_in
 from criagent.kernel import process
-from criagent.model import Container, NamespaceMode, ProcessRef, Reason
+from criagent.model.common import NamespaceMode, ProcessRef
+from criagent.model.container import Container, Reason
 from criagent.process.child import Child
+from criagent.runtime.container.keys import start_key
 from criagent.runtime.container.oom import KILLED_CODE, OomWatch
 from criagent.runtime.container.transitions import Transitions
 from criagent.runtime.node import own_cgroup
 from criagent.runtime.node.clock import Clock
 from criagent.runtime.node.paths import RuntimePaths
-from criagent.runtime.verbs.start_container import start_key
 from criagent.store.containers import ContainerStore
 
 _FILE_LIMIT_S = 1.0  # 2500 of 2500 exit files were there when the monitor's pidfd fired

@@ -13,7 +13,8 @@ from criagent.base.aio import run_in
 from criagent.base.os_errors import about
 from criagent.image.snapshots.overlay import OverlaySnapshots
 from criagent.kernel import mount
-from criagent.model import Image, Sandbox, Snapshot
+from criagent.model.image import Image, Snapshot
+from criagent.model.sandbox import Sandbox
 from criagent.runtime.container.idmapped_mounts import detach_mapped
 from criagent.runtime.node import own_cgroup
 from criagent.runtime.node.paths import RuntimePaths

@@ -12,27 +12,22 @@ from typing import Literal
 from criagent.base.aio import run_in
 from criagent.base.errors import InvalidRequestError, WrongStateError
 from criagent.kernel import process
-from criagent.model import (
-    Container,
-    ContainerState,
-    ContainerUser,
-    Image,
-    NamespaceMode,
-    ProcessRef,
-    Sandbox,
-)
+from criagent.model.common import NamespaceMode, ProcessRef
+from criagent.model.container import Container, ContainerState, ContainerUser
+from criagent.model.image import Image
+from criagent.model.sandbox import Sandbox
 from criagent.runtime.container.idmapped_mounts import attach_mapped, try_mappings
 from criagent.runtime.container.image_volumes import merged
+from criagent.runtime.node.cgroup_names import CgroupDriver, container_cgroups_path
+from criagent.runtime.node.facts import NodeFacts
 from criagent.runtime.node.paths import RuntimePaths
 from criagent.runtime.pod.namespaces import PodNamespaces, pod_hostname
 from criagent.runtime.spec.cdi.resolve import CdiDevices
-from criagent.runtime.spec.cgroups import CgroupDriver, container_cgroups_path
 from criagent.runtime.spec.devices import resolve_devices
 from criagent.runtime.spec.host_paths import HostPaths
 from criagent.runtime.spec.inputs import (
     CdiEdits,
     ContainerNamespaces,
-    NodeFacts,
     OciObject,
     PodFiles,
     ResolvedDevice,

@@ -14,44 +14,19 @@ import os
 import stat
 from collections.abc import Mapping, Sequence
 from concurrent.futures import Executor
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 
 from criagent.base.aio import run_in
 from criagent.base.errors import InvalidRequestError, NotFoundError
 from criagent.image.images import Images
 from criagent.kernel.paths import open_in_root
-from criagent.model import Container, ContainerSpec, ImageVolume, Mount, MountPropagation, Sandbox
+from criagent.model.common import MountPropagation
+from criagent.model.container import Container, ContainerSpec, ImageVolume, Mount
+from criagent.model.sandbox import Sandbox
 from criagent.runtime.node.paths import RuntimePaths
 from criagent.runtime.pod.user_namespaces import mapped_ids
+from criagent.runtime.spec.image_mounts import FAILED
 from criagent.runtime.spec.inputs import ResolvedMount
-
-FAILED = "ImageVolumeMountFailed"
-
-
-def check_image_mount(what: str, mount: Mount) -> None:
-    """Rules that need no look at the image. Raises InvalidRequestError."""
-    problem = _problem(mount)
-    if problem:
-        raise InvalidRequestError(
-            f"{FAILED}: {what}: mount {mount.container_path[:200]}: an image volume {problem}"
-        )
-
-
-def _problem(mount: Mount) -> str:
-    path = PurePosixPath(mount.image_sub_path)
-    if mount.image is None:
-        return "" if not mount.image_sub_path else "is what image_sub_path needs"
-    if not mount.image.image:
-        return "needs image.image"
-    if mount.host_path:
-        return "has no host_path"
-    if not mount.readonly:
-        return "is always read-only: readonly must be true"
-    if mount.propagation is MountPropagation.BIDIRECTIONAL:
-        return "takes no mounts that could propagate from it"
-    if path.is_absolute() or ".." in path.parts or "\0" in mount.image_sub_path:
-        return f"needs a relative image_sub_path without '..', not {mount.image_sub_path[:200]!r}"
-    return ""
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from criagent.base.errors import WrongStateError
-from criagent.model import Container, ContainerState
+from criagent.model.container import Container, ContainerState
 from criagent.store.containers import ContainerStore
 
 

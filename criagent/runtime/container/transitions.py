@@ -6,7 +6,7 @@ import dataclasses
 from typing import Any
 
 from criagent.base.aio import KeyedLocks, finish
-from criagent.model import Container
+from criagent.model.container import Container
 from criagent.store.containers import ContainerStore
 
 

@@ -10,7 +10,7 @@ import secrets
 
 import structlog
 
-from criagent.model import Container
+from criagent.model.container import Container
 from criagent.runtime.exec.cgroup import exec_cgroup
 from criagent.runtime.node.paths import RuntimePaths
 

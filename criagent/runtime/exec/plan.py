@@ -17,7 +17,7 @@ from pathlib import Path
 import msgspec
 
 from criagent.base.errors import AgentError
-from criagent.model import Container
+from criagent.model.container import Container
 from criagent.process.child import Child, ExpectedOrphan, killed_on_exit, spawn
 from criagent.runtime.container.files import ContainerFiles
 from criagent.runtime.exec.cgroup import Tree, exec_cgroup

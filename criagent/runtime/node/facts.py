@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import platform
 import resource
@@ -9,12 +10,27 @@ from pathlib import Path
 from typing import Literal
 
 from criagent.kernel import cgroupfs
-from criagent.runtime.spec.inputs import NodeFacts
-from criagent.runtime.spec.security.apparmor import PROFILES
-from criagent.runtime.spec.security.capabilities import NAMES
+from criagent.runtime.node.capabilities import NAMES
 
+PROFILES = Path("/sys/kernel/security/apparmor/profiles")
 _CPUS = Path("/sys/devices/system/cpu")
 _NR_OPEN = Path("/proc/sys/fs/nr_open")
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class NodeFacts:
+    """Facts about this node, read once at start."""
+
+    capabilities: frozenset[str]  # what the daemon holds and so can hand on: "CAP_CHOWN", ...
+    nofile: tuple[int, int] = (1024, 524288)  # soft, hard; already clamped to what may be set
+    oom_score_floor: int = -1000  # the lowest oom_score_adj that may be set
+    controllers: frozenset[str] = frozenset()  # of cgroup v2, usable by containers
+    missing_controllers: Literal["error", "ignore"] = "error"
+    swap: bool = False  # memory.swap.max exists
+    apparmor: bool = False
+    selinux: bool = False
+    machine: str = "x86_64"
+    thermal_paths: tuple[str, ...] = ()  # .../cpuN/thermal_throttle that exist here
 
 
 def read_node_facts(

@@ -9,7 +9,7 @@ from __future__ import annotations
 import structlog
 
 from criagent.kernel import cgroupfs
-from criagent.runtime.spec.cgroups import belongs_to
+from criagent.runtime.node.cgroup_names import belongs_to
 
 log: structlog.stdlib.BoundLogger = structlog.get_logger(__name__)
 

@@ -24,11 +24,12 @@ from criagent.base.errors import AgentError, ExhaustedError, InvalidRequestError
 from criagent.kernel import cgroupfs
 from criagent.kernel.devices import restore_null
 from criagent.kernel.process import alive, process_ref
-from criagent.model import Container, ProcessRef
+from criagent.model.common import ProcessRef
+from criagent.model.container import Container
 from criagent.process.child import Child, PipeReader, killed_on_exit, spawn
+from criagent.runtime.node.cgroup_names import CgroupDriver, check_placement
 from criagent.runtime.node.paths import RuntimePaths
 from criagent.runtime.oci.runtime import OciRuntime, last_line
-from criagent.runtime.spec.cgroups import CgroupDriver, check_placement
 
 log: structlog.stdlib.BoundLogger = structlog.get_logger(__name__)
 

@@ -12,9 +12,9 @@ from pathlib import Path
 
 import structlog
 
-from criagent.model import ID_PATTERN
+from criagent.model.common import ID_PATTERN
 from criagent.process.child import killed_on_exit, spawn
-from criagent.runtime.spec.cgroups import SCOPE_PREFIX
+from criagent.runtime.node.cgroup_names import SCOPE_PREFIX
 
 # systemd has a file here for every unit that was made at run time, for as long as it knows it.
 _TRANSIENT = Path("/run/systemd/transient")

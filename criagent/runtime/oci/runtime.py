@@ -17,8 +17,8 @@ from pathlib import Path
 from criagent.base.errors import AgentError, TimedOutError, WrongStateError
 from criagent.kernel.memfd import data_file, sealed_copy
 from criagent.process.child import PipeReader, killed_on_exit, spawn
+from criagent.runtime.node.cgroup_names import CgroupDriver
 from criagent.runtime.oci import failed_scopes as scopes
-from criagent.runtime.spec.cgroups import CgroupDriver
 from criagent.runtime.spec.inputs import OciObject
 
 _LIMIT_S = 60.0

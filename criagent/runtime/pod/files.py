@@ -15,7 +15,8 @@ from pathlib import Path
 
 from criagent.base.aio import run_in
 from criagent.kernel import mount
-from criagent.model import NamespaceMode, Sandbox
+from criagent.model.common import NamespaceMode
+from criagent.model.sandbox import Sandbox
 from criagent.net.resolv import resolv_conf
 from criagent.runtime.node.paths import RuntimePaths
 from criagent.runtime.pod.namespaces import pod_hostname

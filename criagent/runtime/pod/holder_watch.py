@@ -11,7 +11,7 @@ import structlog
 from criagent.base.aio import supervised
 from criagent.base.errors import NotFoundError
 from criagent.kernel import process
-from criagent.model import Sandbox
+from criagent.model.sandbox import Sandbox
 from criagent.runtime.pod.teardown import SandboxTeardown
 from criagent.store.sandboxes import SandboxStore
 

@@ -16,7 +16,8 @@ from criagent.base import faults
 from criagent.base.aio import run_in
 from criagent.base.errors import InvalidRequestError
 from criagent.kernel.namespaces import is_pinned, pin_namespaces, pin_namespaces_of, unpin
-from criagent.model import NamespaceMode, Sandbox, UserNamespace
+from criagent.model.common import NamespaceMode, UserNamespace
+from criagent.model.sandbox import Sandbox
 from criagent.runtime.node.paths import RuntimePaths
 from criagent.runtime.pod.user_namespaces import namespace_maker
 from criagent.runtime.spec.sysctls import builtin_network_sysctls, normalised, with_node_groups

@@ -22,18 +22,19 @@ from criagent.base.aio import run_in
 from criagent.base.errors import AgentError
 from criagent.kernel import cgroupfs, process
 from criagent.kernel.selinux import set_label
-from criagent.model import ProcessRef, Sandbox
+from criagent.model.common import ProcessRef
+from criagent.model.sandbox import Sandbox
 from criagent.runtime.node import own_cgroup
-from criagent.runtime.node.paths import RuntimePaths
-from criagent.runtime.oci.runtime import OciRuntime
-from criagent.runtime.pod.namespaces import PodNamespaces
-from criagent.runtime.pod.user_namespaces import oci_mappings
-from criagent.runtime.spec.cgroups import (
+from criagent.runtime.node.cgroup_names import (
     CgroupDriver,
     check_placement,
     container_cgroup,
     container_cgroups_path,
 )
+from criagent.runtime.node.paths import RuntimePaths
+from criagent.runtime.oci.runtime import OciRuntime
+from criagent.runtime.pod.namespaces import PodNamespaces
+from criagent.runtime.spec.id_mappings import oci_mappings
 from criagent.runtime.spec.inputs import OciObject
 from criagent.runtime.spec.security.selinux import Selinux
 

@@ -5,7 +5,8 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Sequence
 
-from criagent.model import Container, Sandbox
+from criagent.model.container import Container
+from criagent.model.sandbox import Sandbox
 from criagent.store.sandboxes import SandboxStore
 
 _COMMAND_MOST = 256

@@ -8,7 +8,7 @@ import structlog
 
 from criagent.base import faults
 from criagent.base.errors import AgentError
-from criagent.model import Sandbox
+from criagent.model.sandbox import Sandbox
 from criagent.net.pod_network import Networks
 from criagent.runtime.node.clock import Clock
 from criagent.runtime.pod.files import PodFileWriter

@@ -11,7 +11,7 @@ from pathlib import Path
 from criagent.base.aio import run_in
 from criagent.base.errors import AgentError
 from criagent.kernel import idmap, mount
-from criagent.model import IdMapping, NamespaceMode, UserNamespace
+from criagent.model.common import IdMapping, NamespaceMode, UserNamespace
 from criagent.runtime.pod.user_namespaces import namespace_maker
 
 _HOST_ID = 65536

@@ -9,94 +9,21 @@ from __future__ import annotations
 import asyncio
 import errno
 import os
-from collections.abc import AsyncIterator, Iterable
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
-from criagent.base.errors import AgentError, ExhaustedError, InvalidRequestError, TimedOutError
+from criagent.base.errors import AgentError, ExhaustedError, TimedOutError
 from criagent.image.snapshots.overlay import MappedIds
 from criagent.kernel.namespaces import write_id_maps
-from criagent.model import (
-    ContainerUser,
-    IdMapping,
-    Mount,
-    MountPropagation,
-    NamespaceMode,
-    NamespaceOptions,
-    Sandbox,
+from criagent.model.common import (
     UserNamespace,
 )
+from criagent.model.sandbox import Sandbox
 from criagent.process.child import PipeReader, killed_on_exit, spawn
 from criagent.runtime.node.paths import RuntimePaths
 
-_NO_ID = 2**32 - 1  # -1, which no file and no process can have
 _LIMIT_S = 10.0
 _COMMAND = ("unshare", "--user", "--net", "--ipc", "--uts", "cat")
-
-
-def validate_pod(what: str, namespaces: NamespaceOptions) -> None:
-    """Raises InvalidRequestError for a user namespace that cannot be, or not beside the others."""
-    _validate(what, namespaces.userns)
-    if namespaces.pod_userns is None:
-        return
-    for kind in ("network", "pid", "ipc"):
-        if getattr(namespaces, kind) is NamespaceMode.NODE:
-            raise InvalidRequestError(
-                f"{what}: a pod with a user namespace cannot have the node's {kind} namespace"
-            )
-
-
-def validate_container(what: str, asked: NamespaceOptions, pod: NamespaceOptions) -> None:
-    """Raises InvalidRequestError unless the container asks for its pod's user namespace.
-
-    One that says nothing gets it.
-    """
-    _validate(what, asked.userns)
-    if pod.pod_userns is not None and asked.pid is NamespaceMode.NODE:
-        raise InvalidRequestError(
-            f"{what}: in a pod with a user namespace it cannot have the node's pid namespace"
-        )
-    if asked.userns is None or asked.pod_userns == pod.pod_userns:
-        return
-    if pod.pod_userns is None:
-        raise InvalidRequestError(f"{what}: its pod has no user namespace of its own")
-    raise InvalidRequestError(f"{what}: its user namespace is not the pod's; give both the same")
-
-
-def validate_mount(what: str, mount: Mount, pod: NamespaceOptions) -> None:
-    """Raises InvalidRequestError for a mount whose ids are mapped otherwise than its pod's."""
-    userns = pod.pod_userns
-    if userns is not None and mount.propagation is MountPropagation.BIDIRECTIONAL:
-        raise InvalidRequestError(
-            f"{what}: mount {mount.container_path}: mounts that are made in a user namespace do "
-            "not propagate to the node; use HOST_TO_CONTAINER"
-        )
-    if not mount.uid_mappings and not mount.gid_mappings:
-        return
-    if userns is None:
-        raise InvalidRequestError(
-            f"{what}: mount {mount.container_path}: id mappings need a pod with a user namespace"
-        )
-    if (mount.uid_mappings, mount.gid_mappings) != (userns.uids, userns.gids):
-        raise InvalidRequestError(
-            f"{what}: mount {mount.container_path}: its id mappings are not those of the pod"
-        )
-
-
-def check_user(user: ContainerUser, userns: UserNamespace | None) -> None:
-    """Raises InvalidRequestError for an id that the pod's user namespace does not have."""
-    if userns is None:
-        return
-    if user.uid >= userns.uids[0].length:
-        raise InvalidRequestError(
-            f"user {user.uid} is not among the {userns.uids[0].length} ids of the pod's user "
-            "namespace"
-        )
-    for gid in (user.gid, *user.groups):
-        if gid >= userns.gids[0].length:
-            raise InvalidRequestError(
-                f"group {gid} is not among the {userns.gids[0].length} ids of the pod's user "
-                "namespace"
-            )
 
 
 def mapped_ids(paths: RuntimePaths, sandbox: Sandbox, container_id: str) -> MappedIds | None:
@@ -110,13 +37,6 @@ def mapped_ids(paths: RuntimePaths, sandbox: Sandbox, container_id: str) -> Mapp
         gid=userns.root_gid,
         lower_layers=paths.lowers(container_id),
     )
-
-
-def oci_mappings(mappings: Iterable[IdMapping]) -> list[dict[str, int]]:
-    """`uidMappings` or `gidMappings` of the OCI runtime specification."""
-    return [
-        {"containerID": m.container_id, "hostID": m.host_id, "size": m.length} for m in mappings
-    ]
 
 
 @asynccontextmanager
@@ -168,40 +88,3 @@ def _failure(output: str) -> AgentError:
     if os.strerror(errno.ENOSPC) in output:  # man 7 namespaces, "The /proc/sys/user directory"
         return ExhaustedError(f"{text}; raise the sysctls user.max_*_namespaces")
     return AgentError(text)
-
-
-def _validate(what: str, userns: UserNamespace | None) -> None:
-    if userns is None:
-        return
-    if userns.mode is NamespaceMode.NODE:
-        if userns.uids or userns.gids:
-            raise InvalidRequestError(
-                f"{what}: id mappings make no sense in the node's user namespace"
-            )
-        return
-    if userns.mode is not NamespaceMode.POD:
-        raise InvalidRequestError(
-            f"{what}: user namespace mode {userns.mode.name} is not POD or NODE"
-        )
-    for kind, mappings in (("uids", userns.uids), ("gids", userns.gids)):
-        if len(mappings) != 1:
-            raise InvalidRequestError(
-                f"{what}: user namespace: {len(mappings)} mappings of {kind}, but it takes exactly "
-                "one"
-            )
-        _validate_mapping(f"{what}: user namespace: {kind}", mappings[0])
-
-
-def _validate_mapping(what: str, mapping: IdMapping) -> None:
-    if mapping.container_id != 0:
-        raise InvalidRequestError(
-            f"{what}: container id 0 is not mapped: the mapping starts at {mapping.container_id}"
-        )
-    if mapping.length == 0:
-        raise InvalidRequestError(f"{what}: the mapping has the length 0")
-    if mapping.host_id == 0:
-        raise InvalidRequestError(f"{what}: the mapping would make the node's root the pod's")
-    if mapping.host_id + mapping.length > _NO_ID:
-        raise InvalidRequestError(
-            f"{what}: host ids {mapping.host_id} and {mapping.length - 1} more exceed {_NO_ID - 1}"
-        )

@@ -11,16 +11,17 @@ import structlog
 
 from criagent.base.aio import finish, supervised
 from criagent.kernel import process
-from criagent.model import Container, ProcessRef
+from criagent.model.common import ProcessRef
+from criagent.model.container import Container
 from criagent.runtime.container.exits import ExitWatcher
 from criagent.runtime.container.transitions import Transitions
 from criagent.runtime.exec.leftovers import end_leftovers
 from criagent.runtime.node import own_cgroup
+from criagent.runtime.node.cgroup_names import belongs_to
 from criagent.runtime.node.clock import Clock
 from criagent.runtime.node.paths import RuntimePaths
 from criagent.runtime.oci.conmon import running_monitors
 from criagent.runtime.oci.runtime import OciRuntime
-from criagent.runtime.spec.cgroups import belongs_to
 from criagent.runtime.verbs.remove_container import ContainerRemover
 from criagent.runtime.verbs.stop_container import ContainerStopper
 

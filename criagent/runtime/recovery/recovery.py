@@ -21,7 +21,9 @@ import structlog
 from criagent.base.aio import run_in
 from criagent.image.snapshots.overlay import OverlaySnapshots
 from criagent.kernel import mount
-from criagent.model import ID_PATTERN, Container, Sandbox
+from criagent.model.common import ID_PATTERN
+from criagent.model.container import Container
+from criagent.model.sandbox import Sandbox
 from criagent.net.pod_network import Networks
 from criagent.runtime.node.clock import Clock
 from criagent.runtime.node.paths import RuntimePaths

@@ -21,11 +21,12 @@ import structlog
 from criagent.base.aio import run_in
 from criagent.base.errors import AgentError, UnavailableError
 from criagent.kernel import cgroupfs, mount, process
-from criagent.model import ID_PATTERN, ProcessRef, Sandbox, SandboxId, SandboxMetadata, SandboxSpec
+from criagent.model.common import ID_PATTERN, ProcessRef
+from criagent.model.sandbox import Sandbox, SandboxId, SandboxMetadata, SandboxSpec
 from criagent.net.pod_network import Networks
+from criagent.runtime.node.cgroup_names import SCOPE_PREFIX
 from criagent.runtime.node.paths import RuntimePaths
 from criagent.runtime.oci.conmon import running_monitors
-from criagent.runtime.spec.cgroups import SCOPE_PREFIX
 
 _END_LIMIT_S = 10.0
 _POLL_S = 0.02  # a cgroup that empties cannot be awaited by a descriptor

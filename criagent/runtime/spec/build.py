@@ -10,20 +10,21 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from criagent.base.errors import InvalidRequestError
-from criagent.model import ContainerSpec, ImageConfig, KeyValue
-from criagent.runtime.pod.user_namespaces import oci_mappings
+from criagent.model.container import ContainerSpec, KeyValue
+from criagent.model.image import ImageConfig
+from criagent.runtime.node.facts import NodeFacts
 from criagent.runtime.spec.cdi.apply import apply_cdi
-from criagent.runtime.spec.cgroups import resources_to_oci
 from criagent.runtime.spec.devices import device_nodes, device_rules
+from criagent.runtime.spec.id_mappings import oci_mappings
 from criagent.runtime.spec.inputs import (
     ContainerNamespaces,
-    NodeFacts,
     OciObject,
     PodFiles,
     ResolvedDevice,
     ResolvedMount,
     SpecInputs,
 )
+from criagent.runtime.spec.limits import resources_to_oci
 from criagent.runtime.spec.mounts import oci_mounts, rootfs_propagation
 from criagent.runtime.spec.security.capabilities import capability_sets
 from criagent.runtime.spec.security.masked_paths import masked_paths, readonly_paths

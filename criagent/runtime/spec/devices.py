@@ -10,7 +10,7 @@ from pathlib import Path
 
 from criagent.base.errors import InvalidRequestError
 from criagent.kernel.mount import MountEntry, mountinfo
-from criagent.model import ContainerSecurity, ContainerSpec, Device
+from criagent.model.container import ContainerSecurity, ContainerSpec, Device
 from criagent.runtime.spec.host_paths import local_path
 from criagent.runtime.spec.inputs import OciObject, ResolvedDevice
 

@@ -22,7 +22,8 @@ from typing import Literal
 from criagent.base.aio import run_in
 from criagent.base.errors import InvalidRequestError, TimedOutError
 from criagent.kernel.mount import MountEntry, mountinfo
-from criagent.model import Mount, MountPropagation
+from criagent.model.common import MountPropagation
+from criagent.model.container import Mount
 from criagent.process.child import Child, PipeReader, spawn
 from criagent.runtime.spec.inputs import ResolvedMount
 

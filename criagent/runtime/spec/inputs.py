@@ -6,26 +6,13 @@ import dataclasses
 from pathlib import Path
 from typing import Any, Literal
 
-from criagent.model import Container, ContainerUser, Image, Mount, Sandbox
+from criagent.model.container import Container, ContainerUser, Mount
+from criagent.model.image import Image
+from criagent.model.sandbox import Sandbox
+from criagent.runtime.node.facts import NodeFacts
 from criagent.runtime.spec.cdi import file as cdi_specs
 
 OciObject = dict[str, Any]  # a JSON object of the OCI runtime specification
-
-
-@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
-class NodeFacts:
-    """Facts about this node, read once at start (`node_facts.py`)."""
-
-    capabilities: frozenset[str]  # what the daemon holds and so can hand on: "CAP_CHOWN", ...
-    nofile: tuple[int, int] = (1024, 524288)  # soft, hard; already clamped to what may be set
-    oom_score_floor: int = -1000  # the lowest oom_score_adj that may be set
-    controllers: frozenset[str] = frozenset()  # of cgroup v2, usable by containers
-    missing_controllers: Literal["error", "ignore"] = "error"
-    swap: bool = False  # memory.swap.max exists
-    apparmor: bool = False
-    selinux: bool = False
-    machine: str = "x86_64"
-    thermal_paths: tuple[str, ...] = ()  # .../cpuN/thermal_throttle that exist here
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)

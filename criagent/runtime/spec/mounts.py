@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from criagent.kernel import cgroupfs
-from criagent.runtime.pod.user_namespaces import oci_mappings
+from criagent.runtime.spec.id_mappings import oci_mappings
 from criagent.runtime.spec.inputs import OciObject, ResolvedMount, SpecInputs
 from criagent.runtime.spec.mount_targets import cleaned
 

@@ -12,7 +12,7 @@ import re
 from collections.abc import Mapping
 
 from criagent.base.errors import InvalidRequestError
-from criagent.model import IdMapping
+from criagent.model.common import IdMapping
 
 _NAME = re.compile(r"[a-z][a-z0-9_]*(?:[./][A-Za-z0-9_:-]+)+")
 _VALUE = re.compile(r"[A-Za-z0-9_.,:\t -]{1,4096}")

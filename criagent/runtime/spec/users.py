@@ -14,13 +14,9 @@ from pathlib import Path
 
 from criagent.base.errors import InvalidRequestError
 from criagent.kernel.paths import read_in_root
-from criagent.model import (
-    ContainerSecurity,
-    ContainerSpec,
-    ContainerUser,
-    GroupsPolicy,
-    ImageConfig,
-)
+from criagent.model.common import GroupsPolicy
+from criagent.model.container import ContainerSecurity, ContainerSpec, ContainerUser
+from criagent.model.image import ImageConfig
 
 MAX_ID = 2**31 - 1
 _FILE_LIMIT = 4 * 1024 * 1024  # passwd of 40,000 users; an image with more is refused

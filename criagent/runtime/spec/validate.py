@@ -8,25 +8,17 @@ from ipaddress import ip_address
 from pathlib import PurePosixPath
 
 from criagent.base.errors import InvalidRequestError
-from criagent.model import (
-    ContainerSecurity,
-    ContainerSpec,
-    Mount,
-    MountPropagation,
-    NamespaceMode,
-    ProfileType,
-    Sandbox,
-    SandboxMetadata,
-    SandboxSpec,
-    SecurityProfile,
-)
+from criagent.model.common import MountPropagation, NamespaceMode, ProfileType, SecurityProfile
+from criagent.model.container import ContainerSecurity, ContainerSpec, Mount
+from criagent.model.sandbox import Sandbox, SandboxMetadata, SandboxSpec
 from criagent.net.resolv import resolv_conf
-from criagent.runtime.container.image_volumes import check_image_mount
-from criagent.runtime.pod import user_namespaces
+from criagent.runtime.node.capabilities import NAMES
+from criagent.runtime.node.cgroup_names import validate_cgroup_parent
+from criagent.runtime.spec import id_mappings
 from criagent.runtime.spec.cdi.file import is_device_name
-from criagent.runtime.spec.cgroups import validate_cgroup_parent
+from criagent.runtime.spec.image_mounts import check_image_mount
 from criagent.runtime.spec.mount_targets import cleaned
-from criagent.runtime.spec.security.capabilities import NAMES, capability_sets
+from criagent.runtime.spec.security.capabilities import capability_sets
 from criagent.runtime.spec.security.selinux import validate_selinux
 from criagent.runtime.spec.sysctls import validate_sysctls
 from criagent.runtime.spec.users import check_id
@@ -53,7 +45,7 @@ def validate_sandbox_spec(spec: SandboxSpec) -> None:
     _labels(what, spec.labels, spec.annotations)
     namespaces = spec.security.namespaces
     _namespaces(what, namespaces.network, namespaces.ipc, namespaces.pid)
-    user_namespaces.validate_pod(what, namespaces)
+    id_mappings.validate_pod(what, namespaces)
     _profiles(what, spec.security.seccomp, spec.security.apparmor)
     _ids(
         what,
@@ -86,7 +78,7 @@ def validate_container_spec(spec: ContainerSpec, sandbox: Sandbox) -> None:
         _log_path(what, spec.log_path)
     for mount in spec.mounts:
         _mount(what, mount, privileged=spec.security.privileged)
-        user_namespaces.validate_mount(what, mount, sandbox.spec.security.namespaces)
+        id_mappings.validate_mount(what, mount, sandbox.spec.security.namespaces)
     for item in spec.envs:
         if not item.key or "=" in item.key or "\0" in item.key or b"\0" in item.value:
             raise InvalidRequestError(f"{what}: environment variable {item.key[:80]!r} is invalid")
@@ -115,7 +107,7 @@ def _security(what: str, security: ContainerSecurity, sandbox: Sandbox) -> None:
     _ids(what, security.run_as_user, security.run_as_group, *security.supplemental_groups)
     if security.namespaces.pid is NamespaceMode.TARGET and not security.namespaces.target_id:
         raise InvalidRequestError(f"{what}: PID mode TARGET needs target_id")
-    user_namespaces.validate_container(what, security.namespaces, sandbox.spec.security.namespaces)
+    id_mappings.validate_container(what, security.namespaces, sandbox.spec.security.namespaces)
     _profiles(what, security.seccomp, security.apparmor)
     validate_selinux(what, security.selinux)
     capability_sets(security, frozenset(NAMES))  # raises for unknown names

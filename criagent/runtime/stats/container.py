@@ -14,7 +14,7 @@ from concurrent.futures import Executor
 from typing import TypeVar
 
 from criagent.base.aio import run_in
-from criagent.model import Container, ContainerState
+from criagent.model.container import Container, ContainerState
 from criagent.runtime.stats.cgroup_usage import CpuRates, Usage, read_usage
 from criagent.runtime.stats.writable_layers import LayerUsage, WritableLayers
 

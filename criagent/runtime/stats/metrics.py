@@ -11,7 +11,8 @@ from typing import TypeVar
 
 from criagent.base.aio import run_in
 from criagent.kernel import cgroupfs
-from criagent.model import Container, ContainerState, Sandbox, SandboxState
+from criagent.model.container import Container, ContainerState
+from criagent.model.sandbox import Sandbox, SandboxState
 from criagent.runtime.stats import metric_catalogue as names
 from criagent.runtime.stats.metric_values import (
     Devices,

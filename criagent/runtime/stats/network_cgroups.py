@@ -18,15 +18,10 @@ import structlog
 
 from criagent.base.aio import run_in
 from criagent.kernel import cgroupfs, process
-from criagent.model import (
-    Container,
-    ContainerState,
-    NamespaceMode,
-    ProcessRef,
-    Sandbox,
-    SandboxState,
-)
-from criagent.runtime.spec.cgroups import CgroupDriver, container_cgroup
+from criagent.model.common import NamespaceMode, ProcessRef
+from criagent.model.container import Container, ContainerState
+from criagent.model.sandbox import Sandbox, SandboxState
+from criagent.runtime.node.cgroup_names import CgroupDriver, container_cgroup
 from criagent.store.containers import ContainerStore
 from criagent.store.sandboxes import SandboxStore
 

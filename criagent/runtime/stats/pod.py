@@ -12,9 +12,9 @@ from pathlib import Path
 from criagent.base.aio import run_in
 from criagent.kernel import cgroupfs
 from criagent.kernel.namespaces import in_each_netns
-from criagent.model import Sandbox, SandboxState
+from criagent.model.sandbox import Sandbox, SandboxState
+from criagent.runtime.node.cgroup_names import CgroupDriver, pod_cgroup
 from criagent.runtime.pod.namespaces import PodNamespaces
-from criagent.runtime.spec.cgroups import CgroupDriver, pod_cgroup
 from criagent.runtime.stats.cgroup_usage import Usage, read_usage, total
 from criagent.runtime.stats.container import ContainerStatsReader, StatsSample
 from criagent.store.containers import ContainerStore

@@ -20,7 +20,7 @@ import structlog
 from criagent.base.aio import detached, run_in
 from criagent.image.snapshots.overlay import OverlaySnapshots
 from criagent.image.snapshots.tree_count import TreeCount
-from criagent.model import Container
+from criagent.model.container import Container
 
 _EVERY_S = 15.0  # half of the kubelet's interval for local storage
 _SHARE = 20

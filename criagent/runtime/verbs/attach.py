@@ -22,7 +22,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from criagent.base.errors import TimedOutError, UnavailableError, WrongStateError
-from criagent.model import Container
+from criagent.model.container import Container
 from criagent.runtime.container.running import running
 from criagent.runtime.node.paths import RuntimePaths
 from criagent.runtime.oci import conmon_control as monitor_control

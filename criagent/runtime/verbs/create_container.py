@@ -19,29 +19,28 @@ from criagent.base.aio import Owner, Owners, Rollback, finish, run_in
 from criagent.base.errors import AlreadyExistsError, NameReservedError, UnsupportedError
 from criagent.image.images import Images
 from criagent.kernel import process
-from criagent.model import (
+from criagent.model.container import (
     Container,
     ContainerId,
     ContainerSpec,
-    Image,
     ImageVolume,
-    Sandbox,
-    Snapshot,
     container_key,
 )
+from criagent.model.image import Image, Snapshot
+from criagent.model.sandbox import Sandbox
 from criagent.runtime.container.declared_volumes import DeclaredVolumes
 from criagent.runtime.container.exits import ExitWatcher
 from criagent.runtime.container.files import ContainerFiles
 from criagent.runtime.container.gather import SpecGatherer
 from criagent.runtime.container.image_volumes import ImageVolumes
+from criagent.runtime.node.cgroup_names import CgroupDriver, container_cgroup
 from criagent.runtime.node.clock import Clock
 from criagent.runtime.node.handlers import check_image_handler
 from criagent.runtime.node.paths import RuntimePaths
 from criagent.runtime.oci.conmon import Conmon, make_log
 from criagent.runtime.oci.runtime import OciRuntime
-from criagent.runtime.pod.user_namespaces import check_user
 from criagent.runtime.spec.build import build_spec
-from criagent.runtime.spec.cgroups import CgroupDriver, container_cgroup
+from criagent.runtime.spec.id_mappings import check_user
 from criagent.runtime.spec.inputs import ResolvedMount, SelinuxLabels
 from criagent.runtime.spec.mount_targets import resolve_targets
 from criagent.runtime.spec.security.selinux import Selinux

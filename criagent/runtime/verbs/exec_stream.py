@@ -13,7 +13,7 @@ from contextlib import AsyncExitStack
 
 from criagent.base.errors import AgentError
 from criagent.kernel.process import node_ids
-from criagent.model import Container
+from criagent.model.container import Container
 from criagent.process.child import Child, nothing_to_read
 from criagent.runtime.container.running import running
 from criagent.runtime.exec.pipes import Pipe

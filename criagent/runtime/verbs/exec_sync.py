@@ -15,7 +15,7 @@ from contextlib import AsyncExitStack
 import structlog
 
 from criagent.base.errors import TimedOutError
-from criagent.model import Container
+from criagent.model.container import Container
 from criagent.runtime.container.running import running
 from criagent.runtime.exec.output import ExecOutput, OutputBudget
 from criagent.runtime.exec.plan import ExecPlanner

@@ -10,7 +10,7 @@ from concurrent.futures import Executor
 from criagent.base.aio import run_in
 from criagent.base.errors import InvalidRequestError, NotFoundError, WrongStateError
 from criagent.kernel.namespaces import in_netns
-from criagent.model import Sandbox, SandboxState
+from criagent.model.sandbox import Sandbox, SandboxState
 from criagent.runtime.pod.namespaces import PodNamespaces
 from criagent.store.sandboxes import SandboxStore
 

@@ -11,7 +11,7 @@ import structlog
 from criagent.base import faults
 from criagent.base.aio import Owner, Owners, run_in
 from criagent.base.errors import NotFoundError
-from criagent.model import Container
+from criagent.model.container import Container
 from criagent.runtime.container.files import ContainerFiles
 from criagent.runtime.oci.runtime import OciRuntime
 from criagent.runtime.verbs.stop_container import ContainerStopper

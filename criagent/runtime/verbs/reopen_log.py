@@ -23,7 +23,7 @@ from criagent.base.aio import Owners, run_in
 from criagent.base.errors import AgentError, ExhaustedError, TimedOutError, WrongStateError
 from criagent.kernel import process
 from criagent.kernel.inotify import IN_MOVED_TO, Inotify
-from criagent.model import Container, ContainerState
+from criagent.model.container import Container, ContainerState
 from criagent.runtime.node.paths import RuntimePaths
 from criagent.runtime.oci import conmon_control as monitor_control
 from criagent.store.containers import ContainerStore

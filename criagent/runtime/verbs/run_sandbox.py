@@ -23,7 +23,8 @@ from criagent.base.errors import (
     UnsupportedError,
 )
 from criagent.base.os_errors import about
-from criagent.model import NamespaceMode, Sandbox, SandboxId, SandboxSpec
+from criagent.model.common import NamespaceMode
+from criagent.model.sandbox import Sandbox, SandboxId, SandboxSpec
 from criagent.net.pod_network import Networks
 from criagent.runtime.node.clock import Clock
 from criagent.runtime.pod.files import PodFileWriter

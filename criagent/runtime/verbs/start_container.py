@@ -11,7 +11,8 @@ import structlog
 from criagent.base import faults
 from criagent.base.aio import Owner, Owners
 from criagent.base.errors import AgentError, WrongStateError
-from criagent.model import Container, ContainerState
+from criagent.model.container import Container, ContainerState
+from criagent.runtime.container.keys import start_key
 from criagent.runtime.container.transitions import Transitions
 from criagent.runtime.node.clock import Clock
 from criagent.runtime.oci.runtime import OciRuntime
@@ -19,11 +20,6 @@ from criagent.store.containers import ContainerStore
 from criagent.store.sandboxes import SandboxStore
 
 log: structlog.stdlib.BoundLogger = structlog.get_logger(__name__)
-
-
-def start_key(container_id: str) -> str:
-    """The key of the owner that starts the container."""
-    return f"start:{container_id}"
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)

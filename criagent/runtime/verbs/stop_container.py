@@ -20,7 +20,7 @@ from criagent.base import faults
 from criagent.base.aio import Owner, Owners, run_in
 from criagent.base.errors import NotFoundError, TimedOutError
 from criagent.kernel import process
-from criagent.model import Container, ContainerState
+from criagent.model.container import Container, ContainerState
 from criagent.runtime.container.exits import ExitWatcher
 from criagent.runtime.container.transitions import Transitions
 from criagent.runtime.node import own_cgroup

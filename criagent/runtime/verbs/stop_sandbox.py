@@ -12,7 +12,7 @@ import structlog
 from criagent.base import faults
 from criagent.base.aio import Owner, Owners
 from criagent.base.errors import NotFoundError
-from criagent.model import Sandbox
+from criagent.model.sandbox import Sandbox
 from criagent.runtime.pod.teardown import SandboxTeardown
 from criagent.runtime.verbs.create_container import ContainerCreator
 from criagent.runtime.verbs.remove_container import ContainerRemover

@@ -8,11 +8,13 @@ from collections.abc import Mapping
 import structlog
 
 from criagent.base.errors import WrongStateError
-from criagent.model import Container, ContainerState, Resources
+from criagent.model.common import Resources
+from criagent.model.container import Container, ContainerState
 from criagent.runtime.container.transitions import Transitions
+from criagent.runtime.node.facts import NodeFacts
 from criagent.runtime.oci.runtime import OciRuntime
-from criagent.runtime.spec.cgroups import resources_to_oci
-from criagent.runtime.spec.inputs import NodeFacts, OciObject
+from criagent.runtime.spec.inputs import OciObject
+from criagent.runtime.spec.limits import resources_to_oci
 from criagent.store.containers import ContainerStore
 
 _SWAP_FILE = "memory.swap.max"

@@ -13,18 +13,17 @@ import os
 import re
 import shutil
 from concurrent.futures import Executor
-from importlib import resources
 from pathlib import Path
 
 import structlog
 
 from criagent.base.aio import run_in
 from criagent.base.errors import InvalidRequestError, UnsupportedError
-from criagent.model import ProfileType, SecurityProfile
+from criagent.model.common import ProfileType, SecurityProfile
 from criagent.process.child import PipeReader, killed_on_exit, spawn
+from criagent.runtime.node.facts import PROFILES
 
 DEFAULT = "criagent-default"
-PROFILES = Path("/sys/kernel/security/apparmor/profiles")
 _OWN_LABEL = Path("/proc/self/attr/current")
 _LABEL = re.compile(r"[A-Za-z0-9_./:@+-]+")
 PLACES = "/usr/sbin:/sbin:/usr/bin:/bin"  # of apparmor_parser; a service's PATH may lack sbin
@@ -117,7 +116,7 @@ class AppArmor:
 
 def default_profile(own_label: str) -> str:
     """The text of the default profile for an agent that runs under `own_label`."""
-    text = resources.files("criagent.runtime").joinpath(f"{DEFAULT}.apparmor").read_text()
+    text = Path(__file__).with_name(f"{DEFAULT}.apparmor").read_text()
     label = own_label.partition(" (")[0]
     return text.replace("@DAEMON@", label if _LABEL.fullmatch(label) else "unconfined")
 

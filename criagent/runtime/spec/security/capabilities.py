@@ -7,19 +7,9 @@ an exec (CVE-2022-24769 and its kin).
 from __future__ import annotations
 
 from criagent.base.errors import InvalidRequestError
-from criagent.model import ContainerSecurity
+from criagent.model.container import ContainerSecurity
+from criagent.runtime.node.capabilities import NAMES
 
-NAMES = tuple(
-    f"CAP_{name}"
-    for name in (
-        "CHOWN DAC_OVERRIDE DAC_READ_SEARCH FOWNER FSETID KILL SETGID SETUID SETPCAP "
-        "LINUX_IMMUTABLE NET_BIND_SERVICE NET_BROADCAST NET_ADMIN NET_RAW IPC_LOCK IPC_OWNER "
-        "SYS_MODULE SYS_RAWIO SYS_CHROOT SYS_PTRACE SYS_PACCT SYS_ADMIN SYS_BOOT SYS_NICE "
-        "SYS_RESOURCE SYS_TIME SYS_TTY_CONFIG MKNOD LEASE AUDIT_WRITE AUDIT_CONTROL SETFCAP "
-        "MAC_OVERRIDE MAC_ADMIN SYSLOG WAKE_ALARM BLOCK_SUSPEND AUDIT_READ PERFMON BPF "
-        "CHECKPOINT_RESTORE"
-    ).split()
-)
 # What containerd and Docker give, so that images meet what they were tested with.
 DEFAULT = frozenset(
     f"CAP_{name}"

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from criagent.model import ContainerSecurity
+from criagent.model.container import ContainerSecurity
 
 MASKED = (
     "/proc/acpi",

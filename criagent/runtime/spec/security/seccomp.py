@@ -13,7 +13,8 @@ from typing import Annotated
 import msgspec
 
 from criagent.base.errors import InvalidRequestError
-from criagent.model import ContainerSecurity, ProfileType
+from criagent.model.common import ProfileType
+from criagent.model.container import ContainerSecurity
 from criagent.runtime.spec.inputs import OciObject
 from criagent.runtime.spec.security import seccomp_default as default
 

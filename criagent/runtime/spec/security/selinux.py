@@ -20,7 +20,8 @@ from criagent.base.aio import run_in
 from criagent.base.errors import AgentError, InvalidRequestError
 from criagent.kernel import selinux
 from criagent.kernel.mount import mountinfo
-from criagent.model import Sandbox, SandboxSpec, SELinuxOptions
+from criagent.model.common import SELinuxOptions
+from criagent.model.sandbox import Sandbox, SandboxSpec
 from criagent.runtime.spec.host_paths import LOCAL
 from criagent.runtime.spec.inputs import ResolvedMount, SelinuxLabels
 
