@@ -61,7 +61,7 @@ def run(chosen: argparse.Namespace) -> int:
         f'        {option}) {variable}="{" ".join(found)}" ;;' for option, found in values.items()
     ]
     sys.stdout.write(
-        script.format(argv=" ".join(argv), cases="\n".join(cases), values="\n".join(choices))
+        script.format(words=" ".join(argv), cases="\n".join(cases), values="\n".join(choices))
     )
     return 0
 

@@ -59,7 +59,7 @@ class PlainWorkers:
         layer: LayerFile,
         root: Path,
         lowers: Sequence[Path],
-        moved: Callable[[int], None],
+        received: Callable[[int], None],
     ) -> Unpacked:
         self.extracted.append(layer.diff_id)
         (root / "content").write_bytes(content := layer.blob.read_bytes())
@@ -72,7 +72,7 @@ class PlainWorkers:
             raise CorruptError(f"layer {layer.digest} has another diff ID")
         if layer.diff_id in self.lowers and not lowers:
             raise NeedsLowers(layer.diff_id)
-        moved(len(content))
+        received(len(content))
         return Unpacked(used_bytes=4096, inodes=1, unsettled=False)
 
     async def settle(self, root: Path, lowers: Sequence[Path]) -> None:

@@ -192,7 +192,7 @@ class Unpacker:
         self,
         layers: Sequence[Layer],
         fetch: Callable[[Layer], Awaitable[None]],
-        moved: Callable[[int], None],
+        received: Callable[[int], None],
     ) -> AsyncIterator[list[Snapshot]]:
         await asyncio.gather(*(fetch(layer) for layer in layers))
         self.entered.set()

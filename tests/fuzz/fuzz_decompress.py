@@ -10,7 +10,7 @@ from random import Random
 from backports import zstd
 from frame import mutate_bytes
 
-from criagent.image.unpack.decompress import BadLayerError, plain_chunks
+from criagent.image.tar.decompress import BadLayerError, plain_chunks
 
 SKIPPABLE = b"\x5a\x2a\x4d\x18\x04\x00\x00\x00skip"
 

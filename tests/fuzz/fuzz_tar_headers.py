@@ -8,8 +8,8 @@ from random import Random
 from frame import mutate_bytes
 from tars import hostile, sealed
 
-from criagent.image.unpack import tar_headers
-from criagent.image.unpack.decompress import BadLayerError, LayerStream
+from criagent.image.tar import headers as tar_headers
+from criagent.image.tar.decompress import BadLayerError, LayerStream
 
 TOKENS = [
     b"ustar\0" + b"00", b"ustar  \0", b"\x80" + b"\0" * 7, b"\xff" * 8, b"7777777\0", b"-1",

@@ -10,7 +10,7 @@ from frame import mutate_bytes
 from layer_ground import TOP, extract, facts, fresh
 from tars import hostile, sealed
 
-from criagent.image.unpack.decompress import BadLayerError
+from criagent.image.tar.decompress import BadLayerError
 from criagent.image.unpack.extract import TooLargeError
 from criagent.image.unpack.layer_tree import Below
 from criagent.image.unpack.protocol import NeedsLowers

@@ -15,12 +15,12 @@ from stat import S_IFDIR
 from layer_ground import Facts, extract, facts, fresh
 from tars import hostile
 
-from criagent.image.unpack.decompress import BadLayerError, LayerStream
+from criagent.image.tar.decompress import BadLayerError, LayerStream
+from criagent.image.tar.headers import DIRECTORY, entries
 from criagent.image.unpack.extract import TooLargeError, clean
 from criagent.image.unpack.layer_tree import Below
 from criagent.image.unpack.protocol import NeedsLowers
 from criagent.image.unpack.settle import settle, write_unsettled
-from criagent.image.unpack.tar_headers import DIRECTORY, entries
 from criagent.kernel import mount
 
 SPLIT = b"-- the upper layer --"

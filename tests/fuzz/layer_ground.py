@@ -11,7 +11,7 @@ import stat
 import tempfile
 from pathlib import Path
 
-from criagent.image.unpack.decompress import LayerStream
+from criagent.image.tar.decompress import LayerStream
 from criagent.image.unpack.extract import Extracted, Extractor
 from criagent.image.unpack.layer_tree import Below
 

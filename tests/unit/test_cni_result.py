@@ -178,8 +178,8 @@ def test_output_that_is_no_object_is_refused(output: bytes) -> None:
 def test_a_failure_is_told_in_the_plugins_words(
     output: bytes, errors: bytes, expected: str
 ) -> None:
-    assert cni_result.words(output, errors) == expected
+    assert cni_result.failure_text(output, errors) == expected
 
 
 def test_long_words_are_cut() -> None:
-    assert len(cni_result.words(json.dumps({"msg": "x" * 100_000}).encode(), b"")) == 1000
+    assert len(cni_result.failure_text(json.dumps({"msg": "x" * 100_000}).encode(), b"")) == 1000

@@ -17,7 +17,7 @@ from backports import zstd
 from hypothesis import given
 from hypothesis import strategies as st
 
-from criagent.image.unpack.decompress import BadLayerError, LayerStream, is_compressed, plain_chunks
+from criagent.image.tar.decompress import BadLayerError, LayerStream, is_compressed, plain_chunks
 
 SKIPPABLE = b"\x5a\x2a\x4d\x18\x04\x00\x00\x00skip"
 PLAIN = b"".join(hashlib.sha256(b"%d" % n).digest() * (n % 40) for n in range(2000))

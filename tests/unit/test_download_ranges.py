@@ -345,7 +345,7 @@ async def test_what_a_mirror_began_the_registry_ends(
     asked, seen = 0, asyncio.Event()
 
     class Watched(Progress):
-        def moved(self, count: int) -> None:
+        def received(self, count: int) -> None:
             seen.set()
 
     async def hook(request: web.BaseRequest) -> web.StreamResponse | None:

@@ -14,8 +14,8 @@ import pytest
 from aiohttp import web
 
 from criagent.base.errors import AgentError, CorruptError, ExhaustedError, RegistryError
-from criagent.image import shared_downloads
 from criagent.image.documents.digest import parse_digest
+from criagent.image.registry import shared_downloads
 from tests.fakes.image_node import (
     RETENTION_S,
     ImageNode,

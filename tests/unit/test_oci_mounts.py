@@ -211,7 +211,7 @@ ROOT = entry("/", "ext4", "shared:1")
 @pytest_asyncio.fixture
 async def paths() -> AsyncIterator[HostPaths]:
     with ThreadPoolExecutor(1) as pool:
-        yield HostPaths(fs=pool, ours=(Path("/var/lib/agent"),), table=lambda: [ROOT])
+        yield HostPaths(fs=pool, own=(Path("/var/lib/agent"),), table=lambda: [ROOT])
 
 
 def request(host: Path | str, **fields: Any) -> Mount:
@@ -394,7 +394,7 @@ async def test_propagation_needs_a_mount_that_can_give_it(
 async def test_a_private_copy_of_our_own_mounts_becomes_a_slave(
     paths: HostPaths, tmp_path: Path, own: str, expected: str
 ) -> None:
-    looked = dataclasses.replace(paths, ours=(tmp_path / own,))
+    looked = dataclasses.replace(paths, own=(tmp_path / own,))
     (found,) = await looked.resolve([request(tmp_path / "inside")])
     assert found.propagation == expected
 
@@ -416,5 +416,5 @@ async def test_mounts_that_contradict_themselves_are_refused(
 
 async def test_the_real_mount_table_serves_too(tmp_path: Path) -> None:
     with ThreadPoolExecutor(1) as pool:
-        real = HostPaths(fs=pool, ours=(), table=mountinfo)
+        real = HostPaths(fs=pool, own=(), table=mountinfo)
         assert await source(real, tmp_path / "a") == os.path.realpath(tmp_path / "a")

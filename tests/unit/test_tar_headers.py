@@ -11,9 +11,9 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from criagent.image.unpack import tar_headers
-from criagent.image.unpack.decompress import BadLayerError, LayerStream
-from criagent.image.unpack.tar_headers import Entry, number, parse_pax
+from criagent.image.tar import headers as tar_headers
+from criagent.image.tar.decompress import BadLayerError, LayerStream
+from criagent.image.tar.headers import Entry, number, parse_pax
 
 FORMATS = [tarfile.USTAR_FORMAT, tarfile.GNU_FORMAT, tarfile.PAX_FORMAT]
 

@@ -13,8 +13,8 @@ from typing import IO
 
 from criagent.base.errors import CorruptError, InvalidRequestError
 from criagent.image.documents.manifest import MAX_DOCUMENT
-from criagent.image.unpack.decompress import BadLayerError
-from criagent.image.unpack.tar_headers import HARD_LINK, REGULAR, SYMLINK, entries
+from criagent.image.tar.decompress import BadLayerError
+from criagent.image.tar.headers import HARD_LINK, REGULAR, SYMLINK, entries
 
 _MAX_MEMBERS = 100_000
 _MAX_NAME = 1024  # a longer name is none of an image archive

@@ -49,7 +49,7 @@ from criagent.image.documents.manifest import (
 )
 from criagent.image.documents.platforms import Platform, host_platform, rank
 from criagent.image.documents.reference import parse_reference
-from criagent.image.unpack.decompress import BadLayerError, compression, is_compressed, plain_chunks
+from criagent.image.tar.decompress import BadLayerError, compression, is_compressed, plain_chunks
 
 _CONFIG = "application/vnd.oci.image.config.v1+json"
 _LAYER = "application/vnd.oci.image.layer.v1.tar"

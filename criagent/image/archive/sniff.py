@@ -5,8 +5,8 @@ from __future__ import annotations
 import io
 
 from criagent.base.errors import InvalidRequestError
-from criagent.image.unpack.decompress import BadLayerError, is_compressed, plain_chunks
-from criagent.image.unpack.tar_headers import BLOCK, number
+from criagent.image.tar.decompress import BadLayerError, is_compressed, plain_chunks
+from criagent.image.tar.headers import BLOCK, number
 
 START = 256 << 10  # bytes that are enough: a block of zstd has at most half of it
 

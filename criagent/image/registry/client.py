@@ -36,9 +36,9 @@ from criagent.image.registry.progress import Progress
 from criagent.image.registry.repository import HostRepository
 from criagent.image.registry.retry import Budget, Clock, retried
 from criagent.image.registry.session import Session
+from criagent.image.registry.shared_downloads import SharedDownloads, Turn
 from criagent.image.registry.transport import Answer, Request, Transport
 from criagent.image.registry.urls import origin, redacted
-from criagent.image.shared_downloads import SharedDownloads, Turn
 
 T = TypeVar("T")
 

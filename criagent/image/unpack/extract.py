@@ -14,8 +14,10 @@ import os
 import stat
 from dataclasses import dataclass, field
 
-from criagent.image.unpack import tar_headers as tar
-from criagent.image.unpack.decompress import BadLayerError, LayerStream
+from criagent.image.tar import headers as tar
+from criagent.image.tar.decompress import BadLayerError, LayerStream
+from criagent.image.tar.headers import Entry
+from criagent.image.tar.names import shown
 from criagent.image.unpack.layer_tree import (
     OPAQUE_XATTR,
     Below,
@@ -24,8 +26,7 @@ from criagent.image.unpack.layer_tree import (
     is_whiteout,
     parent_of,
 )
-from criagent.image.unpack.protocol import NeedsLowers, shown
-from criagent.image.unpack.tar_headers import Entry
+from criagent.image.unpack.protocol import NeedsLowers
 
 _WHITEOUT = b".wh."
 _OPAQUE = b".wh..wh..opq"

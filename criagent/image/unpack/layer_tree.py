@@ -14,7 +14,7 @@ import stat
 from collections.abc import Callable
 from typing import NamedTuple, TypeVar
 
-from criagent.image.unpack.decompress import BadLayerError
+from criagent.image.tar.decompress import BadLayerError
 from criagent.kernel.paths import RESOLVE_IN_ROOT, RESOLVE_NO_SYMLINKS, openat2
 from criagent.kernel.trees import remove_tree
 

@@ -13,8 +13,6 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any
 
-_SHOWN = 200  # bytes of a name from a layer that an error quotes
-
 
 class NeedsLowers(Exception):  # noqa: N818 - an answer, not a failure
     """The layer must be written through the layers below it."""
@@ -142,8 +140,3 @@ def decode_answer(line: bytes) -> Answer:
         document["reason"] = Reason(document["reason"])
     answer: Answer = _ANSWERS[document.pop("kind")](**document)
     return answer
-
-
-def shown(name: bytes) -> str:
-    """A name that a layer chose, quoted for an error and cut."""
-    return repr(name[:_SHOWN])[1:] + ("…" if len(name) > _SHOWN else "")

@@ -15,9 +15,10 @@ import stat
 from collections.abc import Iterator
 from pathlib import Path
 
+from criagent.image.tar.names import shown
 from criagent.image.unpack.extract import Extracted
 from criagent.image.unpack.layer_tree import OPAQUE_XATTR, is_whiteout, parent_of
-from criagent.image.unpack.protocol import NeedsLowers, shown
+from criagent.image.unpack.protocol import NeedsLowers
 from criagent.kernel.paths import RESOLVE_IN_ROOT, RESOLVE_NO_SYMLINKS, openat2
 from criagent.kernel.trees import remove_tree
 

@@ -20,7 +20,7 @@ from typing import IO
 
 from criagent.base.errors import AgentError
 from criagent.image.snapshots.content_count import content_count
-from criagent.image.unpack.decompress import BadLayerError, LayerStream
+from criagent.image.tar.decompress import BadLayerError, LayerStream
 from criagent.image.unpack.extract import Extractor, TooLargeError
 from criagent.image.unpack.layer_tree import Below
 from criagent.image.unpack.protocol import (

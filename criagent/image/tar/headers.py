@@ -11,8 +11,8 @@ import re
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
-from criagent.image.unpack.decompress import BadLayerError, LayerStream
-from criagent.image.unpack.protocol import shown
+from criagent.image.tar.decompress import BadLayerError, LayerStream
+from criagent.image.tar.names import shown
 
 BLOCK = 512
 _MAX_EXTENDED = 1 << 20  # bytes of one pax or long-name record
