@@ -271,11 +271,11 @@ class CniNetwork:
                 request["runtimeConfig"] = asked
         if previous is not None:
             request["prevResult"] = cni_result.converted(previous, call.network.version)
-        status, output, errors = await run_plugin(program, environment, request, call.limit_s)
-        if status:
-            text = cni_result.failure_text(output, errors)
+        ended = await run_plugin(program, environment, request, call.limit_s)
+        if ended.status:
+            text = cni_result.failure_text(ended.stdout, ended.stderr)
             raise AgentError(f'CNI plugin "{plugin["type"]}" {call.command}: {text}')
-        return output
+        return ended.stdout
 
 
 def _fingerprint(directory: Path) -> object:
