@@ -13,7 +13,8 @@ import structlog
 from criagent.base.errors import AgentError
 from criagent.runtime.exec.pipes import Pipe
 from criagent.runtime.exec.plan import Size
-from criagent.runtime.verbs.attach import Attacher, Attachment, TooSlow
+from criagent.runtime.oci.conmon_socket import TooSlow
+from criagent.runtime.verbs.attach import Attacher, Attachment
 from criagent.runtime.verbs.exec_stream import ExecProcess, ExecStreamer, Streams
 from criagent.streaming.channels import Channels, ClientGone
 from criagent.streaming.outcome import Outcome
