@@ -17,16 +17,7 @@ from criagent.image.documents.manifest import OCI_INDEX, OCI_MANIFEST
 from criagent.image.documents.platforms import host_platform
 from criagent.image.hosts.credentials import RegistryAuth
 from criagent.model.image import Image, Snapshot
-from tests.fakes.pulling import (
-    LARGE,
-    SMALL,
-    Json,
-    Node,
-    Registry,
-    digest,
-    entry,
-    name,
-)
+from tests.support.pulling import LARGE, SMALL, Json, Node, Registry, digest, entry, name
 
 
 @pytest.fixture
