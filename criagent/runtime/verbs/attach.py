@@ -252,11 +252,9 @@ class Attacher:
         """End all connections, when the daemon ends: in order, but within a second."""
         for connection in list(self.open):  # one that the monitor knows of goes at once
             connection.depart()
-        waits = [asyncio.create_task(connection.closed.wait()) for connection in self.open]
-        if waits:
-            _, late = await asyncio.wait(waits, timeout=_CLOSE_S)
-            for task in late:
-                task.cancel()
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(_CLOSE_S):
+                await asyncio.gather(*(connection.closed.wait() for connection in self.open))
         for connection in list(self.open):
             connection.close()
 
