@@ -113,7 +113,7 @@ def _selinux(facts: SecurityFacts) -> Finding:
             "SELinux",
             f"{mode}, but the agent's program is labelled {facts.label or 'nothing'}: its "
             "containers may not be allowed to start",
-            f"semanage fcontext -a -t {_PROGRAM_TYPE} on it, and restorecon (docs/operations.md)",
+            f"semanage fcontext -a -t {_PROGRAM_TYPE} on it, and restorecon (docs/containers.md)",
         )
     return fine("SELinux", mode)
 

@@ -22,7 +22,7 @@ from tests.support.pods import Pods
 
 pytestmark = pytest.mark.root
 
-SOURCE = Path(__file__).parents[2] / "criagent" / "runtime"
+SOURCE = Path(__file__).parents[2] / "criagent" / "runtime" / "verbs"
 RUN, CREATE = "sandbox-run", "container-create"
 UNDOS = {
     RUN: ("row", "files", "namespaces", "network", "holder"),
@@ -33,7 +33,7 @@ ENDINGS = {"ENOSPC": grpc.StatusCode.RESOURCE_EXHAUSTED, "cancel": grpc.StatusCo
 
 
 def test_every_undo_has_its_cases_here() -> None:
-    for verb, file in ((RUN, "sandbox_run.py"), (CREATE, "container_create.py")):
+    for verb, file in ((RUN, "run_sandbox.py"), (CREATE, "create_container.py")):
         pushed = re.findall(r'undo\.push\(\s*"(\w+)"', (SOURCE / file).read_text())
         assert set(pushed) == set(UNDOS[verb])
 
@@ -162,7 +162,7 @@ def test_what_a_failed_undo_left_survives_a_restart_and_goes_with_its_pod(
     "point",
     [
         f"{verb}:{step}"
-        for verb, file in ((RUN, "sandbox_run.py"), (CREATE, "container_create.py"))
+        for verb, file in ((RUN, "run_sandbox.py"), (CREATE, "create_container.py"))
         for step in re.findall(rf'reach\("{verb}:([a-z-]+)"\)', (SOURCE / file).read_text())
     ],
 )
