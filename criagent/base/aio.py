@@ -11,7 +11,7 @@ import asyncio
 import contextvars
 import functools
 from collections import Counter
-from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterable
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
 from concurrent.futures import Executor
 from contextlib import asynccontextmanager
 from contextvars import Context, ContextVar
@@ -135,16 +135,18 @@ class Background:
 
 async def settle(*tasks: asyncio.Task[Any]) -> None:
     """Cancel `tasks` and return when all have ended; what they ended with is not raised."""
-    late = [task for task in tasks if task.cancel()]
+    late = {task for task in tasks if task.cancel()}
+    cancelled: asyncio.CancelledError | None = None
+    while late:
+        try:
+            _, late = await asyncio.wait(late)
+        except asyncio.CancelledError as exc:
+            cancelled = exc
     for task in tasks:
-        if task not in late and not task.cancelled():
+        if not task.cancelled():
             task.exception()
-    if late:
-        await finish(_all_ended(late))
-
-
-async def _all_ended(tasks: Iterable[asyncio.Task[Any]]) -> None:
-    await asyncio.gather(*tasks, return_exceptions=True)
+    if cancelled is not None:
+        raise cancelled
 
 
 def _supervised_ended(task: asyncio.Task[Any]) -> None:
