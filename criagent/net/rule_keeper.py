@@ -12,7 +12,7 @@ from concurrent.futures import Executor
 
 import structlog
 
-from criagent.base.aio import run_in
+from criagent.base.aio import Background, run_in
 from criagent.base.errors import AgentError
 from criagent.kernel import nft_events
 from criagent.kernel.nftables import Nftables
@@ -37,7 +37,7 @@ class RuleKeeper:
         self._anti_spoofing = anti_spoofing
         self._nft: Nftables | None = None
         self._events: nft_events.NftEvents | None = None
-        self._repair: asyncio.Task[None] | None = None
+        self._repair = Background("nftables")
         # Generations of the ruleset: when the tables were written whole, when of them was deleted.
         self._written = 0
         self._deleted = 0
@@ -65,9 +65,7 @@ class RuleKeeper:
             asyncio.get_running_loop().remove_reader(self._events)
             self._events.close()
             self._events = None
-        if self._repair is not None:
-            self._repair.cancel()
-            await asyncio.wait({self._repair})
+        await self._repair.stop()
 
     # In the network thread.
 
@@ -129,9 +127,8 @@ class RuleKeeper:
 
     def _changed(self) -> None:
         """Somebody changed rules; when ours were deleted, they come back."""
-        if self._damaged() and self._repair is None:
-            self._repair = asyncio.create_task(self._restore(), name="nftables")
-            self._repair.add_done_callback(self._restored)
+        if self._damaged():
+            self._repair.start(self._restore)
 
     def _damaged(self) -> bool:
         """Whether rules of ours were deleted after the last time that we wrote them all."""
@@ -139,11 +136,6 @@ class RuleKeeper:
             deleted = self._events.deletions(rules.NAME)
             self._deleted = max(self._deleted, self._written + 1 if deleted is None else deleted)
         return self._deleted > self._written
-
-    def _restored(self, task: asyncio.Task[None]) -> None:
-        self._repair = None
-        if not task.cancelled() and (failure := task.exception()):
-            log.error("rules_not_watched", error=repr(failure))
 
     async def _restore(self) -> None:
         """Write the tables until nobody has deleted of them afterwards.

@@ -8,7 +8,8 @@ from typing import Any
 
 import pytest
 
-from criagent.config.sections import Config, Handler, Network, Runtime
+from criagent.config.runtime_section import Handler, Runtime
+from criagent.config.sections import Config, Network
 from criagent.doctor import (
     Finding,
     cgroups,

@@ -19,7 +19,7 @@ from pathlib import Path
 
 import structlog
 
-from criagent.base.aio import run_in
+from criagent.base.aio import alongside, run_in
 from criagent.base.errors import AgentError, ExhaustedError, InvalidRequestError, TimedOutError
 from criagent.kernel import cgroupfs
 from criagent.kernel.devices import restore_null
@@ -109,11 +109,11 @@ class Conmon:
         if not self.cgroup:
             yield
             return
-        moving = asyncio.create_task(run_in(self.fs, self._move, child.pid))
-        try:
-            yield
-        finally:
-            await moving
+        async with alongside(run_in(self.fs, self._move, child.pid)) as moving:
+            try:
+                yield
+            finally:
+                await moving
 
     def _move(self, pid: int) -> None:
         try:

@@ -10,7 +10,6 @@ import asyncio
 import contextlib
 from pathlib import Path
 
-from criagent.base.aio import settle
 from criagent.base.errors import TimedOutError, WrongStateError
 from criagent.model.container import Container
 from criagent.runtime.container.running import running
@@ -94,10 +93,9 @@ class Attacher:
         """End all connections, when the daemon ends: in order, but within a second."""
         for connection in list(self._open):  # one that the monitor knows of goes at once
             connection.depart()
-        waits = [asyncio.create_task(connection.closed.wait()) for connection in self._open]
-        if waits:
-            _, late = await asyncio.wait(waits, timeout=_CLOSE_S)
-            await settle(*late)
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(_CLOSE_S):
+                await asyncio.gather(*(connection.closed.wait() for connection in self._open))
         for connection in list(self._open):
             connection.close()
 

@@ -11,6 +11,7 @@ import socket
 from collections.abc import Sequence
 from contextlib import AsyncExitStack
 
+from criagent.base.aio import alongside
 from criagent.base.errors import AgentError
 from criagent.kernel.process import node_ids
 from criagent.model.container import Container
@@ -140,9 +141,7 @@ class ExecStreamer:
 async def _console(listener: socket.socket, child: Child, errors: Pipe) -> int:
     """The terminal's master, which the runtime sends. Raises AgentError when it ends instead."""
     loop = asyncio.get_running_loop()
-    accepting = asyncio.ensure_future(loop.sock_accept(listener))
-    ended = asyncio.ensure_future(child.wait())
-    try:
+    async with alongside(loop.sock_accept(listener)) as accepting, alongside(child.wait()) as ended:
         await asyncio.wait(
             {accepting, ended}, timeout=_CONSOLE_S, return_when=asyncio.FIRST_COMPLETED
         )
@@ -153,10 +152,6 @@ async def _console(listener: socket.socket, child: Child, errors: Pipe) -> int:
             output = (await errors.read()).decode(errors="replace")
             raise AgentError(f"exec gave no terminal: {last_line(output)}")
         connection, _ = accepting.result()
-    finally:
-        ended.cancel()
-        if not accepting.done():
-            accepting.cancel()
     with connection:
         connection.settimeout(0)
         fds = await _descriptors(connection)
