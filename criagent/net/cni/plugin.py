@@ -1,4 +1,4 @@
-"""One run of a CNI plugin: a child process in a session of its own, with a limit of time."""
+"""One run of a CNI plugin: a child process in its own session, with a time limit."""
 
 from __future__ import annotations
 
@@ -23,9 +23,9 @@ async def run_plugin(
 ) -> tuple[int, bytes, bytes]:
     """Exit status, stdout and stderr of `program`, with `request` as JSON on its stdin.
 
-    When it returns or raises, cancelled too, the plugin is gone; after a time-out or a cancellation
-    so is its whole process group. Raises TimedOutError after `limit_s`, AgentError when it cannot
-    be executed or prints more than LIMIT_BYTES.
+    When it returns or raises, even by cancellation, the plugin has ended; after a time-out or a
+    cancellation so has its whole process group. Raises TimedOutError after `limit_s`, AgentError
+    when it cannot be executed or prints more than LIMIT_BYTES.
     """
     out_read, out_write = os.pipe()
     err_read, err_write = os.pipe()
@@ -48,7 +48,7 @@ async def run_plugin(
             for fd in (stdin, out_write, err_write):
                 os.close(fd)
         status = await _ended(child, program, limit_s)
-        # Not to the end of the pipes: a daemon that the plugin left behind may hold them.
+        # Not until the pipes close: a daemon that the plugin started may hold them.
         output.drain()
         errors.drain()
     finally:
@@ -65,7 +65,7 @@ async def _ended(child: Child, program: Path, limit_s: float) -> int:
             return await child.wait()
     except TimeoutError:
         raise TimedOutError(
-            f'CNI plugin "{program.name}" did not end within {limit_s:g} s; it was killed'
+            f'CNI plugin "{program.name}" did not end within {limit_s:g} s and was killed'
         ) from None
     finally:
         if child.running:
