@@ -53,13 +53,13 @@ def arguments(command: argparse.ArgumentParser) -> None:
         "images",
         nargs="+",
         metavar="IMAGE",
-        help=("reference, or id to remove an image with all its references"),
+        help="reference, or id to remove an image with all its references",
     )
     action = actions.add_parser("fsck", help="check stored images against the disk")
     action.add_argument(
         "--repair",
         action="store_true",
-        help=("remove broken records, so that the next pull fetches them again"),
+        help="remove broken records, so that the next pull fetches them again",
     )
     output_argument(action)
     action = actions.add_parser("prune", help="remove data that no image or container uses")
