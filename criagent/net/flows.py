@@ -1,4 +1,4 @@
-"""UDP flows of hostPorts: the kernel keeps sending them where they went first."""
+"""UDP flows of hostPorts: the kernel keeps sending them to their first destination."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ log: structlog.stdlib.BoundLogger = structlog.get_logger(__name__)
 
 
 async def forget_flows(changed: Sequence[Forward]) -> None:
-    """Have conntrack forget the known UDP flows to these host ports.
+    """Make conntrack forget the known UDP flows to these host ports.
 
-    They also end by themselves, some time after the last datagram, so that it is missing or hangs
-    is only logged.
+    Flows also end by themselves some time after the last datagram, so a missing or hanging
+    conntrack is only logged.
     """
     families = {4: "ipv4", 6: "ipv6"}
     try:

@@ -49,7 +49,7 @@ async def run_exec(streamer: ExecStreamer, session: ExecSession, channels: Chann
 
 
 class _Terminal:
-    """The client's terminal: its size now, passed on to the command's."""
+    """The client's terminal: its current size, and the command's terminal that follows it."""
 
     def __init__(self) -> None:
         self.size: Size | None = None
@@ -57,20 +57,20 @@ class _Terminal:
         self._process: ExecProcess | None = None
 
     async def follow(self, channels: Channels) -> None:
-        """Take sizes as long as the client tells them."""
+        """Take sizes as long as the client sends them."""
         async for size in channels.sizes():
             self.size = size
             self._told.set()
             self._apply()
 
     async def first_size(self) -> None:
-        """Wait for a size, though not for long."""
+        """Wait a short time for the first size."""
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(_FIRST_SIZE_S):
                 await self._told.wait()
 
     def connect(self, process: ExecProcess) -> None:
-        """From now on pass sizes on."""
+        """Pass sizes to the command's terminal from now on."""
         self._process = process
         self._apply()
 
@@ -97,7 +97,7 @@ async def run_attach(attacher: Attacher, session: AttachSession, channels: Chann
 async def _until_gone(
     channels: Channels, work: Coroutine[object, object, Outcome]
 ) -> Outcome | None:
-    """The work's outcome; None when the client left before it, which ends the work."""
+    """The work's outcome; None when the client left first, which ends the work."""
     task = asyncio.create_task(work)
     gone = asyncio.create_task(channels.gone.wait())
     try:
@@ -128,7 +128,7 @@ async def _converse(process: ExecProcess, channels: Channels) -> Outcome:
 
     async def ended() -> int:
         code = await process.wait()
-        process.drain()  # a background child may hold the pipes for ever
+        process.drain()  # a background child may hold the pipes indefinitely
         return code
 
     feeding = asyncio.create_task(inward())

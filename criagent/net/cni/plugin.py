@@ -1,4 +1,4 @@
-"""One run of a CNI plugin: a child process in a session of its own, with a limit of time."""
+"""One run of a CNI plugin: a child process in its own session, with a time limit."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ async def run_plugin(
 ) -> Ended:
     """The end of `program`, which gets `request` as JSON on its stdin.
 
-    When it returns or raises, cancelled too, the plugin is gone; after a time-out or a cancellation
-    so is its whole process group. Raises TimedOutError after `limit_s`, AgentError when it cannot
-    be executed or prints more than LIMIT_BYTES.
+    When it returns or raises, even by cancellation, the plugin has ended; after a time-out or a
+    cancellation so has its whole process group. Raises TimedOutError after `limit_s`, AgentError
+    when it cannot be executed or prints more than LIMIT_BYTES.
     """
     try:
         ended = await run(
@@ -31,7 +31,7 @@ async def run_plugin(
         )
     except TimeoutError:
         raise TimedOutError(
-            f'CNI plugin "{program.name}" did not end within {limit_s:g} s; it was killed'
+            f'CNI plugin "{program.name}" did not end within {limit_s:g} s and was killed'
         ) from None
     except OSError as exc:
         raise AgentError(f"CNI plugin {program} cannot be executed: {exc.strerror}") from None
