@@ -44,6 +44,10 @@ class Events:
         sandboxes.listeners.append(self._sandbox)
         containers.listeners.append(self._container)
 
+    def now_ns(self) -> int:
+        """The clock by which events and statuses are ordered."""
+        return self._now_ns()
+
     @property
     def subscribers(self) -> int:
         """How many are listening."""

@@ -19,6 +19,7 @@ from pathlib import Path
 from criagent.base.aio import run_in
 from criagent.base.errors import InvalidRequestError, NotFoundError
 from criagent.image.images import Images
+from criagent.image.snapshots.overlay import OverlaySnapshots
 from criagent.kernel.paths import open_in_root
 from criagent.model.common import MountPropagation
 from criagent.model.container import Container, ContainerSpec, ImageVolume, Mount
@@ -34,6 +35,7 @@ class ImageVolumes:
     """Finds the images of volumes and mounts them."""
 
     images: Images
+    snapshots: OverlaySnapshots
     paths: RuntimePaths
     fs: Executor
 
@@ -73,7 +75,7 @@ class ImageVolumes:
         for volume in container.image_volumes:
             request = container.spec.mounts[volume.mount]
             target = self.paths.image_volume(container.id, volume.mount)
-            await self.images.snapshots.mount_image(volume.top, target, ids, label)
+            await self.snapshots.mount_image(volume.top, target, ids, label)
             source = await run_in(self.fs, _source, target, request)
             slave = request.propagation is MountPropagation.HOST_TO_CONTAINER
             sources[volume.mount] = ResolvedMount(

@@ -5,8 +5,7 @@ from __future__ import annotations
 import dataclasses
 import os
 
-from criagent.config.sections import Config
-from criagent.daemon.wiring.stores import Executors, Stores
+from criagent.daemon.wiring.stores import Foundation
 from criagent.image.blobs import BlobFiles
 from criagent.image.claims import Claims
 from criagent.image.collect import Collector
@@ -18,7 +17,6 @@ from criagent.image.pull import Puller
 from criagent.image.registry import RegistryClient
 from criagent.image.snapshots.overlay import OverlaySnapshots
 from criagent.image.unpack.workers import UnpackWorkers
-from criagent.runtime.node import clock as clocks
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -26,6 +24,7 @@ class ImageParts:
     """The image room."""
 
     images: Images
+    puller: Puller
     snapshots: OverlaySnapshots
     workers: UnpackWorkers
     client: RegistryClient
@@ -38,10 +37,9 @@ class ImageParts:
         await self.client.close()
 
 
-def image_parts(
-    config: Config, stores: Stores, executors: Executors, clock: clocks.Clock
-) -> ImageParts:
+def build(base: Foundation) -> ImageParts:
     """Everything about images."""
+    config, stores, executors, now_ns = base.config, base.stores, base.executors, base.clock.now_ns
     root, registry = config.storage.root, config.registry
     files = BlobFiles(root / "blobs")
     snapshots = OverlaySnapshots(root / "snapshots", stores.snapshots, executors.fs)
@@ -57,7 +55,7 @@ def image_parts(
         range_bytes=registry.range_bytes,
     )
     workers = UnpackWorkers(registry.unpack_workers)
-    unpacker = LayerUnpacker(snapshots=snapshots, files=files, workers=workers, now_ns=clock.now_ns)
+    unpacker = LayerUnpacker(snapshots=snapshots, files=files, workers=workers, now_ns=now_ns)
     claims = Claims()
     puller = Puller(
         client=client,
@@ -68,7 +66,7 @@ def image_parts(
         fs=executors.fs,
         parallel_blobs=registry.max_parallel_blobs,
         progress_timeout_s=registry.progress_timeout_s,
-        now_ns=clock.now_ns,
+        now_ns=now_ns,
     )
     collector = Collector(
         images=stores.images,
@@ -79,7 +77,7 @@ def image_parts(
         unpacker=unpacker,
         claims=claims,
         fs=executors.fs,
-        now_ns=clock.now_ns,
+        now_ns=now_ns,
         retention_s=registry.retry_retention_s,
     )
     images = Images(
@@ -95,6 +93,8 @@ def image_parts(
         fs=executors.fs,
         root=root,
         pinned=registry.pinned_images,
-        now_ns=clock.now_ns,
+        now_ns=now_ns,
     )
-    return ImageParts(images=images, snapshots=snapshots, workers=workers, client=client)
+    return ImageParts(
+        images=images, puller=puller, snapshots=snapshots, workers=workers, client=client
+    )
