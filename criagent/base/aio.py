@@ -1,8 +1,8 @@
-"""The few asyncio tools that everything else is built from; all else is the standard library.
+"""The few asyncio tools that everything else is built from; the rest is the standard library.
 
-Rules they stand for (docs/architecture.md, "Async rules"): a cancelled step has stopped before its
+The rules behind them (docs/architecture.md, "Async rules"): a cancelled step has stopped before its
 undo starts; undo is pushed before its step; long work belongs to one owner task that callers join;
-work that nobody awaits is supervised, so that its failure is logged and counted.
+work that is not awaited is supervised, so that its failure is logged and counted.
 """
 
 from __future__ import annotations
@@ -56,9 +56,9 @@ async def finish(coro: Coroutine[object, object, T]) -> T:
 
 
 async def run_in(executor: Executor, call: Callable[..., T], *args: object) -> T:
-    """Run a blocking call on a named executor, with this task's context, to its end.
+    """Run a blocking call on an executor, with this task's context, to its end.
 
-    A cancellation is held back until the call has returned: a thread cannot be stopped.
+    A cancellation is delayed until the call has returned: a thread cannot be stopped.
     """
     context = contextvars.copy_context()
     loop = asyncio.get_running_loop()
@@ -72,8 +72,8 @@ async def run_in(executor: Executor, call: Callable[..., T], *args: object) -> T
 def detached(work: Coroutine[object, object, T], *, name: str, **facts: object) -> asyncio.Task[T]:
     """A task that outlives the call that starts it, and whose log lines do not name that call.
 
-    It has a context of its own, in which `facts` are bound for its log lines. The caller keeps the
-    task and takes its failure.
+    Its own context binds `facts` for its log lines. The caller holds the task and handles its
+    failure.
     """
     context = Context()
     context.run(structlog.contextvars.bind_contextvars, **facts)
@@ -83,22 +83,71 @@ def detached(work: Coroutine[object, object, T], *, name: str, **facts: object) 
 def supervised(
     work: Coroutine[object, object, T], *, name: str, **facts: object
 ) -> asyncio.Task[T]:
-    """A detached task that nobody need await: it is kept alive, and its failure is logged."""
+    """A detached task that need not be awaited: it is kept alive, and its failure is logged."""
     task = detached(work, name=name, **facts)
     _supervised.add(task)
     task.add_done_callback(_supervised_ended)
     return task
 
 
+@asynccontextmanager
+async def alongside(work: Coroutine[object, object, T]) -> AsyncIterator[asyncio.Task[T]]:
+    """A task that lives no longer than the block: at its end it is cancelled, if it still runs.
+
+    Its result or failure is for the block to take; one that the block does not take is dropped.
+    """
+    task = asyncio.create_task(work)
+    try:
+        yield task
+    finally:
+        await settle(task)
+
+
+class Background:
+    """At most one background task at a time, for work that is wanted again and again.
+
+    The task is a supervised one: its failure is logged and counted.
+    """
+
+    def __init__(self, name: str) -> None:
+        self._name = name
+        self._task: asyncio.Task[None] | None = None
+
+    @property
+    def running(self) -> bool:
+        """Whether the work is under way."""
+        return self._task is not None and not self._task.done()
+
+    def start(self, work: Callable[[], Coroutine[object, object, None]]) -> None:
+        """Begin `work`, unless the last one is still under way."""
+        if not self.running:
+            self._task = supervised(work(), name=self._name)
+
+    async def wait(self) -> None:
+        """Return when no work is under way."""
+        while self._task is not None and not self._task.done():
+            await asyncio.wait({self._task})
+
+    async def stop(self) -> None:
+        """Cancel the work and return when it has ended."""
+        if self._task is not None:
+            await settle(self._task)
+
+
 async def settle(*tasks: asyncio.Task[Any]) -> None:
-    """Cancel `tasks` and return when all have ended; what they ended with is not raised."""
+    """Cancel `tasks` and return when all have ended; their errors are not raised."""
+    late = {task for task in tasks if task.cancel()}
+    cancelled: asyncio.CancelledError | None = None
+    while late:
+        try:
+            _, late = await asyncio.wait(late)
+        except asyncio.CancelledError as exc:
+            cancelled = exc
     for task in tasks:
-        task.cancel()
-    await finish(_all_ended(tasks))
-
-
-async def _all_ended(tasks: tuple[asyncio.Task[Any], ...]) -> None:
-    await asyncio.gather(*tasks, return_exceptions=True)
+        if not task.cancelled():
+            task.exception()
+    if cancelled is not None:
+        raise cancelled
 
 
 def _supervised_ended(task: asyncio.Task[Any]) -> None:
@@ -111,11 +160,11 @@ def _supervised_ended(task: asyncio.Task[Any]) -> None:
 class Rollback:
     """Undo steps of one verb, run in reverse unless `commit` was called.
 
-    Push an undo before its step. Unwinding stops at the first undo that fails, ends by a
-    cancellation or exceeds `step_budget_s`: the row, pushed first, then survives and tells recovery
-    what is left. `clean` says after the block whether everything was undone. The error that leaves
-    the block says in a note which undo failed and why. `verb` begins the names of the undos as
-    points of `faults`.
+    Push an undo before its step. Unwinding stops at the first undo that fails, is cancelled or
+    exceeds `step_budget_s`: the row, pushed first, then survives and shows recovery what is left.
+    `clean` says after the block whether everything was undone. The error that leaves the block
+    names in a note which undo failed and why. `verb` begins the names of the undos as points of
+    `faults`.
     """
 
     def __init__(self, verb: str, *, step_budget_s: float) -> None:
@@ -165,7 +214,7 @@ class Rollback:
 
 
 def _reason(failure: BaseException) -> str:
-    """A text for callers: that of an expected error, of any other its kind alone."""
+    """A text for callers: that of an expected error, otherwise only the class of the error."""
     if isinstance(failure, AgentError):
         return str(failure)
     if isinstance(failure, OSError) and (expected := os_errors.translated(failure)) is not None:
@@ -174,7 +223,7 @@ def _reason(failure: BaseException) -> str:
 
 
 class KeyedLocks:
-    """One asyncio lock per key, made on first use and dropped with its last user."""
+    """One asyncio lock per key, created on first use and dropped with its last user."""
 
     def __init__(self) -> None:
         self._locks: dict[str, asyncio.Lock] = {}
@@ -195,7 +244,7 @@ class KeyedLocks:
 
 
 class Owner(Generic[K, T]):
-    """The task that owns one key's long work, with the stage it is in."""
+    """The task that owns one key's long work, and the stage of that work."""
 
     def __init__(self, key: K, fingerprint: object, name: str) -> None:
         self.key = key
@@ -208,7 +257,7 @@ class Owner(Generic[K, T]):
 
     @property
     def stage(self) -> str:
-        """What is being done; errors and spans name it."""
+        """Set the current stage; errors and spans name it."""
         return self._stage
 
     @stage.setter
@@ -218,7 +267,7 @@ class Owner(Generic[K, T]):
             self._observer(name)
 
     def ended(self) -> None:
-        """The last stage is over."""
+        """End the last stage."""
         if self._observer is not None:
             self._observer("")
 
@@ -226,8 +275,8 @@ class Owner(Generic[K, T]):
 class Owners(Generic[K, T]):
     """Owner tasks by key. Callers join the task; their own cancellation leaves it running.
 
-    Work that is not done within `limit_s` is cancelled and undone. The text of its error has `noun`
-    and `setting`, the key of the configuration that holds the limit. `show` gives a key's text.
+    Work that takes over `limit_s` is cancelled and undone; `noun` and `setting`, the configuration
+    key of the limit, are for the text of its error. `show` gives the text of a key.
     """
 
     def __init__(
@@ -245,11 +294,11 @@ class Owners(Generic[K, T]):
         self._owners: dict[K, Owner[K, T]] = {}
 
     def get(self, key: K) -> Owner[K, T] | None:
-        """The owner at work on `key`, or None."""
+        """The owner of `key`, or None."""
         return self._owners.get(key)
 
     def all(self) -> list[Owner[K, T]]:
-        """Every owner at work."""
+        """All owners."""
         return list(self._owners.values())
 
     def start(
@@ -313,8 +362,8 @@ class Owners(Generic[K, T]):
 
     def _too_late(self, owner: Owner[K, T], error: OSError) -> TimedOutError:
         text = (
-            f'{self._noun} "{owner.name}" was not done within {self._limit_s:g} s and was given '
-            f"up; it was at the stage: {owner.stage}"
+            f'{self._noun} "{owner.name}" was not ready within {self._limit_s:g} s and was '
+            f"cancelled at the stage: {owner.stage}"
         )
         if self._setting:
             text += f"; if the node is only slow, raise {self._setting}"

@@ -91,6 +91,6 @@ class ImageService(api_pb2_grpc.ImageServiceServicer):
         )
 
     def _name(self, spec: api_pb2.ImageSpec) -> str:
-        """What names the image. Raises InvalidRequestError."""
+        """The reference or id of the image. Raises InvalidRequestError."""
         self._handlers.check_image(spec.runtime_handler)
         return required(spec.image, "image.image")

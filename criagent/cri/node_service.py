@@ -16,7 +16,7 @@ from criagent.version import VERSION
 if TYPE_CHECKING:
     Context = grpc.aio.ServicerContext[Any, Any]
 
-_KUBELET_API = "0.1.0"  # the kubelet refuses to start with any other text
+_KUBELET_API = "0.1.0"  # the kubelet refuses to start with any other version
 
 
 class NodeCalls:
@@ -66,7 +66,7 @@ class NodeCalls:
         return response
 
     def _security_condition(self) -> api_pb2.RuntimeCondition:
-        """One that kubelets do not look at, like containerd's of deprecations; crictl shows it."""
+        """A condition that kubelets ignore, as containerd's deprecations; crictl shows it."""
         found = [
             f"handler {f.name}: {f.insecure}"
             for f in self._node.handlers.by_name.values()

@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 
 
 class RuntimeService(api_pb2_grpc.RuntimeServiceServicer):
-    """Pods and containers. Calls that this release lacks say so with UNIMPLEMENTED."""
+    """Pods and containers. Calls that this release does not implement answer UNIMPLEMENTED."""
 
     def __init__(
         self,
@@ -190,7 +190,7 @@ class RuntimeService(api_pb2_grpc.RuntimeServiceServicer):
             raise InvalidRequestError(f"timeout {request.timeout} is negative")
         command, limit_s = list(request.cmd), request.timeout
         result = await self._sessions.exec_sync(request.container_id, command, limit_s)
-        # The answer has left by then; the stub wants a class where grpc takes a function.
+        # The answer is ignored by then; the stub wants a class where grpc takes a function.
         context.add_done_callback(lambda _: result.release())  # type: ignore[arg-type]
         return api_pb2.ExecSyncResponse(
             stdout=result.stdout, stderr=result.stderr, exit_code=result.exit_code
@@ -201,7 +201,7 @@ class RuntimeService(api_pb2_grpc.RuntimeServiceServicer):
     async def UpdatePodSandboxResources(
         self, request: api_pb2.UpdatePodSandboxResourcesRequest, context: Context
     ) -> api_pb2.UpdatePodSandboxResourcesResponse:
-        # The kubelet writes the pod's cgroup itself; an error here would refuse its resize.
+        # The kubelet writes the pod's cgroup itself; an error here would make it refuse the resize.
         self._sandboxes.rows.resolve(request.pod_sandbox_id)
         return api_pb2.UpdatePodSandboxResourcesResponse()
 
@@ -247,7 +247,7 @@ class RuntimeService(api_pb2_grpc.RuntimeServiceServicer):
     ) -> api_pb2.PortForwardResponse:
         for port in request.port:
             if not 0 < port < 65536:
-                raise InvalidRequestError(f"port {port} is not within 1..65535")
+                raise InvalidRequestError(f"port {port} is not between 1 and 65535")
         sandbox = self._sandboxes.rows.resolve(request.pod_sandbox_id)
         session = PortForwardSession(sandbox_id=sandbox.id, ports=tuple(request.port))
         return api_pb2.PortForwardResponse(url=await self._streaming.port_forward(session))
@@ -321,17 +321,17 @@ class RuntimeService(api_pb2_grpc.RuntimeServiceServicer):
     async def CheckpointContainer(
         self, request: api_pb2.CheckpointContainerRequest, context: Context
     ) -> api_pb2.CheckpointContainerResponse:
-        raise UnsupportedError("CheckpointContainer is not in this release")
+        raise UnsupportedError("CheckpointContainer is not implemented in this release")
 
     async def CheckpointPod(
         self, request: api_pb2.CheckpointPodRequest, context: Context
     ) -> api_pb2.CheckpointPodResponse:
-        raise UnsupportedError("CheckpointPod is not in this release")
+        raise UnsupportedError("CheckpointPod is not implemented in this release")
 
     async def RestorePod(
         self, request: api_pb2.RestorePodRequest, context: Context
     ) -> api_pb2.RestorePodResponse:
-        raise UnsupportedError("RestorePod is not in this release")
+        raise UnsupportedError("RestorePod is not implemented in this release")
 
 
 def _check_streams(
@@ -339,6 +339,6 @@ def _check_streams(
     tty_and_stderr: bool,  # noqa: FBT001
 ) -> None:
     if tty_and_stderr:
-        raise InvalidRequestError("tty and stderr exclude one another: a terminal has one output")
+        raise InvalidRequestError("tty and stderr cannot both be set: a terminal has one output")
     if not (request.stdin or request.stdout or request.stderr):
-        raise InvalidRequestError("one of stdin, stdout and stderr must be set")
+        raise InvalidRequestError("at least one of stdin, stdout and stderr must be set")

@@ -179,11 +179,7 @@ class ImageNode:
 
     def layers(self) -> set[str]:
         """Chain IDs of what is unpacked and committed."""
-        return {
-            container_id.key
-            for container_id in self.snapshots.store.all()
-            if container_id.committed
-        }
+        return {snapshot.key for snapshot in self.snapshots.store.all() if snapshot.committed}
 
     def on_disk(self) -> tuple[int, int]:
         """Bytes and files below blobs, as ImageFsInfo counts them."""
@@ -197,12 +193,10 @@ class ImageNode:
     def counted(self) -> tuple[int, int]:
         """Bytes and files of blobs that ImageFsInfo says."""
         usage = self.images.fs_usage()
-        layers = [
-            container_id for container_id in self.snapshots.store.all() if container_id.committed
-        ]
+        layers = [snapshot for snapshot in self.snapshots.store.all() if snapshot.committed]
         return (
-            usage.used_bytes - sum(container_id.used_bytes for container_id in layers),
-            usage.inodes_used - sum(container_id.inodes for container_id in layers),
+            usage.used_bytes - sum(snapshot.used_bytes for snapshot in layers),
+            usage.inodes_used - sum(snapshot.inodes for snapshot in layers),
         )
 
 
@@ -243,7 +237,7 @@ async def keep(node: ImageNode, top: str) -> Container:
         created_at_ns=1,
         boot_id="boot",
     )
-    container_id = Container(
+    container = Container(
         id=ContainerId("c" * 64),
         sandbox_id=sandbox.id,
         spec=ContainerSpec(metadata=ContainerMetadata(name="c"), image="i"),
@@ -252,6 +246,6 @@ async def keep(node: ImageNode, top: str) -> Container:
         handler="crun",
     )
     await node.sandboxes.insert(sandbox)
-    await node.containers.insert(container_id)
-    await node.snapshots.create(container_id.id, parent=top, created_at_ns=1)
-    return container_id
+    await node.containers.insert(container)
+    await node.snapshots.create(container.id, parent=top, created_at_ns=1)
+    return container

@@ -222,8 +222,8 @@ class Node:
             clock=self.clock,
         )
         self._db = Database.open(top / "state.db")
-        snapshots, self.container_ids = SnapshotStore(self._db), BlobStore(self._db)
-        self.images = ImageStore(self._db, snapshots, self.container_ids)
+        snapshots, self.blob_rows = SnapshotStore(self._db), BlobStore(self._db)
+        self.images = ImageStore(self._db, snapshots, self.blob_rows)
         self.unpacker = Unpacker(snapshots)
         self.puller = Puller(
             client=self.client,

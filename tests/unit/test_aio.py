@@ -430,7 +430,7 @@ async def test_texts_and_stages_show_a_key_as_its_owners_say() -> None:
         aio.STAGES.set(heard_of)
         await owners.run(7, work)
 
-    with pytest.raises(TimedOutError, match='container "start:7" was not done'):
+    with pytest.raises(TimedOutError, match='container "start:7" was not ready'):
         await asyncio.create_task(call())
     assert heard == ["start:7"]
 

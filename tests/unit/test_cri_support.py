@@ -51,7 +51,11 @@ def served(call: str) -> str:
     """ "done", "later" for a call whose method refuses it, or "" for one without a method."""
     for service in (RuntimeService, ImageService):
         if (method := vars(service).get(call)) is not None:
-            return "later" if "is not in this release" in inspect.getsource(method) else "done"
+            return (
+                "later"
+                if "is not implemented in this release" in inspect.getsource(method)
+                else "done"
+            )
     return ""
 
 

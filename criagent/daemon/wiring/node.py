@@ -9,7 +9,7 @@ import structlog
 
 from criagent.base.aio import run_in
 from criagent.base.errors import UnsupportedError
-from criagent.config.sections import Runtime as RuntimeSection
+from criagent.config.runtime_section import Runtime as RuntimeSection
 from criagent.daemon.wiring.stores import Foundation
 from criagent.image.snapshots.overlay import OverlaySnapshots
 from criagent.kernel import cgroupfs
