@@ -276,7 +276,7 @@ class Owners(Generic[K, T]):
     """Owner tasks by key. Callers join the task; their own cancellation leaves it running.
 
     Work that takes over `limit_s` is cancelled and undone; `noun` and `setting`, the configuration
-    key of the limit, are for the text of its error. `show` gives the text of a key.
+    key of the limit, are for the text of its error. `show` gives a key's text.
     """
 
     def __init__(
