@@ -21,7 +21,7 @@ from criagent.runtime.container.launch import ContainerLauncher
 from criagent.runtime.oci.conmon import Conmon, monitors_cgroup
 from criagent.runtime.spec.cdi.registry import CdiFolders
 from criagent.runtime.spec.cdi.resolve import CdiDevices
-from criagent.runtime.spec.host_paths import HostPaths
+from criagent.runtime.spec.mounts.host_paths import HostPaths
 from criagent.runtime.verbs.create_container import ContainerCreator, NewContainers
 from criagent.runtime.verbs.describe import Describer
 from criagent.runtime.verbs.remove_container import ContainerRemover

@@ -20,7 +20,7 @@ from criagent.runtime.oci.conmon import make_log
 from criagent.runtime.spec.build import build_spec
 from criagent.runtime.spec.id_mappings import check_user
 from criagent.runtime.spec.inputs import SelinuxLabels
-from criagent.runtime.spec.mount_targets import resolve_targets
+from criagent.runtime.spec.mounts.targets import resolve_targets
 from criagent.runtime.spec.security.selinux import Selinux
 from criagent.runtime.spec.users import resolve_user
 

@@ -22,8 +22,8 @@ from criagent.model.container import Container
 from criagent.model.sandbox import Sandbox
 from criagent.runtime.node.handlers import Handlers
 from criagent.runtime.node.paths import RuntimePaths
-from criagent.runtime.spec.host_paths import HostPaths, local_path
 from criagent.runtime.spec.inputs import ResolvedMount
+from criagent.runtime.spec.mounts.host_paths import HostPaths, local_path
 
 
 class HostMounts:

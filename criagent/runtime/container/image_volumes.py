@@ -26,8 +26,8 @@ from criagent.model.container import Container, ContainerSpec, ImageVolume, Moun
 from criagent.model.sandbox import Sandbox
 from criagent.runtime.node.paths import RuntimePaths
 from criagent.runtime.pod.user_namespaces import mapped_ids
-from criagent.runtime.spec.image_mounts import FAILED
 from criagent.runtime.spec.inputs import ResolvedMount
+from criagent.runtime.spec.mounts.images import FAILED
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
