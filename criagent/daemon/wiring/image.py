@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import dataclasses
 import os
+from concurrent.futures import Executor
 
+from criagent.config.sections import Registry
 from criagent.daemon.wiring.stores import Foundation
 from criagent.image.blobs import BlobFiles
 from criagent.image.claims import Claims
@@ -39,31 +41,20 @@ class ImageParts:
 
 def build(base: Foundation) -> ImageParts:
     """Everything about images."""
-    config, stores, executors, now_ns = base.config, base.stores, base.executors, base.clock.now_ns
+    config, stores, fs, now_ns = base.config, base.stores, base.executors.fs, base.clock.now_ns
     root, registry = config.storage.root, config.registry
-    files = BlobFiles(root / "blobs")
-    snapshots = OverlaySnapshots(root / "snapshots", stores.snapshots, executors.fs)
-    proxies = ProxySettings(
-        http=registry.http_proxy, https=registry.https_proxy, no_proxy=registry.no_proxy
-    )
-    client = RegistryClient(
-        hosts=HostsDirectory(registry.config_dirs),
-        docker_config=registry.docker_config,
-        proxies=from_environment(os.environ, proxies),
-        files=files,
-        fs=executors.fs,
-        range_bytes=registry.range_bytes,
-    )
+    files, claims = BlobFiles(root / "blobs"), Claims()
+    snapshots = OverlaySnapshots(root / "snapshots", stores.snapshots, fs)
+    client = _client(registry, files, fs)
     workers = UnpackWorkers(registry.unpack_workers)
     unpacker = LayerUnpacker(snapshots=snapshots, files=files, workers=workers, now_ns=now_ns)
-    claims = Claims()
     puller = Puller(
         client=client,
         files=files,
         images=stores.images,
         unpacker=unpacker,
         claims=claims,
-        fs=executors.fs,
+        fs=fs,
         parallel_blobs=registry.max_parallel_blobs,
         progress_timeout_s=registry.progress_timeout_s,
         now_ns=now_ns,
@@ -76,7 +67,7 @@ def build(base: Foundation) -> ImageParts:
         snapshots=snapshots,
         unpacker=unpacker,
         claims=claims,
-        fs=executors.fs,
+        fs=fs,
         now_ns=now_ns,
         retention_s=registry.retry_retention_s,
     )
@@ -90,11 +81,25 @@ def build(base: Foundation) -> ImageParts:
         puller=puller,
         collector=collector,
         claims=claims,
-        fs=executors.fs,
+        fs=fs,
         root=root,
         pinned=registry.pinned_images,
         now_ns=now_ns,
     )
     return ImageParts(
         images=images, puller=puller, snapshots=snapshots, workers=workers, client=client
+    )
+
+
+def _client(registry: Registry, files: BlobFiles, fs: Executor) -> RegistryClient:
+    proxies = ProxySettings(
+        http=registry.http_proxy, https=registry.https_proxy, no_proxy=registry.no_proxy
+    )
+    return RegistryClient(
+        hosts=HostsDirectory(registry.config_dirs),
+        docker_config=registry.docker_config,
+        proxies=from_environment(os.environ, proxies),
+        files=files,
+        fs=fs,
+        range_bytes=registry.range_bytes,
     )
