@@ -33,7 +33,7 @@ from criagent.store.sandboxes import SandboxStore
 class Sandboxes:
     """Pods. Ids may be unique prefixes."""
 
-    rows: SandboxStore
+    store: SandboxStore
     run: Callable[[SandboxSpec], Awaitable[Sandbox]]  # SandboxRunner.run
     stop: Callable[[str], Awaitable[None]]  # SandboxStopper.stop
     remove: Callable[[str], Awaitable[None]]  # SandboxRemover.remove
@@ -44,7 +44,7 @@ class Sandboxes:
 class Containers:
     """Containers. Ids may be unique prefixes."""
 
-    rows: ContainerStore
+    store: ContainerStore
     create: Callable[[str, ContainerSpec], Awaitable[Container]]  # ContainerCreator.create
     start: Callable[[str], Awaitable[None]]  # ContainerStarter.start
     stop: Callable[[str, int], Awaitable[None]]  # ContainerStopper.stop

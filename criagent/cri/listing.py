@@ -45,12 +45,12 @@ class Messages(Generic[R, M]):
         """Every message."""
         return self._messages.values()
 
-    def _changed(self, row_id: str, container: R | None) -> None:
+    def _changed(self, object_id: str, container: R | None) -> None:
         message = None if container is None else self._build(container)
         if message is None:
-            self._messages.pop(row_id, None)
+            self._messages.pop(object_id, None)
         else:
-            self._messages[row_id] = message
+            self._messages[object_id] = message
 
 
 @dataclasses.dataclass(frozen=True, slots=True)

@@ -55,12 +55,12 @@ class RuntimeService(api_pb2_grpc.RuntimeServiceServicer):
         self._node = node
         self._stats = stats
         self._listed_sandboxes = Encoded[Sandbox](
-            sandboxes.rows,
+            sandboxes.store,
             lambda sandbox: sandbox.id,
             lambda sandbox: sandbox_message(sandbox) if sandbox.visible else None,
         )
         self._listed_containers = Encoded[Container](
-            containers.rows,
+            containers.store,
             lambda container: container.id,
             lambda container: container_message(container) if container.visible else None,
         )
@@ -113,10 +113,10 @@ class RuntimeService(api_pb2_grpc.RuntimeServiceServicer):
     async def PodSandboxStatus(
         self, request: api_pb2.PodSandboxStatusRequest, context: Context
     ) -> api_pb2.PodSandboxStatusResponse:
-        sandbox = visible_sandbox(self._sandboxes.rows, request.pod_sandbox_id)
+        sandbox = visible_sandbox(self._sandboxes.store, request.pod_sandbox_id)
         response = api_pb2.PodSandboxStatusResponse(
             status=sandbox_status(sandbox),
-            containers_statuses=pod_containers(self._containers.rows.of_sandbox(sandbox.id)),
+            containers_statuses=pod_containers(self._containers.store.of_sandbox(sandbox.id)),
             timestamp=self._events.now_ns(),
         )
         if request.verbose:
@@ -165,7 +165,7 @@ class RuntimeService(api_pb2_grpc.RuntimeServiceServicer):
     async def ContainerStatus(
         self, request: api_pb2.ContainerStatusRequest, context: Context
     ) -> api_pb2.ContainerStatusResponse:
-        container = visible_container(self._containers.rows, request.container_id)
+        container = visible_container(self._containers.store, request.container_id)
         response = api_pb2.ContainerStatusResponse(status=container_status(container))
         if request.verbose:
             response.info["info"] = json.dumps(await self._containers.describe(container))
@@ -202,7 +202,7 @@ class RuntimeService(api_pb2_grpc.RuntimeServiceServicer):
         self, request: api_pb2.UpdatePodSandboxResourcesRequest, context: Context
     ) -> api_pb2.UpdatePodSandboxResourcesResponse:
         # The kubelet writes the pod's cgroup itself; an error here would make it refuse the resize.
-        self._sandboxes.rows.resolve(request.pod_sandbox_id)
+        self._sandboxes.store.resolve(request.pod_sandbox_id)
         return api_pb2.UpdatePodSandboxResourcesResponse()
 
     async def GetContainerEvents(
@@ -220,7 +220,7 @@ class RuntimeService(api_pb2_grpc.RuntimeServiceServicer):
         if not request.cmd:
             raise InvalidRequestError("exec: the command is empty")
         session = ExecSession(
-            container_id=visible_container(self._containers.rows, request.container_id).id,
+            container_id=visible_container(self._containers.store, request.container_id).id,
             cmd=tuple(request.cmd),
             tty=request.tty,
             stdin=request.stdin,
@@ -234,7 +234,7 @@ class RuntimeService(api_pb2_grpc.RuntimeServiceServicer):
     ) -> api_pb2.AttachResponse:
         _check_streams(request, request.tty and request.stderr)
         session = AttachSession(
-            container_id=visible_container(self._containers.rows, request.container_id).id,
+            container_id=visible_container(self._containers.store, request.container_id).id,
             tty=request.tty,
             stdin=request.stdin,
             stdout=request.stdout,
@@ -248,7 +248,7 @@ class RuntimeService(api_pb2_grpc.RuntimeServiceServicer):
         for port in request.port:
             if not 0 < port < 65536:
                 raise InvalidRequestError(f"port {port} is not between 1 and 65535")
-        sandbox = self._sandboxes.rows.resolve(request.pod_sandbox_id)
+        sandbox = self._sandboxes.store.resolve(request.pod_sandbox_id)
         session = PortForwardSession(sandbox_id=sandbox.id, ports=tuple(request.port))
         return api_pb2.PortForwardResponse(url=await self._streaming.port_forward(session))
 

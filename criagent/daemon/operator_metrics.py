@@ -49,23 +49,23 @@ class Tallies:
         sandboxes.listeners.append(self._sandbox)
         containers.listeners.append(self._container)
 
-    def _sandbox(self, box_id: str, sandbox: Sandbox | None) -> None:
+    def _sandbox(self, sandbox_id: str, sandbox: Sandbox | None) -> None:
         if sandbox is None:
-            self._ready.discard(box_id)
-        elif sandbox.ready_at_ns and box_id not in self._ready:
-            self._ready.add(box_id)
+            self._ready.discard(sandbox_id)
+        elif sandbox.ready_at_ns and sandbox_id not in self._ready:
+            self._ready.add(sandbox_id)
             self.sandbox_starts += 1
 
-    def _container(self, row_id: str, container: Container | None) -> None:
+    def _container(self, container_id: str, container: Container | None) -> None:
         if container is None:
-            self._started.discard(row_id)
-            self._ended.discard(row_id)
+            self._started.discard(container_id)
+            self._ended.discard(container_id)
             return
-        if container.started_at_ns and row_id not in self._started:
-            self._started.add(row_id)
+        if container.started_at_ns and container_id not in self._started:
+            self._started.add(container_id)
             self.container_starts += 1
-        if container.started_at_ns and container.finished_at_ns and row_id not in self._ended:
-            self._ended.add(row_id)
+        if container.started_at_ns and container.finished_at_ns and container_id not in self._ended:
+            self._ended.add(container_id)
             self.exits[container.reason or str(Reason.UNKNOWN)] += 1
 
 

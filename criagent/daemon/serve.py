@@ -79,7 +79,7 @@ class _Daemon:
         self._stopping = asyncio.Event()
 
     async def run(self) -> None:
-        """Serve until told to stop."""
+        """Serve until SIGTERM or SIGINT."""
         self._take_signals(asyncio.get_running_loop())
         config = self._config
         metrics = Telemetry(config.telemetry.otlp_endpoint)

@@ -33,7 +33,9 @@ def build(
     )
     return Sessions(
         exec_sync=exec_sync.run,
-        exec=ExecStreamer(store=store, planner=planner, drain_s=section.exec_drain_s),
+        exec=ExecStreamer(
+            store=store, planner=planner, paths=node.paths, drain_s=section.exec_drain_s
+        ),
         attach=Attacher(store=store, paths=node.paths),
         forward=PortForwarder(
             store=base.stores.sandboxes, namespaces=pods.namespaces, fs=base.executors.fs

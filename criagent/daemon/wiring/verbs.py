@@ -56,7 +56,7 @@ def build(
     return (
         _sandboxes(base, pods, describer=describer, stopper=stopper, remover=remover),
         Containers(
-            rows=base.stores.containers,
+            store=base.stores.containers,
             create=creator.create,
             start=_starter(base, node, containers).start,
             stop=stopper.stop,
@@ -93,7 +93,7 @@ def _sandboxes(
         teardown=pods.teardown,
     )
     return Sandboxes(
-        rows=base.stores.sandboxes,
+        store=base.stores.sandboxes,
         run=pods.runner.run,
         stop=sandbox_stopper.stop,
         remove=sandbox_remover.remove,

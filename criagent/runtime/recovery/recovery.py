@@ -59,7 +59,7 @@ class Recovery:
         self._clock = clock
 
     async def run(self) -> None:
-        """Reconcile everything; afterwards each row tells the truth.
+        """Reconcile everything; afterwards each row is true.
 
         Raises AgentError when a container without a row cannot be ended: its files must stay.
         """
@@ -68,8 +68,9 @@ class Recovery:
         unfinished = [sandbox for sandbox in self._sandboxes.all() if not sandbox.visible]
         recovery = self._sandbox_recovery
         await _each("container", self._containers.all(), self._container_recovery.recover)
-        await _each("sandbox", unfinished, recovery.undo)
-        await _each("sandbox", [b for b in self._sandboxes.all() if b.visible], recovery.recover)
+        await _each("sandbox", unfinished, recovery.undo)  # one that cannot be undone is listed
+        visible = [sandbox for sandbox in self._sandboxes.all() if sandbox.visible]
+        await _each("sandbox", visible, recovery.recover)
         live = [sandbox for sandbox in self._sandboxes.all() if not sandbox.released_at_ns]
         await self._networks.reconcile(live)
         await self._orphans.sweep()

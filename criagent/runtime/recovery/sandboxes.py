@@ -45,7 +45,7 @@ class SandboxRecovery:
             raise
 
     async def recover(self, sandbox: Sandbox) -> None:
-        """Make the row of a finished run tell the truth."""
+        """Make the row of a finished run true."""
         if sandbox.released_at_ns:
             return
         if sandbox.stopped_at_ns or sandbox.boot_id != self._boot_id:

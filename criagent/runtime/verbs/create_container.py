@@ -178,7 +178,7 @@ class ContainerCreator:
                 undo.commit()
         finally:
             if not undo.clean:
-                await self._keep_for_removal(container)
+                await self._list_for_removal(container)
         log.info("container_created", container_id=container.id, sandbox_id=container.sandbox_id)
         return container
 
@@ -209,13 +209,13 @@ class ContainerCreator:
         faults.reach("container-create:ready")
         return container
 
-    async def _keep_for_removal(self, container: Container) -> None:
+    async def _list_for_removal(self, container: Container) -> None:
         """List a container whose undo failed as EXITED, so that the kubelet comes back for it."""
-        kept = self._store.get(container.id)
-        if kept is not None:
+        left = self._store.get(container.id)
+        if left is not None:
             now = self._births.now_ns()
             await self._store.update(
-                dataclasses.replace(kept, finished_at_ns=now, exit_code=255, reason="Unknown")
+                dataclasses.replace(left, finished_at_ns=now, exit_code=255, reason="Unknown")
             )
             log.warning("container_kept_for_removal", container_id=container.id)
 
