@@ -16,11 +16,6 @@ _DEPTH_LIMIT = 500  # directories open at once; a volume's content is its pods' 
 _DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 
 
-def enabled() -> bool:
-    """Whether the kernel has SELinux on, enforcing or not."""
-    return (_FS / "enforce").exists()
-
-
 def is_known(label: str) -> bool:
     """Whether the loaded policy knows user, role, type and level of `label`."""
     try:
