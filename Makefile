@@ -1,6 +1,6 @@
 # Everything that CI and contributors run. `make help` lists it.
 CACHE := $(or $(XDG_CACHE_HOME),$(HOME)/.cache)/criagent
-VENV  := $(CACHE)/venv-$(shell sha256sum pyproject.toml requirements-dev.lock 2>/dev/null | sha256sum | cut -c1-16)
+VENV  := $(CACHE)/venv-$(shell sha256sum requirements-dev.lock 2>/dev/null | sha256sum | cut -c1-16)
 PY    := $(VENV)/bin/python
 
 .PHONY: help proto reference venv demo bench test unit fuzz node install-test critest conformance kubernetes check \
@@ -13,6 +13,10 @@ $(PY):
 	tests/need module=ensurepip:python3-venv
 	python3 -m venv $(VENV)
 	$(VENV)/bin/pip install -q --require-hashes -r requirements-dev.lock
+
+.PHONY: print-python
+print-python:
+	@echo $(PY)
 
 venv: $(PY)  ## the development environment, cached outside the checkout
 

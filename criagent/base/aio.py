@@ -1,8 +1,8 @@
-"""The few asyncio tools that everything else is built from; all else is the standard library.
+"""The few asyncio tools that everything else is built from; the rest is the standard library.
 
-Rules they stand for (docs/architecture.md, "Async rules"): a cancelled step has stopped before its
+The rules behind them (docs/architecture.md, "Async rules"): a cancelled step has stopped before its
 undo starts; undo is pushed before its step; long work belongs to one owner task that callers join;
-work that nobody awaits is supervised, so that its failure is logged and counted.
+work that is not awaited is supervised, so that its failure is logged and counted.
 """
 
 from __future__ import annotations
@@ -55,9 +55,9 @@ async def finish(coro: Coroutine[object, object, T]) -> T:
 
 
 async def run_in(executor: Executor, call: Callable[..., T], *args: object) -> T:
-    """Run a blocking call on a named executor, with this task's context, to its end.
+    """Run a blocking call on an executor, with this task's context, to its end.
 
-    A cancellation is held back until the call has returned: a thread cannot be stopped.
+    A cancellation is delayed until the call has returned: a thread cannot be stopped.
     """
     context = contextvars.copy_context()
     loop = asyncio.get_running_loop()
@@ -71,8 +71,8 @@ async def run_in(executor: Executor, call: Callable[..., T], *args: object) -> T
 def detached(work: Coroutine[object, object, T], *, name: str, **facts: object) -> asyncio.Task[T]:
     """A task that outlives the call that starts it, and whose log lines do not name that call.
 
-    It has a context of its own, in which `facts` are bound for its log lines. The caller keeps the
-    task and takes its failure.
+    Its own context binds `facts` for its log lines. The caller holds the task and handles its
+    failure.
     """
     context = Context()
     context.run(structlog.contextvars.bind_contextvars, **facts)
@@ -82,7 +82,7 @@ def detached(work: Coroutine[object, object, T], *, name: str, **facts: object) 
 def supervised(
     work: Coroutine[object, object, T], *, name: str, **facts: object
 ) -> asyncio.Task[T]:
-    """A detached task that nobody need await: it is kept alive, and its failure is logged."""
+    """A detached task that need not be awaited: it is kept alive, and its failure is logged."""
     task = detached(work, name=name, **facts)
     _supervised.add(task)
     task.add_done_callback(_supervised_ended)
@@ -134,7 +134,7 @@ class Background:
 
 
 async def settle(*tasks: asyncio.Task[Any]) -> None:
-    """Cancel `tasks` and return when all have ended; what they ended with is not raised."""
+    """Cancel `tasks` and return when all have ended; their errors are not raised."""
     late = {task for task in tasks if task.cancel()}
     cancelled: asyncio.CancelledError | None = None
     while late:
@@ -159,11 +159,11 @@ def _supervised_ended(task: asyncio.Task[Any]) -> None:
 class Rollback:
     """Undo steps of one verb, run in reverse unless `commit` was called.
 
-    Push an undo before its step. Unwinding stops at the first undo that fails, ends by a
-    cancellation or exceeds `step_budget_s`: the row, pushed first, then survives and tells recovery
-    what is left. `clean` says after the block whether everything was undone. The error that leaves
-    the block says in a note which undo failed and why. `verb` begins the names of the undos as
-    points of `faults`.
+    Push an undo before its step. Unwinding stops at the first undo that fails, is cancelled or
+    exceeds `step_budget_s`: the row, pushed first, then survives and shows recovery what is left.
+    `clean` says after the block whether everything was undone. The error that leaves the block
+    names in a note which undo failed and why. `verb` begins the names of the undos as points of
+    `faults`.
     """
 
     def __init__(self, verb: str, *, step_budget_s: float) -> None:
@@ -213,7 +213,7 @@ class Rollback:
 
 
 def _reason(failure: BaseException) -> str:
-    """A text for callers: that of an expected error, of any other its kind alone."""
+    """A text for callers: that of an expected error, otherwise only the class of the error."""
     if isinstance(failure, AgentError):
         return str(failure)
     if isinstance(failure, OSError) and (expected := os_errors.translated(failure)) is not None:
@@ -222,7 +222,7 @@ def _reason(failure: BaseException) -> str:
 
 
 class KeyedLocks:
-    """One asyncio lock per key, made on first use and dropped with its last user."""
+    """One asyncio lock per key, created on first use and dropped with its last user."""
 
     def __init__(self) -> None:
         self._locks: dict[str, asyncio.Lock] = {}
@@ -243,7 +243,7 @@ class KeyedLocks:
 
 
 class Owner(Generic[T]):
-    """The task that owns one name's long work, with the stage it is in."""
+    """The task that owns one name's long work, and the stage of that work."""
 
     def __init__(self, key: str, fingerprint: object) -> None:
         self.key = key
@@ -255,7 +255,7 @@ class Owner(Generic[T]):
 
     @property
     def stage(self) -> str:
-        """What is being done; errors and spans name it."""
+        """Set the current stage; errors and spans name it."""
         return self._stage
 
     @stage.setter
@@ -265,7 +265,7 @@ class Owner(Generic[T]):
             self._observer(name)
 
     def ended(self) -> None:
-        """The last stage is over."""
+        """End the last stage."""
         if self._observer is not None:
             self._observer("")
 
@@ -273,8 +273,8 @@ class Owner(Generic[T]):
 class Owners(Generic[T]):
     """Owner tasks by key. Callers join the task; their own cancellation leaves it running.
 
-    Work that is not done within `limit_s` is cancelled and undone; `noun` and `setting`, the key of
-    the configuration that holds the limit, are for the text of its error.
+    Work that takes over `limit_s` is cancelled and undone; `noun` and `setting`, the configuration
+    key of the limit, are for the text of its error.
     """
 
     def __init__(self, *, limit_s: float, noun: str = "work", setting: str = "") -> None:
@@ -284,11 +284,11 @@ class Owners(Generic[T]):
         self._owners: dict[str, Owner[T]] = {}
 
     def get(self, key: str) -> Owner[T] | None:
-        """The owner at work on `key`, or None."""
+        """The owner of `key`, or None."""
         return self._owners.get(key)
 
     def all(self) -> list[Owner[T]]:
-        """Every owner at work."""
+        """All owners."""
         return list(self._owners.values())
 
     def start(
@@ -342,8 +342,8 @@ class Owners(Generic[T]):
 
     def _too_late(self, owner: Owner[T], error: OSError) -> TimedOutError:
         text = (
-            f'{self._noun} "{owner.key}" was not done within {self._limit_s:g} s and was given up; '
-            f"it was at the stage: {owner.stage}"
+            f'{self._noun} "{owner.key}" was not ready within {self._limit_s:g} s and was '
+            f"cancelled at the stage: {owner.stage}"
         )
         if self._setting:
             text += f"; if the node is only slow, raise {self._setting}"

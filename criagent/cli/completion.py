@@ -1,4 +1,4 @@
-"""Print a completion script: `source <(criagent completion bash)`."""
+"""Print a completion script for a shell, for example: source <(criagent completion bash)"""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ _BASH = """_criagent() {{
 }}
 complete -o filenames -F _criagent criagent
 """
-_IMAGES = {"rm", "export", "tag"}  # actions that take images of this node
+_IMAGES = {"rm", "export", "tag"}  # actions that take images of this node as arguments
 _LIST_IMAGES = "$(criagent image ls --quiet 2> /dev/null)"
 _ZSH = """(( $+functions[compdef] )) || {{ autoload -U compinit && compinit }}
 _criagent() {{
@@ -40,12 +40,14 @@ compdef _criagent criagent
 
 
 def arguments(command: argparse.ArgumentParser) -> None:
-    """Which shell."""
-    command.add_argument("shell", choices=("bash", "zsh", "fish"))
+    """The shell."""
+    command.add_argument(
+        "shell", metavar="SHELL", choices=("bash", "zsh", "fish"), help="bash, zsh or fish"
+    )
 
 
 def run(chosen: argparse.Namespace) -> int:
-    """Always status 0. The script is made from the grammar itself."""
+    """Always status 0. The script is generated from the argument parser itself."""
     from criagent.cli.main import parser
 
     argv, nested, values = grammar(parser())
@@ -91,7 +93,7 @@ def _fish_word(word: str) -> str:
 def grammar(
     parser: argparse.ArgumentParser,
 ) -> tuple[list[str], dict[str, list[str]], dict[str, list[str]]]:
-    """Words of the top level, those that follow each command, and the values of options."""
+    """The words of the top level, those that follow each command, and the values of options."""
     values: dict[str, list[str]] = {}
     argv, nested = _words(parser, values)
     inner: dict[str, list[str]] = {}

@@ -1,4 +1,4 @@
-"""The agent's own service, on the same socket: what its command line needs beside the CRI."""
+"""The agent's own service, on the CRI socket: what its command line needs beyond the CRI."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ _CHUNK = 1 << 20
 
 
 class AdminService(admin_pb2_grpc.AdminServicer):
-    """Info, import, export, tag, fsck and prune."""
+    """Serves info, import, export, tag, fsck and prune."""
 
     def __init__(self, runtime: Runtime, images: Images, fs: Executor) -> None:
         self._runtime = runtime
@@ -89,7 +89,9 @@ class AdminService(admin_pb2_grpc.AdminServicer):
     async def ImportImages(
         self, request_iterator: AsyncIterator[admin_pb2.ImportImagesRequest], context: Context
     ) -> admin_pb2.ImportImagesResponse:
-        start = bytearray()  # enough of it to refuse what is no archive before it takes disk
+        start = (
+            bytearray()
+        )  # enough bytes to recognise an archive before any of it takes disk space
         async for message in request_iterator:
             start += message.chunk
             if len(start) >= START:

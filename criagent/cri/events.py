@@ -1,7 +1,7 @@
-"""GetContainerEvents: what happens to pods and containers, told once it is in the rows.
+"""GetContainerEvents: what happens to pods and containers, sent once it is stored.
 
-Each subscriber has a bounded queue. One that does not keep up is let go and has to list anew, which
-kubelets do by themselves: a gap that nobody told of would be worse.
+Every subscriber has a bounded queue. A subscriber that does not keep up is disconnected and has to
+list again, which kubelets do by themselves; an unnoticed gap would be worse.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ _Queue = asyncio.Queue["api_pb2.ContainerEventResponse | None"]
 
 
 class Events:
-    """Listens to the stores from its making on."""
+    """Listens to the stores from its construction on."""
 
     def __init__(
         self, sandboxes: SandboxStore, containers: ContainerStore, now_ns: Callable[[], int]
@@ -46,7 +46,7 @@ class Events:
 
     @property
     def subscribers(self) -> int:
-        """How many are listening."""
+        """The number of subscribers."""
         return len(self._queues)
 
     @contextmanager
@@ -70,7 +70,8 @@ class Events:
             yield event
         if queue in self._overrun:
             raise ExhaustedError(
-                f"more than {_QUEUE} events were not read in time; list, and subscribe again"
+                f"the subscriber fell behind: more than {_QUEUE} events were not read in "
+                "time; list, then subscribe again"
             )
 
     def close(self) -> None:
@@ -134,7 +135,7 @@ class Events:
                 self._end(queue)
 
     def _end(self, queue: _Queue) -> None:
-        """Nothing more is put into `queue`, and its reader finds the end at once."""
+        """Put nothing more into `queue`, and let its reader find the end at once."""
         self._queues.discard(queue)
         while not queue.empty():
             queue.get_nowait()

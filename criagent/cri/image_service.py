@@ -94,6 +94,6 @@ class ImageService(api_pb2_grpc.ImageServiceServicer):
         )
 
     def _name(self, spec: api_pb2.ImageSpec) -> str:
-        """What names the image. Raises InvalidRequestError."""
+        """The reference or id of the image. Raises InvalidRequestError."""
         check_image_handler(spec.runtime_handler, self._handlers)
         return required(spec.image, "image.image")

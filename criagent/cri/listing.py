@@ -1,7 +1,7 @@
-"""Ready-made list items, rebuilt when their row changes.
+"""Encoded list items, rebuilt when their row changes.
 
-Sandboxes and containers are kept as they go over the wire, so a list answer is a join of bytes: no
-row is converted, no message is copied and nothing is awaited in a List call.
+Sandboxes and containers are stored as they go over the wire, so a list answer is a join of bytes:
+no row is converted, no message is copied and nothing is awaited in a List call.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ _FIRST_FIELD = b"\x0a"  # the one field of all these answers: number 1, length-d
 
 
 class Listed(Protocol[R]):
-    """A store of rows that tells of changes."""
+    """A store of rows that reports changes."""
 
     @property
     def listeners(self) -> list[Callable[[str, R | None], None]]: ...
@@ -28,7 +28,7 @@ class Listed(Protocol[R]):
 
 
 class Messages(Generic[R, M]):
-    """One message per row for which `build` gives one, in the order of first appearance."""
+    """One message per row for which `build` returns one, in the order of first appearance."""
 
     def __init__(
         self, store: Listed[R], key: Callable[[R], str], build: Callable[[R], M | None]
@@ -53,7 +53,7 @@ class Messages(Generic[R, M]):
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class _Item:
-    """One item: what filters look at, and the bytes of it within a list answer."""
+    """One item: the fields that filters read, and its bytes within a list answer."""
 
     id: str
     sandbox_id: str
@@ -86,7 +86,7 @@ class Encoded(Generic[R]):
         self._items = Messages[R, _Item](store, key, lambda container: _item(build(container)))
 
     def chosen(self, wanted: api_pb2.PodSandboxFilter | api_pb2.ContainerFilter) -> list[bytes]:
-        """Those that fit every part of the filter; ids may be prefixes."""
+        """Items that match every part of the filter; ids may be prefixes."""
         sandbox = wanted.pod_sandbox_id if isinstance(wanted, api_pb2.ContainerFilter) else ""
         by_state = wanted.HasField("state")
         if not (wanted.id or sandbox or by_state or wanted.label_selector):

@@ -33,11 +33,11 @@ from criagent.version import VERSION
 if TYPE_CHECKING:
     Context = grpc.aio.ServicerContext[Any, Any]
 
-_KUBELET_API = "0.1.0"  # the kubelet refuses to start with any other text
+_KUBELET_API = "0.1.0"  # the kubelet refuses to start with any other version
 
 
 class RuntimeService(StatsCalls, api_pb2_grpc.RuntimeServiceServicer):
-    """Pods and containers. Calls that this release lacks say so with UNIMPLEMENTED."""
+    """Pods and containers. Calls that this release does not implement answer UNIMPLEMENTED."""
 
     def __init__(self, runtime: Runtime, streaming: StreamingServer) -> None:
         super().__init__(runtime)
@@ -97,7 +97,7 @@ class RuntimeService(StatsCalls, api_pb2_grpc.RuntimeServiceServicer):
         return response
 
     def _security_condition(self) -> api_pb2.RuntimeCondition:
-        """One that kubelets do not look at, like containerd's of deprecations; crictl shows it."""
+        """A condition that kubelets ignore, as containerd's deprecations; crictl shows it."""
         found = [f"handler {f.name}: {f.insecure}" for f in self._runtime.handlers if f.insecure]
         return api_pb2.RuntimeCondition(
             type="RuntimeHandlersSecure",
@@ -264,7 +264,7 @@ class RuntimeService(StatsCalls, api_pb2_grpc.RuntimeServiceServicer):
             raise InvalidRequestError(f"timeout {request.timeout} is negative")
         command, limit_s = list(request.cmd), request.timeout
         result = await self._runtime.exec_sync(request.container_id, command, limit_s)
-        # The answer has left by then; the stub wants a class where grpc takes a function.
+        # The answer is ignored by then; the stub wants a class where grpc takes a function.
         context.add_done_callback(lambda _: result.release())  # type: ignore[arg-type]
         return api_pb2.ExecSyncResponse(
             stdout=result.stdout, stderr=result.stderr, exit_code=result.exit_code
@@ -275,7 +275,7 @@ class RuntimeService(StatsCalls, api_pb2_grpc.RuntimeServiceServicer):
     async def UpdatePodSandboxResources(
         self, request: api_pb2.UpdatePodSandboxResourcesRequest, context: Context
     ) -> api_pb2.UpdatePodSandboxResourcesResponse:
-        # The kubelet writes the pod's cgroup itself; an error here would refuse its resize.
+        # The kubelet writes the pod's cgroup itself; an error here would make it refuse the resize.
         self._runtime.sandboxes.resolve(request.pod_sandbox_id)
         return api_pb2.UpdatePodSandboxResourcesResponse()
 
@@ -321,7 +321,7 @@ class RuntimeService(StatsCalls, api_pb2_grpc.RuntimeServiceServicer):
     ) -> api_pb2.PortForwardResponse:
         for port in request.port:
             if not 0 < port < 65536:
-                raise InvalidRequestError(f"port {port} is not within 1..65535")
+                raise InvalidRequestError(f"port {port} is not between 1 and 65535")
         sandbox = self._runtime.sandboxes.resolve(request.pod_sandbox_id)
         session = PortForwardSession(sandbox_id=sandbox.id, ports=tuple(request.port))
         return api_pb2.PortForwardResponse(url=await self._streaming.port_forward(session))
@@ -346,13 +346,13 @@ def _check_streams(
     tty_and_stderr: bool,  # noqa: FBT001
 ) -> None:
     if tty_and_stderr:
-        raise InvalidRequestError("tty and stderr exclude one another: a terminal has one output")
+        raise InvalidRequestError("tty and stderr cannot both be set: a terminal has one output")
     if not (request.stdin or request.stdout or request.stderr):
-        raise InvalidRequestError("one of stdin, stdout and stderr must be set")
+        raise InvalidRequestError("at least one of stdin, stdout and stderr must be set")
 
 
 def _later(name: str, streams: bool) -> Any:  # noqa: FBT001 - a servicer method
-    text = f"{name} is not in this release"
+    text = f"{name} is not implemented in this release"
 
     async def answer(self: RuntimeService, request: object, context: Context) -> None:
         raise UnsupportedError(text)

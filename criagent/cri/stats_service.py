@@ -1,7 +1,7 @@
-"""The calls of RuntimeService that tell statistics and metrics.
+"""The calls of RuntimeService that return statistics and metrics.
 
-Lists are read, converted and serialized in a thread: their handlers answer with bytes, so that a
-node with a thousand containers holds up no other call.
+Lists are read, converted and serialized in a thread, and their handlers answer with bytes, so that
+a node with a thousand containers delays no other call.
 """
 
 from __future__ import annotations
@@ -133,7 +133,7 @@ class StatsCalls:
 
 
 def pieces(items: list[T]) -> list[list[T]]:
-    """`items` in the parts of a streamed list."""
+    """`items` in the chunks of a streamed list."""
     return [items[at : at + _CHUNK] for at in range(0, len(items), _CHUNK)]
 
 

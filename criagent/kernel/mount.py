@@ -1,6 +1,6 @@
-"""Mounts: mount(2), umount2(2) and the file-descriptor API of fsopen(2) and its fellows.
+"""Mounts: mount(2), umount2(2) and the file-descriptor API around fsopen(2).
 
-System call numbers from 424 on are equal on all architectures. Synchronous, no policy.
+System call numbers from 424 on are the same on all architectures. Synchronous, no policy.
 """
 
 from __future__ import annotations
@@ -102,8 +102,8 @@ def overlay(
 
     With `label`, every file in it has that SELinux label.
 
-    By `lowerdir+` (Linux 6.7), which has no limit on the length of the list. OSError carries the
-    kernel's own words when it gives some.
+    Uses `lowerdir+` (Linux 6.7), which does not limit the length of the list. An OSError carries
+    the kernel's message if there is one.
     """
     context = syscall(_FSOPEN, "fsopen", b"overlay", c_uint(_FSOPEN_CLOEXEC), source="overlay")
     try:
@@ -137,11 +137,11 @@ def overlay(
 
 
 def has_recursive_attributes() -> bool:
-    """Whether mount_setattr(2), which makes whole trees read-only, is there (5.12) and allowed."""
+    """Whether mount_setattr(2), which makes whole trees read-only, exists (5.12) and is allowed."""
     try:
         syscall(_MOUNT_SETATTR, "mount_setattr", c_int(-1), b"", c_uint(0), None, c_ulong(0))
     except OSError as exc:
-        return exc.errno not in {errno.ENOSYS, errno.EPERM}  # it looks at the size first: EINVAL
+        return exc.errno not in {errno.ENOSYS, errno.EPERM}  # the size is checked first: EINVAL
     return True
 
 

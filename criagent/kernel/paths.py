@@ -15,7 +15,7 @@ RESOLVE_NO_SYMLINKS = 0x04
 RESOLVE_IN_ROOT = 0x10
 
 _OPENAT2 = 437
-_TRIES = 128  # as runc and libpathrs have it
+_TRIES = 128  # as in runc and libpathrs
 
 
 class _OpenHow(ctypes.Structure):
@@ -30,7 +30,7 @@ def openat2(root: int, path: str | bytes, flags: int, resolve: int, mode: int = 
     """openat2(2); the new descriptor is close-on-exec.
 
     A rename or mount anywhere on the machine makes the kernel answer EAGAIN to a path with "..".
-    That is tried again here, so only an endless storm of them reaches the caller as EAGAIN.
+    This retries, so that only an endless series of them reaches the caller as EAGAIN.
     """
     how = _OpenHow(flags | os.O_CLOEXEC, mode, resolve)
     values = (root, os.fsencode(path), ctypes.byref(how), ctypes.sizeof(how))
@@ -43,7 +43,7 @@ def openat2(root: int, path: str | bytes, flags: int, resolve: int, mode: int = 
 
 
 def open_in_root(root: int, path: str | bytes, flags: int, mode: int = 0) -> int:
-    """Open `path` as if `root` were "/": no link, magic or "..", leads out of it."""
+    """Open `path` as if `root` were "/": no link, magic link or ".." leads out of it."""
     return openat2(root, path, flags, RESOLVE_IN_ROOT | RESOLVE_NO_MAGICLINKS, mode)
 
 

@@ -235,7 +235,7 @@ def _translate(outcome: object, directory: Path) -> object:
     else:
         told = UnavailableError(
             f"state database cannot be written ({outcome}): the disk of {directory} fails or is "
-            "read-only; see dmesg, repair it, and restart the agent"
+            "read-only; check dmesg, repair it and restart criagent"
         )
     if isinstance(outcome, BaseException):
         told.__cause__ = outcome

@@ -73,7 +73,7 @@ def user_namespace(config: api.PodSandboxConfig) -> None:
         (lambda c: c.linux.sysctls.update({"net/../kernel/x": "1"}), INVALID, "sysctl"),
         (lambda c: c.linux.sysctls.update({"net.ipv4.nonsense": "1"}), INVALID, "nonsense"),
         (host_network, INVALID, "host's network"),
-        (another_name, INVALID, "has the node's hostname"),
+        (another_name, INVALID, "uses the node's hostname"),
         (host_ipc, INVALID, "host's IPC"),
         (lambda c: setattr(c.linux, "cgroup_parent", "/a/../b"), INVALID, "cgroup_parent"),
         (user_namespace, INVALID, "0 mappings of uids"),

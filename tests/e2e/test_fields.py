@@ -156,7 +156,7 @@ def test_the_stop_signal_of_the_request_is_sent(pods: Pods, number: int, name: s
     [
         (lambda r: r.unified.update({"memory.high/../x": "1"}), "not a limit of cgroup v2"),
         (lambda r: r.unified.update({"cgroup.procs": "1"}), "not a limit of cgroup v2"),
-        (lambda r: r.unified.update({"memory.high": "1\n2"}), "not one line"),
+        (lambda r: r.unified.update({"memory.high": "1\n2"}), "not a single line"),
         (lambda r: r.hugepage_limits.add(page_size="2 MB", limit=1), "hugepage size"),
     ],
 )

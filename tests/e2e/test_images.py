@@ -345,7 +345,7 @@ def children() -> list[int]:
     return [
         int(path.parent.name)
         for path in Path("/proc").glob("[0-9]*/cmdline")
-        if b"unpack_worker" in content(path)
+        if b"unpack.worker" in content(path)
         and f"\nPPid:\t{os.getpid()}\n".encode() in content(path.parent / "status")
     ]
 

@@ -182,7 +182,7 @@ def test_help_tells_statuses_commands_and_the_default_configuration(
     assert status("--help") == 0
     text = " ".join(capsys.readouterr().out.split())
     assert str(DEFAULT_PATH) in text
-    for part in (*COMMANDS, "0 done", "1 failed", "2 wrong usage", "3 the daemon"):
+    for part in (*COMMANDS, "0 success", "1 failure", "2 wrong usage", "3 the agent"):
         assert part in text, part
 
 

@@ -1,4 +1,4 @@
-"""Time and identity as the runtime hands them out."""
+"""The runtime's time and ids."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ from pathlib import Path
 class Clock:
     """Nanoseconds since the epoch, strictly increasing for the life of the daemon.
 
-    The kubelet orders objects by created_at, so two of them never share one, and a wall clock
-    that is set back does not turn the order round. `floor_ns` is the newest time ever stored.
+    The kubelet orders objects by created_at, so no two may share one, and a wall clock that is set
+    back must not reverse the order. `floor_ns` is the newest stored time.
     """
 
     def __init__(self, wall_ns: Callable[[], int] = time.time_ns) -> None:
@@ -20,11 +20,11 @@ class Clock:
         self._last_ns = 0
 
     def raise_floor(self, floor_ns: int) -> None:
-        """Never answer `floor_ns` or less from now on."""
+        """Never return `floor_ns` or less from now on."""
         self._last_ns = max(self._last_ns, floor_ns)
 
     def now_ns(self) -> int:
-        """The wall clock, or one more than the last answer."""
+        """The wall clock, or the last result plus one."""
         self._last_ns = max(self._wall_ns(), self._last_ns + 1)
         return self._last_ns
 
