@@ -194,8 +194,6 @@ def test_the_root_is_as_open_as_its_most_open_mount(wanted: tuple[str, ...], roo
 
 def entry(target: str, fstype: str = "ext4", *tags: str) -> MountEntry:
     return MountEntry(
-        mount_id=1,
-        device="0:1",
         root="/",
         target=target,
         options=frozenset(),

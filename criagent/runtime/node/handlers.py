@@ -28,7 +28,6 @@ class HandlerFacts:
 
     name: str
     path: Path
-    type: str
     version: str = ""
     recursive_read_only: bool = False
     net_devices: bool = False
@@ -169,7 +168,7 @@ def no_longer_configured(name: str) -> WrongStateError:
 
 async def probe(name: str, path: Path, kind: str, *, limit_s: float = _LIMIT_S) -> HandlerFacts:
     """Version and features of the program at `path`; never fails, but reports a problem."""
-    facts = HandlerFacts(name=name, path=path, type=kind)
+    facts = HandlerFacts(name=name, path=path)
     try:
         version = await _answer(path, "--version", limit_s)
     except OSError as exc:
