@@ -61,7 +61,7 @@ async def test_a_program_that_hangs_is_said_to_hang(program: Path) -> None:
 
 
 def facts(name: str, program: Path, **fields: Any) -> HandlerFacts:
-    return HandlerFacts(name=name, path=program, type=name, **{"userns_problem": "", **fields})
+    return HandlerFacts(name=name, path=program, **{"userns_problem": "", **fields})
 
 
 def handlers(program: Path, *others: HandlerFacts, monitor_problem: str = "") -> Handlers:
