@@ -48,7 +48,6 @@ from criagent.store.containers import ContainerStore
 from criagent.store.db import Database
 from criagent.store.sandboxes import SandboxStore
 from criagent.store.snapshots import SnapshotStore
-from tests.support.waiting import until
 
 LIMIT_S = 20
 
@@ -245,25 +244,20 @@ async def test_an_exit_is_noticed_without_a_watch_for_memory(ground: Ground) -> 
     assert (await ground.until_exited()).exit_code == 143
 
 
-def ignores(pid: int, number: signal.Signals) -> bool:
-    """Whether the process ignores the signal (man 5 proc_pid_status)."""
-    status = Path(f"/proc/{pid}/status").read_text()
-    (ignored,) = [line.split()[1] for line in status.splitlines() if line.startswith("SigIgn:")]
-    return bool(int(ignored, 16) & 1 << number - 1)
-
-
 @pytest.mark.parametrize(
     ("command", "code"),
-    [("exec sleep 100000", 143), ("trap '' TERM; while :; do sleep 0.1; done", 137)],
+    [
+        ("echo > $READY; exec sleep 100000", 143),
+        ("trap '' TERM; echo > $READY; while :; do sleep 0.1; done", 137),
+    ],
 )
 async def test_a_stop_ends_a_container_that_nothing_watches(
-    ground: Ground, command: str, code: int
+    ground: Ground, tmp_path: Path, command: str, code: int
 ) -> None:
-    container = await ground.running("sh", "-c", command)
-    if code == 137:
-        assert container.init is not None
-        pid = container.init.pid
-        until(lambda: ignores(pid, signal.SIGTERM), "the shell's trap")
+    ready = tmp_path / "ready"
+    os.mkfifo(ready)
+    container = await ground.running("sh", "-c", f"READY={ready}; {command}")
+    await asyncio.to_thread(ready.read_text)
     await ground.stopper.stop(ID, 1)
     assert not alive(container.init)
     assert (ground.container.state, ground.container.exit_code) == (ContainerState.EXITED, code)

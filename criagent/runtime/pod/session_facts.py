@@ -21,7 +21,7 @@ class SessionFacts:
     containers: ContainerStore
 
     def of_container(self, container: Container) -> dict[str, str]:
-        """What lines about the container have, with its pod as the sandbox tells it."""
+        """What lines about the container have, with the pod of its sandbox."""
         sandbox = self.sandboxes.get(container.sandbox_id)
         return (
             container.facts if sandbox is None else {**container.facts, **self.of_sandbox(sandbox)}
@@ -45,6 +45,6 @@ class SessionFacts:
 
 
 def shown_command(cmd: Sequence[str]) -> str:
-    """The words of a command, at most 256 characters of them."""
+    """A command's argv as text, cut to 256 characters."""
     text = " ".join(word[: _COMMAND_MOST + 1] for word in cmd[: _COMMAND_MOST + 1])
     return text if len(text) <= _COMMAND_MOST else f"{text[:_COMMAND_MOST]}…"

@@ -45,7 +45,7 @@ def mapped_ids(paths: RuntimePaths, sandbox: Sandbox, container_id: str) -> Mapp
 async def namespace_maker(userns: UserNamespace) -> AsyncIterator[int]:
     """Pid of a process with user, net, ipc and uts namespaces of its own; dead after the block.
 
-    Ids are mapped as in `userns`. Raises AgentError with the words of the failure, TimedOutError.
+    Ids are mapped as in `userns`. Raises AgentError with the text of the failure, TimedOutError.
     """
     with Pipes() as pipes:
         question = pipes.input(PipeWriter)

@@ -35,7 +35,7 @@ class ResourceUpdater:
 
         Only a memory limit that is taken away (-1) takes that of swap along: so OCI has it.
         Raises NotFoundError, WrongStateError for an exited container, UnsupportedError for a limit
-        whose controller is missing, AgentError with the runtime's words.
+        whose controller is missing, AgentError with the runtime's text.
         """
         container = self.store.resolve(container_id)
         if container.state is ContainerState.EXITED:
