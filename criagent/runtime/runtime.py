@@ -1,4 +1,4 @@
-"""The runtime as the CRI services see it: every verb behind one object, nothing else in it."""
+"""The runtime as the CRI services see it: every verb behind one object, and nothing else."""
 
 from __future__ import annotations
 
@@ -138,7 +138,7 @@ class Runtime:
         return await self.stats.samples(containers)
 
     async def describe(self, container: Container) -> dict[str, Any]:
-        """Facts for a verbose status: pid, handler, the OCI specification while there is one."""
+        """Facts for a verbose status: pid, handler, the OCI specification while it exists."""
         facts: dict[str, Any] = {
             "sandboxID": container.sandbox_id,
             "pid": container.init.pid if container.init and not container.finished_at_ns else 0,
@@ -154,11 +154,11 @@ class Runtime:
 
     @property
     def problem(self) -> str:
-        """Why no pod of the default handler can run; "" = they can. Looks for the programs."""
+        """Why no pod of the default handler can run; "" = they can. Checks the programs."""
         return self._problem_of(self.creator.default_handler)
 
     async def unready(self) -> tuple[str, str]:
-        """Reason and message of a RuntimeReady that is false; both empty when it is true."""
+        """Reason and message of a false RuntimeReady; both empty when it is true."""
         if problem := self.problem:
             return "ProgramNotUsable", problem
         if failure := await self.db.failure():
@@ -166,13 +166,13 @@ class Runtime:
         return "", ""
 
     def _problem_of(self, handler: str) -> str:
-        """What was found at the start, or a program that has gone since."""
+        """The problem found at the start, or a program that has disappeared since."""
         chosen = [facts for facts in self.handlers if facts.name == handler]
         found = [*(facts.problem for facts in chosen), self.monitor_problem]
         if not any(found):
             programs = (*(facts.path for facts in chosen), self.creator.conmon.program)
             found = [
-                f"{program} can no longer be run; install it again"
+                f"{program} can no longer be executed; install it again"
                 for program in programs
                 if not os.access(program, os.X_OK)
             ]
@@ -183,14 +183,14 @@ class Runtime:
             raise WrongStateError(f"this node cannot run containers: {problem}")
 
     def prepare(self) -> None:
-        """Make the fixed directories and the cgroup of pods that name no parent; synchronous.
+        """Create the fixed directories and the cgroup of pods that name no parent; synchronous.
 
         Raises UnsupportedError without cgroup v2.
         """
         if not cgroupfs.unified():
             raise UnsupportedError(
-                "no cgroup v2 tree is on /sys/fs/cgroup (v1 and hybrid layouts do not do); boot "
-                "with systemd.unified_cgroup_hierarchy=1, and see `criagent doctor`"
+                "/sys/fs/cgroup is not cgroup v2 (v1 and hybrid layouts are not supported); "
+                "boot with systemd.unified_cgroup_hierarchy=1 and run `criagent doctor`"
             )
         self.paths.prepare()
         for facts in self.handlers:
@@ -204,7 +204,7 @@ class Runtime:
         await self.recovery.run()
 
     async def stop(self, limit_s: float) -> None:
-        """Finish verbs under way within `limit_s`; containers and their monitors keep running."""
+        """Finish verbs in progress within `limit_s`; containers and their monitors keep running."""
         await asyncio.gather(
             self.sandbox_owners.drain(limit_s),
             self.container_owners.drain(limit_s),

@@ -1,9 +1,9 @@
-"""One exec, whoever serves its streams: process file, cgroup, the runtime's command, its end.
+"""One exec, for any kind of streams: process file, cgroup, the runtime's command, its end.
 
-crun's exec ends with the command and hands our descriptors on. runc's copies them through pipes of
-its own and waits until everybody has closed those, and it takes no console socket unless it
-detaches. So a runtime of that kind is told to detach; the command comes to us when the runtime has
-ended (`child.ExpectedOrphan`), and its exit status with it.
+crun's exec ends with the command and passes our descriptors on. runc's copies them through its own
+pipes, waits until those are closed, and takes no console socket unless it detaches. So such a
+runtime is told to detach; the command becomes our child when the runtime has ended
+(`child.ExpectedOrphan`), and we reap its exit status.
 """
 
 from __future__ import annotations
@@ -29,14 +29,14 @@ from criagent.runtime.spec.build import process_spec
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class Size:
-    """Of a terminal, in characters."""
+    """Size of a terminal, in characters."""
 
     width: int
     height: int
 
 
 class Command:
-    """A command under way in a container; `runtime` is the OCI runtime's process that starts it."""
+    """A running command in a container; `runtime` is the OCI runtime's process that starts it."""
 
     def __init__(
         self,
@@ -67,13 +67,13 @@ class Command:
             return orphan.adopt(int(pid_file.read_text()))
         except (OSError, ValueError) as failure:
             raise AgentError(
-                f"the OCI runtime started the command but did not say its pid: {failure}"
+                f"the OCI runtime started the command but did not report its pid: {failure}"
             ) from failure
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class ExecPlan:
-    """What is ready for one command; it lasts as long as the stack that it was made on."""
+    """All that is prepared for one command; it lasts as long as the stack it was created on."""
 
     stack: AsyncExitStack
     container: Container
@@ -90,9 +90,9 @@ class ExecPlan:
         stderr: int,
         console: Path | None = None,
     ) -> Command:
-        """Start the command; the descriptors stay the caller's. With `console`, a socket's path,
-        it gets a terminal whose master is sent there. When the stack unwinds before the command's
-        end, everything that it started is killed.
+        """Start the command; the descriptors stay the caller's. With `console`, a socket's path, it
+        gets a terminal whose master is sent there. When the stack unwinds before the command's
+        end, all of its processes are killed.
         """
         orphan, pid_file = None, None
         if self.runtime.detaches_exec:
@@ -126,10 +126,10 @@ class ExecPlanner:
         tty: bool = False,
         size: Size | None = None,
     ) -> ExecPlan:
-        """Write the process file and make the cgroup, both gone when `stack` unwinds.
+        """Write the process file and create the cgroup; both are removed when `stack` unwinds.
 
-        Raises InvalidRequestError for a command that cannot be, WrongStateError for a handler
-        that is no longer configured.
+        Raises InvalidRequestError for an invalid command, WrongStateError for a handler that is no
+        longer configured.
         """
         runtime = self.runtimes[container.handler]
         process = process_spec(self.files.process(container.id), cmd, tty=tty)

@@ -1,4 +1,4 @@
-"""Who a session belongs to, for the log: pod, container, command."""
+"""Log facts of a session: pod, container, command."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ _COMMAND_MOST = 256
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class SessionFacts:
-    """Log keys of the objects that a session is about."""
+    """Log keys of the objects of a session."""
 
     sandboxes: SandboxStore
 
     def of_container(self, container: Container) -> dict[str, str]:
-        """What lines about the container have, with its pod as the sandbox tells it."""
+        """Facts about the container, and about its pod from the sandbox."""
         sandbox = self.sandboxes.get(container.sandbox_id)
         return (
             container.facts if sandbox is None else {**container.facts, **self.of_sandbox(sandbox)}
@@ -31,6 +31,6 @@ class SessionFacts:
 
 
 def shown_command(cmd: Sequence[str]) -> str:
-    """The words of a command, at most 256 characters of them."""
+    """A command as text, at most 256 characters."""
     text = " ".join(word[: _COMMAND_MOST + 1] for word in cmd[: _COMMAND_MOST + 1])
     return text if len(text) <= _COMMAND_MOST else f"{text[:_COMMAND_MOST]}…"

@@ -1,7 +1,7 @@
-"""User namespaces of pods (KEP-127): what may be asked for, and the process that makes one.
+"""User namespaces of pods (KEP-127): the process that creates one, and facts for mounts.
 
-A thread of a process with several cannot make a user namespace, so a child does: unshare(1), which
-becomes cat(1) and answers when everything is made. It ends with the daemon, whatever ends that.
+A thread of a process with several cannot create a user namespace, so a child does: unshare(1),
+which becomes cat(1) and answers when all are created. It ends with the daemon, however that ends.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ _COMMAND = ("unshare", "--user", "--net", "--ipc", "--uts", "cat")
 
 
 def mapped_ids(paths: RuntimePaths, sandbox: Sandbox, container_id: str) -> MappedIds | None:
-    """What mounting layers for a container of `sandbox` needs; None without a user namespace."""
+    """Facts for mounting layers for a container of `sandbox`; None without a user namespace."""
     userns = sandbox.spec.security.namespaces.pod_userns
     if userns is None:
         return None
@@ -41,9 +41,9 @@ def mapped_ids(paths: RuntimePaths, sandbox: Sandbox, container_id: str) -> Mapp
 
 @asynccontextmanager
 async def namespace_maker(userns: UserNamespace) -> AsyncIterator[int]:
-    """Pid of a process with user, net, ipc and uts namespaces of its own; dead after the block.
+    """Pid of a process with its own user, net, ipc and uts namespaces; dead after the block.
 
-    Ids are mapped as in `userns`. Raises AgentError with the words of the failure, TimedOutError.
+    Ids are mapped as in `userns`. Raises AgentError with the reason of a failure, TimedOutError.
     """
     in_read, in_write = os.pipe()
     out_read, out_write = os.pipe()
@@ -65,7 +65,9 @@ async def namespace_maker(userns: UserNamespace) -> AsyncIterator[int]:
                 async with asyncio.timeout(_LIMIT_S):
                     line = await answer.line()
             except TimeoutError:
-                raise TimedOutError(f"a user namespace took over {_LIMIT_S:.0f} s") from None
+                raise TimedOutError(
+                    f"creating a user namespace took over {_LIMIT_S:.0f} s"
+                ) from None
             if line is None:
                 errors.drain()
                 raise _failure(bytes(errors.data).decode(errors="replace").strip()[-200:])
@@ -74,7 +76,7 @@ async def namespace_maker(userns: UserNamespace) -> AsyncIterator[int]:
             except OSError as exc:
                 raise AgentError(
                     f"user namespace: the ids {userns.uids[0]} and {userns.gids[0]} cannot be "
-                    f"mapped here: {exc.strerror}"
+                    f"mapped on this node: {exc.strerror}"
                 ) from exc
             yield child.pid
     finally:

@@ -1,10 +1,11 @@
-"""Bring rows and kernel back into agreement when the daemon starts.
+"""Brings rows and kernel back into agreement when the daemon starts.
 
-Assumptions: every kernel object of ours is named by an id that has a row, unless its row is gone;
-a row of another boot has no living object; containers and their monitors went on without us.
+Assumptions: every kernel object of this agent is named by an id that has a row, unless its row was
+lost; a row of another boot has no living object; containers and their monitors kept running.
+
 Each object is handled alone, under a time limit, and one that cannot be handled is marked and
-skipped, never fatal. What runs without a row is ended first, what no row owns is swept last. Until
-all of that is done, calls are refused.
+skipped, never fatal. Containers without a row are ended first, objects without a row are removed
+last. Calls are refused until then.
 """
 
 from __future__ import annotations
@@ -64,7 +65,7 @@ class Recovery:
     fs: Executor
 
     async def run(self) -> None:
-        """Reconcile everything; afterwards each row tells the truth.
+        """Reconcile everything; afterwards each row is correct.
 
         Raises AgentError when a container without a row cannot be ended: its files must stay.
         """
@@ -113,7 +114,7 @@ class Recovery:
         await self.container_recovery.recover(container)
 
     async def _undo_sandbox(self, sandbox: Sandbox) -> None:
-        """A run that a crash cut short: nobody has its id, so it goes as if it never was."""
+        """Undo a run that a crash cut short: no caller has its id."""
         try:
             await self.teardown.erase(sandbox)
         except Exception:
@@ -136,7 +137,7 @@ class Recovery:
             self.watch.watch(sandbox)
 
     async def _orphan_layers(self) -> None:
-        """Writable layers whose container's row never came to be."""
+        """Writable layers whose container's row was never written."""
         for snapshot in self.snapshots.store.all():
             own = ID_PATTERN.fullmatch(snapshot.key) is not None
             if own and self.containers.get(snapshot.key) is None:
@@ -149,7 +150,7 @@ class Recovery:
         )
 
     def _sweep(self) -> None:
-        """Directories of the run directory whose row is gone."""
+        """Remove directories of the run directory that have no row."""
         for directory, known in (
             (self.paths.run_dir / "sandboxes", self.sandboxes.get),
             (self.paths.run_dir / "containers", self.containers.get),

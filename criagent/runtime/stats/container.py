@@ -1,7 +1,7 @@
-"""Statistics of containers, from the kernel's files alone: no fork, no walk in a call's way.
+"""Statistics of containers, from the kernel's files only: no fork, no directory walk in a call.
 
-A file that the kernel lacks leaves its values None, never zero. The writable layer is counted in
-the background and kept.
+A file that the kernel lacks leaves its values None, never zero. The size of the writable layer is
+counted in the background and cached.
 """
 
 from __future__ import annotations
@@ -24,13 +24,13 @@ T = TypeVar("T")
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class StatsSample:
-    """What ContainerStats shows. `usage` is that of a running container."""
+    """The contents of ContainerStats. `usage` is that of a running container."""
 
     container: Container
     timestamp_ns: int
     usage: Usage | None = None
     cpu_nano_cores: int | None = None
-    layer: LayerUsage | None = None  # what it has written; None before the first count
+    layer: LayerUsage | None = None  # bytes and inodes written; None before the first count
     mountpoint: str = ""
 
 
@@ -43,7 +43,7 @@ class ContainerStatsReader:
         self.layers = layers
         self._fs = fs
         self.now_ns = now_ns
-        self.reading = asyncio.Lock()  # one file thread at most is busy with statistics
+        self.reading = asyncio.Lock()  # statistics occupy at most one file thread
         self.rates = CpuRates()
 
     async def sample(self, container: Container) -> StatsSample:
@@ -51,7 +51,7 @@ class ContainerStatsReader:
         return (await self.samples([container]))[0]
 
     async def samples(self, containers: Sequence[Container]) -> list[StatsSample]:
-        """One sample a row, in order; files are read in one go."""
+        """One sample per row, in order; all files are read in one go."""
         await self.layers.refresh(containers)
         async with self.reading:
             return await run_in(
@@ -59,12 +59,12 @@ class ContainerStatsReader:
             )
 
     async def converted(self, samples: Sequence[S], convert: Callable[[S], T]) -> list[T]:
-        """The result of `convert` for each, made off the loop."""
+        """The result of `convert` for each, computed off the event loop."""
         async with self.reading:
             return await run_in(self._fs, lambda: [convert(sample) for sample in samples])
 
     def forget(self, container_id: str) -> None:
-        """The container, or the sandbox, is gone."""
+        """The container, or the sandbox, was removed."""
         self.layers.forget(container_id)
         self.rates.forget(container_id)
 

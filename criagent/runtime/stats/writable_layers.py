@@ -1,9 +1,9 @@
-"""What containers have written, counted in the background by a thread of its own and kept.
+"""Sizes of writable layers, counted in the background by a separate thread and cached.
 
 A container's first count is tried at once, for a moment: most layers are small. After that a figure
 is at least `_EVERY_S` old before it is counted again, and a count takes at most one part in
-`_SHARE` of the time, so that millions of files cost their owner freshness and nobody else anything.
-Counts take turns in slices. A container that has ended is counted once more and never again.
+`_SHARE` of the time, so that millions of files make only their own figure older. Counts take turns
+in slices. A container that has ended is counted once more and never again.
 """
 
 from __future__ import annotations
@@ -32,8 +32,9 @@ log: structlog.stdlib.BoundLogger = structlog.get_logger(__name__)
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class LayerUsage:
-    """A writable layer as it was at `counted_at_ns`, as du counts: without files that were deleted
-    but are still open."""
+    """A writable layer at `counted_at_ns`, counted as du does: without deleted files that are still
+    open.
+    """
 
     used_bytes: int
     inodes: int
@@ -90,7 +91,7 @@ class WritableLayers:
         return None if known is None else known.usage
 
     async def refresh(self, containers: Sequence[Container]) -> None:
-        """Count the layers of `containers` that are due; waits for small new ones alone."""
+        """Count the layers of `containers` that are due; waits only for small new ones."""
         new: list[_Job] = []
         for container in containers:
             if (
@@ -109,12 +110,12 @@ class WritableLayers:
             self._worker.add_done_callback(self._ended)
 
     async def settled(self) -> None:
-        """Wait until nothing is being counted."""
+        """Wait until no count is in progress."""
         while self._worker is not None:
             await asyncio.wait({self._worker})
 
     def forget(self, container_id: str) -> None:
-        """The container is gone."""
+        """The container was removed."""
         self._known.pop(container_id, None)
         self._jobs.pop(container_id, None)
 
@@ -139,7 +140,7 @@ class WritableLayers:
         if snapshot is None:
             return None
         tops = [self._snapshots.tree(snapshot)]
-        volumes = tops[0].with_name("volumes")  # of the image's declaration
+        volumes = tops[0].with_name("volumes")  # from the image's declaration
         if volumes.exists():
             tops.append(volumes)
         job = _Job(container_id, snapshot.number, TreeCount(*tops), self._now_ns())
@@ -161,9 +162,11 @@ class WritableLayers:
             log.error("writable_layers_not_counted", error=repr(failure))
 
     def _settle(self, jobs: Iterable[_Job]) -> None:
-        for job in sorted(jobs, key=lambda job: job.count.busy_s):  # the long ones queue up last
+        for job in sorted(
+            jobs, key=lambda job: job.count.busy_s
+        ):  # the long ones go to the end of the queue
             if self._jobs.get(job.container_id) is not job:
-                job.count.close()  # its container went meanwhile
+                job.count.close()  # its container was removed meanwhile
             elif job.done:
                 del self._jobs[job.container_id]
                 self._keep(job)
@@ -192,7 +195,7 @@ class WritableLayers:
 
 
 def _advance(jobs: Sequence[_Job], limit_s: float) -> None:
-    """In a thread: each job in turn, until the time is up; the last one keeps its place."""
+    """In a thread: advance each job in turn, until the time is up; the last one keeps its place."""
     until = time.monotonic() + limit_s
     for job in jobs:
         try:

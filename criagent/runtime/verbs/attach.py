@@ -1,14 +1,15 @@
-"""Attach: conmon's packet socket, its output told apart by the first byte of each packet.
+"""Attach: conmon's packet socket, whose packets name their stream by the first byte.
 
-conmon waits for a client that does not read, and with it the container and its log. So packets are
-taken off at once; a client that falls behind by more than the buffer is let go.
+conmon waits for a client that does not read, and so do the container and its log. So packets are
+read at once; a client that falls behind by more than the buffer is disconnected.
 
-conmon also takes the leaving of any client for the end of a stdin that is open once. Those who only
-look on at such a container share one connection, which stays until the container exits.
+conmon also takes the leaving of any client for the end of a stdin that is open once. Clients
+without stdin of such a container share one connection, which stays until the container exits.
 
 And conmon (2.1.12) reads memory that it has freed, and may crash, when it fails to write to a
-client before it has seen that client's end. So a client says its end by an empty packet, and its
-socket is read and kept until conmon has taken that: sending then fails with EPIPE (man 2 send).
+client before it has seen that client's end. So a client announces its end by an empty packet, and
+its socket is read and kept open until conmon has read that: sending then fails with EPIPE (man 2
+send).
 """
 
 from __future__ import annotations
@@ -38,8 +39,8 @@ _CLOSE_S = 1.0
 _FIRST_LOOK_S, _LAST_LOOK_S = 0.002, 1.0
 
 
-class TooSlow(Exception):  # noqa: N818 - the client's fault, told as the reason
-    """The client did not read; it was let go so that the container need not wait for it."""
+class TooSlow(Exception):  # noqa: N818 - the client's fault, reported as the reason
+    """The client did not read and was disconnected, so that the container need not wait for it."""
 
 
 class Output:
@@ -66,7 +67,7 @@ class Output:
         return packet[0] == _STDERR, packet[1:]
 
     def feed(self, packet: bytes) -> None:
-        """A packet of conmon's; one too many drops them all."""
+        """Add a packet from conmon; one too many drops them all."""
         self._packets.append(packet)
         self._size += len(packet)
         if self._size > _BUFFER:
@@ -75,13 +76,13 @@ class Output:
         self._changed.set()
 
     def end(self) -> None:
-        """Nothing more comes."""
+        """No more packets will come."""
         self._ended = True
         self._changed.set()
 
 
 class MonitorConnection:
-    """One connection to a container's monitor and the clients that see what comes over it."""
+    """One connection to a container's monitor and the clients that share it."""
 
     def __init__(self, connection: socket.socket, ended: Callable[[], object]) -> None:
         self._socket = connection
@@ -93,29 +94,29 @@ class MonitorConnection:
         asyncio.get_running_loop().add_reader(connection, self._readable)
 
     def join(self) -> Output:
-        """What comes from now on."""
+        """The output from now on."""
         output = Output()
         self._outputs.add(output)
         return output
 
     def leave(self, output: Output) -> None:
-        """Nobody reads `output` any more; idempotent."""
+        """`output` has no reader any more; idempotent."""
         self._outputs.discard(output)
 
     async def write(self, data: bytes) -> None:
-        """To the container's stdin. Raises OSError when the monitor is gone."""
+        """Write to the container's stdin. Raises OSError when the monitor has ended."""
         loop = asyncio.get_running_loop()
         for at in range(0, len(data), _STDIN_PACKET):
             await loop.sock_sendall(self._socket, data[at : at + _STDIN_PACKET])
 
     def end_stdin(self) -> None:
-        """Nothing more comes from this connection's client; idempotent."""
+        """End the input of this connection's client; idempotent."""
         if not self._ending:
             self._ending = True
             self._tell_end(_FIRST_LOOK_S)
 
     def depart(self) -> None:
-        """Close it as soon as the monitor knows; idempotent."""
+        """Close it as soon as the monitor knows of the end; idempotent."""
         if self._departing:
             return
         self._departing = True
@@ -126,7 +127,7 @@ class MonitorConnection:
             self.end_stdin()
 
     def close(self) -> None:
-        """End it at once; idempotent."""
+        """Close it at once; idempotent."""
         if self._socket.fileno() < 0:
             return
         asyncio.get_running_loop().remove_reader(self._socket)
@@ -146,12 +147,12 @@ class MonitorConnection:
             asyncio.get_running_loop().call_later(pause_s, self._tell_end, later)
             return
         except OSError:
-            pass  # the monitor knows, or is gone
+            pass  # the monitor knows, or has ended
         if self._departing:
             self._look(_FIRST_LOOK_S)
 
     def _look(self, pause_s: float) -> None:
-        """Whether the monitor has taken the end; else look again."""
+        """Whether the monitor has read the end; otherwise check again."""
         if self._socket.fileno() < 0:
             return
         try:
@@ -199,22 +200,22 @@ class Attachment:
             raise
 
     async def write(self, data: bytes) -> None:
-        """To the container's stdin. Raises OSError when the monitor is gone."""
+        """Write to the container's stdin. Raises OSError when the monitor has ended."""
         await self._connection.write(data)
 
     def end_stdin(self) -> None:
-        """Nothing more comes from this client."""
+        """End the client's input."""
         self._connection.end_stdin()
 
     async def resize(self, width: int, height: int) -> None:
-        """Tell the container's terminal its size; conmon takes 1 to 1000."""
+        """Set the size of the container's terminal; conmon accepts 1 to 1000."""
         line = f"1 {min(max(height, 1), 1000)} {min(max(width, 1), 1000)}\n"
         # A container that has just exited, or a monitor that hangs, needs no size.
         with contextlib.suppress(WrongStateError, TimedOutError):
             await monitor_control.send(self._control, line.encode())
 
     def close(self) -> None:
-        """Leave; idempotent."""
+        """Disconnect; idempotent."""
         self._connection.leave(self._output)
         if not self._shared:
             self._connection.depart()
@@ -235,9 +236,9 @@ class Attacher:
         return running(self.store, container_id)
 
     async def connect(self, container_id: str, *, stdin: bool) -> Attachment:
-        """A client of a running container's monitor; one without `stdin` only looks on.
+        """A client of a running container's monitor; one without `stdin` only reads.
 
-        Raises what `check` raises, UnavailableError when the monitor takes none for five seconds.
+        Raises what `check` raises, UnavailableError when the monitor accepts none for five seconds.
         """
         container = self.check(container_id)
         control = self.paths.container(container.id) / "ctl"
@@ -273,7 +274,7 @@ class Attacher:
         return connection
 
     async def _socket(self, container: Container) -> socket.socket:
-        """conmon takes one client after the other, and at most ten wait: EAGAIN (man 2 connect)."""
+        """conmon accepts clients one by one, and at most ten wait: EAGAIN (man 2 connect)."""
         path = str(self.paths.container(container.id) / "attach")
         until = asyncio.get_running_loop().time() + _TAKEN_S
         while True:
@@ -292,7 +293,7 @@ class Attacher:
                 ) from None
             if asyncio.get_running_loop().time() > until:
                 raise UnavailableError(
-                    f"the monitor of container {container.id} takes no more clients; attach again "
-                    "later"
+                    f"the monitor of container {container.id} accepts no more clients; attach "
+                    "again later"
                 )
             await asyncio.sleep(0.01)

@@ -78,12 +78,12 @@ class ContainerCreator:
     new_id: Callable[[], str]
 
     async def create(self, sandbox: Sandbox, spec: ContainerSpec) -> Container:
-        """The CREATED container of `spec` in `sandbox`, made unless that was done or is under way.
+        """The CREATED container of `spec` in `sandbox`, created unless it exists or is being
+        created.
 
         Raises InvalidRequestError, UnsupportedError for what handler or node cannot do,
-        NotFoundError for an image that is not here, be it a volume's,
-        AlreadyExistsError when another container has the name, AgentError with the OCI runtime's
-        words.
+        NotFoundError for a missing image, also of a volume, AlreadyExistsError when another
+        container has the name, AgentError with the OCI runtime's message.
         """
         validate_container_spec(spec, sandbox)
         self._check_handler(sandbox, spec)
@@ -99,13 +99,13 @@ class ContainerCreator:
             )
         elif owner.fingerprint != spec:
             raise NameReservedError(
-                f'container name "{key}" is being made with another configuration '
+                f'container name "{key}" is being created with another configuration '
                 f"(stage: {owner.stage})"
             )
         return await self.owners.join(owner)
 
     async def cancel_all(self, sandbox_id: str) -> None:
-        """Cancel creations under way in the sandbox and await their undo."""
+        """Cancel creations in progress in the sandbox and wait for their undo."""
         inside = f"_{sandbox_id}_"
         tasks = [o.task for o in self.owners.all() if inside in o.key and o.task is not None]
         for task in tasks:
@@ -121,8 +121,8 @@ class ContainerCreator:
         if wanted and handler not in self.recursive_read_only:
             raise UnsupportedError(
                 f"RROUnsupported: mount {wanted[0][:200]}: recursive read-only mounts need "
-                f'mount_setattr(2) and an OCI runtime that knows "rro"; handler "{handler}" does '
-                "not offer both"
+                'mount_setattr(2) and an OCI runtime that supports "rro"; handler '
+                f'"{handler}" does not offer both'
             )
 
     async def _create(
@@ -261,7 +261,7 @@ class ContainerCreator:
             make_log(Path(container.log_path))
 
     async def _keep_for_removal(self, container: Container) -> None:
-        """List a container whose undo failed as EXITED, so that the kubelet comes back for it."""
+        """List a container whose undo failed as EXITED, so that the kubelet removes it."""
         kept = self.store.get(container.id)
         if kept is not None:
             now = self.clock.now_ns()

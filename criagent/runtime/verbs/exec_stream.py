@@ -28,7 +28,7 @@ _QUEUED_S = 0.1
 @dataclasses.dataclass(slots=True, kw_only=True)
 class ExecProcess:
     """A running command. With a terminal, `stdin` and `stdout` are both its master, and `stderr`
-    has what the OCI runtime says when it cannot run the command.
+    holds the OCI runtime's messages when it cannot run the command.
     """
 
     command: Command
@@ -43,13 +43,13 @@ class ExecProcess:
         return await self.command.wait()
 
     def drain(self) -> None:
-        """Call after `wait`: output ends once nothing came for a while."""
+        """Call after `wait`: output ends once nothing has come for a while."""
         for pipe in (self.stdout, self.stderr):
             if pipe is not None:
                 pipe.drain(self.drain_s)
 
     def resize(self, size: Size) -> None:
-        """Tell its terminal, if it has one."""
+        """Set the size of its terminal, if it has one."""
         if self.terminal is not None:
             self.terminal.resize(size.width, size.height)
 
@@ -60,7 +60,9 @@ class ExecStreamer:
 
     store: ContainerStore
     planner: ExecPlanner
-    drain_s: float  # how long a background child may hold output back after the command's end
+    drain_s: (
+        float  # how long a background child may delay the end of output after the command's end
+    )
 
     def check(self, container_id: str) -> Container:
         """The running container. Raises NotFoundError, WrongStateError."""
@@ -76,11 +78,10 @@ class ExecStreamer:
         stdin: bool,
         size: Size | None,
     ) -> ExecProcess:
-        """Start `cmd`; when `stack` unwinds before its end, everything that it started is killed.
+        """Start `cmd`; when `stack` unwinds before its end, all of its processes are killed.
 
-        A command that has ended leaves its background children alone, as with ExecSync.
-
-        Raises NotFoundError, WrongStateError, InvalidRequestError for an empty command, AgentError.
+        A command that has ended leaves its background children alone, as with ExecSync. Raises
+        NotFoundError, WrongStateError, InvalidRequestError for an empty command, AgentError.
         """
         container = self.check(container_id)
         plan = await self.planner.prepare(stack, container, cmd, tty=tty, size=size)
@@ -151,7 +152,7 @@ class ExecStreamer:
 
 
 async def _console(listener: socket.socket, child: Child, errors: Pipe) -> int:
-    """The terminal's master, which the runtime sends. Raises AgentError when it ends instead."""
+    """The terminal's master, which the runtime sends. Raises AgentError when it ends first."""
     loop = asyncio.get_running_loop()
     accepting = asyncio.ensure_future(loop.sock_accept(listener))
     ended = asyncio.ensure_future(child.wait())
@@ -164,7 +165,7 @@ async def _console(listener: socket.socket, child: Child, errors: Pipe) -> int:
         if not accepting.done():
             child.kill(signal.SIGKILL)
             output = (await errors.read()).decode(errors="replace")
-            raise AgentError(f"exec gave no terminal: {last_line(output)}")
+            raise AgentError(f"exec: the OCI runtime opened no terminal: {last_line(output)}")
         connection, _ = accepting.result()
     finally:
         ended.cancel()
@@ -174,12 +175,12 @@ async def _console(listener: socket.socket, child: Child, errors: Pipe) -> int:
         connection.settimeout(0)
         fds = await _descriptors(connection)
     if not fds:
-        raise AgentError("exec sent no terminal")
+        raise AgentError("exec: the OCI runtime sent no terminal")
     return fds[0]
 
 
 async def _descriptors(connection: socket.socket) -> list[int]:
-    """What comes with the first message; none when the peer closes, or says nothing in time."""
+    """The descriptors of the first message; none when the peer closes, or sends nothing in time."""
     loop = asyncio.get_running_loop()
     readable = asyncio.Event()
     loop.add_reader(connection, readable.set)

@@ -37,7 +37,7 @@ class ContainerRemover:
         except NotFoundError:
             return
         if not container.visible:
-            return  # its creation is under way or being undone
+            return  # it is being created, or that is being undone
         key = f"remove-container:{container.id}"
         owner = self.owners.get(key) or self.owners.start(
             key, None, partial(self._remove, container.id)
@@ -54,7 +54,7 @@ class ContainerRemover:
             log.info("container_removed", container_id=container_id)
 
     async def erase(self, container: Container) -> None:
-        """Take everything of a dead container away, the row last; idempotent."""
+        """Remove everything of a dead container, the row last; idempotent."""
         runtime = self.runtimes.get(container.handler)
         if runtime is not None:
             await runtime.delete(container.id)

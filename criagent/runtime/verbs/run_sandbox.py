@@ -1,9 +1,9 @@
-"""Run a pod sandbox: row, namespaces, network, files, shared-PID holder - in that order.
+"""Run a pod sandbox: row, namespaces, network, files, shared-PID holder, in that order.
 
-The row is written before the first kernel object exists, and every kernel object is found from
-the sandbox id alone. A crash at any line therefore leaves a row from which `sandbox_teardown.py`
-undoes the rest. The work belongs to an owner task by metadata: a caller that gives up loses
-nothing, and a repeat with equal configuration joins the task or gets its finished sandbox.
+The row is written before the first kernel object exists, and every kernel object is found from the
+sandbox id alone. A crash at any line therefore leaves a row from which `pod/teardown.py` undoes the
+rest. The work belongs to an owner task by metadata: a caller that gives up loses nothing, and a
+repeat with equal configuration joins the task or gets its finished sandbox.
 """
 
 from __future__ import annotations
@@ -54,7 +54,9 @@ class SandboxRunner:
     watch: HolderWatch
     teardown: SandboxTeardown
     handlers: frozenset[str]
-    userns_problems: Mapping[str, str]  # why a handler has no user namespaces, "" = it has
+    userns_problems: Mapping[
+        str, str
+    ]  # why a handler does not support user namespaces, "" = it does
     default_handler: str
     selinux: Selinux
     clock: Clock
@@ -62,16 +64,17 @@ class SandboxRunner:
     new_id: Callable[[], str]
 
     async def run(self, spec: SandboxSpec) -> Sandbox:
-        """Return the READY sandbox of `spec`, running it unless that was done or is under way.
+        """Return the READY sandbox of `spec`, which is created unless it exists or is being
+        created.
 
-        Raises InvalidRequestError, AlreadyExistsError when a sandbox of another configuration or
-        a stopped one has the name, NameReservedError while such a one is being made.
+        Raises InvalidRequestError, AlreadyExistsError when a sandbox of another configuration or a
+        stopped one has the name, NameReservedError while such a one is being created.
         """
         validate_sandbox_spec(spec)
         if spec.runtime_handler and spec.runtime_handler not in self.handlers:
             raise InvalidRequestError(
-                f'runtime handler "{spec.runtime_handler}" is not configured; known are '
-                f"{sorted(self.handlers)}"
+                f'runtime handler "{spec.runtime_handler}" is not configured; configured '
+                f"are {sorted(self.handlers)}"
             )
         handler = spec.runtime_handler or self.default_handler
         if spec.security.namespaces.pod_userns is not None and self.userns_problems[handler]:
@@ -88,7 +91,7 @@ class SandboxRunner:
             owner = self.owners.start(key, spec, partial(self._run, spec, existing))
         elif owner.fingerprint != spec:
             raise NameReservedError(
-                f'sandbox name "{key}" is being made with another configuration '
+                f'sandbox name "{key}" is being created with another configuration '
                 f"(stage: {owner.stage})"
             )
         return await self.owners.join(owner)
@@ -96,7 +99,7 @@ class SandboxRunner:
     async def _run(
         self, spec: SandboxSpec, remains: Sandbox | None, owner: Owner[Sandbox]
     ) -> Sandbox:
-        if remains is not None:  # a failed undo, on a disk that did not even take its mark
+        if remains is not None:  # a failed undo, on a disk that did not even accept its mark
             owner.stage = "remains of a failed attempt"
             await self.teardown.erase(remains)
         sandbox = Sandbox(

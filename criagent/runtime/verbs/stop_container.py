@@ -1,8 +1,8 @@
 """Stop a container: its stop signal, the grace period, then SIGKILL to all of its cgroup.
 
 One task per container does it. A later call only moves its deadline forward, and the deadline is in
-the row, so that a restarted daemon goes on where the last one was. It is a time of CLOCK_BOOTTIME:
-setting the wall clock neither cuts a grace period short nor makes it longer.
+the row, so that a restarted daemon continues where the last one was. It is a time of
+CLOCK_BOOTTIME: setting the wall clock neither shortens nor lengthens a grace period.
 """
 
 from __future__ import annotations
@@ -56,8 +56,8 @@ class ContainerStopper:
     async def stop(self, container_id: str, timeout_s: int) -> None:
         """Return when the container has exited; unknown ids and exited ones are fine.
 
-        Raises TimedOutError when even SIGKILL does not end it within a minute, UnavailableError
-        and the like when it ended but that cannot be written.
+        Raises TimedOutError when even SIGKILL does not end it within a minute, UnavailableError and
+        similar errors when it ended but that cannot be written.
         """
         try:
             container = self._store.resolve(container_id)
@@ -68,7 +68,7 @@ class ContainerStopper:
         await self.stop_by(container, _boot_ns() + min(max(timeout_s, 0), _MAX_GRACE_S) * 10**9)
 
     async def stop_by(self, container: Container, deadline_ns: int) -> None:
-        """Stop a container with SIGKILL at `deadline_ns`, or at an earlier deadline it has."""
+        """Stop a container with SIGKILL at `deadline_ns`, or at its earlier deadline."""
         if container.stop_deadline_boot_ns:
             deadline_ns = min(deadline_ns, container.stop_deadline_boot_ns)
         known = self._deadlines.get(container.id)
@@ -129,8 +129,9 @@ class ContainerStopper:
         done, _ = await asyncio.wait({exited}, timeout=_KILL_LIMIT_S)
         if not done:
             raise TimedOutError(
-                f"container {container.id} did not end {_KILL_LIMIT_S:.0f} s after SIGKILL; one of "
-                "its processes may hang in the kernel, for example on a dead network file system"
+                f"container {container.id} did not end {_KILL_LIMIT_S:.0f} s after SIGKILL; one "
+                "of its processes may hang in the kernel, for example on an unreachable network "
+                "file system"
             )
 
     def _left_s(self, container_id: str) -> float:
@@ -138,9 +139,9 @@ class ContainerStopper:
 
 
 def _signal(container: Container, number: int) -> bool:
-    """Signal the main process; False when its security profile lets no signal of ours through.
+    """Signal the main process; False when its security profile blocks our signals.
 
-    An AppArmor profile can do that, to root as well. cgroup.kill asks no profile.
+    An AppArmor profile can do that even to root. cgroup.kill asks no profile.
     """
     try:
         if container.init is not None:

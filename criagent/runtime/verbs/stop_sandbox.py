@@ -42,7 +42,7 @@ class SandboxStopper:
             await self._own(f"stop:{sandbox.id}", partial(self._stop, sandbox.id))
 
     async def remove(self, sandbox_id: str) -> None:
-        """Stop the sandbox if need be, remove its containers and its row; unknown ids are fine."""
+        """Stop the sandbox if needed, remove its containers and its row; unknown ids are fine."""
         sandbox = self._find(sandbox_id)
         if sandbox is not None:
             await self._own(f"remove:{sandbox.id}", partial(self._remove, sandbox.id))

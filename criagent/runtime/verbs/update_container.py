@@ -32,11 +32,11 @@ class ResourceUpdater:
     node: NodeFacts
 
     async def update(self, container_id: str, resources: Resources) -> None:
-        """Change the limits that are given; zero and empty ones stay as they are.
+        """Change the given limits; zero and empty ones stay as they are.
 
-        Only a memory limit that is taken away (-1) takes that of swap along: so OCI has it.
-        Raises NotFoundError, WrongStateError for an exited container, UnsupportedError for a limit
-        whose controller is missing, AgentError with the runtime's words.
+        Only removing a memory limit (-1) also removes that of swap, as OCI requires. Raises
+        NotFoundError, WrongStateError for an exited container, UnsupportedError for a limit whose
+        controller is missing, AgentError with the runtime's message.
         """
         container = self.store.resolve(container_id)
         if container.state is ContainerState.EXITED:
@@ -54,7 +54,7 @@ class ResourceUpdater:
         log.info("container_updated", container_id=container.id)
 
     def in_force(self, container: Container, spec: OciObject) -> OciObject:
-        """`spec` of a container with the limits that it has since its last update."""
+        """`spec` of a container with the limits in force since its last update."""
         if container.resources == container.spec.resources:
             return spec
         limits = resources_to_oci(
@@ -68,7 +68,7 @@ class ResourceUpdater:
 
 
 def with_swap(old: Resources, new: Resources) -> Resources:
-    """`new` with its half of memory and swap that is not given, as the container has it.
+    """`new` with the missing half of memory and swap from the container.
 
     CRI and OCI count the two together, so that neither can change alone.
     """
@@ -89,7 +89,7 @@ def with_swap(old: Resources, new: Resources) -> Resources:
 
 
 def merged(old: Resources, new: Resources) -> Resources:
-    """`old` with everything that `new` gives."""
+    """`old` with every value that `new` sets."""
     given = {
         field.name: value
         for field in dataclasses.fields(new)
