@@ -1,9 +1,9 @@
 # Everything that CI and contributors run. `make help` lists it.
 CACHE := $(or $(XDG_CACHE_HOME),$(HOME)/.cache)/criagent
-VENV  := $(CACHE)/venv-$(shell sha256sum pyproject.toml requirements-dev.lock 2>/dev/null | sha256sum | cut -c1-16)
+VENV  := $(CACHE)/venv-$(shell sha256sum requirements-dev.lock 2>/dev/null | sha256sum | cut -c1-16)
 PY    := $(VENV)/bin/python
 
-.PHONY: help proto venv demo bench test unit fuzz node install-test critest conformance kubernetes check \
+.PHONY: help proto reference venv demo bench test unit fuzz node install-test critest conformance kubernetes check \
 	vm-test vm-test-full
 
 help:  ## list the targets
@@ -14,13 +14,20 @@ $(PY):
 	python3 -m venv $(VENV)
 	$(VENV)/bin/pip install -q --require-hashes -r requirements-dev.lock
 
+.PHONY: print-python
+print-python:
+	@echo $(PY)
+
 venv: $(PY)  ## the development environment, cached outside the checkout
 
 proto: $(PY)  ## generate criagent/_proto from proto/
 	$(PY) proto/generate.py
 
+reference: $(PY)  ## docs/configuration.md and deploy/config.toml from criagent/config
+	PYTHONPATH=. $(PY) docs/generate.py
+
 demo:  ## bare machine: a real image and real pods through crictl, then a clean node
-	tests/node/demo
+	tests/nodes/chroot/demo
 
 bench:  ## figures of docs/architecture.md as a table and as build/bench.json
 	CRIAGENT_ARGS="--log-level warning" tests/node/up python3 tests/bench/measure.py
@@ -28,23 +35,24 @@ bench:  ## figures of docs/architecture.md as a table and as build/bench.json
 unit: $(PY)  ## pure tests, no root needed
 	$(PY) -m pytest tests/unit
 
-check: $(PY)  ## linters, types, import rules, generated code
-	$(VENV)/bin/ruff check criagent tests proto
-	$(VENV)/bin/ruff format --check criagent tests proto
+check: $(PY)  ## linters, types, import rules, generated code and reference
+	$(VENV)/bin/ruff check criagent tests proto docs
+	$(VENV)/bin/ruff format --check criagent tests proto docs
 	$(VENV)/bin/mypy
 	PYTHONPATH=. $(VENV)/bin/lint-imports
 	$(PY) proto/generate.py --check
+	PYTHONPATH=. $(PY) docs/generate.py --check
 
 fuzz: $(PY)  ## random inputs for FUZZ_SECONDS=10 each; FUZZ="NAME…" SEED= INPUT= (tests/fuzz)
-	$(if $(FUZZ),,$(PY) tests/fuzz/run.py --pure)
-	tests/node/enter python3 tests/fuzz/run.py $(or $(FUZZ),--in-node)
+	$(if $(FUZZ),,$(PY) -m tests.fuzz.run --pure)
+	tests/node/enter python3 -m tests.fuzz.run $(or $(FUZZ),--in-node)
 
 node: $(PY)  ## pods, restarts, networks, crashes in the test node; needs root
-	tests/node/side-by-side
+	tests/e2e/side-by-side
 	tests/node/up python3 -m pytest -q -o timeout=300 -p no:cacheprovider tests/crash
 
 install-test:  ## the README's install steps, typed into a bare Debian 13; needs root
-	tests/node/bare-install
+	tests/nodes/chroot/bare-install
 
 critest:  ## critest whole with each default handler (HANDLER="crun runc", SEED=), judged by expected.toml
 	status=0; for handler in $(or $(HANDLER),crun runc); do \
@@ -63,7 +71,7 @@ vm-test:  ## systemd, limits, AppArmor, a kubelet in a virtual machine; needs ro
 	tests/vm/suites
 
 vm-test-full:  ## the same, then for hours: critest whole, idle windows, a cluster, kubeadm, kind
-	tests/node/bare-doctor
+	tests/nodes/chroot/bare-doctor
 	tests/vm/suites --full
 
 test: unit fuzz node critest kubernetes  ## all tests that this machine can run; prints what is skipped and why

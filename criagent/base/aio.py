@@ -89,15 +89,64 @@ def supervised(
     return task
 
 
+@asynccontextmanager
+async def alongside(work: Coroutine[object, object, T]) -> AsyncIterator[asyncio.Task[T]]:
+    """A task that lives no longer than the block: at its end it is cancelled, if it still runs.
+
+    Its result or failure is for the block to take; one that the block does not take is dropped.
+    """
+    task = asyncio.create_task(work)
+    try:
+        yield task
+    finally:
+        await settle(task)
+
+
+class Background:
+    """At most one background task at a time, for work that is wanted again and again.
+
+    The task is a supervised one: its failure is logged and counted.
+    """
+
+    def __init__(self, name: str) -> None:
+        self._name = name
+        self._task: asyncio.Task[None] | None = None
+
+    @property
+    def running(self) -> bool:
+        """Whether the work is under way."""
+        return self._task is not None and not self._task.done()
+
+    def start(self, work: Callable[[], Coroutine[object, object, None]]) -> None:
+        """Begin `work`, unless the last one is still under way."""
+        if not self.running:
+            self._task = supervised(work(), name=self._name)
+
+    async def wait(self) -> None:
+        """Return when no work is under way."""
+        while self._task is not None and not self._task.done():
+            await asyncio.wait({self._task})
+
+    async def stop(self) -> None:
+        """Cancel the work and return when it has ended."""
+        if self._task is not None:
+            await settle(self._task)
+
+
 async def settle(*tasks: asyncio.Task[Any]) -> None:
     """Cancel `tasks` and return when all have ended; their errors are not raised."""
+    late = {task for task in tasks if task.cancel()}
+    cancelled: asyncio.CancelledError | None = None
+    while late:
+        try:
+            _, late = await asyncio.wait(late)
+        except asyncio.CancelledError as exc:
+            cancelled = exc
     for task in tasks:
-        task.cancel()
-    await finish(_all_ended(tasks))
-
-
-async def _all_ended(tasks: tuple[asyncio.Task[Any], ...]) -> None:
-    await asyncio.gather(*tasks, return_exceptions=True)
+        if not task.cancelled():
+            task.exception()
+    if cancelled is not None:
+        raise cancelled
 
 
 def _supervised_ended(task: asyncio.Task[Any]) -> None:

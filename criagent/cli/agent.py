@@ -14,7 +14,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from criagent.cli.common import config_path
-from criagent.config.sections import Storage, files
+from criagent.config.load import files
+from criagent.config.sections import Storage
 
 if TYPE_CHECKING:
     import grpc

@@ -8,7 +8,8 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from criagent.config.sections import DEFAULT_PATH, Config, ConfigError, load_with_origins
+from criagent.config.load import DEFAULT_PATH, ConfigError, load_with_origins
+from criagent.config.sections import Config
 
 
 def config_path(chosen: argparse.Namespace) -> Path:

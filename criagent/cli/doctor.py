@@ -13,7 +13,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from criagent.cli.common import config_path, output_argument, show
-from criagent.config.sections import Config, ConfigError, load
+from criagent.config.load import ConfigError, load
+from criagent.config.sections import Config
 
 if TYPE_CHECKING:
     from criagent.doctor import Finding

@@ -21,7 +21,7 @@ _ENDPOINT = re.compile(
     r"([^\s\"']+)",
     re.MULTILINE,
 )
-_CURE = "drain the node, then switch the kubelet's endpoint (docs/operations.md, Moving a node)"
+_CURE = "drain the node, then switch the kubelet's endpoint (docs/moving-a-node.md)"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import os
 import shutil
-import subprocess
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from criagent.config.sections import Config
+from criagent.doctor.commands import ended
 from criagent.doctor.finding import Finding, error, fine, warning
 from criagent.doctor.system import os_release
 from criagent.runtime.node.minimum_versions import (
@@ -85,13 +85,8 @@ def judge(facts: ProgramFacts, config: Config) -> Iterator[Finding]:
 
 def answer_of(path: Path) -> str | None:
     """Output of `path --version`; None when the program cannot be run or takes over ten seconds."""
-    try:
-        done = subprocess.run(
-            [path, "--version"], capture_output=True, text=True, timeout=10, check=False
-        )
-    except (OSError, subprocess.TimeoutExpired):
-        return None
-    return done.stdout + done.stderr
+    answer = ended([path, "--version"])
+    return None if answer is None else answer.output + answer.errors
 
 
 def _program(

@@ -114,7 +114,7 @@ def _selinux(facts: SecurityFacts) -> Finding:
             f"{mode}, but the agent's program has the label {facts.label or 'nothing'}: its "
             "containers may be denied to start",
             f"label the program with semanage fcontext -a -t {_PROGRAM_TYPE} and restorecon "
-            "(docs/operations.md)",
+            "(docs/containers.md)",
         )
     return fine("SELinux", mode)
 

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from criagent.config.sections import Config
 from criagent.doctor.finding import Finding, error, fine, warning
-from criagent.kernel.mount import MountEntry, mountinfo
+from criagent.kernel.mount import MountEntry, holding, mountinfo
 from criagent.store import set_aside
 
 _UPPERDIRS = frozenset({"ext4", "xfs", "btrfs", "tmpfs", "f2fs", "bcachefs"})
@@ -139,7 +139,4 @@ def _existing(path: Path) -> Path:
 
 
 def _mount_of(path: Path) -> MountEntry | None:
-    place = path.resolve()
-    holders = [entry for entry in mountinfo() if place.is_relative_to(entry.target)]
-    # of mounts stacked on one path the last one counts
-    return max(reversed(holders), key=lambda entry: len(entry.target), default=None)
+    return holding(path.resolve(), mountinfo())

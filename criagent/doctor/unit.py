@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import subprocess
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from criagent.doctor.commands import ended
 from criagent.doctor.finding import Finding, error, fine, warning
 
 _UNIT = "criagent.service"
@@ -44,22 +44,18 @@ def read() -> UnitFacts:
         return UnitFacts()
     names = ",".join((*_STATES, *_WANTED, *_NO_NAMESPACE))
     command = ["systemctl", "show", _UNIT, f"--property={names}"]
-    try:
-        done = subprocess.run(command, capture_output=True, text=True, timeout=10, check=False)
-    except (OSError, subprocess.TimeoutExpired):
+    answer = ended(command)
+    if answer is None:
         return UnitFacts()
-    found = dict(line.split("=", 1) for line in done.stdout.splitlines() if "=" in line)
+    found = dict(line.split("=", 1) for line in answer.output.splitlines() if "=" in line)
     if found.get("LoadState", "not-found") == "not-found":
         return UnitFacts()
     return UnitFacts(properties=found, monitors=_active(_MONITORS))
 
 
 def _active(unit: str) -> bool:
-    command = ["systemctl", "is-active", "--quiet", unit]
-    try:
-        return subprocess.run(command, capture_output=True, timeout=10, check=False).returncode == 0
-    except (OSError, subprocess.TimeoutExpired):
-        return False
+    answer = ended(["systemctl", "is-active", "--quiet", unit])
+    return answer is not None and answer.status == 0
 
 
 def judge(facts: UnitFacts) -> Iterator[Finding]:

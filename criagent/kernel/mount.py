@@ -34,6 +34,7 @@ _FSCONFIG_SET_FLAG, _FSCONFIG_SET_STRING, _FSCONFIG_CMD_CREATE = 0, 1, 6
 _MOVE_MOUNT_F_EMPTY_PATH = 0x4
 _AT_FDCWD = -100
 
+_MOUNTINFO = Path("/proc/thread-self/mountinfo")
 _OCTAL = re.compile(r"\\([0-7]{3})")
 
 
@@ -196,12 +197,23 @@ class MountEntry:
 
 def mountinfo() -> list[MountEntry]:
     """The mounts of this process's mount namespace."""
-    with Path("/proc/thread-self/mountinfo").open(errors="surrogateescape") as file:
-        return list(parse_mountinfo(file))
+    # Split by "\n" alone: the kernel escapes no other separator of lines in a name.
+    text = os.fsdecode(_MOUNTINFO.read_bytes())
+    return list(parse_mountinfo(text.removesuffix("\n").split("\n")))
+
+
+def holding(path: Path, table: Iterable[MountEntry]) -> MountEntry | None:
+    """The mount that `path`, which has no symlinks, is on; of stacked mounts the topmost one."""
+    found = None
+    for entry in table:
+        nearer = found is None or len(entry.target) >= len(found.target)
+        if nearer and path.is_relative_to(entry.target):
+            found = entry
+    return found
 
 
 def parse_mountinfo(lines: Iterable[str]) -> Iterator[MountEntry]:
-    """Entries of a mountinfo file."""
+    """Entries of the lines of a mountinfo file."""
     for line in lines:
         left, _, right = line.rstrip("\n").partition(" - ")
         fields = left.split(" ")

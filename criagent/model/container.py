@@ -1,4 +1,12 @@
-"""Containers: what a caller asks for, and what is known of each."""
+"""Containers: what a caller asks for, and what is known of each.
+
+The state follows from the times that are stored; nothing stores a state.
+
+    (unlisted) --ready_at--> CREATED --started_at--> RUNNING --finished_at--> EXITED --> gone
+         |                      |                                               ^
+         |                      +---- finished_at: it never started -----------+
+         +---- an undo that failed ---------------------------------------------+
+"""
 
 from __future__ import annotations
 

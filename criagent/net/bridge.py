@@ -18,7 +18,7 @@ import structlog
 
 from criagent.base.aio import run_in
 from criagent.base.errors import AgentError, InvalidRequestError
-from criagent.config.sections import check_cidrs
+from criagent.config import checks
 from criagent.kernel import namespaces, netlink
 from criagent.model.sandbox import Sandbox
 from criagent.net import antispoof, forwarding, hostport, rules
@@ -123,8 +123,10 @@ class BridgeNetwork:
 
         Raises InvalidRequestError for networks that the configuration may not contain either.
         """
-        if problem := check_cidrs(cidrs):
-            raise InvalidRequestError(f"pod CIDR {problem}")
+        try:
+            checks.cidrs(cidrs)
+        except ValueError as problem:
+            raise InvalidRequestError(f"pod CIDR {problem}") from None
         await self._settings.put(_CIDR_SETTING, ",".join(str(ip_network(cidr)) for cidr in cidrs))
         await run_in(self._net, self._start)
 

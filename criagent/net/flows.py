@@ -9,7 +9,7 @@ import structlog
 
 from criagent.model.common import Protocol
 from criagent.net.hostport import Forward
-from criagent.process.child import killed_on_exit, spawn
+from criagent.process.child import run
 
 _LIMIT_S = 5.0  # on a busy node it reads a table of a million flows
 
@@ -29,8 +29,7 @@ async def forget_flows(changed: Sequence[Forward]) -> None:
                 if forward.protocol is Protocol.UDP:
                     command = ["conntrack", "-D", "-f", families[forward.version], "-p", "udp"]
                     port = ["--orig-port-dst", str(forward.host_port)]
-                    async with killed_on_exit(spawn([*command, *port])) as child:
-                        await child.wait()
+                    await run([*command, *port], limit_s=None)
     except TimeoutError:
         log.warning("conntrack_hangs", limit_s=_LIMIT_S)
     except OSError as exc:

@@ -13,7 +13,7 @@ from concurrent.futures import Executor
 
 import structlog
 
-from criagent.base.aio import run_in
+from criagent.base.aio import Background, run_in
 from criagent.base.errors import AgentError
 from criagent.kernel import nft_events
 from criagent.kernel.nftables import Nftables
@@ -38,7 +38,7 @@ class RuleKeeper:
         self._anti_spoofing = anti_spoofing
         self._nft: Nftables | None = None
         self._events: nft_events.NftEvents | None = None
-        self._repair: asyncio.Task[None] | None = None
+        self._repair = Background("nftables")
         # Generations of the ruleset: at the last whole write, at the last deletion from the tables.
         self._written = 0
         self._deleted = 0
@@ -66,9 +66,7 @@ class RuleKeeper:
             asyncio.get_running_loop().remove_reader(self._events)
             self._events.close()
             self._events = None
-        if self._repair is not None:
-            self._repair.cancel()
-            await asyncio.wait({self._repair})
+        await self._repair.stop()
 
     # In the network thread.
 
@@ -130,9 +128,8 @@ class RuleKeeper:
 
     def _changed(self) -> None:
         """A program changed rules; when ours were deleted, restore them."""
-        if self._damaged() and self._repair is None:
-            self._repair = asyncio.create_task(self._restore(), name="nftables")
-            self._repair.add_done_callback(self._restored)
+        if self._damaged():
+            self._repair.start(self._restore)
 
     def _damaged(self) -> bool:
         """Whether rules of ours were deleted after the last whole write."""
@@ -140,11 +137,6 @@ class RuleKeeper:
             deleted = self._events.deletions(rules.NAME)
             self._deleted = max(self._deleted, self._written + 1 if deleted is None else deleted)
         return self._deleted > self._written
-
-    def _restored(self, task: asyncio.Task[None]) -> None:
-        self._repair = None
-        if not task.cancelled() and (failure := task.exception()):
-            log.error("rules_not_watched", error=repr(failure))
 
     async def _restore(self) -> None:
         """Write the tables until no program deletes from them afterwards.

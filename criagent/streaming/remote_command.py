@@ -13,8 +13,9 @@ import structlog
 from criagent.base.errors import AgentError
 from criagent.runtime.exec.pipes import Pipe
 from criagent.runtime.exec.plan import Size
-from criagent.runtime.verbs.attach import Attacher, Attachment, TooSlow
-from criagent.runtime.verbs.exec_stream import ExecProcess, ExecStreamer
+from criagent.runtime.oci.conmon_socket import TooSlow
+from criagent.runtime.verbs.attach import Attacher, Attachment
+from criagent.runtime.verbs.exec_stream import ExecProcess, ExecStreamer, Streams
 from criagent.streaming.channels import Channels, ClientGone
 from criagent.streaming.outcome import Outcome
 from criagent.streaming.sessions import AttachSession, ExecSession
@@ -37,9 +38,7 @@ async def run_exec(streamer: ExecStreamer, session: ExecSession, channels: Chann
                 stack,
                 session.container_id,
                 session.cmd,
-                tty=session.tty,
-                stdin=session.stdin,
-                size=terminal.size,
+                Streams(stdin=session.stdin, tty=session.tty, size=terminal.size),
             )
             terminal.connect(process)
             outcome = await _until_gone(channels, _converse(process, channels))

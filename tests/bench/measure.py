@@ -18,9 +18,7 @@ from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).parents[1] / "e2e"))
-
-from cri_client import BUSYBOX, Cri, api, container, pod
+from tests.support.cri_client import BUSYBOX, Cri, api, container, pod
 
 ROUNDS = int(os.environ.get("BENCH_ROUNDS", "30"))
 PODS = 60
@@ -31,20 +29,14 @@ class Figures:
     """Named figures with their budgets."""
 
     def __init__(self) -> None:
-        self.container_ids: list[dict[str, object]] = []
+        self.rows: list[dict[str, object]] = []
 
     def add(
         self, name: str, value: float, unit: str, budget: float, *, least: bool = False
     ) -> None:
         met = value >= budget if least else value <= budget
-        container_id = {
-            "name": name,
-            "value": round(value, 3),
-            "unit": unit,
-            "budget": budget,
-            "met": met,
-        }
-        self.container_ids.append(container_id)
+        row = {"name": name, "value": round(value, 3), "unit": unit, "budget": budget, "met": met}
+        self.rows.append(row)
         sign = "≥" if least else "≤"
         print(f"{name:46}{value:10.2f} {unit:8}{sign} {budget:<8g}{'' if met else ' missed'}")
         sys.stdout.flush()
@@ -62,17 +54,17 @@ def one_pod(cri: Cri, name: str) -> tuple[str, str, list[float]]:
     t0 = time.perf_counter()
     sandbox = cri.run(config)
     t1 = time.perf_counter()
-    container_id = cri.create(sandbox, container("main", SLEEP), config)
+    row = cri.create(sandbox, container("main", SLEEP), config)
     t2 = time.perf_counter()
-    cri.start(container_id)
+    cri.start(row)
     t3 = time.perf_counter()
-    return sandbox, container_id, [(t1 - t0) * 1000, (t2 - t1) * 1000, (t3 - t2) * 1000]
+    return sandbox, row, [(t1 - t0) * 1000, (t2 - t1) * 1000, (t3 - t2) * 1000]
 
 
-def down(cri: Cri, sandbox: str, container_id: str) -> list[float]:
+def down(cri: Cri, sandbox: str, row: str) -> list[float]:
     return [
-        timed(lambda: cri.stop(container_id)),
-        timed(lambda: cri.remove(container_id)),
+        timed(lambda: cri.stop(row)),
+        timed(lambda: cri.remove(row)),
         timed(lambda: cri.stop_pod(sandbox)),
         timed(lambda: cri.remove_pod(sandbox)),
     ]
@@ -81,11 +73,11 @@ def down(cri: Cri, sandbox: str, container_id: str) -> list[float]:
 def serial(cri: Cri, figures: Figures) -> None:
     ups, downs = [], []
     for number in range(ROUNDS):
-        sandbox, container_id, times = one_pod(cri, f"serial-{number}")
+        sandbox, row, times = one_pod(cri, f"serial-{number}")
         if number == 0:
-            execs = [timed(partial(cri.exec, container_id, "true")) for _ in range(ROUNDS)]
+            execs = [timed(partial(cri.exec, row, "true")) for _ in range(ROUNDS)]
         ups.append(times)
-        downs.append(down(cri, sandbox, container_id))
+        downs.append(down(cri, sandbox, row))
     median = [statistics.median(column) for column in zip(*ups, strict=True)]
     figures.add("RunPodSandbox", median[0], "ms", 10)
     figures.add("  CreateContainer", median[1], "ms", 25)
@@ -192,8 +184,8 @@ def rss_mb() -> float:
 def main() -> None:
     cri, figures = Cri(), Figures()
     cri.pull(BUSYBOX)
-    sandbox, container_id, _ = one_pod(cri, "warm")
-    down(cri, sandbox, container_id)
+    sandbox, row, _ = one_pod(cri, "warm")
+    down(cri, sandbox, row)
     serial(cri, figures)
     many(cri, figures)
     if os.environ.get("BENCH_MANY"):
@@ -201,7 +193,7 @@ def main() -> None:
     cri.remove_image(BUSYBOX)
     target = Path("/src/build/bench.json")
     target.parent.mkdir(exist_ok=True)
-    target.write_text(json.dumps(figures.container_ids, indent=2, ensure_ascii=False) + "\n")
+    target.write_text(json.dumps(figures.rows, indent=2, ensure_ascii=False) + "\n")
     print("as JSON: build/bench.json")
 
 

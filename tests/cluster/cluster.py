@@ -10,10 +10,10 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from api_client import path_of
-from control_plane import PODS, ControlPlane
-from cri_client import Cri, api
-from ground import Json, Program, dump, eventually, fetch, seconds, this_ground
+from tests.cluster.api_client import path_of
+from tests.cluster.control_plane import PODS, ControlPlane
+from tests.cluster.ground import Json, Program, dump, eventually, fetch, seconds, this_ground
+from tests.support.cri_client import Cri, api
 
 _KUBELET = Path("/var/lib/kubelet")
 _NODE = "api/v1/nodes/{}"

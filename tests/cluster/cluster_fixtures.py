@@ -9,10 +9,11 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from cluster import Cluster, Space
-from cri_client import BUSYBOX, Cri
-from ground import seconds, this_ground
-from node_state import differences, settled_state
+
+from tests.cluster.cluster import Cluster, Space
+from tests.cluster.ground import seconds, this_ground
+from tests.support.cri_client import BUSYBOX, Cri
+from tests.support.node_state import differences, settled_state
 
 
 @pytest.fixture(scope="session")

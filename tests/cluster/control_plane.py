@@ -7,9 +7,9 @@ import urllib.request
 from collections.abc import Callable
 from pathlib import Path
 
-from api_client import Api, ApiError
-from certificates import Authority
-from ground import Ground, Program, eventually, seconds
+from tests.cluster.api_client import Api, ApiError
+from tests.cluster.certificates import Authority
+from tests.cluster.ground import Ground, Program, eventually, seconds
 
 PORT = 6443
 SERVICES = "10.96.0.0/16"

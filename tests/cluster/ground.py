@@ -14,8 +14,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Protocol
 
-import agent
-from units import failed_units, kill_agent, main_pid, pod_slices, show, systemctl
+from tests.support import agent
+from tests.vm.suite.units import failed_units, kill_agent, main_pid, pod_slices, show, systemctl
 
 Json = dict[str, Any]
 OUTSIDE = "outside"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from cri_client import BUSYBOX
+from tests.support.cri_client import BUSYBOX
 
 Json = dict[str, Any]
 SLEEP = ("sleep", "1000000")

@@ -12,8 +12,8 @@ import termios
 import time
 from types import TracebackType
 
-from cluster import Space
-from ground import seconds
+from tests.cluster.cluster import Space
+from tests.cluster.ground import seconds
 
 
 class Running:

@@ -6,9 +6,10 @@ import json
 from pathlib import Path
 
 import pytest
-from cluster import Cluster, Space, restarts
-from ground import IN_VM, Json, eventually, seconds
-from manifests import container, pod
+
+from tests.cluster.cluster import Cluster, Space, restarts
+from tests.cluster.ground import IN_VM, Json, eventually, seconds
+from tests.cluster.manifests import container, pod
 
 pytestmark = pytest.mark.timeout(seconds(150))
 _CGROUPS = Path("/sys/fs/cgroup")

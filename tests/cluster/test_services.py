@@ -5,9 +5,10 @@ from __future__ import annotations
 import json
 
 import pytest
-from cluster import Cluster, Space
-from ground import Json, eventually, fetch, seconds
-from manifests import pod, service, web, workload
+
+from tests.cluster.cluster import Cluster, Space
+from tests.cluster.ground import Json, eventually, fetch, seconds
+from tests.cluster.manifests import pod, service, web, workload
 
 pytestmark = pytest.mark.timeout(seconds(150))
 

@@ -7,9 +7,10 @@ import re
 from pathlib import Path
 
 import pytest
-from cluster import Cluster, Space
-from ground import IN_VM, Json, eventually, seconds
-from manifests import container, pod
+
+from tests.cluster.cluster import Cluster, Space
+from tests.cluster.ground import IN_VM, Json, eventually, seconds
+from tests.cluster.manifests import container, pod
 
 pytestmark = pytest.mark.timeout(seconds(150))
 _BUSY = "dd if=/dev/zero of=/box/data bs=1M count=8 2>/dev/null; while :; do :; done"

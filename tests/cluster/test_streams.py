@@ -10,11 +10,12 @@ from functools import partial
 from pathlib import Path
 
 import pytest
-from cluster import Cluster, Space, restarts
-from cri_client import BUSYBOX
-from ground import Json, eventually, fetch, seconds
-from manifests import container, pod, service, web
-from terminal import Running
+
+from tests.cluster.cluster import Cluster, Space, restarts
+from tests.cluster.ground import Json, eventually, fetch, seconds
+from tests.cluster.manifests import container, pod, service, web
+from tests.cluster.terminal import Running
+from tests.support.cri_client import BUSYBOX
 
 pytestmark = pytest.mark.timeout(seconds(120))
 

@@ -5,11 +5,12 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
-from api_client import ApiError, path_of
-from cluster import Cluster, Space, restarts
-from cri_client import Cri, api
-from ground import Json, fetch, seconds
-from manifests import container, pod, web, workload
+
+from tests.cluster.api_client import ApiError, path_of
+from tests.cluster.cluster import Cluster, Space, restarts
+from tests.cluster.ground import Json, fetch, seconds
+from tests.cluster.manifests import container, pod, web, workload
+from tests.support.cri_client import Cri, api
 
 pytestmark = pytest.mark.timeout(seconds(150))
 

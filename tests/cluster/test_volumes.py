@@ -7,9 +7,10 @@ import json
 from pathlib import Path
 
 import pytest
-from cluster import Cluster, Space, restarts
-from ground import Json, eventually, seconds
-from manifests import SLEEP, container, pod
+
+from tests.cluster.cluster import Cluster, Space, restarts
+from tests.cluster.ground import Json, eventually, seconds
+from tests.cluster.manifests import SLEEP, container, pod
 
 pytestmark = pytest.mark.timeout(seconds(150))
 TOKEN = "/var/run/secrets/kubernetes.io/serviceaccount"

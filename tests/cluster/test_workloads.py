@@ -5,10 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from cluster import Cluster, Space, restarts
-from cri_client import Cri, api
-from ground import Json, eventually, fetch, seconds
-from manifests import container, pod, template, web, workload
+
+from tests.cluster.cluster import Cluster, Space, restarts
+from tests.cluster.ground import Json, eventually, fetch, seconds
+from tests.cluster.manifests import container, pod, template, web, workload
+from tests.support.cri_client import Cri, api
 
 pytestmark = pytest.mark.timeout(seconds(150))
 REPLICAS = 10

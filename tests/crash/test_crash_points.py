@@ -11,14 +11,14 @@ import re
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-import agent
 import grpc
 import pytest
-from cri_client import BUSYBOX, Cri, api, container, pod
-from node_state import differences, settled_state
-from waiting import until
 
 from criagent._proto import admin_pb2, admin_pb2_grpc
+from tests.support import agent
+from tests.support.cri_client import BUSYBOX, Cri, api, container, pod
+from tests.support.node_state import differences, settled_state
+from tests.support.waiting import until
 
 pytestmark = [pytest.mark.root, pytest.mark.crash]
 

@@ -121,7 +121,7 @@ def seeds_of(name: str) -> dict[str, bytes]:
 
 def fuzz(name: str, seconds: float, seed: str) -> bool:
     """Run a target for `seconds`; False when it failed. The input is then below build/fuzz."""
-    target = importlib.import_module(f"fuzz_{name}")
+    target = importlib.import_module(f"tests.fuzz.fuzz_{name}")
     _limit()
     seeds = seeds_of(name)
     for kept, data in seeds.items():
@@ -144,7 +144,9 @@ def fuzz(name: str, seconds: float, seed: str) -> bool:
 def replay(name: str, file: Path) -> bool:
     """Check one input."""
     _limit()
-    return _passes(importlib.import_module(f"fuzz_{name}").check, file.read_bytes(), str(file))
+    return _passes(
+        importlib.import_module(f"tests.fuzz.fuzz_{name}").check, file.read_bytes(), str(file)
+    )
 
 
 def _passes(check: Callable[[bytes], None], data: bytes, what: str) -> bool:

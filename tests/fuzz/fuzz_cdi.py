@@ -5,9 +5,8 @@ from __future__ import annotations
 import json
 from random import Random
 
-from frame import mutate_bytes, mutate_json, words_of
-
 from criagent.runtime.spec.cdi.file import SpecError, parse
+from tests.fuzz.frame import mutate_bytes, mutate_json, words_of
 
 EDITS = {
     "env": ["A=b"],

@@ -6,11 +6,10 @@ import ipaddress
 import json
 from random import Random
 
-from frame import mutate_json, words_of
-
 from criagent.base.errors import AgentError
 from criagent.net.cni.config import parse
 from criagent.net.cni.result import addresses, parse_result
+from tests.fuzz.frame import mutate_json, words_of
 
 RESULT = {
     "cniVersion": "1.0.0",

@@ -8,9 +8,9 @@ import zlib
 from random import Random
 
 from backports import zstd
-from frame import mutate_bytes
 
 from criagent.image.tar.decompress import BadLayerError, plain_chunks
+from tests.fuzz.frame import mutate_bytes
 
 SKIPPABLE = b"\x5a\x2a\x4d\x18\x04\x00\x00\x00skip"
 

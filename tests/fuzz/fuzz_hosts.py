@@ -6,10 +6,9 @@ import tempfile
 from pathlib import Path
 from random import Random
 
-from frame import mutate_bytes
-
 from criagent.base.errors import InvalidRequestError
 from criagent.image.hosts.hosts_toml import HostsDirectory
+from tests.fuzz.frame import mutate_bytes
 
 SEEDS = [
     (

@@ -5,10 +5,9 @@ from __future__ import annotations
 import json
 from random import Random
 
-from frame import mutate_json, words_of
-
 from criagent.base.errors import CorruptError, UnsupportedError
 from criagent.image.documents import manifest
+from tests.fuzz.frame import mutate_json, words_of
 
 D = "sha256:" + "a" * 64
 MANIFEST = {

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 from random import Random
 
-from frame import mutate_bytes
-
 from criagent.base.errors import InvalidRequestError
 from criagent.image.documents.reference import parse_reference
+from tests.fuzz.frame import mutate_bytes
 
 D = b"sha256:" + b"0123456789abcdef" * 4
 SEEDS = [

@@ -8,12 +8,12 @@ from pathlib import Path
 from random import Random
 
 import msgspec
-from frame import mutate_json, words_of
 
 from criagent.base.errors import InvalidRequestError
 from criagent.model.common import ProfileType, SecurityProfile
 from criagent.model.container import ContainerSecurity
 from criagent.runtime.spec.security.seccomp import seccomp_profile
+from tests.fuzz.frame import mutate_json, words_of
 
 PROFILE = {
     "defaultAction": "SCMP_ACT_ERRNO",

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from random import Random
 
-from frame import mutate_bytes
-
 from criagent.streaming.transport import spdy
 from criagent.streaming.transport.spdy_frames import (
     HeaderEncoder,
@@ -13,6 +11,7 @@ from criagent.streaming.transport.spdy_frames import (
     data_frame,
     number,
 )
+from tests.fuzz.frame import mutate_bytes
 
 STREAM_IDS = [1, 3, 5, 2, 0, 2**31 - 1]
 

@@ -9,12 +9,11 @@ import tarfile
 from pathlib import Path
 from random import Random
 
-from layer_ground import extract, facts, fresh
-
 from criagent.image.tar.decompress import LayerStream
 from criagent.image.tar.headers import DIRECTORY, entries
 from criagent.image.unpack.extract import clean
 from criagent.image.unpack.layer_tree import Below, parent_of
+from tests.fuzz.layer_ground import extract, facts, fresh
 
 NAMES = [
     "a", "bbb", "ü", "日本", "with space", "x" * 101, "y" * 240, "-dash", "new\nline",

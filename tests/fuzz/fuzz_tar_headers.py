@@ -5,11 +5,10 @@ from __future__ import annotations
 import io
 from random import Random
 
-from frame import mutate_bytes
-from tars import hostile, sealed
-
 from criagent.image.tar import headers as tar_headers
 from criagent.image.tar.decompress import BadLayerError, LayerStream
+from tests.fuzz.frame import mutate_bytes
+from tests.fuzz.tars import hostile, sealed
 
 TOKENS = [
     b"ustar\0" + b"00", b"ustar  \0", b"\x80" + b"\0" * 7, b"\xff" * 8, b"7777777\0", b"-1",

@@ -6,15 +6,14 @@ import errno
 import os
 from random import Random
 
-from frame import mutate_bytes
-from layer_ground import TOP, extract, facts, fresh
-from tars import hostile, sealed
-
 from criagent.image.tar.decompress import BadLayerError
 from criagent.image.unpack.extract import TooLargeError
 from criagent.image.unpack.layer_tree import Below
 from criagent.image.unpack.protocol import NeedsLowers
 from criagent.kernel import mount
+from tests.fuzz.frame import mutate_bytes
+from tests.fuzz.layer_ground import TOP, extract, facts, fresh
+from tests.fuzz.tars import hostile, sealed
 
 OUTSIDE = TOP / "outside"
 (OUTSIDE / "keep/deep").mkdir(parents=True)

@@ -12,9 +12,6 @@ from pathlib import Path
 from random import Random
 from stat import S_IFDIR
 
-from layer_ground import Facts, extract, facts, fresh
-from tars import hostile
-
 from criagent.image.tar.decompress import BadLayerError, LayerStream
 from criagent.image.tar.headers import DIRECTORY, entries
 from criagent.image.unpack.extract import TooLargeError, clean
@@ -22,6 +19,8 @@ from criagent.image.unpack.layer_tree import Below
 from criagent.image.unpack.protocol import NeedsLowers
 from criagent.image.unpack.settle import settle, write_unsettled
 from criagent.kernel import mount
+from tests.fuzz.layer_ground import Facts, extract, facts, fresh
+from tests.fuzz.tars import hostile
 
 SPLIT = b"-- the upper layer --"
 

@@ -6,11 +6,10 @@ import asyncio
 import struct
 from random import Random
 
-from frame import mutate_bytes
-
 from criagent.streaming.transport import websocket
 from criagent.streaming.transport.channel_codec import ChannelCodec, ChannelError
 from criagent.streaming.transport.pace import Pace, Turn
+from tests.fuzz.frame import mutate_bytes
 
 PROTOCOLS = ["v5.channel.k8s.io", "v4.channel.k8s.io", "v4.base64.channel.k8s.io"]
 HEAD = (

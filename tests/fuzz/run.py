@@ -13,19 +13,13 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 HERE = Path(__file__).parent
-sys.path[:0] = [
-    str(HERE),
-    str(HERE.parents[1]),
-    str(HERE.parent / "e2e"),
-    str(HERE.parent / "node"),
-]
 ONE = "--one"
 IN_NODE = {"tar_good", "tar_hostile", "tar_layers"}  # they need root and mounts
 
 
 def main(names: list[str]) -> int:
     """The exit status."""
-    import frame
+    from tests.fuzz import frame
 
     seed = os.environ.get("SEED") or secrets.token_hex(4)
     seconds = float(os.environ.get("FUZZ_SECONDS") or 10)
@@ -43,7 +37,7 @@ def main(names: list[str]) -> int:
         return 2
 
     def run(name: str) -> int:
-        command = [sys.executable, __file__, ONE, name]
+        command = [sys.executable, "-m", "tests.fuzz.run", ONE, name]
         return subprocess.run(command, env={**os.environ, "SEED": seed}, check=False).returncode
 
     with ThreadPoolExecutor(os.cpu_count()) as threads:

@@ -10,11 +10,20 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from cri_client import BUSYBOX, DEBIAN, Cri
-from kubelet_errors import unexplained
-from kubelet_node import HOST_DIRECTORIES, IN_VM, LIMIT_S, MANIFESTS, Kubelet, ground, until
-from node_state import differences, settled_state
-from units import failed_units, pod_slices, systemctl
+
+from tests.kubelet.kubelet_errors import unexplained
+from tests.kubelet.kubelet_node import (
+    HOST_DIRECTORIES,
+    IN_VM,
+    LIMIT_S,
+    MANIFESTS,
+    Kubelet,
+    ground,
+    until,
+)
+from tests.support.cri_client import BUSYBOX, DEBIAN, Cri
+from tests.support.node_state import differences, settled_state
+from tests.vm.suite.units import failed_units, pod_slices, systemctl
 
 CADVISOR_SOCKET = "/run/containerd/containerd.sock"
 _CADVISOR = Path("/etc/criagent/config.d/cadvisor.toml")

@@ -22,9 +22,9 @@ from http.client import HTTPResponse
 from pathlib import Path
 from typing import Any, ClassVar
 
-import agent
-from cri_client import BUSYBOX, Cri, api
-from units import kill_agent, main_pid, restart_agent, show, systemctl
+from tests.support import agent
+from tests.support.cri_client import BUSYBOX, Cri, api
+from tests.vm.suite.units import kill_agent, main_pid, restart_agent, show, systemctl
 
 Json = dict[str, Any]
 

@@ -6,8 +6,8 @@ import urllib.request
 from collections.abc import Callable
 
 import pytest
-from cri_client import DEBIAN
-from kubelet_node import (
+
+from tests.kubelet.kubelet_node import (
     LIMIT_S,
     PROBE_S,
     Json,
@@ -18,6 +18,7 @@ from kubelet_node import (
     shell,
     sleeper,
 )
+from tests.support.cri_client import DEBIAN
 
 _PODS = ("plain", "web", "ordered", "with-image", "shared-pid", "on-host")
 

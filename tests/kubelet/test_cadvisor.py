@@ -10,8 +10,21 @@ from __future__ import annotations
 import re
 
 import pytest
-from cri_client import BUSYBOX
-from kubelet_node import IN_VM, LIMIT_S, NODE, Json, Kubelet, ground, ids, ready, run, shell, until
+
+from tests.kubelet.kubelet_node import (
+    IN_VM,
+    LIMIT_S,
+    NODE,
+    Json,
+    Kubelet,
+    ground,
+    ids,
+    ready,
+    run,
+    shell,
+    until,
+)
+from tests.support.cri_client import BUSYBOX
 
 _ANYWHERE = """
 container_cpu_system_seconds_total container_cpu_usage_seconds_total

@@ -8,8 +8,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from cri_client import Cri, api
-from kubelet_node import (
+
+from tests.kubelet.kubelet_node import (
     IN_VM,
     LIMIT_S,
     NODE,
@@ -24,6 +24,7 @@ from kubelet_node import (
     states,
     until,
 )
+from tests.support.cri_client import Cri, api
 
 GATES = {"PodAndContainerStatsFromCRI": True, "EventedPLEG": True}
 _CONNECTIONS = "kubelet_evented_pleg_connection_success_count"

@@ -11,8 +11,8 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
-from cri_client import Cri, api
-from kubelet_node import (
+
+from tests.kubelet.kubelet_node import (
     ADDRESS,
     LIMIT_S,
     Json,
@@ -24,6 +24,7 @@ from kubelet_node import (
     sleeper,
     until,
 )
+from tests.support.cri_client import Cri, api
 
 _SERVER = "mkdir /www; echo hi > /www/x; exec httpd -f -p {port} -h /www"
 

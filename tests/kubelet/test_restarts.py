@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from cri_client import Cri
-from kubelet_node import Json, Kubelet, restarts, shell, states
+from tests.kubelet.kubelet_node import Json, Kubelet, restarts, shell, states
+from tests.support.cri_client import Cri
 
 _BOX = [{"name": "box", "mountPath": "/box"}]
 

@@ -11,8 +11,19 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from cri_client import DEBIAN
-from kubelet_node import LIMIT_S, Json, Kubelet, run, shell, sleeper, states, until, volume
+
+from tests.kubelet.kubelet_node import (
+    LIMIT_S,
+    Json,
+    Kubelet,
+    run,
+    shell,
+    sleeper,
+    states,
+    until,
+    volume,
+)
+from tests.support.cri_client import DEBIAN
 
 
 def test_an_image_as_a_volume(kubelet: Kubelet) -> None:

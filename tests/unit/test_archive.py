@@ -14,7 +14,6 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import image_builder
 import pytest
 from backports import zstd
 from hypothesis import HealthCheck, given, settings
@@ -34,6 +33,7 @@ from criagent.image.archive.write import write_archive
 from criagent.image.blobs import BlobFiles
 from criagent.image.documents.digest import digest_of, parse_digest
 from criagent.image.documents.platforms import host_platform
+from tests.support import image_builder
 
 Json = dict[str, Any]
 Members = dict[str, bytes | tarfile.TarInfo]

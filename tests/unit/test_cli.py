@@ -21,7 +21,7 @@ import pytest
 from criagent._proto import admin_pb2, admin_pb2_grpc, api_pb2, api_pb2_grpc
 from criagent.cli.main import COMMANDS, main
 from criagent.cli.progress import Bar, size_text
-from criagent.config.sections import DEFAULT_PATH
+from criagent.config.load import DEFAULT_PATH
 from criagent.config.text import default_text
 from criagent.version import VERSION
 

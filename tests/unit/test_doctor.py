@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from pathlib import Path
 from typing import Any
 
 import pytest
 
-from criagent.config.sections import Config, Handler, Network, Runtime
+from criagent.config.runtime_section import Handler, Runtime
+from criagent.config.sections import Config, Network
 from criagent.doctor import (
     Finding,
     cgroups,
@@ -401,3 +403,11 @@ def test_a_wrapper_that_says_the_programs_version_has_its_floor() -> None:
     assert "1.28" in insecure("crun", "wrapper 9\ncrun version 1.21\ncommit: 99.1\n")
     assert "1.1.0" in too_old("runc", "runc version 1.0.3\n")
     assert insecure("runc", "runc version 1.3.6+ds1\nspec: 1.0.2\n") == ""
+
+
+def test_a_program_is_asked_for_both_of_its_streams(tmp_path: Path) -> None:
+    program = tmp_path / "program"
+    program.write_text("#!/bin/sh\necho version 1; echo more >&2; exit 3\n")
+    program.chmod(0o755)
+    assert programs.answer_of(program) == "version 1\nmore\n"
+    assert programs.answer_of(tmp_path / "absent") is None

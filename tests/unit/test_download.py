@@ -15,16 +15,7 @@ from criagent.image.documents.manifest import Descriptor
 from criagent.image.documents.reference import parse_reference
 from criagent.image.hosts.credentials import RegistryAuth
 from criagent.image.registry import Progress
-from tests.fakes.pulling import (
-    LARGE,
-    RANGE,
-    SMALL,
-    Node,
-    Registry,
-    digest,
-    name,
-    straight,
-)
+from tests.support.pulling import LARGE, RANGE, SMALL, Node, Registry, digest, name, straight
 
 
 @pytest.fixture

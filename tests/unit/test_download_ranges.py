@@ -15,7 +15,7 @@ from criagent.image.documents.digest import parse_digest
 from criagent.image.documents.manifest import Descriptor
 from criagent.image.documents.reference import parse_reference
 from criagent.image.registry import Progress
-from tests.fakes.pulling import (
+from tests.support.pulling import (
     LARGE,
     RANGE,
     SMALL,

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.fakes.image_node import ImageNode, findings, keep, pulling
-from tests.fakes.pulling import Registry, TarPit, name
+from tests.support.image_node import ImageNode, findings, keep, pulling
+from tests.support.pulling import Registry, TarPit, name
 
 BASE, APP, OTHER, PIT = (b"%b layer " % kind * 40 for kind in (b"base", b"app", b"other", b"pit"))
 

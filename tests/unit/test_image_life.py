@@ -16,7 +16,7 @@ from aiohttp import web
 from criagent.base.errors import AgentError, CorruptError, ExhaustedError, RegistryError
 from criagent.image.documents.digest import parse_digest
 from criagent.image.registry import shared_downloads
-from tests.fakes.image_node import (
+from tests.support.image_node import (
     RETENTION_S,
     ImageNode,
     findings,
@@ -25,7 +25,7 @@ from tests.fakes.image_node import (
     until,
     until_idle,
 )
-from tests.fakes.pulling import Registry, TarPit, digest, name, straight
+from tests.support.pulling import Registry, TarPit, digest, name, straight
 
 BASE, APP, OTHER, PIT = (b"%b layer " % kind * 40 for kind in (b"base", b"app", b"other", b"pit"))
 

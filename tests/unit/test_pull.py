@@ -17,16 +17,7 @@ from criagent.image.documents.manifest import OCI_INDEX, OCI_MANIFEST
 from criagent.image.documents.platforms import host_platform
 from criagent.image.hosts.credentials import RegistryAuth
 from criagent.model.image import Image, Snapshot
-from tests.fakes.pulling import (
-    LARGE,
-    SMALL,
-    Json,
-    Node,
-    Registry,
-    digest,
-    entry,
-    name,
-)
+from tests.support.pulling import LARGE, SMALL, Json, Node, Registry, digest, entry, name
 
 
 @pytest.fixture
@@ -61,9 +52,7 @@ async def test_an_image_arrives_whole(registry: Registry, node: Node) -> None:
     assert (image.config.cmd, image.pulled_at_ns) == (("sh",), 7)
     for content in (SMALL, LARGE):
         assert node.files.path(parse_digest(digest(content))).read_bytes() == content
-    assert {container.digest for container in node.containers.all()} == {
-        str(d) for d, _ in node.files.all()
-    }
+    assert {blob.digest for blob in node.blob_rows.all()} == {str(d) for d, _ in node.files.all()}
     assert node.images.find(name(registry)) == image
     assert not node.puller.running
 
@@ -373,7 +362,7 @@ async def test_an_entry_without_platform_is_judged_by_its_configuration(
     registry.put(json.dumps(index).encode(), OCI_INDEX, "1")
     pulled = await node.pull(name(registry))
     assert (pulled.id, pulled.platform) == (image, f"linux/{here.architecture}")
-    known = {blob.digest for blob in node.containers.all()}
+    known = {blob.digest for blob in node.blob_rows.all()}
     assert {str(found) for found, _ in node.files.all()} == known  # nothing is left unaccounted
 
 

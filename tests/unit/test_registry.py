@@ -20,7 +20,7 @@ from criagent.image.hosts.credentials import RegistryAuth
 from criagent.image.hosts.hosts_toml import HostsDirectory
 from criagent.image.hosts.proxy import ProxySettings
 from criagent.image.registry import Progress, RegistryClient
-from tests.fakes.pulling import InstantClock
+from tests.support.pulling import InstantClock
 
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 CONTENT = b"blob content " * 1000

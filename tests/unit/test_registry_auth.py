@@ -17,7 +17,7 @@ from criagent.image.documents.manifest import OCI_MANIFEST, Descriptor
 from criagent.image.documents.reference import parse_reference
 from criagent.image.hosts.credentials import RegistryAuth
 from criagent.image.registry import Progress
-from tests.fakes.pulling import SMALL, Node, Registry, digest, hosts_toml, name
+from tests.support.pulling import SMALL, Node, Registry, digest, hosts_toml, name
 
 ALICE = RegistryAuth(username="alice", password="topsecret")
 MANIFEST = json.dumps({"schemaVersion": 2}).encode()

@@ -19,7 +19,7 @@ from criagent.image.documents.manifest import OCI_MANIFEST, Descriptor
 from criagent.image.documents.reference import parse_reference
 from criagent.image.registry import Progress
 from criagent.image.registry.retry import retry_after_s
-from tests.fakes.pulling import SMALL, Node, Registry, digest, hosts_toml, name, straight
+from tests.support.pulling import SMALL, Node, Registry, digest, hosts_toml, name, straight
 
 LAYERS = [b"layer %d" % n for n in range(6)]
 LIMIT = '{"errors":[{"code":"TOOMANYREQUESTS","message":"You have reached your pull rate limit."}]}'

@@ -20,7 +20,7 @@ from criagent.image.documents.reference import parse_reference
 from criagent.image.hosts.proxy import ProxySettings
 from criagent.image.registry import Progress
 from criagent.image.registry.wire import HeaderError, ordered
-from tests.fakes.pulling import LARGE, SMALL, Hook, Node, Registry, digest, hosts_toml, name
+from tests.support.pulling import LARGE, SMALL, Hook, Node, Registry, digest, hosts_toml, name
 
 try:
     from compression import zstd  # type: ignore[import-not-found]

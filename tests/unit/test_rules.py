@@ -1,4 +1,4 @@
-"""Texts of the nftables tables; tests/node/test_rules.py has nft and the kernel read them."""
+"""Texts of the nftables tables; tests/e2e/test_rules.py has nft and the kernel read them."""
 
 from __future__ import annotations
 

@@ -18,7 +18,7 @@ from pathlib import Path
 
 import structlog
 
-from criagent.base.aio import run_in, settle
+from criagent.base.aio import alongside, run_in
 from criagent.image.blobs import BlobFiles
 from criagent.image.documents.digest import Digest
 
@@ -138,13 +138,9 @@ class SharedDownloads:
     @staticmethod
     async def _first(download: Coroutine[object, object, None], arrived: asyncio.Event) -> bool:
         """True when the download is done, False when it was ended since the blob has arrived."""
-        work = asyncio.create_task(download)
-        waiting = asyncio.create_task(arrived.wait())
-        try:
+        async with alongside(download) as work, alongside(arrived.wait()) as waiting:
             await asyncio.wait({work, waiting}, return_when=asyncio.FIRST_COMPLETED)
             if work.done() and not arrived.is_set():
                 work.result()
                 return True
             return False
-        finally:
-            await settle(work, waiting)

@@ -18,7 +18,7 @@ from pathlib import Path
 import structlog
 
 from criagent.base import faults
-from criagent.base.aio import run_in
+from criagent.base.aio import Background, run_in
 from criagent.base.errors import AgentError, NotFoundError
 from criagent.image.blobs import disk_full
 from criagent.kernel import idmap, mount
@@ -52,7 +52,7 @@ class OverlaySnapshots:
         self._empty = root / "empty"
         self._fillers = (self._empty, root / "empty-too")
         self._emptying = asyncio.Lock()  # two deletions of one tree would trip over each other
-        self._emptier: asyncio.Task[None] | None = None
+        self._emptier = Background("trash")
         self._more = False  # was renamed away since the emptier looked
 
     def prepare(self) -> None:
@@ -170,13 +170,11 @@ class OverlaySnapshots:
     def empty_soon(self) -> None:
         """Have the trash emptied in the background."""
         self._more = True
-        if self._emptier is None:
-            self._emptier = asyncio.create_task(self._empty_all(), name="trash")
+        self._emptier.start(self._empty_all)
 
     async def close(self) -> None:
         """Finish what `empty_soon` began."""
-        if self._emptier is not None:
-            await asyncio.wait({self._emptier})
+        await self._emptier.wait()
 
     async def _empty_all(self) -> None:
         try:
@@ -185,8 +183,6 @@ class OverlaySnapshots:
                 await self.empty_trash()
         except OSError as exc:
             log.warning("trash_not_deleted", path=str(self.root / "trash"), error=str(exc))
-        finally:
-            self._emptier = None
 
     async def sweep(self) -> None:
         """After a crash: drop directories without a row and the trash. Rows stay."""

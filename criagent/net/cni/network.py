@@ -20,7 +20,7 @@ from typing import Any
 
 import structlog
 
-from criagent.base.aio import run_in
+from criagent.base.aio import Background, run_in
 from criagent.base.errors import AgentError, CorruptError, InvalidRequestError
 from criagent.kernel import namespaces
 from criagent.model.sandbox import Sandbox
@@ -77,7 +77,7 @@ class CniNetwork:
         self._loaded: NetworkList | None = None
         self._broken = "the configuration has not been read"
         self._status_problem = ""
-        self._status_task: asyncio.Task[None] | None = None
+        self._asking = Background("cni-status")
         self._status_at = 0.0
 
     @property
@@ -89,14 +89,11 @@ class CniNetwork:
     async def start(self) -> None:
         """Read the directory once; it may still be empty."""
         self.condition()
-        if self._status_task is not None:
-            await asyncio.wait({self._status_task})
+        await self._asking.wait()
 
     async def stop(self) -> None:
         """End a STATUS that is in progress; pods keep their network."""
-        if self._status_task is not None:
-            self._status_task.cancel()
-            await asyncio.wait({self._status_task})
+        await self._asking.stop()
 
     def condition(self) -> NetworkCondition:
         """Ready while the directory's first configuration is usable; checked on each call.
@@ -232,10 +229,10 @@ class CniNetwork:
 
     def _ask_status(self) -> None:
         now = asyncio.get_running_loop().time()
-        asking = self._status_task is not None and not self._status_task.done()
-        if not asking and (not self._status_at or now - self._status_at >= _STATUS_EVERY_S):
+        due = not self._status_at or now - self._status_at >= _STATUS_EVERY_S
+        if due and not self._asking.running:
             self._status_at = now
-            self._status_task = asyncio.create_task(self._keep_status(), name="cni-status")
+            self._asking.start(self._keep_status)
 
     async def _keep_status(self) -> None:
         asked = self._seen
@@ -277,11 +274,11 @@ class CniNetwork:
                 request["runtimeConfig"] = asked
         if previous is not None:
             request["prevResult"] = cni_result.converted(previous, call.network.version)
-        status, output, errors = await run_plugin(program, environment, request, call.limit_s)
-        if status:
-            text = cni_result.failure_text(output, errors)
+        ended = await run_plugin(program, environment, request, call.limit_s)
+        if ended.status:
+            text = cni_result.failure_text(ended.stdout, ended.stderr)
             raise AgentError(f'CNI plugin "{plugin["type"]}" {call.command}: {text}')
-        return output
+        return ended.stdout
 
 
 def _fingerprint(directory: Path) -> object:

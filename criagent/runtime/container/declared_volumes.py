@@ -27,7 +27,7 @@ from criagent.kernel.paths import RESOLVE_IN_ROOT, RESOLVE_NO_SYMLINKS, open_in_
 from criagent.model.container import Container, Mount
 from criagent.model.image import Snapshot
 from criagent.model.sandbox import Sandbox
-from criagent.process.child import PipeReader, killed_on_exit, spawn
+from criagent.process.child import run
 from criagent.runtime.node.paths import RuntimePaths
 from criagent.runtime.spec.inputs import ResolvedMount
 from criagent.runtime.spec.mount_targets import cleaned, is_kernel_place, landing
@@ -135,24 +135,13 @@ class DeclaredVolumes:
         The path has no links, and no other process can change the root.
         """
         source = f"{self.paths.rootfs(container.id)}{place}/."
-        read, write = os.pipe()
-        errors = PipeReader(read, limit=4096)
+        argv: list[str | Path] = ["cp", "-a", "-T", "--reflink=auto", source, directory]
         try:
-            try:
-                child = spawn(["cp", "-a", "-T", "--reflink=auto", source, directory], stderr=write)
-            except OSError as exc:
-                raise AgentError(
-                    f"cp cannot be executed: {exc.strerror}; install coreutils"
-                ) from exc
-            finally:
-                os.close(write)
-            async with killed_on_exit(child):
-                status = await child.wait()
-            errors.drain()
-        finally:
-            errors.close()
-        if status:
-            output = bytes(errors.data).decode(errors="replace").strip()[-300:]
+            ended = await run(argv, limit_s=None, keep=4096)
+        except OSError as exc:
+            raise AgentError(f"cp cannot be run: {exc.strerror}; install coreutils") from exc
+        if ended.status:
+            output = ended.errors.strip()[-300:]
             image = container.spec.image[:200]
             text = f"image {image}: copying volume {place[:200]!r} failed: {output}"
             if any(reason in output for reason in _FULL):

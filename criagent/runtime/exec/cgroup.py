@@ -6,9 +6,6 @@ It lies beside init's, so that killing it affects nothing else of the container.
 from __future__ import annotations
 
 import asyncio
-import dataclasses
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
 
 import structlog
 
@@ -21,31 +18,17 @@ log: structlog.stdlib.BoundLogger = structlog.get_logger(__name__)
 _LIMIT_S = 2.0  # a process in an uninterruptible call may outlast any limit
 
 
-@dataclasses.dataclass(slots=True)
-class Tree:
-    """The processes of one exec: all that live in its cgroup."""
+async def kill_all(cgroup: str) -> None:
+    """Kill everything in `cgroup` and await its end, for 2 s at the utmost; then remove it.
 
-    ended: bool = False  # the command itself ended: its background children may live on
-
-
-@asynccontextmanager
-async def exec_cgroup(cgroup: str) -> AsyncIterator[Tree]:
-    """Create `cgroup`; unless the tree was marked as ended, kill everything in it at the end.
-
-    cgroup.kill only sends the signals: until the processes have died they are in the container's
-    process list, and hold the directory. So their end is awaited, for at most 2 s. The OCI
-    runtime's process must have ended before, or it could still start something.
+    cgroup.kill only sends the signals: until the processes have died they stand in the container's
+    process list, and keep the directory. The OCI runtime's own process must have ended before, or
+    it could still start something. Fine when there is no such cgroup.
     """
-    tree = Tree()
-    try:
-        cgroupfs.make(cgroup)
-        yield tree
-    finally:
-        if not tree.ended:
-            cgroupfs.kill(cgroup)
-            if cgroupfs.populated(cgroup):
-                await finish(_emptied(cgroup))
-        cgroupfs.remove(cgroup)  # stays while background children live in it
+    cgroupfs.kill(cgroup)
+    if cgroupfs.populated(cgroup):
+        await finish(_emptied(cgroup))
+    cgroupfs.remove(cgroup)
 
 
 async def _emptied(cgroup: str) -> None:

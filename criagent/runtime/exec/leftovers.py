@@ -11,7 +11,7 @@ import secrets
 import structlog
 
 from criagent.model.container import Container
-from criagent.runtime.exec.cgroup import exec_cgroup
+from criagent.runtime.exec.cgroup import kill_all
 from criagent.runtime.node.paths import RuntimePaths
 
 _PREFIX = "exec-"
@@ -32,8 +32,7 @@ async def end_leftovers(paths: RuntimePaths, container: Container) -> None:
     """Kill commands that an earlier daemon left running in a container."""
     for file in paths.container(container.id).glob(f"{_PREFIX}*.json"):
         if container.cgroup:
-            async with exec_cgroup(f"{container.cgroup}/{file.stem}"):
-                pass  # that is the purpose of the call
+            await kill_all(f"{container.cgroup}/{file.stem}")
         file.with_suffix(".pid").unlink(missing_ok=True)
         file.unlink(missing_ok=True)
         log.info("exec_ended", container_id=container.id, exec=file.stem)

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import asyncio
-import os
 
-from criagent.process.child import PipeReader
+from criagent.process.child import Pipes
+from criagent.process.pipe_ends import PipeReader
 
 # What every call may use without the budget: the output of a probe.
 OWN_SHARE = 64 << 10
@@ -30,25 +30,15 @@ class OutputBudget:
 
 class ExecOutput:
     """Both streams of one command. Together they keep `limit` bytes, and neither starves: each may
-    use half, and what the other does not use. The beginning of a stream is kept.
+    have half, and what the other does not use. What is kept is the beginning of a stream.
+    `pipes` are those of the command.
     """
 
-    def __init__(self, limit: int, budget: OutputBudget) -> None:
+    def __init__(self, limit: int, budget: OutputBudget, pipes: Pipes) -> None:
         self._limit = limit
         self._budget = budget
         self._taken = 0
-        self._fds: list[int] = []
-        self._stdout, self._stderr = self._stream(), self._stream()
-
-    def descriptors(self) -> tuple[int, int]:
-        """The ends to write to, until `started`."""
-        stdout, stderr = self._fds
-        return stdout, stderr
-
-    def started(self) -> None:
-        """The command has its own copies; idempotent."""
-        while self._fds:
-            os.close(self._fds.pop())
+        self._stdout, self._stderr = pipes.output(self._stream), pipes.errors(self._stream)
 
     async def ended(self, drain_s: float) -> None:
         """Return when both streams have ended, or after `drain_s` seconds: a background child may
@@ -89,7 +79,6 @@ class ExecOutput:
         return room
 
     def _stop(self) -> None:
-        self.started()
         for stream in (self._stdout, self._stderr):
             stream.close()
             stream.data = bytearray()
@@ -106,10 +95,8 @@ class ExecOutput:
         self._taken += got
         return max(wanted - (due - got), 0)
 
-    def _stream(self) -> _Stream:
-        read, write = os.pipe()
-        self._fds.append(write)
-        return _Stream(read, self)
+    def _stream(self, fd: int) -> _Stream:
+        return _Stream(fd, self)
 
 
 class _Stream(PipeReader):

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import asyncio
 import dataclasses
 import json
-import os
 import re
 from collections.abc import Collection
 from pathlib import Path
@@ -13,7 +11,7 @@ from typing import Any
 
 from criagent.base.errors import InvalidRequestError
 from criagent.kernel.mount import has_recursive_attributes
-from criagent.process.child import PipeReader, killed_on_exit, spawn
+from criagent.process.child import run
 from criagent.runtime.node.minimum_versions import insecure, too_old
 
 _LIMIT_S = 10.0
@@ -45,19 +43,13 @@ class HandlerFacts:
         return not self.problem and not self.userns_problem
 
 
-async def probe(name: str, path: Path, kind: str) -> HandlerFacts:
+async def probe(name: str, path: Path, kind: str, *, limit_s: float = _LIMIT_S) -> HandlerFacts:
     """Version and features of the program at `path`; never fails, but reports a problem."""
     facts = HandlerFacts(name=name, path=path, type=kind)
     try:
-        version = await output_of([path, "--version"])
+        version = await _answer(path, "--version", limit_s)
     except OSError as exc:
-        problem = f"{path} cannot be run: {exc.strerror}; install {kind} and restart criagent"
-        return dataclasses.replace(facts, problem=problem)
-    except TimeoutError:
-        return dataclasses.replace(
-            facts,
-            problem=f"{path} --version does not end; install another build and restart criagent",
-        )
+        return dataclasses.replace(facts, problem=_no_answer(path, kind, exc))
     if problem := too_old(kind, version):
         problem = f"{path}: {problem}; install a newer one and restart criagent"
         return dataclasses.replace(facts, problem=problem)
@@ -65,10 +57,10 @@ async def probe(name: str, path: Path, kind: str) -> HandlerFacts:
     options: set[str] = set()
     linux: dict[str, Any] = {}
     try:
-        features = json.loads(await output_of([path, "features"]))
+        features = json.loads(await _answer(path, "features", limit_s))
         options = set(features.get("mountOptions") or ())
         linux = dict(features.get("linux") or {})
-    except (OSError, TimeoutError, ValueError, AttributeError):
+    except (OSError, ValueError, AttributeError):
         pass  # an older runtime without the subcommand has none of them
     return dataclasses.replace(
         facts,
@@ -93,14 +85,12 @@ def _has(features: dict[str, Any], *path: str) -> bool:
     return found is True
 
 
-async def monitor_problem(path: Path) -> str:
+async def monitor_problem(path: Path, *, limit_s: float = _LIMIT_S) -> str:
     """Why conmon at `path` cannot be used; "" = it can. Read once at start."""
     try:
-        problem = too_old("conmon", await output_of([path, "--version"]))
+        problem = too_old("conmon", await _answer(path, "--version", limit_s))
     except OSError as exc:
-        return f"{path} cannot be run: {exc.strerror}; install conmon and restart criagent"
-    except TimeoutError:
-        return f"{path} --version does not end; install another build and restart criagent"
+        return _no_answer(path, "conmon", exc)
     return f"{path}: {problem}; install a newer one and restart criagent" if problem else ""
 
 
@@ -113,18 +103,12 @@ def check_image_handler(name: str, handlers: Collection[str]) -> None:
         )
 
 
-async def output_of(command: list[str | Path]) -> str:
-    """Standard output of a short command. Raises OSError, TimeoutError."""
-    read, write = os.pipe()
-    reader = PipeReader(read, limit=1 << 20)
-    try:
-        try:
-            child = spawn(command, stdout=write)
-        finally:
-            os.close(write)
-        async with killed_on_exit(child), asyncio.timeout(_LIMIT_S):
-            await child.wait()
-            await reader.ended()
-    finally:
-        reader.close()
-    return bytes(reader.data).decode(errors="replace")
+async def _answer(path: Path, question: str, limit_s: float) -> str:
+    """Output of the program for one argument. Raises OSError, TimeoutError."""
+    return (await run([path, question], limit_s=limit_s)).output
+
+
+def _no_answer(path: Path, package: str, failure: OSError) -> str:
+    if isinstance(failure, TimeoutError):
+        return f"{path} --version does not end; install another build and restart criagent"
+    return f"{path} cannot be run: {failure.strerror}; install {package} and restart criagent"

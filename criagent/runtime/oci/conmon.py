@@ -19,14 +19,15 @@ from pathlib import Path
 
 import structlog
 
-from criagent.base.aio import run_in
+from criagent.base.aio import alongside, run_in
 from criagent.base.errors import AgentError, ExhaustedError, InvalidRequestError, TimedOutError
 from criagent.kernel import cgroupfs
 from criagent.kernel.devices import restore_null
 from criagent.kernel.process import alive, process_ref
 from criagent.model.common import ProcessRef
 from criagent.model.container import Container
-from criagent.process.child import Child, PipeReader, killed_on_exit, spawn
+from criagent.process.child import Child, Options, Pipes, spawn
+from criagent.process.pipe_ends import PipeReader, up_to
 from criagent.runtime.node.cgroup_names import CgroupDriver, check_placement
 from criagent.runtime.node.paths import RuntimePaths
 from criagent.runtime.oci.runtime import OciRuntime, last_line
@@ -66,51 +67,41 @@ class Conmon:
         row's cgroup, TimedOutError; the monitor is dead then, but the runtime may have left state
         and init (`OciRuntime.delete`).
         """
-        reply_read, reply_write = os.pipe()
-        error_read, error_write = os.pipe()
-        reply = PipeReader(reply_read, limit=_REPLY_LIMIT)
-        errors = PipeReader(error_read, limit=_REPLY_LIMIT)
-        environment = {k: os.environ[k] for k in _KEPT_VARIABLES if k in os.environ}
-        environment["_OCI_SYNCPIPE"] = str(reply_write)
-        environment["TMPDIR"] = str(self.paths.attach)  # short enough for a socket's path
         try:
-            try:
-                child = spawn(
-                    self._command(container, runtime),
-                    stderr=error_write,
-                    pass_fds=(reply_write,),
-                    env=environment,
-                    cwd=self.paths.container(container.id),
-                    new_session=True,
-                )
-            except OSError as exc:
-                raise AgentError(
-                    f"{exc.filename or self.program} cannot be executed: {exc.strerror}; "
-                    "install conmon"
-                ) from exc
-            finally:
-                os.close(reply_write)
-                os.close(error_write)
-            try:
-                async with asyncio.timeout(self.limit_s), self._moved(child):
-                    line = await reply.line()
-                return await self._created(child, line, errors, container)
-            except TimeoutError:
-                async with killed_on_exit(child):
-                    pass
-                raise TimedOutError(
-                    f"{runtime.name} create took over {self.limit_s:.0f} s"
-                ) from None
-            except BaseException:
-                async with killed_on_exit(child):
-                    pass
-                raise
+            with Pipes() as pipes:
+                return await self._create(container, runtime, pipes)
+        except TimeoutError:
+            raise TimedOutError(f"{runtime.name} create took over {self.limit_s:.0f} s") from None
         finally:
-            reply.close()
-            errors.close()
             # conmon opens it as the container's input, and crun 1.21 gives input to the container's
             # user, who could close the node's /dev/null to everybody.
             restore_null()
+
+    async def _create(self, container: Container, runtime: OciRuntime, pipes: Pipes) -> Monitored:
+        errors = pipes.errors(up_to(_REPLY_LIMIT))
+        reply, sync_fd = pipes.numbered(up_to(_REPLY_LIMIT))
+        child = self._started(container, runtime, pipes, sync_fd)
+        try:
+            async with asyncio.timeout(self.limit_s), self._moved(child):
+                line = await reply.line()
+            return await self._created(child, line, errors, container)
+        except BaseException:
+            await child.end()
+            raise
+
+    def _started(
+        self, container: Container, runtime: OciRuntime, pipes: Pipes, sync_fd: int
+    ) -> Child:
+        environment = {k: os.environ[k] for k in _KEPT_VARIABLES if k in os.environ}
+        environment["_OCI_SYNCPIPE"] = str(sync_fd)
+        environment["TMPDIR"] = str(self.paths.attach)  # short enough for a socket's path
+        options = Options(env=environment, cwd=self.paths.container(container.id), new_session=True)
+        try:
+            return spawn(self._command(container, runtime), pipes, options)
+        except OSError as exc:
+            raise AgentError(
+                f"{exc.filename or self.program} cannot be used: {exc.strerror}; install conmon"
+            ) from exc
 
     @asynccontextmanager
     async def _moved(self, child: Child) -> AsyncIterator[None]:
@@ -118,11 +109,11 @@ class Conmon:
         if not self.cgroup:
             yield
             return
-        moving = asyncio.create_task(run_in(self.fs, self._move, child.pid))
-        try:
-            yield
-        finally:
-            await moving
+        async with alongside(run_in(self.fs, self._move, child.pid)) as moving:
+            try:
+                yield
+            finally:
+                await moving
 
     def _move(self, pid: int) -> None:
         try:
@@ -140,10 +131,8 @@ class Conmon:
         self, child: Child, line: bytes | None, errors: PipeReader, container: Container
     ) -> Monitored:
         if line is None:
-            async with killed_on_exit(child):
-                pass
-            errors.drain()
-            problem = last_line(bytes(errors.data).decode(errors="replace"))
+            await child.end()
+            problem = last_line(errors.taken().decode(errors="replace"))
             raise AgentError(f"conmon died at its start: {problem}")
         answer = json.loads(line.decode(errors="replace"))
         pid = answer.get("data", answer.get("pid", -1))
@@ -159,16 +148,8 @@ class Conmon:
     def _command(self, container: Container, runtime: OciRuntime) -> list[str | Path]:
         bundle = self.paths.container(container.id)
         command: list[str | Path] = [
-            *(
-                self.program,
-                "--sync",
-                "--api-version",
-                "1",
-                "--cid",
-                container.id,
-                "--cuuid",
-                container.id,
-            ),
+            *(self.program, "--sync", "--api-version", "1"),
+            *("--cid", container.id, "--cuuid", container.id),
             *("--name", container.spec.metadata.name, "--runtime", runtime.program.executable()),
             *("--bundle", bundle, "--container-pidfile", bundle / "pidfile"),
             *("--exit-dir", self.paths.exits, "--persist-dir", bundle),

@@ -6,14 +6,13 @@ scope leaves a failed unit ("No PIDs left to attach"), and no state that could b
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import structlog
 
 from criagent.model.common import ID_PATTERN
-from criagent.process.child import killed_on_exit, spawn
+from criagent.process.child import run
 from criagent.runtime.node.cgroup_names import SCOPE_PREFIX
 
 # systemd has a file here for every unit created at run time, for as long as it knows it.
@@ -43,9 +42,7 @@ async def forget(ids: Sequence[str]) -> None:
     if not names:
         return
     try:
-        child = spawn(["systemctl", "reset-failed", *names])
-        async with killed_on_exit(child), asyncio.timeout(_LIMIT_S):
-            code = await child.wait()
+        code = (await run(["systemctl", "reset-failed", *names], limit_s=_LIMIT_S)).status
     except (OSError, TimeoutError) as failure:
         log.warning("scopes_not_forgotten", scopes=names, error=repr(failure))
         return

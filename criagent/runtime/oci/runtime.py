@@ -6,24 +6,21 @@ prefix.
 
 from __future__ import annotations
 
-import asyncio
 import dataclasses
 import json
 import os
 import re
 import signal
-import subprocess
 from pathlib import Path
 
 from criagent.base.errors import AgentError, TimedOutError, WrongStateError
-from criagent.kernel.memfd import data_file, sealed_copy
-from criagent.process.child import PipeReader, killed_on_exit, spawn
+from criagent.kernel.memfd import sealed_copy
+from criagent.process.child import run
 from criagent.runtime.node.cgroup_names import CgroupDriver
 from criagent.runtime.oci import failed_scopes as scopes
 from criagent.runtime.spec.inputs import OciObject
 
 _LIMIT_S = 60.0
-_OUTPUT = 1 << 20
 _GONE = re.compile(r"does not exist|no such (process|file or directory)|not (exist|found|running)")
 _LOG_PREFIX = re.compile(
     r"^(\S+Z?:? )?(error|ERRO\S*)[: ]*|^time=\S+ level=\w+ msg=", re.IGNORECASE
@@ -157,34 +154,18 @@ class OciRuntime:
 
     async def _run(self, *arguments: str, stdin: str = "") -> str:
         """Output of a subcommand. Raises AgentError, TimedOutError."""
-        command: list[str | Path] = [self.program.executable(), *self.arguments, *arguments]
-        out_read, out_write = os.pipe()
-        err_read, err_write = os.pipe()
-        fds = [out_write, err_write]
-        in_read = subprocess.DEVNULL
-        if stdin:
-            in_read = data_file("oci-input", stdin.encode())
-            fds.append(in_read)
-        output = PipeReader(out_read, limit=_OUTPUT)
-        errors = PipeReader(err_read, limit=_OUTPUT)
+        argv: list[str | Path] = [self.program.executable(), *self.arguments, *arguments]
         try:
-            try:
-                child = spawn(command, stdin=in_read, stdout=out_write, stderr=err_write)
-            finally:
-                for fd in fds:
-                    os.close(fd)
-            async with killed_on_exit(child), asyncio.timeout(_LIMIT_S):
-                status = await child.wait()
+            ended = await run(argv, stdin=stdin.encode(), limit_s=_LIMIT_S)
         except TimeoutError:
             raise TimedOutError(
                 f"{self.name} {arguments[0]} {arguments[-1]} took over {_LIMIT_S} s"
             ) from None
-        finally:
-            text, failure = _taken(output), _taken(errors)
-        if status:
-            ending = f"killed by {signal.Signals(-status).name}" if status < 0 else ""
-            raise AgentError(f"{self.name} {arguments[0]}: {ending or last_line(failure)}")
-        return text
+        if ended.status:
+            number = -ended.status
+            ending = f"killed by {signal.Signals(number).name}" if number > 0 else ""
+            raise AgentError(f"{self.name} {arguments[0]}: {ending or last_line(ended.errors)}")
+        return ended.output
 
 
 class Runtimes(dict[str, OciRuntime]):
@@ -195,13 +176,6 @@ class Runtimes(dict[str, OciRuntime]):
             f'runtime handler "{name}" is no longer configured; set '
             f"runtime.handlers.{name} again, or remove the pod"
         )
-
-
-def _taken(reader: PipeReader) -> str:
-    """The bytes that have arrived; a process that outlives its parent may keep the pipe open."""
-    reader.drain()
-    reader.close()
-    return bytes(reader.data).decode(errors="replace")
 
 
 def last_line(text: str) -> str:

@@ -24,7 +24,8 @@ from criagent.base.errors import InvalidRequestError, TimedOutError
 from criagent.kernel.mount import MountEntry, mountinfo
 from criagent.model.common import MountPropagation
 from criagent.model.container import Mount
-from criagent.process.child import Child, PipeReader, spawn
+from criagent.process.child import Child, Pipes, spawn
+from criagent.process.pipe_ends import PipeReader, up_to
 from criagent.runtime.spec.inputs import ResolvedMount
 
 _LIMIT_S = 5.0
@@ -119,16 +120,9 @@ class HostPaths:
         if hung is not None and hung.running:  # one abandoned child per path is enough
             raise TimedOutError(f"host path {path} still does not answer; its file system hangs")
         self._hung.pop(path, None)
-        read, write = os.pipe()
-        reader = PipeReader(read, limit=1 << 16)
-        try:
-            try:
-                child = spawn([*self.program, path], stdout=write)
-            finally:
-                os.close(write)
-            line = await self._answer(child, reader, path)
-        finally:
-            reader.close()
+        with Pipes() as pipes:
+            reader = pipes.output(up_to(1 << 16))
+            line = await self._answer(spawn([*self.program, path], pipes), reader, path)
         answer = json.loads(line or b'{"error": "the process that looked at it died"}')
         if "error" in answer:
             raise InvalidRequestError(f"host path {path}: {answer['error']}")

@@ -57,12 +57,10 @@ class Devices:
         named = self.name(number)
         if named != number:
             return named
-        best = ("", number)  # btrfs, overlay and others have numbers without a device
-        for entry in mount.mountinfo():
-            if path.is_relative_to(entry.target) and len(entry.target) >= len(best[0]):
-                best = (entry.target, entry.source)
-        # A label must be UTF-8.
-        return os.fsencode(best[1]).decode(errors="replace")
+        # btrfs, overlay and others have numbers that no device has
+        holder = mount.holding(path, mount.mountinfo())
+        # A label has to be UTF-8.
+        return os.fsencode(holder.source if holder else number).decode(errors="replace")
 
 
 def cgroup_values(files: cgroupfs.Reader, devices: Devices, shares: int = 0) -> Iterator[Value]:

@@ -16,7 +16,7 @@ from concurrent.futures import Executor
 
 import structlog
 
-from criagent.base.aio import run_in
+from criagent.base.aio import Background, run_in
 from criagent.kernel import cgroupfs, process
 from criagent.model.common import NamespaceMode, ProcessRef
 from criagent.model.container import Container, ContainerState
@@ -51,7 +51,7 @@ class NetworkCgroups:
         self._sandbox_of: dict[str, str] = {}  # by container, whose row may be gone
         self._pending: set[str] = set()
         self._wake = asyncio.Event()
-        self._task: asyncio.Task[None] | None = None
+        self._following = Background("network-cgroups")
 
     async def clear(self) -> None:
         """Remove cgroups of an earlier daemon. To be called before recovery removes rows."""
@@ -66,14 +66,11 @@ class NetworkCgroups:
         self._sandboxes.listeners.append(self._sandbox_changed)
         self._containers.listeners.append(self._container_changed)
         self._wake.set()
-        self._task = asyncio.create_task(self._follow(), name="network-cgroups")
+        self._following.start(self._follow)
 
     async def close(self) -> None:
-        """Stop following. The cgroups stay, like the containers."""
-        if self._task is not None:
-            self._task.cancel()
-            with contextlib.suppress(asyncio.CancelledError):
-                await self._task
+        """Stop following. The cgroups stay, as the containers do."""
+        await self._following.stop()
 
     def process(self, sandbox: Sandbox) -> ProcessRef | None:
         """The process whose network is the sandbox's; None while there is none for cAdvisor to

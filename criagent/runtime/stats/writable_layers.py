@@ -8,7 +8,6 @@ in slices. A container that has ended is counted once more and never again.
 
 from __future__ import annotations
 
-import asyncio
 import dataclasses
 import time
 from collections import deque
@@ -17,7 +16,7 @@ from concurrent.futures import Executor
 
 import structlog
 
-from criagent.base.aio import detached, run_in
+from criagent.base.aio import Background, run_in
 from criagent.image.snapshots.overlay import OverlaySnapshots
 from criagent.image.snapshots.tree_count import TreeCount
 from criagent.model.container import Container
@@ -83,7 +82,7 @@ class WritableLayers:
         self._known: dict[str, _Known] = {}
         self._jobs: dict[str, _Job] = {}
         self._queue: deque[_Job] = deque()
-        self._worker: asyncio.Task[None] | None = None
+        self._worker = Background("writable-layers")
 
     def usage(self, container_id: str) -> LayerUsage | None:
         """The last figures; None before the first count."""
@@ -105,14 +104,12 @@ class WritableLayers:
                 await run_in(self._fs, _advance, new, self._first_s)
             finally:
                 self._settle(new)
-        if self._queue and (self._worker is None or self._worker.done()):
-            self._worker = detached(self._work(), name="writable-layers")
-            self._worker.add_done_callback(self._ended)
+        if self._queue:
+            self._worker.start(self._work)
 
     async def settled(self) -> None:
-        """Wait until no count is in progress."""
-        while self._worker is not None:
-            await asyncio.wait({self._worker})
+        """Wait until nothing is being counted."""
+        await self._worker.wait()
 
     def forget(self, container_id: str) -> None:
         """The container was removed."""
@@ -121,9 +118,7 @@ class WritableLayers:
 
     async def close(self) -> None:
         """Stop counting."""
-        if self._worker is not None:
-            self._worker.cancel()
-            await asyncio.wait({self._worker})
+        await self._worker.stop()
         for job in self._queue:
             job.count.close()
 
@@ -154,12 +149,6 @@ class WritableLayers:
                 await run_in(self._counting, _advance, jobs, self._slice_s)
             finally:
                 self._settle(jobs)
-
-    def _ended(self, task: asyncio.Task[None]) -> None:
-        if self._worker is task:
-            self._worker = None
-        if not task.cancelled() and (failure := task.exception()):
-            log.error("writable_layers_not_counted", error=repr(failure))
 
     def _settle(self, jobs: Iterable[_Job]) -> None:
         for job in sorted(

@@ -17,7 +17,7 @@ from typing import Any
 import structlog
 
 from criagent.base import faults
-from criagent.base.aio import Owner, Owners, run_in
+from criagent.base.aio import Owner, Owners, alongside, run_in
 from criagent.base.errors import NotFoundError, TimedOutError
 from criagent.kernel import process
 from criagent.model.container import Container, ContainerState
@@ -84,43 +84,46 @@ class ContainerStopper:
 
     async def _stop(self, container: Container, owner: Owner[None]) -> None:
         earlier = self._earlier[container.id] = asyncio.Event()
-        exited = asyncio.ensure_future(self._exits.exited(container))
         try:
-            if self._left_s(container.id) > 0 and container.started_at_ns:
-                owner.stage = f"grace period after {container.stop_signal}"
-                await self._transitions.apply(
-                    container.id, stop_deadline_boot_ns=self._deadlines[container.id]
-                )
-                faults.reach("container-stop:deadline")
-                signalled = _signal(container, signal_number(container.stop_signal))
-                log.info(
-                    "container_stopping", container_id=container.id, signal=container.stop_signal
-                )
-                faults.reach("container-stop:signalled")
-                if signalled:
-                    await self._grace(container.id, exited, earlier)
-            if not exited.done():
-                owner.stage = "SIGKILL"
-                await self._kill(container, exited)
-            await exited
-            faults.reach("container-stop:exited")
+            async with alongside(self._exits.exited(container)) as exited:
+                await self._end(container, owner, exited, earlier)
         finally:
-            exited.cancel()
             del self._earlier[container.id]
             self._deadlines.pop(container.id, None)
         log.info("container_stopped", container_id=container.id)
+
+    async def _end(
+        self,
+        container: Container,
+        owner: Owner[None],
+        exited: asyncio.Future[None],
+        earlier: asyncio.Event,
+    ) -> None:
+        if self._left_s(container.id) > 0 and container.started_at_ns:
+            owner.stage = f"grace period after {container.stop_signal}"
+            await self._transitions.apply(
+                container.id, stop_deadline_boot_ns=self._deadlines[container.id]
+            )
+            faults.reach("container-stop:deadline")
+            signalled = _signal(container, signal_number(container.stop_signal))
+            log.info("container_stopping", container_id=container.id, signal=container.stop_signal)
+            faults.reach("container-stop:signalled")
+            if signalled:
+                await self._grace(container.id, exited, earlier)
+        if not exited.done():
+            owner.stage = "SIGKILL"
+            await self._kill(container, exited)
+        await exited
+        faults.reach("container-stop:exited")
 
     async def _grace(
         self, container_id: str, exited: asyncio.Future[None], earlier: asyncio.Event
     ) -> None:
         while not exited.done() and (left := self._left_s(container_id)) > 0:
             earlier.clear()
-            sooner = asyncio.ensure_future(earlier.wait())
-            either: set[asyncio.Future[Any]] = {exited, sooner}
-            try:
+            async with alongside(earlier.wait()) as sooner:
+                either: set[asyncio.Future[Any]] = {exited, sooner}
                 await asyncio.wait(either, timeout=left, return_when=asyncio.FIRST_COMPLETED)
-            finally:
-                sooner.cancel()
 
     async def _kill(self, container: Container, exited: asyncio.Future[None]) -> None:
         _signal(container, signal.SIGKILL)

@@ -6,8 +6,8 @@ import json
 import shutil
 from pathlib import Path
 
-from cri_client import BUSYBOX, Cri
-from units import main_pid, systemctl
+from tests.support.cri_client import BUSYBOX, Cri
+from tests.vm.suite.units import main_pid, systemctl
 
 ENDPOINT = "unix:///run/containerd/containerd.sock"
 _CONFIG = """version = 3
@@ -54,7 +54,7 @@ def start() -> None:
     """Start it and pull the image of the pods."""
     certificates = Path("/etc/containerd/certs.d/_default")
     certificates.mkdir(parents=True)
-    shutil.copy("/src/tests/node/config/hosts.toml", certificates)
+    shutil.copy("/src/tests/nodes/chroot/config/hosts.toml", certificates)
     Path("/etc/containerd/config.toml").write_text(_CONFIG)
     _NETWORK_FILE.parent.mkdir(parents=True, exist_ok=True)
     _NETWORK_FILE.write_text(json.dumps(_NETWORK))

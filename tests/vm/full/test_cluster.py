@@ -9,22 +9,21 @@ from pathlib import Path
 
 import pytest
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "cluster"))
 pytest.register_assert_rewrite(
     *(
-        f"test_{name}"
+        f"tests.cluster.test_{name}"
         for name in ("workloads", "volumes", "services", "streams", "stats", "resize", "unrest")
     )
 )
 
-from cluster_fixtures import cluster, space
-from test_workloads import *
-from test_stats import *
-from test_resize import *
-from test_services import *
-from test_streams import *
-from test_volumes import *
-from test_unrest import *
+from tests.cluster.cluster_fixtures import cluster, space
+from tests.cluster.test_workloads import *
+from tests.cluster.test_stats import *
+from tests.cluster.test_resize import *
+from tests.cluster.test_services import *
+from tests.cluster.test_streams import *
+from tests.cluster.test_volumes import *
+from tests.cluster.test_unrest import *
 
 
 @pytest.fixture(autouse=True)

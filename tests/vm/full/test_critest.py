@@ -12,9 +12,10 @@ import subprocess
 from pathlib import Path
 
 import pytest
-from cri_client import Cri
-from test_security import slices
-from units import systemctl
+
+from tests.support.cri_client import Cri
+from tests.vm.suite.test_security import slices
+from tests.vm.suite.units import systemctl
 
 # ginkgo's own limit for the whole is an hour.
 LIMIT = "-ginkgo.timeout=1h50m"

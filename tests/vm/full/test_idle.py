@@ -12,12 +12,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from threading import Event
 
-import containerd_node
 import pytest
-from cri_client import Cri, api
-from kubelet_node import LIMIT_S, MANIFESTS, Kubelet, ids, restarts
-from units import main_pid, systemctl
-from waiting import until
+
+from tests.kubelet.kubelet_node import LIMIT_S, MANIFESTS, Kubelet, ids, restarts
+from tests.support.cri_client import Cri, api
+from tests.support.waiting import until
+from tests.vm.full import containerd_node
+from tests.vm.suite.units import main_pid, systemctl
 
 PODS = 20
 SETTLE_S = 90

@@ -1,8 +1,8 @@
 # vm: memory=6144 limit=7200 programs=kind,kubectl,node-image.tar seconds=1500
 """kind with podman: a cluster of deploy/kind's node image, images loaded into it, its end.
 
-The image is made by deploy/kind/build-from-root (tests/kind). `podman run` returns when the node
-has booted, because this machine needs longer for that than kind's half a minute.
+The image is made by deploy/kind/build-from-root (tests/nodes/kind). `podman run` returns when the
+node has booted, because this machine needs longer for that than kind's half a minute.
 """
 
 from __future__ import annotations
@@ -14,8 +14,9 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from kubeadm_node import PATCHES, SLOW, Cluster, write_patches
-from units import systemctl
+
+from tests.vm.suite.kubeadm_node import PATCHES, SLOW, Cluster, write_patches
+from tests.vm.suite.units import systemctl
 
 pytestmark = pytest.mark.timeout(5400)
 

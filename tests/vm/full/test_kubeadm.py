@@ -1,8 +1,9 @@
 # vm: memory=6144 limit=7200 programs=kubelet,kubeadm,kubectl,control-plane.tar seconds=1500
 """kubeadm init with docs/kubeadm.md's configuration, a pod and a Service in it, kubeadm reset.
 
-The images of the control plane are made from Go modules (tests/kind). The configuration gets longer
-limits and no leader election, because the machine is emulated; nothing of the runtime's.
+The images of the control plane are made from Go modules (tests/nodes/kind). The configuration
+gets longer limits and no leader election, because the machine is emulated; nothing of the
+runtime's.
 """
 
 from __future__ import annotations
@@ -13,9 +14,10 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from cri_client import BUSYBOX, Cri
-from kubeadm_node import SLOW, Cluster, write_patches
-from units import container_units, failed_units, systemctl
+
+from tests.support.cri_client import BUSYBOX, Cri
+from tests.vm.suite.kubeadm_node import SLOW, Cluster, write_patches
+from tests.vm.suite.units import container_units, failed_units, systemctl
 
 pytestmark = pytest.mark.timeout(5400)
 

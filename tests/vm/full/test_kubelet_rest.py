@@ -5,8 +5,8 @@
 from __future__ import annotations
 
 import pytest
-from cri_client import BUSYBOX, DEBIAN, Cri
-from kubelet_fixtures import (
+
+from tests.kubelet.kubelet_fixtures import (
     few_pods,
     host_directory,
     images,
@@ -14,51 +14,45 @@ from kubelet_fixtures import (
     nothing_leaks,
     session_kubelet,
 )
-from kubelet_node import LIMIT_S, Kubelet, sleeper, until
-from test_agent import (
-    pods,
-    test_no_container_notices,
-)
-from test_contexts import (
+from tests.kubelet.kubelet_node import LIMIT_S, Kubelet, sleeper, until
+from tests.kubelet.test_agent import pods, test_no_container_notices
+from tests.kubelet.test_contexts import (
     test_capabilities_seccomp_and_a_sealed_root,
     test_root_is_refused_where_it_must_not_be,
 )
-from test_gates import (
+from tests.kubelet.test_gates import (
     gated,
     test_events_go_on_after_a_restart_of_the_agent,
     test_events_tell_of_an_end_and_of_probes,
     test_statistics_are_the_runtimes,
 )
-from test_hooks import (
+from tests.kubelet.test_hooks import (
     test_a_failing_post_start_hook_restarts_its_container,
     test_hooks_by_http,
 )
-from test_namespaces import (
-    test_names_and_settings_of_a_pod,
-)
-from test_pod_logs import (
-    test_logs_are_read_through_the_kubelet,
-)
-from test_probes import (
+from tests.kubelet.test_namespaces import test_names_and_settings_of_a_pod
+from tests.kubelet.test_pod_logs import test_logs_are_read_through_the_kubelet
+from tests.kubelet.test_probes import (
     test_a_connection_that_nobody_answers_is_a_failed_probe,
     test_a_startup_probe_holds_the_others_off_and_restarts_at_its_end,
     test_readiness_follows_a_server_that_hangs_and_one_that_closes,
 )
-from test_restarts import (
+from tests.kubelet.test_restarts import (
     test_an_init_container_that_fails_is_retried_before_the_others_start,
 )
-from test_storage import (
+from tests.kubelet.test_storage import (
     UNUSED,
     tags,
     test_pods_over_their_limits_of_storage_are_noticed,
     test_unused_images_go_when_the_disk_is_short,
 )
-from test_volumes import (
+from tests.kubelet.test_volumes import (
     shared_directory,
     test_an_image_volume_that_cannot_be_had_holds_its_pod,
     test_memory_volumes_and_the_downward_api,
     test_mounts_propagate_as_asked,
 )
+from tests.support.cri_client import BUSYBOX, DEBIAN, Cri
 
 __all__ = [
     "few_pods",

@@ -12,11 +12,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import Pods  # of tests/node
-from cri_client import BUSYBOX, DEBIAN, Cri, api, container
-from node_state import differences, settled_state
-from units import failed_units, main_pid, pod_slices, systemctl
-from waiting import until
+
+from tests.support.cri_client import BUSYBOX, DEBIAN, Cri, api, container
+from tests.support.node_state import differences, settled_state
+from tests.support.pods import Pods  # of tests/node
+from tests.support.waiting import until
+from tests.vm.suite.units import failed_units, main_pid, pod_slices, systemctl
 
 CGROUPS = Path("/sys/fs/cgroup")
 

@@ -13,10 +13,11 @@ from pathlib import Path
 
 import grpc
 import pytest
-from conftest_vm import VmPods, cgroup_of, sleeper
-from cri_client import BUSYBOX, Cri, api
-from units import container_units, main_pid, show, systemctl
-from waiting import until
+
+from tests.support.cri_client import BUSYBOX, Cri, api
+from tests.support.waiting import until
+from tests.vm.suite.conftest_vm import VmPods, cgroup_of, sleeper
+from tests.vm.suite.units import container_units, main_pid, show, systemctl
 
 HOUR = 3600
 ROOT = Path("/var/lib/criagent")

@@ -9,8 +9,9 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from units import systemctl
-from waiting import until
+
+from tests.support.waiting import until
+from tests.vm.suite.units import systemctl
 
 DROP_IN = Path("/etc/systemd/system/criagent.service.d/test.conf")
 PARSER = Path("/usr/sbin/apparmor_parser")

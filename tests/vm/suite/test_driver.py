@@ -8,10 +8,11 @@ from concurrent.futures import ThreadPoolExecutor
 
 import grpc
 import pytest
-from conftest_vm import CGROUPS, VmPods, cgroup_of, scope_of, sleeper
-from cri_client import Cri, api
-from units import container_units, show, systemctl
-from waiting import until
+
+from tests.support.cri_client import Cri, api
+from tests.support.waiting import until
+from tests.vm.suite.conftest_vm import CGROUPS, VmPods, cgroup_of, scope_of, sleeper
+from tests.vm.suite.units import container_units, show, systemctl
 
 HANDLERS = ("crun", "runc")
 

@@ -4,8 +4,14 @@
 
 from __future__ import annotations
 
-from kubelet_fixtures import host_directory, images, kubelet, nothing_leaks, session_kubelet
-from test_cadvisor import (
+from tests.kubelet.kubelet_fixtures import (
+    host_directory,
+    images,
+    kubelet,
+    nothing_leaks,
+    session_kubelet,
+)
+from tests.kubelet.test_cadvisor import (
     test_a_pod_of_the_nodes_network_has_none_of_its_own,
     test_a_pod_with_a_shared_pid_namespace_has_its_network,
     test_every_metric_of_a_container_names_its_pod,

@@ -8,9 +8,10 @@ from pathlib import Path
 
 import grpc
 import pytest
-from conftest_vm import VmPods, cgroup_of, scope_of, settled, sleeper
-from cri_client import api
-from waiting import until
+
+from tests.support.cri_client import api
+from tests.support.waiting import until
+from tests.vm.suite.conftest_vm import VmPods, cgroup_of, scope_of, settled, sleeper
 
 HANDLERS = ("crun", "runc")
 _EATER = "dd if=/dev/zero of=/dev/null bs=64M count=1"

@@ -10,11 +10,12 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from conftest_vm import CGROUPS, VmPods, scope_of, sleeper
-from cri_client import api
-from mapped import HOST, LENGTH, mapped, volume
-from units import systemctl
-from waiting import until
+
+from tests.support.cri_client import api
+from tests.support.mapped import HOST, LENGTH, mapped, volume
+from tests.support.waiting import until
+from tests.vm.suite.conftest_vm import CGROUPS, VmPods, scope_of, sleeper
+from tests.vm.suite.units import systemctl
 
 HANDLERS = ("crun", "runc")
 

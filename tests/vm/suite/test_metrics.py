@@ -7,8 +7,9 @@ from collections.abc import Iterable
 from pathlib import Path
 
 import pytest
-from conftest_vm import CGROUPS, VmPods, cgroup_of, settled, sleeper
-from cri_client import Cri, api
+
+from tests.support.cri_client import Cri, api
+from tests.vm.suite.conftest_vm import CGROUPS, VmPods, cgroup_of, settled, sleeper
 
 # The names whose values critest requires; those of IO only where the disk is counted.
 REQUIRED = """

@@ -12,9 +12,10 @@ import subprocess
 from pathlib import Path
 
 import pytest
-from cri_client import Cri, api
-from kubelet_node import MANIFESTS, Kubelet, ids, restarts
-from units import container_units, show
+
+from tests.kubelet.kubelet_node import MANIFESTS, Kubelet, ids, restarts
+from tests.support.cri_client import Cri, api
+from tests.vm.suite.units import container_units, show
 
 FACTS = Path("/var/lib/vm/before.json")
 NAMES = ("one", "two")
@@ -42,7 +43,7 @@ def test_before_the_reboot(images: None) -> None:
     FACTS.parent.mkdir(exist_ok=True)
     FACTS.write_text(json.dumps(facts))
     # The unit is enabled; this only waits until it serves.
-    command = "systemctl start criagent && tests/vm/pytest -rA tests/vm/suite/test_reboot.py"
+    command = "systemctl start criagent && tests/nodes/vm/pytest -rA tests/vm/suite/test_reboot.py"
     subprocess.run(["vm-reboot", "bash", "-c", command], check=True)
 
 

@@ -8,7 +8,7 @@ import re
 import subprocess
 from pathlib import Path
 
-from test_apparmor import (
+from tests.e2e.test_apparmor import (
     deny,
     test_a_container_whose_profile_takes_no_signal_is_stopped_all_the_same,
     test_a_profile_of_the_node_is_enforced,
@@ -17,11 +17,11 @@ from test_apparmor import (
     test_the_default_profile_holds_and_lets_signals_through,
     test_unconfined_and_privileged_containers_have_none,
 )
-from test_fields import test_unified_keys_and_hugepages_reach_the_kernel
-from test_privileged import (
+from tests.e2e.test_fields import test_unified_keys_and_hugepages_reach_the_kernel
+from tests.e2e.test_privileged import (
     test_a_privileged_container_has_the_nodes_cgroup_tree_and_changes_no_option_of_it,
 )
-from units import systemctl
+from tests.vm.suite.units import systemctl
 
 __all__ = [
     "deny",

@@ -11,10 +11,11 @@ from threading import Event
 
 import grpc
 import pytest
-from conftest_vm import VmPods, cgroup_of, scope_of, sleeper
-from cri_client import Cri, api
-from units import container_units, kill_agent, main_pid, show, systemctl
-from waiting import until
+
+from tests.support.cri_client import Cri, api
+from tests.support.waiting import until
+from tests.vm.suite.conftest_vm import VmPods, cgroup_of, scope_of, sleeper
+from tests.vm.suite.units import container_units, kill_agent, main_pid, show, systemctl
 
 _BUS = ("dbus.socket", "dbus.service")
 

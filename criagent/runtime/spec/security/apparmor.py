@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import asyncio
 import dataclasses
-import os
 import re
 import shutil
 from concurrent.futures import Executor
@@ -20,7 +19,7 @@ import structlog
 from criagent.base.aio import run_in
 from criagent.base.errors import InvalidRequestError, UnsupportedError
 from criagent.model.common import ProfileType, SecurityProfile
-from criagent.process.child import PipeReader, killed_on_exit, spawn
+from criagent.process.child import run
 from criagent.runtime.node.facts import PROFILES
 
 DEFAULT = "criagent-default"
@@ -92,28 +91,14 @@ class AppArmor:
         if parser is None:
             return "apparmor_parser is missing on this node; install the package apparmor"
         text = default_profile(_own_label()).encode()
-        read, write = os.pipe()
-        errors_read, errors_write = os.pipe()
-        errors = PipeReader(errors_read, limit=1 << 16)
         try:
-            try:
-                os.write(write, text)  # smaller than a pipe
-                os.close(write)
-                child = spawn(
-                    [parser, "--replace", "--skip-cache"], stdin=read, stderr=errors_write
-                )
-            finally:
-                os.close(read)
-                os.close(errors_write)
-            async with killed_on_exit(child), asyncio.timeout(_LIMIT_S):
-                status = await child.wait()
+            ended = await run(
+                [parser, "--replace", "--skip-cache"], stdin=text, limit_s=_LIMIT_S, keep=1 << 16
+            )
         except TimeoutError:
             return f"{parser} took over {_LIMIT_S:g} s"
-        finally:
-            errors.drain()
-            errors.close()
-        said = " ".join(bytes(errors.data).decode(errors="replace").split())
-        return f"{parser} failed: {said or status}" if status else ""
+        reason = " ".join(ended.errors.split()) or ended.status
+        return f"{parser} failed: {reason}" if ended.status else ""
 
 
 def default_profile(own_label: str) -> str:

@@ -1,0 +1,251 @@
+"""Everything of a node that has to do with images, but the workers that unpack: no root needed."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import hashlib
+import time
+from collections.abc import AsyncIterator, Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+from criagent.base.aio import finish
+from criagent.base.errors import CorruptError
+from criagent.image.blobs import BlobFiles
+from criagent.image.claims import Claims
+from criagent.image.collect import Collector
+from criagent.image.hosts.credentials import RegistryAuth
+from criagent.image.hosts.hosts_toml import HostsDirectory
+from criagent.image.hosts.proxy import ProxySettings
+from criagent.image.images import Images
+from criagent.image.layers import LayerUnpacker
+from criagent.image.pull import Puller
+from criagent.image.registry import RegistryClient
+from criagent.image.snapshots.content_count import content_count
+from criagent.image.snapshots.overlay import OverlaySnapshots
+from criagent.image.unpack.workers import LayerFile, NeedsLowers, Unpacked
+from criagent.model.container import Container, ContainerId, ContainerMetadata, ContainerSpec
+from criagent.model.image import Image
+from criagent.model.sandbox import Sandbox, SandboxId, SandboxMetadata, SandboxSpec
+from criagent.store.blobs import BlobStore
+from criagent.store.containers import ContainerStore
+from criagent.store.db import Database
+from criagent.store.images import ImageStore
+from criagent.store.sandboxes import SandboxStore
+from criagent.store.snapshots import SnapshotStore
+from tests.support.pulling import RANGE, TarPit
+
+RETENTION_S = 3600.0
+
+
+class PlainWorkers:
+    """Writes a layer's blob as the one file `content`; checks its diff ID.
+
+    Extraction of a diff ID in `held` waits for `release`; `lowers` are those that must be written
+    through their lower layers. `extracted` has the diff IDs in the order of their beginning.
+    """
+
+    def __init__(self) -> None:
+        self.held: set[str] = set()
+        self.lowers: set[str] = set()
+        self.release = asyncio.Event()
+        self.entered = asyncio.Event()
+        self.extracted: list[str] = []
+        self.failure: Exception | None = None
+
+    async def extract(
+        self,
+        layer: LayerFile,
+        root: Path,
+        lowers: Sequence[Path],
+        received: Callable[[int], None],
+    ) -> Unpacked:
+        self.extracted.append(layer.diff_id)
+        (root / "content").write_bytes(content := layer.blob.read_bytes())
+        if self.failure is not None:
+            raise self.failure
+        if layer.diff_id in self.held:
+            self.entered.set()
+            await self.release.wait()
+        if f"sha256:{hashlib.sha256(content).hexdigest()}" != layer.diff_id:
+            raise CorruptError(f"layer {layer.digest} has another diff ID")
+        if layer.diff_id in self.lowers and not lowers:
+            raise NeedsLowers(layer.diff_id)
+        received(len(content))
+        return Unpacked(used_bytes=4096, inodes=1, unsettled=False)
+
+    async def settle(self, root: Path, lowers: Sequence[Path]) -> None:
+        """Nothing is unsettled."""
+
+    async def sync(self, root: Path) -> None:
+        """Nothing outlives the test."""
+
+    async def count(self, roots: Sequence[Path]) -> list[tuple[int, int]]:
+        return [content_count(root) for root in roots]
+
+
+class ImageNode:
+    """Pulls, collects and checks below `top`; its clock is `later_s` ahead."""
+
+    def __init__(self, top: Path, *, retention_s: float = RETENTION_S) -> None:
+        self.top = top
+        self.later_s = 0.0
+        self.files = BlobFiles(top / "blobs")
+        self.workers = PlainWorkers()
+        self.db = Database.open(top / "state.db")
+        self._threads = ThreadPoolExecutor(4)
+        self.snapshots = OverlaySnapshots(top / "snapshots", SnapshotStore(self.db), self._threads)
+        self.blobs, self.sandboxes = BlobStore(self.db), SandboxStore(self.db)
+        self.containers = ContainerStore(self.db)
+        store = ImageStore(self.db, self.snapshots.store, self.blobs)
+        self.client = RegistryClient(
+            hosts=HostsDirectory([top / "certs.d"]),
+            docker_config=top / "config.json",
+            proxies=ProxySettings(),
+            files=self.files,
+            fs=self._threads,
+            range_bytes=RANGE,
+        )
+        self.unpacker = LayerUnpacker(
+            snapshots=self.snapshots,
+            files=self.files,
+            workers=self.workers,  # type: ignore[arg-type]
+            now_ns=self.now_ns,
+        )
+        self.claims = Claims()
+        puller = Puller(
+            client=self.client,
+            files=self.files,
+            images=store,
+            unpacker=self.unpacker,
+            claims=self.claims,
+            fs=self._threads,
+            parallel_blobs=3,
+            progress_timeout_s=30.0,
+            now_ns=self.now_ns,
+        )
+        self.collector = Collector(
+            images=store,
+            blobs=self.blobs,
+            containers=self.containers,
+            files=self.files,
+            snapshots=self.snapshots,
+            unpacker=self.unpacker,
+            claims=self.claims,
+            fs=self._threads,
+            now_ns=self.now_ns,
+            retention_s=retention_s,
+        )
+        self.images = Images(
+            store=store,
+            blobs=self.blobs,
+            files=self.files,
+            snapshots=self.snapshots,
+            unpacker=self.unpacker,
+            workers=self.workers,  # type: ignore[arg-type]
+            puller=puller,
+            collector=self.collector,
+            claims=self.claims,
+            fs=self._threads,
+            root=top,
+            pinned=(),
+            now_ns=self.now_ns,
+        )
+
+    def now_ns(self) -> int:
+        return time.time_ns() + int(self.later_s * 1e9)
+
+    def blob_files(self) -> list[Path]:
+        folder = self.top / "blobs"
+        return [path for path in folder.rglob("*") if path.is_file()] if folder.exists() else []
+
+    async def start(self) -> None:
+        await self.images.prepare()
+        await self.snapshots.sweep()
+
+    async def close(self) -> None:
+        await finish(self._close())
+
+    async def _close(self) -> None:
+        await self.images.close()
+        await self.client.close()
+        self.db.close()
+        self._threads.shutdown()
+
+    async def pull(self, name: str, auth: RegistryAuth | None = None) -> Image:
+        async with asyncio.timeout(30):
+            return await self.images.pull(name, auth)
+
+    def layers(self) -> set[str]:
+        """Chain IDs of what is unpacked and committed."""
+        return {snapshot.key for snapshot in self.snapshots.store.all() if snapshot.committed}
+
+    def on_disk(self) -> tuple[int, int]:
+        """Bytes and files below blobs, as ImageFsInfo counts them."""
+        used = [
+            facts.st_blocks * 512 if "." in path.name else facts.st_size
+            for path in self.blob_files()
+            if (facts := path.stat())
+        ]
+        return sum(used), len(used)
+
+    def counted(self) -> tuple[int, int]:
+        """Bytes and files of blobs that ImageFsInfo says."""
+        usage = self.images.fs_usage()
+        layers = [snapshot for snapshot in self.snapshots.store.all() if snapshot.committed]
+        return (
+            usage.used_bytes - sum(snapshot.used_bytes for snapshot in layers),
+            usage.inodes_used - sum(snapshot.inodes for snapshot in layers),
+        )
+
+
+@contextlib.asynccontextmanager
+async def pulling(node: ImageNode, name: str, pit: TarPit) -> AsyncIterator[asyncio.Task[object]]:
+    """A pull that has got as far as the pit, cancelled afterwards."""
+    task: asyncio.Task[object] = asyncio.create_task(node.pull(name))
+    await pit.reached.wait()
+    try:
+        yield task
+    finally:
+        task.cancel()
+        await asyncio.wait({task})
+        await until_idle(node)
+
+
+async def until(condition: Callable[[], bool]) -> None:
+    """Return when it holds."""
+    async with asyncio.timeout(20):
+        while not condition():  # noqa: ASYNC110 - files and counters have no event
+            await asyncio.sleep(0)
+
+
+async def until_idle(node: ImageNode) -> None:
+    """Return when cancelled pulls have stopped."""
+    await until(lambda: not node.images.puller.running)
+
+
+async def findings(node: ImageNode) -> list[str]:
+    return [f"{f.object}: {f.problem}" for f in await node.images.fsck(repair=False)]
+
+
+async def keep(node: ImageNode, top: str) -> Container:
+    """A container whose root has the layers up to `top`."""
+    sandbox = Sandbox(
+        id=SandboxId("b" * 64),
+        spec=SandboxSpec(metadata=SandboxMetadata(name="p", uid="u", namespace="n")),
+        created_at_ns=1,
+        boot_id="boot",
+    )
+    container = Container(
+        id=ContainerId("c" * 64),
+        sandbox_id=sandbox.id,
+        spec=ContainerSpec(metadata=ContainerMetadata(name="c"), image="i"),
+        created_at_ns=1,
+        boot_id="boot",
+        handler="crun",
+    )
+    await node.sandboxes.insert(sandbox)
+    await node.containers.insert(container)
+    await node.snapshots.create(container.id, parent=top, created_at_ns=1)
+    return container
