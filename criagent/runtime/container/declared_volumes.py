@@ -139,7 +139,7 @@ class DeclaredVolumes:
         try:
             ended = await run(argv, limit_s=None, keep=4096)
         except OSError as exc:
-            raise AgentError(f"cp cannot be run: {exc.strerror}; install coreutils") from exc
+            raise AgentError(f"cp cannot be executed: {exc.strerror}; install coreutils") from exc
         if ended.status:
             output = ended.errors.strip()[-300:]
             image = container.spec.image[:200]

@@ -100,7 +100,7 @@ class Conmon:
             return spawn(self._command(container, runtime), pipes, options)
         except OSError as exc:
             raise AgentError(
-                f"{exc.filename or self.program} cannot be used: {exc.strerror}; install conmon"
+                f"{exc.filename or self.program} cannot be executed: {exc.strerror}; install conmon"
             ) from exc
 
     @asynccontextmanager

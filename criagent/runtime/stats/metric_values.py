@@ -57,7 +57,7 @@ class Devices:
         named = self.name(number)
         if named != number:
             return named
-        # btrfs, overlay and others have numbers that no device has
+        # btrfs, overlay and others have numbers without a device
         holder = mount.holding(path, mount.mountinfo())
         # A label has to be UTF-8.
         return os.fsencode(holder.source if holder else number).decode(errors="replace")

@@ -69,7 +69,7 @@ class NetworkCgroups:
         self._following.start(self._follow)
 
     async def close(self) -> None:
-        """Stop following. The cgroups stay, as the containers do."""
+        """Stop following. The cgroups stay, like the containers."""
         await self._following.stop()
 
     def process(self, sandbox: Sandbox) -> ProcessRef | None:

@@ -108,7 +108,7 @@ class WritableLayers:
             self._worker.start(self._work)
 
     async def settled(self) -> None:
-        """Wait until nothing is being counted."""
+        """Wait until no count is in progress."""
         await self._worker.wait()
 
     def forget(self, container_id: str) -> None:
