@@ -1,6 +1,6 @@
-"""What is asked again: when, how often, and for how long a caller waits in all.
+"""Retries: which requests, when, how often, and how long a caller waits in total.
 
-Nothing is held while it waits: no connection, and of locks only the one of the blob itself.
+Nothing is held while it waits: no connection, and of locks only that of the blob itself.
 """
 
 from __future__ import annotations

@@ -2,8 +2,8 @@
 
 No path leads out of the layer's root (`layer_tree.py`). By itself a layer becomes whiteout devices
 and opaque marks (kernel documentation, overlayfs, "whiteouts and opaque directories"). Where it
-implies directories or removes something, `settle.py` looks at the lower layers afterwards. A layer
-that cannot do without them - a hard link to a file of theirs - raises NeedsLowers and is written
+implies directories or removes something, `settle.py` compares it with the lower layers afterwards.
+A layer that needs them, for a hard link to one of their files, raises NeedsLowers and is written
 again through a mounted overlay.
 """
 
@@ -87,7 +87,7 @@ class Extractor:
             self._tree.close()
 
     def _put_or_blame(self, entry: Entry) -> None:
-        """An error that comes of the entry names it."""
+        """Errors that the entry causes name it."""
         try:
             self._put(entry)
         except BadLayerError as exc:
@@ -130,7 +130,7 @@ class Extractor:
         elif entry.kind in _NODES:
             self._node(parent, name, entry)
         else:
-            raise BadLayerError(f"type {entry.kind!r} is unknown")
+            raise BadLayerError(f"the type {entry.kind!r} is unknown")
 
     def _charge(self, entry: Entry | None = None) -> None:
         """Count what is about to be made. Raises TooLargeError."""
@@ -142,7 +142,7 @@ class Extractor:
         self._result.inodes += 1
         self._result.used_bytes += frames * _FRAME
         if self._result.used_bytes > self._limit:
-            raise TooLargeError(f"the layer grows beyond the {self._limit} bytes that are free")
+            raise TooLargeError(f"the layer is larger than the {self._limit} bytes that are free")
 
     # Directories.
 
@@ -260,7 +260,7 @@ class Extractor:
         elif not name.startswith(_META):
             hidden = name[len(_WHITEOUT) :]
             if hidden in {b"", b".", b".."}:
-                raise BadLayerError("a whiteout that names no file")
+                raise BadLayerError("a whiteout without a file name")
             self._hide(above, hidden)
 
     def _hide(self, above: bytes, name: bytes) -> None:
@@ -311,7 +311,7 @@ class Extractor:
         elif parent.path:
             os.setxattr(parent.fd, OPAQUE_XATTR, b"y")
         else:
-            raise NeedsLowers("an opaque root, which overlayfs does not know")
+            raise NeedsLowers("an opaque root, which overlayfs does not support")
 
     def _clear(self, path: bytes) -> None:
         """Remove all that is not of this layer below `path`; each directory is read only once."""
@@ -360,7 +360,7 @@ def _write_all(fd: int, piece: memoryview) -> None:
 
 
 def _set_xattrs(target: int | bytes, entry: Entry) -> None:
-    """Set what the file system can hold and a layer may say; containerd leaves the same out."""
+    """Set attributes that the file system supports and a layer may set, like containerd."""
     for key, value in entry.xattrs.items():
         if key.startswith(_NOT_SET):
             continue

@@ -1,8 +1,8 @@
-"""What the daemon and its unpack workers say to each other: one JSON document a line.
+"""Messages between the daemon and its unpack workers: one JSON document per line.
 
 A request is answered by any number of Progress and then by Done, Imported, Counted or Failed; a
-fresh worker says Done before its first request. Both ends run the same code, so an unknown message
-is a bug. The worker imports this, so it stands on the standard library alone.
+fresh worker sends Done before its first request. Both ends run the same code, so an unknown message
+is a bug. The worker imports this, so it uses only the standard library.
 """
 
 from __future__ import annotations

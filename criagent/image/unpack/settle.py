@@ -1,9 +1,9 @@
-"""A layer that was written alone, fitted to the layers below it. Runs in the unpack worker.
+"""A layer that was written alone, adapted to the layers below it. Runs in the unpack worker.
 
-What depends on them is in a file beside the layer's directory, since the list is as long as the
-layer's author likes: it never leaves the worker. An implied directory gets the owner, mode, time
-and attributes that it has below; one that only whiteouts imply is there only if it is there below;
-a whiteout that hides nothing goes, since `ls` would show it in a directory of one layer alone.
+The list of what depends on them is in a file beside the layer's directory, since the layer's author
+controls its length: it never leaves the worker. An implied directory gets the owner, mode, time and
+attributes of the lower one; one that only whiteouts imply exists only if it exists below; a
+whiteout that hides nothing is removed, since `ls` would show it in a directory of a single layer.
 """
 
 from __future__ import annotations

@@ -1,9 +1,9 @@
-"""The process that unpacks layers, by the messages of `unpack_protocol.py`.
+"""The process that unpacks layers, by the messages of `protocol.py`.
 
-Started by `unpack.py` with an isolated interpreter; imports nothing but the standard library, the
-decompressors and the few modules of this package that stand on the standard library alone. It
-lives in mount, network and IPC namespaces of its own, so without a network, and keeps only the
-capabilities that writing files needs.
+Started by `workers.py` with an isolated interpreter; imports only the standard library, the
+decompressors and the few modules of this package that need nothing else. It lives in its own mount,
+network and IPC namespaces, so without a network, and keeps only the capabilities that writing files
+needs.
 """
 
 from __future__ import annotations
@@ -128,11 +128,12 @@ def _extract(request: Extract) -> Done:
     algorithm, _, expected = request.digest.partition(":")
     if algorithm == "sha256" and stream.compressed.hexdigest() != expected:
         raise BadLayerError(
-            f"the content has digest sha256:{stream.compressed.hexdigest()}, want {expected}"
+            f"the content has the digest sha256:{stream.compressed.hexdigest()} instead of "
+            f"{expected}"
         )
     diff_id = f"sha256:{stream.plain.hexdigest()}"
     if diff_id != request.diff_id:
-        raise BadLayerError(f"the layer has diff ID {diff_id}, want {request.diff_id}")
+        raise BadLayerError(f"the layer has the diff ID {diff_id} instead of {request.diff_id}")
     return Done(
         used_bytes=result.used_bytes,
         inodes=result.inodes,

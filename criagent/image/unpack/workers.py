@@ -1,7 +1,7 @@
 """Layers into snapshots, by worker processes that stay warm for a while.
 
-A worker does one thing at a time and is killed when its caller gives up. What a layer needs of the
-ones below it (`settle.py`) is settled bottom-up once all layers of an image are written.
+A worker handles one request at a time and is killed when its caller gives up. What a layer needs of
+the ones below it (`settle.py`) is settled bottom-up once all layers of an image are written.
 """
 
 from __future__ import annotations
@@ -251,5 +251,5 @@ class _Worker:
         await self._child.end()
 
     def dismiss(self) -> None:
-        """End of its requests is the end of the worker."""
+        """The end of its requests ends the worker."""
         self._pipes.close()
