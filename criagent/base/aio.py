@@ -11,7 +11,7 @@ import asyncio
 import contextvars
 import functools
 from collections import Counter
-from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Hashable
 from concurrent.futures import Executor
 from contextlib import asynccontextmanager
 from contextvars import Context, ContextVar
@@ -23,13 +23,14 @@ import structlog
 from criagent.base import faults, os_errors
 from criagent.base.errors import AgentError, TimedOutError
 
+K = TypeVar("K", bound=Hashable)
 T = TypeVar("T")
 
 # Failures since the start that no caller sees: an undo, a background task, a listener of a store.
 FAILURES: Counter[str] = Counter()
 FAILURE_KINDS = ("undo", "background", "listener")
 
-# Given the key of an owner that starts, makes what hears its stages; "" ends the last one.
+# Given the name of an owner that starts, makes what hears its stages; "" ends the last one.
 StageObserver = Callable[[str], None]
 STAGES: ContextVar[Callable[[str], StageObserver] | None] = ContextVar("stages", default=None)
 
@@ -242,16 +243,17 @@ class KeyedLocks:
                 del self._users[key], self._locks[key]
 
 
-class Owner(Generic[T]):
-    """The task that owns one name's long work, and the stage of that work."""
+class Owner(Generic[K, T]):
+    """The task that owns one key's long work, and the stage of that work."""
 
-    def __init__(self, key: str, fingerprint: object) -> None:
+    def __init__(self, key: K, fingerprint: object, name: str) -> None:
         self.key = key
         self.fingerprint = fingerprint
+        self.name = name  # the key as texts and spans show it
         self.task: asyncio.Task[T] | None = None
         self._stage = "starting"
         observe = STAGES.get()
-        self._observer = None if observe is None else observe(key)
+        self._observer = None if observe is None else observe(name)
 
     @property
     def stage(self) -> str:
@@ -270,43 +272,51 @@ class Owner(Generic[T]):
             self._observer("")
 
 
-class Owners(Generic[T]):
+class Owners(Generic[K, T]):
     """Owner tasks by key. Callers join the task; their own cancellation leaves it running.
 
     Work that takes over `limit_s` is cancelled and undone; `noun` and `setting`, the configuration
-    key of the limit, are for the text of its error.
+    key of the limit, are for the text of its error. `show` gives a key's text.
     """
 
-    def __init__(self, *, limit_s: float, noun: str = "work", setting: str = "") -> None:
+    def __init__(
+        self,
+        *,
+        limit_s: float,
+        noun: str = "work",
+        setting: str = "",
+        show: Callable[[K], str] = str,
+    ) -> None:
         self._limit_s = limit_s
         self._noun = noun
         self._setting = setting
-        self._owners: dict[str, Owner[T]] = {}
+        self._show = show
+        self._owners: dict[K, Owner[K, T]] = {}
 
-    def get(self, key: str) -> Owner[T] | None:
+    def get(self, key: K) -> Owner[K, T] | None:
         """The owner of `key`, or None."""
         return self._owners.get(key)
 
-    def all(self) -> list[Owner[T]]:
+    def all(self) -> list[Owner[K, T]]:
         """All owners."""
         return list(self._owners.values())
 
     def start(
         self,
-        key: str,
+        key: K,
         fingerprint: object,
-        work: Callable[[Owner[T]], Coroutine[object, object, T]],
-    ) -> Owner[T]:
+        work: Callable[[Owner[K, T]], Coroutine[object, object, T]],
+    ) -> Owner[K, T]:
         """Start `work` as the owner of `key`, which must be free."""
         if key in self._owners:
-            raise RuntimeError(f"owner of {key!r} exists")
-        owner: Owner[T] = Owner(key, fingerprint)
+            raise RuntimeError(f"owner of {self._show(key)!r} exists")
+        owner: Owner[K, T] = Owner(key, fingerprint, self._show(key))
         self._owners[key] = owner
-        owner.task = asyncio.create_task(self._run(owner, work), name=f"owner:{key}")
+        owner.task = asyncio.create_task(self._run(owner, work), name=f"owner:{owner.name}")
         owner.task.add_done_callback(functools.partial(self._ended, owner))
         return owner
 
-    async def join(self, owner: Owner[T]) -> T:
+    async def join(self, owner: Owner[K, T]) -> T:
         """The owner's result; cancelling the caller does not cancel the work.
 
         Raises what the work raises, an OSError with the stage as a note, and TimedOutError with
@@ -315,6 +325,16 @@ class Owners(Generic[T]):
         if owner.task is None:
             raise RuntimeError("owner was not started")
         return await asyncio.shield(owner.task)
+
+    async def run(self, key: K, work: Callable[[Owner[K, T]], Coroutine[object, object, T]]) -> T:
+        """Join the owner at work on `key`, or start `work` as it. Raises what `join` raises."""
+        return await self.join(self.get(key) or self.start(key, None, work))
+
+    async def cancel(self, chosen: Callable[[K], bool]) -> None:
+        """Cancel the work on every key that is `chosen`, and await its undo."""
+        owners = [owner for owner in self._owners.values() if chosen(owner.key)]
+        if tasks := [owner.task for owner in owners if owner.task is not None]:
+            await settle(*tasks)
 
     async def drain(self, limit_s: float) -> None:
         """Wait for all owners up to `limit_s`, then cancel what is left and await its undo."""
@@ -325,7 +345,7 @@ class Owners(Generic[T]):
         await settle(*late)
 
     async def _run(
-        self, owner: Owner[T], work: Callable[[Owner[T]], Coroutine[object, object, T]]
+        self, owner: Owner[K, T], work: Callable[[Owner[K, T]], Coroutine[object, object, T]]
     ) -> T:
         limit = asyncio.timeout(self._limit_s)
         try:
@@ -340,9 +360,9 @@ class Owners(Generic[T]):
             owner.ended()
             del self._owners[owner.key]
 
-    def _too_late(self, owner: Owner[T], error: OSError) -> TimedOutError:
+    def _too_late(self, owner: Owner[K, T], error: OSError) -> TimedOutError:
         text = (
-            f'{self._noun} "{owner.key}" was not ready within {self._limit_s:g} s and was '
+            f'{self._noun} "{owner.name}" was not ready within {self._limit_s:g} s and was '
             f"cancelled at the stage: {owner.stage}"
         )
         if self._setting:
@@ -352,7 +372,7 @@ class Owners(Generic[T]):
             late.add_note(note)
         return late
 
-    def _ended(self, owner: Owner[T], task: asyncio.Task[T]) -> None:
+    def _ended(self, owner: Owner[K, T], task: asyncio.Task[T]) -> None:
         # A task that is cancelled before its first step has not run `_run` at all.
         if self._owners.get(owner.key) is owner:
             del self._owners[owner.key]

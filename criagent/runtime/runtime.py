@@ -13,10 +13,11 @@ from criagent.base.errors import UnsupportedError, WrongStateError
 from criagent.kernel import cgroupfs
 from criagent.model.common import Resources
 from criagent.model.container import Container, ContainerSpec
-from criagent.model.sandbox import Sandbox, SandboxSpec
+from criagent.model.sandbox import Sandbox, SandboxMetadata, SandboxSpec
 from criagent.net.pod_network import Networks
 from criagent.runtime.container.exits import ExitWatcher
 from criagent.runtime.container.files import ContainerFiles
+from criagent.runtime.container.keys import ContainersMade, Endings, Starts
 from criagent.runtime.node.cgroup_names import DEFAULT_PARENT, CgroupDriver
 from criagent.runtime.node.handlers import HandlerFacts
 from criagent.runtime.node.paths import RuntimePaths
@@ -31,6 +32,7 @@ from criagent.runtime.verbs.exec_stream import ExecStreamer
 from criagent.runtime.verbs.exec_sync import ExecResult, ExecSync
 from criagent.runtime.verbs.port_forward import PortForwarder
 from criagent.runtime.verbs.remove_container import ContainerRemover
+from criagent.runtime.verbs.remove_sandbox import SandboxRemover
 from criagent.runtime.verbs.reopen_log import LogReopener
 from criagent.runtime.verbs.run_sandbox import SandboxRunner
 from criagent.runtime.verbs.start_container import ContainerStarter
@@ -54,6 +56,7 @@ class Runtime:
     cgroup_driver: CgroupDriver
     runner: SandboxRunner
     sandbox_stopper: SandboxStopper
+    sandbox_remover: SandboxRemover
     files: ContainerFiles
     creator: ContainerCreator
     starter: ContainerStarter
@@ -71,9 +74,10 @@ class Runtime:
     exits: ExitWatcher
     apparmor: AppArmor
     recovery: Recovery
-    sandbox_owners: Owners[Sandbox]
-    container_owners: Owners[Container]
-    stop_owners: Owners[None]
+    sandbox_owners: Owners[SandboxMetadata, Sandbox]
+    container_owners: ContainersMade
+    starts: Starts
+    endings: Endings
     db: Database
     monitor_problem: str = ""  # why conmon cannot be used, "" = it can
 
@@ -90,8 +94,8 @@ class Runtime:
         await self.sandbox_stopper.stop(sandbox_id)
 
     async def remove_pod_sandbox(self, sandbox_id: str) -> None:
-        """RemovePodSandbox: see `SandboxStopper.remove`."""
-        await self.sandbox_stopper.remove(sandbox_id)
+        """RemovePodSandbox: see `SandboxRemover.remove`."""
+        await self.sandbox_remover.remove(sandbox_id)
 
     async def create_container(self, sandbox_id: str, spec: ContainerSpec) -> Container:
         """CreateContainer in a READY sandbox, whose own specification counts.
@@ -208,7 +212,8 @@ class Runtime:
         await asyncio.gather(
             self.sandbox_owners.drain(limit_s),
             self.container_owners.drain(limit_s),
-            self.stop_owners.drain(limit_s),
+            self.starts.drain(limit_s),
+            self.endings.drain(limit_s),
             self.reopener.close(limit_s),
         )
         await self.recovery.watch.close()

@@ -13,16 +13,18 @@ from criagent.base.aio import KeyedLocks, Owners, run_in
 from criagent.config.sections import Config
 from criagent.daemon.wiring.images import ImageParts
 from criagent.daemon.wiring.stores import Executors, Stores
-from criagent.model.container import Container
-from criagent.model.sandbox import Sandbox
+from criagent.model.sandbox import Sandbox, SandboxMetadata
 from criagent.net.bridge import BridgeConfig, BridgeNetwork
 from criagent.net.cni.network import CniConfig, CniNetwork
 from criagent.net.pod_network import Networks
 from criagent.runtime.container.declared_volumes import DeclaredVolumes
+from criagent.runtime.container.ending import ContainerEnding
+from criagent.runtime.container.erasure import ContainerErasure
 from criagent.runtime.container.exits import ExitWatcher
 from criagent.runtime.container.files import ContainerFiles
 from criagent.runtime.container.gather import SpecGatherer
 from criagent.runtime.container.image_volumes import ImageVolumes
+from criagent.runtime.container.keys import ContainersMade, Endings, Starts, shown_start
 from criagent.runtime.container.oom import OomWatch
 from criagent.runtime.container.transitions import Transitions
 from criagent.runtime.exec.output import OutputBudget
@@ -60,6 +62,7 @@ from criagent.runtime.verbs.exec_stream import ExecStreamer
 from criagent.runtime.verbs.exec_sync import BUDGET, ExecSync
 from criagent.runtime.verbs.port_forward import PortForwarder
 from criagent.runtime.verbs.remove_container import ContainerRemover
+from criagent.runtime.verbs.remove_sandbox import SandboxRemover
 from criagent.runtime.verbs.reopen_log import LogReopener
 from criagent.runtime.verbs.run_sandbox import SandboxRunner
 from criagent.runtime.verbs.start_container import ContainerStarter
@@ -194,11 +197,12 @@ class _RuntimeAssembly:
             for name, handler in section.handlers.items()
         )
         limit_s, setting = section.create_timeout_s, "runtime.create_timeout_s"
-        self.sandbox_owners = Owners[Sandbox](limit_s=limit_s, noun="sandbox", setting=setting)
-        self.container_owners = Owners[Container](
-            limit_s=limit_s, noun="container", setting=setting
+        self.sandbox_owners = Owners[SandboxMetadata, Sandbox](
+            limit_s=limit_s, noun="sandbox", setting=setting, show=lambda name: name.key
         )
-        self.stop_owners: Owners[None] = Owners(limit_s=_STOP_LIMIT_S)
+        self.container_owners = ContainersMade(limit_s=limit_s, noun="container", setting=setting)
+        self.starts = Starts(limit_s=_STOP_LIMIT_S, show=shown_start)
+        self.endings = Endings(limit_s=_STOP_LIMIT_S)
         self.transitions = Transitions(store=stores.containers, locks=KeyedLocks())
 
     def build(self) -> Runtime:
@@ -226,7 +230,8 @@ class _RuntimeAssembly:
             handlers=self.handlers,
             cgroup_driver=self.driver,
             runner=self.runner,
-            sandbox_stopper=self._sandbox_stopper(),
+            sandbox_stopper=self.sandbox_stopper,
+            sandbox_remover=self._sandbox_remover(),
             files=self.files,
             creator=self.creator,
             starter=self.starter,
@@ -258,16 +263,16 @@ class _RuntimeAssembly:
             recovery=self._recovery(),
             sandbox_owners=self.sandbox_owners,
             container_owners=self.container_owners,
-            stop_owners=self.stop_owners,
+            starts=self.starts,
+            endings=self.endings,
         )
 
-    def _sandbox_stopper(self) -> SandboxStopper:
-        return SandboxStopper(
+    def _sandbox_remover(self) -> SandboxRemover:
+        return SandboxRemover(
             store=self.stores.sandboxes,
             containers=self.stores.containers,
-            owners=self.stop_owners,
-            creator=self.creator,
-            stopper=self.stopper,
+            endings=self.endings,
+            stopper=self.sandbox_stopper,
             remover=self.remover,
             teardown=self.teardown,
         )
@@ -350,7 +355,7 @@ class _RuntimeAssembly:
             transitions=self.transitions,
             paths=self.paths,
             oom=OomWatch(),
-            starts=self.stop_owners,
+            starts=self.starts,
             clock=self.clock,
             fs=self.fs,
             boot_id=self.boot_id,
@@ -358,24 +363,26 @@ class _RuntimeAssembly:
         self.starter = ContainerStarter(
             store=store,
             sandboxes=self.stores.sandboxes,
-            owners=self.stop_owners,
+            starts=self.starts,
             runtimes=self.runtimes,
             transitions=self.transitions,
             clock=self.clock,
         )
-        self.stopper = ContainerStopper(
-            store=store,
-            owners=self.stop_owners,
-            exits=self.exits,
-            transitions=self.transitions,
-            fs=self.fs,
+        self.ending = ContainerEnding(
+            endings=self.endings, exits=self.exits, transitions=self.transitions, fs=self.fs
         )
+        self.erasure = ContainerErasure(store=store, runtimes=self.runtimes, files=self.files)
+        self.stopper = ContainerStopper(store=store, ending=self.ending)
         self.remover = ContainerRemover(
-            store=store,
-            owners=self.stop_owners,
+            store=store, endings=self.endings, stopper=self.stopper, erasure=self.erasure
+        )
+        self.sandbox_stopper = SandboxStopper(
+            store=self.stores.sandboxes,
+            containers=store,
+            making=self.container_owners,
+            endings=self.endings,
             stopper=self.stopper,
-            runtimes=self.runtimes,
-            files=self.files,
+            teardown=self.teardown,
         )
         self.creator = self._creator()
 
@@ -457,8 +464,8 @@ class _RuntimeAssembly:
             containers=self.stores.containers,
             container_recovery=ContainerRecovery(
                 exits=self.exits,
-                remover=self.remover,
-                stopper=self.stopper,
+                erasure=self.erasure,
+                ending=self.ending,
                 transitions=self.transitions,
                 runtimes=self.runtimes,
                 paths=self.paths,

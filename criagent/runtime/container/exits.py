@@ -19,12 +19,12 @@ from typing import Any
 
 import structlog
 
-from criagent.base.aio import Owners, detached, run_in
+from criagent.base.aio import detached, run_in
 from criagent.kernel import process
 from criagent.model.common import NamespaceMode, ProcessRef
 from criagent.model.container import Container, Reason
 from criagent.process.child import Child
-from criagent.runtime.container.keys import start_key
+from criagent.runtime.container.keys import Starts
 from criagent.runtime.container.oom import KILLED_CODE, OomWatch
 from criagent.runtime.container.transitions import Transitions
 from criagent.runtime.node import own_cgroup
@@ -52,7 +52,7 @@ class ExitWatcher:
         transitions: Transitions,
         paths: RuntimePaths,
         oom: OomWatch,
-        starts: Owners[None],
+        starts: Starts,
         clock: Clock,
         fs: Executor,
         boot_id: str,
@@ -116,8 +116,8 @@ class ExitWatcher:
             await child.wait()
         elif container.monitor is not None and container.boot_id == self._boot_id:
             await _end(container.monitor)
-        start = self._starts.get(start_key(container.id))
-        if start is not None and start.task is not None:  # its row comes first, then its event
+        start = self._starts.get(container.id)
+        if start is not None and start.task is not None:  # its row comes first, and its event
             await asyncio.wait({start.task}, timeout=_START_LIMIT_S)
         row_now = self._store.get(container.id)
         if row_now is None or not row_now.ready_at_ns or row_now.finished_at_ns:

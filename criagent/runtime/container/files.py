@@ -71,6 +71,10 @@ class ContainerFiles:
         await self.snapshots.remove(container_id)
         self.snapshots.empty_soon()
 
+    async def forget_state(self, container_id: str) -> None:
+        """Drop what OCI runtimes keep of a dead container whose handler is configured no more."""
+        await run_in(self.fs, self.paths.forget_state, container_id)
+
     def _remove(self, container_id: str, cgroup: str) -> None:
         bundle = self.paths.container(container_id)
         mount.detach(self.paths.rootfs(container_id))

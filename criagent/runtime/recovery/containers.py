@@ -13,6 +13,8 @@ from criagent.base.aio import finish, supervised
 from criagent.kernel import process
 from criagent.model.common import ProcessRef
 from criagent.model.container import Container
+from criagent.runtime.container.ending import ContainerEnding
+from criagent.runtime.container.erasure import ContainerErasure
 from criagent.runtime.container.exits import ExitWatcher
 from criagent.runtime.container.transitions import Transitions
 from criagent.runtime.exec.leftovers import end_leftovers
@@ -22,8 +24,6 @@ from criagent.runtime.node.clock import Clock
 from criagent.runtime.node.paths import RuntimePaths
 from criagent.runtime.oci.conmon import running_monitors
 from criagent.runtime.oci.runtime import OciRuntime
-from criagent.runtime.verbs.remove_container import ContainerRemover
-from criagent.runtime.verbs.stop_container import ContainerStopper
 
 log: structlog.stdlib.BoundLogger = structlog.get_logger(__name__)
 
@@ -35,8 +35,8 @@ class ContainerRecovery:
         self,
         *,
         exits: ExitWatcher,
-        remover: ContainerRemover,
-        stopper: ContainerStopper,
+        erasure: ContainerErasure,
+        ending: ContainerEnding,
         transitions: Transitions,
         runtimes: Mapping[str, OciRuntime],
         paths: RuntimePaths,
@@ -44,8 +44,8 @@ class ContainerRecovery:
         boot_id: str,
     ) -> None:
         self._exits = exits
-        self._remover = remover
-        self._stopper = stopper
+        self._erasure = erasure
+        self._ending = ending
         self._transitions = transitions
         self._runtimes = runtimes
         self._paths = paths
@@ -79,7 +79,7 @@ class ContainerRecovery:
         if monitor is not None:  # its death ends a runtime that is still creating
             process.send_signal(monitor, signal.SIGKILL)
         own_cgroup.kill(container.cgroup, container.id)
-        await finish(self._remover.erase(container))
+        await finish(self._erasure.erase(container))
         log.info("creation_undone", container_id=container.id)
 
     async def _adopt(self, container: Container) -> None:
@@ -92,7 +92,7 @@ class ContainerRecovery:
         finally:  # whatever failed or took too long: the exit is noticed, and the stop continues
             self._exits.adopt(container)
             if container.stop_deadline_boot_ns:
-                stop = self._stopper.stop_by(container, container.stop_deadline_boot_ns)
+                stop = self._ending.stop_by(container, container.stop_deadline_boot_ns)
                 task = supervised(stop, name=f"stop:{container.id}", **container.facts)
                 self._stops.add(task)
                 task.add_done_callback(self._stops.discard)

@@ -15,7 +15,7 @@ from pathlib import Path
 import structlog
 
 from criagent.base import faults
-from criagent.base.aio import Owner, Owners, Rollback, finish, run_in
+from criagent.base.aio import Owner, Rollback, run_in
 from criagent.base.errors import AlreadyExistsError, NameReservedError, UnsupportedError
 from criagent.image.images import Images
 from criagent.kernel import process
@@ -24,7 +24,6 @@ from criagent.model.container import (
     ContainerId,
     ContainerSpec,
     ImageVolume,
-    container_key,
 )
 from criagent.model.image import Image, Snapshot
 from criagent.model.sandbox import Sandbox
@@ -33,6 +32,7 @@ from criagent.runtime.container.exits import ExitWatcher
 from criagent.runtime.container.files import ContainerFiles
 from criagent.runtime.container.gather import SpecGatherer
 from criagent.runtime.container.image_volumes import ImageVolumes
+from criagent.runtime.container.keys import ContainerName, ContainersMade
 from criagent.runtime.node.cgroup_names import CgroupDriver, container_cgroup
 from criagent.runtime.node.clock import Clock
 from criagent.runtime.node.handlers import check_image_handler
@@ -59,7 +59,7 @@ class ContainerCreator:
     """The CreateContainer verb."""
 
     store: ContainerStore
-    owners: Owners[Container]
+    owners: ContainersMade
     images: Images
     volumes: ImageVolumes
     declared: DeclaredVolumes
@@ -87,10 +87,10 @@ class ContainerCreator:
         """
         validate_container_spec(spec, sandbox)
         self._check_handler(sandbox, spec)
-        key = container_key(sandbox.id, spec.metadata)
+        key = ContainerName(sandbox.id, spec.metadata)
         owner = self.owners.get(key)
         if owner is None:
-            if (existing := self.store.by_key(key)) is not None:
+            if (existing := self.store.by_key(str(key))) is not None:
                 return _same(existing, spec)
             image = self.images.resolve(spec.image)
             volumes = self.volumes.find(spec)
@@ -103,15 +103,6 @@ class ContainerCreator:
                 f"(stage: {owner.stage})"
             )
         return await self.owners.join(owner)
-
-    async def cancel_all(self, sandbox_id: str) -> None:
-        """Cancel creations in progress in the sandbox and wait for their undo."""
-        inside = f"_{sandbox_id}_"
-        tasks = [o.task for o in self.owners.all() if inside in o.key and o.task is not None]
-        for task in tasks:
-            task.cancel()
-        if tasks:
-            await finish(_ended(tasks))
 
     def _check_handler(self, sandbox: Sandbox, spec: ContainerSpec) -> None:
         for name in (spec.image_handler, *(m.image.handler for m in spec.mounts if m.image)):
@@ -131,7 +122,7 @@ class ContainerCreator:
         spec: ContainerSpec,
         image: Image,
         volumes: tuple[ImageVolume, ...],
-        owner: Owner[Container],
+        owner: Owner[ContainerName, Container],
     ) -> Container:
         container = dataclasses.replace(self._row(sandbox, spec, image), image_volumes=volumes)
         structlog.contextvars.bind_contextvars(container_id=container.id)
@@ -173,7 +164,7 @@ class ContainerCreator:
         container: Container,
         sandbox: Sandbox,
         image: Image,
-        owner: Owner[Container],
+        owner: Owner[ContainerName, Container],
         undo: Rollback,
     ) -> Container:
         owner.stage = "state"
@@ -232,7 +223,7 @@ class ContainerCreator:
         sandbox: Sandbox,
         image: Image,
         snapshot: Snapshot,
-        owner: Owner[Container],
+        owner: Owner[ContainerName, Container],
     ) -> tuple[SelinuxLabels | None, Mapping[int, ResolvedMount]]:
         """Mount the root file system and the image volumes."""
         owner.stage = "root file system"
@@ -269,10 +260,6 @@ class ContainerCreator:
                 dataclasses.replace(kept, finished_at_ns=now, exit_code=255, reason="Unknown")
             )
             log.warning("container_kept_for_removal", container_id=container.id)
-
-
-async def _ended(tasks: list[asyncio.Task[Container]]) -> None:
-    await asyncio.wait(tasks)
 
 
 def _same(existing: Container, spec: ContainerSpec) -> Container:

@@ -24,7 +24,7 @@ from criagent.base.aio import Owners, run_in
 from criagent.base.errors import AgentError, ExhaustedError, TimedOutError, WrongStateError
 from criagent.kernel import process
 from criagent.kernel.inotify import IN_MOVED_TO, Inotify
-from criagent.model.container import Container, ContainerState
+from criagent.model.container import Container, ContainerId, ContainerState
 from criagent.runtime.node.paths import RuntimePaths
 from criagent.runtime.oci import conmon_control as monitor_control
 from criagent.store.containers import ContainerStore
@@ -42,7 +42,7 @@ class LogReopener:
     store: ContainerStore
     paths: RuntimePaths
     fs: Executor
-    owners: Owners[None]
+    owners: Owners[ContainerId, None]
 
     async def reopen(self, container_id: str) -> None:
         """Return when the container writes to the file of its log's name, a new one if necessary.

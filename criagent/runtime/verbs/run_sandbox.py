@@ -24,7 +24,7 @@ from criagent.base.errors import (
 )
 from criagent.base.os_errors import about
 from criagent.model.common import NamespaceMode
-from criagent.model.sandbox import Sandbox, SandboxId, SandboxSpec
+from criagent.model.sandbox import Sandbox, SandboxId, SandboxMetadata, SandboxSpec
 from criagent.net.pod_network import Networks
 from criagent.runtime.node.clock import Clock
 from criagent.runtime.pod.files import PodFileWriter
@@ -46,7 +46,7 @@ class SandboxRunner:
     """The RunPodSandbox verb."""
 
     store: SandboxStore
-    owners: Owners[Sandbox]
+    owners: Owners[SandboxMetadata, Sandbox]
     networks: Networks
     namespaces: PodNamespaces
     files: PodFileWriter
@@ -82,22 +82,22 @@ class SandboxRunner:
                 f'runtime handler "{handler}" cannot run pods with user namespaces on this node: '
                 f"{self.userns_problems[handler]}"
             )
-        key = spec.metadata.key
-        owner = self.owners.get(key)
+        name = spec.metadata
+        owner = self.owners.get(name)
         if owner is None:
-            existing = self.store.by_key(key)
+            existing = self.store.by_key(name.key)
             if existing is not None and existing.visible:
                 return _same(existing, spec)
-            owner = self.owners.start(key, spec, partial(self._run, spec, existing))
+            owner = self.owners.start(name, spec, partial(self._run, spec, existing))
         elif owner.fingerprint != spec:
             raise NameReservedError(
-                f'sandbox name "{key}" is being created with another configuration '
+                f'sandbox name "{owner.name}" is being made with another configuration '
                 f"(stage: {owner.stage})"
             )
         return await self.owners.join(owner)
 
     async def _run(
-        self, spec: SandboxSpec, remains: Sandbox | None, owner: Owner[Sandbox]
+        self, spec: SandboxSpec, remains: Sandbox | None, owner: Owner[SandboxMetadata, Sandbox]
     ) -> Sandbox:
         if remains is not None:  # a failed undo, on a disk that did not even accept its mark
             owner.stage = "remains of a failed attempt"
@@ -123,7 +123,9 @@ class SandboxRunner:
         log.info("sandbox_started", **sandbox.spec.metadata.facts, ips=sandbox.addresses)
         return sandbox
 
-    async def _build(self, sandbox: Sandbox, owner: Owner[Sandbox], undo: Rollback) -> Sandbox:
+    async def _build(
+        self, sandbox: Sandbox, owner: Owner[SandboxMetadata, Sandbox], undo: Rollback
+    ) -> Sandbox:
         owner.stage = "state"
         undo.push("row", partial(self.store.delete, sandbox.id))
         await self.store.insert(sandbox)
