@@ -122,7 +122,7 @@ def test_a_tag_moves_and_stays_over_a_restart(node: Call, tmp_path: Path) -> Non
         ([*TAG, "registry.k8s.io/fixtures/debian:13", "x@sha256:" + "0" * 64], "has a digest"),
         ([*TAG, "only-one"], "an image and one tag"),
         (IMPORT, "not an image archive"),
-        (["ctr", "images", "import", "-"], "namespace default is not there"),
+        (["ctr", "images", "import", "-"], "namespace default does not exist"),
         (["ctr", "-n", "k8s.io", "containers", "ls"], "containers is not supported"),
         (["ctr", "-n", "k8s.io", "images", "import", "--index-name=x", "-"], "--index-name=x"),
         (["ctr", "-n", "k8s.io", "run", "x"], "use crictl"),

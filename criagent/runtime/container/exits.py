@@ -117,7 +117,7 @@ class ExitWatcher:
         elif container.monitor is not None and container.boot_id == self._boot_id:
             await _end(container.monitor)
         start = self._starts.get(container.id)
-        if start is not None and start.task is not None:  # its row comes first, and its event
+        if start is not None and start.task is not None:  # its row comes first, then its event
             await asyncio.wait({start.task}, timeout=_START_LIMIT_S)
         row_now = self._store.get(container.id)
         if row_now is None or not row_now.ready_at_ns or row_now.finished_at_ns:
