@@ -62,7 +62,7 @@ def cidrs(networks: Sequence[str]) -> None:
 
 
 def interface_name(name: str) -> None:
-    """A name that an interface of ours can have."""
+    """A name that an interface of the agent can have."""
     # "all" and "default" are directories of their own beside the interfaces' sysctls
     taken = name in {".", "..", "all", "default", "lo"}
     if taken or not re.fullmatch(r"[A-Za-z0-9_.-]{1,15}", name):

@@ -278,8 +278,8 @@ class Images:
     async def import_archive(self, path: Path) -> Imported:
         """Every image of the OCI or Docker archive at `path` that can be imported.
 
-        When none can: InvalidRequestError for what is no archive, CorruptError for wrong content,
-        NotFoundError for other platforms alone, UnsupportedError, ExhaustedError.
+        When none can: InvalidRequestError for any other file, CorruptError for wrong content,
+        NotFoundError when all are for other platforms, UnsupportedError, ExhaustedError.
         """
         try:
             async with self.claims.growing() as claim:

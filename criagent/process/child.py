@@ -29,7 +29,7 @@ from criagent.process.pipe_ends import up_to
 
 
 class Child:
-    """A process of ours, started by `process` or adopted. Several tasks may await `wait`."""
+    """A child process, started by `process` or adopted. Several tasks may await `wait`."""
 
     def __init__(self, pid: int, process: subprocess.Popen[bytes] | None = None) -> None:
         self.pid = pid
@@ -95,7 +95,7 @@ class _Family:
 
     def __init__(self) -> None:
         self.known: dict[int, Child] = {}
-        self.expected = 0  # orphans that somebody is about to adopt
+        self.expected = 0  # orphans that are about to be adopted
 
     def reap(self) -> None:
         """Reap whatever has ended."""
@@ -116,7 +116,7 @@ _family = _Family()
 
 
 def take_in_orphans() -> None:
-    """From now on descendants whose parents end are children of ours, reaped when they end."""
+    """From now on descendants whose parents end become our children, reaped when they end."""
     become_subreaper()
     asyncio.get_running_loop().add_signal_handler(signal.SIGCHLD, _family.reap)
 
@@ -139,7 +139,7 @@ class ExpectedOrphan:
         return child
 
     def release(self) -> None:
-        """Expect it no more; idempotent."""
+        """Stop expecting it; idempotent."""
         if self._open:
             self._open = False
             _family.expected -= 1
@@ -260,7 +260,7 @@ def spawn(
 
     A stream without a pipe is /dev/null, but for standard input: that is a pipe that has ended.
     /dev/null itself would be given to the user of a container by an OCI runtime that hands its
-    input on (crun 1.21 does). Raises FileNotFoundError and the like when it cannot be executed.
+    input on (crun 1.21 does). Raises OSError when it cannot be executed.
     """
     pipes = pipes or Pipes()
     try:

@@ -51,7 +51,7 @@ def credentials_for(
 
     Those of the call count when their server address is this registry's, or empty: then they are
     for the registry that the image names, and not for a `mirror` of it, which has to be named or
-    stand in docker's file. Raises InvalidRequestError for an `auth` that is no base64 of
+    stand in docker's file. Raises InvalidRequestError for an `auth` that is not base64 of
     user:password.
     """
     registry = _canonical(registry.lower())

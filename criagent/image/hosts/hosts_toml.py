@@ -1,6 +1,6 @@
 """hosts.toml: which servers stand for a registry (containerd's format, docs/hosts.md there).
 
-Read anew for each pull. A directory is named after the registry, `host_port_` or `host:port`, else
+Read again for each pull. A directory is named after the registry, `host_port_` or `host:port`, else
 `_default`; the first that exists counts. Without a hosts.toml in it Docker's certs.d layout
 (ca.crt, client.cert, client.key) is read.
 """
@@ -32,7 +32,7 @@ _DURATION = re.compile(rf"\+?(?:{_PART.pattern})+|0", re.ASCII)
 class Host:
     """One server to ask, with how to reach it. `url` ends before "/v2".
 
-    Made anew for each pull, which loads the TLS settings once and so shares connections.
+    Created again for each pull, which loads the TLS settings once and so shares connections.
     """
 
     url: str

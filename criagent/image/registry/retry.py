@@ -66,7 +66,7 @@ class Budget:
         self._waited_s = 0.0
 
     def progressed(self) -> None:
-        """Some of the answer arrived: attempts count anew, waits do not."""
+        """Some of the answer arrived: attempts start again, waits do not."""
         self._made = 0
 
     async def wait(self, error: RegistryError) -> None:

@@ -29,7 +29,7 @@ log: structlog.stdlib.BoundLogger = structlog.get_logger(__name__)
 
 
 class Turn:
-    """One download under way: the file that it fills, and how it gets on."""
+    """One download in progress: the file that it fills, and its rate."""
 
     def __init__(self, part: Path, registry: str) -> None:
         self.part = part

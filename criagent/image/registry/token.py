@@ -134,7 +134,7 @@ async def _token(transport: Transport, answer: Answer) -> str:
     if not 200 <= answer.status < 300:
         refusal = await answer.refusal(Speaker.TOKENS, transport.clock.time())
         error = refusal.error()
-        if isinstance(error, NotFoundError):  # says nothing of the image
+        if isinstance(error, NotFoundError):  # does not concern the image
             raise RegistryError(str(error), method="GET", url=refusal.url, status=404)
         raise error
     token = _in_document(await answer.document(_MAX_TOKEN))

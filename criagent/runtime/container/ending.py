@@ -50,7 +50,7 @@ class ContainerEnding:
         or at an earlier deadline that it has.
 
         Raises TimedOutError when even SIGKILL does not end it within a minute, UnavailableError
-        and the like when it ended but that cannot be written.
+        and similar errors when it ended but that cannot be written.
         """
         if container.stop_deadline_boot_ns:
             deadline_ns = min(deadline_ns, container.stop_deadline_boot_ns)

@@ -72,7 +72,7 @@ class ContainerFiles:
         self.snapshots.empty_soon()
 
     async def forget_state(self, container_id: str) -> None:
-        """Drop what OCI runtimes keep of a dead container whose handler is configured no more."""
+        """Drop what OCI runtimes keep of a dead container whose handler is no longer configured."""
         await run_in(self.fs, self.paths.forget_state, container_id)
 
     def _remove(self, container_id: str, cgroup: str) -> None:

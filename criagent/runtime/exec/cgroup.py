@@ -19,7 +19,7 @@ _LIMIT_S = 2.0  # a process in an uninterruptible call may outlast any limit
 
 
 async def kill_all(cgroup: str) -> None:
-    """Kill everything in `cgroup` and await its end, for 2 s at the utmost; then remove it.
+    """Kill everything in `cgroup` and await its end, for at most 2 s; then remove it.
 
     cgroup.kill only sends the signals: until the processes have died they stand in the container's
     process list, and keep the directory. The OCI runtime's own process must have ended before, or

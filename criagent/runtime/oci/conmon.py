@@ -74,7 +74,7 @@ class Conmon:
             raise TimedOutError(f"{runtime.name} create took over {self.limit_s:.0f} s") from None
         finally:
             # conmon opens it as the container's input, and crun 1.21 gives input to the container's
-            # user, who could close the node's /dev/null to everybody.
+            # user, who could close the node's /dev/null to all.
             restore_null()
 
     async def _create(self, container: Container, runtime: OciRuntime, pipes: Pipes) -> Monitored:

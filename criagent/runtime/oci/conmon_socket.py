@@ -1,11 +1,11 @@
-"""conmon's attach socket: packets, whose first byte says of which stream the rest is.
+"""conmon's attach socket: packets, whose first byte names the stream of the rest.
 
 conmon waits for a client that does not read, and with it the container and its log. So packets are
-taken off at once; a client that falls behind by more than the buffer is let go.
+read at once; a client that falls behind by more than the buffer is disconnected.
 
 And conmon (2.1.12) reads memory that it has freed, and may crash, when it fails to write to a
-client before it has seen that client's end. So a client says its end by an empty packet, and its
-socket is read and kept until conmon has taken that: sending then fails with EPIPE (man 2 send).
+client before it has seen that client's end. So a client announces its end by an empty packet, and
+its socket is read and kept open until conmon has taken that: sending then fails with EPIPE (man 2 send).
 """
 
 from __future__ import annotations
@@ -200,6 +200,7 @@ async def connected(
             ) from None
         if loop.time() > until:
             raise UnavailableError(
-                f"the monitor of container {container_id} takes no more clients; attach again later"
+                f"the monitor of container {container_id} accepts no more clients; "
+                "attach again later"
             )
         await asyncio.sleep(_CONNECT_PAUSE_S)
