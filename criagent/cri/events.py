@@ -37,8 +37,10 @@ class Events:
         self._overrun: set[_Queue] = set()
         self._closed = False
         self.dropped = 0  # subscribers that were too slow
-        self._boxes: dict[str, Sandbox] = {sandbox.id: sandbox for sandbox in sandboxes.all()}
-        self._rows: dict[str, Container] = {
+        self._known_sandboxes: dict[str, Sandbox] = {
+            sandbox.id: sandbox for sandbox in sandboxes.all()
+        }
+        self._known_containers: dict[str, Container] = {
             container.id: container for container in containers.all()
         }
         sandboxes.listeners.append(self._sandbox)
@@ -60,12 +62,12 @@ class Events:
         else:
             self._queues.add(queue)
         try:
-            yield self._told(queue)
+            yield self._received(queue)
         finally:
             self._queues.discard(queue)
             self._overrun.discard(queue)
 
-    async def _told(self, queue: _Queue) -> AsyncIterator[api_pb2.ContainerEventResponse]:
+    async def _received(self, queue: _Queue) -> AsyncIterator[api_pb2.ContainerEventResponse]:
         while (event := await queue.get()) is not None:
             yield event
         if queue in self._overrun:
@@ -80,36 +82,36 @@ class Events:
         for queue in list(self._queues):
             self._end(queue)
 
-    def _container(self, row_id: str, container: Container | None) -> None:
-        before = self._rows.get(row_id)
+    def _container(self, container_id: str, container: Container | None) -> None:
+        before = self._known_containers.get(container_id)
         if container is None:
-            self._rows.pop(row_id, None)
+            self._known_containers.pop(container_id, None)
             if before is not None and before.visible:
-                self._tell(row_id, before.sandbox_id, api_pb2.CONTAINER_DELETED_EVENT)
+                self._send(container_id, before.sandbox_id, api_pb2.CONTAINER_DELETED_EVENT)
             return
-        self._rows[row_id] = container
+        self._known_containers[container_id] = container
         if container.visible and (before is None or not before.visible):
-            self._tell(row_id, container.sandbox_id, api_pb2.CONTAINER_CREATED_EVENT)
+            self._send(container_id, container.sandbox_id, api_pb2.CONTAINER_CREATED_EVENT)
         if container.started_at_ns and not (before and before.started_at_ns):
-            self._tell(row_id, container.sandbox_id, api_pb2.CONTAINER_STARTED_EVENT)
+            self._send(container_id, container.sandbox_id, api_pb2.CONTAINER_STARTED_EVENT)
         if container.finished_at_ns and not (before and before.finished_at_ns):
-            self._tell(row_id, container.sandbox_id, api_pb2.CONTAINER_STOPPED_EVENT)
+            self._send(container_id, container.sandbox_id, api_pb2.CONTAINER_STOPPED_EVENT)
 
-    def _sandbox(self, box_id: str, sandbox: Sandbox | None) -> None:
-        before = self._boxes.get(box_id)
+    def _sandbox(self, sandbox_id: str, sandbox: Sandbox | None) -> None:
+        before = self._known_sandboxes.get(sandbox_id)
         if sandbox is None:
-            self._boxes.pop(box_id, None)
+            self._known_sandboxes.pop(sandbox_id, None)
             if before is not None and before.visible:
-                self._tell(box_id, box_id, api_pb2.CONTAINER_DELETED_EVENT, before)
+                self._send(sandbox_id, sandbox_id, api_pb2.CONTAINER_DELETED_EVENT, before)
             return
-        self._boxes[box_id] = sandbox
+        self._known_sandboxes[sandbox_id] = sandbox
         if sandbox.ready_at_ns and not (before and before.ready_at_ns):
-            self._tell(box_id, box_id, api_pb2.CONTAINER_CREATED_EVENT)
-            self._tell(box_id, box_id, api_pb2.CONTAINER_STARTED_EVENT)
+            self._send(sandbox_id, sandbox_id, api_pb2.CONTAINER_CREATED_EVENT)
+            self._send(sandbox_id, sandbox_id, api_pb2.CONTAINER_STARTED_EVENT)
         if sandbox.stopped_at_ns and not (before and before.stopped_at_ns):
-            self._tell(box_id, box_id, api_pb2.CONTAINER_STOPPED_EVENT)
+            self._send(sandbox_id, sandbox_id, api_pb2.CONTAINER_STOPPED_EVENT)
 
-    def _tell(
+    def _send(
         self,
         object_id: str,
         sandbox_id: str,

@@ -49,11 +49,11 @@ class Tallies:
         sandboxes.listeners.append(self._sandbox)
         containers.listeners.append(self._container)
 
-    def _sandbox(self, box_id: str, sandbox: Sandbox | None) -> None:
+    def _sandbox(self, sandbox_id: str, sandbox: Sandbox | None) -> None:
         if sandbox is None:
-            self._ready.discard(box_id)
-        elif sandbox.ready_at_ns and box_id not in self._ready:
-            self._ready.add(box_id)
+            self._ready.discard(sandbox_id)
+        elif sandbox.ready_at_ns and sandbox_id not in self._ready:
+            self._ready.add(sandbox_id)
             self.sandbox_starts += 1
 
     def _container(self, row_id: str, container: Container | None) -> None:

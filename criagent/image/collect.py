@@ -131,9 +131,9 @@ class Collector:
         for snapshot in self.snapshots.store.all():
             if not snapshot.committed and key in chains.below([snapshot.parent]):
                 found.add(snapshot.key)
-        for row in self.containers.all():
-            if key in chains.below(volume.top for volume in row.image_volumes):
-                found.add(row.id)
+        for container in self.containers.all():
+            if key in chains.below(volume.top for volume in container.image_volumes):
+                found.add(container.id)
         return sorted(found)
 
     async def _layers(self) -> Pruned:
@@ -180,7 +180,7 @@ class Collector:
     def _layers_of_containers(self) -> set[str]:
         snapshots = self.snapshots.store.all()
         tops = [s.parent for s in snapshots if not s.committed]
-        tops += [v.top for row in self.containers.all() for v in row.image_volumes]
+        tops += [v.top for container in self.containers.all() for v in container.image_volumes]
         return _Chains(snapshots).below(tops)
 
     def _unused_layers(self) -> list[Snapshot]:
@@ -204,8 +204,10 @@ class Collector:
         for snapshot in self.snapshots.store.all():
             if snapshot.committed or (anew is not None and snapshot.number > anew.number):
                 continue
-            row = self.containers.get(snapshot.key)
-            volumes = [] if row is None else [volume.top for volume in row.image_volumes]
+            container = self.containers.get(snapshot.key)
+            volumes = (
+                [] if container is None else [volume.top for volume in container.image_volumes]
+            )
             if origin in chains.below([snapshot.parent, *volumes]):
                 return True
         return False

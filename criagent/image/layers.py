@@ -29,7 +29,7 @@ from criagent.image.blobs import BlobFiles
 from criagent.image.claims import Claims
 from criagent.image.documents.digest import parse_digest
 from criagent.image.snapshots.overlay import OverlaySnapshots
-from criagent.image.unpack.workers import LayerFile, NeedsLowers, Unpacked, UnpackWorkers
+from criagent.image.unpack.workers import LayerFile, NeedsLowerLayers, Unpacked, UnpackWorkers
 from criagent.model.image import Layer, Snapshot
 
 Fetch = Callable[[Layer], Awaitable[None]]
@@ -132,7 +132,7 @@ class LayerUnpacker:
             lower_layers = self._lower_layers(layer, layers)
             if fresh.result is not None and fresh.result.unsettled:
                 written, fresh.result = fresh.result, None  # a half-settled layer is written again
-                with contextlib.suppress(NeedsLowers):
+                with contextlib.suppress(NeedsLowerLayers):
                     await self._workers.settle(self._snapshots.tree(fresh.snapshot), lower_layers)
                     fresh.result = written
             if fresh.result is None:
@@ -203,7 +203,7 @@ class LayerUnpacker:
         try:
             tree = self._snapshots.tree(fresh.snapshot)
             fresh.result = await self._workers.extract(file, tree, lower_layers, received)
-        except NeedsLowers:
+        except NeedsLowerLayers:
             fresh.result = None
         except BaseException:
             await finish(self._discard(layer.chain_id))

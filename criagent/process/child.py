@@ -184,8 +184,8 @@ class Pipes:
 
     def input(self, end: Callable[[int], _End]) -> _End:
         """The end to write to the child's standard input."""
-        self.stdin, ours = self._pipe()
-        return self._owned(end, ours)
+        self.stdin, our_end = self._pipe()
+        return self._owned(end, our_end)
 
     def data(self, data: bytes) -> None:
         """The child's standard input is `data`, of any size, whether it reads it or not."""
@@ -194,24 +194,24 @@ class Pipes:
 
     def no_input(self) -> None:
         """The child's standard input is a pipe that has ended."""
-        self.stdin, ours = self._pipe()
-        os.close(ours)
+        self.stdin, our_end = self._pipe()
+        os.close(our_end)
 
     def output(self, end: Callable[[int], _End]) -> _End:
         """The end to read the child's standard output from."""
-        ours, self.stdout = self._pipe(child_writes=True)
-        return self._owned(end, ours)
+        our_end, self.stdout = self._pipe(child_writes=True)
+        return self._owned(end, our_end)
 
     def errors(self, end: Callable[[int], _End]) -> _End:
         """The end to read the child's standard errors from."""
-        ours, self.stderr = self._pipe(child_writes=True)
-        return self._owned(end, ours)
+        our_end, self.stderr = self._pipe(child_writes=True)
+        return self._owned(end, our_end)
 
     def numbered(self, end: Callable[[int], _End]) -> tuple[_End, int]:
         """The end to read from, and the number of the descriptor that the child writes to."""
-        ours, other = self._pipe(child_writes=True)
+        our_end, other = self._pipe(child_writes=True)
         self.pass_fds += (other,)
-        return self._owned(end, ours), other
+        return self._owned(end, our_end), other
 
     def close_child_ends(self) -> None:
         """The child has them, or never will; idempotent."""
@@ -247,7 +247,9 @@ class Options:
     env: Mapping[str, str] | None = None
     cwd: Path | None = None
     new_session: bool = False  # it leads a session and a process group of its own
-    inherit_stderr: bool = False  # without a pipe for them, its errors go where ours go
+    inherit_stderr: bool = (
+        False  # without a pipe for them, its errors go where those of the agent go
+    )
 
 
 _PLAIN = Options()

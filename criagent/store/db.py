@@ -153,9 +153,9 @@ class Database:
         if any(_is_full(o) for o in outcomes) and any(p.frees for p in batch):
             self._give_reserve_up()
             outcomes = self._commit(batch)
-        told = [_translate(outcome, self._reserve.parent) for outcome in outcomes]
-        self._failure = next((str(t) for t in told if isinstance(t, UnavailableError)), "")
-        for pending, what in zip(batch, told, strict=True):
+        translated = [_translate(outcome, self._reserve.parent) for outcome in outcomes]
+        self._failure = next((str(t) for t in translated if isinstance(t, UnavailableError)), "")
+        for pending, what in zip(batch, translated, strict=True):
             pending.loop.call_soon_threadsafe(_settle, pending, what)
         if not self._reserve.exists():
             self._fill_reserve()
@@ -226,21 +226,21 @@ def _settle(pending: _Pending, outcome: object) -> None:
 def _translate(outcome: object, directory: Path) -> object:
     """The caller's error for SQLite's own error of a disk."""
     code = _code(outcome)
-    told: Exception
+    translated: Exception
     if code not in _OF_DISKS:
         return outcome
     if code == sqlite3.SQLITE_FULL or (code == sqlite3.SQLITE_IOERR and _no_room(directory)):
-        told = ExhaustedError(
+        translated = ExhaustedError(
             f"state database cannot be written ({outcome}); free space below the root directory"
         )
     else:
-        told = UnavailableError(
+        translated = UnavailableError(
             f"state database cannot be written ({outcome}): the disk of {directory} fails or is "
             "read-only; check dmesg, repair it and restart criagent"
         )
     if isinstance(outcome, BaseException):
-        told.__cause__ = outcome
-    return told
+        translated.__cause__ = outcome
+    return translated
 
 
 def _no_room(directory: Path) -> bool:

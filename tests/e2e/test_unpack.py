@@ -15,7 +15,7 @@ import pytest
 from backports import zstd
 
 from criagent.base.errors import AgentError, CorruptError, ExhaustedError
-from criagent.image.unpack.workers import NeedsLowers
+from criagent.image.unpack.workers import NeedsLowerLayers
 from tests.support.unpack_place import (
     BLOCK,
     CHAR,
@@ -128,7 +128,7 @@ async def test_links_never_lead_out_of_the_layer(place: Place, name: str, merged
     lower, _ = await place.unpack(tar(directory("lower")), lowers=[])
     try:
         await place.unpack(tar(*CONTAINED[name]), lowers=[lower] if merged else None)
-    except (CorruptError, NeedsLowers):
+    except (CorruptError, NeedsLowerLayers):
         assert name.startswith(("hard", "opaque"))
     assert place.is_untouched()
     made = ["blob1", "blob2", "layer1", "layer2", "outside"]

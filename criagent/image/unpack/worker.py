@@ -32,7 +32,7 @@ from criagent.image.unpack.protocol import (
     Failed,
     Import,
     Imported,
-    NeedsLowers,
+    NeedsLowerLayers,
     Progress,
     Reason,
     Request,
@@ -88,8 +88,8 @@ def _served(request: Request) -> Answer:
         return Failed(reason=Reason.LAYER, text=str(exc))
     except TooLargeError as exc:
         return Failed(reason=Reason.FULL, text=str(exc))
-    except NeedsLowers as exc:
-        return Failed(reason=Reason.LOWERS, text=str(exc))
+    except NeedsLowerLayers as exc:
+        return Failed(reason=Reason.LOWER_LAYERS, text=str(exc))
     except AgentError as exc:
         return Failed(reason=Reason.ERROR, text=str(exc), error=type(exc).__name__)
     except OSError as exc:

@@ -32,7 +32,7 @@ from criagent.image.unpack.protocol import (
     Failed,
     Import,
     Imported,
-    NeedsLowers,
+    NeedsLowerLayers,
     Progress,
     Reason,
     Request,
@@ -45,7 +45,7 @@ from criagent.image.unpack.protocol import (
 from criagent.process.child import Options, Pipes, spawn
 from criagent.process.pipe_ends import PipeWriter, up_to
 
-__all__ = ["LayerFile", "NeedsLowers", "UnpackWorkers", "Unpacked"]
+__all__ = ["LayerFile", "NeedsLowerLayers", "UnpackWorkers", "Unpacked"]
 
 _IDLE_S = 30.0  # a warm worker saves 60 ms of start-up and holds about 15 MB
 _ANSWER_LIMIT = 16 << 20  # bytes of answers that wait to be read
@@ -98,9 +98,9 @@ class UnpackWorkers:
     ) -> Unpacked:
         """Write `layer` below `root`.
 
-        `lower_layers` are the layers below it, topmost first; none of an image's lowest layer. With
-        None it is written without them, and NeedsLowers may be raised or the result be unsettled.
-        `received` hears of bytes read. Raises CorruptError, ExhaustedError, NeedsLowers.
+        `lower_layers` are the layers below it, topmost first; empty for an image's lowest layer.
+        With None it is written without them: the result may be unsettled, or NeedsLowerLayers be
+        raised. `received` is called with the bytes read. Raises CorruptError, ExhaustedError.
         """
         request = Extract(
             blob=str(layer.blob),
@@ -114,7 +114,7 @@ class UnpackWorkers:
         return Unpacked(used_bytes=done.used_bytes, inodes=done.inodes, unsettled=done.unsettled)
 
     async def settle(self, root: Path, lower_layers: Sequence[Path]) -> None:
-        """Fit an unsettled layer to the layers below it, topmost first. Raises NeedsLowers."""
+        """Fit an unsettled layer to the layers below it, topmost first. Raises NeedsLowerLayers."""
         request = Settle(root=str(root), lower_layers=[str(lower) for lower in lower_layers])
         await self._ask(request, f"the layer in {root}", lambda _: None)
 
@@ -155,8 +155,8 @@ class UnpackWorkers:
                 raise CorruptError(f"{subject}: {text}")
             case Reason.FULL:
                 raise ExhaustedError(f"{subject}: no space left below {request.root}: {text}")
-            case Reason.LOWERS:
-                raise NeedsLowers(text)
+            case Reason.LOWER_LAYERS:
+                raise NeedsLowerLayers(text)
             case Reason.ERROR:
                 raise _ERRORS.get(answer.error, AgentError)(answer.text)
             case Reason.SYSTEM:

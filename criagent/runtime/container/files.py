@@ -82,7 +82,7 @@ class ContainerFiles:
         if volumes.exists():
             for volume in volumes.iterdir():
                 mount.detach(volume)
-        mount.detach(self.paths.lowers(container_id))
+        mount.detach(self.paths.lower_layers(container_id))
         detach_mapped(self.paths.mapped_mounts(container_id))
         with contextlib.suppress(FileNotFoundError):
             shutil.rmtree(bundle)

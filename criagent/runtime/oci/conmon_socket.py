@@ -5,7 +5,8 @@ read at once; a client that falls behind by more than the buffer is disconnected
 
 And conmon (2.1.12) reads memory that it has freed, and may crash, when it fails to write to a
 client before it has seen that client's end. So a client announces its end by an empty packet, and
-its socket is read and kept open until conmon has taken that: sending then fails with EPIPE (man 2 send).
+its socket is read and kept open until conmon has read that: sending then fails with EPIPE (man 2
+send).
 """
 
 from __future__ import annotations

@@ -37,7 +37,7 @@ def mapped_ids(paths: RuntimePaths, sandbox: Sandbox, container_id: str) -> Mapp
         userns=paths.userns(sandbox.id),
         uid=userns.root_uid,
         gid=userns.root_gid,
-        lower_layers=paths.lowers(container_id),
+        lower_layers=paths.lower_layers(container_id),
     )
 
 

@@ -74,9 +74,9 @@ class Recovery:
             has_row=self._has_row, networks=self.networks, paths=self.paths, fs=self.fs
         )
         await unknown.end()
-        unfinished_boxes = [sandbox for sandbox in self.sandboxes.all() if not sandbox.visible]
+        unfinished_sandboxes = [sandbox for sandbox in self.sandboxes.all() if not sandbox.visible]
         await self._each("container", self.containers.all(), self._container)
-        await self._each("sandbox", unfinished_boxes, self._undo_sandbox)
+        await self._each("sandbox", unfinished_sandboxes, self._undo_sandbox)
         await self._each("sandbox", [b for b in self.sandboxes.all() if b.visible], self._sandbox)
         live = [sandbox for sandbox in self.sandboxes.all() if not sandbox.released_at_ns]
         await self.networks.reconcile(live)

@@ -71,12 +71,12 @@ class PodStatsReader:
             for container in self.containers.of_sandbox(sandbox.id)
             if container.visible
         ]
-        of_box: dict[str, list[StatsSample]] = {sandbox.id: [] for sandbox in sandboxes}
+        of_sandbox: dict[str, list[StatsSample]] = {sandbox.id: [] for sandbox in sandboxes}
         for sample in await self.stats.samples(containers):
-            of_box[sample.container.sandbox_id].append(sample)
+            of_sandbox[sample.container.sandbox_id].append(sample)
         own = self.own_cgroups()
         async with self.stats.reading:
-            return await run_in(self.fs, self._read, sandboxes, of_box, own)
+            return await run_in(self.fs, self._read, sandboxes, of_sandbox, own)
 
     def own_cgroups(self) -> dict[str, str]:
         """The cgroup of each ready pod that has its own, by sandbox id.
@@ -105,12 +105,12 @@ class PodStatsReader:
     def _read(
         self,
         sandboxes: Sequence[Sandbox],
-        of_box: dict[str, list[StatsSample]],
+        of_sandbox: dict[str, list[StatsSample]],
         own: dict[str, str],
     ) -> list[PodSample]:
         interfaces = self.interfaces(sandboxes)
         return [
-            self._sample(sandbox, tuple(of_box[sandbox.id]), own.get(sandbox.id), interfaces)
+            self._sample(sandbox, tuple(of_sandbox[sandbox.id]), own.get(sandbox.id), interfaces)
             for sandbox in sandboxes
         ]
 
