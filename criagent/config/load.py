@@ -6,18 +6,19 @@ reported at once, with file and key.
 
 from __future__ import annotations
 
-import difflib
 import tomllib
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import Field, fields
 from pathlib import Path
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 import msgspec
 
+from criagent.config import handlers
 from criagent.config.contradictions import contradictions
+from criagent.config.hints import meant
 from criagent.config.keys import about
-from criagent.config.runtime_section import Handler, Runtime, default_handlers
+from criagent.config.runtime_section import Runtime
 from criagent.config.sections import Config
 
 DEFAULT_PATH = Path("/etc/criagent/config.toml")
@@ -53,12 +54,12 @@ def load_with_origins(path: Path) -> tuple[Config, dict[str, Path]]:
         problems += [f"{file}: {text}" for text in problems_of(document)]
         for name, section in document.items():
             if isinstance(section, dict):
-                _merge(values.setdefault(name, {}), section)
+                values[name] = _merged(name, values.get(name, {}), section)
                 origins |= {f"{name}.{key}": file for key in section}
     if problems:
         raise ConfigError(problems)
     if (runtime := values.get("runtime")) and "handlers" in runtime:
-        runtime["handlers"] = _with_default_handlers(runtime["handlers"])
+        runtime["handlers"] = handlers.with_defaults(runtime["handlers"])
     config: Config = msgspec.convert(values, Config, dec_hook=_path)
     if found := contradictions(config):
         raise ConfigError(
@@ -93,8 +94,8 @@ def problems_of(document: Mapping[str, object], whole: type = Config) -> list[st
     found: list[str] = []
     for name, section in document.items():
         if name not in kinds:
-            hint = _meant(name, kinds)
-            found.append(f"[{name}]: unknown section{hint}; known sections are {sorted(kinds)}")
+            hint = meant(name, kinds)
+            found.append(f"[{name}]: unknown section{hint}; known are {sorted(kinds)}")
         elif not isinstance(section, dict):
             found.append(f"{name}: must be a section, not a value")
         else:
@@ -102,16 +103,24 @@ def problems_of(document: Mapping[str, object], whole: type = Config) -> list[st
     return found
 
 
+def _merged(name: str, earlier: dict[str, Any], later: dict[str, Any]) -> dict[str, Any]:
+    """A section of two files: later keys win; handlers are merged by name."""
+    merged = {**earlier, **later}
+    if name == "runtime" and "handlers" in later:
+        merged["handlers"] = handlers.merged(earlier.get("handlers"), later["handlers"])
+    return merged
+
+
 def _section_problems(name: str, kind: type, section: Mapping[str, object]) -> list[str]:
     known = {f.name: f for f in fields(kind)}
     found = []
     for key, value in section.items():
         if key not in known:
-            found.append(f"{name}.{key}: unknown key{_meant(key, known)}")
+            found.append(f"{name}.{key}: unknown key{meant(key, known)}")
             continue
         if kind is Runtime and key == "handlers" and isinstance(value, dict):
-            found += _handler_problems(f"{name}.{key}", value)
-            value = _with_default_handlers(value)  # noqa: PLW2901 - as it will be
+            found += handlers.problems(f"{name}.{key}", value)
+            value = handlers.with_defaults(value)  # noqa: PLW2901 - as it will be
         try:
             _check(kind, known[key], value)
         except ValueError as exc:  # msgspec's ValidationError is one
@@ -131,22 +140,6 @@ def _check(section: type, key: Field[Any], value: object) -> None:
         check(getattr(converted, key.name))
 
 
-def _handler_problems(name: str, handlers: dict[str, Any]) -> list[str]:
-    known = {f.name for f in fields(Handler)}
-    return [
-        f"{name}.{handler}.{key}: unknown key{_meant(key, known)}"
-        for handler, entry in handlers.items()
-        if isinstance(entry, dict)
-        for key in entry
-        if key not in known
-    ]
-
-
-def _meant(name: str, known: Iterable[str]) -> str:
-    close = difflib.get_close_matches(name, list(known), n=1)
-    return f"; did you mean {close[0]!r}?" if close else ""
-
-
 def _choices(section: type, key: str, value: object) -> str:
     """What a key with a list of values takes; "" for other keys."""
     hint = get_type_hints(section)[key]
@@ -154,35 +147,7 @@ def _choices(section: type, key: str, value: object) -> str:
         return ""
     choices = get_args(hint)
     text = ", ".join(repr(choice) for choice in choices)
-    return f"must be one of {text}, not {value!r}{_meant(str(value), choices)}"
-
-
-def _merge(values: dict[str, Any], section: dict[str, Any]) -> None:
-    """Later keys win. Handlers are merged by name, so that a file can add one."""
-    handlers = {**values.get("handlers", {}), **_table(section.get("handlers"))}
-    values.update(section)
-    if "handlers" in section:
-        values["handlers"] = handlers
-
-
-def _with_default_handlers(handlers: dict[str, Any]) -> dict[str, Any]:
-    """The default handlers stay unless a file says `NAME = false`; their keys may be set singly."""
-    found: dict[str, Any] = {}
-    for name, handler in default_handlers().items():
-        found[name] = {key.name: getattr(handler, key.name) for key in fields(handler)}
-    for name, entry in handlers.items():
-        found[name] = {**found.get(name, {}), **entry} if isinstance(entry, dict) else entry
-    return {name: _plain(entry) for name, entry in found.items() if entry is not False}
-
-
-def _plain(entry: Any) -> Any:
-    if not isinstance(entry, dict):
-        return entry
-    return {key: str(value) if isinstance(value, Path) else value for key, value in entry.items()}
-
-
-def _table(value: object) -> dict[str, Any]:
-    return value if isinstance(value, dict) else {}
+    return f"want one of {text}, not {value!r}{meant(str(value), choices)}"
 
 
 def _path(kind: type, value: object) -> Path:

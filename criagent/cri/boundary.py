@@ -53,7 +53,6 @@ log: structlog.stdlib.BoundLogger = structlog.get_logger(__name__)
 class _Call:
     """One call in progress."""
 
-    service: str
     name: str
     streams: bool
     started: float = field(default_factory=time.perf_counter)
@@ -152,7 +151,7 @@ class Boundary(grpc.aio.ServerInterceptor):
         decoded.
         """
         service, _, name = method.strip("/").rpartition("/")
-        call = self._calls[context] = _Call(service, name, streams)
+        call = self._calls[context] = _Call(name, streams)
         parent = extract(dict(context.invocation_metadata() or ()))
         with self._telemetry.call_span(service, name, parent) as span:
             call.trace_id = span.trace_id or f"{random.getrandbits(128):032x}"

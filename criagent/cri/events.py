@@ -46,6 +46,10 @@ class Events:
         sandboxes.listeners.append(self._sandbox)
         containers.listeners.append(self._container)
 
+    def now_ns(self) -> int:
+        """The clock by which events and statuses are ordered."""
+        return self._now_ns()
+
     @property
     def subscribers(self) -> int:
         """The number of subscribers."""
@@ -62,12 +66,12 @@ class Events:
         else:
             self._queues.add(queue)
         try:
-            yield self._received(queue)
+            yield self._events_of(queue)
         finally:
             self._queues.discard(queue)
             self._overrun.discard(queue)
 
-    async def _received(self, queue: _Queue) -> AsyncIterator[api_pb2.ContainerEventResponse]:
+    async def _events_of(self, queue: _Queue) -> AsyncIterator[api_pb2.ContainerEventResponse]:
         while (event := await queue.get()) is not None:
             yield event
         if queue in self._overrun:
@@ -87,31 +91,31 @@ class Events:
         if container is None:
             self._known_containers.pop(container_id, None)
             if before is not None and before.visible:
-                self._send(container_id, before.sandbox_id, api_pb2.CONTAINER_DELETED_EVENT)
+                self._publish(container_id, before.sandbox_id, api_pb2.CONTAINER_DELETED_EVENT)
             return
         self._known_containers[container_id] = container
         if container.visible and (before is None or not before.visible):
-            self._send(container_id, container.sandbox_id, api_pb2.CONTAINER_CREATED_EVENT)
+            self._publish(container_id, container.sandbox_id, api_pb2.CONTAINER_CREATED_EVENT)
         if container.started_at_ns and not (before and before.started_at_ns):
-            self._send(container_id, container.sandbox_id, api_pb2.CONTAINER_STARTED_EVENT)
+            self._publish(container_id, container.sandbox_id, api_pb2.CONTAINER_STARTED_EVENT)
         if container.finished_at_ns and not (before and before.finished_at_ns):
-            self._send(container_id, container.sandbox_id, api_pb2.CONTAINER_STOPPED_EVENT)
+            self._publish(container_id, container.sandbox_id, api_pb2.CONTAINER_STOPPED_EVENT)
 
     def _sandbox(self, sandbox_id: str, sandbox: Sandbox | None) -> None:
         before = self._known_sandboxes.get(sandbox_id)
         if sandbox is None:
             self._known_sandboxes.pop(sandbox_id, None)
             if before is not None and before.visible:
-                self._send(sandbox_id, sandbox_id, api_pb2.CONTAINER_DELETED_EVENT, before)
+                self._publish(sandbox_id, sandbox_id, api_pb2.CONTAINER_DELETED_EVENT, before)
             return
         self._known_sandboxes[sandbox_id] = sandbox
         if sandbox.ready_at_ns and not (before and before.ready_at_ns):
-            self._send(sandbox_id, sandbox_id, api_pb2.CONTAINER_CREATED_EVENT)
-            self._send(sandbox_id, sandbox_id, api_pb2.CONTAINER_STARTED_EVENT)
+            self._publish(sandbox_id, sandbox_id, api_pb2.CONTAINER_CREATED_EVENT)
+            self._publish(sandbox_id, sandbox_id, api_pb2.CONTAINER_STARTED_EVENT)
         if sandbox.stopped_at_ns and not (before and before.stopped_at_ns):
-            self._send(sandbox_id, sandbox_id, api_pb2.CONTAINER_STOPPED_EVENT)
+            self._publish(sandbox_id, sandbox_id, api_pb2.CONTAINER_STOPPED_EVENT)
 
-    def _send(
+    def _publish(
         self,
         object_id: str,
         sandbox_id: str,

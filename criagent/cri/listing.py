@@ -7,7 +7,7 @@ no row is converted, no message is copied and nothing is awaited in a List call.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Generic, Protocol, TypeVar
 
 from criagent._proto import api_pb2
@@ -15,7 +15,9 @@ from criagent.cri.convert.common import selected
 
 R = TypeVar("R")
 M = TypeVar("M")
+T = TypeVar("T")
 
+_CHUNK = 100  # items of a streamed list at once
 _FIRST_FIELD = b"\x0a"  # the one field of all these answers: number 1, length-delimited
 
 
@@ -43,12 +45,12 @@ class Messages(Generic[R, M]):
         """Every message."""
         return self._messages.values()
 
-    def _changed(self, row_id: str, container: R | None) -> None:
+    def _changed(self, object_id: str, container: R | None) -> None:
         message = None if container is None else self._build(container)
         if message is None:
-            self._messages.pop(row_id, None)
+            self._messages.pop(object_id, None)
         else:
-            self._messages[row_id] = message
+            self._messages[object_id] = message
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -110,3 +112,8 @@ def framed(message: bytes) -> bytes:
         rest >>= 7
     length.append(rest)
     return bytes(length) + message
+
+
+def pieces(items: Sequence[T]) -> list[Sequence[T]]:
+    """`items` in the chunks of a streamed list."""
+    return [items[at : at + _CHUNK] for at in range(0, len(items), _CHUNK)]

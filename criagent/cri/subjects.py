@@ -91,10 +91,10 @@ def _image(image: api_pb2.ImageSpec) -> str:
     return str(image.user_specified_image or image.image)
 
 
-def _found(store: RowStore[R], row_id: str) -> R | None:
-    if (container := store.get(row_id)) is not None:
-        return container
+def _found(store: RowStore[R], object_id: str) -> R | None:
+    if (found := store.get(object_id)) is not None:
+        return found
     try:
-        return store.resolve(row_id)
+        return store.resolve(object_id)
     except AgentError:
         return None

@@ -21,7 +21,7 @@ from typing import Any
 import structlog
 
 from criagent.base import faults
-from criagent.base.aio import detached, finish, run_in, settle
+from criagent.base.aio import Background, finish, run_in
 from criagent.base.errors import (
     AgentError,
     CorruptError,
@@ -92,7 +92,7 @@ class Images:
     root: Path
     pinned: tuple[str, ...]
     now_ns: Callable[[], int]
-    background: list[asyncio.Task[None]] = dataclasses.field(default_factory=list)
+    collecting: Background = dataclasses.field(default_factory=lambda: Background("collector"))
 
     def all(self) -> list[Image]:
         """Every image."""
@@ -260,7 +260,7 @@ class Images:
             if not snapshot.committed and snapshot.key.startswith("sha"):
                 await self.snapshots.remove(snapshot.key)
         await self.collector.collect()
-        self.background.append(detached(self.collector.run(), name="collector"))
+        self.collecting.start(self.collector.run)
         self.puller.failure_listeners.append(self.snapshots.empty_soon)
 
     async def collect(self) -> Pruned:
@@ -363,8 +363,8 @@ class Images:
     async def close(self) -> None:
         """Stop pulls and background work."""
         await self.puller.close()
-        await asyncio.sleep(0)  # what the ends of the pulls start
-        await settle(*self.background)
+        await asyncio.sleep(0)  # what the ends of the pulls begin
+        await self.collecting.stop()
 
 
 def _without(image: Image, name: str) -> Image | None:

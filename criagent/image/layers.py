@@ -196,7 +196,6 @@ class LayerUnpacker:
         """Write the layer; when that fails nothing of it is left. Under its lock."""
         file = LayerFile(
             blob=self._files.path(parse_digest(layer.digest)),
-            size=layer.size,
             digest=layer.digest,
             diff_id=layer.diff_id,
         )

@@ -174,8 +174,6 @@ def _kernel_messages(context: int, what: object) -> Iterator[None]:
 class MountEntry:
     """One line of mountinfo (man 5 proc_pid_mountinfo)."""
 
-    mount_id: int
-    device: str
     root: str
     target: str
     options: frozenset[str]
@@ -219,8 +217,6 @@ def parse_mountinfo(lines: Iterable[str]) -> Iterator[MountEntry]:
         fields = left.split(" ")
         fstype, source, *rest = right.split(" ")
         yield MountEntry(
-            mount_id=int(fields[0]),
-            device=fields[2],
             root=_unescape(fields[3]),
             target=_unescape(fields[4]),
             options=frozenset(fields[5].split(",")),

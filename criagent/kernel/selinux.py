@@ -16,11 +16,6 @@ _DEPTH_LIMIT = 500  # directories open at once; pods control the depth of a volu
 _DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 
 
-def enabled() -> bool:
-    """Whether SELinux is enabled in the kernel, enforcing or not."""
-    return (_FS / "enforce").exists()
-
-
 def is_known(label: str) -> bool:
     """Whether the loaded policy knows user, role, type and level of `label`."""
     try:

@@ -36,10 +36,6 @@ class ImageStore:
         """Every image, in no order."""
         return list(self._rows.values())
 
-    def get(self, image_id: str) -> Image | None:
-        """The image of exactly this id ("sha256:…")."""
-        return self._rows.get(image_id)
-
     def find(self, name: str) -> Image | None:
         """The image of a canonical tag, repo digest, id, bare hex id or unique hex prefix."""
         if image := self._rows.get(name) or self._rows.get(f"sha256:{name}"):

@@ -186,12 +186,9 @@ class StreamingServer:
     def _about(self, session: Session) -> dict[str, object]:
         """Log facts of a session; its container may already be removed."""
         if isinstance(session, PortForwardSession):
-            sandbox = self._forwarder.store.get(session.sandbox_id)
-            known = {} if sandbox is None else self._facts.of_sandbox(sandbox)
-            return {"sandbox_id": session.sandbox_id, **known, "ports": list(session.ports)}
-        container = self._streamer.store.get(session.container_id)
-        known = {} if container is None else self._facts.of_container(container)
-        about: dict[str, object] = {"container_id": session.container_id, **known}
+            known = self._facts.of_sandbox_id(session.sandbox_id)
+            return {**known, "ports": list(session.ports)}
+        about: dict[str, object] = {**self._facts.of_container_id(session.container_id)}
         if isinstance(session, ExecSession):
             about["cmd"] = shown_command(session.cmd)
         return {**about, "tty": session.tty, "stdin": session.stdin}

@@ -365,4 +365,4 @@ def lines_of(pid: int, name: str) -> list[str]:
 def children() -> list[int]:
     found = Path(f"/proc/self/task/{os.getpid()}/children").read_text().split()
     commands = {int(pid): Path(f"/proc/{pid}/cmdline").read_bytes() for pid in found}
-    return [pid for pid, command in commands.items() if b"unpack_worker" in command]
+    return [pid for pid, command in commands.items() if b"unpack.worker" in command]

@@ -112,7 +112,6 @@ class Place:
         root.mkdir(parents=True)
         layer = LayerFile(
             blob=blob,
-            size=len(packed),
             digest=wrong.get("digest", "sha256:" + hashlib.sha256(packed).hexdigest()),
             diff_id=wrong.get("diff_id", "sha256:" + hashlib.sha256(plain).hexdigest()),
         )

@@ -125,7 +125,7 @@ def test_without_folders_the_refusal_says_so() -> None:
 
 
 def devices(folders: CdiFolders, **facts: Any) -> CdiDevices:
-    handler = HandlerFacts(name="crun", path=Path("/crun"), type="crun", version="1", **facts)
+    handler = HandlerFacts(name="crun", path=Path("/crun"), version="1", **facts)
     return CdiDevices(folders=folders, handlers={"crun": handler})
 
 

@@ -72,6 +72,7 @@ def test_each_key_has_its_sentence_and_each_number_its_check() -> None:
                 check(value)
     for field in fields(Handler):
         assert about(field).text.endswith("."), field.name
+        assert about(field).check is None, "load does not run checks of handlers' keys"
 
 
 def test_a_missing_default_file_means_the_defaults_but_a_named_one_must_be_there(

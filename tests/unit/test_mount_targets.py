@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from criagent.base.errors import InvalidRequestError
-from criagent.runtime.spec.mount_targets import cleaned, resolve_targets
+from criagent.runtime.spec.mounts.targets import cleaned, resolve_targets
 
 IMAGE = "example.test/image:1"
 

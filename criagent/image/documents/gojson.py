@@ -272,11 +272,6 @@ def map_of(element: Decoder, zero: Zero) -> Decoder:
     return decode
 
 
-def anything(value: Any, old: Any) -> Any:
-    """The parsed value itself; also null counts as one (json.RawMessage)."""
-    return (value,)
-
-
 class Struct:
     """A Go struct as a dict of its fields by their names in JSON; calling it decodes."""
 
@@ -329,4 +324,3 @@ TIME: tuple[Decoder, Zero] = (time, nothing)
 OCTETS: tuple[Decoder, Zero] = (octets, nothing)
 _EMPTY = Struct({})
 NAMES: tuple[Decoder, Zero] = (map_of(_EMPTY, _EMPTY.zero), nothing)  # map[string]struct{}
-RAW: tuple[Decoder, Zero] = (anything, nothing)

@@ -92,15 +92,17 @@ class _Extensions:
 
     def __init__(self) -> None:
         self.shared: dict[bytes, bytes] = {}
-        self._shared_size = 0
-        self._total = 0
-        self.next_member()
-
-    def next_member(self) -> None:
-        """Forget what was said about one member only."""
         self.pax: dict[bytes, bytes] = {}
         self.long_name: bytes | None = None
         self.long_link: bytes | None = None
+        self._shared_size = 0
+        self._total = 0
+        self._size = 0
+
+    def next_member(self) -> None:
+        """Forget what was said about one member only."""
+        self.pax = {}
+        self.long_name = self.long_link = None
         self._size = self._shared_size
 
     def take(self, stream: LayerStream, header: bytes) -> bool:

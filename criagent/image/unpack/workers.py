@@ -67,7 +67,6 @@ class LayerFile:
     """A layer's blob on disk with what it must turn out to be."""
 
     blob: Path
-    size: int
     digest: str
     diff_id: str
 

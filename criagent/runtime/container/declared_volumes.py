@@ -30,7 +30,7 @@ from criagent.model.sandbox import Sandbox
 from criagent.process.child import run
 from criagent.runtime.node.paths import RuntimePaths
 from criagent.runtime.spec.inputs import ResolvedMount
-from criagent.runtime.spec.mount_targets import cleaned, is_kernel_place, landing
+from criagent.runtime.spec.mounts.targets import cleaned, is_kernel_place, landing
 
 VolumeMode = Literal["bind", "mkdir", "ignore"]
 

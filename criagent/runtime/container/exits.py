@@ -119,11 +119,11 @@ class ExitWatcher:
         start = self._starts.get(container.id)
         if start is not None and start.task is not None:  # its row comes first, then its event
             await asyncio.wait({start.task}, timeout=_START_LIMIT_S)
-        row_now = self._store.get(container.id)
-        if row_now is None or not row_now.ready_at_ns or row_now.finished_at_ns:
+        now = self._store.get(container.id)
+        if now is None or not now.ready_at_ns or now.finished_at_ns:
             return
         try:
-            await self._settle(row_now)
+            await self._settle(now)
         except Exception as failure:
             log.exception(
                 "exit_not_written",

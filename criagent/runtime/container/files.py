@@ -6,6 +6,7 @@ import contextlib
 import dataclasses
 import shutil
 from concurrent.futures import Executor
+from pathlib import Path
 
 import msgspec
 
@@ -13,6 +14,7 @@ from criagent.base.aio import run_in
 from criagent.base.os_errors import about
 from criagent.image.snapshots.overlay import OverlaySnapshots
 from criagent.kernel import mount
+from criagent.model.container import Container
 from criagent.model.image import Image, Snapshot
 from criagent.model.sandbox import Sandbox
 from criagent.runtime.container.idmapped_mounts import detach_mapped
@@ -34,8 +36,19 @@ class ContainerFiles:
     snapshots: OverlaySnapshots
     fs: Executor
 
+    def rootfs(self, container_id: str) -> Path:
+        """Where the root file system is mounted."""
+        return self.paths.rootfs(container_id)
+
+    async def make_layer(self, container: Container, image: Image) -> Snapshot:
+        """The new writable layer. Raises AlreadyExistsError."""
+        parent = image.layers[-1].chain_id if image.layers else ""
+        return await self.snapshots.create(
+            container.id, parent=parent, created_at_ns=container.created_at_ns
+        )
+
     async def mount_rootfs(
-        self, container_id: str, sandbox: Sandbox, snapshot: Snapshot, image: Image, label: str
+        self, container_id: str, sandbox: Sandbox, *, image: Image, snapshot: Snapshot, label: str
     ) -> None:
         """Create the bundle's directory and mount the overlay in it, with the pod's id mappings."""
         ids = mapped_ids(self.paths, sandbox, container_id)

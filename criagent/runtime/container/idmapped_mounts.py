@@ -1,4 +1,4 @@
-"""Mounts with the pod's id mappings: tried before the runtime does, or made in its place.
+"""Mounts of the node's paths; ids mapped as the pod's are tried, or made in the runtime's place.
 
 crun and newer runcs map the ids of a mount themselves. An older runc silently ignores the request,
 so it gets a clone of the mount that is already mapped, attached in the bundle until the container
@@ -10,14 +10,52 @@ from __future__ import annotations
 import dataclasses
 import os
 from collections.abc import Sequence
+from concurrent.futures import Executor
 from pathlib import Path
 
 from criagent.base import faults
+from criagent.base.aio import run_in
 from criagent.base.errors import InvalidRequestError
 from criagent.kernel import idmap, mount
 from criagent.kernel.mount import MountEntry, mountinfo
-from criagent.runtime.spec.host_paths import local_path
+from criagent.model.container import Container
+from criagent.model.sandbox import Sandbox
+from criagent.runtime.node.handlers import Handlers
+from criagent.runtime.node.paths import RuntimePaths
 from criagent.runtime.spec.inputs import ResolvedMount
+from criagent.runtime.spec.mounts.host_paths import HostPaths, local_path
+
+
+class HostMounts:
+    """The mounts of the node's paths that a container asks for."""
+
+    def __init__(
+        self, *, host_paths: HostPaths, handlers: Handlers, paths: RuntimePaths, fs: Executor
+    ) -> None:
+        self._host_paths = host_paths
+        self._handlers = handlers
+        self._paths = paths
+        self._fs = fs
+
+    async def resolve(self, container: Container, sandbox: Sandbox) -> tuple[ResolvedMount, ...]:
+        """Their sources, with mapped ids where they are wanted and the handler maps none itself.
+
+        Raises InvalidRequestError for a path or a mapping that cannot be.
+        """
+        asked = [mount for mount in container.spec.mounts if mount.image is None]
+        mounts = await self._host_paths.resolve(asked)
+        if any(one.request.uid_mappings for one in mounts):
+            return await run_in(self._fs, self._mapped, container, sandbox, mounts)
+        return mounts
+
+    def _mapped(
+        self, container: Container, sandbox: Sandbox, mounts: tuple[ResolvedMount, ...]
+    ) -> tuple[ResolvedMount, ...]:
+        userns = self._paths.userns(sandbox.id)
+        if not self._handlers.by_name[container.handler].idmapped_mounts:
+            return attach_mapped(mounts, userns, self._paths.mapped_mounts(container.id))
+        try_mappings(mounts, userns)
+        return mounts
 
 
 def try_mappings(mounts: Sequence[ResolvedMount], userns: Path) -> None:

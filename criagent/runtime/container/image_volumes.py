@@ -19,14 +19,15 @@ from pathlib import Path
 from criagent.base.aio import run_in
 from criagent.base.errors import InvalidRequestError, NotFoundError
 from criagent.image.images import Images
+from criagent.image.snapshots.overlay import OverlaySnapshots
 from criagent.kernel.paths import open_in_root
 from criagent.model.common import MountPropagation
 from criagent.model.container import Container, ContainerSpec, ImageVolume, Mount
 from criagent.model.sandbox import Sandbox
 from criagent.runtime.node.paths import RuntimePaths
 from criagent.runtime.pod.user_namespaces import mapped_ids
-from criagent.runtime.spec.image_mounts import FAILED
 from criagent.runtime.spec.inputs import ResolvedMount
+from criagent.runtime.spec.mounts.images import FAILED
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -34,6 +35,7 @@ class ImageVolumes:
     """Finds the images of volumes and mounts them."""
 
     images: Images
+    snapshots: OverlaySnapshots
     paths: RuntimePaths
     fs: Executor
 
@@ -72,7 +74,7 @@ class ImageVolumes:
         for volume in container.image_volumes:
             request = container.spec.mounts[volume.mount]
             target = self.paths.image_volume(container.id, volume.mount)
-            await self.images.snapshots.mount_image(volume.top, target, ids, label)
+            await self.snapshots.mount_image(volume.top, target, ids, label)
             source = await run_in(self.fs, _source, target, request)
             slave = request.propagation is MountPropagation.HOST_TO_CONTAINER
             sources[volume.mount] = ResolvedMount(

@@ -6,6 +6,7 @@ import secrets
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import NamedTuple
 
 
 class Clock:
@@ -37,3 +38,28 @@ def new_id() -> str:
 def boot_id() -> str:
     """The kernel's id of this boot; rows of another boot have no living process (man 5 proc)."""
     return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+
+
+class Birth(NamedTuple):
+    """What a new object begins with."""
+
+    id: str
+    at_ns: int
+    boot_id: str
+
+
+class Births:
+    """Identities of new sandboxes and containers."""
+
+    def __init__(self, clock: Clock, boot_id: str, new_id: Callable[[], str] = new_id) -> None:
+        self._clock = clock
+        self._boot_id = boot_id
+        self._new_id = new_id
+
+    def next(self) -> Birth:
+        """One that no other object has."""
+        return Birth(self._new_id(), self._clock.now_ns(), self._boot_id)
+
+    def now_ns(self) -> int:
+        """The clock's time."""
+        return self._clock.now_ns()

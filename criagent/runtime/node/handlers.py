@@ -1,15 +1,19 @@
-"""The OCI runtime handlers: version and features of each program, read once at start."""
+"""The OCI runtime handlers: version and features of each program, read once at start.
+
+`Handlers` alone decides which handler a pod gets and what it may ask of it.
+"""
 
 from __future__ import annotations
 
 import dataclasses
 import json
+import os
 import re
-from collections.abc import Collection
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from criagent.base.errors import InvalidRequestError
+from criagent.base.errors import InvalidRequestError, UnsupportedError, WrongStateError
 from criagent.kernel.mount import has_recursive_attributes
 from criagent.process.child import run
 from criagent.runtime.node.minimum_versions import insecure, too_old
@@ -24,13 +28,13 @@ class HandlerFacts:
 
     name: str
     path: Path
-    type: str
     version: str = ""
     recursive_read_only: bool = False
     net_devices: bool = False
     intel_rdt: bool = False
     intel_rdt_schemata: bool = False
-    idmapped_mounts: bool = False
+    idmapped_mounts: bool = False  # it maps the ids of a mount itself
+    host_devices: bool = True  # privileged containers get the node's devices
     userns_problem: str = (
         "not probed yet"  # why pods with a user namespace cannot run, "" = they can
     )
@@ -42,10 +46,129 @@ class HandlerFacts:
         """Whether pods with user namespaces can run."""
         return not self.problem and not self.userns_problem
 
+    def require_user_namespaces(self) -> None:
+        """Raises UnsupportedError when no pod can have a user namespace."""
+        if self.userns_problem:
+            raise UnsupportedError(
+                f'runtime handler "{self.name}" cannot run pods with user namespaces on this node: '
+                f"{self.userns_problem}"
+            )
+
+    def require_recursive_read_only(self, container_path: str) -> None:
+        """Raises UnsupportedError when it cannot make whole mount trees read-only."""
+        if not self.recursive_read_only:
+            raise UnsupportedError(
+                f"RROUnsupported: mount {container_path[:200]}: recursive read-only mounts need "
+                f'mount_setattr(2) and an OCI runtime that knows "rro"; handler "{self.name}" does '
+                "not offer both"
+            )
+
+
+class Handlers:
+    """The configured handlers with their monitor, conmon at the path `monitor`."""
+
+    def __init__(
+        self,
+        found: Sequence[HandlerFacts],
+        *,
+        default: str,
+        monitor: Path,
+        monitor_problem: str = "",
+    ) -> None:
+        self._found = {facts.name: facts for facts in found}
+        self._default = default
+        self._monitor = monitor
+        self._monitor_problem = monitor_problem
+
+    @property
+    def default(self) -> str:
+        """The name of the handler of pods that ask for none."""
+        return self._default
+
+    @property
+    def by_name(self) -> Mapping[str, HandlerFacts]:
+        """Every configured handler."""
+        return self._found
+
+    @property
+    def usable(self) -> list[HandlerFacts]:
+        """Those that could be used at the start."""
+        return [facts for facts in self._found.values() if not facts.problem]
+
+    @property
+    def monitor_problem(self) -> str:
+        """Why conmon could not be used at the start; "" = it could."""
+        return self._monitor_problem
+
+    @property
+    def problem(self) -> str:
+        """Why no pod of the default handler can run; "" = they can. Looks for the programs."""
+        return self._problem_of(self._default)
+
+    def resolve(self, name: str) -> HandlerFacts:
+        """The handler of a new pod that asks for `name`, "" for the default one.
+
+        Raises WrongStateError while a program that its containers need cannot be used,
+        InvalidRequestError for a name that is not configured.
+        """
+        self._require(name)
+        facts = self._found.get(name or self._default)
+        if facts is None:
+            raise InvalidRequestError(
+                f'runtime handler "{name}" is not configured; known are '
+                f"{sorted(facts.name for facts in self.usable)}"
+            )
+        return facts
+
+    def of_pod(self, name: str) -> HandlerFacts:
+        """The handler of another container of a pod that asked for `name` when it was made.
+
+        Raises WrongStateError while a program that it needs cannot be used, and for a name that is
+        no longer configured.
+        """
+        self._require(name)
+        facts = self._found.get(name or self._default)
+        if facts is None:
+            raise no_longer_configured(name)
+        return facts
+
+    def check_image(self, name: str) -> None:
+        """Raises InvalidRequestError for an image requested for an unknown handler."""
+        if name and name not in self._found:
+            raise InvalidRequestError(
+                f"image.runtime_handler {name[:80]!r} is not configured; handlers: "
+                f"{', '.join(sorted(self._found))}"
+            )
+
+    def _require(self, name: str) -> None:
+        if problem := self._problem_of(name or self._default):
+            raise WrongStateError(f"this node cannot run containers: {problem}")
+
+    def _problem_of(self, name: str) -> str:
+        """What was found at the start, or a program that has gone since."""
+        facts = self._found.get(name)
+        found = [facts.problem if facts is not None else "", self._monitor_problem]
+        if not any(found):
+            programs = [self._monitor] if facts is None else [facts.path, self._monitor]
+            found = [
+                f"{program} can no longer be run; install it again"
+                for program in programs
+                if not os.access(program, os.X_OK)
+            ]
+        return "; ".join(text for text in found if text)
+
+
+def no_longer_configured(name: str) -> WrongStateError:
+    """The error for a pod or container whose handler has left the configuration."""
+    return WrongStateError(
+        f'runtime handler "{name}" is configured no more; set runtime.handlers.{name} again, '
+        "or remove the pod"
+    )
+
 
 async def probe(name: str, path: Path, kind: str, *, limit_s: float = _LIMIT_S) -> HandlerFacts:
     """Version and features of the program at `path`; never fails, but reports a problem."""
-    facts = HandlerFacts(name=name, path=path, type=kind)
+    facts = HandlerFacts(name=name, path=path)
     try:
         version = await _answer(path, "--version", limit_s)
     except OSError as exc:
@@ -92,15 +215,6 @@ async def monitor_problem(path: Path, *, limit_s: float = _LIMIT_S) -> str:
     except OSError as exc:
         return _no_answer(path, "conmon", exc)
     return f"{path}: {problem}; install a newer one and restart criagent" if problem else ""
-
-
-def check_image_handler(name: str, handlers: Collection[str]) -> None:
-    """Raises InvalidRequestError for an image requested for an unknown handler."""
-    if name and name not in handlers:
-        raise InvalidRequestError(
-            f"image.runtime_handler {name[:80]!r} is not configured; handlers: "
-            f"{', '.join(sorted(handlers))}"
-        )
 
 
 async def _answer(path: Path, question: str, limit_s: float) -> str:

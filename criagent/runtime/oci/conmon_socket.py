@@ -89,7 +89,10 @@ class MonitorConnection:
     def join(self) -> Output:
         """The output from now on."""
         output = Output()
-        self._outputs.add(output)
+        if self.closed.is_set():
+            output.end()
+        else:
+            self._outputs.add(output)
         return output
 
     def leave(self, output: Output) -> None:

@@ -13,10 +13,11 @@ import re
 import signal
 from pathlib import Path
 
-from criagent.base.errors import AgentError, TimedOutError, WrongStateError
+from criagent.base.errors import AgentError, TimedOutError
 from criagent.kernel.memfd import sealed_copy
 from criagent.process.child import run
 from criagent.runtime.node.cgroup_names import CgroupDriver
+from criagent.runtime.node.handlers import no_longer_configured
 from criagent.runtime.oci import failed_scopes as scopes
 from criagent.runtime.spec.inputs import OciObject
 
@@ -172,10 +173,7 @@ class Runtimes(dict[str, OciRuntime]):
     """The configured handlers by name. What they made may outlive their configuration."""
 
     def __missing__(self, name: str) -> OciRuntime:
-        raise WrongStateError(
-            f'runtime handler "{name}" is no longer configured; set '
-            f"runtime.handlers.{name} again, or remove the pod"
-        )
+        raise no_longer_configured(name)
 
 
 def last_line(text: str) -> str:

@@ -35,6 +35,10 @@ class PodFileWriter:
     selinux: Selinux
     fs: Executor
 
+    def directory(self, sandbox_id: str) -> Path:
+        """Where the files of a sandbox are."""
+        return self.paths.sandbox(sandbox_id)
+
     async def write(self, sandbox: Sandbox) -> None:
         """Write the files and mount shm; raises InvalidRequestError for an invalid DNS
         configuration.

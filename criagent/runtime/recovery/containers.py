@@ -59,7 +59,7 @@ class ContainerRecovery:
         return running_monitors(self._paths.exits)
 
     async def recover(self, container: Container) -> None:
-        """Bring the row in line with reality."""
+        """Make the row true."""
         if container.cgroup and not belongs_to(container.cgroup, container.id):
             container = await self._without_cgroup(container)
         if not container.visible:

@@ -25,7 +25,7 @@ from criagent.runtime.spec.inputs import (
     SpecInputs,
 )
 from criagent.runtime.spec.limits import resources_to_oci
-from criagent.runtime.spec.mounts import oci_mounts, rootfs_propagation
+from criagent.runtime.spec.mounts.oci import oci_mounts, rootfs_propagation
 from criagent.runtime.spec.security.capabilities import capability_sets
 from criagent.runtime.spec.security.masked_paths import masked_paths, readonly_paths
 

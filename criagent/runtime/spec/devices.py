@@ -11,8 +11,8 @@ from pathlib import Path
 from criagent.base.errors import InvalidRequestError
 from criagent.kernel.mount import MountEntry, mountinfo
 from criagent.model.container import ContainerSecurity, ContainerSpec, Device
-from criagent.runtime.spec.host_paths import local_path
 from criagent.runtime.spec.inputs import OciObject, ResolvedDevice
+from criagent.runtime.spec.mounts.host_paths import local_path
 
 # Within /dev: what every container has of its own, or what leads elsewhere.
 _NOT_HANDED_ON = frozenset(

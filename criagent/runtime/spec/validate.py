@@ -16,8 +16,8 @@ from criagent.runtime.node.capabilities import NAMES
 from criagent.runtime.node.cgroup_names import validate_cgroup_parent
 from criagent.runtime.spec import id_mappings
 from criagent.runtime.spec.cdi.file import is_device_name
-from criagent.runtime.spec.image_mounts import check_image_mount
-from criagent.runtime.spec.mount_targets import cleaned
+from criagent.runtime.spec.mounts.images import check_image_mount
+from criagent.runtime.spec.mounts.targets import cleaned
 from criagent.runtime.spec.security.capabilities import capability_sets
 from criagent.runtime.spec.security.selinux import validate_selinux
 from criagent.runtime.spec.sysctls import validate_sysctls

@@ -20,6 +20,7 @@ from criagent.base.aio import Background, run_in
 from criagent.image.snapshots.overlay import OverlaySnapshots
 from criagent.image.snapshots.tree_count import TreeCount
 from criagent.model.container import Container
+from criagent.store.snapshots import SnapshotStore
 
 _EVERY_S = 15.0  # half of the kubelet's interval for local storage
 _SHARE = 20
@@ -64,6 +65,7 @@ class WritableLayers:
         self,
         *,
         snapshots: OverlaySnapshots,
+        rows: SnapshotStore,
         fs: Executor,
         counting: Executor,
         now_ns: Callable[[], int] = time.time_ns,
@@ -73,6 +75,7 @@ class WritableLayers:
     ) -> None:
         self.mountpoint = str(snapshots.root)
         self._snapshots = snapshots
+        self._rows = rows
         self._fs = fs
         self._counting = counting
         self._now_ns = now_ns
@@ -131,7 +134,7 @@ class WritableLayers:
         return self._monotonic() >= known.next_at
 
     def _job(self, container_id: str) -> _Job | None:
-        snapshot = self._snapshots.store.get(container_id)
+        snapshot = self._rows.get(container_id)
         if snapshot is None:
             return None
         tops = [self._snapshots.tree(snapshot)]
@@ -174,10 +177,10 @@ class WritableLayers:
         else:
             used, inodes = job.count.usage
             usage = LayerUsage(used_bytes=used, inodes=inodes, counted_at_ns=job.began_ns)
-            snapshot = self._snapshots.store.get(job.container_id)
+            snapshot = self._rows.get(job.container_id)
             if snapshot is not None and snapshot.number == job.number:
                 counted = dataclasses.replace(snapshot, used_bytes=used, inodes=inodes)
-                self._snapshots.store.remember(counted)  # for the usage of the whole disk
+                self._rows.remember(counted)  # for the usage of the whole disk
         if not job.count.complete:
             log.warning("writable_layer_counted_in_part", container_id=job.container_id)
         self._known[job.container_id] = _Known(usage, self._monotonic() + wait, job.began_ns)

@@ -8,9 +8,11 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+from functools import partial
 from pathlib import Path
 
 from criagent.base.errors import TimedOutError, WrongStateError
+from criagent.base.single_flight import SingleFlight
 from criagent.model.container import Container
 from criagent.runtime.container.running import running
 from criagent.runtime.node.paths import RuntimePaths
@@ -68,7 +70,7 @@ class Attacher:
         self._paths = paths
         self._open: set[MonitorConnection] = set()
         self._shared: dict[str, MonitorConnection] = {}  # of those who look on, by container id
-        self._sharing = asyncio.Lock()
+        self._sharing: SingleFlight[str, MonitorConnection] = SingleFlight()
 
     def check(self, container_id: str) -> Container:
         """The running container. Raises NotFoundError, WrongStateError."""
@@ -83,11 +85,11 @@ class Attacher:
         control = self._paths.container(container.id) / "ctl"
         if stdin or not (container.spec.stdin and container.spec.stdin_once):
             return Attachment(await self._connected(container), control, shared=False)
-        async with self._sharing:
-            connection = self._shared.get(container.id)
-            if connection is None:
-                connection = self._shared[container.id] = await self._connected(container)
-            return Attachment(connection, control, shared=True)
+        connection = self._shared.get(container.id)
+        if connection is None:
+            share = partial(self._share, container)
+            connection = await self._sharing.join(container.id, share, name="attach")
+        return Attachment(connection, control, shared=True)
 
     async def close(self) -> None:
         """End all connections, when the daemon ends: in order, but within a second."""
@@ -98,6 +100,10 @@ class Attacher:
                 await asyncio.gather(*(connection.closed.wait() for connection in self._open))
         for connection in list(self._open):
             connection.close()
+
+    async def _share(self, container: Container) -> MonitorConnection:
+        connection = self._shared[container.id] = await self._connected(container)
+        return connection
 
     async def _connected(self, container: Container) -> MonitorConnection:
         def ended() -> None:

@@ -19,6 +19,7 @@ from criagent.process.child import Child, Pipes
 from criagent.runtime.container.running import running
 from criagent.runtime.exec.pipes import Pipe
 from criagent.runtime.exec.plan import Command, Console, ExecPlanner, ExecRequest, Size
+from criagent.runtime.node.paths import RuntimePaths
 from criagent.runtime.oci.runtime import last_line
 from criagent.store.containers import ContainerStore
 
@@ -70,9 +71,8 @@ class ExecStreamer:
 
     store: ContainerStore
     planner: ExecPlanner
-    drain_s: (
-        float  # how long a background child may delay the end of output after the command's end
-    )
+    paths: RuntimePaths
+    drain_s: float  # how long a background child may hold output back after the command's end
 
     def check(self, container_id: str) -> Container:
         """The running container. Raises NotFoundError, WrongStateError."""
@@ -116,7 +116,7 @@ class ExecStreamer:
     async def _with_terminal(
         self, stack: AsyncExitStack, request: ExecRequest, size: Size | None, pipes: Pipes
     ) -> ExecProcess:
-        path = self.planner.paths.attach / f"c{secrets.token_hex(6)}"
+        path = self.paths.attach / f"c{secrets.token_hex(6)}"
         listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
         stack.callback(path.unlink, missing_ok=True)
         stack.callback(listener.close)

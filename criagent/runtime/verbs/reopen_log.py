@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import dataclasses
 import errno
 import os
 import stat
@@ -34,15 +33,19 @@ _LOOK_S = 0.25  # for a monitor that died meanwhile; inotify reports its success
 _REOPEN = b"2 0 0\n"
 _FULL = {errno.ENOSPC, errno.EDQUOT}
 
+Reopenings = Owners[ContainerId, None]
 
-@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+
 class LogReopener:
-    """The ReopenContainerLog verb. `owners` is its own."""
+    """The ReopenContainerLog verb."""
 
-    store: ContainerStore
-    paths: RuntimePaths
-    fs: Executor
-    owners: Owners[ContainerId, None]
+    def __init__(
+        self, *, store: ContainerStore, paths: RuntimePaths, reopenings: Reopenings, fs: Executor
+    ) -> None:
+        self._store = store
+        self._paths = paths
+        self._reopenings = reopenings
+        self._fs = fs
 
     async def reopen(self, container_id: str) -> None:
         """Return when the container writes to the file of its log's name, a new one if necessary.
@@ -51,16 +54,12 @@ class LogReopener:
         is full and AgentError when the file cannot be created (conmon would die of either),
         TimedOutError. After an error the container continues to write to its previous file.
         """
-        container = self.store.resolve(container_id)
-        while (owner := self.owners.get(container.id)) is not None and owner.task is not None:
+        container = self._store.resolve(container_id)
+        while (owner := self._reopenings.get(container.id)) is not None and owner.task is not None:
             await asyncio.wait({owner.task})  # it may have begun before our caller's rename
-        await self.owners.join(
-            self.owners.start(container.id, None, lambda _: self._reopen(container))
+        await self._reopenings.join(
+            self._reopenings.start(container.id, None, lambda _: self._reopen(container))
         )
-
-    async def close(self, limit_s: float) -> None:
-        """Finish what is in progress."""
-        await self.owners.drain(limit_s)
 
     async def _reopen(self, container: Container) -> None:
         if container.state is not ContainerState.RUNNING:
@@ -70,11 +69,11 @@ class LogReopener:
         if not container.log_path:
             return
         log = Path(container.log_path)
-        if await run_in(self.fs, _written_by_monitor, container, log):
-            return  # conmon would replace it, and its lines would be lost
-        await run_in(self.fs, _rehearse, log)
+        if await run_in(self._fs, _written_by_monitor, container, log):
+            return  # conmon would replace it, and its lines would be gone
+        await run_in(self._fs, _rehearse, log)
         faults.reach("reopen-log:rehearsed")
-        control = self.paths.container(container.id) / "ctl"
+        control = self._paths.container(container.id) / "ctl"
         renamed = asyncio.Event()
         loop = asyncio.get_running_loop()
         inotify = Inotify()
@@ -90,7 +89,7 @@ class LogReopener:
             faults.reach("reopen-log:told")
             await self._reopened(container, log, renamed)
         except BaseException:
-            await run_in(self.fs, _take_back, control, log)
+            await run_in(self._fs, _take_back, control, log)
             raise
         finally:
             loop.remove_reader(inotify.fd)
@@ -99,7 +98,7 @@ class LogReopener:
     async def _reopened(self, container: Container, log: Path, renamed: asyncio.Event) -> None:
         try:
             async with asyncio.timeout(_LIMIT_S):
-                while not await run_in(self.fs, _written_by_monitor, container, log):
+                while not await run_in(self._fs, _written_by_monitor, container, log):
                     with contextlib.suppress(TimeoutError):
                         await asyncio.wait_for(renamed.wait(), _LOOK_S)
                     renamed.clear()

@@ -12,7 +12,7 @@ from pathlib import PurePosixPath
 
 from criagent.runtime.spec.cdi.file import Hook, IntelRdt, Mount
 from criagent.runtime.spec.inputs import CdiEdits, CdiNode, OciObject
-from criagent.runtime.spec.mount_targets import cleaned
+from criagent.runtime.spec.mounts.targets import cleaned
 
 
 def apply_cdi(spec: OciObject, edits: CdiEdits) -> OciObject:

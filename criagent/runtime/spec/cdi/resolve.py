@@ -14,8 +14,8 @@ from criagent.kernel.mount import MountEntry, mountinfo
 from criagent.runtime.node.handlers import HandlerFacts
 from criagent.runtime.spec.cdi.file import DeviceNode, Edits, IntelRdt
 from criagent.runtime.spec.cdi.registry import CdiDevice, CdiFolders
-from criagent.runtime.spec.host_paths import local_path
 from criagent.runtime.spec.inputs import CdiEdits, CdiNode
+from criagent.runtime.spec.mounts.host_paths import local_path
 
 _RESCTRL = Path("/sys/fs/resctrl/schemata")
 

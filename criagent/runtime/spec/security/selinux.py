@@ -22,8 +22,8 @@ from criagent.kernel import selinux
 from criagent.kernel.mount import mountinfo
 from criagent.model.common import SELinuxOptions
 from criagent.model.sandbox import Sandbox, SandboxSpec
-from criagent.runtime.spec.host_paths import LOCAL
 from criagent.runtime.spec.inputs import ResolvedMount, SelinuxLabels
+from criagent.runtime.spec.mounts.host_paths import LOCAL
 
 _CONFIG = Path("/etc/selinux/config")
 _CATEGORIES = 1024  # c0 to c1023 in the policies of all distributions

@@ -24,8 +24,8 @@ from criagent.kernel.paths import (
     RESOLVE_NO_SYMLINKS,
     openat2,
 )
-from criagent.runtime.spec.host_paths import local_path
 from criagent.runtime.spec.inputs import OciObject
+from criagent.runtime.spec.mounts.host_paths import local_path
 
 _PLAIN = RESOLVE_IN_ROOT | RESOLVE_NO_SYMLINKS | RESOLVE_NO_MAGICLINKS
 _KERNEL = ("dev", "proc", "sys")

@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from criagent.kernel import cgroupfs
 from criagent.runtime.spec.id_mappings import oci_mappings
 from criagent.runtime.spec.inputs import OciObject, ResolvedMount, SpecInputs
-from criagent.runtime.spec.mount_targets import cleaned
+from criagent.runtime.spec.mounts.targets import cleaned
 
 _SAFE = ["nosuid", "noexec", "nodev"]
 _TTY = 5  # the group of terminals, as on every distribution
