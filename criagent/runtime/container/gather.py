@@ -168,9 +168,9 @@ class SpecGatherer:
         image: Image,
         volumes: Mapping[int, ResolvedMount],
     ) -> SpecInputs:
-        """Everything for `container`, whose user is resolved, with its mounted image volumes.
+        """All inputs for `container`, whose user is resolved, with its mounted image volumes.
 
-        Raises InvalidRequestError and UnsupportedError for what the node cannot give.
+        Raises InvalidRequestError and UnsupportedError for what the node cannot provide.
         """
         security = container.spec.security
         of_host = await self._mounts.resolve(container, sandbox)
@@ -218,7 +218,7 @@ class SpecGatherer:
     def _pod_files(self, sandbox: Sandbox) -> PodFiles:
         host_ipc = sandbox.spec.security.namespaces.ipc is NamespaceMode.NODE
         etc = self._paths.etc(sandbox.id)
-        if not etc.exists():  # a pod that 0.1 made
+        if not etc.exists():  # a pod of version 0.1
             etc = self._paths.sandbox(sandbox.id)
         return PodFiles(
             resolv_conf=etc / "resolv.conf",

@@ -137,7 +137,7 @@ class SandboxHolder:
         self._fs = fs
 
     async def start(self, sandbox: Sandbox) -> ProcessRef:
-        """Start the holder of `sandbox`. Raises AgentError with the runtime's words."""
+        """Start the holder of `sandbox`. Raises AgentError with the runtime's message."""
         bundle = self._paths.holder(sandbox.id)
         privileged = sandbox.spec.security.privileged
         labels = await self._selinux.labels(sandbox, privileged=privileged)
@@ -149,7 +149,7 @@ class SandboxHolder:
 
         def write() -> None:
             (bundle / "rootfs").mkdir(parents=True, exist_ok=True)
-            if userns is not None:  # the runtime makes mount points in it
+            if userns is not None:  # the runtime creates mount points in it
                 os.chown(bundle / "rootfs", userns.root_uid, userns.root_gid)
             if labels is not None:
                 set_label(bundle / "rootfs", labels.mount)
@@ -171,7 +171,7 @@ class SandboxHolder:
     async def remove(self, sandbox: Sandbox) -> None:
         """Kill it and everything in its PID namespace; idempotent.
 
-        The default handler may be another one by now than the one that started it.
+        The default handler may have changed since it was started.
         """
         if not self._paths.holder(sandbox.id).exists():
             return
@@ -181,7 +181,7 @@ class SandboxHolder:
         await run_in(self._fs, self._clear, sandbox)
 
     def _clear(self, sandbox: Sandbox) -> None:
-        """The bundle goes, and what is left where the handler is configured no more."""
+        """Remove the bundle, and the runtime's state where the handler is no longer configured."""
         if sandbox.holder is not None:
             _end(sandbox.holder, sandbox.id)
         self._paths.forget_state(sandbox.id)

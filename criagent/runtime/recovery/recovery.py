@@ -87,15 +87,15 @@ class Recovery:
         self._clock.raise_floor(max(times, default=0))
 
 
-async def _each(noun: str, rows: Sequence[R], handle: Callable[[R], Awaitable[None]]) -> None:
+async def _each(noun: str, objects: Sequence[R], handle: Callable[[R], Awaitable[None]]) -> None:
     gate = asyncio.Semaphore(_AT_ONCE)
 
-    async def one(row: R) -> None:
+    async def one(found: R) -> None:
         async with gate:
             try:
                 async with asyncio.timeout(_ITEM_LIMIT_S):
-                    await handle(row)
+                    await handle(found)
             except Exception as failure:
-                log.exception("recovery_failed", object=noun, id=row.id, error=repr(failure))
+                log.exception("recovery_failed", object=noun, id=found.id, error=repr(failure))
 
-    await asyncio.gather(*(one(row) for row in rows))
+    await asyncio.gather(*(one(found) for found in objects))

@@ -50,7 +50,7 @@ class ContainerStatsReader:
         return await self._thread.each(containers, self._read)
 
     def forget(self, container_id: str) -> None:
-        """The container, or the sandbox, is gone."""
+        """The container, or the sandbox, was removed."""
         self._layers.forget(container_id)
         self._rates.forget(container_id)
 

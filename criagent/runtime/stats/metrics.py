@@ -57,7 +57,7 @@ class PodMetricsReader:
         self._root = root
 
     def ready(self) -> list[list[Sandbox]]:
-        """The pods that have metrics, in the portions in which they are to be read."""
+        """The pods that have metrics, in the batches in which they are read."""
         sandboxes = self._pods.ready()
         return [sandboxes[at : at + _PODS] for at in range(0, len(sandboxes), _PODS)]
 

@@ -65,7 +65,7 @@ class WritableLayers:
         self,
         *,
         snapshots: OverlaySnapshots,
-        rows: SnapshotStore,
+        store: SnapshotStore,
         fs: Executor,
         counting: Executor,
         now_ns: Callable[[], int] = time.time_ns,
@@ -75,7 +75,7 @@ class WritableLayers:
     ) -> None:
         self.mountpoint = str(snapshots.root)
         self._snapshots = snapshots
-        self._rows = rows
+        self._store = store
         self._fs = fs
         self._counting = counting
         self._now_ns = now_ns
@@ -134,7 +134,7 @@ class WritableLayers:
         return self._monotonic() >= known.next_at
 
     def _job(self, container_id: str) -> _Job | None:
-        snapshot = self._rows.get(container_id)
+        snapshot = self._store.get(container_id)
         if snapshot is None:
             return None
         tops = [self._snapshots.tree(snapshot)]
@@ -177,10 +177,10 @@ class WritableLayers:
         else:
             used, inodes = job.count.usage
             usage = LayerUsage(used_bytes=used, inodes=inodes, counted_at_ns=job.began_ns)
-            snapshot = self._rows.get(job.container_id)
+            snapshot = self._store.get(job.container_id)
             if snapshot is not None and snapshot.number == job.number:
                 counted = dataclasses.replace(snapshot, used_bytes=used, inodes=inodes)
-                self._rows.remember(counted)  # for the usage of the whole disk
+                self._store.remember(counted)  # for the usage of the whole disk
         if not job.count.complete:
             log.warning("writable_layer_counted_in_part", container_id=job.container_id)
         self._known[job.container_id] = _Known(usage, self._monotonic() + wait, job.began_ns)

@@ -72,7 +72,9 @@ class ExecStreamer:
     store: ContainerStore
     planner: ExecPlanner
     paths: RuntimePaths
-    drain_s: float  # how long a background child may hold output back after the command's end
+    drain_s: (
+        float  # how long a background child may delay the end of output after the command's end
+    )
 
     def check(self, container_id: str) -> Container:
         """The running container. Raises NotFoundError, WrongStateError."""

@@ -70,7 +70,7 @@ class LogReopener:
             return
         log = Path(container.log_path)
         if await run_in(self._fs, _written_by_monitor, container, log):
-            return  # conmon would replace it, and its lines would be gone
+            return  # conmon would replace it, and its lines would be lost
         await run_in(self._fs, _rehearse, log)
         faults.reach("reopen-log:rehearsed")
         control = self._paths.container(container.id) / "ctl"
