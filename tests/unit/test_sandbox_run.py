@@ -82,7 +82,7 @@ async def ground(tmp_path: Path) -> AsyncIterator[Ground]:
     part = cast(Any, kernel)
     objects = SandboxObjects(networks=part, namespaces=part, files=part, holder=part)
     program = Path("/bin/true")
-    crun = HandlerFacts(name="crun", path=program, type="crun", userns_problem="")
+    crun = HandlerFacts(name="crun", path=program, userns_problem="")
     runner = SandboxRunner(
         store=store,
         making=SandboxesMade(limit_s=60),
