@@ -35,11 +35,12 @@ bench:  ## figures of docs/architecture.md as a table and as build/bench.json
 unit: $(PY)  ## pure tests, no root needed
 	$(PY) -m pytest tests/unit
 
-check: $(PY)  ## linters, types, import rules, generated code and reference
+check: $(PY)  ## linters, types, import rules, terms, generated code and reference
 	$(VENV)/bin/ruff check criagent tests proto docs
 	$(VENV)/bin/ruff format --check criagent tests proto docs
 	$(VENV)/bin/mypy
 	PYTHONPATH=. $(VENV)/bin/lint-imports
+	$(PY) -m tests.lint.terms
 	$(PY) proto/generate.py --check
 	PYTHONPATH=. $(PY) docs/generate.py --check
 

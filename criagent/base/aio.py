@@ -115,16 +115,16 @@ class Background:
 
     @property
     def running(self) -> bool:
-        """Whether the work is under way."""
+        """Whether the work is in progress."""
         return self._task is not None and not self._task.done()
 
     def start(self, work: Callable[[], Coroutine[object, object, None]]) -> None:
-        """Begin `work`, unless the last one is still under way."""
+        """Begin `work`, unless the last one is still in progress."""
         if not self.running:
             self._task = supervised(work(), name=self._name)
 
     async def wait(self) -> None:
-        """Return when no work is under way."""
+        """Return when no work is in progress."""
         while self._task is not None and not self._task.done():
             await asyncio.wait({self._task})
 

@@ -25,8 +25,8 @@ class _Flight(Generic[T]):
 class SingleFlight(Generic[K, T]):
     """At most one run of the work of a key at a time.
 
-    `ended` is called with the task of each run that has ended. `len` is the number of runs under
-    way, those that are being cancelled among them.
+    `ended` is called with the task of each run that has ended. `len` is the number of runs in
+    progress, including those being cancelled.
     """
 
     def __init__(self, ended: Callable[[asyncio.Task[T]], None] | None = None) -> None:
@@ -40,7 +40,7 @@ class SingleFlight(Generic[K, T]):
     async def join(
         self, key: K, work: Callable[[], Coroutine[object, object, T]], *, name: str
     ) -> T:
-        """The result of the run under way for `key`, or of `work`, started as task `name`.
+        """The result of the run in progress for `key`, or of `work`, started as task `name`.
 
         Raises what the work raises, the same to all callers. A caller that is cancelled leaves at
         once. When no other is left, the work is cancelled, and the key is free for a new run.

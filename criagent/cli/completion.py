@@ -6,7 +6,7 @@ import argparse
 import sys
 
 _BASH = """_criagent() {{
-    local words="{words}" at word="${{COMP_WORDS[COMP_CWORD]}}"
+    local words="{own}" at word="${{COMP_WORDS[COMP_CWORD]}}"
     for at in "${{COMP_WORDS[@]:1:COMP_CWORD-1}}"; do
         case $at in
 {cases}
@@ -24,7 +24,7 @@ _IMAGES = {"rm", "export", "tag"}  # actions that take images of this node as ar
 _LIST_IMAGES = "$(criagent image ls --quiet 2> /dev/null)"
 _ZSH = """(( $+functions[compdef] )) || {{ autoload -U compinit && compinit }}
 _criagent() {{
-    local names="{words}" at
+    local names="{own}" at
     for at in "${{(@)words[2,CURRENT-1]}}"; do
         case $at in
 {cases}
@@ -63,7 +63,7 @@ def run(chosen: argparse.Namespace) -> int:
         f'        {option}) {variable}="{" ".join(found)}" ;;' for option, found in values.items()
     ]
     sys.stdout.write(
-        script.format(words=" ".join(argv), cases="\n".join(cases), values="\n".join(choices))
+        script.format(own=" ".join(argv), cases="\n".join(cases), values="\n".join(choices))
     )
     return 0
 
@@ -95,17 +95,17 @@ def grammar(
 ) -> tuple[list[str], dict[str, list[str]], dict[str, list[str]]]:
     """The words of the top level, those that follow each command, and the values of options."""
     values: dict[str, list[str]] = {}
-    argv, nested = _words(parser, values)
+    argv, nested = _completions(parser, values)
     inner: dict[str, list[str]] = {}
     for name, command in nested.items():
-        own, deeper = _words(command, values)
+        own, deeper = _completions(command, values)
         inner[name] = own
         for action, last in deeper.items():
-            inner[action] = _words(last, values)[0]
+            inner[action] = _completions(last, values)[0]
     return argv, inner, values
 
 
-def _words(
+def _completions(
     parser: argparse.ArgumentParser, values: dict[str, list[str]]
 ) -> tuple[list[str], dict[str, argparse.ArgumentParser]]:
     argv: list[str] = []

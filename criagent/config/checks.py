@@ -20,31 +20,31 @@ _LEAST_MTU = 1280  # of IPv6 (RFC 8200 section 5)
 def above_zero(number: float) -> None:
     """A finite number above 0."""
     if not (number > 0 and math.isfinite(number)):
-        raise ValueError(f"want a number above 0, not {number}")
+        raise ValueError(f"must be greater than 0, not {number}")
 
 
 def from_zero(number: float) -> None:
     """A finite number, 0 or above."""
     if not (number >= 0 and math.isfinite(number)):
-        raise ValueError(f"want a number from 0 on, not {number}")
+        raise ValueError(f"must be 0 or greater, not {number}")
 
 
 def retention(seconds: float) -> None:
     """So long that it ends within a day."""
     if not 0 <= seconds <= _LONGEST_RETENTION_S:
-        raise ValueError(f"want 0 to {_LONGEST_RETENTION_S} seconds, not {seconds}")
+        raise ValueError(f"must be 0 to {_LONGEST_RETENTION_S} seconds, not {seconds}")
 
 
 def mtu(size: int) -> None:
     """0 for that of the default route, or a size."""
     if size and not _LEAST_MTU <= size <= 65535:
-        raise ValueError(f"want 0, or a size from {_LEAST_MTU} to 65535, not {size}")
+        raise ValueError(f"must be 0 or from {_LEAST_MTU} to 65535, not {size}")
 
 
 def port(number: int) -> None:
     """A TCP port, or 0 for a free one."""
     if not 0 <= number < 65536:
-        raise ValueError(f"{number} is not within 0..65535")
+        raise ValueError(f"must be 0 to 65535, not {number}")
 
 
 def cidrs(networks: Sequence[str]) -> None:
@@ -55,14 +55,14 @@ def cidrs(networks: Sequence[str]) -> None:
         except ValueError as exc:
             raise ValueError(f"{cidr[:80]!r} is not a network: {str(exc)[:200]}") from None
         if network.num_addresses < _FEWEST_ADDRESSES:
-            raise ValueError(f"{cidr!r} has no room for pods beside its gateway")
+            raise ValueError(f"{cidr!r} has no addresses for pods beside its gateway")
     versions = [ip_network(cidr).version for cidr in networks]
     if not versions or len(set(versions)) < len(versions):
-        raise ValueError("want one network, or one of IPv4 and one of IPv6")
+        raise ValueError("must be one network, or one of IPv4 and one of IPv6")
 
 
 def interface_name(name: str) -> None:
-    """A name that an interface of ours can have."""
+    """A name that an interface of the agent can have."""
     # "all" and "default" are directories of their own beside the interfaces' sysctls
     taken = name in {".", "..", "all", "default", "lo"}
     if taken or not re.fullmatch(r"[A-Za-z0-9_.-]{1,15}", name):
@@ -112,7 +112,7 @@ def endpoint(url: str) -> None:
     except ValueError:
         good = False
     if not good:
-        raise ValueError('want a URL such as "http://127.0.0.1:4318/v1/traces"')
+        raise ValueError('must be a URL such as "http://127.0.0.1:4318/v1/traces"')
 
 
 def socket_path(path: Path) -> None:
@@ -126,7 +126,7 @@ def socket_path(path: Path) -> None:
 def optional_socket_path(path: str) -> None:
     """The absolute path of a socket, or nothing."""
     if path and not path.startswith("/"):
-        raise ValueError(f"want an absolute path, not {path!r}")
+        raise ValueError(f"must be an absolute path, not {path!r}")
     socket_path(Path(path))
 
 

@@ -17,10 +17,10 @@ def contradictions(config: Config) -> list[Contradiction]:
     found = _of_runtime(config.runtime) + _of_certificate(config.streaming)
     if config.telemetry.cadvisor_socket == str(storage.socket):
         keys = ("telemetry.cadvisor_socket", "storage.socket")
-        found.append((keys, "is the socket of the CRI; want one of its own"))
+        found.append((keys, "is the socket of the CRI; set another path"))
     if storage.root == storage.run_dir:
         keys = ("storage.run_dir", "storage.root")
-        found.append((keys, "is the root directory too; want a directory on tmpfs of its own"))
+        found.append((keys, "is also the root directory; set a separate directory on tmpfs"))
     return found
 
 
@@ -39,7 +39,7 @@ def _of_certificate(streaming: Streaming) -> list[Contradiction]:
     found: list[Contradiction] = []
     if bool(streaming.tls_cert) != bool(streaming.tls_key):
         keys = ("streaming.tls_cert", "streaming.tls_key")
-        found.append((keys, "want a certificate and its key, or neither"))
+        found.append((keys, "set both the certificate and its key, or neither"))
     for key, file in (("tls_cert", streaming.tls_cert), ("tls_key", streaming.tls_key)):
         if file and (problem := _unreadable(Path(file))):
             found.append(((f"streaming.{key}",), problem))

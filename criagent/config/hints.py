@@ -1,4 +1,4 @@
-"""What somebody may have meant."""
+"""Likely intended values of misspelt ones."""
 
 from __future__ import annotations
 

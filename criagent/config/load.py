@@ -95,9 +95,9 @@ def problems_of(document: Mapping[str, object], whole: type = Config) -> list[st
     for name, section in document.items():
         if name not in kinds:
             hint = meant(name, kinds)
-            found.append(f"[{name}]: unknown section{hint}; known are {sorted(kinds)}")
+            found.append(f"[{name}]: unknown section{hint}; known sections are {sorted(kinds)}")
         elif not isinstance(section, dict):
-            found.append(f"{name}: want a section, not a value")
+            found.append(f"{name}: must be a section, not a value")
         else:
             found += _section_problems(name, kinds[name], section)
     return found
@@ -147,12 +147,12 @@ def _choices(section: type, key: str, value: object) -> str:
         return ""
     choices = get_args(hint)
     text = ", ".join(repr(choice) for choice in choices)
-    return f"want one of {text}, not {value!r}{meant(str(value), choices)}"
+    return f"must be one of {text}, not {value!r}{meant(str(value), choices)}"
 
 
 def _path(kind: type, value: object) -> Path:
     if kind is not Path or not isinstance(value, str):
         raise NotImplementedError
     if not value.startswith("/") or "\0" in value:
-        raise ValueError(f"want an absolute path, not {value!r}")
+        raise ValueError(f"must be an absolute path, not {value!r}")
     return Path(value)

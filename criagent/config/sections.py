@@ -205,7 +205,7 @@ class Streaming:
         check=checks.above_zero,
     )
     creation_timeout_s: float = key(
-        "Limit in seconds for a client to open the streams that it asked for.",
+        "Limit in seconds for a client to open the streams that it requested.",
         default=30.0,
         check=checks.above_zero,
     )
@@ -222,8 +222,8 @@ class Limits:
         check=checks.above_zero,
     )
     shutdown_s: float = key(
-        "How long in seconds a shutdown waits for the calls under way before it cancels and undoes "
-        "them. Containers keep running in any case.",
+        "How long in seconds a shutdown waits for the calls in progress before it cancels and "
+        "undoes them. Containers keep running in any case.",
         default=30.0,
         check=checks.from_zero,
     )

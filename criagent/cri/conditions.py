@@ -16,7 +16,7 @@ class Conditions:
         self._network = network
 
     async def unready(self) -> tuple[str, str]:
-        """Reason and message of a RuntimeReady that is false; both empty when it is true."""
+        """Reason and message of a false RuntimeReady; both empty when it is true."""
         if problem := self._handlers.problem:
             return "ProgramNotUsable", problem
         if failure := await self._db.failure():

@@ -24,10 +24,12 @@ if TYPE_CHECKING:
 class ImageService(api_pb2_grpc.ImageServiceServicer):
     """Images of this node; all OCI runtime handlers share them."""
 
-    def __init__(self, images: Images, rows: ImageStore, handlers: Handlers) -> None:
+    def __init__(self, images: Images, store: ImageStore, handlers: Handlers) -> None:
         self._images = images
         self._handlers = handlers
-        self._messages = Messages[Image, api_pb2.Image](rows, lambda image: image.id, self._message)
+        self._messages = Messages[Image, api_pb2.Image](
+            store, lambda image: image.id, self._message
+        )
 
     def _message(self, image: Image) -> api_pb2.Image:
         return image_message(image, pinned=self._images.is_pinned(image))

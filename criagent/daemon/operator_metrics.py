@@ -1,6 +1,6 @@
 """What operators see at /metrics beside the timings of calls; docs/metrics.md lists every name.
 
-Values are asked for when somebody reads, in the reader's thread, from facts that the rooms keep
+Values are computed when metrics are read, in the reader's thread, from facts that the rooms keep
 anyway: nothing here is counted on the way of a call but exits and starts, one addition each.
 """
 
@@ -110,7 +110,7 @@ def register_calls(
     )
     to.gauge(
         "criagent_rpc_oldest_seconds",
-        "Age of the oldest call under way, streams aside.",
+        "Age of the oldest call in progress, without streams.",
         boundary.oldest_s,
     )
     to.counter(
@@ -160,25 +160,25 @@ def register_images(to: Telemetry, images: Images, puller: Puller) -> None:
     to.gauge("criagent_images", "Images.", lambda: len(images.all()))
     to.gauge(
         "criagent_image_fs_used_bytes",
-        "Blobs and layers of images, and what pulls have fetched, as ImageFsInfo tells.",
+        "Blobs and layers of images, and what pulls have fetched, as in ImageFsInfo.",
         lambda: images.fs_usage().used_bytes,
     )
     to.gauge(
         "criagent_image_fs_used_inodes",
-        "Their inodes, as ImageFsInfo tells.",
+        "Their inodes, as in ImageFsInfo.",
         lambda: images.fs_usage().inodes_used,
     )
     to.gauge(
         "criagent_container_fs_used_bytes",
-        "Writable layers as they were counted last, as ImageFsInfo tells.",
+        "Writable layers as they were counted last, as in ImageFsInfo.",
         lambda: images.container_fs_usage().used_bytes,
     )
     to.gauge(
         "criagent_container_fs_used_inodes",
-        "Their inodes, as ImageFsInfo tells.",
+        "Their inodes, as in ImageFsInfo.",
         lambda: images.container_fs_usage().inodes_used,
     )
-    to.gauge("criagent_pulls_in_flight", "Pulls under way.", lambda: puller.running)
+    to.gauge("criagent_pulls_in_flight", "Pulls in progress.", lambda: puller.running)
     to.counter(
         "criagent_pulls",
         "Pulls ended; callers that joined one are not counted.",

@@ -17,7 +17,7 @@ from pathlib import Path
 
 import structlog
 
-# Forks of ours never happen beside a running server; the support for them costs threads and locks.
+# We never fork beside a running server; the support for them costs threads and locks.
 os.environ.setdefault("GRPC_ENABLE_FORK_SUPPORT", "0")
 
 from criagent.base import faults

@@ -1,9 +1,9 @@
 """Pull: reference → manifest → blobs → snapshots → one commit that makes the image visible.
 
-One pull per reference and credentials runs at a time; callers join it, and the last one's cancel
-stops it. Blobs arrive and layers unpack side by side; what was fetched stays for the next try,
-until it is collected (`collect.py`). A pull claims what it counts on, and holds no lock while it
-awaits a registry.
+One pull per reference and credentials runs at a time; callers join it, and it stops when the last
+one cancels. Blobs arrive and layers unpack in parallel; downloads stay for the next attempt, until
+they are collected (`collect.py`). A pull claims what it relies on, and holds no lock while it waits
+for a registry.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ from criagent.image.registry import Progress, RegistryClient, Resolved, Session
 from criagent.model.image import Blob, Image, Layer
 from criagent.store.images import ImageStore
 
-_COUNT_S = 10.0  # how often what has arrived is counted for ImageFsInfo
+_COUNT_S = 10.0  # interval at which downloads are counted for ImageFsInfo
 
 log: structlog.stdlib.BoundLogger = structlog.get_logger(__name__)
 
@@ -92,7 +92,7 @@ class Puller:
 
     @property
     def running(self) -> int:
-        """How many pulls are under way, or being stopped; callers who join one make none."""
+        """The number of pulls in progress or being stopped; callers who join one add none."""
         return len(self._flights)
 
     async def pull(self, reference: Reference, auth: RegistryAuth | None) -> Image:
@@ -104,7 +104,7 @@ class Puller:
         return await self._flights.join((str(reference), auth), work, name=f"pull:{reference}")
 
     async def close(self) -> None:
-        """Stop the pulls under way; their parts stay for the next try."""
+        """Stop the pulls in progress; their parts stay for the next attempt."""
         await self._flights.close()
 
     def _landed(self, task: asyncio.Task[Image]) -> None:
@@ -202,7 +202,7 @@ class Puller:
             return Answer(content)
 
         await claim.add(str(top.digest))
-        # Documents of strangers may take long to parse: not on the loop.
+        # Parsing foreign documents may take long: not on the loop.
         document = await run_in(self._fs, parse_document, top.content, top.media_type)
         found = await self._searched(Search(document, top.digest, host_platform()), answer)
         if found.content:

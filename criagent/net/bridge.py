@@ -166,7 +166,7 @@ class BridgeNetwork:
         for owner in self._addresses.owners():
             if owner not in known:
                 await self._addresses.release(owner)
-        names = {_veth_name(box_id) for box_id in known}
+        names = {_veth_name(sandbox_id) for sandbox_id in known}
         await run_in(self._net, self._sweep, names)
         if not self._rules.started:
             await run_in(self._net, self._retire)

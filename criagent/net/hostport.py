@@ -95,7 +95,7 @@ def _host_ip(text: str) -> tuple[str, int]:
 
 
 def check_conflicts(
-    box_id: str, wanted: Sequence[Forward], taken: dict[str, list[Forward]]
+    sandbox_id: str, wanted: Sequence[Forward], taken: dict[str, list[Forward]]
 ) -> None:
     """Raise AlreadyExistsError when another sandbox has one of the host ports.
 
@@ -112,7 +112,7 @@ def check_conflicts(
     owners = {
         (f.version, f.protocol, f.host_port, ip): owner
         for owner, held in taken.items()
-        if owner != box_id
+        if owner != sandbox_id
         for f in held
         for ip in (f.host_ip,)
     }

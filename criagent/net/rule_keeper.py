@@ -132,7 +132,7 @@ class RuleKeeper:
             self._repair.start(self._restore)
 
     def _damaged(self) -> bool:
-        """Whether rules of ours were deleted after the last whole write."""
+        """Whether our rules were deleted after the last whole write."""
         if self._events is not None:
             deleted = self._events.deletions(rules.NAME)
             self._deleted = max(self._deleted, self._written + 1 if deleted is None else deleted)

@@ -29,7 +29,7 @@ from criagent.process.pipe_ends import up_to
 
 
 class Child:
-    """A process of ours, started by `process` or adopted. Several tasks may await `wait`."""
+    """A child process, started by `process` or adopted. Several tasks may await `wait`."""
 
     def __init__(self, pid: int, process: subprocess.Popen[bytes] | None = None) -> None:
         self.pid = pid
@@ -95,7 +95,7 @@ class _Family:
 
     def __init__(self) -> None:
         self.known: dict[int, Child] = {}
-        self.expected = 0  # orphans that somebody is about to adopt
+        self.expected = 0  # orphans that are about to be adopted
 
     def reap(self) -> None:
         """Reap whatever has ended."""
@@ -116,7 +116,7 @@ _family = _Family()
 
 
 def take_in_orphans() -> None:
-    """From now on descendants whose parents end are children of ours, reaped when they end."""
+    """From now on descendants whose parents end become our children, reaped when they end."""
     become_subreaper()
     asyncio.get_running_loop().add_signal_handler(signal.SIGCHLD, _family.reap)
 
@@ -139,7 +139,7 @@ class ExpectedOrphan:
         return child
 
     def release(self) -> None:
-        """Expect it no more; idempotent."""
+        """Stop expecting it; idempotent."""
         if self._open:
             self._open = False
             _family.expected -= 1
@@ -184,8 +184,8 @@ class Pipes:
 
     def input(self, end: Callable[[int], _End]) -> _End:
         """The end to write to the child's standard input."""
-        self.stdin, ours = self._pipe()
-        return self._owned(end, ours)
+        self.stdin, our_end = self._pipe()
+        return self._owned(end, our_end)
 
     def data(self, data: bytes) -> None:
         """The child's standard input is `data`, of any size, whether it reads it or not."""
@@ -194,24 +194,24 @@ class Pipes:
 
     def no_input(self) -> None:
         """The child's standard input is a pipe that has ended."""
-        self.stdin, ours = self._pipe()
-        os.close(ours)
+        self.stdin, our_end = self._pipe()
+        os.close(our_end)
 
     def output(self, end: Callable[[int], _End]) -> _End:
         """The end to read the child's standard output from."""
-        ours, self.stdout = self._pipe(child_writes=True)
-        return self._owned(end, ours)
+        our_end, self.stdout = self._pipe(child_writes=True)
+        return self._owned(end, our_end)
 
     def errors(self, end: Callable[[int], _End]) -> _End:
         """The end to read the child's standard errors from."""
-        ours, self.stderr = self._pipe(child_writes=True)
-        return self._owned(end, ours)
+        our_end, self.stderr = self._pipe(child_writes=True)
+        return self._owned(end, our_end)
 
     def numbered(self, end: Callable[[int], _End]) -> tuple[_End, int]:
         """The end to read from, and the number of the descriptor that the child writes to."""
-        ours, other = self._pipe(child_writes=True)
+        our_end, other = self._pipe(child_writes=True)
         self.pass_fds += (other,)
-        return self._owned(end, ours), other
+        return self._owned(end, our_end), other
 
     def close_child_ends(self) -> None:
         """The child has them, or never will; idempotent."""
@@ -247,7 +247,9 @@ class Options:
     env: Mapping[str, str] | None = None
     cwd: Path | None = None
     new_session: bool = False  # it leads a session and a process group of its own
-    inherit_stderr: bool = False  # without a pipe for them, its errors go where ours go
+    inherit_stderr: bool = (
+        False  # without a pipe for them, its errors go where those of the agent go
+    )
 
 
 _PLAIN = Options()
@@ -260,7 +262,7 @@ def spawn(
 
     A stream without a pipe is /dev/null, but for standard input: that is a pipe that has ended.
     /dev/null itself would be given to the user of a container by an OCI runtime that hands its
-    input on (crun 1.21 does). Raises FileNotFoundError and the like when it cannot be executed.
+    input on (crun 1.21 does). Raises OSError when it cannot be executed.
     """
     pipes = pipes or Pipes()
     try:

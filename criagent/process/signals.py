@@ -78,7 +78,8 @@ def _noted(number: int, _frame: FrameType | None) -> None:
     """Live on. The log is written by a thread, as above."""
     name = signal.Signals(number).name
     cure = (
-        "there is no reload; restart the agent to apply changes, containers keep running"
+        "the configuration cannot be reloaded; restart the agent to apply changes "
+        "(containers keep running)"
         if name == "SIGHUP"
         else ""
     )

@@ -53,21 +53,21 @@ class _Terminal:
 
     def __init__(self) -> None:
         self.size: Size | None = None
-        self._told = asyncio.Event()
+        self._sized = asyncio.Event()
         self._process: ExecProcess | None = None
 
     async def follow(self, channels: Channels) -> None:
         """Take sizes as long as the client sends them."""
         async for size in channels.sizes():
             self.size = size
-            self._told.set()
+            self._sized.set()
             self._apply()
 
     async def first_size(self) -> None:
         """Wait a short time for the first size."""
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(_FIRST_SIZE_S):
-                await self._told.wait()
+                await self._sized.wait()
 
     def connect(self, process: ExecProcess) -> None:
         """Pass sizes to the command's terminal from now on."""

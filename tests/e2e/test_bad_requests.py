@@ -261,7 +261,7 @@ def test_a_full_network_says_so_and_recovers(pods: Pods) -> None:
         )
 
     refused(lambda: use("10.0.0.0/33"), INVALID, "10.0.0.0/33")
-    refused(lambda: use("10.99.0.0/31"), INVALID, "no room")
+    refused(lambda: use("10.99.0.0/31"), INVALID, "no addresses for pods")
     use("10.99.0.0/29")  # .2 to .6
     try:
         sandboxes = [pods.sandbox()[0] for _ in range(5)]

@@ -190,7 +190,7 @@ def test_a_broken_file_is_named_and_hides_no_other(pods: Pods) -> None:
     pods.running(change=asking("one"))
     text = refused(pods, ["one", "two"])
     assert "vendor.com/test=two" in text
-    assert "known of that kind: vendor.com/test=one" in text
+    assert "available devices of that kind: vendor.com/test=one" in text
     assert "/etc/cdi/broken.json" in text
 
 

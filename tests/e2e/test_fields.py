@@ -110,7 +110,10 @@ def test_targets_are_running_containers_of_the_same_pod(pods: Pods) -> None:
     sandbox, config = pods.sandbox()
     elsewhere = pods.running()
     created = pods.cri.create(sandbox, container("created", ["sleep", "1"]), config)
-    for container_id, words in ((elsewhere, "no container of this pod"), (created, "not running")):
+    for container_id, words in (
+        (elsewhere, "not a container of this pod"),
+        (created, "not running"),
+    ):
         wanted = container("debugger", ["sleep", "1"])
         target(container_id)(wanted)
         with pytest.raises(grpc.RpcError, match=words) as caught:

@@ -26,7 +26,7 @@ _EXPLAINED = {
     r"ExecSync cmd from runtime service failed.*is exited, not running": "its container just ended",
     r"Skipping pod synchronization.*container runtime is down": "agent gone for half a minute (VM)",
     r"(?:ReopenContainerLog|Failed to rotate log|reopen container log failed)"
-    r".*is not running; its log stays closed": "ended",
+    r".*is not running; its log is not reopened": "ended",
     # Not of commands' cgroups, which it is to leave alone.
     r"Partial failure issuing cadvisor.ContainerInfoV2(?!.*/exec-)": "before its first look at one",
     r"Could not get metadata.*no such file|Unable to process watch event": "manifests that went",

@@ -192,7 +192,7 @@ def test_common_edits_come_once_and_first(folders: CdiFolders, low: Path) -> Non
 @pytest.mark.parametrize(
     ("edits", "facts", "why"),
     [
-        ({"netDevices": [{"hostInterfaceName": "a", "name": "b"}]}, {}, "crun .* cannot do"),
+        ({"netDevices": [{"hostInterfaceName": "a", "name": "b"}]}, {}, "crun .* does not support"),
         ({"intelRdt": {"closID": "a"}}, {"intel_rdt": True}, "resctrl"),
     ],
 )

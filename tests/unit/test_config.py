@@ -55,7 +55,9 @@ def test_a_key_has_its_own_check_and_none_of_a_key_with_its_name() -> None:
         "handlers": {"x": 1},
     }
     assert problems_of({"other": values}, _Whole) == []
-    assert problems_of({"other": {"mtu": 0}}, _Whole) == ["other.mtu: want a number above 0, not 0"]
+    assert problems_of({"other": {"mtu": 0}}, _Whole) == [
+        "other.mtu: must be greater than 0, not 0"
+    ]
 
 
 def test_each_key_has_its_sentence_and_each_number_its_check() -> None:
@@ -220,7 +222,7 @@ def test_a_handler_is_added_changed_or_taken_away_by_name(tmp_path: Path) -> Non
 @pytest.mark.parametrize(
     ("text", "hint"),
     [
-        ('[network]\nbackend = "calico"', "want one of 'builtin', 'cni', not 'calico'"),
+        ('[network]\nbackend = "calico"', "must be one of 'builtin', 'cni', not 'calico'"),
         ('[runtime]\ncgroup_driver = "sytemd"', "did you mean 'systemd'?"),
         ('[network]\nbrigde = "x"', "did you mean 'bridge'?"),
         ("[netwrok]", "did you mean 'network'?"),

@@ -148,7 +148,7 @@ async def test_a_monitor_whose_queue_is_full_is_asked_again(
     server, path = listener
     server.listen(0)
     first = await connected(path, "c")
-    with pytest.raises(UnavailableError, match="monitor of container c takes no more clients"):
+    with pytest.raises(UnavailableError, match="monitor of container c accepts no more clients"):
         await connected(path, "c", limit_s=0)
     waiting = asyncio.create_task(connected(path, "c"))
     await asyncio.sleep(0)

@@ -36,7 +36,7 @@ class Node:
     def counts(self, **limits: float) -> WritableLayers:
         return WritableLayers(
             snapshots=self.snapshots,
-            rows=self.rows,
+            store=self.rows,
             fs=self.pool,
             counting=self.pool,
             now_ns=lambda: int(self.now * 1e9),

@@ -38,14 +38,14 @@ class NodeParts:
     apparmor: AppArmor
 
     def prepare(self) -> None:
-        """Make the fixed directories and the cgroup of pods that name no parent; synchronous.
+        """Create the fixed directories and the cgroup of pods that name no parent; synchronous.
 
         Raises UnsupportedError without cgroup v2.
         """
         if not cgroupfs.unified():
             raise UnsupportedError(
-                "no cgroup v2 tree is on /sys/fs/cgroup (v1 and hybrid layouts do not do); boot "
-                "with systemd.unified_cgroup_hierarchy=1, and see `criagent doctor`"
+                "/sys/fs/cgroup is not cgroup v2 (v1 and hybrid layouts are not supported); "
+                "boot with systemd.unified_cgroup_hierarchy=1 and run `criagent doctor`"
             )
         self.paths.prepare()
         for name in self.handlers.by_name:

@@ -22,7 +22,7 @@ def build(
     stores, executors = base.stores, base.executors
     layers = WritableLayers(
         snapshots=image.snapshots,
-        rows=stores.snapshots,
+        store=stores.snapshots,
         fs=executors.fs,
         counting=executors.counting,
     )
@@ -45,8 +45,8 @@ def build(
         root=image.snapshots.root,
     )
 
-    def forget(object_id: str, row: object) -> None:
-        if row is None:
+    def forget(object_id: str, value: object) -> None:
+        if value is None:
             containers.forget(object_id)
 
     stores.sandboxes.listeners.append(forget)

@@ -1,7 +1,7 @@
 """Layers into snapshots, by worker processes that stay warm for a while.
 
-A worker does one thing at a time and is killed when its caller gives up. What a layer needs of the
-ones below it (`settle.py`) is settled bottom-up once all layers of an image are written.
+A worker handles one request at a time and is killed when its caller gives up. What a layer needs of
+the ones below it (`settle.py`) is settled bottom-up once all layers of an image are written.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ from criagent.image.unpack.protocol import (
     Failed,
     Import,
     Imported,
-    NeedsLowers,
+    NeedsLowerLayers,
     Progress,
     Reason,
     Request,
@@ -45,7 +45,7 @@ from criagent.image.unpack.protocol import (
 from criagent.process.child import Options, Pipes, spawn
 from criagent.process.pipe_ends import PipeWriter, up_to
 
-__all__ = ["LayerFile", "NeedsLowers", "UnpackWorkers", "Unpacked"]
+__all__ = ["LayerFile", "NeedsLowerLayers", "UnpackWorkers", "Unpacked"]
 
 _IDLE_S = 30.0  # a warm worker saves 60 ms of start-up and holds about 15 MB
 _ANSWER_LIMIT = 16 << 20  # bytes of answers that wait to be read
@@ -97,9 +97,9 @@ class UnpackWorkers:
     ) -> Unpacked:
         """Write `layer` below `root`.
 
-        `lower_layers` are the layers below it, topmost first; none of an image's lowest layer. With
-        None it is written without them, and NeedsLowers may be raised or the result be unsettled.
-        `received` hears of bytes read. Raises CorruptError, ExhaustedError, NeedsLowers.
+        `lower_layers` are the layers below it, topmost first; empty for an image's lowest layer.
+        With None it is written without them: the result may be unsettled, or NeedsLowerLayers be
+        raised. `received` is called with the bytes read. Raises CorruptError, ExhaustedError.
         """
         request = Extract(
             blob=str(layer.blob),
@@ -113,7 +113,7 @@ class UnpackWorkers:
         return Unpacked(used_bytes=done.used_bytes, inodes=done.inodes, unsettled=done.unsettled)
 
     async def settle(self, root: Path, lower_layers: Sequence[Path]) -> None:
-        """Fit an unsettled layer to the layers below it, topmost first. Raises NeedsLowers."""
+        """Fit an unsettled layer to the layers below it, topmost first. Raises NeedsLowerLayers."""
         request = Settle(root=str(root), lower_layers=[str(lower) for lower in lower_layers])
         await self._ask(request, f"the layer in {root}", lambda _: None)
 
@@ -154,8 +154,8 @@ class UnpackWorkers:
                 raise CorruptError(f"{subject}: {text}")
             case Reason.FULL:
                 raise ExhaustedError(f"{subject}: no space left below {request.root}: {text}")
-            case Reason.LOWERS:
-                raise NeedsLowers(text)
+            case Reason.LOWER_LAYERS:
+                raise NeedsLowerLayers(text)
             case Reason.ERROR:
                 raise _ERRORS.get(answer.error, AgentError)(answer.text)
             case Reason.SYSTEM:
@@ -250,5 +250,5 @@ class _Worker:
         await self._child.end()
 
     def dismiss(self) -> None:
-        """End of its requests is the end of the worker."""
+        """The end of its requests ends the worker."""
         self._pipes.close()

@@ -14,7 +14,7 @@ from criagent.base.errors import AgentError
 
 LIMIT_BYTES = 1 << 20
 _MAX_ADDRESSES = 64
-_MAX_WORDS = 1000
+_MAX_TEXT = 1000
 _FAMILIES = {"4": "ip4", "6": "ip6"}  # values of `version`, and keys of results of 0.1 and 0.2
 
 Json = dict[str, Any]
@@ -123,7 +123,7 @@ def failure_text(output: bytes, errors: bytes) -> str:
         text = f"{answer.get('msg', '')} {answer.get('details', '')}".strip()
     except (ValueError, AttributeError, RecursionError):
         text = ""
-    return (text or errors.decode(errors="replace").strip() or "failed with no output")[:_MAX_WORDS]
+    return (text or errors.decode(errors="replace").strip() or "failed with no output")[:_MAX_TEXT]
 
 
 def _address(entry: object, who: str) -> str:

@@ -50,7 +50,7 @@ class ContainerEnding:
         or at an earlier deadline that it has.
 
         Raises TimedOutError when even SIGKILL does not end it within a minute, UnavailableError
-        and the like when it ended but that cannot be written.
+        and similar errors when it ended but that cannot be written.
         """
         if container.stop_deadline_boot_ns:
             deadline_ns = min(deadline_ns, container.stop_deadline_boot_ns)
@@ -112,8 +112,9 @@ class ContainerEnding:
         done, _ = await asyncio.wait({exited}, timeout=_KILL_LIMIT_S)
         if not done:
             raise TimedOutError(
-                f"container {container.id} did not end {_KILL_LIMIT_S:.0f} s after SIGKILL; one of "
-                "its processes may hang in the kernel, for example on a dead network file system"
+                f"container {container.id} did not end {_KILL_LIMIT_S:.0f} s after SIGKILL; one "
+                "of its processes may hang in the kernel, for example on an unreachable network "
+                "file system"
             )
 
     def _left_s(self, container_id: str) -> float:
@@ -121,9 +122,9 @@ class ContainerEnding:
 
 
 def _signal(container: Container, number: int) -> bool:
-    """Signal the main process; False when its security profile lets no signal of ours through.
+    """Signal the main process; False when its security profile blocks our signals.
 
-    An AppArmor profile can do that, to root as well. cgroup.kill asks no profile.
+    An AppArmor profile can do that even to root. cgroup.kill asks no profile.
     """
     try:
         if container.init is not None:

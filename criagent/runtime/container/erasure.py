@@ -22,7 +22,7 @@ class ContainerErasure:
         self._files = files
 
     async def erase(self, container: Container) -> None:
-        """Everything goes, the row last."""
+        """Remove everything, the row last."""
         runtime = self._runtimes.get(container.handler)
         if runtime is not None:
             await runtime.delete(container.id)

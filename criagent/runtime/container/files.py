@@ -1,4 +1,4 @@
-"""What a container has on disk and in the kernel besides its process: bundle, rootfs, cgroup."""
+"""A container's files and kernel objects besides its process: bundle, rootfs, cgroup."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ class _ProcessOnly(msgspec.Struct):
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class ContainerFiles:
-    """Writes and removes the bundle; every step is idempotent and needs the id alone."""
+    """Writes and removes the bundle; every step is idempotent and needs only the id."""
 
     paths: RuntimePaths
     snapshots: OverlaySnapshots
@@ -50,7 +50,7 @@ class ContainerFiles:
     async def mount_rootfs(
         self, container_id: str, sandbox: Sandbox, *, image: Image, snapshot: Snapshot, label: str
     ) -> None:
-        """Make the bundle's directory and mount the overlay in it, mapped as the pod's ids are."""
+        """Create the bundle's directory and mount the overlay in it, with the pod's id mappings."""
         ids = mapped_ids(self.paths, sandbox, container_id)
         rootfs = self.paths.rootfs(container_id)
         await self.snapshots.mount_container(snapshot, image, rootfs, ids, label)
@@ -64,18 +64,18 @@ class ContainerFiles:
             target.write_bytes(msgspec.json.encode(spec))
 
     def spec(self, container_id: str) -> OciObject:
-        """config.json as the runtime got it; synchronous. Raises FileNotFoundError."""
+        """config.json as given to the runtime; synchronous. Raises FileNotFoundError."""
         data = (self.paths.container(container_id) / "config.json").read_bytes()
         document: OciObject = msgspec.json.decode(data)
         return document
 
     def process(self, container_id: str) -> OciObject:
-        """The process object of config.json; what else is in there is not even parsed."""
+        """The process object of config.json; the rest is not parsed."""
         data = (self.paths.container(container_id) / "config.json").read_bytes()
         return msgspec.json.decode(data, type=_ProcessOnly).process
 
     async def release_mounts(self, container_id: str) -> None:
-        """Drop what only the runtime's `create` needed."""
+        """Remove mounts that only the runtime's `create` needed."""
         await run_in(self.fs, detach_mapped, self.paths.mapped_mounts(container_id))
 
     async def remove(self, container_id: str, cgroup: str) -> None:
@@ -85,7 +85,7 @@ class ContainerFiles:
         self.snapshots.empty_soon()
 
     async def forget_state(self, container_id: str) -> None:
-        """Drop what OCI runtimes keep of a dead container whose handler is configured no more."""
+        """Drop what OCI runtimes keep of a dead container whose handler is no longer configured."""
         await run_in(self.fs, self.paths.forget_state, container_id)
 
     def _remove(self, container_id: str, cgroup: str) -> None:
@@ -95,7 +95,7 @@ class ContainerFiles:
         if volumes.exists():
             for volume in volumes.iterdir():
                 mount.detach(volume)
-        mount.detach(self.paths.lowers(container_id))
+        mount.detach(self.paths.lower_layers(container_id))
         detach_mapped(self.paths.mapped_mounts(container_id))
         with contextlib.suppress(FileNotFoundError):
             shutil.rmtree(bundle)

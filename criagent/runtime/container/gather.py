@@ -1,4 +1,4 @@
-"""Gathers what `build_spec` computes from: mounts, devices, namespaces and profiles of the node."""
+"""Gathers the inputs of `build_spec`: mounts, devices, namespaces and profiles of the node."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ from criagent.runtime.spec.security.capabilities import effective_capabilities
 from criagent.runtime.spec.security.seccomp import seccomp_profile
 from criagent.store.containers import ContainerStore
 
-_HOST_SHM = Path("/dev/shm")  # noqa: S108 - the node's own, for pods that share its IPC
+_HOST_SHM = Path("/dev/shm")  # noqa: S108 - the node's own, for pods that share its IPC namespace
 
 
 class ContainerNamespacePaths:
@@ -65,13 +65,13 @@ class ContainerNamespacePaths:
     def check_pid(self, container: Container, sandbox: Sandbox) -> None:
         """Raises WrongStateError when the process whose PID namespace it has entered is dead.
 
-        Its number may have been another one's by the time the runtime opened the namespace, so it
-        is looked at before and after.
+        The pid may have been reused by the time the runtime opened the namespace, so the process is
+        checked before and after.
         """
         owner = self._pid_owner(container, sandbox)
         if owner is not None and not process.alive(owner):
             raise WrongStateError(
-                f"the process whose PID namespace container {container.id} asks for has ended"
+                f"the process whose PID namespace container {container.id} requests has ended"
             )
 
     def _pid(self, container: Container, sandbox: Sandbox) -> Path | Literal["new"] | None:
@@ -92,7 +92,9 @@ class ContainerNamespacePaths:
     def _target(self, container: Container, target_id: str) -> ProcessRef:
         target = self._store.get(target_id)
         if target is None or target.sandbox_id != container.sandbox_id:
-            raise InvalidRequestError(f"PID target {target_id[:80]!r} is no container of this pod")
+            raise InvalidRequestError(
+                f"PID target {target_id[:80]!r} is not a container of this pod"
+            )
         if target.state is not ContainerState.RUNNING or target.init is None:
             raise InvalidRequestError(f"PID target {target.id} is not running")
         return target.init
@@ -166,9 +168,9 @@ class SpecGatherer:
         image: Image,
         volumes: Mapping[int, ResolvedMount],
     ) -> SpecInputs:
-        """Everything for `container`, whose user is resolved, with its mounted image volumes.
+        """All inputs for `container`, whose user is resolved, with its mounted image volumes.
 
-        Raises InvalidRequestError and UnsupportedError for what the node cannot give.
+        Raises InvalidRequestError and UnsupportedError for what the node cannot provide.
         """
         security = container.spec.security
         of_host = await self._mounts.resolve(container, sandbox)
@@ -216,7 +218,7 @@ class SpecGatherer:
     def _pod_files(self, sandbox: Sandbox) -> PodFiles:
         host_ipc = sandbox.spec.security.namespaces.ipc is NamespaceMode.NODE
         etc = self._paths.etc(sandbox.id)
-        if not etc.exists():  # a pod that 0.1 made
+        if not etc.exists():  # a pod of version 0.1
             etc = self._paths.sandbox(sandbox.id)
         return PodFiles(
             resolv_conf=etc / "resolv.conf",

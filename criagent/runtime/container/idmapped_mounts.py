@@ -1,7 +1,7 @@
 """Mounts of the node's paths; ids mapped as the pod's are tried, or made in the runtime's place.
 
-crun and newer runcs map the ids of a mount themselves. An older runc ignores the wish silently, so
-it is given a clone of the mount that is mapped already, attached in the bundle until the container
+crun and newer runcs map the ids of a mount themselves. An older runc silently ignores the request,
+so it gets a clone of the mount that is already mapped, attached in the bundle until the container
 is created.
 """
 
@@ -59,9 +59,9 @@ class HostMounts:
 
 
 def try_mappings(mounts: Sequence[ResolvedMount], userns: Path) -> None:
-    """Raises InvalidRequestError for a mount that cannot be mapped.
+    """Raises InvalidRequestError for a mount that does not support id mapping.
 
-    Those on network file systems are left to the runtime, which may be abandoned.
+    Mounts on network file systems are left to the runtime, which may be abandoned.
     """
     _map(mounts, userns, None)
 
@@ -69,20 +69,21 @@ def try_mappings(mounts: Sequence[ResolvedMount], userns: Path) -> None:
 def attach_mapped(
     mounts: Sequence[ResolvedMount], userns: Path, directory: Path
 ) -> tuple[ResolvedMount, ...]:
-    """`mounts` with mapped clones below `directory` as sources, for a runtime that maps none.
+    """`mounts` with mapped clones below `directory` as sources, for a runtime that cannot map.
 
-    Raises InvalidRequestError for a mount that cannot be mapped; `detach_mapped` is the undo.
+    Raises InvalidRequestError for a mount that does not support id mapping; `detach_mapped` is the
+    undo.
     """
     directory.mkdir(exist_ok=True, mode=0o700)
     return _map(mounts, userns, directory)
 
 
 def detach_mapped(directory: Path) -> None:
-    """Take the clones below `directory` away, and it too; idempotent."""
+    """Remove the clones below `directory`, and the directory; idempotent."""
     if not directory.exists():
         return
     for entry in directory.iterdir():
-        # Else what is mounted below it would go from the container's mount as well.
+        # Otherwise mounts below it would also vanish from the container's mount.
         mount.make_private(entry)
         mount.detach(entry)
         if entry.is_dir():
@@ -118,7 +119,7 @@ def _mapped(
     if not local:
         raise InvalidRequestError(
             f"{what} is on a network file system, whose ids this node's OCI runtime cannot map; "
-            "use crun, or runc 1.2 or newer"
+            "install crun, or runc 1.2 or newer"
         )
     try:
         with idmap.idmapped(Path(asked.source), userns, readonly=False) as tree:
@@ -131,7 +132,7 @@ def _mapped(
             idmap.attach(tree, place)
     except OSError as exc:
         raise InvalidRequestError(
-            f"{what} is on a file system that cannot map ids for a user namespace: {exc.strerror}"
+            f"{what} is on a file system that does not support id mapping: {exc.strerror}"
         ) from None
     faults.reach("container-create:idmapped-volume")
     request = dataclasses.replace(asked.request, uid_mappings=(), gid_mappings=())

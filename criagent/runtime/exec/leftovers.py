@@ -1,7 +1,7 @@
-"""Commands whose daemon died while they ran: nobody waits for them, so they end.
+"""Commands whose daemon died while they ran: no caller waits for them, so they are killed.
 
-An exec's process file is there exactly while it runs (exec_plan). Background children
-of a command that had ended have no such file and live on.
+An exec's process file exists exactly while it runs (exec/plan.py). Background children of a command
+that had ended have no such file and live on.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ def exec_name() -> str:
 
 
 async def end_leftovers(paths: RuntimePaths, container: Container) -> None:
-    """Kill what the execs of a former daemon left running in a container."""
+    """Kill commands that an earlier daemon left running in a container."""
     for file in paths.container(container.id).glob(f"{_PREFIX}*.json"):
         if container.cgroup:
             await kill_all(f"{container.cgroup}/{file.stem}")

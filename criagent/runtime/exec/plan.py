@@ -1,7 +1,7 @@
-"""One exec, whoever serves its streams: process file, cgroup, the runtime's command, its end.
+"""One exec, for any kind of streams: process file, cgroup, the runtime's command, its end.
 
 crun's exec ends with the command and hands our descriptors on. runc's copies them through pipes of
-its own and waits until everybody has closed those, and it takes no console socket unless it
+its own and waits until they are closed, and it takes no console socket unless it
 detaches. So a runtime of that kind detaches; the command comes to us when the runtime has ended
 (`child.ExpectedOrphan`), and its exit status with it.
 """
@@ -29,7 +29,7 @@ from criagent.runtime.spec.build import process_spec
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class Size:
-    """Of a terminal, in characters."""
+    """Size of a terminal, in characters."""
 
     width: int
     height: int
@@ -104,7 +104,7 @@ class Command:
             return orphan.adopt(int(pid_file.read_text()))
         except (OSError, ValueError) as failure:
             raise AgentError(
-                f"the OCI runtime started the command but did not say its pid: {failure}"
+                f"the OCI runtime started the command but did not report its pid: {failure}"
             ) from failure
 
     async def _leave_cgroup(self) -> None:
@@ -123,7 +123,7 @@ class ExecPlanner:
     runtimes: Mapping[str, OciRuntime]
 
     def start(self, stack: AsyncExitStack, request: ExecRequest, pipes: Pipes) -> Command:
-        """Start the command. Raises InvalidRequestError for one that cannot be, WrongStateError
+        """Start the command. Raises InvalidRequestError for an invalid one, WrongStateError
         for a handler that is no longer configured, OSError.
         """
         return Command(stack, self.plan(request), pipes)

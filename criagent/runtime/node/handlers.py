@@ -102,7 +102,7 @@ class Handlers:
 
     @property
     def problem(self) -> str:
-        """Why no pod of the default handler can run; "" = they can. Looks for the programs."""
+        """Why no pod of the default handler can run; "" = they can. Checks the programs."""
         return self._problem_of(self._default)
 
     def resolve(self, name: str) -> HandlerFacts:
@@ -145,13 +145,13 @@ class Handlers:
             raise WrongStateError(f"this node cannot run containers: {problem}")
 
     def _problem_of(self, name: str) -> str:
-        """What was found at the start, or a program that has gone since."""
+        """The problem found at the start, or a program that has disappeared since."""
         facts = self._found.get(name)
         found = [facts.problem if facts is not None else "", self._monitor_problem]
         if not any(found):
             programs = [self._monitor] if facts is None else [facts.path, self._monitor]
             found = [
-                f"{program} can no longer be run; install it again"
+                f"{program} can no longer be executed; install it again"
                 for program in programs
                 if not os.access(program, os.X_OK)
             ]
@@ -161,8 +161,8 @@ class Handlers:
 def no_longer_configured(name: str) -> WrongStateError:
     """The error for a pod or container whose handler has left the configuration."""
     return WrongStateError(
-        f'runtime handler "{name}" is configured no more; set runtime.handlers.{name} again, '
-        "or remove the pod"
+        f'runtime handler "{name}" is no longer configured; set runtime.handlers.{name} '
+        "again, or remove the pod"
     )
 
 

@@ -97,7 +97,7 @@ class RuntimePaths:
         """Where the image of the container's mount `number` is mounted."""
         return self.image_volumes(container_id) / str(number)
 
-    def lowers(self, container_id: str) -> Path:
+    def lower_layers(self, container_id: str) -> Path:
         """Where the layers are attached with mapped ids while the overlay is mounted."""
         return self.container(container_id) / "lowers"
 

@@ -1,11 +1,12 @@
-"""conmon's attach socket: packets, whose first byte says of which stream the rest is.
+"""conmon's attach socket: packets, whose first byte names the stream of the rest.
 
 conmon waits for a client that does not read, and with it the container and its log. So packets are
-taken off at once; a client that falls behind by more than the buffer is let go.
+read at once; a client that falls behind by more than the buffer is disconnected.
 
 And conmon (2.1.12) reads memory that it has freed, and may crash, when it fails to write to a
-client before it has seen that client's end. So a client says its end by an empty packet, and its
-socket is read and kept until conmon has taken that: sending then fails with EPIPE (man 2 send).
+client before it has seen that client's end. So a client announces its end by an empty packet, and
+its socket is read and kept open until conmon has read that: sending then fails with EPIPE (man 2
+send).
 """
 
 from __future__ import annotations
@@ -29,7 +30,7 @@ _FIRST_PAUSE_S, _LAST_PAUSE_S = 0.002, 1.0
 
 
 class TooSlow(Exception):  # noqa: N818 - the reason that the client is given
-    """The client did not read; it was let go so that the container need not wait for it."""
+    """The client did not read and was disconnected, so that the container need not wait for it."""
 
 
 class Output:
@@ -56,7 +57,7 @@ class Output:
         return packet[0] == _STDERR, packet[1:]
 
     def feed(self, packet: bytes) -> None:
-        """A packet of conmon's; one too many drops them all."""
+        """Add a packet from conmon; one too many drops them all."""
         self._packets.append(packet)
         self._size += len(packet)
         if self._size > _BUFFER:
@@ -65,7 +66,7 @@ class Output:
         self._changed.set()
 
     def end(self) -> None:
-        """Nothing more comes."""
+        """No more bytes will come."""
         self._ended = True
         self._changed.set()
 
@@ -86,7 +87,7 @@ class MonitorConnection:
         asyncio.get_running_loop().add_reader(connection, self._readable)
 
     def join(self) -> Output:
-        """What comes from now on."""
+        """The output from now on."""
         output = Output()
         if self.closed.is_set():
             output.end()
@@ -95,23 +96,23 @@ class MonitorConnection:
         return output
 
     def leave(self, output: Output) -> None:
-        """Nobody reads `output` any more; idempotent."""
+        """`output` has no reader any more; idempotent."""
         self._outputs.discard(output)
 
     async def write(self, data: bytes) -> None:
-        """To the container's stdin. Raises OSError when the monitor is gone."""
+        """Write to the container's stdin. Raises OSError when the monitor has ended."""
         loop = asyncio.get_running_loop()
         for at in range(0, len(data), _STDIN_PACKET):
             await loop.sock_sendall(self._socket, data[at : at + _STDIN_PACKET])
 
     def end_stdin(self) -> None:
-        """Nothing more comes from this connection's client; idempotent."""
+        """End the input of this connection's client; idempotent."""
         if not self._ending:
             self._ending = True
             self._send_end(_FIRST_PAUSE_S)
 
     def depart(self) -> None:
-        """Close it as soon as the monitor knows; idempotent."""
+        """Close it as soon as the monitor knows of the end; idempotent."""
         if self._departing:
             return
         self._departing = True
@@ -122,7 +123,7 @@ class MonitorConnection:
             self.end_stdin()
 
     def close(self) -> None:
-        """End it at once; idempotent."""
+        """Close it at once; idempotent."""
         if self._socket.fileno() < 0:
             return
         asyncio.get_running_loop().remove_reader(self._socket)
@@ -142,7 +143,7 @@ class MonitorConnection:
             asyncio.get_running_loop().call_later(pause_s, self._send_end, later)
             return
         except OSError:
-            pass  # the monitor knows, or is gone
+            pass  # the monitor knows, or has ended
         if self._departing:
             self._check_end(_FIRST_PAUSE_S)
 
@@ -203,6 +204,7 @@ async def connected(
             ) from None
         if loop.time() > until:
             raise UnavailableError(
-                f"the monitor of container {container_id} takes no more clients; attach again later"
+                f"the monitor of container {container_id} accepts no more clients; "
+                "attach again later"
             )
         await asyncio.sleep(_CONNECT_PAUSE_S)

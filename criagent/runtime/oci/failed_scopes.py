@@ -1,7 +1,7 @@
-"""Failed scopes: systemd keeps such a unit until somebody tells it to forget it.
+"""Failed scopes: systemd keeps such a unit until it is told to forget it.
 
-crun and runc do so when they delete a container. But one that was killed while systemd made the
-scope leaves a unit that has failed ("No PIDs left to attach"), and no state that could be deleted.
+crun and runc do so when they delete a container. But one that was killed while systemd created the
+scope leaves a failed unit ("No PIDs left to attach"), and no state that could be deleted.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from criagent.model.common import ID_PATTERN
 from criagent.process.child import run
 from criagent.runtime.node.cgroup_names import SCOPE_PREFIX
 
-# systemd has a file here for every unit that was made at run time, for as long as it knows it.
+# systemd has a file here for every unit created at run time, for as long as it knows it.
 _TRANSIENT = Path("/run/systemd/transient")
 _LIMIT_S = 10.0
 
@@ -31,12 +31,12 @@ def known_scopes() -> list[str]:
 
 
 async def forget_orphans(known: Callable[[str], bool]) -> None:
-    """Forget failed scopes of what is not `known`."""
+    """Forget failed scopes of ids that are not `known`."""
     await forget([found for found in known_scopes() if not known(found)])
 
 
 async def forget(ids: Sequence[str]) -> None:
-    """Forget the scopes of these that have failed; others are left alone. Never raises."""
+    """Forget the failed scopes of these ids; others are left alone. Never raises."""
     names = [f"{SCOPE_PREFIX}-{found}.scope" for found in ids]
     names = [name for name in names if (_TRANSIENT / name).exists()]
     if not names:

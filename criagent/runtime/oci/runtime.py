@@ -1,6 +1,7 @@
 """The OCI runtime's command line (crun, runc): start, delete, state, update, exec.
 
-`create` is conmon's (`monitor.py`). Texts of failure are the runtime's own, without its log prefix.
+`create` is called by conmon (`conmon.py`). Error texts are the runtime's own, without its log
+prefix.
 """
 
 from __future__ import annotations
@@ -25,20 +26,20 @@ _GONE = re.compile(r"does not exist|no such (process|file or directory)|not (exi
 _LOG_PREFIX = re.compile(
     r"^(\S+Z?:? )?(error|ERRO\S*)[: ]*|^time=\S+ level=\w+ msg=", re.IGNORECASE
 )
-# What a runtime says: what to do about it.
+# Part of a runtime's message: the cure.
 _CURES = {
-    "cannot open sd-bus": "start D-Bus (systemctl start dbus.socket), through which crun makes "
-    'scopes; or set runtime.default_handler = "runc", which can do without',
+    "cannot open sd-bus": "start D-Bus (systemctl start dbus.socket), which crun needs for scopes, "
+    'or set runtime.default_handler = "runc", which does not need it',
     "systemd not running on this host": 'set runtime.cgroup_driver = "auto"',
 }
 
 
 class SealedProgram:
-    """A runtime's program as a sealed memory file, copied anew when the file on disk changes.
+    """A runtime's program as a sealed memory file, copied again when the file on disk changes.
 
     crun and runc guard against a container that overwrites them (CVE-2019-5736) by copying
     themselves into such a file and executing that, at every call. Started from one they skip it,
-    which saves about 1 ms a call (docs/adr/0004-sealed-runtimes.md).
+    which saves about 1 ms per call (docs/adr/0004-sealed-runtimes.md).
     """
 
     def __init__(self, path: Path) -> None:
@@ -60,7 +61,7 @@ class SealedProgram:
         return Path(f"/proc/{os.getpid()}/fd/{self._fd}")
 
     def close(self) -> None:
-        """Give the copy up."""
+        """Release the copy."""
         if self._fd >= 0:
             os.close(self._fd)
             self._fd, self._facts = -1, None
@@ -78,7 +79,7 @@ class OciRuntime:
 
     @property
     def arguments(self) -> list[str]:
-        """Global arguments, in front of every subcommand."""
+        """Global arguments, before every subcommand."""
         arguments = [f"--root={self.root}"]
         if self.driver is CgroupDriver.SYSTEMD:
             arguments.append("--systemd-cgroup")
@@ -89,7 +90,7 @@ class OciRuntime:
         return (self.root / container_id).exists()
 
     async def start(self, container_id: str) -> None:
-        """Let a created container's process run. Raises AgentError with the runtime's words."""
+        """Let a created container's process run. Raises AgentError with the runtime's message."""
         await self._run("start", container_id)
 
     async def delete(self, container_id: str) -> None:
@@ -117,7 +118,7 @@ class OciRuntime:
         await self._run("update", "--resources", "-", container_id, stdin=json.dumps(resources))
 
     async def run_detached(self, container_id: str, bundle: Path, pid_file: Path) -> int:
-        """Create and start a container that nobody monitors; returns the pid of its process."""
+        """Create and start a container without a monitor; returns the pid of its process."""
         await self._run(
             "run", "--detach", "--bundle", str(bundle), "--pid-file", str(pid_file), container_id
         )
@@ -125,8 +126,8 @@ class OciRuntime:
 
     @property
     def detaches_exec(self) -> bool:
-        """Whether its exec has to detach, or it takes no console socket and outlasts the command
-        for as long as anybody holds the command's streams.
+        """Whether its exec has to detach; otherwise it takes no console socket and lasts until
+        every holder of the command's streams has closed them.
         """
         return self.type == "runc"
 
@@ -176,9 +177,9 @@ class Runtimes(dict[str, OciRuntime]):
 
 
 def last_line(text: str) -> str:
-    """The last line of a runtime's stderr without time and level, with the cure of a known one."""
+    """The last line of a runtime's stderr without time and level, with the cure if known."""
     lines = [line for line in text.strip().splitlines() if line.strip()]
-    last = lines[-1] if lines else "failed without a word"
+    last = lines[-1] if lines else "failed with no output"
     plain = _LOG_PREFIX.sub("", last).strip().strip('"')
     cure = next((cure for arguments, cure in _CURES.items() if arguments in plain), "")
     return f"{plain}; {cure}" if cure else plain

@@ -1,4 +1,4 @@
-"""Holders of shared PID namespaces, watched: with its holder a pod's processes are gone."""
+"""Watches holders of shared PID namespaces: a pod's processes end with its holder."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ log: structlog.stdlib.BoundLogger = structlog.get_logger(__name__)
 
 
 class HolderWatch:
-    """One pidfd per holder on the event loop; the sandbox becomes NOTREADY when it fires."""
+    """One pidfd per holder on the event loop; the sandbox becomes NOTREADY when the holder ends."""
 
     def __init__(self, store: SandboxStore, teardown: SandboxTeardown) -> None:
         self._store = store

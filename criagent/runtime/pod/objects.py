@@ -51,7 +51,7 @@ class SandboxObjects:
         )
 
     async def detach(self, sandbox: Sandbox) -> None:
-        """Take the sandbox off its network; its addresses are free afterwards."""
+        """Disconnect the sandbox from its network; its addresses are free afterwards."""
         if sandbox.network_backend:
             netns = self._namespaces.netns(sandbox)
             network = self._networks.for_row(sandbox)

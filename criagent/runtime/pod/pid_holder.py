@@ -137,7 +137,7 @@ class SandboxHolder:
         self._fs = fs
 
     async def start(self, sandbox: Sandbox) -> ProcessRef:
-        """Start the holder of `sandbox`. Raises AgentError with the runtime's text."""
+        """Start the holder of `sandbox`. Raises AgentError with the runtime's message."""
         bundle = self._paths.holder(sandbox.id)
         privileged = sandbox.spec.security.privileged
         labels = await self._selinux.labels(sandbox, privileged=privileged)

@@ -21,7 +21,7 @@ class SessionFacts:
     containers: ContainerStore
 
     def of_container(self, container: Container) -> dict[str, str]:
-        """What lines about the container have, with the pod of its sandbox."""
+        """Facts about the container, and about its pod from the sandbox."""
         sandbox = self.sandboxes.get(container.sandbox_id)
         return (
             container.facts if sandbox is None else {**container.facts, **self.of_sandbox(sandbox)}

@@ -1,4 +1,4 @@
-"""Take a sandbox's kernel objects away from any half-state, for Stop, Remove and recovery."""
+"""Removes a sandbox's kernel objects from any state, for Stop, Remove and recovery."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ log: structlog.stdlib.BoundLogger = structlog.get_logger(__name__)
 
 
 class SandboxTeardown:
-    """Each step is idempotent and finds its objects from the id."""
+    """Each step is idempotent and finds its objects by the id."""
 
     def __init__(self, *, store: SandboxStore, objects: SandboxObjects, clock: Clock) -> None:
         self._store = store
@@ -33,9 +33,9 @@ class SandboxTeardown:
         return sandbox
 
     async def mark_lost(self, sandbox_id: str) -> bool:
-        """List a sandbox whose undo failed as NOTREADY, so that the kubelet comes back for it.
+        """List a sandbox whose undo failed as NOTREADY, so that the kubelet removes it.
 
-        Returns whether it is listed. When the disk does not take that either, the next
+        Returns whether it is listed. When the disk does not accept that either, the next
         RunPodSandbox of its name or the next start of the agent removes what is left.
         """
         sandbox = self._store.get(sandbox_id)
@@ -45,13 +45,13 @@ class SandboxTeardown:
         try:
             await self.mark_stopped(sandbox)
         except AgentError as error:
-            log.error("sandbox_not_listed", reason=str(error), **facts)  # noqa: TRY400 - its text
+            log.error("sandbox_not_listed", reason=str(error), **facts)  # noqa: TRY400 - its text is enough
             return False
         log.warning("sandbox_kept_for_removal", **facts)
         return True
 
     async def release(self, sandbox: Sandbox) -> Sandbox:
-        """Holder, network and namespaces go; the row stays, as NOTREADY."""
+        """Remove holder, network and namespaces; the row stays, as NOTREADY."""
         sandbox = await self.mark_stopped(sandbox)
         if sandbox.released_at_ns:
             return sandbox
@@ -67,7 +67,7 @@ class SandboxTeardown:
         return sandbox
 
     async def erase(self, sandbox: Sandbox) -> None:
-        """Everything goes, the row last."""
+        """Remove everything, the row last."""
         if not sandbox.released_at_ns:
             await self._objects.remove_holder(sandbox)
             await self._objects.detach(sandbox)

@@ -37,15 +37,15 @@ def mapped_ids(paths: RuntimePaths, sandbox: Sandbox, container_id: str) -> Mapp
         userns=paths.userns(sandbox.id),
         uid=userns.root_uid,
         gid=userns.root_gid,
-        lower_layers=paths.lowers(container_id),
+        lower_layers=paths.lower_layers(container_id),
     )
 
 
 @asynccontextmanager
 async def namespace_maker(userns: UserNamespace) -> AsyncIterator[int]:
-    """Pid of a process with user, net, ipc and uts namespaces of its own; dead after the block.
+    """Pid of a process with its own user, net, ipc and uts namespaces; dead after the block.
 
-    Ids are mapped as in `userns`. Raises AgentError with the text of the failure, TimedOutError.
+    Ids are mapped as in `userns`. Raises AgentError with the reason of a failure, TimedOutError.
     """
     with Pipes() as pipes:
         question = pipes.input(PipeWriter)

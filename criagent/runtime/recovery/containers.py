@@ -53,7 +53,7 @@ class ContainerRecovery:
 
     @cached_property
     def _monitors(self) -> dict[str, ProcessRef]:
-        """Monitors that live, known to a row or not."""
+        """Live monitors, whether in a row or not."""
         return running_monitors(self._paths.exits)
 
     async def recover(self, container: Container) -> None:
@@ -66,15 +66,15 @@ class ContainerRecovery:
             await self._adopt(container)
 
     async def _without_cgroup(self, container: Container) -> Container:
-        """Version 0.1 took the cgroup where a runtime had put init for the container's, whosever it
-        was: it is not used any more, neither for limits and figures nor for killing.
+        """Version 0.1 recorded the cgroup where a runtime had put init, whichever that was: it is
+        no longer used, neither for limits and statistics nor for killing.
         """
         log.warning("foreign_cgroup_forgotten", container_id=container.id, cgroup=container.cgroup)
         return await self._transitions.apply(container.id, cgroup="") or container
 
     async def _undo(self, container: Container) -> None:
         monitor = self._monitors.get(container.id)
-        if monitor is not None:  # its death takes a runtime that is still creating along
+        if monitor is not None:  # its death ends a runtime that is still creating
             process.send_signal(monitor, signal.SIGKILL)
         own_cgroup.kill(container.cgroup, container.id)
         await finish(self._erasure.erase(container))
@@ -87,7 +87,7 @@ class ContainerRecovery:
         try:
             container = await self._started(container)
             await end_leftovers(self._paths, container)
-        finally:  # whatever failed or took too long: its exit is noticed, and its stop goes on
+        finally:  # whatever failed or took too long: the exit is noticed, and the stop continues
             self._exits.adopt(container)
             if container.stop_deadline_boot_ns:
                 stop = self._ending.stop_by(container, container.stop_deadline_boot_ns)
@@ -95,8 +95,8 @@ class ContainerRecovery:
         log.info("container_adopted", container_id=container.id)
 
     async def _started(self, container: Container) -> Container:
-        """The row; the last daemon may have died between starting the container and saying so."""
-        runtime = self._runtimes.get(container.handler)  # None = configured no more
+        """The row; the last daemon may have died before it recorded the start."""
+        runtime = self._runtimes.get(container.handler)  # None = no longer configured
         if (
             container.started_at_ns
             or runtime is None

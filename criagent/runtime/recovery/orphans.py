@@ -63,7 +63,7 @@ class Orphans:
                 await self._snapshots.remove(snapshot.key)
 
     def _directories(self) -> None:
-        """Directories of the run directory whose row is gone."""
+        """Remove directories of the run directory that have no row."""
         for directory, known in (
             (self._paths.run_dir / "sandboxes", self._sandboxes.get),
             (self._paths.run_dir / "containers", self._containers.get),

@@ -1,10 +1,11 @@
-"""Bring rows and kernel back into agreement when the daemon starts.
+"""Brings rows and kernel back into agreement when the daemon starts.
 
-Assumptions: every kernel object of ours is named by an id that has a row, unless its row is gone;
-a row of another boot has no living object; containers and their monitors went on without us.
+Assumptions: every kernel object of this agent is named by an id that has a row, unless its row was
+lost; a row of another boot has no living object; containers and their monitors kept running.
+
 Each object is handled alone, under a time limit, and one that cannot be handled is marked and
-skipped, never fatal. What runs without a row is ended first, what no row owns is swept last. Until
-all of that is done, calls are refused.
+skipped, never fatal. Containers without a row are ended first, objects without a row are removed
+last. Calls are refused until then.
 """
 
 from __future__ import annotations
@@ -86,15 +87,15 @@ class Recovery:
         self._clock.raise_floor(max(times, default=0))
 
 
-async def _each(noun: str, rows: Sequence[R], handle: Callable[[R], Awaitable[None]]) -> None:
+async def _each(noun: str, objects: Sequence[R], handle: Callable[[R], Awaitable[None]]) -> None:
     gate = asyncio.Semaphore(_AT_ONCE)
 
-    async def one(row: R) -> None:
+    async def one(found: R) -> None:
         async with gate:
             try:
                 async with asyncio.timeout(_ITEM_LIMIT_S):
-                    await handle(row)
+                    await handle(found)
             except Exception as failure:
-                log.exception("recovery_failed", object=noun, id=row.id, error=repr(failure))
+                log.exception("recovery_failed", object=noun, id=found.id, error=repr(failure))
 
-    await asyncio.gather(*(one(row) for row in rows))
+    await asyncio.gather(*(one(found) for found in objects))

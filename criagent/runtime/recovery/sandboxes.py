@@ -37,7 +37,7 @@ class SandboxRecovery:
         self._fs = fs
 
     async def undo(self, sandbox: Sandbox) -> None:
-        """A run that a crash cut short: nobody has its id, so it goes as if it never was."""
+        """Undo a run that a crash cut short: no caller has its id."""
         try:
             await self._teardown.erase(sandbox)
         except Exception:

@@ -1,7 +1,7 @@
-"""Statistics of containers, from the kernel's files alone: no fork, no walk in a call's way.
+"""Statistics of containers, from the kernel's files only: no fork, no directory walk in a call.
 
-A file that the kernel lacks leaves its values None, never zero. The writable layer is counted in
-the background and kept.
+A file that the kernel lacks leaves its values None, never zero. The size of the writable layer is
+counted in the background and cached.
 """
 
 from __future__ import annotations
@@ -18,13 +18,13 @@ from criagent.runtime.stats.writable_layers import LayerUsage, WritableLayers
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class StatsSample:
-    """What ContainerStats shows. `usage` is that of a running container."""
+    """The contents of ContainerStats. `usage` is that of a running container."""
 
     container: Container
     timestamp_ns: int
     usage: Usage | None = None
     cpu_nano_cores: int | None = None
-    layer: LayerUsage | None = None  # what it has written; None before the first count
+    layer: LayerUsage | None = None  # bytes and inodes written; None before the first count
     mountpoint: str = ""
 
 
@@ -50,7 +50,7 @@ class ContainerStatsReader:
         return await self._thread.each(containers, self._read)
 
     def forget(self, container_id: str) -> None:
-        """The container, or the sandbox, is gone."""
+        """The container, or the sandbox, was removed."""
         self._layers.forget(container_id)
         self._rates.forget(container_id)
 

@@ -1,4 +1,4 @@
-"""Metrics of pods and their running containers: readings of one pod at a time, without a fork."""
+"""Metrics of pods and their running containers: one pod at a time, without a fork."""
 
 from __future__ import annotations
 
@@ -26,12 +26,12 @@ from criagent.store.containers import ContainerStore
 
 T = TypeVar("T")
 
-_PODS = 20  # read at once: some tens of milliseconds
+_PODS = 20  # read in one go: takes some tens of milliseconds
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class PodMetrics:
-    """One pod. Its own values are those of its cgroup, if it has one, and of its interfaces."""
+    """One pod. Its values are those of its cgroup, if it has one, and of its interfaces."""
 
     sandbox: Sandbox
     values: tuple[Value, ...]
@@ -57,14 +57,14 @@ class PodMetricsReader:
         self._root = root
 
     def ready(self) -> list[list[Sandbox]]:
-        """The pods that have metrics, in the portions in which they are to be read."""
+        """The pods that have metrics, in the batches in which they are read."""
         sandboxes = self._pods.ready()
         return [sandboxes[at : at + _PODS] for at in range(0, len(sandboxes), _PODS)]
 
     async def read(
         self, sandboxes: Sequence[Sandbox], convert: Callable[[PodMetrics], T]
     ) -> list[T]:
-        """The metrics of `sandboxes`, converted where they are read, off the loop."""
+        """The metrics of `sandboxes`, converted in the reading thread."""
         containers = {
             sandbox.id: [
                 sample

@@ -74,7 +74,7 @@ class PodStatsReader:
         self._driver = driver
 
     async def samples(self, sandboxes: Sequence[Sandbox]) -> list[PodSample]:
-        """One sample a sandbox, in order."""
+        """One sample per sandbox, in order."""
         containers = [
             container
             for sandbox in sandboxes
@@ -92,7 +92,7 @@ class PodStatsReader:
         return [one for one in self._sandboxes.all() if one.state is SandboxState.READY]
 
     def own_cgroups(self) -> dict[str, str]:
-        """The cgroup of each ready pod that has one for itself, by sandbox id.
+        """The cgroup of each ready pod that has its own, by sandbox id.
 
         A pod without a parent, and pods that share theirs, have none.
         """
@@ -105,7 +105,7 @@ class PodStatsReader:
         }
 
     def interfaces(self, sandboxes: Sequence[Sandbox]) -> dict[str, tuple[Interface, ...]]:
-        """The interfaces of those that are ready with a network of their own; synchronous."""
+        """The interfaces of the ready pods that have their own network; synchronous."""
         connected = [
             sandbox
             for sandbox in sandboxes
@@ -160,7 +160,7 @@ class PodStatsReader:
 
 
 def _interfaces() -> tuple[Interface, ...]:
-    """Interfaces of this thread's network namespace but lo (man 5 proc_net)."""
+    """Interfaces of this thread's network namespace except lo (man 5 proc_net)."""
     text = Path("/proc/thread-self/net/dev").read_text()
     return tuple(one for one in parse_interfaces(text) if one.name != "lo")
 

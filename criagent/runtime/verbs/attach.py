@@ -41,22 +41,22 @@ class Attachment:
             raise
 
     async def write(self, data: bytes) -> None:
-        """To the container's stdin. Raises OSError when the monitor is gone."""
+        """Write to the container's stdin. Raises OSError when the monitor has ended."""
         await self._connection.write(data)
 
     def end_stdin(self) -> None:
-        """Nothing more comes from this client."""
+        """End the client's input."""
         self._connection.end_stdin()
 
     async def resize(self, width: int, height: int) -> None:
-        """Tell the container's terminal its size; conmon takes 1 to 1000."""
+        """Set the size of the container's terminal; conmon accepts 1 to 1000."""
         line = f"1 {min(max(height, 1), 1000)} {min(max(width, 1), 1000)}\n"
         # A container that has just exited, or a monitor that hangs, needs no size.
         with contextlib.suppress(WrongStateError, TimedOutError):
             await conmon_control.send(self._control, line.encode())
 
     def close(self) -> None:
-        """Leave; idempotent."""
+        """Disconnect; idempotent."""
         self._connection.leave(self._output)
         if not self._shared:
             self._connection.depart()
@@ -77,9 +77,9 @@ class Attacher:
         return running(self._store, container_id)
 
     async def connect(self, container_id: str, *, stdin: bool) -> Attachment:
-        """A client of a running container's monitor; one without `stdin` only looks on.
+        """A client of a running container's monitor; one without `stdin` only reads.
 
-        Raises what `check` raises, UnavailableError when the monitor takes none for five seconds.
+        Raises what `check` raises, UnavailableError when the monitor accepts none for five seconds.
         """
         container = self.check(container_id)
         control = self._paths.container(container.id) / "ctl"

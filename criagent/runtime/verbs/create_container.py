@@ -92,7 +92,7 @@ class NewContainers:
             volumes=self._volumes.find(spec),
         )
 
-    def row(self, request: _Request) -> Container:
+    def container(self, request: _Request) -> Container:
         """A row that no other container has."""
         birth, image, spec = self._births.next(), request.image, request.spec
         log_path, of_pod = "", request.sandbox.spec
@@ -169,7 +169,7 @@ class ContainerCreator:
         return await self._making.join(owner)
 
     async def _create(self, request: _Request, owner: Owner[ContainerName, Container]) -> Container:
-        container = self._new.row(request)
+        container = self._new.container(request)
         structlog.contextvars.bind_contextvars(container_id=container.id)
         undo = Rollback("container-create", step_budget_s=_UNDO_BUDGET_S)
         try:
@@ -210,7 +210,7 @@ class ContainerCreator:
         return container
 
     async def _list_for_removal(self, container: Container) -> None:
-        """List a container whose undo failed as EXITED, so that the kubelet comes back for it."""
+        """List a container whose undo failed as EXITED, so that the kubelet removes it."""
         left = self._store.get(container.id)
         if left is not None:
             now = self._births.now_ns()

@@ -56,7 +56,7 @@ class Describer:
 
 
 def in_force(node: NodeFacts, container: Container, spec: OciObject) -> OciObject:
-    """`spec` of a container with the limits that it has since its last update."""
+    """`spec` of a container with the limits in force since its last update."""
     if container.resources == container.spec.resources:
         return spec
     limits = resources_to_oci(

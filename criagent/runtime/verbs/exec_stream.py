@@ -39,7 +39,7 @@ class Streams:
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class ExecProcess:
     """A running command. With a terminal, `stdin` and `stdout` are both its master, and `stderr`
-    has what the OCI runtime says when it cannot run the command.
+    holds the OCI runtime's messages when it cannot run the command.
     """
 
     command: Command
@@ -54,13 +54,13 @@ class ExecProcess:
         return await self.command.wait()
 
     def drain(self) -> None:
-        """Call after `wait`: output ends once nothing came for a while."""
+        """Call after `wait`: output ends once nothing has come for a while."""
         for pipe in (self.stdout, self.stderr):
             if pipe is not None:
                 pipe.drain(self.drain_s)
 
     def resize(self, size: Size) -> None:
-        """Tell its terminal, if it has one."""
+        """Set the size of its terminal, if it has one."""
         if self.terminal is not None:
             self.terminal.resize(size.width, size.height)
 
@@ -72,7 +72,9 @@ class ExecStreamer:
     store: ContainerStore
     planner: ExecPlanner
     paths: RuntimePaths
-    drain_s: float  # how long a background child may hold output back after the command's end
+    drain_s: (
+        float  # how long a background child may delay the end of output after the command's end
+    )
 
     def check(self, container_id: str) -> Container:
         """The running container. Raises NotFoundError, WrongStateError."""
@@ -85,11 +87,10 @@ class ExecStreamer:
         cmd: Sequence[str],
         streams: Streams,
     ) -> ExecProcess:
-        """Start `cmd`; when `stack` unwinds before its end, everything that it started is killed.
+        """Start `cmd`; when `stack` unwinds before its end, all of its processes are killed.
 
-        A command that has ended leaves its background children alone, as with ExecSync.
-
-        Raises NotFoundError, WrongStateError, InvalidRequestError for an empty command, AgentError.
+        A command that has ended leaves its background children alone, as with ExecSync. Raises
+        NotFoundError, WrongStateError, InvalidRequestError for an empty command, AgentError.
         """
         request = ExecRequest(container=self.check(container_id), cmd=cmd)
         pipes = stack.enter_context(Pipes())
@@ -141,7 +142,7 @@ class ExecStreamer:
 
 
 async def _console(listener: socket.socket, child: Child, errors: Pipe) -> int:
-    """The terminal's master, which the runtime sends. Raises AgentError when it ends instead."""
+    """The terminal's master, which the runtime sends. Raises AgentError when it ends first."""
     loop = asyncio.get_running_loop()
     async with alongside(loop.sock_accept(listener)) as accepting, alongside(child.wait()) as ended:
         await asyncio.wait(
@@ -152,18 +153,18 @@ async def _console(listener: socket.socket, child: Child, errors: Pipe) -> int:
         if not accepting.done():
             child.kill(signal.SIGKILL)
             output = (await errors.read()).decode(errors="replace")
-            raise AgentError(f"exec gave no terminal: {last_line(output)}")
+            raise AgentError(f"exec: the OCI runtime opened no terminal: {last_line(output)}")
         connection, _ = accepting.result()
     with connection:
         connection.settimeout(0)
         fds = await _descriptors(connection)
     if not fds:
-        raise AgentError("exec sent no terminal")
+        raise AgentError("exec: the OCI runtime sent no terminal")
     return fds[0]
 
 
 async def _descriptors(connection: socket.socket) -> list[int]:
-    """What comes with the first message; none when the peer closes, or says nothing in time."""
+    """The descriptors of the first message; none when the peer closes, or sends nothing in time."""
     loop = asyncio.get_running_loop()
     readable = asyncio.Event()
     loop.add_reader(connection, readable.set)

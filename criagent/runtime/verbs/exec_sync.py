@@ -1,4 +1,4 @@
-"""ExecSync: a command to its end, with its output, within limits.
+"""ExecSync: run a command to its end and return its output, within limits.
 
 A time limit, or a caller that leaves, kills the whole tree of the command and nothing else. A
 command that has ended leaves its background children alone.
@@ -23,11 +23,11 @@ from criagent.runtime.exec.plan import ExecPlanner, ExecRequest
 from criagent.runtime.pod.session_facts import SessionFacts, shown_command
 from criagent.store.containers import ContainerStore
 
-# CRI: up to 16 MiB of each stream; but the kubelet takes no message over 16 MiB, so both share it.
+# CRI: up to 16 MiB of each stream; but the kubelet takes no message over 16 MiB: both share it.
 _OUTPUT = 16 << 20
 _OTHER_FIELDS = 64 << 10
 _ERROR_MOST = 512  # characters of an error in the log
-BUDGET = 32 << 20  # of all calls under way together: two of the largest answers
+BUDGET = 32 << 20  # of all calls in progress together: two of the largest answers
 
 log: structlog.stdlib.BoundLogger = structlog.get_logger(__name__)
 
@@ -61,8 +61,8 @@ class ExecSync:
         """Run `cmd` in a running container; `timeout_s` 0 = no limit.
 
         Raises NotFoundError, WrongStateError unless it runs, InvalidRequestError for an empty
-        command, TimedOutError when the command did not end in time and everything it started was
-        killed. How long its output trails it is not counted.
+        command, TimedOutError when the command did not end in time and all of its processes were
+        killed. The time that its output lasts beyond its end does not count.
         """
         container = running(self.store, container_id)
         limit = max(min(self.message_bytes, _OUTPUT) - _OTHER_FIELDS, 0)

@@ -40,7 +40,7 @@ class ContainerRemover:
         except NotFoundError:
             return
         if not container.visible:
-            return  # its creation is under way or being undone
+            return  # it is being created, or that is being undone
         key = Ending(Act.REMOVE_CONTAINER, container.id)
         await self._endings.run(key, partial(self._remove, container.id))
 

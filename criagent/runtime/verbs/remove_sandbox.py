@@ -41,7 +41,7 @@ class SandboxRemover:
         self._teardown = teardown
 
     async def remove(self, sandbox_id: str) -> None:
-        """Stop the sandbox if need be, remove its containers and its row; unknown ids are fine."""
+        """Stop the sandbox if needed, remove its containers and its row; unknown ids are fine."""
         sandbox = listed(self._store, sandbox_id)
         if sandbox is not None:
             key = Ending(Act.REMOVE_SANDBOX, sandbox.id)

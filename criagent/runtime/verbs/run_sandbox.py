@@ -1,4 +1,4 @@
-"""Run a pod sandbox: row, namespaces, network, files, shared-PID holder - in that order.
+"""Run a pod sandbox: row, namespaces, network, files, shared-PID holder, in that order.
 
 The row is written before the first kernel object exists, and every kernel object is found from
 the sandbox id alone. A crash at any line therefore leaves a row from which `pod/teardown.py`
@@ -59,7 +59,8 @@ class SandboxRunner:
         self._births = births
 
     async def run(self, spec: SandboxSpec) -> Sandbox:
-        """Return the READY sandbox of `spec`, running it unless that was done or is under way.
+        """Return the READY sandbox of `spec`, which is created unless it exists or is being
+        created.
 
         Raises InvalidRequestError, WrongStateError while a program that its containers need cannot
         be used, UnsupportedError for what its handler cannot do, AlreadyExistsError when a sandbox
@@ -87,7 +88,7 @@ class SandboxRunner:
     async def _run(
         self, spec: SandboxSpec, remains: Sandbox | None, owner: Owner[SandboxMetadata, Sandbox]
     ) -> Sandbox:
-        if remains is not None:  # a failed undo, on a disk that did not even take its mark
+        if remains is not None:  # a failed undo, on a disk that did not even accept its mark
             owner.stage = "remains of a failed attempt"
             await self._teardown.erase(remains)
         birth = self._births.next()

@@ -1,4 +1,4 @@
-"""Start a created container; a repeat finds it running and is content."""
+"""Start a created container; a repeat that finds it running succeeds."""
 
 from __future__ import annotations
 
@@ -64,7 +64,7 @@ class ContainerStarter:
         try:
             await runtime.start(container.id)
         except AgentError:
-            # A daemon that died right here had started it already.
+            # A daemon that died right here had already started it.
             if await runtime.status(container.id) != "running":
                 raise
         faults.reach("container-start:started")

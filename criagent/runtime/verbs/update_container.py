@@ -31,11 +31,11 @@ class ResourceUpdater:
     node: NodeFacts
 
     async def update(self, container_id: str, resources: Resources) -> None:
-        """Change the limits that are given; zero and empty ones stay as they are.
+        """Change the given limits; zero and empty ones stay as they are.
 
-        Only a memory limit that is taken away (-1) takes that of swap along: so OCI has it.
-        Raises NotFoundError, WrongStateError for an exited container, UnsupportedError for a limit
-        whose controller is missing, AgentError with the runtime's text.
+        Only removing a memory limit (-1) also removes that of swap, as OCI requires. Raises
+        NotFoundError, WrongStateError for an exited container, UnsupportedError for a limit whose
+        controller is missing, AgentError with the runtime's message.
         """
         container = self.store.resolve(container_id)
         if container.state is ContainerState.EXITED:

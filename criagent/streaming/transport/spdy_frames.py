@@ -30,7 +30,7 @@ MAX_HEADERS = 1 << 14  # bytes of an inflated header block
 MAX_HEADER_COUNT = 64
 
 _HEAD = struct.Struct("!II")
-_WORDS = (
+_ENTRIES = (
     "options head post put delete trace accept accept-charset accept-encoding accept-language "
     "accept-ranges age allow authorization cache-control connection content-base content-encoding "
     "content-language content-length content-location content-md5 content-range content-type date "
@@ -53,7 +53,7 @@ _TAIL = (
 def _dictionary() -> bytes:
     """The zlib dictionary of section 2.6.10.1."""
     entries = [
-        *_WORDS,
+        *_ENTRIES,
         "200 OK",
         "version",
         "HTTP/1.1",
