@@ -181,7 +181,7 @@ class SandboxHolder:
         await run_in(self._fs, self._clear, sandbox)
 
     def _clear(self, sandbox: Sandbox) -> None:
-        """The bundle goes, and what is left where the handler is configured no more."""
+        """The bundle goes, and what is left where the handler is no longer configured."""
         if sandbox.holder is not None:
             _end(sandbox.holder, sandbox.id)
         self._paths.forget_state(sandbox.id)
