@@ -28,7 +28,7 @@ class Storage:
     )
     run_dir: Path = key(
         "Directory of what a reboot must clear: namespaces, mounts and bundles of running pods. "
-        "It must be on tmpfs, and must not be storage.root.",
+        "Leave it on tmpfs. It must differ from storage.root.",
         default=Path("/run/criagent"),
     )
     socket: Path = key(
@@ -246,7 +246,7 @@ class Telemetry:
     )
     cadvisor_socket: str = key(
         "Socket for cAdvisor in the kubelet, which fills /metrics/cadvisor and /stats/summary. Set "
-        '"/run/containerd/containerd.sock", the only place where it looks. Empty serves none.',
+        '"/run/containerd/containerd.sock", where it looks for containerd. Empty serves none.',
         default="",
         check=checks.optional_socket_path,
     )

@@ -6,6 +6,7 @@ import ctypes
 import errno
 import os
 import stat
+import time
 from pathlib import Path
 
 from criagent.kernel.syscalls import syscall
@@ -15,7 +16,9 @@ RESOLVE_NO_SYMLINKS = 0x04
 RESOLVE_IN_ROOT = 0x10
 
 _OPENAT2 = 437
-_TRIES = 128  # as in runc and libpathrs
+# Renames of processes that share the CPU with this one can spoil hundreds of tries in a row:
+# a number of tries would be the attacker's to use up. The longest wait seen in a storm was 0.2 s.
+_TRY_FOR_S = 2.0
 
 
 class _OpenHow(ctypes.Structure):
@@ -30,16 +33,20 @@ def openat2(root: int, path: str | bytes, flags: int, resolve: int, mode: int = 
     """openat2(2); the new descriptor is close-on-exec.
 
     A rename or mount anywhere on the machine makes the kernel answer EAGAIN to a path with "..".
-    This retries, so that only an endless series of them reaches the caller as EAGAIN.
+    That is tried again here for 2 s, so only an endless storm of them reaches the caller as EAGAIN.
     """
     how = _OpenHow(flags | os.O_CLOEXEC, mode, resolve)
     values = (root, os.fsencode(path), ctypes.byref(how), ctypes.sizeof(how))
-    for _ in range(_TRIES - 1):
+    end = 0.0
+    while True:
         try:
             return syscall(_OPENAT2, "openat2", *values, source=path)
         except BlockingIOError:
-            continue
-    return syscall(_OPENAT2, "openat2", *values, source=path)
+            now = time.monotonic()
+            end = end or now + _TRY_FOR_S
+            if now > end:
+                raise
+            os.sched_yield()  # whoever renames may be waiting for this CPU
 
 
 def open_in_root(root: int, path: str | bytes, flags: int, mode: int = 0) -> int:

@@ -246,12 +246,18 @@ async def test_an_exit_is_noticed_without_a_watch_for_memory(ground: Ground) -> 
 
 @pytest.mark.parametrize(
     ("command", "code"),
-    [("exec sleep 100000", 143), ("trap '' TERM; while :; do sleep 0.1; done", 137)],
+    [
+        ("echo > $READY; exec sleep 100000", 143),
+        ("trap '' TERM; echo > $READY; while :; do sleep 0.1; done", 137),
+    ],
 )
 async def test_a_stop_ends_a_container_that_nothing_watches(
-    ground: Ground, command: str, code: int
+    ground: Ground, tmp_path: Path, command: str, code: int
 ) -> None:
-    container = await ground.running("sh", "-c", command)
+    ready = tmp_path / "ready"
+    os.mkfifo(ready)
+    container = await ground.running("sh", "-c", f"READY={ready}; {command}")
+    await asyncio.to_thread(ready.read_text)
     await ground.stopper.stop(ID, 1)
     assert not alive(container.init)
     assert (ground.container.state, ground.container.exit_code) == (ContainerState.EXITED, code)

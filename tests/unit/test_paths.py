@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import subprocess
 import sys
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -29,19 +31,20 @@ while True:
 """
 
 
-@pytest.fixture
-def renames(tmp_path: Path) -> Iterator[None]:
-    """Another process that renames in a directory of its own, without end."""
-    other = tmp_path / "other"
-    other.mkdir()
+@contextmanager
+def renames(directory: Path) -> Iterator[None]:
+    """Another process renames in a directory of its own, without end."""
+    directory.mkdir()
     with subprocess.Popen(
-        [sys.executable, "-c", RENAMES], cwd=other, stdout=subprocess.PIPE
+        [sys.executable, "-c", RENAMES], cwd=directory, stdout=subprocess.PIPE
     ) as process:
         assert process.stdout is not None
         assert process.stdout.readline() == b"ready\n"
-        yield
-        assert process.poll() is None
-        process.kill()
+        try:
+            yield
+            assert process.poll() is None
+        finally:
+            process.kill()
 
 
 @pytest.fixture
@@ -55,10 +58,20 @@ def root(tmp_path: Path) -> Iterator[int]:
     os.close(fd)
 
 
-@pytest.mark.usefixtures("renames")
-def test_renames_of_other_processes_do_not_fail_a_look_up(root: int) -> None:
-    for _ in range(20_000):
-        os.close(open_in_root(root, "link/../link/file", os.O_PATH))
+def test_renames_of_other_processes_do_not_fail_a_look_up(root: int, tmp_path: Path) -> None:
+    with renames(tmp_path / "other"):
+        for _ in range(20_000):
+            os.close(open_in_root(root, "link/../link/file", os.O_PATH))
+
+
+def test_more_renames_than_processors_do_not_fail_a_long_look_up(root: int, tmp_path: Path) -> None:
+    """The kernel refuses some of these hundreds of times in a row."""
+    os.symlink("real/../" * 200 + "real", "far", dir_fd=root)
+    with contextlib.ExitStack() as storm:
+        for number in range((os.cpu_count() or 1) * 3):
+            storm.enter_context(renames(tmp_path / f"other{number}"))
+        for _ in range(5_000):
+            os.close(open_in_root(root, "far/file", os.O_PATH))
 
 
 @pytest.mark.parametrize("target", ["/", "../..", "/real/../../..", "../../../proc/self/root"])

@@ -1,7 +1,7 @@
-"""PID 1 of a pod that shares its PID namespace: `catatonit -P`, as a separate OCI container.
+"""PID 1 of a pod that shares its PID namespace: `catatonit -P`, as an OCI container of its own.
 
-Its root contains only the static program, read-only, so a pod that looks through /proc/1/root sees
-no file of the host. No capability, uid 65535, seccomp; only its pidfd is watched.
+Its root holds nothing but the static program, read-only, so a pod that looks through /proc/1/root
+sees no file of the host. No capability, uid 65535, seccomp; nobody monitors it but its pidfd.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ from criagent.runtime.spec.id_mappings import oci_mappings
 from criagent.runtime.spec.inputs import OciObject
 from criagent.runtime.spec.security.selinux import Selinux
 
-_UID = 65535  # the user of pause images; with fewer ids mapped, the last of them
+_UID = 65535  # what pause images run as; with fewer ids mapped, the last of them
 _PROGRAM = "/catatonit"
 _END_LIMIT_S = 10.0
 
@@ -149,7 +149,7 @@ class SandboxHolder:
 
         def write() -> None:
             (bundle / "rootfs").mkdir(parents=True, exist_ok=True)
-            if userns is not None:  # the runtime creates mount points in it
+            if userns is not None:  # the runtime makes mount points in it
                 os.chown(bundle / "rootfs", userns.root_uid, userns.root_gid)
             if labels is not None:
                 set_label(bundle / "rootfs", labels.mount)
@@ -171,7 +171,7 @@ class SandboxHolder:
     async def remove(self, sandbox: Sandbox) -> None:
         """Kill it and everything in its PID namespace; idempotent.
 
-        The default handler may have changed since it was started.
+        The default handler may be another one by now than the one that started it.
         """
         if not self._paths.holder(sandbox.id).exists():
             return
@@ -181,7 +181,7 @@ class SandboxHolder:
         await run_in(self._fs, self._clear, sandbox)
 
     def _clear(self, sandbox: Sandbox) -> None:
-        """Remove the bundle, and the runtime's state where the handler is no longer configured."""
+        """The bundle goes, and what is left where the handler is no longer configured."""
         if sandbox.holder is not None:
             _end(sandbox.holder, sandbox.id)
         self._paths.forget_state(sandbox.id)
@@ -190,7 +190,7 @@ class SandboxHolder:
 
 
 def _end(holder: ProcessRef, sandbox_id: str) -> None:
-    """Kill it if it lives, wait for its end and remove its cgroup."""
+    """Kill it if it lives, await its end and remove its cgroup."""
     fd = process.open_pidfd(holder)
     if fd is None:
         return
@@ -200,7 +200,7 @@ def _end(holder: ProcessRef, sandbox_id: str) -> None:
         own_cgroup.kill(cgroup, sandbox_id)
         select.select([fd], [], [], _END_LIMIT_S)
     except (FileNotFoundError, ProcessLookupError):
-        return  # it was already ending
+        return  # it was ending
     finally:
         os.close(fd)
     own_cgroup.remove(cgroup, sandbox_id)

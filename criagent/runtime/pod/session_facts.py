@@ -1,4 +1,4 @@
-"""Log facts of a session: pod, container, command."""
+"""Who a session belongs to, for the log: pod, container, command."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ _COMMAND_MOST = 256
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class SessionFacts:
-    """Log keys of the objects of a session."""
+    """Log keys of the objects that a session is about."""
 
     sandboxes: SandboxStore
     containers: ContainerStore
@@ -45,6 +45,6 @@ class SessionFacts:
 
 
 def shown_command(cmd: Sequence[str]) -> str:
-    """A command as text, at most 256 characters."""
+    """A command's argv as text, cut to 256 characters."""
     text = " ".join(word[: _COMMAND_MOST + 1] for word in cmd[: _COMMAND_MOST + 1])
     return text if len(text) <= _COMMAND_MOST else f"{text[:_COMMAND_MOST]}…"

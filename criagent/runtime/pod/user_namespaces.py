@@ -1,7 +1,7 @@
-"""User namespaces of pods (KEP-127): the process that creates one, and facts for mounts.
+"""User namespaces of pods (KEP-127): what may be asked for, and the process that makes one.
 
-A thread of a process with several cannot create a user namespace, so a child does: unshare(1),
-which becomes cat(1) and answers when all are created. It ends with the daemon, however that ends.
+A thread of a process with several cannot make a user namespace, so a child does: unshare(1), which
+becomes cat(1) and answers when everything is made. It ends with the daemon, whatever ends that.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ _COMMAND = ("unshare", "--user", "--net", "--ipc", "--uts", "cat")
 
 
 def mapped_ids(paths: RuntimePaths, sandbox: Sandbox, container_id: str) -> MappedIds | None:
-    """Facts for mounting layers for a container of `sandbox`; None without a user namespace."""
+    """What mounting layers for a container of `sandbox` needs; None without a user namespace."""
     userns = sandbox.spec.security.namespaces.pod_userns
     if userns is None:
         return None
@@ -63,9 +63,7 @@ async def namespace_maker(userns: UserNamespace) -> AsyncIterator[int]:
                 async with asyncio.timeout(_LIMIT_S):
                     line = await answer.line()
             except TimeoutError:
-                raise TimedOutError(
-                    f"creating a user namespace took over {_LIMIT_S:.0f} s"
-                ) from None
+                raise TimedOutError(f"a user namespace took over {_LIMIT_S:.0f} s") from None
             if line is None:
                 raise _failure(errors.taken().decode(errors="replace").strip()[-200:])
             try:
@@ -73,7 +71,7 @@ async def namespace_maker(userns: UserNamespace) -> AsyncIterator[int]:
             except OSError as exc:
                 raise AgentError(
                     f"user namespace: the ids {userns.uids[0]} and {userns.gids[0]} cannot be "
-                    f"mapped on this node: {exc.strerror}"
+                    f"mapped here: {exc.strerror}"
                 ) from exc
             yield child.pid
 

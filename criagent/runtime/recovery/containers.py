@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import signal
 from collections.abc import Mapping
 from functools import cached_property
@@ -51,7 +50,6 @@ class ContainerRecovery:
         self._paths = paths
         self._clock = clock
         self._boot_id = boot_id
-        self._stops: set[asyncio.Task[None]] = set()
 
     @cached_property
     def _monitors(self) -> dict[str, ProcessRef]:
@@ -93,9 +91,7 @@ class ContainerRecovery:
             self._exits.adopt(container)
             if container.stop_deadline_boot_ns:
                 stop = self._ending.stop_by(container, container.stop_deadline_boot_ns)
-                task = supervised(stop, name=f"stop:{container.id}", **container.facts)
-                self._stops.add(task)
-                task.add_done_callback(self._stops.discard)
+                supervised(stop, name=f"stop:{container.id}", **container.facts)
         log.info("container_adopted", container_id=container.id)
 
     async def _started(self, container: Container) -> Container:

@@ -54,7 +54,7 @@ class ResourceUpdater:
 
 
 def with_swap(old: Resources, new: Resources) -> Resources:
-    """`new` with the missing half of memory and swap from the container.
+    """`new` with its half of memory and swap that is not given, as the container has it.
 
     CRI and OCI count the two together, so that neither can change alone.
     """
@@ -75,7 +75,7 @@ def with_swap(old: Resources, new: Resources) -> Resources:
 
 
 def merged(old: Resources, new: Resources) -> Resources:
-    """`old` with every value that `new` sets."""
+    """`old` with everything that `new` gives."""
     given = {
         field.name: value
         for field in dataclasses.fields(new)
