@@ -1,9 +1,9 @@
 # Everything that CI and contributors run. `make help` lists it.
 CACHE := $(or $(XDG_CACHE_HOME),$(HOME)/.cache)/criagent
-VENV  := $(CACHE)/venv-$(shell sha256sum requirements-dev.lock 2>/dev/null | cut -c1-16)
+VENV  := $(CACHE)/venv-$(shell sha256sum requirements-dev.lock 2>/dev/null | sha256sum | cut -c1-16)
 PY    := $(VENV)/bin/python
 
-.PHONY: help proto venv demo bench test unit fuzz node install-test critest conformance kubernetes check \
+.PHONY: help proto reference venv demo bench test unit fuzz node install-test critest conformance kubernetes check \
 	vm-test vm-test-full
 
 help:  ## list the targets
@@ -14,10 +14,17 @@ $(PY):
 	python3 -m venv $(VENV)
 	$(VENV)/bin/pip install -q --require-hashes -r requirements-dev.lock
 
+.PHONY: print-python
+print-python:
+	@echo $(PY)
+
 venv: $(PY)  ## the development environment, cached outside the checkout
 
 proto: $(PY)  ## generate criagent/_proto from proto/
 	$(PY) proto/generate.py
+
+reference: $(PY)  ## docs/configuration.md and deploy/config.toml from criagent/config
+	PYTHONPATH=. $(PY) docs/generate.py
 
 demo:  ## bare machine: a real image and real pods through crictl, then a clean node
 	tests/nodes/chroot/demo
@@ -26,19 +33,20 @@ bench:  ## figures of docs/architecture.md as a table and as build/bench.json
 	CRIAGENT_ARGS="--log-level warning" tests/node/up python3 tests/bench/measure.py
 
 # Temporary files in memory and bytecode outside the checkout, whatever the caller's environment says.
-# Two processes; the longest files, whose tests mostly wait, are dealt out test by test.
 UNIT_ENV = PYTHONDONTWRITEBYTECODE= PYTHONPYCACHEPREFIX=$(CACHE)/bytecode \
 	$(if $(shell test -w /dev/shm && echo yes),PYTEST_DEBUG_TEMPROOT=/dev/shm)
 
 unit: $(PY)  ## pure tests, no root needed
 	$(UNIT_ENV) $(PY) -m pytest tests/unit -n $(or $(UNIT_PROCESSES),2) -p no:cacheprovider
 
-check: $(PY)  ## linters, types, import rules, generated code
-	$(VENV)/bin/ruff check criagent tests proto
-	$(VENV)/bin/ruff format --check criagent tests proto
+check: $(PY)  ## linters, types, import rules, terms, generated code and reference
+	$(VENV)/bin/ruff check criagent tests proto docs
+	$(VENV)/bin/ruff format --check criagent tests proto docs
 	$(VENV)/bin/mypy
 	PYTHONPATH=. $(VENV)/bin/lint-imports
+	$(PY) -m tests.lint.terms
 	$(PY) proto/generate.py --check
+	PYTHONPATH=. $(PY) docs/generate.py --check
 
 fuzz: $(PY)  ## random inputs for FUZZ_SECONDS=10 each; FUZZ="NAME…" SEED= INPUT= (tests/fuzz)
 	$(if $(FUZZ),,$(PY) -m tests.fuzz.run --pure)

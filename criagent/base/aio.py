@@ -1,8 +1,8 @@
-"""The few asyncio tools that everything else is built from; all else is the standard library.
+"""The few asyncio tools that everything else is built from; the rest is the standard library.
 
-Rules they stand for (docs/architecture.md, "Async rules"): a cancelled step has stopped before its
+The rules behind them (docs/architecture.md, "Async rules"): a cancelled step has stopped before its
 undo starts; undo is pushed before its step; long work belongs to one owner task that callers join;
-work that nobody awaits is supervised, so that its failure is logged and counted.
+work that is not awaited is supervised, so that its failure is logged and counted.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import asyncio
 import contextvars
 import functools
 from collections import Counter
-from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Hashable
 from concurrent.futures import Executor
 from contextlib import asynccontextmanager
 from contextvars import Context, ContextVar
@@ -23,13 +23,14 @@ import structlog
 from criagent.base import faults, os_errors
 from criagent.base.errors import AgentError, TimedOutError
 
+K = TypeVar("K", bound=Hashable)
 T = TypeVar("T")
 
 # Failures since the start that no caller sees: an undo, a background task, a listener of a store.
 FAILURES: Counter[str] = Counter()
 FAILURE_KINDS = ("undo", "background", "listener")
 
-# Given the key of an owner that starts, makes what hears its stages; "" ends the last one.
+# Given the name of an owner that starts, makes what hears its stages; "" ends the last one.
 StageObserver = Callable[[str], None]
 STAGES: ContextVar[Callable[[str], StageObserver] | None] = ContextVar("stages", default=None)
 
@@ -55,9 +56,9 @@ async def finish(coro: Coroutine[object, object, T]) -> T:
 
 
 async def run_in(executor: Executor, call: Callable[..., T], *args: object) -> T:
-    """Run a blocking call on a named executor, with this task's context, to its end.
+    """Run a blocking call on an executor, with this task's context, to its end.
 
-    A cancellation is held back until the call has returned: a thread cannot be stopped.
+    A cancellation is delayed until the call has returned: a thread cannot be stopped.
     """
     context = contextvars.copy_context()
     loop = asyncio.get_running_loop()
@@ -71,8 +72,8 @@ async def run_in(executor: Executor, call: Callable[..., T], *args: object) -> T
 def detached(work: Coroutine[object, object, T], *, name: str, **facts: object) -> asyncio.Task[T]:
     """A task that outlives the call that starts it, and whose log lines do not name that call.
 
-    It has a context of its own, in which `facts` are bound for its log lines. The caller keeps the
-    task and takes its failure.
+    Its own context binds `facts` for its log lines. The caller holds the task and handles its
+    failure.
     """
     context = Context()
     context.run(structlog.contextvars.bind_contextvars, **facts)
@@ -82,22 +83,71 @@ def detached(work: Coroutine[object, object, T], *, name: str, **facts: object) 
 def supervised(
     work: Coroutine[object, object, T], *, name: str, **facts: object
 ) -> asyncio.Task[T]:
-    """A detached task that nobody need await: it is kept alive, and its failure is logged."""
+    """A detached task that need not be awaited: it is kept alive, and its failure is logged."""
     task = detached(work, name=name, **facts)
     _supervised.add(task)
     task.add_done_callback(_supervised_ended)
     return task
 
 
+@asynccontextmanager
+async def alongside(work: Coroutine[object, object, T]) -> AsyncIterator[asyncio.Task[T]]:
+    """A task that lives no longer than the block: at its end it is cancelled, if it still runs.
+
+    Its result or failure is for the block to take; one that the block does not take is dropped.
+    """
+    task = asyncio.create_task(work)
+    try:
+        yield task
+    finally:
+        await settle(task)
+
+
+class Background:
+    """At most one background task at a time, for work that is wanted again and again.
+
+    The task is a supervised one: its failure is logged and counted.
+    """
+
+    def __init__(self, name: str) -> None:
+        self._name = name
+        self._task: asyncio.Task[None] | None = None
+
+    @property
+    def running(self) -> bool:
+        """Whether the work is in progress."""
+        return self._task is not None and not self._task.done()
+
+    def start(self, work: Callable[[], Coroutine[object, object, None]]) -> None:
+        """Begin `work`, unless the last one is still in progress."""
+        if not self.running:
+            self._task = supervised(work(), name=self._name)
+
+    async def wait(self) -> None:
+        """Return when no work is in progress."""
+        while self._task is not None and not self._task.done():
+            await asyncio.wait({self._task})
+
+    async def stop(self) -> None:
+        """Cancel the work and return when it has ended."""
+        if self._task is not None:
+            await settle(self._task)
+
+
 async def settle(*tasks: asyncio.Task[Any]) -> None:
-    """Cancel `tasks` and return when all have ended; what they ended with is not raised."""
+    """Cancel `tasks` and return when all have ended; their errors are not raised."""
+    late = {task for task in tasks if task.cancel()}
+    cancelled: asyncio.CancelledError | None = None
+    while late:
+        try:
+            _, late = await asyncio.wait(late)
+        except asyncio.CancelledError as exc:
+            cancelled = exc
     for task in tasks:
-        task.cancel()
-    await finish(_all_ended(tasks))
-
-
-async def _all_ended(tasks: tuple[asyncio.Task[Any], ...]) -> None:
-    await asyncio.gather(*tasks, return_exceptions=True)
+        if not task.cancelled():
+            task.exception()
+    if cancelled is not None:
+        raise cancelled
 
 
 def _supervised_ended(task: asyncio.Task[Any]) -> None:
@@ -110,11 +160,11 @@ def _supervised_ended(task: asyncio.Task[Any]) -> None:
 class Rollback:
     """Undo steps of one verb, run in reverse unless `commit` was called.
 
-    Push an undo before its step. Unwinding stops at the first undo that fails, ends by a
-    cancellation or exceeds `step_budget_s`: the row, pushed first, then survives and tells recovery
-    what is left. `clean` says after the block whether everything was undone. The error that leaves
-    the block says in a note which undo failed and why. `verb` begins the names of the undos as
-    points of `faults`.
+    Push an undo before its step. Unwinding stops at the first undo that fails, is cancelled or
+    exceeds `step_budget_s`: the row, pushed first, then survives and shows recovery what is left.
+    `clean` says after the block whether everything was undone. The error that leaves the block
+    names in a note which undo failed and why. `verb` begins the names of the undos as points of
+    `faults`.
     """
 
     def __init__(self, verb: str, *, step_budget_s: float) -> None:
@@ -164,7 +214,7 @@ class Rollback:
 
 
 def _reason(failure: BaseException) -> str:
-    """A text for callers: that of an expected error, of any other its kind alone."""
+    """A text for callers: that of an expected error, otherwise only the class of the error."""
     if isinstance(failure, AgentError):
         return str(failure)
     if isinstance(failure, OSError) and (expected := os_errors.translated(failure)) is not None:
@@ -173,7 +223,7 @@ def _reason(failure: BaseException) -> str:
 
 
 class KeyedLocks:
-    """One asyncio lock per key, made on first use and dropped with its last user."""
+    """One asyncio lock per key, created on first use and dropped with its last user."""
 
     def __init__(self) -> None:
         self._locks: dict[str, asyncio.Lock] = {}
@@ -193,20 +243,21 @@ class KeyedLocks:
                 del self._users[key], self._locks[key]
 
 
-class Owner(Generic[T]):
-    """The task that owns one name's long work, with the stage it is in."""
+class Owner(Generic[K, T]):
+    """The task that owns one key's long work, and the stage of that work."""
 
-    def __init__(self, key: str, fingerprint: object) -> None:
+    def __init__(self, key: K, fingerprint: object, name: str) -> None:
         self.key = key
         self.fingerprint = fingerprint
+        self.name = name  # the key as texts and spans show it
         self.task: asyncio.Task[T] | None = None
         self._stage = "starting"
         observe = STAGES.get()
-        self._observer = None if observe is None else observe(key)
+        self._observer = None if observe is None else observe(name)
 
     @property
     def stage(self) -> str:
-        """What is being done; errors and spans name it."""
+        """Set the current stage; errors and spans name it."""
         return self._stage
 
     @stage.setter
@@ -216,48 +267,56 @@ class Owner(Generic[T]):
             self._observer(name)
 
     def ended(self) -> None:
-        """The last stage is over."""
+        """End the last stage."""
         if self._observer is not None:
             self._observer("")
 
 
-class Owners(Generic[T]):
+class Owners(Generic[K, T]):
     """Owner tasks by key. Callers join the task; their own cancellation leaves it running.
 
-    Work that is not done within `limit_s` is cancelled and undone; `noun` and `setting`, the key of
-    the configuration that holds the limit, are for the text of its error.
+    Work that takes over `limit_s` is cancelled and undone; `noun` and `setting`, the configuration
+    key of the limit, are for the text of its error. `show` gives a key's text.
     """
 
-    def __init__(self, *, limit_s: float, noun: str = "work", setting: str = "") -> None:
+    def __init__(
+        self,
+        *,
+        limit_s: float,
+        noun: str = "work",
+        setting: str = "",
+        show: Callable[[K], str] = str,
+    ) -> None:
         self._limit_s = limit_s
         self._noun = noun
         self._setting = setting
-        self._owners: dict[str, Owner[T]] = {}
+        self._show = show
+        self._owners: dict[K, Owner[K, T]] = {}
 
-    def get(self, key: str) -> Owner[T] | None:
-        """The owner at work on `key`, or None."""
+    def get(self, key: K) -> Owner[K, T] | None:
+        """The owner of `key`, or None."""
         return self._owners.get(key)
 
-    def all(self) -> list[Owner[T]]:
-        """Every owner at work."""
+    def all(self) -> list[Owner[K, T]]:
+        """All owners."""
         return list(self._owners.values())
 
     def start(
         self,
-        key: str,
+        key: K,
         fingerprint: object,
-        work: Callable[[Owner[T]], Coroutine[object, object, T]],
-    ) -> Owner[T]:
+        work: Callable[[Owner[K, T]], Coroutine[object, object, T]],
+    ) -> Owner[K, T]:
         """Start `work` as the owner of `key`, which must be free."""
         if key in self._owners:
-            raise RuntimeError(f"owner of {key!r} exists")
-        owner: Owner[T] = Owner(key, fingerprint)
+            raise RuntimeError(f"owner of {self._show(key)!r} exists")
+        owner: Owner[K, T] = Owner(key, fingerprint, self._show(key))
         self._owners[key] = owner
-        owner.task = asyncio.create_task(self._run(owner, work), name=f"owner:{key}")
+        owner.task = asyncio.create_task(self._run(owner, work), name=f"owner:{owner.name}")
         owner.task.add_done_callback(functools.partial(self._ended, owner))
         return owner
 
-    async def join(self, owner: Owner[T]) -> T:
+    async def join(self, owner: Owner[K, T]) -> T:
         """The owner's result; cancelling the caller does not cancel the work.
 
         Raises what the work raises, an OSError with the stage as a note, and TimedOutError with
@@ -266,6 +325,16 @@ class Owners(Generic[T]):
         if owner.task is None:
             raise RuntimeError("owner was not started")
         return await asyncio.shield(owner.task)
+
+    async def run(self, key: K, work: Callable[[Owner[K, T]], Coroutine[object, object, T]]) -> T:
+        """Join the owner at work on `key`, or start `work` as it. Raises what `join` raises."""
+        return await self.join(self.get(key) or self.start(key, None, work))
+
+    async def cancel(self, chosen: Callable[[K], bool]) -> None:
+        """Cancel the work on every key that is `chosen`, and await its undo."""
+        owners = [owner for owner in self._owners.values() if chosen(owner.key)]
+        if tasks := [owner.task for owner in owners if owner.task is not None]:
+            await settle(*tasks)
 
     async def drain(self, limit_s: float) -> None:
         """Wait for all owners up to `limit_s`, then cancel what is left and await its undo."""
@@ -276,7 +345,7 @@ class Owners(Generic[T]):
         await settle(*late)
 
     async def _run(
-        self, owner: Owner[T], work: Callable[[Owner[T]], Coroutine[object, object, T]]
+        self, owner: Owner[K, T], work: Callable[[Owner[K, T]], Coroutine[object, object, T]]
     ) -> T:
         limit = asyncio.timeout(self._limit_s)
         try:
@@ -291,10 +360,10 @@ class Owners(Generic[T]):
             owner.ended()
             del self._owners[owner.key]
 
-    def _too_late(self, owner: Owner[T], error: OSError) -> TimedOutError:
+    def _too_late(self, owner: Owner[K, T], error: OSError) -> TimedOutError:
         text = (
-            f'{self._noun} "{owner.key}" was not done within {self._limit_s:g} s and was given up; '
-            f"it was at the stage: {owner.stage}"
+            f'{self._noun} "{owner.name}" was not ready within {self._limit_s:g} s and was '
+            f"cancelled at the stage: {owner.stage}"
         )
         if self._setting:
             text += f"; if the node is only slow, raise {self._setting}"
@@ -303,7 +372,7 @@ class Owners(Generic[T]):
             late.add_note(note)
         return late
 
-    def _ended(self, owner: Owner[T], task: asyncio.Task[T]) -> None:
+    def _ended(self, owner: Owner[K, T], task: asyncio.Task[T]) -> None:
         # A task that is cancelled before its first step has not run `_run` at all.
         if self._owners.get(owner.key) is owner:
             del self._owners[owner.key]

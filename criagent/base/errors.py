@@ -1,18 +1,18 @@
-"""The error tree: one class per decision that some caller takes.
+"""The error tree: one class for each decision that some caller makes.
 
-The boundary (`cri/boundary.py`) maps classes to gRPC statuses; no other room knows a status code.
-Texts are lower case, name the object and the cause, and say the cure where there is one.
+The boundary (`cri/boundary.py`) maps classes to gRPC statuses; no other package knows a status
+code. Texts are lower case, name the object and the cause, and end with the cure if there is one.
 """
 
 from __future__ import annotations
 
 
 class AgentError(Exception):
-    """Anything the agent refuses or fails to do; INTERNAL unless a subclass says otherwise."""
+    """Anything that the agent refuses or fails to do; INTERNAL unless a subclass says otherwise."""
 
 
 class InvalidRequestError(AgentError):
-    """The request can never succeed as it is: INVALID_ARGUMENT."""
+    """The request can never succeed unchanged: INVALID_ARGUMENT."""
 
 
 class NotFoundError(AgentError):
@@ -20,11 +20,11 @@ class NotFoundError(AgentError):
 
 
 class AlreadyExistsError(AgentError):
-    """The name is taken by an object of another shape: ALREADY_EXISTS."""
+    """The name is taken by an object with a different configuration: ALREADY_EXISTS."""
 
 
 class NameReservedError(AlreadyExistsError):
-    """Another attempt still owns the name; the text tells its stage."""
+    """Another attempt still owns the name; the text names its stage."""
 
 
 class WrongStateError(AgentError):
@@ -36,7 +36,7 @@ class UnsupportedError(AgentError):
 
 
 class UnavailableError(AgentError):
-    """Not recovered yet, or shutting down; the caller should come again: UNAVAILABLE."""
+    """Not recovered yet, or shutting down; the caller should try again: UNAVAILABLE."""
 
 
 class ExhaustedError(AgentError):
@@ -44,11 +44,11 @@ class ExhaustedError(AgentError):
 
 
 class TimedOutError(AgentError):
-    """Work that carries its own time limit ran out of it: DEADLINE_EXCEEDED."""
+    """Work exceeded its own time limit: DEADLINE_EXCEEDED."""
 
 
 class NotPermittedError(AgentError):
-    """The kernel or a security module forbids the agent to do it: PERMISSION_DENIED."""
+    """The kernel or a security module denies it to the agent: PERMISSION_DENIED."""
 
 
 class CorruptError(AgentError):
@@ -58,9 +58,9 @@ class CorruptError(AgentError):
 class RegistryError(AgentError):
     """A registry failed or could not be reached: UNKNOWN with the prefix that the kubelet reads.
 
-    `url` is redacted (no credentials, no query); `codes` are the registry's own error codes.
-    `transient` says that the same request may succeed later, `retry_after_s` when the server wants
-    it again.
+    `url` is redacted (no credentials, no query); `codes` are the registry's error codes.
+    `transient` says that the same request may succeed later, `retry_after_s` when the server allows
+    a retry.
     """
 
     def __init__(
@@ -84,8 +84,8 @@ class RegistryError(AgentError):
 
 
 class RegistryDeniedError(RegistryError):
-    """The registry refused the credentials, or wants some: PERMISSION_DENIED."""
+    """The registry refused the credentials, or requires some: PERMISSION_DENIED."""
 
 
 class RegistryUnreachableError(RegistryError):
-    """No connection to a host came about: UNKNOWN, as RegistryError."""
+    """A host could not be connected to: UNKNOWN, as RegistryError."""

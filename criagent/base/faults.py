@@ -1,7 +1,7 @@
 """Named points at which tests make the daemon die or a step fail.
 
 Each step of a verb calls `reach("verb:step")` right after it took effect, and `aio.Rollback` calls
-`reach("verb:undo-step")` right before each undo. Unarmed, that is one look into an empty dict. The
+`reach("verb:undo-step")` right before each undo. Unarmed, that is one look-up in an empty dict. The
 daemon arms points from `debug.kill_at` and `debug.fail_at`: `tests/crash` proves that a SIGKILL at
 any of them loses and leaks nothing, `tests/node` that a step or an undo that fails leaves nothing
 that cannot be removed.
@@ -24,7 +24,7 @@ def arm(kill_at: str | None, fail_at: Sequence[str] = ()) -> None:
     """Die by SIGKILL when `kill_at` is reached, and fail once at each point of `fail_at`.
 
     An entry is "POINT=ENOSPC" (any name of errno), "POINT=cancel" for a CancelledError, or "POINT"
-    for EIO. What was armed before is disarmed. Raises ValueError for an unknown failure.
+    for EIO. Earlier points are disarmed. Raises ValueError for an unknown failure.
     """
     failures = dict(map(failure, fail_at))
     _armed.clear()
@@ -36,7 +36,7 @@ def arm(kill_at: str | None, fail_at: Sequence[str] = ()) -> None:
 def reach(point: str) -> None:
     """Mark `point` as reached.
 
-    Does not return when it is armed to kill. Armed to fail, it raises OSError or
+    Does not return when the point is armed to kill. When armed to fail, it raises OSError or
     asyncio.CancelledError, once.
     """
     if point in _armed:
@@ -57,7 +57,7 @@ def _act(point: str) -> None:
 
 
 def failure(entry: str) -> tuple[str, str]:
-    """The point of an entry of `fail_at`, and what happens there. Raises ValueError."""
+    """The point of an entry of `fail_at` and its failure. Raises ValueError."""
     point, _, what = entry.partition("=")
     what = what or "EIO"
     if what != _CANCEL and not isinstance(getattr(errno, what, None), int):

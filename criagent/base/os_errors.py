@@ -1,8 +1,8 @@
-"""Errors of the kernel as errors of the agent: what failed, on which object, and the cure.
+"""Errors of the kernel as errors of the agent: the call, the object, and the cure.
 
-Rooms let an OSError pass when they have nothing to add; the boundary asks here what a caller gets.
-Classes differ from absl's ErrnoToStatusCode where the CRI gives a status a meaning of its own: a
-missing file of the node is not NOT_FOUND, which the kubelet reads as "the container is gone".
+Packages let an OSError pass when they have nothing to add; the boundary translates it here. Classes
+differ from absl's ErrnoToStatusCode where the CRI gives a status a meaning of its own: a missing
+file of the node is not NOT_FOUND, which the kubelet reads as "the container is gone".
 """
 
 from __future__ import annotations
@@ -15,35 +15,44 @@ from contextlib import contextmanager
 from criagent.base import errors
 
 _FULL = "free space and inodes there"
-_DISK = "see dmesg, and repair or remount it"
+_DISK = "check dmesg, then repair or remount it"
 _REFUSED = (
-    "the agent lacks a capability, or a security module (AppArmor, SELinux, seccomp) refuses; run "
-    "`criagent doctor` and see dmesg"
+    "the agent lacks a capability, or a security module (AppArmor, SELinux, seccomp) denies the "
+    "call; run `criagent doctor` and check dmesg"
 )
 _MODULE = (
-    "the kernel lacks this feature or its module is not loaded (veth, bridge, overlay, nf_tables); "
-    "load it with modprobe, and run `criagent doctor`"
+    "the kernel lacks this feature or its module is not loaded (veth, bridge, overlay, "
+    "nf_tables); load it with modprobe and run `criagent doctor`"
 )
 _PROCESSES = (
-    "a limit of processes is reached; see TasksMax of the criagent unit, kernel.pid_max and "
+    "a limit on processes is reached; check TasksMax of the criagent unit, kernel.pid_max and "
     "kernel.threads-max"
 )
 
 _CLASSES: dict[int, tuple[type[errors.AgentError], str]] = {
     errno.ENOSPC: (errors.ExhaustedError, _FULL),
-    errno.EDQUOT: (errors.ExhaustedError, "the quota there is used up; free space or raise it"),
+    errno.EDQUOT: (
+        errors.ExhaustedError,
+        ("the disk quota is used up; free space or raise the quota"),
+    ),
     errno.EMFILE: (errors.ExhaustedError, "raise LimitNOFILE of the criagent unit"),
     errno.ENFILE: (errors.ExhaustedError, "raise the sysctl fs.file-max"),
-    errno.ENOMEM: (errors.ExhaustedError, "free memory of the node"),
-    errno.ENOBUFS: (errors.ExhaustedError, "free memory of the node"),
+    errno.ENOMEM: (errors.ExhaustedError, "free memory on the node"),
+    errno.ENOBUFS: (errors.ExhaustedError, "free memory on the node"),
     errno.EAGAIN: (errors.ExhaustedError, _PROCESSES),
     errno.EROFS: (errors.UnavailableError, f"the file system is read-only; {_DISK}"),
-    errno.EIO: (errors.UnavailableError, f"the disk fails; {_DISK}"),
+    errno.EIO: (errors.UnavailableError, f"the disk reports errors; {_DISK}"),
     errno.EUCLEAN: (errors.UnavailableError, f"the file system is damaged; {_DISK}"),
-    errno.EREMOTEIO: (errors.UnavailableError, f"the disk fails; {_DISK}"),
+    errno.EREMOTEIO: (errors.UnavailableError, f"the disk reports errors; {_DISK}"),
     errno.ESTALE: (errors.UnavailableError, "the network file system has changed; mount it again"),
-    errno.ENOTCONN: (errors.UnavailableError, "the server of this mount is gone; mount it again"),
-    errno.EHOSTDOWN: (errors.UnavailableError, "the server of this mount is gone; mount it again"),
+    errno.ENOTCONN: (
+        errors.UnavailableError,
+        ("the server of this mount does not answer; mount it again"),
+    ),
+    errno.EHOSTDOWN: (
+        errors.UnavailableError,
+        ("the server of this mount does not answer; mount it again"),
+    ),
     errno.EACCES: (errors.NotPermittedError, _REFUSED),
     errno.EPERM: (errors.NotPermittedError, _REFUSED),
     errno.ENODEV: (errors.WrongStateError, _MODULE),
@@ -53,7 +62,7 @@ _CLASSES: dict[int, tuple[type[errors.AgentError], str]] = {
     errno.ENOSYS: (errors.UnsupportedError, "the kernel is too old; run `criagent doctor`"),
     errno.ETIMEDOUT: (errors.TimedOutError, "try again"),
 }
-# By the system call that a text begins with: some limits share a number with full disks.
+# By the system call that begins the text: some limits share a number with full disks.
 _OF_CALLS: dict[str, dict[int, str]] = {
     "inotify_add_watch": {errno.ENOSPC: "raise the sysctl fs.inotify.max_user_watches"},
     "inotify_init1": {errno.EMFILE: "raise the sysctl fs.inotify.max_user_instances"},
@@ -65,10 +74,10 @@ _OF_CALLS: dict[str, dict[int, str]] = {
 
 
 def translated(error: OSError) -> errors.AgentError | None:
-    """What a caller is given for `error`; None for a library's own kind of OSError.
+    """The error that a caller sees for `error`; None for a library's own subclass of OSError.
 
-    A library's number need not be the kernel's (ssl.SSLError counts from 1), and its text need not
-    be for strangers.
+    A library's number need not be the kernel's (ssl.SSLError counts from 1), and its text may not
+    be for callers.
     """
     if type(error).__module__ != "builtins":
         return None
@@ -80,7 +89,7 @@ def translated(error: OSError) -> errors.AgentError | None:
     return kind(f"{described(error)}; {cure}" if cure else described(error))
 
 
-# The node is at fault with these whatever was asked for.
+# These are faults of the node, whatever was requested.
 _OF_THE_NODE = frozenset(
     {
         errno.ENOSPC,
@@ -100,10 +109,10 @@ _OF_THE_NODE = frozenset(
 
 
 def blamed(error: errors.AgentError) -> errors.AgentError:
-    """`error`, or one of another class when it was made of an error that only the node explains.
+    """`error`, or one of another class when its cause is an error that only the node can explain.
 
-    Many a room says that a path, a profile or a device of the request cannot be used; with a disk
-    that fails or without a free descriptor that is not the caller's fault.
+    Many callers report that a path, a profile or a device of the request is unusable; with a
+    failing disk or without a free descriptor that is not the requester's fault.
     """
     cause = error.__cause__ or error.__context__
     if type(error) not in {errors.AgentError, errors.InvalidRequestError}:
@@ -116,7 +125,7 @@ def blamed(error: errors.AgentError) -> errors.AgentError:
 
 @contextmanager
 def about(name: object) -> Iterator[None]:
-    """Give errors of the block that name no object, as those of write(2), `name` for one."""
+    """Add `name` to errors of the block that name no object, such as those of write(2)."""
     try:
         yield
     except OSError as error:

@@ -1,6 +1,6 @@
-"""Text that images, registries, plug-ins and callers control, made fit to be shown.
+"""Makes text that images, registries, plug-ins and callers control fit to be shown.
 
-Such text may be of any length and hold terminal escapes, bidirectional overrides, line breaks or
+Such text may be of any length and contain terminal escapes, bidirectional overrides, line breaks or
 lone surrogates. Whatever a status, a log line or an event shows passes `bounded` first.
 """
 
@@ -13,7 +13,7 @@ _UNENCODED = bytes(byte for byte in range(0x20, 0x7F) if byte != 0x25)
 
 
 def printable(text: str) -> str:
-    """`text` with backslash escapes for every character that does not print, line breaks too."""
+    """`text` with backslash escapes for every unprintable character, line breaks included."""
     if text.isprintable():
         return text
     return "".join(
@@ -23,9 +23,9 @@ def printable(text: str) -> str:
 
 
 def bounded(text: str, limit: int, size: Callable[[str], int] = len) -> str:
-    """`text`, printable and of at most `limit` by `size`; its middle gives way to a mark.
+    """`text`, printable and of at most `limit` by `size`; a mark replaces its middle if needed.
 
-    The beginning of an error names the object and its end the cure, so both stay. `size` must be
+    The beginning of an error names the object and its end the cure, so both remain. `size` must be
     at least the number of characters.
     """
     if len(text) <= limit:

@@ -1,4 +1,4 @@
-"""The running agent as commands reach it: its socket, a channel, and what a failed call means."""
+"""The connection to the running agent: its socket, a channel, and what a failed call means."""
 
 from __future__ import annotations
 
@@ -14,7 +14,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from criagent.cli.common import config_path
-from criagent.config.sections import Storage, files
+from criagent.config.load import files
+from criagent.config.sections import Storage
 
 if TYPE_CHECKING:
     import grpc
@@ -25,13 +26,14 @@ _MESSAGE = 16 << 20
 
 
 class UnreachableError(Exception):
-    """No agent can be asked; the text has the cure."""
+    """No agent answers; the text names the cure."""
 
 
 def socket_path(chosen: argparse.Namespace) -> Path:
     """--socket, else CONTAINER_RUNTIME_ENDPOINT as crictl reads it, else the configured socket.
 
-    Either may begin with "unix://". A configuration with mistakes still tells its socket.
+    Either may begin with "unix://". The socket is read even from a configuration that has other
+    errors.
     """
     named = chosen.socket or os.environ.get("CONTAINER_RUNTIME_ENDPOINT", "")
     if named:
@@ -52,8 +54,9 @@ def _configured(path: Path) -> Path:
 def connection(chosen: argparse.Namespace) -> Iterator[grpc.Channel]:
     """A channel to an agent that answers.
 
-    While it is in use the agent is asked for its version now and then. When it stops answering, the
-    channel is closed, which ends the call under way. Raises UnreachableError at the beginning.
+    While the channel is in use, the agent is asked for its version at intervals. When it stops
+    answering, the channel is closed, which ends the call in progress. Raises UnreachableError when
+    no agent answers at the start.
     """
     import grpc
 
@@ -75,20 +78,22 @@ def connection(chosen: argparse.Namespace) -> Iterator[grpc.Channel]:
 
 
 def _look(path: Path) -> None:
-    """Connect once: the kernel's own reason is clearer than gRPC's."""
+    """Connect once: the kernel's reason is clearer than gRPC's."""
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC) as client:
         try:
             client.connect(os.fspath(path))
         except PermissionError:
-            raise UnreachableError(f"no permission to use {path}; run this as root") from None
+            raise UnreachableError(
+                f"permission denied for {path}; run this command as root"
+            ) from None
         except FileNotFoundError:
             raise UnreachableError(
-                f"the agent is not running: there is no socket {path}; start it with "
+                f"the agent is not running: the socket {path} does not exist; start it with "
                 "`systemctl start criagent`, or name its socket with --socket"
             ) from None
         except OSError as error:
             raise UnreachableError(
-                f"nothing answers on {path} ({error.strerror}); see `systemctl status criagent`"
+                f"nothing answers on {path} ({error.strerror}); check `systemctl status criagent`"
             ) from None
 
 
@@ -103,13 +108,13 @@ def _ask(channel: grpc.Channel, path: Path) -> None:
     except grpc.RpcError as error:
         if error.code() is grpc.StatusCode.DEADLINE_EXCEEDED:
             raise UnreachableError(
-                f"the agent on {path} has not answered for {_ANSWER_S:.0f} s; see "
-                "`systemctl status criagent` and its journal"
+                f"the agent on {path} has not answered for {_ANSWER_S:.0f} s; check `systemctl "
+                "status criagent` and its journal"
             ) from None
         if error.code() is grpc.StatusCode.UNAVAILABLE:
-            text = f"the agent on {path} cannot be asked: {error.details()}"
+            text = f"the agent on {path} cannot be queried: {error.details()}"
             raise UnreachableError(text) from None
-        # Another answer is an answer.
+        # Any other status is an answer.
 
 
 def _watch(channel: grpc.Channel, path: Path, done: threading.Event) -> None:
@@ -124,7 +129,7 @@ def _watch(channel: grpc.Channel, path: Path, done: threading.Event) -> None:
 
 
 def failed(error: grpc.RpcError | UnreachableError) -> int:
-    """Print a failure; the exit status that it stands for."""
+    """Print a failure; returns the exit status for it."""
     import grpc
 
     if isinstance(error, UnreachableError):
@@ -132,13 +137,14 @@ def failed(error: grpc.RpcError | UnreachableError) -> int:
         return UNREACHABLE
     code = error.code()
     if code in {grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.DEADLINE_EXCEEDED}:
-        print(f"the agent cannot be asked: {error.details()}", file=sys.stderr)
+        print(f"the agent cannot be queried: {error.details()}", file=sys.stderr)
         return UNREACHABLE
-    if code is grpc.StatusCode.CANCELLED:  # by the watch, which has said why
+    if code is grpc.StatusCode.CANCELLED:  # by the watch, which has printed why
         return UNREACHABLE
     if code is grpc.StatusCode.UNIMPLEMENTED:
         print(
-            f"{error.details()}; is this criagent's own socket, and of this version?",
+            f"{error.details()}; check that this is criagent's socket and that both have "
+            "the same version",
             file=sys.stderr,
         )
         return 1

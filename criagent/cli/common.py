@@ -1,4 +1,4 @@
-"""What several commands do alike: options, configuration, output."""
+"""What the commands share: options, configuration, output."""
 
 from __future__ import annotations
 
@@ -8,17 +8,18 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from criagent.config.sections import DEFAULT_PATH, Config, ConfigError, load_with_origins
+from criagent.config.load import DEFAULT_PATH, ConfigError, load_with_origins
+from criagent.config.sections import Config
 
 
 def config_path(chosen: argparse.Namespace) -> Path:
-    """The main configuration file."""
+    """The path of the main configuration file."""
     path: Path | None = chosen.config
     return DEFAULT_PATH if path is None else path
 
 
 def configuration(chosen: argparse.Namespace) -> tuple[Config, dict[str, Path]] | None:
-    """The configuration and where its keys are set; None after every problem was printed."""
+    """The configuration and the file that sets each key; None after every problem was printed."""
     try:
         return load_with_origins(config_path(chosen))
     except ConfigError as error:
@@ -29,9 +30,7 @@ def configuration(chosen: argparse.Namespace) -> tuple[Config, dict[str, Path]] 
 
 def output_argument(command: argparse.ArgumentParser) -> None:
     """--output, and --json for short."""
-    command.add_argument(
-        "--output", choices=("text", "json"), default="text", help="form of the answer"
-    )
+    command.add_argument("--output", choices=("text", "json"), default="text", help="output format")
     command.add_argument(
         "--json", dest="output", action="store_const", const="json", help="same as --output json"
     )

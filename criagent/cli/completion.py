@@ -1,4 +1,4 @@
-"""Print a completion script: `source <(criagent completion bash)`."""
+"""Print a completion script for a shell, for example: source <(criagent completion bash)"""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import argparse
 import sys
 
 _BASH = """_criagent() {{
-    local words="{words}" at word="${{COMP_WORDS[COMP_CWORD]}}"
+    local words="{own}" at word="${{COMP_WORDS[COMP_CWORD]}}"
     for at in "${{COMP_WORDS[@]:1:COMP_CWORD-1}}"; do
         case $at in
 {cases}
@@ -20,11 +20,11 @@ _BASH = """_criagent() {{
 }}
 complete -o filenames -F _criagent criagent
 """
-_IMAGES = {"rm", "export", "tag"}  # actions that take images of this node
+_IMAGES = {"rm", "export", "tag"}  # actions that take images of this node as arguments
 _LIST_IMAGES = "$(criagent image ls --quiet 2> /dev/null)"
 _ZSH = """(( $+functions[compdef] )) || {{ autoload -U compinit && compinit }}
 _criagent() {{
-    local names="{words}" at
+    local names="{own}" at
     for at in "${{(@)words[2,CURRENT-1]}}"; do
         case $at in
 {cases}
@@ -40,12 +40,14 @@ compdef _criagent criagent
 
 
 def arguments(command: argparse.ArgumentParser) -> None:
-    """Which shell."""
-    command.add_argument("shell", choices=("bash", "zsh", "fish"))
+    """The shell."""
+    command.add_argument(
+        "shell", metavar="SHELL", choices=("bash", "zsh", "fish"), help="bash, zsh or fish"
+    )
 
 
 def run(chosen: argparse.Namespace) -> int:
-    """Always status 0. The script is made from the grammar itself."""
+    """Always status 0. The script is generated from the argument parser itself."""
     from criagent.cli.main import parser
 
     argv, nested, values = grammar(parser())
@@ -61,7 +63,7 @@ def run(chosen: argparse.Namespace) -> int:
         f'        {option}) {variable}="{" ".join(found)}" ;;' for option, found in values.items()
     ]
     sys.stdout.write(
-        script.format(words=" ".join(argv), cases="\n".join(cases), values="\n".join(choices))
+        script.format(own=" ".join(argv), cases="\n".join(cases), values="\n".join(choices))
     )
     return 0
 
@@ -91,19 +93,19 @@ def _fish_word(word: str) -> str:
 def grammar(
     parser: argparse.ArgumentParser,
 ) -> tuple[list[str], dict[str, list[str]], dict[str, list[str]]]:
-    """Words of the top level, those that follow each command, and the values of options."""
+    """The words of the top level, those that follow each command, and the values of options."""
     values: dict[str, list[str]] = {}
-    argv, nested = _words(parser, values)
+    argv, nested = _completions(parser, values)
     inner: dict[str, list[str]] = {}
     for name, command in nested.items():
-        own, deeper = _words(command, values)
+        own, deeper = _completions(command, values)
         inner[name] = own
         for action, last in deeper.items():
-            inner[action] = _words(last, values)[0]
+            inner[action] = _completions(last, values)[0]
     return argv, inner, values
 
 
-def _words(
+def _completions(
     parser: argparse.ArgumentParser, values: dict[str, list[str]]
 ) -> tuple[list[str], dict[str, argparse.ArgumentParser]]:
     argv: list[str] = []

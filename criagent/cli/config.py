@@ -1,4 +1,4 @@
-"""Print the default configuration or the one in force, or check the latter."""
+"""Print the default or the effective configuration, or check the configuration files."""
 
 from __future__ import annotations
 
@@ -8,14 +8,26 @@ import sys
 from criagent.cli.common import config_path, configuration
 from criagent.config.text import default_text, effective_text
 
+EXAMPLES = """examples:
+  criagent config default > /etc/criagent/config.toml
+  criagent --config new.toml config check
+
+"""
+
 
 def arguments(command: argparse.ArgumentParser) -> None:
-    """Which of them."""
-    command.add_argument("action", choices=("default", "show", "check"))
+    """The action."""
+    command.add_argument(
+        "action",
+        metavar="ACTION",
+        choices=("default", "show", "check"),
+        help="default: print every key with its default; show: print the values in force "
+        "and their files; check: print problems only",
+    )
 
 
 def run(chosen: argparse.Namespace) -> int:
-    """Status 2 when the configuration has problems, which are listed with file and key."""
+    """Status 2 when the configuration has problems, each printed with its file and key."""
     if chosen.action == "default":
         sys.stdout.write(default_text())
         return 0

@@ -1,7 +1,7 @@
 """Check this node: kernel, cgroups, disk, programs and their versions, network, configuration.
 
-Each finding that is not ok has its cure. Status 0 = all ok, 1 = warnings, 2 = something that pods
-need is missing. What --ignore names is shown, but does not count.
+Every finding that is not ok has a cure. Exit status: 0 = all ok, 1 = warnings, 2 = something that
+pods need is missing. Findings named by --ignore are shown, but do not affect the status.
 """
 
 from __future__ import annotations
@@ -13,12 +13,19 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from criagent.cli.common import config_path, output_argument, show
-from criagent.config.sections import Config, ConfigError, load
+from criagent.config.load import ConfigError, load
+from criagent.config.sections import Config
 
 if TYPE_CHECKING:
     from criagent.doctor import Finding
 
 _STATUS = {"ok": 0, "ignored": 0, "warning": 1, "error": 2}
+
+EXAMPLES = """examples:
+  criagent doctor
+  criagent doctor --json --ignore "handler runc"
+
+"""
 
 
 def arguments(command: argparse.ArgumentParser) -> None:
@@ -29,12 +36,12 @@ def arguments(command: argparse.ArgumentParser) -> None:
         metavar="CHECK",
         action="append",
         default=[],
-        help='a check whose finding does not count, such as "handler runc"; may be repeated',
+        help='exclude a check from the exit status, such as "handler runc"; may be repeated',
     )
 
 
 def run(chosen: argparse.Namespace) -> int:
-    """The worst finding's status; a wrong configuration is one, and the rest uses the defaults."""
+    """The worst finding's status. A wrong configuration is one; the others use the defaults."""
     from criagent.doctor import examine
 
     problems: list[str] = []

@@ -1,4 +1,4 @@
-"""Images of the running agent: pull, tag, remove, list, import, export, check, prune."""
+"""Pull, tag, remove, list, import, export, check and prune the images of the running agent."""
 
 from __future__ import annotations
 
@@ -21,38 +21,53 @@ if TYPE_CHECKING:
 
 _CHUNK = 1 << 20
 
+EXAMPLES = """examples:
+  criagent image pull docker.io/library/busybox:1.36
+  criagent image export node.tar docker.io/library/busybox:1.36
+  criagent image import node.tar
+  criagent image fsck --repair
+
+"""
+
 
 def arguments(command: argparse.ArgumentParser) -> None:
-    """One sub-command each."""
+    """One sub-command for each action."""
     actions = command.add_subparsers(dest="action", metavar="ACTION", required=True)
     action = actions.add_parser("import", help="import an OCI or Docker archive")
-    action.add_argument("file", help='archive, or "-" for standard input')
-    action.add_argument("--digests", action="store_true", help="print names by digest too")
+    action.add_argument("file", metavar="FILE", help='archive to read, or "-" for standard input')
+    action.add_argument("--digests", action="store_true", help="print digest references as well")
     output_argument(action)
     action = actions.add_parser("export", help="export images as one archive")
-    action.add_argument("file", help='archive to write, or "-" for standard output')
+    action.add_argument("file", metavar="FILE", help='archive to write, or "-" for standard output')
     action.add_argument("images", nargs="+", metavar="IMAGE", help="reference or id")
     action = actions.add_parser("ls", help="list images")
-    action.add_argument("--quiet", "-q", action="store_true", help="names alone")
+    action.add_argument("--quiet", "-q", action="store_true", help="print names only")
     output_argument(action)
     action = actions.add_parser("pull", help="pull an image from its registry")
     action.add_argument("image", metavar="IMAGE", help="reference")
-    action = actions.add_parser("tag", help="give an image one more tag")
+    action = actions.add_parser("tag", help="add a tag to an image")
     action.add_argument("image", metavar="IMAGE", help="reference or id")
-    action.add_argument("tag", metavar="TAG", help="the new reference")
-    action = actions.add_parser("rm", help="remove names, and images without a name left")
+    action.add_argument("tag", metavar="TAG", help="reference to add")
+    action = actions.add_parser("rm", help="remove references, and images that have none left")
     action.add_argument(
-        "images", nargs="+", metavar="IMAGE", help="name, or id for an image with all its names"
+        "images",
+        nargs="+",
+        metavar="IMAGE",
+        help="reference, or id to remove an image with all its references",
     )
-    action = actions.add_parser("fsck", help="compare images with what is on disk")
-    action.add_argument("--repair", action="store_true", help="drop what is broken")
+    action = actions.add_parser("fsck", help="check stored images against the disk")
+    action.add_argument(
+        "--repair",
+        action="store_true",
+        help="remove broken records, so that the next pull fetches them again",
+    )
     output_argument(action)
-    action = actions.add_parser("prune", help="remove what no image or container needs")
+    action = actions.add_parser("prune", help="remove data that no image or container uses")
     output_argument(action)
 
 
 def run(chosen: argparse.Namespace) -> int:
-    """Status 1 for a failure or findings that fsck did not repair, 3 without an agent."""
+    """Status 1 for a failure or for findings that fsck did not repair, 3 without an agent."""
     import grpc
 
     actions: dict[str, Callable[[argparse.Namespace, grpc.Channel], int]] = {
@@ -81,7 +96,9 @@ def _import(chosen: argparse.Namespace, channel: grpc.Channel) -> int:
     from criagent._proto import admin_pb2, admin_pb2_grpc
 
     if chosen.file == "-" and sys.stdin.isatty():
-        print("refusing to read an archive from a terminal; redirect it", file=sys.stderr)
+        print(
+            "refusing to read an archive from a terminal; redirect standard input", file=sys.stderr
+        )
         return 2
     total = 0 if chosen.file == "-" else Path(chosen.file).stat().st_size
     source: IO[bytes] = (
@@ -116,11 +133,13 @@ def _export(chosen: argparse.Namespace, channel: grpc.Channel) -> int:
     from criagent._proto import admin_pb2, admin_pb2_grpc
 
     if chosen.file == "-" and sys.stdout.isatty():
-        print("refusing to write an archive to a terminal; redirect it", file=sys.stderr)
+        print(
+            "refusing to write an archive to a terminal; redirect standard output", file=sys.stderr
+        )
         return 2
     request = admin_pb2.ExportImagesRequest(images=chosen.images)
     stream = admin_pb2_grpc.AdminStub(channel).ExportImages(request)
-    first = next(stream, None)  # before the file is touched: the call may fail
+    first = next(stream, None)  # before the file is created: the call may fail
     with _target(chosen.file) as target, Bar("written", 0) as bar:
         while first is not None:
             target.write(first.chunk)
@@ -132,18 +151,18 @@ def _export(chosen: argparse.Namespace, channel: grpc.Channel) -> int:
 
 @contextlib.contextmanager
 def _target(name: str) -> Iterator[IO[bytes]]:
-    """What an archive is written to; a file appears under its name only when it is complete."""
+    """Where an archive is written to; a file appears under its name only once it is complete."""
     if name == "-":
         yield sys.stdout.buffer
         return
     path = Path(name).resolve()
     if path.exists() and not stat.S_ISREG(path.stat().st_mode):
-        with path.open("wb") as device:  # a pipe or a device is written to, never replaced
+        with path.open("wb") as device:  # write to a pipe or a device, never replace it
             yield device
         return
     part = path.with_name(f".{path.name}.{secrets.token_hex(4)}.part")
     try:
-        # exclusive: never through a link that somebody else put there
+        # exclusive: never through a link that another user placed there
         with os.fdopen(os.open(part, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666), "wb") as file:
             yield file
         part.rename(path)

@@ -1,4 +1,4 @@
-"""Show what the running agent knows of itself: handlers, storage, network, counts."""
+"""Show what the running agent reports about itself: handlers, storage, network, counts."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from criagent.cli.common import output_argument, show
 
 
 def arguments(command: argparse.ArgumentParser) -> None:
-    """--output."""
+    """The output format."""
     output_argument(command)
 
 

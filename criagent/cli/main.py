@@ -1,4 +1,4 @@
-"""The command line: one file per command, chosen here and imported when it is needed."""
+"""The command line: one module per command, imported only when it is used."""
 
 from __future__ import annotations
 
@@ -10,49 +10,70 @@ from pathlib import Path
 
 from criagent.version import VERSION
 
-EPILOG = """exit status: 0 done; 1 failed, or a warning of doctor; 2 wrong usage or configuration,
-or a capability that is missing; 3 the daemon cannot be reached"""
+EPILOG = """exit status: 0 success; 1 failure, or a warning of doctor; 2 wrong usage, configuration
+or missing capability; 3 the agent cannot be reached"""
 
 COMMANDS = {
     "serve": "run the agent",
-    "doctor": "check this node, with a cure for each problem",
-    "info": "show what the running agent knows of itself",
-    "config": "print the default configuration or the one in force, or check it",
-    "image": "import, export, list, check and prune images",
+    "doctor": "check this node and print a cure for each problem",
+    "info": "show handlers, storage, network and counts of the running agent",
+    "config": "print or check the configuration",
+    "image": "pull, list, import, export, check and prune images",
     "version": "print the version",
     "completion": "print a completion script for bash, zsh or fish",
 }
+
+
+class _Help(argparse.HelpFormatter):
+    """Wraps paragraphs, and leaves the indented lines of examples as they are."""
+
+    def _fill_text(self, text: str, width: int, indent: str) -> str:
+        paragraphs = text.strip().split("\n\n")
+        return "\n\n".join(
+            paragraph
+            if "\n  " in paragraph
+            else super(_Help, self)._fill_text(paragraph, width, indent)
+            for paragraph in paragraphs
+        )
 
 
 LOG_LEVELS = ("debug", "info", "warning", "error")
 
 
 def global_arguments(parser: argparse.ArgumentParser, *, inner: bool) -> None:
-    """Options of every command, which may stand before it or, with `inner`, after it."""
+    """Options of every command; `inner` adds them after the command as well."""
     missing = argparse.SUPPRESS if inner else None
     parser.add_argument(
         "--config",
         type=Path,
+        metavar="FILE",
         default=missing,
         help="configuration file (default: /etc/criagent/config.toml)",
     )
     parser.add_argument(
-        "--socket", default=missing, help="the agent's socket (default: as configured)"
+        "--socket",
+        metavar="PATH",
+        default=missing,
+        help="socket of the agent (default: as configured)",
     )
     parser.add_argument(
         "--log-level",
+        metavar="LEVEL",
         choices=LOG_LEVELS,
         default=missing or "info",
-        help="what serve logs (default: info)",
+        help="log level of serve: debug, info, warning or error (default: info)",
     )
 
 
 def parser(argv: list[str] | None = None) -> argparse.ArgumentParser:
-    """The whole grammar, or that of the commands among `argv`: only their modules are imported."""
+    """The whole grammar, or only that of the commands in `argv`; other modules are not imported."""
     top = argparse.ArgumentParser(
         prog="criagent",
-        description="Kubernetes node agent (CRI).",
+        description=(
+            "Kubernetes node agent: serves the Container Runtime Interface (CRI) on a unix socket."
+        ),
         epilog=EPILOG,
+        formatter_class=_Help,
         allow_abbrev=False,
     )
     top.add_argument("--version", action="version", version=f"criagent {VERSION}")
@@ -63,7 +84,13 @@ def parser(argv: list[str] | None = None) -> argparse.ArgumentParser:
             commands.add_parser(name, help=text)
             continue
         module = importlib.import_module(f"criagent.cli.{name}")
-        command = commands.add_parser(name, help=text, description=module.__doc__, epilog=EPILOG)
+        command = commands.add_parser(
+            name,
+            help=text,
+            description=module.__doc__,
+            epilog=getattr(module, "EXAMPLES", "") + EPILOG,
+            formatter_class=_Help,
+        )
         module.arguments(command)
         _everywhere(command)
         command.set_defaults(run=module.run)
@@ -71,7 +98,7 @@ def parser(argv: list[str] | None = None) -> argparse.ArgumentParser:
 
 
 def _everywhere(command: argparse.ArgumentParser) -> None:
-    """Let the global options stand after the command and its action as well."""
+    """Accept the global options after the command and after its action as well."""
     global_arguments(command, inner=True)
     for action in command._actions:  # noqa: SLF001 - argparse has no public way to walk a grammar
         if isinstance(action, argparse._SubParsersAction):  # noqa: SLF001
@@ -91,7 +118,7 @@ def main(argv: list[str] | None = None) -> int:
         if sys.stdout is not None:
             sys.stdout.flush()
     except BrokenPipeError:
-        # The reader of our output has left; the interpreter's own flush must not complain again.
+        # The reader has closed the pipe; keep the interpreter's own flush from failing again.
         os.dup2(os.open(os.devnull, os.O_WRONLY | os.O_CLOEXEC), 1)
         return 1
     except KeyboardInterrupt:

@@ -35,7 +35,7 @@ class Bar:
             sys.stderr.write("\n")
 
     def moved(self, count: int) -> None:
-        """`count` more bytes are done."""
+        """Add `count` bytes."""
         self._done += count
         now = time.monotonic()
         if self._terminal and now - self._shown > _EVERY_S:
@@ -52,7 +52,7 @@ class Bar:
             if width > 0:
                 text += f" [{('=' * int(full * width)).ljust(width)}]"
             text += f" {full:.0%}"
-        sys.stderr.write(text + "\033[K")  # the rest of a longer line before
+        sys.stderr.write(text + "\033[K")  # cover the rest of a longer line
         sys.stderr.flush()
 
 

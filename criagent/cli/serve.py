@@ -10,11 +10,11 @@ from criagent.cli.common import configuration
 
 
 def arguments(command: argparse.ArgumentParser) -> None:
-    """None of its own."""
+    """No arguments of its own."""
 
 
 def run(chosen: argparse.Namespace) -> int:
-    """Status 2 for a wrong configuration, 1 when it cannot start."""
+    """Status 2 for a wrong configuration, 1 when the agent cannot start."""
     loaded = configuration(chosen)
     if loaded is None:
         return 2

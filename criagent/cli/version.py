@@ -8,7 +8,7 @@ from criagent.version import VERSION
 
 
 def arguments(command: argparse.ArgumentParser) -> None:
-    """None of its own."""
+    """No arguments of its own."""
 
 
 def run(chosen: argparse.Namespace) -> int:

@@ -1,0 +1,1 @@
+"""The configuration: sections with their keys, reading, checks, and its texts."""

@@ -1,46 +1,140 @@
-"""The configuration as TOML: the defaults, and what is in force."""
+"""The configuration as text: TOML of the defaults or of what is in force, and its reference."""
 
 from __future__ import annotations
 
 import json
-from dataclasses import fields, is_dataclass
+import textwrap
+from collections.abc import Iterator
+from dataclasses import MISSING, Field, fields, is_dataclass
 from pathlib import Path
+from typing import Any, Literal, get_args, get_origin, get_type_hints
 
+from criagent.config.keys import about
+from criagent.config.runtime_section import Handler
 from criagent.config.sections import Config
+
+_COLUMNS = 100
+
+_HEAD = """\
+# Configuration of criagent. Every key has its default here and is commented out.
+# /etc/criagent/config.toml is read first, then config.d/*.toml beside it in name order; later files
+# win key by key. `criagent config check` lists every problem. Restart criagent after a change.
+"""
+
+_REFERENCE_HEAD = """\
+# Configuration
+
+<!-- Generated from criagent/config by `make reference`. -->
+
+criagent reads `/etc/criagent/config.toml`, then `config.d/*.toml` beside it in name order. Later
+files win key by key. A missing key has its default.
+
+| command | what it does |
+|---|---|
+| `criagent config check` | lists every problem with its file and key |
+| `criagent config show` | prints the values in force with the file that sets each |
+| `criagent config default` | prints every key with its default as TOML |
+
+A change takes effect with `systemctl restart criagent`; containers keep running. Names that end in
+`_s` are in seconds, names that end in `_bytes` in bytes. Paths are absolute.
+"""
+
+_HANDLERS_HEAD = """\
+## [runtime.handlers.NAME]
+
+One OCI runtime under the name that a RuntimeClass uses. `crun` and `runc` exist by default; a file
+can change single keys of them, and `runtime.handlers.runc = false` removes one.
+"""
 
 
 def default_text() -> str:
-    """The default configuration as TOML; every key is commented out."""
-    lines: list[str] = []
-    for section in fields(Config):
-        value = getattr(Config(), section.name)
-        lines.append(f"[{section.name}]")
+    """The default configuration as TOML; every key is commented out, below what it does."""
+    lines = [_HEAD]
+    for section, value in _sections(Config()):
+        lines += [*_comment(_summary(value)), f"[{section}]"]
         for key in fields(value):
-            item = getattr(value, key.name)
-            if isinstance(item, dict):
-                lines += [f"# {key.name}.{name} = {_toml(entry)}" for name, entry in item.items()]
-            else:
-                lines.append(f"# {key.name} = {_toml(item)}")
-        lines.append("")
+            lines += _comment(about(key).text + _choices(type(value), key, '"'))
+            lines += [f"#{line}" for line in _assignments(key.name, getattr(value, key.name))]
+            lines.append("")
     return "\n".join(lines)
 
 
 def effective_text(config: Config, origins: dict[str, Path]) -> str:
     """The configuration in force as TOML, each key that a file sets with that file's name."""
     lines: list[str] = []
-    for section in fields(Config):
-        value = getattr(config, section.name)
-        lines.append(f"[{section.name}]")
+    for section, value in _sections(config):
+        lines.append(f"[{section}]")
         for key in fields(value):
-            origin = origins.get(f"{section.name}.{key.name}")
+            origin = origins.get(f"{section}.{key.name}")
             comment = f"  # {origin}" if origin else ""
             item = getattr(value, key.name)
-            if isinstance(item, dict):
-                lines += [f"{key.name}.{name} = {_toml(v)}{comment}" for name, v in item.items()]
-            else:
-                lines.append(f"{key.name} = {_toml(item)}{comment}")
+            lines += [f"{line}{comment}" for line in _assignments(key.name, item)]
         lines.append("")
     return "\n".join(lines)
+
+
+def reference_text() -> str:
+    """docs/configuration.md."""
+    parts = [_REFERENCE_HEAD]
+    for section, value in _sections(Config()):
+        parts += [f"## [{section}]\n", f"{_summary(value)}\n", _table(type(value))]
+        if section == "runtime":
+            parts += [_HANDLERS_HEAD, _table(Handler)]
+    return "\n".join(parts)
+
+
+def _sections(config: Config) -> Iterator[tuple[str, Any]]:
+    for section in fields(Config):
+        yield section.name, getattr(config, section.name)
+
+
+def _summary(section: object) -> str:
+    return (type(section).__doc__ or "").strip()
+
+
+def _comment(text: str) -> list[str]:
+    return textwrap.wrap(
+        text,
+        _COLUMNS,
+        initial_indent="# ",
+        subsequent_indent="# ",
+        break_on_hyphens=False,
+        break_long_words=False,
+    )
+
+
+def _table(section: type) -> str:
+    rows = ["| key | default | what it does |", "|---|---|---|"]
+    for key in fields(section):
+        text = _escaped(about(key).text + _choices(section, key, "`"))
+        rows.append(f"| `{key.name}` | {_default_cell(key)} | {text} |")
+    return "\n".join([*rows, ""])
+
+
+def _default_cell(key: Field[Any]) -> str:
+    if key.default is not MISSING:
+        return f"`{_toml(key.default)}`"
+    if key.default_factory is not MISSING:
+        return ", ".join(f"`{name}`" for name in key.default_factory())
+    return "none, required"
+
+
+def _choices(section: type, key: Field[Any], quote: str) -> str:
+    hint = get_type_hints(section)[key.name]
+    if get_origin(hint) is not Literal:
+        return ""
+    *others, last = (f"{quote}{choice}{quote}" for choice in get_args(hint))
+    return f" Values: {', '.join(others)} or {last}."
+
+
+def _escaped(text: str) -> str:
+    return text.replace("|", "\\|")
+
+
+def _assignments(name: str, value: object) -> list[str]:
+    if isinstance(value, dict):
+        return [f"{name}.{entry} = {_toml(item)}" for entry, item in value.items()]
+    return [f"{name} = {_toml(value)}"]
 
 
 def _toml(value: object) -> str:

@@ -1,4 +1,4 @@
-"""The agent's own service, on the same socket: what its command line needs beside the CRI."""
+"""The agent's own service, on the CRI socket: what its command line needs beyond the CRI."""
 
 from __future__ import annotations
 
@@ -13,14 +13,11 @@ import grpc
 from criagent._proto import admin_pb2, admin_pb2_grpc
 from criagent.base.aio import finish, run_in
 from criagent.base.errors import InvalidRequestError
+from criagent.cri.report import AgentReport
 from criagent.image.archive.room import Room
 from criagent.image.archive.sniff import START, check_start
 from criagent.image.blobs import disk_full
 from criagent.image.images import Images, temporary
-from criagent.model.container import ContainerState
-from criagent.model.sandbox import SandboxState
-from criagent.runtime.runtime import Runtime
-from criagent.version import VERSION
 
 if TYPE_CHECKING:
     Context = grpc.aio.ServicerContext[Any, Any]
@@ -28,68 +25,25 @@ _CHUNK = 1 << 20
 
 
 class AdminService(admin_pb2_grpc.AdminServicer):
-    """Info, import, export, tag, fsck and prune."""
+    """Serves info, import, export, tag, fsck and prune."""
 
-    def __init__(self, runtime: Runtime, images: Images, fs: Executor) -> None:
-        self._runtime = runtime
+    def __init__(self, report: AgentReport, images: Images, fs: Executor) -> None:
+        self._report = report
         self._images = images
         self._fs = fs
 
     async def Info(
         self, request: admin_pb2.InfoRequest, context: Context
     ) -> admin_pb2.InfoResponse:
-        sandboxes = [sandbox for sandbox in self._runtime.sandboxes.all() if sandbox.visible]
-        containers = [
-            container for container in self._runtime.containers.all() if container.visible
-        ]
-        network = self._runtime.networks.default
-        condition = network.condition()
-        reason, message = await self._runtime.unready()
-        usages = self._images.fs_usage(), self._images.container_fs_usage()
-        document = {
-            "version": VERSION,
-            "conditions": [
-                _condition("RuntimeReady", reason, message),
-                _condition("NetworkReady", condition.reason, condition.message),
-            ],
-            "sandboxes": {
-                "ready": sum(1 for sandbox in sandboxes if sandbox.state is SandboxState.READY),
-                "total": len(sandboxes),
-            },
-            "containers": {
-                state.name.lower(): sum(1 for container in containers if container.state is state)
-                for state in ContainerState
-                if state is not ContainerState.UNKNOWN
-            },
-            "images": len(self._images.all()),
-            "storage": {
-                "root": str(self._runtime.paths.root),
-                "run_dir": str(self._runtime.paths.run_dir),
-                "used_bytes": sum(usage.used_bytes for usage in usages),
-            },
-            "conmon": {"problem": self._runtime.monitor_problem},
-            "cgroup_driver": str(self._runtime.cgroup_driver),
-            "network": {
-                "backend": network.backend,
-                "ready": condition.ready,
-                "message": condition.message,
-            },
-            "handlers": [
-                {
-                    "name": facts.name,
-                    "path": str(facts.path),
-                    "version": facts.version,
-                    "problem": facts.problem,
-                }
-                for facts in self._runtime.handlers
-            ],
-        }
+        document = await self._report.document()
         return admin_pb2.InfoResponse(json=json.dumps(document))
 
     async def ImportImages(
         self, request_iterator: AsyncIterator[admin_pb2.ImportImagesRequest], context: Context
     ) -> admin_pb2.ImportImagesResponse:
-        start = bytearray()  # enough of it to refuse what is no archive before it takes disk
+        start = (
+            bytearray()
+        )  # enough bytes to recognise an archive before any of it takes disk space
         async for message in request_iterator:
             start += message.chunk
             if len(start) >= START:
@@ -165,10 +119,6 @@ class AdminService(admin_pb2_grpc.AdminServicer):
         return admin_pb2.PruneResponse(
             freed_bytes=result.freed_bytes, blobs=result.blobs, snapshots=result.snapshots
         )
-
-
-def _condition(kind: str, reason: str, message: str) -> dict[str, object]:
-    return {"type": kind, "status": not reason, "reason": reason, "message": message}
 
 
 def _write(file: IO[bytes], chunk: bytes, room: Room) -> None:

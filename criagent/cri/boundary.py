@@ -1,9 +1,9 @@
 """The edge of the daemon: statuses, access log, spans, timings and readiness of every call.
 
 The only place that catches everything. A handler never ends without a status: grpc.aio sends none
-for a CancelledError of its own making, and the client would hang. All log lines of a call carry its
-trace id and what its request is about; those of a failure are errors, or warnings where the caller
-asked for what cannot be.
+for a CancelledError that the handler raises itself, and the client would hang. All log lines of a
+call carry its trace id and the subject of its request; those of a failure are errors, or warnings
+if the caller asked for something impossible.
 """
 
 from __future__ import annotations
@@ -32,8 +32,8 @@ from criagent.telemetry.telemetry import CallSpan, Telemetry
 
 _QUIET = ("List", "Status", "Version", "Stats", "ImageFsInfo", "Info", "RuntimeConfig", "ExecSync")
 _ALWAYS_SERVED = ("Version",)
-_FACT = 256  # characters of what a request names
-# The caller asked for what cannot be, or left: nothing of the node is wrong.
+_FACT = 256  # characters of a request's subject
+# The caller asked for something impossible, or left: the node itself is fine.
 _CALLERS_OWN = frozenset(
     {
         StatusCode.CANCELLED,
@@ -51,9 +51,8 @@ log: structlog.stdlib.BoundLogger = structlog.get_logger(__name__)
 
 @dataclass(slots=True)
 class _Call:
-    """One call under way."""
+    """One call in progress."""
 
-    service: str
     name: str
     streams: bool
     started: float = field(default_factory=time.perf_counter)
@@ -65,8 +64,8 @@ class _Call:
 class Boundary(grpc.aio.ServerInterceptor):
     """Wraps every handler.
 
-    `ready` says whether calls other than Version are served, `about` what a request is about: facts
-    for log lines and spans.
+    `ready` says whether calls other than Version are served; `about` returns the subject of a
+    request: facts for log lines and spans.
     """
 
     def __init__(
@@ -78,19 +77,21 @@ class Boundary(grpc.aio.ServerInterceptor):
         self._telemetry = telemetry
         self._ready = ready
         self._about = about
-        self.failed: Counter[str] = Counter()  # calls by the name of their status
+        self.failed: Counter[str] = Counter()  # calls by status
         self._handlers: dict[str, Any] = {}
         self._calls: dict[object, _Call] = {}
 
     def in_flight(self) -> dict[str, float]:
-        """How many calls are being served, by method; may be asked from any thread."""
+        """The number of calls in progress, by method; callable from any thread."""
         counts: dict[str, float] = {}
         for call in list(self._calls.values()):
             counts[call.name] = counts.get(call.name, 0) + 1
         return counts
 
     def oldest_s(self) -> float:
-        """For how long the oldest call that has one answer has waited for it; 0 for none."""
+        """The age in seconds of the oldest call with a single answer that is still in progress; 0
+        for none.
+        """
         started = [call.started for call in list(self._calls.values()) if not call.streams]
         return time.perf_counter() - min(started) if started else 0.0
 
@@ -146,9 +147,11 @@ class Boundary(grpc.aio.ServerInterceptor):
     async def _call(
         self, method: str, context: Any, *, streams: bool
     ) -> AsyncIterator[Callable[[Any], Any]]:
-        """The block of one call; what it gives takes the request once that is decoded."""
+        """The block of one call; the function that it yields takes the request once that is
+        decoded.
+        """
         service, _, name = method.strip("/").rpartition("/")
-        call = self._calls[context] = _Call(service, name, streams)
+        call = self._calls[context] = _Call(name, streams)
         parent = extract(dict(context.invocation_metadata() or ()))
         with self._telemetry.call_span(service, name, parent) as span:
             call.trace_id = span.trace_id or f"{random.getrandbits(128):032x}"
@@ -169,7 +172,7 @@ class Boundary(grpc.aio.ServerInterceptor):
                     self._failed(call, error)
                 finally:
                     del self._calls[context]
-                    self._account(call, span)  # before the caller hears of it
+                    self._account(call, span)  # before the client sees the answer
                     structlog.contextvars.unbind_contextvars(*bound)
         if call.code is not StatusCode.OK:
             await context.abort(call.code, call.text)
@@ -182,11 +185,11 @@ class Boundary(grpc.aio.ServerInterceptor):
         return request
 
     def _given_up(self, call: _Call, context: Any) -> bool:
-        """Whether the caller has left; otherwise work that the call joined was cancelled."""
+        """Whether the client left; otherwise work that the call had joined was cancelled."""
         task = asyncio.current_task()
         if task is not None and not task.cancelling():
             call.code = StatusCode.ABORTED
-            call.text = "the work was cancelled by a stop of its pod or of the agent; try again"
+            call.text = "the work was cancelled because its pod or the agent was stopped; try again"
             return False
         late = context.time_remaining() == 0
         call.code = StatusCode.CANCELLED
@@ -209,24 +212,24 @@ class Boundary(grpc.aio.ServerInterceptor):
             (log.debug if quiet else log.info)(CALL, **facts)
             return
         self.failed[code.name] += 1
-        # The time-out of an ExecSync is a probe's own, and recovery has lines of its own.
+        # The time-out of an ExecSync belongs to the probe, and recovery logs lines of its own.
         probe = call.name == "ExecSync" and code is StatusCode.DEADLINE_EXCEEDED
         warns = code in _CALLERS_OWN or probe or not self._ready()
         (log.warning if warns else log.error)(CALL, **facts, error=call.text)
 
 
 def _decoded(request: Any, decode: Callable[[Any], Any]) -> Any:
-    """The message; gRPC itself would tell a broken one by a Python error of status UNKNOWN."""
+    """The decoded message; gRPC would answer a malformed one with a Python error and status
+    UNKNOWN.
+    """
     try:
         return decode(request)
     except DecodeError as error:
-        raise errors.InvalidRequestError(
-            "malformed request: it cannot be decoded as a message of its type"
-        ) from error
+        raise errors.InvalidRequestError("malformed request: cannot decode the message") from error
 
 
 def _ready_made(serializer: Callable[[Any], bytes]) -> Callable[[Any], bytes]:
-    """Lets a handler answer with bytes: long lists are serialized where they are made."""
+    """Lets a handler answer with bytes: long lists are serialized where they are built."""
 
     def serialize(answer: Any) -> bytes:
         return answer if isinstance(answer, bytes) else serializer(answer)

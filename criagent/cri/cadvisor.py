@@ -1,9 +1,9 @@
-"""What cAdvisor in the kubelet asks a containerd, answered for criagent's containers.
+"""The part of containerd's API that the kubelet's cAdvisor uses, served for criagent's containers.
 
 The kubelet's default gates take container metrics from cAdvisor, which knows a container's pod only
 through containerd's or CRI-O's own socket. Three read-only calls of containerd's API are enough:
 Version, Containers.Get and Tasks.Get, in containerd's namespace "k8s.io". Environment variables are
-left out of the specification: nothing secret is on this socket.
+left out of the specification, so this socket reveals no secrets.
 """
 
 from __future__ import annotations
@@ -40,14 +40,14 @@ if TYPE_CHECKING:
     Context = grpc.aio.ServicerContext[Any, Any]
 
 _NAMESPACE = "k8s.io"
-_KIND = "io.cri-containerd.kind"  # cAdvisor reads the network of kind "sandbox" alone
+_KIND = "io.cri-containerd.kind"  # cAdvisor reads the network only of kind "sandbox"
 _SPEC = "types.containerd.io/opencontainers/runtime-spec/1/Spec"
 
 log: structlog.stdlib.BoundLogger = structlog.get_logger(__name__)
 
 
 class CadvisorService:
-    """The three calls. Ids are whole: cAdvisor takes them from names of cgroups."""
+    """The three calls. Ids are complete: cAdvisor takes them from names of cgroups."""
 
     def __init__(
         self,
@@ -76,7 +76,7 @@ class CadvisorService:
         )
 
     async def version(self, _: Empty, __: Context) -> containerd_pb2.VersionResponse:
-        """Version of criagent, which is not containerd's."""
+        """criagent's version, which is not containerd's."""
         return containerd_pb2.VersionResponse(version=VERSION, revision="criagent")
 
     async def container(
@@ -106,7 +106,7 @@ class CadvisorService:
     async def task(
         self, request: containerd_pb2.GetTaskRequest, context: Context
     ) -> containerd_pb2.GetTaskResponse:
-        """The process of a container, or the one whose network is a sandbox's."""
+        """The process of a container, or the process whose network is a sandbox's."""
         found = await self._find(request.container_id, context)
         task = self._container_task(found) if isinstance(found, Container) else self._task(found)
         if task is None or request.exec_id:
@@ -147,7 +147,7 @@ class CadvisorService:
 
 
 class Cadvisor:
-    """The server of these calls on a socket of its own, with the cgroups that go with it.
+    """The server of these calls on its own socket, and the cgroups that belong to it.
 
     An empty `path` switches both off.
     """
@@ -162,7 +162,7 @@ class Cadvisor:
     async def listen(self) -> None:
         """Serve, unless another program serves at that path: then log it and leave the path alone.
 
-        To be called before recovery. Raises OSError when the directory cannot be made.
+        To be called before recovery. Raises OSError when the directory cannot be created.
         """
         await self._networks.clear()
         if self._path is None:
@@ -183,7 +183,7 @@ class Cadvisor:
         self._server, self._inode = server, self._path.stat().st_ino
 
     def recovered(self) -> None:
-        """Show the networks of pods from now on: cAdvisor asks once for each new cgroup."""
+        """Publish the networks of pods from now on: cAdvisor asks only once for each new cgroup."""
         if self._server is not None:
             self._networks.start()
             log.info("cadvisor_socket_served", socket=str(self._path))
@@ -200,7 +200,7 @@ class Cadvisor:
 
 
 def _taken(path: Path) -> str | None:
-    """Why the path is not ours to serve on; None when it is free or stale."""
+    """Why the path cannot be used; None when it is free or stale."""
     try:
         mode = path.stat().st_mode
     except FileNotFoundError:

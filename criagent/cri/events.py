@@ -1,7 +1,7 @@
-"""GetContainerEvents: what happens to pods and containers, told once it is in the rows.
+"""GetContainerEvents: what happens to pods and containers, sent once it is stored.
 
-Each subscriber has a bounded queue. One that does not keep up is let go and has to list anew, which
-kubelets do by themselves: a gap that nobody told of would be worse.
+Every subscriber has a bounded queue. A subscriber that does not keep up is disconnected and has to
+list again, which kubelets do by themselves; an unnoticed gap would be worse.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ _Queue = asyncio.Queue["api_pb2.ContainerEventResponse | None"]
 
 
 class Events:
-    """Listens to the stores from its making on."""
+    """Listens to the stores from its construction on."""
 
     def __init__(
         self, sandboxes: SandboxStore, containers: ContainerStore, now_ns: Callable[[], int]
@@ -37,16 +37,22 @@ class Events:
         self._overrun: set[_Queue] = set()
         self._closed = False
         self.dropped = 0  # subscribers that were too slow
-        self._boxes: dict[str, Sandbox] = {sandbox.id: sandbox for sandbox in sandboxes.all()}
-        self._rows: dict[str, Container] = {
+        self._known_sandboxes: dict[str, Sandbox] = {
+            sandbox.id: sandbox for sandbox in sandboxes.all()
+        }
+        self._known_containers: dict[str, Container] = {
             container.id: container for container in containers.all()
         }
         sandboxes.listeners.append(self._sandbox)
         containers.listeners.append(self._container)
 
+    def now_ns(self) -> int:
+        """The clock by which events and statuses are ordered."""
+        return self._now_ns()
+
     @property
     def subscribers(self) -> int:
-        """How many are listening."""
+        """The number of subscribers."""
         return len(self._queues)
 
     @contextmanager
@@ -60,17 +66,18 @@ class Events:
         else:
             self._queues.add(queue)
         try:
-            yield self._told(queue)
+            yield self._events_of(queue)
         finally:
             self._queues.discard(queue)
             self._overrun.discard(queue)
 
-    async def _told(self, queue: _Queue) -> AsyncIterator[api_pb2.ContainerEventResponse]:
+    async def _events_of(self, queue: _Queue) -> AsyncIterator[api_pb2.ContainerEventResponse]:
         while (event := await queue.get()) is not None:
             yield event
         if queue in self._overrun:
             raise ExhaustedError(
-                f"more than {_QUEUE} events were not read in time; list, and subscribe again"
+                f"the subscriber fell behind: more than {_QUEUE} events were not read in "
+                "time; list, then subscribe again"
             )
 
     def close(self) -> None:
@@ -79,36 +86,36 @@ class Events:
         for queue in list(self._queues):
             self._end(queue)
 
-    def _container(self, row_id: str, container: Container | None) -> None:
-        before = self._rows.get(row_id)
+    def _container(self, container_id: str, container: Container | None) -> None:
+        before = self._known_containers.get(container_id)
         if container is None:
-            self._rows.pop(row_id, None)
+            self._known_containers.pop(container_id, None)
             if before is not None and before.visible:
-                self._tell(row_id, before.sandbox_id, api_pb2.CONTAINER_DELETED_EVENT)
+                self._publish(container_id, before.sandbox_id, api_pb2.CONTAINER_DELETED_EVENT)
             return
-        self._rows[row_id] = container
+        self._known_containers[container_id] = container
         if container.visible and (before is None or not before.visible):
-            self._tell(row_id, container.sandbox_id, api_pb2.CONTAINER_CREATED_EVENT)
+            self._publish(container_id, container.sandbox_id, api_pb2.CONTAINER_CREATED_EVENT)
         if container.started_at_ns and not (before and before.started_at_ns):
-            self._tell(row_id, container.sandbox_id, api_pb2.CONTAINER_STARTED_EVENT)
+            self._publish(container_id, container.sandbox_id, api_pb2.CONTAINER_STARTED_EVENT)
         if container.finished_at_ns and not (before and before.finished_at_ns):
-            self._tell(row_id, container.sandbox_id, api_pb2.CONTAINER_STOPPED_EVENT)
+            self._publish(container_id, container.sandbox_id, api_pb2.CONTAINER_STOPPED_EVENT)
 
-    def _sandbox(self, box_id: str, sandbox: Sandbox | None) -> None:
-        before = self._boxes.get(box_id)
+    def _sandbox(self, sandbox_id: str, sandbox: Sandbox | None) -> None:
+        before = self._known_sandboxes.get(sandbox_id)
         if sandbox is None:
-            self._boxes.pop(box_id, None)
+            self._known_sandboxes.pop(sandbox_id, None)
             if before is not None and before.visible:
-                self._tell(box_id, box_id, api_pb2.CONTAINER_DELETED_EVENT, before)
+                self._publish(sandbox_id, sandbox_id, api_pb2.CONTAINER_DELETED_EVENT, before)
             return
-        self._boxes[box_id] = sandbox
+        self._known_sandboxes[sandbox_id] = sandbox
         if sandbox.ready_at_ns and not (before and before.ready_at_ns):
-            self._tell(box_id, box_id, api_pb2.CONTAINER_CREATED_EVENT)
-            self._tell(box_id, box_id, api_pb2.CONTAINER_STARTED_EVENT)
+            self._publish(sandbox_id, sandbox_id, api_pb2.CONTAINER_CREATED_EVENT)
+            self._publish(sandbox_id, sandbox_id, api_pb2.CONTAINER_STARTED_EVENT)
         if sandbox.stopped_at_ns and not (before and before.stopped_at_ns):
-            self._tell(box_id, box_id, api_pb2.CONTAINER_STOPPED_EVENT)
+            self._publish(sandbox_id, sandbox_id, api_pb2.CONTAINER_STOPPED_EVENT)
 
-    def _tell(
+    def _publish(
         self,
         object_id: str,
         sandbox_id: str,
@@ -134,7 +141,7 @@ class Events:
                 self._end(queue)
 
     def _end(self, queue: _Queue) -> None:
-        """Nothing more is put into `queue`, and its reader finds the end at once."""
+        """Put nothing more into `queue`, and let its reader find the end at once."""
         self._queues.discard(queue)
         while not queue.empty():
             queue.get_nowait()

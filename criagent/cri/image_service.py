@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import AsyncIterator, Collection
+from collections.abc import AsyncIterator
 from typing import TYPE_CHECKING, Any
 
 import grpc
@@ -11,24 +11,24 @@ import grpc
 from criagent._proto import api_pb2, api_pb2_grpc
 from criagent.cri.convert.common import required
 from criagent.cri.convert.image import filesystem_usage, image_message, registry_auth
-from criagent.cri.listing import Messages
+from criagent.cri.listing import Messages, pieces
 from criagent.image.images import Images
 from criagent.model.image import Image
-from criagent.runtime.node.handlers import check_image_handler
+from criagent.runtime.node.handlers import Handlers
+from criagent.store.images import ImageStore
 
 if TYPE_CHECKING:
     Context = grpc.aio.ServicerContext[Any, Any]
-_CHUNK = 100
 
 
 class ImageService(api_pb2_grpc.ImageServiceServicer):
     """Images of this node; all OCI runtime handlers share them."""
 
-    def __init__(self, images: Images, handlers: Collection[str]) -> None:
+    def __init__(self, images: Images, store: ImageStore, handlers: Handlers) -> None:
         self._images = images
         self._handlers = handlers
         self._messages = Messages[Image, api_pb2.Image](
-            images.store, lambda image: image.id, self._message
+            store, lambda image: image.id, self._message
         )
 
     def _message(self, image: Image) -> api_pb2.Image:
@@ -42,9 +42,8 @@ class ImageService(api_pb2_grpc.ImageServiceServicer):
     async def StreamImages(
         self, request: api_pb2.StreamImagesRequest, context: Context
     ) -> AsyncIterator[api_pb2.StreamImagesResponse]:
-        images = self._listed(request.filter)
-        for at in range(0, len(images), _CHUNK):
-            yield api_pb2.StreamImagesResponse(images=images[at : at + _CHUNK])
+        for piece in pieces(self._listed(request.filter)):
+            yield api_pb2.StreamImagesResponse(images=piece)
 
     def _listed(self, wanted: api_pb2.ImageFilter) -> list[api_pb2.Image]:
         if not wanted.image.image:
@@ -94,6 +93,6 @@ class ImageService(api_pb2_grpc.ImageServiceServicer):
         )
 
     def _name(self, spec: api_pb2.ImageSpec) -> str:
-        """What names the image. Raises InvalidRequestError."""
-        check_image_handler(spec.runtime_handler, self._handlers)
+        """The reference or id of the image. Raises InvalidRequestError."""
+        self._handlers.check_image(spec.runtime_handler)
         return required(spec.image, "image.image")

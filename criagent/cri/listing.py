@@ -1,13 +1,13 @@
-"""Ready-made list items, rebuilt when their row changes.
+"""Encoded list items, rebuilt when their row changes.
 
-Sandboxes and containers are kept as they go over the wire, so a list answer is a join of bytes: no
-row is converted, no message is copied and nothing is awaited in a List call.
+Sandboxes and containers are stored as they go over the wire, so a list answer is a join of bytes:
+no row is converted, no message is copied and nothing is awaited in a List call.
 """
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Generic, Protocol, TypeVar
 
 from criagent._proto import api_pb2
@@ -15,12 +15,14 @@ from criagent.cri.convert.common import selected
 
 R = TypeVar("R")
 M = TypeVar("M")
+T = TypeVar("T")
 
+_CHUNK = 100  # items of a streamed list at once
 _FIRST_FIELD = b"\x0a"  # the one field of all these answers: number 1, length-delimited
 
 
 class Listed(Protocol[R]):
-    """A store of rows that tells of changes."""
+    """A store of rows that reports changes."""
 
     @property
     def listeners(self) -> list[Callable[[str, R | None], None]]: ...
@@ -28,7 +30,7 @@ class Listed(Protocol[R]):
 
 
 class Messages(Generic[R, M]):
-    """One message per row for which `build` gives one, in the order of first appearance."""
+    """One message per row for which `build` returns one, in the order of first appearance."""
 
     def __init__(
         self, store: Listed[R], key: Callable[[R], str], build: Callable[[R], M | None]
@@ -43,17 +45,17 @@ class Messages(Generic[R, M]):
         """Every message."""
         return self._messages.values()
 
-    def _changed(self, row_id: str, container: R | None) -> None:
+    def _changed(self, object_id: str, container: R | None) -> None:
         message = None if container is None else self._build(container)
         if message is None:
-            self._messages.pop(row_id, None)
+            self._messages.pop(object_id, None)
         else:
-            self._messages[row_id] = message
+            self._messages[object_id] = message
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class _Item:
-    """One item: what filters look at, and the bytes of it within a list answer."""
+    """One item: the fields that filters read, and its bytes within a list answer."""
 
     id: str
     sandbox_id: str
@@ -86,7 +88,7 @@ class Encoded(Generic[R]):
         self._items = Messages[R, _Item](store, key, lambda container: _item(build(container)))
 
     def chosen(self, wanted: api_pb2.PodSandboxFilter | api_pb2.ContainerFilter) -> list[bytes]:
-        """Those that fit every part of the filter; ids may be prefixes."""
+        """Items that match every part of the filter; ids may be prefixes."""
         sandbox = wanted.pod_sandbox_id if isinstance(wanted, api_pb2.ContainerFilter) else ""
         by_state = wanted.HasField("state")
         if not (wanted.id or sandbox or by_state or wanted.label_selector):
@@ -110,3 +112,8 @@ def framed(message: bytes) -> bytes:
         rest >>= 7
     length.append(rest)
     return bytes(length) + message
+
+
+def pieces(items: Sequence[T]) -> list[Sequence[T]]:
+    """`items` in the chunks of a streamed list."""
+    return [items[at : at + _CHUNK] for at in range(0, len(items), _CHUNK)]

@@ -1,16 +1,15 @@
-"""RuntimeService of CRI v1: each method converts, calls one verb, and converts back."""
+"""RuntimeService of CRI v1: each method converts, enters by one door, and converts back."""
 
 from __future__ import annotations
 
 import json
-import platform
 from collections.abc import AsyncIterator
 from typing import TYPE_CHECKING, Any
 
 import grpc
 
 from criagent._proto import api_pb2, api_pb2_grpc
-from criagent.base.errors import InvalidRequestError, NotFoundError, UnsupportedError
+from criagent.base.errors import InvalidRequestError, UnsupportedError
 from criagent.cri.convert.common import resources
 from criagent.cri.convert.container import (
     container_message,
@@ -19,37 +18,49 @@ from criagent.cri.convert.container import (
     pod_containers,
 )
 from criagent.cri.convert.sandbox import sandbox_message, sandbox_spec, sandbox_status
+from criagent.cri.doors import Containers, Sandboxes, Sessions
 from criagent.cri.events import Events
-from criagent.cri.listing import Encoded
-from criagent.cri.stats_service import StatsCalls, pieces
+from criagent.cri.listing import Encoded, pieces
+from criagent.cri.node_service import NodeCalls
+from criagent.cri.stats_service import StatsCalls
+from criagent.cri.visible import visible_container, visible_sandbox
 from criagent.model.container import Container
 from criagent.model.sandbox import Sandbox
-from criagent.runtime.node.cgroup_names import CgroupDriver
-from criagent.runtime.runtime import Runtime
 from criagent.streaming.server import StreamingServer
 from criagent.streaming.sessions import AttachSession, ExecSession, PortForwardSession
-from criagent.version import VERSION
 
 if TYPE_CHECKING:
     Context = grpc.aio.ServicerContext[Any, Any]
 
-_KUBELET_API = "0.1.0"  # the kubelet refuses to start with any other text
 
+class RuntimeService(api_pb2_grpc.RuntimeServiceServicer):
+    """Pods and containers. Calls that this release does not implement answer UNIMPLEMENTED."""
 
-class RuntimeService(StatsCalls, api_pb2_grpc.RuntimeServiceServicer):
-    """Pods and containers. Calls that this release lacks say so with UNIMPLEMENTED."""
-
-    def __init__(self, runtime: Runtime, streaming: StreamingServer) -> None:
-        super().__init__(runtime)
+    def __init__(
+        self,
+        *,
+        sandboxes: Sandboxes,
+        containers: Containers,
+        sessions: Sessions,
+        streaming: StreamingServer,
+        events: Events,
+        node: NodeCalls,
+        stats: StatsCalls,
+    ) -> None:
+        self._sandboxes = sandboxes
+        self._containers = containers
+        self._sessions = sessions
         self._streaming = streaming
-        self.events = Events(runtime.sandboxes, runtime.containers, runtime.runner.clock.now_ns)
-        self._sandboxes = Encoded[Sandbox](
-            runtime.sandboxes,
+        self._events = events
+        self._node = node
+        self._stats = stats
+        self._listed_sandboxes = Encoded[Sandbox](
+            sandboxes.store,
             lambda sandbox: sandbox.id,
-            lambda b: sandbox_message(b) if b.visible else None,
+            lambda sandbox: sandbox_message(sandbox) if sandbox.visible else None,
         )
-        self._containers = Encoded[Container](
-            runtime.containers,
+        self._listed_containers = Encoded[Container](
+            containers.store,
             lambda container: container.id,
             lambda container: container_message(container) if container.visible else None,
         )
@@ -59,95 +70,22 @@ class RuntimeService(StatsCalls, api_pb2_grpc.RuntimeServiceServicer):
     async def Version(
         self, request: api_pb2.VersionRequest, context: Context
     ) -> api_pb2.VersionResponse:
-        return api_pb2.VersionResponse(
-            version=_KUBELET_API,
-            runtime_name="criagent",
-            runtime_version=VERSION,
-            runtime_api_version="v1",
-        )
+        return await self._node.Version(request, context)
 
     async def Status(
         self, request: api_pb2.StatusRequest, context: Context
     ) -> api_pb2.StatusResponse:
-        network = self._runtime.networks.default.condition()
-        reason, message = await self._runtime.unready()
-        response = api_pb2.StatusResponse(
-            status=api_pb2.RuntimeStatus(
-                conditions=[
-                    api_pb2.RuntimeCondition(
-                        type="RuntimeReady",
-                        status=not reason,
-                        reason=reason,
-                        message=message,
-                    ),
-                    api_pb2.RuntimeCondition(
-                        type="NetworkReady",
-                        status=network.ready,
-                        reason=network.reason,
-                        message=network.message,
-                    ),
-                    self._security_condition(),
-                ]
-            ),
-            runtime_handlers=self._handlers(),
-            features=api_pb2.RuntimeFeatures(supplemental_groups_policy=True, mount_options=True),
-        )
-        if request.verbose:
-            response.info["config"] = json.dumps(self._config())
-        return response
-
-    def _security_condition(self) -> api_pb2.RuntimeCondition:
-        """One that kubelets do not look at, like containerd's of deprecations; crictl shows it."""
-        found = [f"handler {f.name}: {f.insecure}" for f in self._runtime.handlers if f.insecure]
-        return api_pb2.RuntimeCondition(
-            type="RuntimeHandlersSecure",
-            status=not found,
-            reason="KnownVulnerabilities" if found else "",
-            message="; ".join(found),
-        )
-
-    def _handlers(self) -> list[api_pb2.RuntimeHandler]:
-        default = self._runtime.creator.default_handler
-        found = []
-        for facts in self._runtime.handlers:
-            if facts.problem:
-                continue
-            features = api_pb2.RuntimeHandlerFeatures(
-                recursive_read_only_mounts=facts.recursive_read_only,
-                user_namespaces=facts.user_namespaces,
-            )
-            for name in ("", facts.name) if facts.name == default else (facts.name,):
-                found.append(api_pb2.RuntimeHandler(name=name, features=features))
-        return found
-
-    def _config(self) -> dict[str, Any]:
-        return {
-            "sandboxImage": "",
-            "stateDir": str(self._runtime.paths.run_dir),
-            "rootDir": str(self._runtime.paths.root),
-            "cgroupDriver": str(self._runtime.cgroup_driver),
-            "networkBackend": self._runtime.networks.default.backend,
-            "handlers": {h.name: f"{h.path} {h.version}" for h in self._runtime.handlers},
-            "machine": platform.machine(),
-        }
+        return await self._node.Status(request, context)
 
     async def RuntimeConfig(
         self, request: api_pb2.RuntimeConfigRequest, context: Context
     ) -> api_pb2.RuntimeConfigResponse:
-        systemd = self._runtime.cgroup_driver is CgroupDriver.SYSTEMD
-        driver = api_pb2.CgroupDriver.SYSTEMD if systemd else api_pb2.CgroupDriver.CGROUPFS
-        return api_pb2.RuntimeConfigResponse(
-            linux=api_pb2.LinuxRuntimeConfiguration(cgroup_driver=driver)
-        )
+        return await self._node.RuntimeConfig(request, context)
 
     async def UpdateRuntimeConfig(
         self, request: api_pb2.UpdateRuntimeConfigRequest, context: Context
     ) -> api_pb2.UpdateRuntimeConfigResponse:
-        cidr = request.runtime_config.network_config.pod_cidr
-        if cidr:
-            cidrs = [part.strip() for part in cidr.split(",")]
-            await self._runtime.networks.default.set_pod_cidrs(cidrs)
-        return api_pb2.UpdateRuntimeConfigResponse()
+        return await self._node.UpdateRuntimeConfig(request, context)
 
     # Sandboxes.
 
@@ -157,50 +95,38 @@ class RuntimeService(StatsCalls, api_pb2_grpc.RuntimeServiceServicer):
         if not request.HasField("config"):
             raise InvalidRequestError("config is required")
         spec = sandbox_spec(request.config, request.runtime_handler)
-        sandbox = await self._runtime.run_pod_sandbox(spec)
+        sandbox = await self._sandboxes.run(spec)
         return api_pb2.RunPodSandboxResponse(pod_sandbox_id=sandbox.id)
 
     async def StopPodSandbox(
         self, request: api_pb2.StopPodSandboxRequest, context: Context
     ) -> api_pb2.StopPodSandboxResponse:
-        await self._runtime.stop_pod_sandbox(request.pod_sandbox_id)
+        await self._sandboxes.stop(request.pod_sandbox_id)
         return api_pb2.StopPodSandboxResponse()
 
     async def RemovePodSandbox(
         self, request: api_pb2.RemovePodSandboxRequest, context: Context
     ) -> api_pb2.RemovePodSandboxResponse:
-        await self._runtime.remove_pod_sandbox(request.pod_sandbox_id)
+        await self._sandboxes.remove(request.pod_sandbox_id)
         return api_pb2.RemovePodSandboxResponse()
 
     async def PodSandboxStatus(
         self, request: api_pb2.PodSandboxStatusRequest, context: Context
     ) -> api_pb2.PodSandboxStatusResponse:
-        sandbox = self._runtime.sandboxes.resolve(request.pod_sandbox_id)
-        if not sandbox.visible:
-            raise NotFoundError(f"sandbox {sandbox.id!r} not found")
+        sandbox = visible_sandbox(self._sandboxes.store, request.pod_sandbox_id)
         response = api_pb2.PodSandboxStatusResponse(
             status=sandbox_status(sandbox),
-            containers_statuses=pod_containers(self._runtime.containers.of_sandbox(sandbox.id)),
-            timestamp=self._runtime.runner.clock.now_ns(),
+            containers_statuses=pod_containers(self._containers.store.of_sandbox(sandbox.id)),
+            timestamp=self._events.now_ns(),
         )
         if request.verbose:
-            response.info["info"] = json.dumps(
-                {
-                    "pid": sandbox.holder.pid if sandbox.holder else 0,
-                    "netNamespace": str(self._runtime.paths.netns(sandbox.id))
-                    if sandbox.network_backend
-                    else "",
-                    "networkBackend": sandbox.network_backend,
-                    "runtimeHandler": sandbox.spec.runtime_handler,
-                    "cniResult": json.loads(sandbox.cni_result or b"null"),
-                }
-            )
+            response.info["info"] = json.dumps(self._sandboxes.describe(sandbox))
         return response
 
     async def ListPodSandbox(
         self, request: api_pb2.ListPodSandboxRequest, context: Context
     ) -> bytes:
-        return b"".join(self._sandboxes.chosen(request.filter))
+        return b"".join(self._listed_sandboxes.chosen(request.filter))
 
     # Containers.
 
@@ -210,51 +136,51 @@ class RuntimeService(StatsCalls, api_pb2_grpc.RuntimeServiceServicer):
         if not request.HasField("config"):
             raise InvalidRequestError("config is required")
         spec = container_spec(request.config)
-        container = await self._runtime.create_container(request.pod_sandbox_id, spec)
+        container = await self._containers.create(request.pod_sandbox_id, spec)
         return api_pb2.CreateContainerResponse(container_id=container.id)
 
     async def StartContainer(
         self, request: api_pb2.StartContainerRequest, context: Context
     ) -> api_pb2.StartContainerResponse:
-        await self._runtime.start_container(request.container_id)
+        await self._containers.start(request.container_id)
         return api_pb2.StartContainerResponse()
 
     async def StopContainer(
         self, request: api_pb2.StopContainerRequest, context: Context
     ) -> api_pb2.StopContainerResponse:
-        await self._runtime.stop_container(request.container_id, request.timeout)
+        await self._containers.stop(request.container_id, request.timeout)
         return api_pb2.StopContainerResponse()
 
     async def RemoveContainer(
         self, request: api_pb2.RemoveContainerRequest, context: Context
     ) -> api_pb2.RemoveContainerResponse:
-        await self._runtime.remove_container(request.container_id)
+        await self._containers.remove(request.container_id)
         return api_pb2.RemoveContainerResponse()
 
     async def ListContainers(
         self, request: api_pb2.ListContainersRequest, context: Context
     ) -> bytes:
-        return b"".join(self._containers.chosen(request.filter))
+        return b"".join(self._listed_containers.chosen(request.filter))
 
     async def ContainerStatus(
         self, request: api_pb2.ContainerStatusRequest, context: Context
     ) -> api_pb2.ContainerStatusResponse:
-        container = self._visible(request.container_id)
+        container = visible_container(self._containers.store, request.container_id)
         response = api_pb2.ContainerStatusResponse(status=container_status(container))
         if request.verbose:
-            response.info["info"] = json.dumps(await self._runtime.describe(container))
+            response.info["info"] = json.dumps(await self._containers.describe(container))
         return response
 
     async def UpdateContainerResources(
         self, request: api_pb2.UpdateContainerResourcesRequest, context: Context
     ) -> api_pb2.UpdateContainerResourcesResponse:
-        await self._runtime.update_resources(request.container_id, resources(request.linux))
+        await self._containers.update(request.container_id, resources(request.linux))
         return api_pb2.UpdateContainerResourcesResponse()
 
     async def ReopenContainerLog(
         self, request: api_pb2.ReopenContainerLogRequest, context: Context
     ) -> api_pb2.ReopenContainerLogResponse:
-        await self._runtime.reopen_log(request.container_id)
+        await self._containers.reopen(request.container_id)
         return api_pb2.ReopenContainerLogResponse()
 
     async def ExecSync(
@@ -263,8 +189,8 @@ class RuntimeService(StatsCalls, api_pb2_grpc.RuntimeServiceServicer):
         if request.timeout < 0:
             raise InvalidRequestError(f"timeout {request.timeout} is negative")
         command, limit_s = list(request.cmd), request.timeout
-        result = await self._runtime.exec_sync(request.container_id, command, limit_s)
-        # The answer has left by then; the stub wants a class where grpc takes a function.
+        result = await self._sessions.exec_sync(request.container_id, command, limit_s)
+        # The answer is ignored by then; the stub wants a class where grpc takes a function.
         context.add_done_callback(lambda _: result.release())  # type: ignore[arg-type]
         return api_pb2.ExecSyncResponse(
             stdout=result.stdout, stderr=result.stderr, exit_code=result.exit_code
@@ -275,14 +201,14 @@ class RuntimeService(StatsCalls, api_pb2_grpc.RuntimeServiceServicer):
     async def UpdatePodSandboxResources(
         self, request: api_pb2.UpdatePodSandboxResourcesRequest, context: Context
     ) -> api_pb2.UpdatePodSandboxResourcesResponse:
-        # The kubelet writes the pod's cgroup itself; an error here would refuse its resize.
-        self._runtime.sandboxes.resolve(request.pod_sandbox_id)
+        # The kubelet writes the pod's cgroup itself; an error here would make it refuse the resize.
+        self._sandboxes.store.resolve(request.pod_sandbox_id)
         return api_pb2.UpdatePodSandboxResourcesResponse()
 
     async def GetContainerEvents(
         self, request: api_pb2.GetEventsRequest, context: Context
     ) -> AsyncIterator[api_pb2.ContainerEventResponse]:
-        with self.events.subscription() as events:
+        with self._events.subscription() as events:
             await context.send_initial_metadata(())  # from here on the caller misses nothing
             async for event in events:
                 yield event
@@ -294,7 +220,7 @@ class RuntimeService(StatsCalls, api_pb2_grpc.RuntimeServiceServicer):
         if not request.cmd:
             raise InvalidRequestError("exec: the command is empty")
         session = ExecSession(
-            container_id=self._visible(request.container_id).id,
+            container_id=visible_container(self._containers.store, request.container_id).id,
             cmd=tuple(request.cmd),
             tty=request.tty,
             stdin=request.stdin,
@@ -308,7 +234,7 @@ class RuntimeService(StatsCalls, api_pb2_grpc.RuntimeServiceServicer):
     ) -> api_pb2.AttachResponse:
         _check_streams(request, request.tty and request.stderr)
         session = AttachSession(
-            container_id=self._visible(request.container_id).id,
+            container_id=visible_container(self._containers.store, request.container_id).id,
             tty=request.tty,
             stdin=request.stdin,
             stdout=request.stdout,
@@ -321,8 +247,8 @@ class RuntimeService(StatsCalls, api_pb2_grpc.RuntimeServiceServicer):
     ) -> api_pb2.PortForwardResponse:
         for port in request.port:
             if not 0 < port < 65536:
-                raise InvalidRequestError(f"port {port} is not within 1..65535")
-        sandbox = self._runtime.sandboxes.resolve(request.pod_sandbox_id)
+                raise InvalidRequestError(f"port {port} is not between 1 and 65535")
+        sandbox = self._sandboxes.store.resolve(request.pod_sandbox_id)
         session = PortForwardSession(sandbox_id=sandbox.id, ports=tuple(request.port))
         return api_pb2.PortForwardResponse(url=await self._streaming.port_forward(session))
 
@@ -331,14 +257,81 @@ class RuntimeService(StatsCalls, api_pb2_grpc.RuntimeServiceServicer):
     async def StreamPodSandboxes(
         self, request: api_pb2.StreamPodSandboxesRequest, context: Context
     ) -> AsyncIterator[bytes]:
-        for piece in pieces(self._sandboxes.chosen(request.filter)):
+        for piece in pieces(self._listed_sandboxes.chosen(request.filter)):
             yield b"".join(piece)
 
     async def StreamContainers(
         self, request: api_pb2.StreamContainersRequest, context: Context
     ) -> AsyncIterator[bytes]:
-        for piece in pieces(self._containers.chosen(request.filter)):
+        for piece in pieces(self._listed_containers.chosen(request.filter)):
             yield b"".join(piece)
+
+    # Statistics and metrics.
+
+    async def ContainerStats(
+        self, request: api_pb2.ContainerStatsRequest, context: Context
+    ) -> api_pb2.ContainerStatsResponse:
+        return await self._stats.ContainerStats(request, context)
+
+    async def ListContainerStats(
+        self, request: api_pb2.ListContainerStatsRequest, context: Context
+    ) -> bytes:
+        return await self._stats.ListContainerStats(request, context)
+
+    async def StreamContainerStats(
+        self, request: api_pb2.StreamContainerStatsRequest, context: Context
+    ) -> AsyncIterator[bytes]:
+        async for piece in self._stats.StreamContainerStats(request, context):
+            yield piece
+
+    async def PodSandboxStats(
+        self, request: api_pb2.PodSandboxStatsRequest, context: Context
+    ) -> api_pb2.PodSandboxStatsResponse:
+        return await self._stats.PodSandboxStats(request, context)
+
+    async def ListPodSandboxStats(
+        self, request: api_pb2.ListPodSandboxStatsRequest, context: Context
+    ) -> bytes:
+        return await self._stats.ListPodSandboxStats(request, context)
+
+    async def StreamPodSandboxStats(
+        self, request: api_pb2.StreamPodSandboxStatsRequest, context: Context
+    ) -> AsyncIterator[bytes]:
+        async for piece in self._stats.StreamPodSandboxStats(request, context):
+            yield piece
+
+    async def ListMetricDescriptors(
+        self, request: api_pb2.ListMetricDescriptorsRequest, context: Context
+    ) -> api_pb2.ListMetricDescriptorsResponse:
+        return await self._stats.ListMetricDescriptors(request, context)
+
+    async def ListPodSandboxMetrics(
+        self, request: api_pb2.ListPodSandboxMetricsRequest, context: Context
+    ) -> bytes:
+        return await self._stats.ListPodSandboxMetrics(request, context)
+
+    async def StreamPodSandboxMetrics(
+        self, request: api_pb2.StreamPodSandboxMetricsRequest, context: Context
+    ) -> AsyncIterator[bytes]:
+        async for piece in self._stats.StreamPodSandboxMetrics(request, context):
+            yield piece
+
+    # Not in this release.
+
+    async def CheckpointContainer(
+        self, request: api_pb2.CheckpointContainerRequest, context: Context
+    ) -> api_pb2.CheckpointContainerResponse:
+        raise UnsupportedError("CheckpointContainer is not implemented in this release")
+
+    async def CheckpointPod(
+        self, request: api_pb2.CheckpointPodRequest, context: Context
+    ) -> api_pb2.CheckpointPodResponse:
+        raise UnsupportedError("CheckpointPod is not implemented in this release")
+
+    async def RestorePod(
+        self, request: api_pb2.RestorePodRequest, context: Context
+    ) -> api_pb2.RestorePodResponse:
+        raise UnsupportedError("RestorePod is not implemented in this release")
 
 
 def _check_streams(
@@ -346,30 +339,6 @@ def _check_streams(
     tty_and_stderr: bool,  # noqa: FBT001
 ) -> None:
     if tty_and_stderr:
-        raise InvalidRequestError("tty and stderr exclude one another: a terminal has one output")
+        raise InvalidRequestError("tty and stderr cannot both be set: a terminal has one output")
     if not (request.stdin or request.stdout or request.stderr):
-        raise InvalidRequestError("one of stdin, stdout and stderr must be set")
-
-
-def _later(name: str, streams: bool) -> Any:  # noqa: FBT001 - a servicer method
-    text = f"{name} is not in this release"
-
-    async def answer(self: RuntimeService, request: object, context: Context) -> None:
-        raise UnsupportedError(text)
-
-    async def stream(
-        self: RuntimeService, request: object, context: Context
-    ) -> AsyncIterator[object]:
-        raise UnsupportedError(text)
-        yield  # type: ignore[unreachable] # makes it a generator
-
-    return stream if streams else answer
-
-
-NOT_YET = {
-    "CheckpointContainer": False,
-    "CheckpointPod": False,
-    "RestorePod": False,
-}
-for _name, _streams in NOT_YET.items():
-    setattr(RuntimeService, _name, _later(_name, _streams))
+        raise InvalidRequestError("at least one of stdin, stdout and stderr must be set")

@@ -1,45 +1,47 @@
-"""The calls of RuntimeService that tell statistics and metrics.
+"""The calls of RuntimeService that return statistics and metrics.
 
-Lists are read, converted and serialized in a thread: their handlers answer with bytes, so that a
-node with a thousand containers holds up no other call.
+Lists are read, converted and serialized in a thread, and their handlers answer with bytes, so that
+a node with a thousand containers delays no other call.
 """
 
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Iterable
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any
 
 import grpc
 
 from criagent._proto import api_pb2
-from criagent.base.errors import NotFoundError
 from criagent.cri.convert.common import selected
 from criagent.cri.convert.metrics import descriptors, pod_metrics
 from criagent.cri.convert.stats import container_stats, pod_stats
-from criagent.cri.listing import framed
-from criagent.model.container import Container
+from criagent.cri.doors import Stats
+from criagent.cri.listing import framed, pieces
+from criagent.cri.visible import visible_container, visible_sandbox
 from criagent.model.sandbox import SandboxState
-from criagent.runtime.runtime import Runtime
 from criagent.runtime.stats.metrics import PodMetrics
+from criagent.store.containers import ContainerStore
+from criagent.store.sandboxes import SandboxStore
 
 if TYPE_CHECKING:
     Context = grpc.aio.ServicerContext[Any, Any]
-T = TypeVar("T")
-
-_CHUNK = 100  # items of a streamed list at once
 
 
 class StatsCalls:
     """Statistics of containers and pods."""
 
-    def __init__(self, runtime: Runtime) -> None:
-        self._runtime = runtime
+    def __init__(
+        self, *, sandboxes: SandboxStore, containers: ContainerStore, stats: Stats
+    ) -> None:
+        self._sandboxes = sandboxes
+        self._containers = containers
+        self._readers = stats
 
     async def ContainerStats(
         self, request: api_pb2.ContainerStatsRequest, context: Context
     ) -> api_pb2.ContainerStatsResponse:
-        container = self._visible(request.container_id)
-        sample = await self._runtime.container_stats(container.id)
+        container = visible_container(self._containers, request.container_id)
+        (sample,) = await self._readers.containers.samples([container])
         return api_pb2.ContainerStatsResponse(stats=container_stats(sample))
 
     async def ListContainerStats(
@@ -56,10 +58,8 @@ class StatsCalls:
     async def PodSandboxStats(
         self, request: api_pb2.PodSandboxStatsRequest, context: Context
     ) -> api_pb2.PodSandboxStatsResponse:
-        sandbox = self._runtime.sandboxes.resolve(request.pod_sandbox_id)
-        if not sandbox.visible:
-            raise NotFoundError(f"sandbox {sandbox.id!r} not found")
-        (sample,) = await self._runtime.pod_stats.samples([sandbox])
+        sandbox = visible_sandbox(self._sandboxes, request.pod_sandbox_id)
+        (sample,) = await self._readers.pods.samples([sandbox])
         return api_pb2.PodSandboxStatsResponse(stats=pod_stats(sample))
 
     async def ListPodSandboxStats(
@@ -90,7 +90,7 @@ class StatsCalls:
             yield repeated(piece)
 
     async def _metrics(self) -> AsyncIterator[list[bytes]]:
-        reader = self._runtime.pod_metrics
+        reader = self._readers.metrics
 
         def made(found: PodMetrics) -> bytes:
             return pod_metrics(found).SerializeToString()
@@ -101,40 +101,29 @@ class StatsCalls:
     async def _stats(self, wanted: api_pb2.ContainerStatsFilter) -> list[bytes]:
         containers = [
             container
-            for container in self._runtime.containers.all()
+            for container in self._containers.all()
             if container.visible
             and container.id.startswith(wanted.id)
             and container.sandbox_id.startswith(wanted.pod_sandbox_id)
             and selected(container.spec.labels, wanted.label_selector)
         ]
-        samples = await self._runtime.list_stats(containers)
-        return await self._runtime.stats.converted(
+        samples = await self._readers.containers.samples(containers)
+        return await self._readers.thread.each(
             samples, lambda sample: container_stats(sample).SerializeToString()
         )
 
     async def _pod_stats(self, wanted: api_pb2.PodSandboxStatsFilter) -> list[bytes]:
         sandboxes = [
             sandbox
-            for sandbox in self._runtime.sandboxes.all()
+            for sandbox in self._sandboxes.all()
             if sandbox.state is SandboxState.READY
             and sandbox.id.startswith(wanted.id)
             and selected(sandbox.spec.labels, wanted.label_selector)
         ]
-        samples = await self._runtime.pod_stats.samples(sandboxes)
-        return await self._runtime.stats.converted(
+        samples = await self._readers.pods.samples(sandboxes)
+        return await self._readers.thread.each(
             samples, lambda sample: pod_stats(sample).SerializeToString()
         )
-
-    def _visible(self, container_id: str) -> Container:
-        container = self._runtime.containers.resolve(container_id)
-        if not container.visible:
-            raise NotFoundError(f"container {container.id!r} not found")
-        return container
-
-
-def pieces(items: list[T]) -> list[list[T]]:
-    """`items` in the parts of a streamed list."""
-    return [items[at : at + _CHUNK] for at in range(0, len(items), _CHUNK)]
 
 
 def repeated(parts: Iterable[bytes]) -> bytes:

@@ -1,7 +1,8 @@
-"""What a caller gets for an error: a gRPC status with object, cause and cure, within bounds.
+"""The gRPC status of an error: object, cause and cure, within bounds.
 
-An error of ours and one of the kernel become their status with their text. The text of any other
-stays in the log, since it may hold anything; the status names the call and a reference to find it.
+Errors of this package and of the kernel become a status with their text. The text of any other
+exception stays in the log, since it may contain anything; the status names the call and a reference
+to find it.
 """
 
 from __future__ import annotations
@@ -36,7 +37,7 @@ _CODES: tuple[tuple[type[Exception], StatusCode], ...] = (
 
 @dataclass(frozen=True, slots=True)
 class Status:
-    """`text` is printable and short enough for any client; `expected` = it is the error's own."""
+    """`text` is printable and short enough for any client; `expected` = raised as AgentError."""
 
     code: StatusCode
     text: str
@@ -47,7 +48,7 @@ def status_of(error: BaseException, rpc: str, reference: str) -> Status:
     """The status for `error` of the call `rpc`; `reference` finds the call in the log."""
     known = _known(error)
     if known is None:
-        text = f"internal error in {rpc}; the agent's log has the cause: look for {reference}"
+        text = f"internal error in {rpc}; search the agent's log for {reference}"
         return Status(StatusCode.INTERNAL, text, expected=False)
     text = str(known)
     if isinstance(known, errors.RegistryError) and not isinstance(
@@ -60,22 +61,24 @@ def status_of(error: BaseException, rpc: str, reference: str) -> Status:
 
 
 def _known(error: BaseException) -> errors.AgentError | None:
-    """`error` as one of ours, None when its text is not for callers."""
+    """`error` as an AgentError, None when its text is not for callers."""
     if isinstance(error, errors.AgentError):
         return os_errors.blamed(error)
     if isinstance(error, OSError):
         return os_errors.translated(error)
     if isinstance(error, MemoryError):
-        return errors.ExhaustedError("the agent is out of memory; see MemoryMax of its unit")
+        return errors.ExhaustedError("the agent is out of memory; check MemoryMax of its unit")
     if isinstance(error, RuntimeError) and str(error) == "can't start new thread":
-        return os_errors.translated(BlockingIOError(errno.EAGAIN, "no thread can be started"))
-    if isinstance(error, BaseExceptionGroup):  # of tasks side by side: the first that says a cause
+        return os_errors.translated(
+            BlockingIOError(errno.EAGAIN, "the agent cannot start a thread")
+        )
+    if isinstance(error, BaseExceptionGroup):  # of concurrent tasks: the first that has a cause
         return next((known for one in error.exceptions if (known := _known(one))), None)
     return None
 
 
 def _shown(text: str, error: BaseException) -> str:
-    """With the notes that `aio` adds on the way: the stage, an undo that failed."""
+    """The text with the notes that `aio` adds on the way: the stage, an undo that failed."""
     if notes := getattr(error, "__notes__", None):
         text = f"{text} ({'; '.join(notes)})"
     return bounded(text, MESSAGE_LIMIT, wire_size)

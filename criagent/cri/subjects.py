@@ -1,4 +1,4 @@
-"""What a request is about: the pod, container and image that log lines and spans of a call name."""
+"""The subject of a request: the pod, container and image that its log lines and spans name."""
 
 from __future__ import annotations
 
@@ -15,20 +15,21 @@ from criagent.store.sandboxes import SandboxStore
 R = TypeVar("R", Sandbox, Container)
 Facts = dict[str, str]
 
-_ID_FIELDS: dict[type, str] = {}  # by kind of request, filled as they come
+_ID_FIELDS: dict[type, str] = {}  # by kind of request, filled on demand
 
 
 class Subjects:
-    """Reads requests; what only an id names is looked up in the stores."""
+    """Reads requests; looks up in the stores what a request names only by id."""
 
     def __init__(self, sandboxes: SandboxStore, containers: ContainerStore) -> None:
         self._sandboxes = sandboxes
         self._containers = containers
 
     def of(self, request: Any) -> Facts:
-        """pod ("namespace/name"), pod_uid, sandbox_id, container, container_id and image of
-        `request`, as far as it has them; empty for lists and the like. An id that nothing has is
-        given as it was sent.
+        """Facts of `request`, as far as it has them: pod ("namespace/name"), pod_uid, sandbox_id,
+        container, container_id and image.
+
+        Empty for lists and similar calls. An unknown id is returned as it was sent.
         """
         match request:
             case api_pb2.RunPodSandboxRequest():
@@ -71,7 +72,7 @@ class Subjects:
 
 
 def _id_field(kind: type) -> str:
-    """Which field of a request names its object; "" for lists and streams of requests."""
+    """The request's field that names its object; "" for lists and streams of requests."""
     found = _ID_FIELDS.get(kind)
     if found is None:
         fields = getattr(getattr(kind, "DESCRIPTOR", None), "fields_by_name", ())
@@ -90,10 +91,10 @@ def _image(image: api_pb2.ImageSpec) -> str:
     return str(image.user_specified_image or image.image)
 
 
-def _found(store: RowStore[R], row_id: str) -> R | None:
-    if (container := store.get(row_id)) is not None:
-        return container
+def _found(store: RowStore[R], object_id: str) -> R | None:
+    if (found := store.get(object_id)) is not None:
+        return found
     try:
-        return store.resolve(row_id)
+        return store.resolve(object_id)
     except AgentError:
         return None

@@ -1,7 +1,7 @@
 """The garbage collector's schedule, so that its pauses stay out of calls.
 
-A full collection looks at every object of every row: about 60 µs a container, in which nobody is
-answered. Nearly all of ours are freed by reference counts. So full collections run now and then
+A full collection visits every object of every row: about 60 µs a container, in which no call is
+answered. Nearly all objects are freed by reference counts. So full collections run at intervals
 instead of whenever rows have grown, and what lives after one is left out of the next ones.
 
 The heap keeps what a burst of calls or streams took, tens of MB with bytes between holes: after a

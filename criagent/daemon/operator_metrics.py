@@ -1,25 +1,25 @@
 """What operators see at /metrics beside the timings of calls; docs/metrics.md lists every name.
 
-Values are asked for when somebody reads, in the reader's thread, from facts that the rooms keep
+Values are computed when metrics are read, in the reader's thread, from facts that the rooms keep
 anyway: nothing here is counted on the way of a call but exits and starts, one addition each.
 """
 
 from __future__ import annotations
 
 import asyncio
-import dataclasses
 from collections import Counter
-from collections.abc import Callable
 
 from grpc import StatusCode
 
 from criagent.base import aio
 from criagent.cri.boundary import Boundary
+from criagent.cri.conditions import Conditions
 from criagent.cri.events import Events
+from criagent.daemon.readiness import Readiness
 from criagent.image.images import Images
+from criagent.image.pull import Puller
 from criagent.model.container import Container, ContainerState, Reason
 from criagent.model.sandbox import Sandbox, SandboxState
-from criagent.runtime.runtime import Runtime
 from criagent.store.containers import ContainerStore
 from criagent.store.sandboxes import SandboxStore
 from criagent.streaming.server import StreamingServer
@@ -49,184 +49,164 @@ class Tallies:
         sandboxes.listeners.append(self._sandbox)
         containers.listeners.append(self._container)
 
-    def _sandbox(self, box_id: str, sandbox: Sandbox | None) -> None:
+    def _sandbox(self, sandbox_id: str, sandbox: Sandbox | None) -> None:
         if sandbox is None:
-            self._ready.discard(box_id)
-        elif sandbox.ready_at_ns and box_id not in self._ready:
-            self._ready.add(box_id)
+            self._ready.discard(sandbox_id)
+        elif sandbox.ready_at_ns and sandbox_id not in self._ready:
+            self._ready.add(sandbox_id)
             self.sandbox_starts += 1
 
-    def _container(self, row_id: str, container: Container | None) -> None:
+    def _container(self, container_id: str, container: Container | None) -> None:
         if container is None:
-            self._started.discard(row_id)
-            self._ended.discard(row_id)
+            self._started.discard(container_id)
+            self._ended.discard(container_id)
             return
-        if container.started_at_ns and row_id not in self._started:
-            self._started.add(row_id)
+        if container.started_at_ns and container_id not in self._started:
+            self._started.add(container_id)
             self.container_starts += 1
-        if container.started_at_ns and container.finished_at_ns and row_id not in self._ended:
-            self._ended.add(row_id)
+        if container.started_at_ns and container.finished_at_ns and container_id not in self._ended:
+            self._ended.add(container_id)
             self.exits[container.reason or str(Reason.UNKNOWN)] += 1
 
 
-@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
-class OperatorMetrics:
-    """The parts whose facts are told."""
+def register_agent(to: Telemetry, conditions: Conditions, readiness: Readiness) -> None:
+    """The agent itself. Called on the loop."""
+    loop = asyncio.get_running_loop()
+    version = VERSION
+    to.gauge("criagent_build_info", "1, with the version.", lambda: {version: 1.0}, label="version")
+    to.gauge("criagent_ready", "1 once recovery is done.", lambda: float(readiness.ready()))
+    to.gauge(
+        "criagent_recovery_seconds", "Time that recovery took at this start.", readiness.recovery_s
+    )
+    to.gauge(
+        "criagent_condition",
+        "1 where the CRI Status reports the condition as true.",
+        lambda: _conditions(loop, conditions),
+        label="type",
+    )
+    to.counter(
+        "criagent_internal_failures",
+        "Failures that no caller sees; the log has each.",
+        lambda: {kind: float(aio.FAILURES[kind]) for kind in aio.FAILURE_KINDS},
+        label="kind",
+    )
+    to.counter(
+        "criagent_log_lines",
+        "Lines of the agent's log, without those of calls.",
+        lambda: {level: float(logs.LINES[level]) for level in ("warning", "error")},
+        label="level",
+    )
 
-    loop: asyncio.AbstractEventLoop
-    runtime: Runtime
-    images: Images
-    boundary: Boundary
-    events: Events
-    streaming: StreamingServer
-    ready: Callable[[], bool]
-    recovery_s: Callable[[], float]
 
-    def register(self, metrics: Telemetry) -> None:
-        """Add every name. Raises ValueError when one is there already."""
-        self._agent(metrics)
-        self._calls(metrics)
-        self._pods(metrics)
-        self._images(metrics)
+def register_calls(
+    to: Telemetry, boundary: Boundary, events: Events, streaming: StreamingServer
+) -> None:
+    """Calls, subscriptions and streams."""
+    to.gauge(
+        "criagent_rpcs_in_flight",
+        "Calls being served.",
+        boundary.in_flight,
+        label="method",
+    )
+    to.gauge(
+        "criagent_rpc_oldest_seconds",
+        "Age of the oldest call in progress, without streams.",
+        boundary.oldest_s,
+    )
+    to.counter(
+        "criagent_rpc_errors",
+        "Calls that failed, by gRPC status.",
+        lambda: {
+            code.name: float(boundary.failed[code.name])
+            for code in StatusCode
+            if code is not StatusCode.OK
+        },
+        label="code",
+    )
+    to.gauge(
+        "criagent_event_streams",
+        "Subscribers of GetContainerEvents.",
+        lambda: events.subscribers,
+    )
+    to.counter(
+        "criagent_event_streams_dropped",
+        "Subscribers let go because they did not keep up.",
+        lambda: events.dropped,
+    )
+    to.gauge(
+        "criagent_streaming_connections",
+        "Connections of exec, attach and port-forward.",
+        lambda: streaming.connections,
+    )
 
-    def _agent(self, to: Telemetry) -> None:
-        version = VERSION
-        to.gauge(
-            "criagent_build_info", "1, with the version.", lambda: {version: 1.0}, label="version"
-        )
-        to.gauge("criagent_ready", "1 once recovery is done.", lambda: float(self.ready()))
-        to.gauge(
-            "criagent_recovery_seconds", "Time that recovery took at this start.", self.recovery_s
-        )
-        to.gauge(
-            "criagent_condition",
-            "1 where the CRI Status reports the condition as true.",
-            self._conditions,
-            label="type",
-        )
-        to.counter(
-            "criagent_internal_failures",
-            "Failures that no caller sees; the log has each.",
-            lambda: {kind: float(aio.FAILURES[kind]) for kind in aio.FAILURE_KINDS},
-            label="kind",
-        )
-        to.counter(
-            "criagent_log_lines",
-            "Lines of the agent's log, without those of calls.",
-            lambda: {level: float(logs.LINES[level]) for level in ("warning", "error")},
-            label="level",
-        )
 
-    def _calls(self, to: Telemetry) -> None:
-        to.gauge(
-            "criagent_rpcs_in_flight",
-            "Calls being served.",
-            self.boundary.in_flight,
-            label="method",
-        )
-        to.gauge(
-            "criagent_rpc_oldest_seconds",
-            "Age of the oldest call under way, streams aside.",
-            self.boundary.oldest_s,
-        )
-        to.counter(
-            "criagent_rpc_errors",
-            "Calls that failed, by gRPC status.",
-            lambda: {
-                code.name: float(self.boundary.failed[code.name])
-                for code in StatusCode
-                if code is not StatusCode.OK
-            },
-            label="code",
-        )
-        to.gauge(
-            "criagent_event_streams",
-            "Subscribers of GetContainerEvents.",
-            lambda: self.events.subscribers,
-        )
-        to.counter(
-            "criagent_event_streams_dropped",
-            "Subscribers let go because they did not keep up.",
-            lambda: self.events.dropped,
-        )
-        to.gauge(
-            "criagent_streaming_connections",
-            "Connections of exec, attach and port-forward.",
-            lambda: self.streaming.connections,
-        )
+def register_pods(to: Telemetry, sandboxes: SandboxStore, containers: ContainerStore) -> None:
+    """Pods and containers."""
+    tallies = Tallies(sandboxes, containers)
+    to.gauge("criagent_sandboxes", "Pod sandboxes.", lambda: _sandboxes(sandboxes), label="state")
+    to.gauge("criagent_containers", "Containers.", lambda: _containers(containers), label="state")
+    to.counter("criagent_sandbox_starts", "Sandboxes made ready.", lambda: tallies.sandbox_starts)
+    to.counter("criagent_container_starts", "Containers started.", lambda: tallies.container_starts)
+    to.counter(
+        "criagent_container_exits",
+        "Ends of started containers.",
+        lambda: {reason: float(number) for reason, number in list(tallies.exits.items())},
+        label="reason",
+    )
 
-    def _pods(self, to: Telemetry) -> None:
-        tallies = Tallies(self.runtime.sandboxes, self.runtime.containers)
-        to.gauge("criagent_sandboxes", "Pod sandboxes.", self._sandboxes, label="state")
-        to.gauge("criagent_containers", "Containers.", self._containers, label="state")
-        to.counter(
-            "criagent_sandbox_starts", "Sandboxes made ready.", lambda: tallies.sandbox_starts
-        )
-        to.counter(
-            "criagent_container_starts", "Containers started.", lambda: tallies.container_starts
-        )
-        to.counter(
-            "criagent_container_exits",
-            "Ends of started containers.",
-            lambda: {reason: float(number) for reason, number in list(tallies.exits.items())},
-            label="reason",
-        )
 
-    def _images(self, to: Telemetry) -> None:
-        images, puller = self.images, self.images.puller
-        to.gauge("criagent_images", "Images.", lambda: len(images.all()))
-        to.gauge(
-            "criagent_image_fs_used_bytes",
-            "Blobs and layers of images, and what pulls have fetched, as ImageFsInfo tells.",
-            lambda: images.fs_usage().used_bytes,
-        )
-        to.gauge(
-            "criagent_image_fs_used_inodes",
-            "Their inodes, as ImageFsInfo tells.",
-            lambda: images.fs_usage().inodes_used,
-        )
-        to.gauge(
-            "criagent_container_fs_used_bytes",
-            "Writable layers as they were counted last, as ImageFsInfo tells.",
-            lambda: images.container_fs_usage().used_bytes,
-        )
-        to.gauge(
-            "criagent_container_fs_used_inodes",
-            "Their inodes, as ImageFsInfo tells.",
-            lambda: images.container_fs_usage().inodes_used,
-        )
-        to.gauge("criagent_pulls_in_flight", "Pulls under way.", lambda: puller.running)
-        to.counter(
-            "criagent_pulls",
-            "Pulls ended; callers that joined one are not counted.",
-            lambda: {
-                result: float(puller.results[result]) for result in ("ok", "failed", "cancelled")
-            },
-            label="result",
-        )
+def register_images(to: Telemetry, images: Images, puller: Puller) -> None:
+    """Images, pulls and what both take of the disk."""
+    to.gauge("criagent_images", "Images.", lambda: len(images.all()))
+    to.gauge(
+        "criagent_image_fs_used_bytes",
+        "Blobs and layers of images, and what pulls have fetched, as in ImageFsInfo.",
+        lambda: images.fs_usage().used_bytes,
+    )
+    to.gauge(
+        "criagent_image_fs_used_inodes",
+        "Their inodes, as in ImageFsInfo.",
+        lambda: images.fs_usage().inodes_used,
+    )
+    to.gauge(
+        "criagent_container_fs_used_bytes",
+        "Writable layers as they were counted last, as in ImageFsInfo.",
+        lambda: images.container_fs_usage().used_bytes,
+    )
+    to.gauge(
+        "criagent_container_fs_used_inodes",
+        "Their inodes, as in ImageFsInfo.",
+        lambda: images.container_fs_usage().inodes_used,
+    )
+    to.gauge("criagent_pulls_in_flight", "Pulls in progress.", lambda: puller.running)
+    to.counter(
+        "criagent_pulls",
+        "Pulls ended; callers that joined one are not counted.",
+        lambda: {result: float(puller.results[result]) for result in ("ok", "failed", "cancelled")},
+        label="result",
+    )
 
-    def _conditions(self) -> dict[str, float]:
-        """Asked on the loop, where Status asks too; nothing while the loop does not answer."""
 
-        async def ask() -> dict[str, float]:
-            reason, _ = await self.runtime.unready()
-            network = self.runtime.networks.default.condition()
-            return {"RuntimeReady": float(not reason), "NetworkReady": float(network.ready)}
+def _conditions(loop: asyncio.AbstractEventLoop, conditions: Conditions) -> dict[str, float]:
+    """Asked on the loop, where Status asks too; nothing while the loop does not answer."""
 
-        try:
-            return asyncio.run_coroutine_threadsafe(ask(), self.loop).result(_LOOP_S)
-        except TimeoutError:
-            return {}
+    async def ask() -> dict[str, float]:
+        reason, _ = await conditions.unready()
+        network = conditions.network()
+        return {"RuntimeReady": float(not reason), "NetworkReady": float(network.ready)}
 
-    def _sandboxes(self) -> dict[str, float]:
-        counts = Counter(
-            sandbox.state.name for sandbox in self.runtime.sandboxes.all() if sandbox.visible
-        )
-        return {state.name.lower(): float(counts[state.name]) for state in SandboxState}
+    try:
+        return asyncio.run_coroutine_threadsafe(ask(), loop).result(_LOOP_S)
+    except TimeoutError:
+        return {}
 
-    def _containers(self) -> dict[str, float]:
-        counts = Counter(
-            container.state.name for container in self.runtime.containers.all() if container.visible
-        )
-        states = (ContainerState.CREATED, ContainerState.RUNNING, ContainerState.EXITED)
-        return {state.name.lower(): float(counts[state.name]) for state in states}
+
+def _sandboxes(sandboxes: SandboxStore) -> dict[str, float]:
+    counts = Counter(sandbox.state.name for sandbox in sandboxes.all() if sandbox.visible)
+    return {state.name.lower(): float(counts[state.name]) for state in SandboxState}
+
+
+def _containers(containers: ContainerStore) -> dict[str, float]:
+    counts = Counter(container.state.name for container in containers.all() if container.visible)
+    states = (ContainerState.CREATED, ContainerState.RUNNING, ContainerState.EXITED)
+    return {state.name.lower(): float(counts[state.name]) for state in states}

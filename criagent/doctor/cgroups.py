@@ -19,18 +19,18 @@ _WANTED = ("cpu", "cpuset", "memory", "pids", "io")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CgroupFacts:
-    """What is mounted on /sys/fs/cgroup, and whether systemd and its bus are there."""
+    """What is mounted on /sys/fs/cgroup, and whether systemd and its bus are present."""
 
     fstype: str = "cgroup2"  # "" = nothing is mounted
     writable: bool = True
     controllers: frozenset[str] = frozenset(_WANTED)
     systemd: bool = False
     bus: bool = False  # D-Bus's system socket
-    kubelets_driver: str = ""  # what the kubelet's configuration names, "" = nothing
+    kubelets_driver: str = ""  # as in the kubelet's configuration; "" = not set
 
 
 def read() -> CgroupFacts:
-    """Look at this node."""
+    """Inspect this node."""
     mounted = [entry for entry in mountinfo() if entry.target == str(cgroupfs.ROOT)]
     unified = bool(mounted) and mounted[-1].fstype == "cgroup2"
     drivers = [match[1] for path in KUBELET for match in _KUBELETS.finditer(content(path))]
@@ -50,17 +50,17 @@ def judge(facts: CgroupFacts, config: Config) -> Iterator[Finding]:
         there = f"{facts.fstype} (v1 or hybrid)" if facts.fstype else "nothing"
         yield error(
             "cgroups",
-            f"/sys/fs/cgroup has {there}; want cgroup v2",
-            "boot without systemd.unified_cgroup_hierarchy=0, or with =1 on the kernel's "
-            "command line",
+            f"/sys/fs/cgroup is {there}, not cgroup v2",
+            "remove systemd.unified_cgroup_hierarchy=0 from the kernel's command line, or set "
+            "it to 1, and reboot",
         )
         return
     if not facts.writable:
         yield error(
             "cgroups",
             "/sys/fs/cgroup is read-only",
-            "mount it writable; a container around the agent needs its own cgroup namespace and "
-            "privileges",
+            "mount it writable; a container that holds the agent needs its own cgroup namespace "
+            "and privileges",
         )
         return
     yield fine("cgroups", "v2")
@@ -70,9 +70,9 @@ def judge(facts: CgroupFacts, config: Config) -> Iterator[Finding]:
     if facts.kubelets_driver not in {"", driver}:
         yield warning(
             "kubelet's cgroup driver",
-            f"{facts.kubelets_driver}, and the agent's is {driver}: a kubelet before 1.31 keeps to "
-            "its own",
-            f"set cgroupDriver: {driver} in the kubelet's configuration, and restart it",
+            f"the kubelet uses {facts.kubelets_driver}, the agent uses {driver}; a kubelet "
+            "before 1.31 does not switch by itself",
+            f"set cgroupDriver: {driver} in the kubelet's configuration and restart the kubelet",
         )
 
 
@@ -86,13 +86,15 @@ def _controllers(facts: CgroupFacts, config: Config) -> Finding:
     if not missing:
         return fine("controllers", " ".join(_WANTED))
     ignored = config.runtime.missing_controllers == "ignore"
-    effect = "such limits do not hold" if ignored else "containers with such limits are refused"
+    effect = (
+        "these limits are not enforced" if ignored else "containers with such limits are refused"
+    )
     return warning(
         "controllers",
-        f"missing {', '.join(missing)}: {effect}",
-        "delegate them to this cgroup namespace (systemd: Delegate=yes; boot without "
-        "cgroup_disable=)"
-        + ("" if ignored else ', or set runtime.missing_controllers = "ignore" on test grounds'),
+        f"missing controllers: {', '.join(missing)}; {effect}",
+        "delegate them to this cgroup namespace (systemd: Delegate=yes; remove cgroup_disable= "
+        "from the kernel's command line)"
+        + ("" if ignored else ', or set runtime.missing_controllers = "ignore" on test nodes'),
     )
 
 
@@ -102,14 +104,15 @@ def _driver(facts: CgroupFacts, config: Config, driver: str) -> Finding:
         if facts.systemd:
             return warning(
                 name,
-                "cgroupfs on a node that systemd manages: two owners of one tree",
-                'set runtime.cgroup_driver = "auto", and the kubelet\'s cgroupDriver to systemd',
+                "cgroupfs on a node that systemd manages: two programs manage one cgroup tree",
+                'set runtime.cgroup_driver = "auto" in criagent and cgroupDriver: systemd '
+                "in the kubelet",
             )
         return fine(name, "cgroupfs")
     if not facts.systemd:
         return error(
             name,
-            "systemd, but it does not manage this node",
+            "systemd, but systemd does not manage this node",
             'set runtime.cgroup_driver = "auto"',
         )
     if facts.bus:
@@ -118,5 +121,7 @@ def _driver(facts: CgroupFacts, config: Config, driver: str) -> Finding:
     text = "systemd, but D-Bus does not listen on /run/dbus/system_bus_socket"
     cure = "install and start dbus (systemctl start dbus.socket)"
     if handler.type == "runc":
-        return warning(name, f"{text}; runc asks systemd directly, crun could not", cure)
-    return error(name, f"{text}, and crun creates scopes through it (runc could do without)", cure)
+        return warning(name, f"{text}; runc reaches systemd directly, but crun needs D-Bus", cure)
+    return error(
+        name, f"{text}, and crun creates its scopes through D-Bus (runc does not need it)", cure
+    )

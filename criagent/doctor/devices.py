@@ -1,4 +1,4 @@
-"""CDI specifications: which devices pods can have, and which files are of no use."""
+"""CDI specifications: the devices that pods can request, and files that cannot be used."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from criagent.runtime.spec.cdi.registry import CdiFolders
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DeviceFacts:
-    """What the configured directories hold."""
+    """What the configured directories contain."""
 
     devices: int = 0
     problems: tuple[str, ...] = ()
@@ -27,6 +27,6 @@ def read(config: Config) -> DeviceFacts:
 def judge(facts: DeviceFacts) -> Iterator[Finding]:
     """Findings on `facts`."""
     for problem in facts.problems:
-        yield warning("CDI", problem, "correct or remove the file; its devices cannot be had")
+        yield warning("CDI", problem, "correct or remove the file; its devices are not available")
     if not facts.problems:
         yield fine("CDI", f"{facts.devices} devices")

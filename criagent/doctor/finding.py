@@ -12,9 +12,10 @@ Level = Literal["ok", "ignored", "warning", "error"]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Finding:
-    """`error` = pods cannot run, `warning` = some cannot, or not safely; `ignored` was either.
+    """One finding: `error` = no pod can run; `warning` = some pods cannot run, or not safely;
+    `ignored` = either, excluded by --ignore.
 
-    Those three have a cure.
+    These three levels have a cure.
     """
 
     name: str
@@ -24,22 +25,22 @@ class Finding:
 
 
 def fine(name: str, text: str) -> Finding:
-    """A finding that asks for nothing."""
+    """A finding that needs no action."""
     return Finding(name=name, level="ok", text=text)
 
 
 def warning(name: str, text: str, cure: str) -> Finding:
-    """A finding that some pods, or their safety, depend on."""
+    """A finding that affects some pods, or their safety."""
     return Finding(name=name, level="warning", text=text, cure=cure)
 
 
 def error(name: str, text: str, cure: str) -> Finding:
-    """A finding that every pod depends on."""
+    """A finding that affects every pod."""
     return Finding(name=name, level="error", text=text, cure=cure)
 
 
 def content(path: str) -> str:
-    """A kernel file without white space round it; "" for one that is not there."""
+    """A kernel file, stripped of white space; "" if it does not exist."""
     try:
         return Path(path).read_text().strip()
     except OSError:
@@ -47,13 +48,13 @@ def content(path: str) -> str:
 
 
 def number(path: str) -> int | None:
-    """The number in a kernel file; None for one that is not there or holds something else."""
+    """The number in a kernel file; None if the file does not exist or holds something else."""
     text = content(path)
     return int(text) if text.isdecimal() else None
 
 
 def listens(path: str) -> bool:
-    """Whether somebody accepts connections on the unix socket at `path`."""
+    """Whether a process accepts connections on the unix socket at `path`."""
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as trial:
         trial.settimeout(1.0)
         try:

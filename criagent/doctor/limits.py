@@ -1,4 +1,4 @@
-"""Limits of the kernel that a node full of pods runs into."""
+"""Kernel limits that a node with many pods reaches."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from criagent.config.sections import Config
 from criagent.doctor.finding import Finding, error, fine, number, warning
 
-# All containers of root share root's inotify instances; the kernel's own default is 128.
+# All containers of root share root's inotify instances; the kernel's default is 128.
 _INSTANCES, _WATCHES = 512, 65536
 _PIDS = 65536
 _FILES = 100_000
@@ -17,18 +17,18 @@ _NAMESPACES = ("mnt", "pid", "net", "ipc", "uts", "cgroup")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LimitFacts:
-    """Values of sysctls; None = not there."""
+    """Values of sysctls; None = the kernel has no such key."""
 
     inotify_instances: int | None = 8192
     inotify_watches: int | None = 524_288
     pid_max: int | None = 4_194_304
     nr_open: int | None = 1_073_741_816
     file_max: int | None = 1_000_000
-    no_namespaces: tuple[str, ...] = ()  # kinds of which none may be made
+    no_namespaces: tuple[str, ...] = ()  # kinds of namespaces whose limit is 0
 
 
 def read() -> LimitFacts:
-    """Look at this node."""
+    """Inspect this node."""
     return LimitFacts(
         inotify_instances=number("/proc/sys/fs/inotify/max_user_instances"),
         inotify_watches=number("/proc/sys/fs/inotify/max_user_watches"),
@@ -57,10 +57,12 @@ def judge(facts: LimitFacts, config: Config) -> Iterator[Finding]:
             "fs.nr_open": (facts.nr_open, config.runtime.nofile_hard),
             "fs.file-max": (facts.file_max, _FILES),
         },
-        "containers get less than runtime.nofile_hard, or none",
+        "containers get a lower limit than runtime.nofile_hard, or none",
     )
     yield _at_least(
-        "processes", {"kernel.pid_max": (facts.pid_max, _PIDS)}, "the kubelet evicts for it early"
+        "processes",
+        {"kernel.pid_max": (facts.pid_max, _PIDS)},
+        "the kubelet evicts pods for it early",
     )
     if facts.no_namespaces:
         names = ", ".join(f"user.max_{kind}_namespaces" for kind in facts.no_namespaces)
@@ -81,5 +83,5 @@ def _at_least(name: str, wanted: dict[str, tuple[int | None, int]], effect: str)
     return warning(
         name,
         f"{', '.join(f'{key} is {have}' for key, have, _ in low)}: {effect}",
-        f"sysctl -w {settings}; the same in /etc/sysctl.d/",
+        f"sysctl -w {settings}; add the same to /etc/sysctl.d/",
     )

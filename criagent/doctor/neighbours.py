@@ -21,19 +21,19 @@ _ENDPOINT = re.compile(
     r"([^\s\"']+)",
     re.MULTILINE,
 )
-_CURE = "drain the node and switch the kubelet's endpoint (docs/operations.md, Moving a node)"
+_CURE = "drain the node, then switch the kubelet's endpoint (docs/moving-a-node.md)"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class NeighbourFacts:
-    """Sockets (without links) that somebody listens on, and the kubelet's, "" = not known."""
+    """Sockets (no links) on which a process listens, and the kubelet's endpoint; "" = unknown."""
 
     sockets: tuple[str, ...] = ()
     kubelet: str = ""
 
 
 def read() -> NeighbourFacts:
-    """Look at this node."""
+    """Inspect this node."""
     listening = {str(Path(path).resolve()) for path in _SOCKETS if listens(path)}
     found = [match[1] for path in KUBELET for match in _ENDPOINT.finditer(content(path))]
     kubelet = str(Path(found[0]).resolve()) if found else ""
@@ -46,11 +46,11 @@ def judge(facts: NeighbourFacts, config: Config) -> Iterator[Finding]:
     if facts.kubelet == own:
         yield fine("kubelet", "uses this agent")
     elif facts.kubelet:
-        yield warning("kubelet", f"uses {facts.kubelet}, not {own}", _CURE)
+        yield warning("kubelet", f"uses {facts.kubelet} instead of {own}", _CURE)
     for other in facts.sockets:
         if other == own:
             continue
         if facts.kubelet == own:
             yield fine("other runtime", f"{other}; the kubelet does not use it")
         else:
-            yield warning("other runtime", f"something serves on {other}", _CURE)
+            yield warning("other runtime", f"another runtime listens on {other}", _CURE)

@@ -1,4 +1,4 @@
-"""Pod networking: nftables and forwarding, or the CNI configuration and its plugins."""
+"""Pod network: nftables and forwarding, or the CNI configuration and its plugins."""
 
 from __future__ import annotations
 
@@ -28,22 +28,22 @@ _DROPS = re.compile(r"hook forward priority [^;]*; policy drop;")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class NetworkFacts:
-    """Contents of kernel files ("" = not there), and what was found of the chosen backend."""
+    """Contents of kernel files ("" = missing), and what was found for the configured backend."""
 
     forward4: str = "1"
     forward6: str = "1"
     bridged: str = "1"  # whether bridged packets pass through iptables
     nftables_problem: str = ""
-    antispoof_problem: str = ""  # what the kernel says to the rules that keep pods from spoofing
+    antispoof_problem: str = ""  # the kernel's error for the anti-spoofing rules
     forward_dropped: bool = False
     cni_file: str = ""  # a file in the configuration directory
     cni_name: str = ""
     cni_problem: str = ""
-    cni_plugins: tuple[tuple[str, str], ...] = ()  # (path, what it says to --version)
+    cni_plugins: tuple[tuple[str, str], ...] = ()  # (path, output of --version)
 
 
 def read(config: Config) -> NetworkFacts:
-    """Look at this node."""
+    """Inspect this node."""
     builtin = config.network.backend == "builtin"
     problem, chains = _chains() if builtin else ("", "")
     files = _files(config.network.cni_conf_dir)
@@ -73,7 +73,9 @@ def judge(facts: NetworkFacts, config: Config) -> Iterator[Finding]:
 def _judge_builtin(facts: NetworkFacts, config: Config) -> Iterator[Finding]:
     if facts.nftables_problem:
         yield error(
-            "nftables", facts.nftables_problem, "install libnftables1; be root; modprobe nf_tables"
+            "nftables",
+            facts.nftables_problem,
+            "install libnftables1, run as root, and load the module (modprobe nf_tables)",
         )
     else:
         yield fine("nftables", "libnftables works")
@@ -82,14 +84,14 @@ def _judge_builtin(facts: NetworkFacts, config: Config) -> Iterator[Finding]:
     if facts.forward_dropped:
         yield warning(
             "firewall",
-            "a forward chain drops what it does not know: pods may not reach other nodes",
-            "accept the pods' networks there (Docker: iptables -P FORWARD ACCEPT; firewalld: put "
+            "a forward chain drops unknown traffic: pods may not reach other nodes",
+            "accept the pod networks there (Docker: iptables -P FORWARD ACCEPT; firewalld: put "
             f"{config.network.bridge} into the trusted zone)",
         )
     if facts.cni_file:
         yield warning(
             "CNI",
-            f"{facts.cni_file} is not used: network.backend is builtin",
+            f"{facts.cni_file} is ignored: network.backend is builtin",
             'set network.backend = "cni", or remove the file',
         )
 
@@ -97,7 +99,7 @@ def _judge_builtin(facts: NetworkFacts, config: Config) -> Iterator[Finding]:
 def _anti_spoofing(facts: NetworkFacts, config: Config) -> Iterator[Finding]:
     name = "anti-spoofing"
     if not config.network.anti_spoofing:
-        yield fine(name, "off: network.anti_spoofing is false, and pods can use any address")
+        yield fine(name, "off (network.anti_spoofing = false): pods can use any address")
     elif facts.antispoof_problem:
         yield warning(
             name,
@@ -106,7 +108,7 @@ def _anti_spoofing(facts: NetworkFacts, config: Config) -> Iterator[Finding]:
             "network.anti_spoofing = false",
         )
     elif not facts.nftables_problem:
-        yield fine(name, "the kernel can keep pods from using addresses of others")
+        yield fine(name, "pods cannot use addresses of other pods")
 
 
 def _forwarding(facts: NetworkFacts, config: Config) -> Finding:
@@ -117,13 +119,16 @@ def _forwarding(facts: NetworkFacts, config: Config) -> Finding:
     if unknown:
         return error(
             name,
-            f"the kernel has no IPv{unknown[0]}, but network.pod_cidrs does",
-            "take that network out of network.pod_cidrs, or enable the protocol",
+            f"the kernel has no IPv{unknown[0]}, but network.pod_cidrs contains a network "
+            "of that family",
+            "remove that network from network.pod_cidrs, or enable the protocol",
         )
     off = sorted(family for family in families if values[family] == "0")
     if off:
         return fine(
-            name, f"off for {' and '.join(f'IPv{family}' for family in off)}; serve switches it on"
+            name,
+            f"off for {' and '.join(f'IPv{family}' for family in off)}; `criagent serve` "
+            "switches it on",
         )
     return fine(name, "on")
 
@@ -132,8 +137,8 @@ def _judge_cni(facts: NetworkFacts) -> Iterator[Finding]:
     if facts.forward4 == "0":
         yield warning(
             "forwarding",
-            "off for IPv4, and most CNI networks need it",
-            "sysctl -w net.ipv4.ip_forward=1; the same in /etc/sysctl.d/",
+            "off for IPv4; most CNI networks need it",
+            "sysctl -w net.ipv4.ip_forward=1; add the same to /etc/sysctl.d/",
         )
     else:
         yield fine("forwarding", "on")
@@ -143,15 +148,16 @@ def _judge_cni(facts: NetworkFacts) -> Iterator[Finding]:
         there = "off" if facts.bridged else "not loaded"
         yield warning(
             "br_netfilter",
-            f"{there}: on a bridge network a Service whose pod is on the same node does not answer",
-            "modprobe br_netfilter; sysctl -w net.bridge.bridge-nf-call-iptables=1; the same in "
-            "/etc/modules-load.d/ and /etc/sysctl.d/",
+            f"{there}: on a bridge network, a Service does not answer if its pod is on the "
+            "same node",
+            "modprobe br_netfilter; sysctl -w net.bridge.bridge-nf-call-iptables=1; add the "
+            "same to /etc/modules-load.d/ and /etc/sysctl.d/",
         )
     if facts.cni_problem:
         yield error(
             "CNI",
             facts.cni_problem,
-            "install a CNI network, or correct the file; the agent sees it at once",
+            "install a CNI network or correct the file; the agent notices the change by itself",
         )
         return
     for path, answer in facts.cni_plugins:
@@ -160,7 +166,7 @@ def _judge_cni(facts: NetworkFacts) -> Iterator[Finding]:
         if version is not None and below_floor(version, FLOORS["cni"]):
             yield warning(
                 "CNI",
-                f"{path} {dotted(version)}: known security problems",
+                f"{path} {dotted(version)} has known security problems",
                 f"update the CNI plugins to {FLOORS['cni'][0]} or newer",
             )
     yield fine("CNI", f'network "{facts.cni_name}"')
@@ -168,8 +174,8 @@ def _judge_cni(facts: NetworkFacts) -> Iterator[Finding]:
 
 def _chains() -> tuple[str, str]:
     """(why nftables does not work, its chains)."""
-    if "CAP_NET_ADMIN" not in held_capabilities():  # the library would complain on stderr
-        return "CAP_NET_ADMIN is missing: rules cannot be seen", ""
+    if "CAP_NET_ADMIN" not in held_capabilities():  # the library would print on stderr
+        return "CAP_NET_ADMIN is missing: the rules cannot be read", ""
     try:
         nft = Nftables()
         try:
@@ -181,7 +187,7 @@ def _chains() -> tuple[str, str]:
 
 
 def _antispoof_problem() -> str:
-    """Why the kernel does not take the rules; "" when it does. Nothing is changed."""
+    """Why the kernel rejects the rules; "" when it accepts them. Nothing is changed."""
     try:
         with contextlib.closing(Nftables(dry_run=True)) as nft:
             nft.run(rules.antispoof_text())
@@ -198,7 +204,7 @@ def _files(directory: Path) -> list[Path]:
 
 
 def _cni(config: Config) -> tuple[str, str, tuple[tuple[str, str], ...]]:
-    """(name of the network, what is wrong with it, its plugins)."""
+    """(name of the network, its problem, its plugins)."""
     section = config.network
     try:
         network = load_first(section.cni_conf_dir)

@@ -1,15 +1,15 @@
-"""The programs beside the agent: there, new enough, without known security problems."""
+"""The programs that the agent runs: present, new enough, without known security problems."""
 
 from __future__ import annotations
 
 import os
 import shutil
-import subprocess
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from criagent.config.sections import Config
+from criagent.doctor.commands import ended
 from criagent.doctor.finding import Finding, error, fine, warning
 from criagent.doctor.system import os_release
 from criagent.runtime.node.minimum_versions import (
@@ -20,7 +20,7 @@ from criagent.runtime.node.minimum_versions import (
     version_of,
 )
 
-# Where distributions say which of their packages has which fix.
+# Where distributions list which of their packages has which fix.
 _TRACKERS = {
     "debian": "https://security-tracker.debian.org/tracker/source-package/{}",
     "ubuntu": "https://ubuntu.com/security/cves?package={}",
@@ -30,10 +30,10 @@ _TRACKERS = {
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ProgramFacts:
-    """What each program says to --version; None = it cannot be run."""
+    """Output of --version of each program; None = the program cannot be run."""
 
     handlers: Mapping[str, str | None] = field(default_factory=dict)  # by handler
-    absent: frozenset[str] = frozenset()  # handlers whose program is not there at all
+    absent: frozenset[str] = frozenset()  # handlers whose program is missing
     conmon: str | None = "conmon version 2.1.13"
     catatonit: bool = True
     conntrack: bool = True
@@ -41,7 +41,7 @@ class ProgramFacts:
 
 
 def read(config: Config) -> ProgramFacts:
-    """Ask the programs of this node."""
+    """Run the programs of this node with --version."""
     runtime = config.runtime
     return ProgramFacts(
         handlers={name: answer_of(handler.path) for name, handler in runtime.handlers.items()},
@@ -59,7 +59,7 @@ def judge(facts: ProgramFacts, config: Config) -> Iterator[Finding]:
     for name, handler in runtime.handlers.items():
         needed = name == runtime.default_handler
         if name in facts.absent and not needed:
-            text = f"{handler.path} is not installed: pods that ask for {name} are refused"
+            text = f"{handler.path} is not installed: pods that request handler {name} are refused"
             yield fine(f"handler {name}", text)
             continue
         answer = facts.handlers.get(name)
@@ -70,26 +70,23 @@ def judge(facts: ProgramFacts, config: Config) -> Iterator[Finding]:
     else:
         yield warning(
             "catatonit",
-            f"{runtime.catatonit} is missing: pods that share a PID namespace cannot run",
+            f"{runtime.catatonit} is not installed: pods that share a PID namespace cannot run",
             "install catatonit",
         )
     if config.network.backend != "builtin":
         return
     if facts.conntrack:
-        yield fine("conntrack", "is there")
+        yield fine("conntrack", "installed")
     else:
-        yield warning("conntrack", "missing: UDP hostPorts may keep old flows", "install conntrack")
+        yield warning(
+            "conntrack", "not installed: UDP hostPorts may keep old flows", "install conntrack"
+        )
 
 
 def answer_of(path: Path) -> str | None:
-    """What the program at `path` says to --version within ten seconds; None when it cannot."""
-    try:
-        done = subprocess.run(
-            [path, "--version"], capture_output=True, text=True, timeout=10, check=False
-        )
-    except (OSError, subprocess.TimeoutExpired):
-        return None
-    return done.stdout + done.stderr
+    """Output of `path --version`; None when the program cannot be run or takes over ten seconds."""
+    answer = ended([path, "--version"])
+    return None if answer is None else answer.output + answer.errors
 
 
 def _program(
@@ -99,27 +96,31 @@ def _program(
     if answer is None:
         return worst(
             name,
-            f"{path} cannot be run",
+            f"{path} cannot be executed",
             f"install {kind}, or change its path in the configuration",
         )
     if problem := too_old(kind, answer):
         return worst(name, f"{path}: {problem}", f"install a newer {kind}")
     version = version_of(kind, answer)
     if version is None and parse_version(answer) is None:
-        return warning(name, f"{path} tells no version", f"see whether it is {kind}")
+        return warning(
+            name,
+            f"the output of {path} --version has no version",
+            f"check that the program is {kind}",
+        )
     if version is None:
         said = answer.partition("\n")[0][:80]
-        return fine(name, f"{path} is another program than {kind}: {said}")
+        return fine(name, f"{path} is not {kind}: {said}")
     if problem := insecure(kind, answer):
         return warning(name, f"{path}: {problem}", _security_cure(name, kind, facts.distribution))
     return fine(name, f"{path} {dotted(version)}")
 
 
 def _security_cure(name: str, kind: str, distribution: str) -> str:
-    """A distribution's package may have the fixes under an older number, which only it can say."""
+    """A distribution's package may have the fixes under an older number; only its tracker knows."""
     tracker = _TRACKERS.get(distribution)
-    where = f" ({tracker.format(kind)} tells)" if tracker else ""
+    where = f", see {tracker.format(kind)}," if tracker else ""
     return (
-        f"update {kind}; once the distribution's own package has the fixes{where}, run "
-        f"`criagent doctor --ignore '{name}'`"
+        f"update {kind}; once your distribution's package has the fixes{where} run `criagent "
+        f"doctor --ignore '{name}'`"
     )

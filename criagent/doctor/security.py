@@ -21,22 +21,22 @@ _ALL = frozenset(f"CAP_{name}" for name in (*_NEEDED, "SYS_RESOURCE"))
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SecurityFacts:
-    """Contents of kernel files, "" = not there."""
+    """Contents of kernel files; "" = missing."""
 
     capabilities: frozenset[str] = _ALL
     seccomp: bool = True
     apparmor: str = ""
     apparmor_parser: bool = True
     selinux: str = ""
-    selinux_contexts: bool = True  # whether the policy names contexts for containers
-    label: str = "system_u:object_r:container_runtime_exec_t:s0"  # of the program
+    selinux_contexts: bool = True  # whether the policy defines contexts for containers
+    label: str = "system_u:object_r:container_runtime_exec_t:s0"  # of the agent's program
     modules: str = ""
-    user_namespaces: int | None = 100_000  # user.max_user_namespaces; None = not in this kernel
+    user_namespaces: int | None = 100_000  # user.max_user_namespaces; None = the kernel has none
     unshare: bool = True
 
 
 def read() -> SecurityFacts:
-    """Look at this node."""
+    """Inspect this node."""
     return SecurityFacts(
         capabilities=held_capabilities(),
         seccomp=Path("/proc/sys/kernel/seccomp/actions_avail").exists(),
@@ -59,10 +59,10 @@ def judge(facts: SecurityFacts) -> Iterator[Finding]:
     else:
         yield warning(
             "seccomp",
-            "not in this kernel; RuntimeDefault cannot be enforced",
+            "not in this kernel: the profile RuntimeDefault cannot be enforced",
             "boot a kernel with CONFIG_SECCOMP_FILTER",
         )
-    yield fine("security modules", facts.modules or "none to be seen")
+    yield fine("security modules", facts.modules or "none listed")
     yield _apparmor(facts)
     yield _selinux(facts)
     yield _user_namespaces(facts)
@@ -77,11 +77,11 @@ def _capabilities(facts: SecurityFacts) -> Iterator[Finding]:
             "run as root with these capabilities",
         )
         return
-    yield fine("capabilities", "all that are needed")
+    yield fine("capabilities", "all required capabilities are present")
     if "CAP_SYS_RESOURCE" not in facts.capabilities:
         yield warning(
             "CAP_SYS_RESOURCE",
-            "missing: oom_score_adj cannot be lowered nor limits raised for containers",
+            "missing: the agent cannot lower oom_score_adj or raise limits for containers",
             "give the service CAP_SYS_RESOURCE",
         )
 
@@ -94,7 +94,7 @@ def _user_namespaces(facts: SecurityFacts) -> Finding:
         text, cure = "unshare is missing", "install util-linux"
     elif facts.user_namespaces is not None:
         text = "none allowed"
-        cure = "sysctl -w user.max_user_namespaces=65536; the same in /etc/sysctl.d/"
+        cure = "sysctl -w user.max_user_namespaces=65536; add the same to /etc/sysctl.d/"
     return warning("user namespaces", f"{text}: pods with hostUsers: false cannot run", cure)
 
 
@@ -105,21 +105,22 @@ def _selinux(facts: SecurityFacts) -> Finding:
     if not facts.selinux_contexts:
         return warning(
             "SELinux",
-            f"{mode}, but the policy has no contexts for containers: they get no labels",
+            f"{mode}, but the policy has no contexts for containers: containers get no labels",
             "install container-selinux",
         )
     if _PROGRAM_TYPE not in facts.label.split(":"):
         return warning(
             "SELinux",
-            f"{mode}, but the agent's program is labelled {facts.label or 'nothing'}: its "
-            "containers may not be allowed to start",
-            f"semanage fcontext -a -t {_PROGRAM_TYPE} on it, and restorecon (docs/operations.md)",
+            f"{mode}, but the agent's program has the label {facts.label or 'nothing'}: its "
+            "containers may be denied to start",
+            f"label the program with semanage fcontext -a -t {_PROGRAM_TYPE} and restorecon "
+            "(docs/containers.md)",
         )
     return fine("SELinux", mode)
 
 
 def _label(program: Path) -> str:
-    """The context of the file behind any links, "" = none."""
+    """The SELinux context of the file, following links; "" = none."""
     try:
         return os.getxattr(program, "security.selinux").decode().rstrip("\0")
     except OSError:
@@ -128,11 +129,11 @@ def _label(program: Path) -> str:
 
 def _apparmor(facts: SecurityFacts) -> Finding:
     if facts.apparmor != "Y":
-        return fine("AppArmor", "off: pods that ask for a profile of the node are refused")
+        return fine("AppArmor", "off: pods that request a profile of the node are refused")
     if facts.apparmor_parser:
         return fine("AppArmor", "on")
     return warning(
         "AppArmor",
-        "on, but apparmor_parser is missing: no profile can be loaded",
+        "on, but apparmor_parser is missing: profiles cannot be loaded",
         "install apparmor",
     )

@@ -1,4 +1,4 @@
-"""The root directory: its file system, space, inodes, mount options."""
+"""The root directory: its file system, free space, inodes, mount options."""
 
 from __future__ import annotations
 
@@ -9,18 +9,18 @@ from pathlib import Path
 
 from criagent.config.sections import Config
 from criagent.doctor.finding import Finding, error, fine, warning
-from criagent.kernel.mount import MountEntry, mountinfo
+from criagent.kernel.mount import MountEntry, holding, mountinfo
 from criagent.store import set_aside
 
 _UPPERDIRS = frozenset({"ext4", "xfs", "btrfs", "tmpfs", "f2fs", "bcachefs"})
-# Below these the kubelet evicts pods (its defaults imagefs.available, nodefs.inodesFree).
+# Below these the kubelet evicts pods (its defaults for imagefs.available and nodefs.inodesFree).
 _LOW_SPACE, _LOW_INODES = 0.15, 0.05
 _NO_SPACE, _NO_INODES = 100 << 20, 1000
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StorageFacts:
-    """Of storage.root, or of its next directory above that is there."""
+    """Facts about storage.root, or about its closest parent that exists."""
 
     existing: Path = Path("/var/lib")
     fstype: str = "ext4"
@@ -36,7 +36,7 @@ class StorageFacts:
 
 
 def read(config: Config) -> StorageFacts:
-    """Look at this node."""
+    """Inspect this node."""
     existing = _existing(config.storage.root)
     size = os.statvfs(existing)
     entry, run = _mount_of(existing), _mount_of(_existing(config.storage.run_dir))
@@ -63,8 +63,8 @@ def judge(facts: StorageFacts, config: Config) -> Iterator[Finding]:
     if facts.set_aside_rows:
         yield warning(
             "state database",
-            f"{facts.set_aside_rows} rows could not be read and were set aside",
-            "report the row_set_aside lines of the log as a bug; the rows are kept in the table "
+            f"{facts.set_aside_rows} rows could not be decoded and were set aside",
+            "report the row_set_aside lines of the log as a bug; the rows remain in the table "
             f"set_aside of {config.storage.root}/state.db",
         )
     if facts.run_fstype == "tmpfs":
@@ -72,8 +72,8 @@ def judge(facts: StorageFacts, config: Config) -> Iterator[Finding]:
     else:
         yield warning(
             "storage.run_dir",
-            f"{config.storage.run_dir} is on {facts.run_fstype}, which outlives a reboot",
-            "choose a directory on tmpfs, such as /run/criagent",
+            f"{config.storage.run_dir} is on {facts.run_fstype}, which survives a reboot",
+            "set storage.run_dir to a directory on tmpfs, such as /run/criagent",
         )
 
 
@@ -83,23 +83,28 @@ def _root(facts: StorageFacts, config: Config) -> Finding:
         return error(
             name,
             f"{facts.existing} is on a read-only file system",
-            "remount it writable (see dmesg for a disk error), or choose another storage.root",
+            "remount it read-write (check dmesg for disk errors), or set another storage.root",
         )
     if not facts.writable:
-        return error(name, f"{facts.existing} cannot be written", "be root")
+        return error(name, f"{facts.existing} is not writable", "run as root")
     if facts.fstype not in _UPPERDIRS:
         return error(
             name,
-            f"{root} is on {facts.fstype}, which an overlay cannot write to",
+            f"{root} is on {facts.fstype}, which does not support overlay's upper layers",
             "put storage.root on ext4, xfs (ftype=1) or btrfs",
         )
     if "noexec" in facts.options:
-        return error(name, f"{root} is mounted noexec: no program of an image starts", "remount it")
+        return error(
+            name,
+            f"{root} is mounted noexec: no program of an image can start",
+            "remount it with exec",
+        )
     if hindering := sorted({"nosuid", "nodev"} & facts.options):
         return warning(
             name,
-            f"{root} is mounted {','.join(hindering)}: containers' root file systems are too",
-            "remount it without",
+            f"{root} is mounted {','.join(hindering)}, and so are the containers' root file "
+            "systems",
+            "remount it without these options",
         )
     return fine(name, f"{root} ({facts.fstype})")
 
@@ -108,7 +113,7 @@ def _space(facts: StorageFacts) -> Finding:
     name, free = "disk space", facts.free_bytes
     part = free / facts.total_bytes if facts.total_bytes else 1.0
     text = f"{free / 1e9:.1f} GB free of {facts.total_bytes / 1e9:.1f} GB"
-    cure = "criagent image prune, remove what is not needed, or give it a larger disk"
+    cure = "run `criagent image prune`, remove other files, or enlarge the disk"
     if free < _NO_SPACE:
         return error(name, f"{text}: images cannot be pulled", cure)
     if part < _LOW_SPACE:
@@ -119,9 +124,9 @@ def _space(facts: StorageFacts) -> Finding:
 def _inodes(facts: StorageFacts) -> Finding:
     name, free = "inodes", facts.free_inodes
     if not facts.total_inodes:
-        return fine(name, "not limited")
+        return fine(name, "no fixed number")
     text = f"{free} free of {facts.total_inodes}"
-    cure = "criagent image prune, or make the file system with more of them (mkfs.ext4 -N)"
+    cure = "run `criagent image prune`, or create the file system with more inodes (mkfs.ext4 -N)"
     if free < _NO_INODES:
         return error(name, f"{text}: images cannot be pulled", cure)
     if free / facts.total_inodes < _LOW_INODES:
@@ -134,7 +139,4 @@ def _existing(path: Path) -> Path:
 
 
 def _mount_of(path: Path) -> MountEntry | None:
-    place = path.resolve()
-    holders = [entry for entry in mountinfo() if place.is_relative_to(entry.target)]
-    # of mounts stacked on one place the last one counts
-    return max(reversed(holders), key=lambda entry: len(entry.target), default=None)
+    return holding(path.resolve(), mountinfo())

@@ -16,9 +16,9 @@ from criagent.kernel.paths import RESOLVE_IN_ROOT, openat2
 from criagent.runtime.node.minimum_versions import parse_version
 
 _OS_RELEASE = "/etc/os-release"
-_SLACK_S = 60.0  # file systems and clocks need not agree to the second
+_SLACK_S = 60.0  # clocks of file systems may differ by seconds
 
-# The first version of each that is tested or documented, and where its kernel of 6.7 or newer is.
+# The first tested or documented version of each, and where its kernel 6.7 or newer comes from.
 _SUPPORTED = {"debian": (12, 0), "ubuntu": (24, 4), "fedora": (40, 0)}
 _KERNELS = {
     ("debian", "12"): "apt install -t bookworm-backports linux-image-amd64, and reboot",
@@ -29,7 +29,7 @@ _NEWER = "boot Linux 6.7 or newer"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SystemFacts:
-    """Error numbers are of a trial call, 0 = it works."""
+    """Results of trial calls are error numbers; 0 = the call works."""
 
     distribution: str = ""  # ID of os-release
     release: str = ""  # its VERSION_ID
@@ -42,7 +42,7 @@ class SystemFacts:
 
 
 def read(config: Config) -> SystemFacts:
-    """Look at this node."""
+    """Inspect this node."""
     known = os_release()
     return SystemFacts(
         distribution=known.get("ID", ""),
@@ -61,11 +61,11 @@ def judge(facts: SystemFacts) -> Iterator[Finding]:
     yield _distribution(facts)
     yield _kernel(facts)
     if "overlay" in facts.filesystems:
-        yield fine("overlay", "known to the kernel")
+        yield fine("overlay", "supported by the kernel")
     else:
         yield error(
             "overlay",
-            "unknown to the kernel: no image can be unpacked",
+            "not supported by the kernel: no image can be unpacked",
             "modprobe overlay; echo overlay > /etc/modules-load.d/criagent.conf",
         )
     yield _call("openat2", facts.openat2, "Linux 5.6")
@@ -73,11 +73,12 @@ def judge(facts: SystemFacts) -> Iterator[Finding]:
     if facts.behind_s > _SLACK_S:
         yield warning(
             "clock",
-            f"{facts.behind_s:.0f} s behind the agent's own files: it was set back, or not yet set",
-            "set it (timedatectl set-ntp true); registries' certificates depend on it",
+            f"{facts.behind_s:.0f} s behind the newest file of the agent: the clock was set "
+            "back, or is not set yet",
+            "set the clock (timedatectl set-ntp true); certificates of registries depend on it",
         )
     else:
-        yield fine("clock", "not behind the agent's own files")
+        yield fine("clock", "not behind the newest file of the agent")
 
 
 def _distribution(facts: SystemFacts) -> Finding:
@@ -85,12 +86,12 @@ def _distribution(facts: SystemFacts) -> Finding:
     first = _SUPPORTED.get(facts.distribution)
     version = parse_version(f"{facts.release}.0")
     if first is None or version is None or version[:2] >= first:  # sid and rawhide have no number
-        beside = "" if first else " (not among the tested ones: Debian, Ubuntu, Fedora)"
+        beside = "" if first else " (untested; tested are Debian, Ubuntu and Fedora)"
         return fine(name, facts.pretty + beside)
     return warning(
         name,
-        f"{facts.pretty} is older than what is supported",
-        "use Debian 12, Ubuntu 24.04, Fedora 40 or newer",
+        f"{facts.pretty} is older than the supported versions",
+        "upgrade to Debian 12, Ubuntu 24.04, Fedora 40 or newer",
     )
 
 
@@ -98,9 +99,9 @@ def _kernel(facts: SystemFacts) -> Finding:
     version = parse_version(facts.kernel) or (0, 0, 0)
     if version >= (6, 7, 0):
         return fine("kernel", facts.kernel)
-    lacks = "layers are mounted by lowerdir+, which it has not"
+    lacks = "it lacks lowerdir+, by which layers are mounted"
     if version < (5, 14, 0):
-        lacks += "; nor has it cgroup.kill"
+        lacks += ", and cgroup.kill"
     return error(
         "kernel",
         f"{facts.kernel} is older than 6.7: {lacks}",
@@ -111,8 +112,12 @@ def _kernel(facts: SystemFacts) -> Finding:
 def _call(name: str, number: int, since: str) -> Finding:
     if not number:
         return fine(name, "works")
-    # EPERM is what a seccomp filter around the agent gives
-    cure = "allow it in the seccomp filter" if number == errno.EPERM else f"boot {since} or newer"
+    # EPERM is what a seccomp filter around the agent returns
+    cure = (
+        "allow the call in the seccomp filter"
+        if number == errno.EPERM
+        else f"boot {since} or newer"
+    )
     return error(name, os.strerror(number).lower(), cure)
 
 
@@ -123,7 +128,7 @@ def os_release() -> dict[str, str]:
 
 
 def _newest(root: Path) -> float:
-    """The latest modification of what cannot lie in the future: our code, our database."""
+    """The latest change of files that cannot be from the future: the agent's code and database."""
     times = [Path(__file__).stat().st_mtime]
     for name in ("state.db", "state.db-wal"):
         try:

@@ -1,18 +1,18 @@
-"""The systemd unit, where there is one: whether it serves, now and after a reboot; bad drop-ins."""
+"""The systemd unit, if there is one: whether it runs, now and after a reboot; bad drop-ins."""
 
 from __future__ import annotations
 
-import subprocess
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from criagent.doctor.commands import ended
 from criagent.doctor.finding import Finding, error, fine, warning
 
 _UNIT = "criagent.service"
 _MONITORS = "criagent-monitors.service"
 _WANTED = {"KillMode": "process", "Delegate": "yes", "NoNewPrivileges": "no"}
-# Each of these gives the unit a mount namespace: pods' mounts and the kubelet's volumes get lost.
+# Each of these gives the unit a mount namespace, which hides mounts of pods and of the kubelet.
 _NO_NAMESPACE = {
     "PrivateTmp": "no",
     "PrivateDevices": "no",
@@ -32,34 +32,30 @@ _WHY = {
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class UnitFacts:
-    """Properties of the unit; none where systemd does not run or has no such unit."""
+    """Properties of the unit; empty where systemd does not run or does not know the unit."""
 
     properties: Mapping[str, str] = field(default_factory=dict)
-    monitors: bool = True  # whether the unit of the monitors runs
+    monitors: bool = True  # whether the monitors' unit runs
 
 
 def read() -> UnitFacts:
-    """Ask systemd."""
+    """Query systemd."""
     if not Path("/run/systemd/system").is_dir():
         return UnitFacts()
     names = ",".join((*_STATES, *_WANTED, *_NO_NAMESPACE))
     command = ["systemctl", "show", _UNIT, f"--property={names}"]
-    try:
-        done = subprocess.run(command, capture_output=True, text=True, timeout=10, check=False)
-    except (OSError, subprocess.TimeoutExpired):
+    answer = ended(command)
+    if answer is None:
         return UnitFacts()
-    found = dict(line.split("=", 1) for line in done.stdout.splitlines() if "=" in line)
+    found = dict(line.split("=", 1) for line in answer.output.splitlines() if "=" in line)
     if found.get("LoadState", "not-found") == "not-found":
         return UnitFacts()
     return UnitFacts(properties=found, monitors=_active(_MONITORS))
 
 
 def _active(unit: str) -> bool:
-    command = ["systemctl", "is-active", "--quiet", unit]
-    try:
-        return subprocess.run(command, capture_output=True, timeout=10, check=False).returncode == 0
-    except (OSError, subprocess.TimeoutExpired):
-        return False
+    answer = ended(["systemctl", "is-active", "--quiet", unit])
+    return answer is not None and answer.status == 0
 
 
 def judge(facts: UnitFacts) -> Iterator[Finding]:
@@ -77,11 +73,13 @@ def judge(facts: UnitFacts) -> Iterator[Finding]:
         if facts.properties.get(key, wanted) != wanted
     ]
     for key, have, wanted in wrong:
-        why = _WHY.get(key, "the kubelet does not see pods' mounts, nor pods their volumes")
+        why = _WHY.get(
+            key, "the kubelet does not see mounts of pods, and pods do not see their volumes"
+        )
         yield error(
             _UNIT,
             f"{key}={have}: {why}",
-            f"set {key}={wanted} (systemctl cat {_UNIT} shows the drop-in), and restart it",
+            f"set {key}={wanted} (`systemctl cat {_UNIT}` shows the drop-in) and restart the unit",
         )
     state = list(_state(facts))
     yield from state
@@ -89,21 +87,23 @@ def judge(facts: UnitFacts) -> Iterator[Finding]:
         yield warning(
             _MONITORS,
             f"not active: `systemctl kill {_UNIT}` would kill the containers' monitors",
-            f"install deploy/{_MONITORS} beside {_UNIT}, and restart that",
+            f"install deploy/{_MONITORS} beside {_UNIT} and restart criagent",
         )
     if not (wrong or state):
-        yield fine(_UNIT, "as it should be")
+        yield fine(_UNIT, "active with the required settings")
 
 
 def _state(facts: UnitFacts) -> Iterator[Finding]:
-    """What is to be said when it does not serve, or would not after a reboot."""
+    """Findings when the agent does not run, or would not run after a reboot."""
     active = facts.properties.get("ActiveState", "active")
     if active in {"failed", "activating"}:
-        text = "has failed" if active == "failed" else "is starting, or fails again and again"
-        yield error(_UNIT, f"{text}: nothing serves pods", f"see journalctl -eu {_UNIT}")
+        text = "has failed" if active == "failed" else "is starting, or fails repeatedly"
+        yield error(
+            _UNIT, f"{text}: no pods can be started or stopped", f"check journalctl -eu {_UNIT}"
+        )
     elif active != "active":
-        text = f"is {active}: nothing serves pods, those that run go on"
+        text = f"is {active}: no pods can be started or stopped; running pods continue"
         yield warning(_UNIT, text, f"systemctl start {_UNIT}")
     if facts.properties.get("UnitFileState", "enabled") == "disabled":
-        text = "not enabled: after a reboot no pod comes back"
+        text = "not enabled: no pod starts after a reboot"
         yield warning(_UNIT, text, f"systemctl enable {_UNIT}")

@@ -1,7 +1,7 @@
-"""fsck of images: rows against files. Synchronous, reads every blob; changes nothing.
+"""fsck of images: compares rows with files. Synchronous, reads every blob; changes nothing.
 
-Of an unpacked layer it compares how many names it has, and how many bytes its regular files: a file
-that was deleted, added or cut is found, one whose content was changed in place is not.
+Of an unpacked layer it compares the number of names and the bytes of regular files: a file that was
+deleted, added or truncated is found, one whose content was changed in place is not.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ _NAMED = 5  # containers that a finding names
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Finding:
-    """One thing that is wrong, in words, with the object it concerns.
+    """One problem as text, with its object.
 
     `key` is the blob's digest or the layer's chain ID that a repair drops.
     """
@@ -34,7 +34,7 @@ class Finding:
     key: str = ""
 
     def used_by(self, containers: Sequence[str]) -> Finding:
-        """The same of a layer, with the containers that have it."""
+        """The same for a layer, with the containers that use it."""
         if not containers:
             return self
         names = ", ".join(container[:13] for container in containers[:_NAMED])
@@ -44,17 +44,17 @@ class Finding:
         )
 
     def repaired_unless(self, busy: set[str]) -> Finding:
-        """The same after a repair that left out what is `busy`."""
+        """The same after a repair, which leaves out whatever is `busy`."""
         if self.key not in busy:
             return dataclasses.replace(self, repaired=True)
         return dataclasses.replace(
-            self, problem=f"{self.problem}; a pull counts on it: repair again when that has ended"
+            self, problem=f"{self.problem}; a pull uses it: repair again when the pull has ended"
         )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class State:
-    """The rows to compare with the disk; `unowned` blobs wait for a next try or a collection."""
+    """The rows to compare with the disk; `unowned` blobs wait for a retry or a collection."""
 
     images: list[Image]
     blobs: list[Blob]
@@ -64,7 +64,7 @@ class State:
 
 @dataclass(slots=True)
 class Broken:
-    """Findings, and what has to go so that a pull makes it whole again."""
+    """Findings, and what to drop so that a pull restores it."""
 
     findings: list[Finding] = field(default_factory=list)
     images: set[str] = field(default_factory=set)
@@ -76,7 +76,7 @@ class Broken:
 
 
 def check(state: State, files: BlobFiles, tree: Callable[[Snapshot], Path]) -> Broken:
-    """Everything that is wrong with images, blobs and layers."""
+    """Every problem of images, blobs and layers."""
     broken = Broken()
     for blob in state.blobs:
         problem = _blob_problem(blob, files)
@@ -135,10 +135,10 @@ def _layer_problem(snapshot: Snapshot, tree: Path) -> str:
         return f"the layer cannot be read: {exc.strerror}"
     if snapshot.inodes and not names:
         return "the layer's directory is empty"
-    if not snapshot.entries:  # not counted when it was unpacked, or nothing is in it
+    if not snapshot.entries:  # not counted when it was unpacked, or empty
         return ""
     if names != snapshot.entries:
-        return f"the layer has {names} files and directories, want {snapshot.entries}"
+        return f"the layer has {names} files and directories instead of {snapshot.entries}"
     if size != snapshot.content_bytes:
-        return f"the layer's files have {size} bytes, want {snapshot.content_bytes}"
+        return f"the layer's files have {size} bytes instead of {snapshot.content_bytes}"
     return ""

@@ -1,7 +1,7 @@
 """Verified content on disk: `blobs/<algorithm>/<hex>`.
 
 A file under its final name is complete, hashed and durable: it is written as `<hex>.part`, which
-survives a cancel so that the next try goes on from there, then synced and renamed.
+survives a cancellation so that the next attempt resumes it, then synced and renamed.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ _AHEAD_S = 60.0  # a time of change that is later than this was set by a clock t
 
 @dataclass(frozen=True, slots=True)
 class PartsUsage:
-    """What unfinished downloads take."""
+    """Disk usage of unfinished downloads."""
 
     used_bytes: int = 0
     files: int = 0
@@ -53,25 +53,25 @@ class BlobFiles:
         return self._root
 
     def path(self, digest: Digest) -> Path:
-        """Where the blob lies, or will."""
+        """The path of the blob, whether it exists or not."""
         return self._root / digest.algorithm / digest.hex
 
     def part(self, digest: Digest) -> Path:
-        """Where its download grows."""
+        """The file of the unfinished download."""
         return self._root / digest.algorithm / f"{digest.hex}.part"
 
     def own_part(self, digest: Digest) -> Path:
-        """A part that no other writer of the same blob has; it is not resumed."""
+        """A part used by one writer only; it is not resumed."""
         return (
             self._root / digest.algorithm / f"{digest.hex}.{os.getpid()}.{next(self._count)}.part"
         )
 
     def sizes(self) -> dict[Digest, int]:
-        """Bytes of every whole blob, from memory: as counted last, and what came and went since."""
+        """Bytes of every complete blob, from memory: the last count with later changes."""
         return self._sizes.copy()
 
     def has(self, digest: Digest) -> bool:
-        """Whether the blob is here, whole."""
+        """Whether the complete blob is here."""
         return self.path(digest).exists()
 
     def read(self, digest: Digest, limit: int) -> bytes:
@@ -81,11 +81,13 @@ class BlobFiles:
         hasher = digest.hasher()
         hasher.update(content)
         if len(content) > limit or hasher.hexdigest() != digest.hex:
-            raise CorruptError(f"blob {digest} is damaged on disk; `criagent image fsck --repair`")
+            raise CorruptError(
+                f"blob {digest} is damaged on disk; run `criagent image fsck --repair`"
+            )
         return content
 
     def store(self, digest: Digest, content: bytes) -> None:
-        """Put a small blob whose digest was checked."""
+        """Store a small blob whose digest was checked."""
         if self.has(digest):
             return
         part = self.own_part(digest)
@@ -127,7 +129,7 @@ class BlobFiles:
             part.unlink()
             raise CorruptError(
                 f"blob {digest}: received {length} bytes with digest "
-                f"{digest.algorithm}:{hasher.hexdigest()}, want {size} bytes"
+                f"{digest.algorithm}:{hasher.hexdigest()} instead of {size} bytes"
             )
 
     def remove(self, digest: Digest) -> None:
@@ -144,7 +146,7 @@ class BlobFiles:
         part.with_suffix(".ranges").unlink(missing_ok=True)
 
     def all(self) -> Iterator[tuple[Digest, int]]:
-        """Every whole blob with its size."""
+        """Every complete blob with its size."""
         for folder in self._root.iterdir():
             for entry in folder.iterdir():
                 if "." not in entry.name:
@@ -173,11 +175,11 @@ class BlobFiles:
         return sizes
 
     def unused_for(self, digests: Iterable[Digest], now_s: float, age_s: float) -> list[Digest]:
-        """Those whose file was last changed so long ago, or is not there."""
+        """Blobs whose file was not changed for so long, or does not exist."""
         return [digest for digest in digests if _older(self.path(digest), now_s, age_s)]
 
     def old_parts(self, now_s: float, age_s: float) -> list[tuple[Digest, Path]]:
-        """Parts, and records of ranges, that were last changed so long ago, with their digests."""
+        """Parts and records of ranges that were not changed for so long, with their digests."""
         return [
             (Digest(part.parent.name, part.name.partition(".")[0]), part)
             for part in self.parts()
@@ -186,7 +188,7 @@ class BlobFiles:
 
     @staticmethod
     def drop_part(part: Path) -> int:
-        """Delete a part; the bytes that it took."""
+        """Delete a part; returns the bytes that it took."""
         with suppress(FileNotFoundError):
             used = _space(part)
             part.unlink()
@@ -195,7 +197,7 @@ class BlobFiles:
 
 
 def _space(path: Path) -> int:
-    """Bytes that the file takes; the unfinished ranges of a part take none."""
+    """Bytes that the file takes on disk; unfinished ranges of a part take none."""
     return path.stat().st_blocks * 512
 
 
@@ -219,7 +221,7 @@ def removed_on_error(part: Path) -> Iterator[None]:
 
 @contextmanager
 def disk_full(where: Path) -> Iterator[None]:
-    """Turn ENOSPC and EDQUOT into ExhaustedError that says where space is missing."""
+    """Turn ENOSPC and EDQUOT into ExhaustedError that names the directory."""
     try:
         yield
     except OSError as exc:

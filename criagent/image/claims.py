@@ -1,7 +1,7 @@
-"""What pulls and imports under way count on, so that nothing of it is collected meanwhile.
+"""Claims: what pulls and imports in progress rely on, so that it is not collected meanwhile.
 
-A claim is a number, not a lock: it may be held for as long as a registry likes, by any number of
-pulls, and delays nobody. A removal is short, and a claim waits for its end.
+A claim is a counter, not a lock: any number of pulls may hold it for as long as a registry takes,
+and it delays no one. A removal is short, and a claim waits for its end.
 """
 
 from __future__ import annotations
@@ -21,14 +21,14 @@ class Claims:
         self._all = 0
 
     def claimed(self, key: str) -> bool:
-        """Whether a pull or an import counts on the object."""
+        """Whether a pull or an import relies on the object."""
         return bool(self._all or self._counts[key])
 
     @asynccontextmanager
     async def hold(self, keys: Iterable[str]) -> AsyncIterator[None]:
-        """Count on these objects for the block: what is there when it begins stays there.
+        """Claim these objects for the block: those that exist when it begins stay.
 
-        Waits for removals of them that are under way, for nothing else.
+        Waits only for removals of them that are in progress.
         """
         claimed = list(dict.fromkeys(keys))
         self._counts.update(claimed)
@@ -44,13 +44,13 @@ class Claims:
 
     @asynccontextmanager
     async def growing(self) -> AsyncIterator[GrowingClaim]:
-        """A claim of what is named within the block, until its end."""
+        """A claim on whatever is added within the block, until its end."""
         async with AsyncExitStack() as stack:
             yield GrowingClaim(self, stack)
 
     @asynccontextmanager
     async def hold_all(self) -> AsyncIterator[None]:
-        """Count on every object for the block, which must not wait for a registry."""
+        """Claim every object for the block, which must not wait for a registry."""
         self._all += 1
         try:
             while self._removals:
@@ -61,7 +61,7 @@ class Claims:
 
     @asynccontextmanager
     async def removing(self, key: str) -> AsyncIterator[bool]:
-        """Whether the object may be removed within the block, which no registry may delay."""
+        """Whether the object may be removed in the block, which must not wait for a registry."""
         await self._removed(key)
         if self.claimed(key):
             yield False
@@ -79,12 +79,12 @@ class Claims:
 
 
 class GrowingClaim:
-    """The claim of one pull, which learns bit by bit what it counts on."""
+    """The claim of one pull, which grows as the pull proceeds."""
 
     def __init__(self, claims: Claims, stack: AsyncExitStack) -> None:
         self._claims = claims
         self._stack = stack
 
     async def add(self, *keys: str) -> None:
-        """Count on these objects too. To be called before it is looked whether they are there."""
+        """Claim these objects too. To be called before checking whether they exist."""
         await self._stack.enter_async_context(self._claims.hold(keys))

@@ -1,8 +1,9 @@
 """Collection of what no image needs: layers, blobs, unfinished downloads.
 
 A blob or layer stays for as long as an image names it, a container uses it or a pull claims it.
-What a failed pull has fetched stays for the next try until `retention_s` is over, an image is
-removed, the disk is full or the agent starts. No step waits for a registry: pulls go on meanwhile.
+Downloads of a failed pull stay for the next attempt until `retention_s` is over, an image is
+removed, the disk is full or the agent starts. No step waits for a registry: pulls continue
+meanwhile.
 """
 
 from __future__ import annotations
@@ -68,7 +69,7 @@ class Collector:
     async def collect(self, *, retained_s: float = 0.0) -> Pruned:
         """Drop what no image, container, pull or import needs.
 
-        Of what failed pulls have fetched only what is older than `retained_s`.
+        Of the downloads of failed pulls only those older than `retained_s`.
         """
         async with self.one_at_a_time:
             freed = await self._layers()
@@ -80,7 +81,7 @@ class Collector:
         return freed
 
     async def run(self) -> None:
-        """Collect what has become too old, for ever."""
+        """Collect in a loop whatever has become too old."""
         while True:
             await asyncio.sleep(min(_SWEEP_S, max(self.retention_s, _SWEEP_LEAST_S)))
             try:
@@ -93,7 +94,7 @@ class Collector:
                 log.exception("collection_failed", error=repr(failure))
 
     def unowned(self) -> tuple[int, int]:
-        """Bytes and files of blobs and downloads that no row names; from memory."""
+        """Bytes and files of blobs and downloads without a row; from memory."""
         owned = {blob.digest for blob in self.blobs.all()}
         sizes = [size for digest, size in self.files.sizes().items() if str(digest) not in owned]
         parts = self.files.parts_usage
@@ -104,9 +105,9 @@ class Collector:
         return {digest for image in self.images.all() for digest in blobs_of(image)}
 
     async def drop_layer(self, key: str) -> bool:
-        """Drop a damaged layer, so that the next pull unpacks it anew; False = a pull counts on it.
+        """Drop a damaged layer, so that the next pull unpacks it again; False = a pull uses it.
 
-        Containers that use it keep what is left of it until they are gone.
+        Containers that use it keep the rest of it until they are removed.
         """
         async with self.unpacker.removing(key) as free:
             snapshot = self.snapshots.store.get(key)
@@ -118,7 +119,7 @@ class Collector:
             return free
 
     async def drop_blob(self, digest: Digest) -> bool:
-        """Drop a blob with its row, whoever needs it; False = a pull counts on it."""
+        """Drop a blob with its row, whatever needs it; False = a pull uses it."""
         async with self.claims.removing(str(digest)) as free:
             if free:
                 await self._forget_blob(digest)
@@ -130,9 +131,9 @@ class Collector:
         for snapshot in self.snapshots.store.all():
             if not snapshot.committed and key in chains.below([snapshot.parent]):
                 found.add(snapshot.key)
-        for row in self.containers.all():
-            if key in chains.below(volume.top for volume in row.image_volumes):
-                found.add(row.id)
+        for container in self.containers.all():
+            if key in chains.below(volume.top for volume in container.image_volumes):
+                found.add(container.id)
         return sorted(found)
 
     async def _layers(self) -> Pruned:
@@ -179,7 +180,7 @@ class Collector:
     def _layers_of_containers(self) -> set[str]:
         snapshots = self.snapshots.store.all()
         tops = [s.parent for s in snapshots if not s.committed]
-        tops += [v.top for row in self.containers.all() for v in row.image_volumes]
+        tops += [v.top for container in self.containers.all() for v in container.image_volumes]
         return _Chains(snapshots).below(tops)
 
     def _unused_layers(self) -> list[Snapshot]:
@@ -194,7 +195,7 @@ class Collector:
         return sorted(unused, key=lambda s: s.number, reverse=True)
 
     def _damaged_in_use(self, damaged: Snapshot) -> bool:
-        """Whether a container was made of this layer before it was unpacked anew."""
+        """Whether a container was created from this layer before it was unpacked again."""
         origin = damaged_origin(damaged.key)
         if not origin:
             return False
@@ -203,8 +204,10 @@ class Collector:
         for snapshot in self.snapshots.store.all():
             if snapshot.committed or (anew is not None and snapshot.number > anew.number):
                 continue
-            row = self.containers.get(snapshot.key)
-            volumes = [] if row is None else [volume.top for volume in row.image_volumes]
+            container = self.containers.get(snapshot.key)
+            volumes = (
+                [] if container is None else [volume.top for volume in container.image_volumes]
+            )
             if origin in chains.below([snapshot.parent, *volumes]):
                 return True
         return False

@@ -1,8 +1,8 @@
 """Images as the CRI and the runtime see them: find, pull, remove, import, export, check.
 
 What no image and no container needs any more is collected (`collect.py`) after each removal, at
-start, now and then, and on request: rows first go, then files are renamed to the trash, which is
-emptied in the background.
+start, at intervals, and on request: rows are deleted first, then files are renamed to the trash,
+which is emptied in the background.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from typing import Any
 import structlog
 
 from criagent.base import faults
-from criagent.base.aio import detached, finish, run_in, settle
+from criagent.base.aio import Background, finish, run_in
 from criagent.base.errors import (
     AgentError,
     CorruptError,
@@ -59,7 +59,7 @@ log: structlog.stdlib.BoundLogger = structlog.get_logger(__name__)
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class FsUsage:
-    """What images, or writable layers, take. `mountpoint` is their directory."""
+    """Disk usage of images, or of writable layers. `mountpoint` is their directory."""
 
     mountpoint: str
     used_bytes: int
@@ -69,7 +69,7 @@ class FsUsage:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Imported:
-    """What an archive brought, and what of it was passed over."""
+    """The images of an archive, and the entries that were skipped."""
 
     images: list[Image]
     skipped: list[Skipped]
@@ -92,37 +92,37 @@ class Images:
     root: Path
     pinned: tuple[str, ...]
     now_ns: Callable[[], int]
-    background: list[asyncio.Task[None]] = dataclasses.field(default_factory=list)
+    collecting: Background = dataclasses.field(default_factory=lambda: Background("collector"))
 
     def all(self) -> list[Image]:
         """Every image."""
         return self.store.all()
 
     def find(self, text: str) -> Image | None:
-        """The image of a reference or id. Raises InvalidRequestError for what is neither."""
+        """The image of a reference or id. Raises InvalidRequestError for any other text."""
         if found := self.store.find(text):
             return found
         if text.startswith("sha256:"):
             parse_digest(text)
             return None
         if is_image_id(text):
-            return None  # of no image here
+            return None  # no image of this node
         reference = parse_reference(text).with_default_tag()
         if reference.digest is not None:
             return self.store.find(f"{reference.name}@{reference.digest}")
         return self.store.find(str(reference))
 
     def resolve(self, text: str) -> Image:
-        """Like `find`, but raises NotFoundError that says what to do."""
+        """Like `find`, but raises NotFoundError with the cure."""
         found = self.find(text)
         if found is None:
             raise NotFoundError(f'image "{text}" is not on this node; pull it first')
         return found
 
     def shown_name(self, image: Image, asked: str) -> str:
-        """How to call `image` to the user who asked for it as `asked`.
+        """The name of `image` for a user who requested `asked`.
 
-        By that name in full if it is one of the image's, else by its first tag, digest, or id.
+        That name in full if it is one of the image's, else its first tag, digest, or id.
         """
         names = (*image.repo_tags, *image.repo_digests)
         try:
@@ -156,24 +156,26 @@ class Images:
         try:
             return await self.puller.pull(reference, auth)
         except ExhaustedError:
-            await self.collector.collect()  # what it has fetched takes room that others need
+            await self.collector.collect()  # its downloads take space that others need
             raise
 
     async def tag(self, text: str, tag: str) -> Image:
-        """Give an image one more tag, which moves there from any other; returns what is stored.
+        """Add a tag to an image, which moves there from any other; returns what is stored.
 
-        Raises NotFoundError for an unknown image, InvalidRequestError for a tag that is none.
+        Raises NotFoundError for an unknown image, InvalidRequestError for an invalid tag.
         """
         reference = parse_reference(tag).with_default_tag()
         if reference.tagged is None or reference.digest is not None:
-            raise InvalidRequestError(f"{tag[:160]!r} has a digest; an image is tagged by a name")
+            raise InvalidRequestError(
+                f"{tag[:160]!r} has a digest; use a name without one as the tag"
+            )
         image = await self.store.tag(self.resolve(text).id, reference.tagged)
         faults.reach("tag-image:row")
         log.info("image_tagged", id=image.id, tag=reference.tagged)
         return image
 
     async def remove(self, text: str) -> None:
-        """Forget the image with all its names; unknown ones are fine.
+        """Remove the image with all its names; unknown ones are fine.
 
         Layers stay while a container uses them, as its root or as a volume.
         """
@@ -185,10 +187,10 @@ class Images:
         await self.collect()
 
     async def remove_name(self, text: str) -> tuple[tuple[str, ...], str]:
-        """Take one name from an image: the names that went, and its id when it is gone as well.
+        """Remove one name from an image; returns the removed names, and the id of a removed image.
 
-        With its last tag an image goes, and with the last tag of a repository the digests of that
-        repository. An id stands for all names. Raises NotFoundError for an unknown image.
+        An image is removed with its last tag, and the digests of a repository with its last tag. An
+        id stands for all names. Raises NotFoundError for an unknown image.
         """
         image = self.resolve(text)
         left = _without(image, self.shown_name(image, text)) if self.is_name(text) else None
@@ -213,7 +215,7 @@ class Images:
         return image is not None and name in {*image.repo_tags, *image.repo_digests}
 
     def fs_usage(self) -> FsUsage:
-        """What images take, and what pulls have fetched for none yet, without a look at the disk.
+        """Disk usage of images and unfinished downloads, from memory.
 
         Unfinished downloads are counted every ten seconds while pulls run, and when one fails.
         """
@@ -226,7 +228,7 @@ class Images:
         )
 
     def container_fs_usage(self) -> FsUsage:
-        """What containers' writable layers took when they were counted last."""
+        """Disk usage of containers' writable layers at their last count."""
         return self._usage([s for s in self.snapshots.store.all() if not s.committed], 0, 0)
 
     def _usage(self, snapshots: list[Snapshot], used: int, inodes: int) -> FsUsage:
@@ -242,7 +244,9 @@ class Images:
         return self.root / "incoming"
 
     async def prepare(self) -> None:
-        """Make directories, and drop what a crash or a failed pull left. Before the first call."""
+        """Create directories, and drop the remains of a crash or a failed pull. Before the first
+        call.
+        """
 
         def call() -> None:
             self.files.prepare()
@@ -256,7 +260,7 @@ class Images:
             if not snapshot.committed and snapshot.key.startswith("sha"):
                 await self.snapshots.remove(snapshot.key)
         await self.collector.collect()
-        self.background.append(detached(self.collector.run(), name="collector"))
+        self.collecting.start(self.collector.run)
         self.puller.failure_listeners.append(self.snapshots.empty_soon)
 
     async def collect(self) -> Pruned:
@@ -274,12 +278,12 @@ class Images:
     async def import_archive(self, path: Path) -> Imported:
         """Every image of the OCI or Docker archive at `path` that can be imported.
 
-        When none can: InvalidRequestError for what is no archive, CorruptError for wrong content,
-        NotFoundError for other platforms alone, UnsupportedError, ExhaustedError.
+        When none can: InvalidRequestError for any other file, CorruptError for wrong content,
+        NotFoundError when all are for other platforms, UnsupportedError, ExhaustedError.
         """
         try:
             async with self.claims.growing() as claim:
-                async with self.claims.hold_all():  # nobody knows yet what the archive brings
+                async with self.claims.hold_all():  # the contents of the archive are not known yet
                     contents = await self.workers.read_archive(path, self.files.root)
                     found = await run_in(self.fs, archived_images, contents.images, self.files)
                     await claim.add(*(blob.digest for entry in found for blob in entry.blobs))
@@ -288,7 +292,7 @@ class Images:
             await finish(self._import_ended(path))
 
     async def _import_ended(self, path: Path) -> None:
-        """Count what the worker has brought, and drop what it left."""
+        """Count what the worker stored, and drop its temporary files."""
         await run_in(self.fs, _unlink, plain_copy(path))
         await run_in(self.fs, self.files.count)
         self.snapshots.empty_soon()
@@ -310,7 +314,7 @@ class Images:
 
     async def _import(self, entry: ArchivedImage) -> Image:
         async def fetch(_: Layer) -> None:
-            """The blob is there already."""
+            """The blob is already there."""
 
         image = dataclasses.replace(entry.image, pulled_at_ns=self.now_ns())
         async with self.unpacker.unpacked(image.layers, fetch, lambda _: None) as snapshots:
@@ -332,7 +336,7 @@ class Images:
     async def fsck(self, *, repair: bool) -> list[Finding]:
         """Compare rows with the disk; `repair` drops what is broken, for the next pull to fetch.
 
-        What a pull counts on is not dropped. Containers keep what is left of their damaged layers.
+        What a pull uses is not dropped. Containers keep the rest of their damaged layers.
         """
         state = audit.State(
             images=self.all(),
@@ -360,7 +364,7 @@ class Images:
         """Stop pulls and background work."""
         await self.puller.close()
         await asyncio.sleep(0)  # what the ends of the pulls begin
-        await settle(*self.background)
+        await self.collecting.stop()
 
 
 def _without(image: Image, name: str) -> Image | None:

@@ -1,9 +1,8 @@
 """Layers of images into committed snapshots: side by side, then settled bottom-up.
 
-A layer that several images share is unpacked once: its chain ID names the snapshot. What is made of
-it is shared by all pulls that claim the layer. Its lock is held only while that very layer is
-written or settled, never while a registry is awaited, so a pull that gets on does not wait for one
-that does not.
+A layer that several images share is unpacked once: its chain ID names the snapshot. All pulls that
+claim the layer share it. Its lock is held only while that layer is written or settled, never while
+a registry is awaited, so a pull that progresses does not wait for one that does not.
 
     not there ──extract──▶ written ──settle──▶ settled ──sync, commit with an image──▶ committed
          ▲                    └─────────────────────┴── the last claim ends: discarded
@@ -30,7 +29,7 @@ from criagent.image.blobs import BlobFiles
 from criagent.image.claims import Claims
 from criagent.image.documents.digest import parse_digest
 from criagent.image.snapshots.overlay import OverlaySnapshots
-from criagent.image.unpack.workers import LayerFile, NeedsLowers, Unpacked, UnpackWorkers
+from criagent.image.unpack.workers import LayerFile, NeedsLowerLayers, Unpacked, UnpackWorkers
 from criagent.model.image import Layer, Snapshot
 
 Fetch = Callable[[Layer], Awaitable[None]]
@@ -39,7 +38,7 @@ Received = Callable[[int], None]
 
 @dataclass(slots=True)
 class _Fresh:
-    """A layer that no image has committed yet; changed under its lock alone."""
+    """A layer that no image has committed yet; changed only under its lock."""
 
     snapshot: Snapshot
     written: bool = False
@@ -82,8 +81,8 @@ class LayerUnpacker:
         """Rows to commit within the block, for the layers that are not committed.
 
         Their content is on disk. `fetch` brings the blob of a layer. Raises CorruptError,
-        ExhaustedError and what `fetch` raises; when anything fails, the block included, nothing
-        is left that only this call wanted.
+        ExhaustedError and what `fetch` raises; when anything fails, the block included, nothing is
+        left that only this call needed.
         """
         keys = [layer.chain_id for layer in layers]
         try:
@@ -132,8 +131,8 @@ class LayerUnpacker:
                 return
             lower_layers = self._lower_layers(layer, layers)
             if fresh.result is not None and fresh.result.unsettled:
-                written, fresh.result = fresh.result, None  # what is half settled is made anew
-                with contextlib.suppress(NeedsLowers):
+                written, fresh.result = fresh.result, None  # a half-settled layer is written again
+                with contextlib.suppress(NeedsLowerLayers):
                     await self._workers.settle(self._snapshots.tree(fresh.snapshot), lower_layers)
                     fresh.result = written
             if fresh.result is None:
@@ -142,7 +141,7 @@ class LayerUnpacker:
                 await self._extract(layer, fresh, lower_layers, received)
             result = fresh.result
             if result is None:
-                raise CorruptError(f"layer {layer.digest} leads through a link that leads nowhere")
+                raise CorruptError(f"layer {layer.digest} leads through a dangling link")
             fresh.settled = dataclasses.replace(
                 fresh.snapshot,
                 committed=True,
@@ -183,7 +182,7 @@ class LayerUnpacker:
         key = layer.chain_id
         if (fresh := self._fresh.get(key)) is not None:
             return fresh
-        await self._discard(key)  # what a failed removal left
+        await self._discard(key)  # the remains of a failed removal
         at = layers.index(layer)
         snapshot = await self._snapshots.create(
             key, parent=layers[at - 1].chain_id if at else "", created_at_ns=self._now_ns()
@@ -197,14 +196,13 @@ class LayerUnpacker:
         """Write the layer; when that fails nothing of it is left. Under its lock."""
         file = LayerFile(
             blob=self._files.path(parse_digest(layer.digest)),
-            size=layer.size,
             digest=layer.digest,
             diff_id=layer.diff_id,
         )
         try:
             tree = self._snapshots.tree(fresh.snapshot)
             fresh.result = await self._workers.extract(file, tree, lower_layers, received)
-        except NeedsLowers:
+        except NeedsLowerLayers:
             fresh.result = None
         except BaseException:
             await finish(self._discard(layer.chain_id))
@@ -218,7 +216,7 @@ class LayerUnpacker:
             await self._snapshots.remove(key)
 
     async def _release(self, keys: Sequence[str]) -> None:
-        """Forget what was made; discard what no image has committed and no pull claims."""
+        """Drop this call's claims; discard layers that are neither committed nor claimed."""
         for key in reversed(keys):
             snapshot = self._snapshots.store.get(key)
             if key in self._fresh or (snapshot is not None and not snapshot.committed):
@@ -228,6 +226,6 @@ class LayerUnpacker:
 
 
 def _first(group: BaseExceptionGroup[BaseException]) -> BaseException:
-    """The failure that ended a task group; cancellations follow from it."""
+    """The failure that ended a task group; cancellations are its consequence."""
     error = group.exceptions[0]
     return _first(error) if isinstance(error, BaseExceptionGroup) else error

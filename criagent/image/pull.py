@@ -1,9 +1,9 @@
 """Pull: reference → manifest → blobs → snapshots → one commit that makes the image visible.
 
-One pull per reference and credentials runs at a time; callers join it, and the last one's cancel
-stops it. Blobs arrive and layers unpack side by side; what was fetched stays for the next try,
-until it is collected (`collect.py`). A pull claims what it counts on, and holds no lock while it
-awaits a registry.
+One pull per reference and credentials runs at a time; callers join it, and it stops when the last
+one cancels. Blobs arrive and layers unpack in parallel; downloads stay for the next attempt, until
+they are collected (`collect.py`). A pull claims what it relies on, and holds no lock while it waits
+for a registry.
 """
 
 from __future__ import annotations
@@ -13,12 +13,14 @@ from collections import Counter
 from collections.abc import Awaitable, Callable, Sequence
 from concurrent.futures import Executor
 from dataclasses import dataclass
+from functools import partial
 
 import structlog
 
 from criagent.base import faults
-from criagent.base.aio import finish, run_in
+from criagent.base.aio import alongside, run_in
 from criagent.base.errors import AgentError, CorruptError, RegistryError, UnsupportedError
+from criagent.base.single_flight import SingleFlight
 from criagent.image.blobs import BlobFiles
 from criagent.image.claims import Claims, GrowingClaim
 from criagent.image.documents.choose import UNREADABLE, Answer, Found, Search, Wanted
@@ -40,17 +42,11 @@ from criagent.image.registry import Progress, RegistryClient, Resolved, Session
 from criagent.model.image import Blob, Image, Layer
 from criagent.store.images import ImageStore
 
-_COUNT_S = 10.0  # how often what has arrived is counted for ImageFsInfo
+_COUNT_S = 10.0  # interval at which downloads are counted for ImageFsInfo
 
 log: structlog.stdlib.BoundLogger = structlog.get_logger(__name__)
 
 _Key = tuple[str, RegistryAuth | None]
-
-
-@dataclass(slots=True)
-class _Flight:
-    task: asyncio.Task[Image]
-    waiters: int = 0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -90,54 +86,32 @@ class Puller:
         self._parallel = parallel_blobs
         self._timeout_s = progress_timeout_s
         self._now_ns = now_ns
-        self._flights: dict[_Key, _Flight] = {}
-        self._tasks: set[asyncio.Task[Image]] = set()  # also those that are being cancelled
+        self._flights: SingleFlight[_Key, Image] = SingleFlight(self._landed)
         self.results: Counter[str] = Counter()  # pulls ended: ok, failed, cancelled
         self.failure_listeners: list[Callable[[], None]] = []  # called when one is given up
 
     @property
     def running(self) -> int:
-        """How many pulls are under way, or being stopped; callers who join one make none."""
-        return len(self._tasks)
+        """The number of pulls in progress or being stopped; callers who join one add none."""
+        return len(self._flights)
 
     async def pull(self, reference: Reference, auth: RegistryAuth | None) -> Image:
         """The image of `reference` in this platform's form, unpacked.
 
         Raises NotFoundError, RegistryError and its kinds, CorruptError, ExhaustedError.
         """
-        key = (str(reference), auth)
-        flight = self._flights.get(key)
-        if flight is None:
-            task = asyncio.create_task(self._watched(reference, auth), name=f"pull:{reference}")
-            flight = self._flights[key] = _Flight(task)
-            self._tasks.add(task)
-            task.add_done_callback(lambda done: self._landed(key, done))
-        flight.waiters += 1
-        try:
-            return await asyncio.shield(flight.task)
-        finally:
-            flight.waiters -= 1
-            if not flight.waiters and not flight.task.done():
-                flight.task.cancel()
-                if self._flights.get(key) is flight:
-                    del self._flights[key]  # whoever comes now starts anew
+        work = partial(self._watched, reference, auth)
+        return await self._flights.join((str(reference), auth), work, name=f"pull:{reference}")
 
     async def close(self) -> None:
-        """Stop the pulls under way; their parts stay for the next try."""
-        tasks = list(self._tasks)
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
+        """Stop the pulls in progress; their parts stay for the next attempt."""
+        await self._flights.close()
 
-    def _landed(self, key: _Key, task: asyncio.Task[Image]) -> None:
-        self._tasks.discard(task)
-        flight = self._flights.get(key)
-        if flight is not None and flight.task is task:
-            del self._flights[key]
+    def _landed(self, task: asyncio.Task[Image]) -> None:
         if task.cancelled():
             self.results["cancelled"] += 1
         else:
-            self.results["failed" if task.exception() else "ok"] += 1  # raised by the waiters
+            self.results["failed" if task.exception() else "ok"] += 1
         if task.cancelled() or task.exception():
             for listener in self.failure_listeners:
                 listener()
@@ -145,27 +119,25 @@ class Puller:
     async def _watched(self, reference: Reference, auth: RegistryAuth | None) -> Image:
         """The pull, ended when a server has sent nothing for the configured time."""
         progress = Progress()
-        work = asyncio.create_task(self._pull(reference, auth, progress))
         try:
-            while not work.done():
-                left = self._timeout_s - progress.stalled_s
-                if left <= 0:
-                    raise RegistryError(
-                        f"pull of {reference} stalled: no byte for {self._timeout_s:.0f} s "
-                        f"({progress.bytes} received before)"
-                    )
-                await asyncio.wait({work}, timeout=min(left, _COUNT_S))
-                if not work.done():
-                    await run_in(self._fs, self._files.count)
-            image = work.result()
-            if self._files.parts_usage.files:  # it may have finished what was counted
-                await run_in(self._fs, self._files.count)
-            return image
+            async with alongside(self._pull(reference, auth, progress)) as work:
+                while not work.done():
+                    left = self._timeout_s - progress.stalled_s
+                    if left <= 0:
+                        raise RegistryError(
+                            f"pull of {reference} stalled: no byte for {self._timeout_s:.0f} s "
+                            f"({progress.bytes} received before)"
+                        )
+                    await asyncio.wait({work}, timeout=min(left, _COUNT_S))
+                    if not work.done():
+                        await run_in(self._fs, self._files.count)
+                image = work.result()
         except BaseException:
-            work.cancel()
-            await finish(_ended(work))
             await run_in(self._fs, self._files.count)
             raise
+        if self._files.parts_usage.files:  # it may have finished what was counted
+            await run_in(self._fs, self._files.count)
+        return image
 
     async def _pull(
         self, reference: Reference, auth: RegistryAuth | None, progress: Progress
@@ -230,7 +202,7 @@ class Puller:
             return Answer(content)
 
         await claim.add(str(top.digest))
-        # Documents of strangers may take long to parse: not on the loop.
+        # Parsing foreign documents may take long: not on the loop.
         document = await run_in(self._fs, parse_document, top.content, top.media_type)
         found = await self._searched(Search(document, top.digest, host_platform()), answer)
         if found.content:
@@ -274,13 +246,6 @@ class Puller:
             raise CorruptError(f"{session.reference}: the configuration is too large")
         await self._client.fetch_blob(session, config, progress)
         return await run_in(self._fs, self._files.read, config.parsed, MAX_DOCUMENT)
-
-
-async def _ended(work: asyncio.Task[Image]) -> None:
-    """Wait for a cancelled pull; its own error tells less than why it was cancelled."""
-    await asyncio.wait({work})
-    if not work.cancelled():
-        work.exception()
 
 
 def _image(chosen: Chosen, top: Digest, reference: Reference, now_ns: int) -> Image:

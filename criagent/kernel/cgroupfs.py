@@ -9,11 +9,11 @@ from pathlib import Path
 
 ROOT = Path("/sys/fs/cgroup")
 UNLIMITED = -1
-_FILE = 1 << 16  # more than any of its files has; seq_file gives it in one read
+_FILE = 1 << 16  # more than any of its files holds; seq_file returns it in one read
 
 
 def unified() -> bool:
-    """Whether cgroup v2 alone is mounted on /sys/fs/cgroup."""
+    """Whether only cgroup v2 is mounted on /sys/fs/cgroup."""
     return (ROOT / "cgroup.controllers").exists()
 
 
@@ -41,7 +41,7 @@ def join(cgroup: str, pid: int) -> None:
 
 
 def kill(cgroup: str) -> None:
-    """SIGKILL to everything in it and below (Linux 5.14); nothing when it is gone.
+    """SIGKILL to everything in it and below (Linux 5.14); no effect when it does not exist.
 
     Raises ValueError for the root, where this process itself may live.
     """
@@ -60,7 +60,7 @@ def populated(cgroup: str) -> bool:
 
 
 def remove(cgroup: str) -> bool:
-    """Remove it with its children; False while processes are in there, True when it is gone.
+    """Remove it with its children; False while it holds processes, True once it does not exist.
 
     Raises ValueError for the root.
     """
@@ -101,10 +101,10 @@ def read(cgroup: str, name: str) -> str | None:
 
 
 class Reader:
-    """The files of one cgroup, of one and the same even when its name is taken anew meanwhile.
+    """The files of one cgroup, always the same one even if its name is reused meanwhile.
 
-    A file that the kernel lacks there, and every file of a cgroup that is gone, reads as None or
-    as empty. To be used as a context manager.
+    A file that the kernel lacks, and every file of a removed cgroup, reads as None or as empty. To
+    be used as a context manager.
     """
 
     def __init__(self, cgroup: str) -> None:
@@ -121,7 +121,7 @@ class Reader:
             os.close(self._fd)
 
     def raw(self, name: str) -> bytes | None:
-        """Content of a file that the kernel gives in one read: any but cgroup.procs and threads."""
+        """Content of a file that one read returns whole: any but cgroup.procs and threads."""
         if self._fd < 0:
             return None
         try:
@@ -136,14 +136,14 @@ class Reader:
             os.close(fd)
 
     def limit(self, name: str) -> int | None:
-        """A single number; UNLIMITED where it says "max"."""
+        """A single number; UNLIMITED for "max"."""
         text = self.raw(name)
         if not text:
             return None
         return UNLIMITED if text.startswith(b"max") else int(text)
 
     def number(self, name: str) -> int | None:
-        """A single number; None where it says "max"."""
+        """A single number; None for "max"."""
         found = self.limit(name)
         return None if found == UNLIMITED else found
 
@@ -162,7 +162,7 @@ class Reader:
 
 
 def processes(cgroup: str, most: int = 1 << 20) -> list[int] | None:
-    """The processes in it and below, `most` at the utmost; None when it is gone."""
+    """The processes in it and below, at most `most`; None when it does not exist."""
     found: list[int] = []
     pending = [os.fspath(directory(cgroup))]
     top = True
@@ -174,7 +174,7 @@ def processes(cgroup: str, most: int = 1 << 20) -> list[int] | None:
             if os.stat(path).st_nlink > 2:  # kernfs counts children there
                 pending += [one.path for one in os.scandir(path) if one.is_dir()]
         except OSError as exc:
-            if top and exc.errno != errno.EOPNOTSUPP:  # a threaded cgroup tells no processes
+            if top and exc.errno != errno.EOPNOTSUPP:  # a threaded cgroup lists no processes
                 return None
         top = False
     return found[:most]

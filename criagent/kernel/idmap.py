@@ -35,10 +35,9 @@ class _MountAttr(ctypes.Structure):
 def idmapped(source: Path, userns: int, *, readonly: bool) -> Iterator[int]:
     """A detached clone of the mount at `source`, its ids mapped as in `userns` (a descriptor).
 
-    Mounts below `source` are in it as they are, and all are slaves: they get what is mounted there
-    later, and nothing goes back. The descriptor is closed after the block, and the
-    clone with it unless it was attached. Raises OSError EINVAL where the file system cannot be
-    mapped.
+    Mounts below `source` are included unchanged, and all are slaves: they receive later mounts, and
+    propagate none back. The descriptor is closed after the block, and the clone with it unless it
+    was attached. Raises OSError EINVAL if the file system does not support id mapping.
     """
     flags = _OPEN_TREE_CLONE | os.O_CLOEXEC | _AT_RECURSIVE
     tree = syscall(

@@ -33,7 +33,7 @@ class Inotify:
         libc.inotify_rm_watch(c_int(self.fd), c_int(watch))
 
     def events(self) -> Iterator[tuple[int, int, str]]:
-        """What is there to read now: (watch, mask, name)."""
+        """The pending events: (watch, mask, name)."""
         try:
             data = os.read(self.fd, 1 << 16)
         except BlockingIOError:

@@ -25,7 +25,7 @@ def data_file(name: str, data: bytes) -> int:
 
 
 def sealed_copy(path: Path) -> int:
-    """A descriptor of a copy of `path` that nobody can change any more."""
+    """A descriptor of an immutable copy of `path`."""
     fd = os.memfd_create(path.name, os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
     try:
         with path.open("rb") as file:

@@ -1,6 +1,6 @@
-"""Mounts: mount(2), umount2(2) and the file-descriptor API of fsopen(2) and its fellows.
+"""Mounts: mount(2), umount2(2) and the file-descriptor API around fsopen(2).
 
-System call numbers from 424 on are equal on all architectures. Synchronous, no policy.
+System call numbers from 424 on are the same on all architectures. Synchronous, no policy.
 """
 
 from __future__ import annotations
@@ -34,6 +34,7 @@ _FSCONFIG_SET_FLAG, _FSCONFIG_SET_STRING, _FSCONFIG_CMD_CREATE = 0, 1, 6
 _MOVE_MOUNT_F_EMPTY_PATH = 0x4
 _AT_FDCWD = -100
 
+_MOUNTINFO = Path("/proc/thread-self/mountinfo")
 _OCTAL = re.compile(r"\\([0-7]{3})")
 
 
@@ -101,8 +102,8 @@ def overlay(
 
     With `label`, every file in it has that SELinux label.
 
-    By `lowerdir+` (Linux 6.7), which has no limit on the length of the list. OSError carries the
-    kernel's own words when it gives some.
+    Uses `lowerdir+` (Linux 6.7), which does not limit the length of the list. An OSError carries
+    the kernel's message if there is one.
     """
     context = syscall(_FSOPEN, "fsopen", b"overlay", c_uint(_FSOPEN_CLOEXEC), source="overlay")
     try:
@@ -136,11 +137,11 @@ def overlay(
 
 
 def has_recursive_attributes() -> bool:
-    """Whether mount_setattr(2), which makes whole trees read-only, is there (5.12) and allowed."""
+    """Whether mount_setattr(2), which makes whole trees read-only, exists (5.12) and is allowed."""
     try:
         syscall(_MOUNT_SETATTR, "mount_setattr", c_int(-1), b"", c_uint(0), None, c_ulong(0))
     except OSError as exc:
-        return exc.errno not in {errno.ENOSYS, errno.EPERM}  # it looks at the size first: EINVAL
+        return exc.errno not in {errno.ENOSYS, errno.EPERM}  # the size is checked first: EINVAL
     return True
 
 
@@ -173,8 +174,6 @@ def _kernel_messages(context: int, what: object) -> Iterator[None]:
 class MountEntry:
     """One line of mountinfo (man 5 proc_pid_mountinfo)."""
 
-    mount_id: int
-    device: str
     root: str
     target: str
     options: frozenset[str]
@@ -196,19 +195,28 @@ class MountEntry:
 
 def mountinfo() -> list[MountEntry]:
     """The mounts of this process's mount namespace."""
-    with Path("/proc/thread-self/mountinfo").open(errors="surrogateescape") as file:
-        return list(parse_mountinfo(file))
+    # Split by "\n" alone: the kernel escapes no other separator of lines in a name.
+    text = os.fsdecode(_MOUNTINFO.read_bytes())
+    return list(parse_mountinfo(text.removesuffix("\n").split("\n")))
+
+
+def holding(path: Path, table: Iterable[MountEntry]) -> MountEntry | None:
+    """The mount that `path`, which has no symlinks, is on; of stacked mounts the topmost one."""
+    found = None
+    for entry in table:
+        nearer = found is None or len(entry.target) >= len(found.target)
+        if nearer and path.is_relative_to(entry.target):
+            found = entry
+    return found
 
 
 def parse_mountinfo(lines: Iterable[str]) -> Iterator[MountEntry]:
-    """Entries of a mountinfo file."""
+    """Entries of the lines of a mountinfo file."""
     for line in lines:
         left, _, right = line.rstrip("\n").partition(" - ")
         fields = left.split(" ")
         fstype, source, *rest = right.split(" ")
         yield MountEntry(
-            mount_id=int(fields[0]),
-            device=fields[2],
             root=_unescape(fields[3]),
             target=_unescape(fields[4]),
             options=frozenset(fields[5].split(",")),

@@ -1,4 +1,4 @@
-"""Namespaces: made, entered and pinned in threads that end afterwards.
+"""Namespaces: created, entered and pinned in threads that end afterwards.
 
 A thread that has changed its namespace never returns to a pool. Synchronous, no policy.
 """
@@ -29,7 +29,7 @@ CLONE_NEWIPC = 0x08000000
 CLONE_NEWNET = 0x40000000
 
 _FLAGS = {"net": CLONE_NEWNET, "ipc": CLONE_NEWIPC, "uts": CLONE_NEWUTS}
-# setresuid(2) and setresgid(2) of the calling thread alone; the C library's change all threads.
+# setresuid(2) and setresgid(2) of the calling thread only; the C library's change all threads.
 _SETRESUID = {"x86_64": 117, "aarch64": 147, "riscv64": 147, "ppc64le": 164, "s390x": 208}
 _SETRESGID = {"x86_64": 119, "aarch64": 149, "riscv64": 149, "ppc64le": 169, "s390x": 210}
 _PR_SET_DUMPABLE = 4
@@ -47,7 +47,7 @@ def setns(fd: int, nstype: int) -> None:
 
 
 def in_thread(call: Callable[[], T]) -> T:
-    """Run `call` in a thread of its own, wait for its end, return or raise what it did."""
+    """Run `call` in a new thread, wait for its end, return its result or raise its error."""
     outcome: list[T] = []
     failure: list[BaseException] = []
 
@@ -82,7 +82,7 @@ def in_netns(path: Path, call: Callable[[], T]) -> T:
 def in_each_netns(paths: Sequence[Path], call: Callable[[], T]) -> list[T | None]:
     """Run `call` inside each of the network namespaces pinned at `paths`, in one thread.
 
-    None stands for a namespace that is gone.
+    The result is None for a namespace that no longer exists.
     """
 
     def enter(path: Path) -> T | None:
@@ -102,7 +102,7 @@ def in_each_netns(paths: Sequence[Path], call: Callable[[], T]) -> list[T | None
 def pin_namespaces(
     targets: Mapping[str, Path], *, sysctls: Mapping[str, str], hostname: str | None
 ) -> None:
-    """Make the namespaces named by `targets` ("net", "ipc", "uts") and pin each at its path.
+    """Create the namespaces named by `targets` ("net", "ipc", "uts") and pin each at its path.
 
     Inside, lo is up, `hostname` and `sysctls` (dotted names) are set. The caller has validated
     them. On failure some pins may exist; `unpin` is the undo.
@@ -129,10 +129,11 @@ def pin_namespaces_of(
     sysctls: Mapping[str, str],
     hostname: str,
 ) -> None:
-    """As `pin_namespaces`, for the namespaces of process `pid`, "user" among them, which owns them.
+    """Like `pin_namespaces`, for the namespaces of process `pid`, including "user", which owns
+    them.
 
-    `root` is what uid and gid 0 of the user namespace are on the node: since Linux 5.19 only they
-    may write the sysctls of an IPC namespace.
+    `root` is the node's uid and gid of root in the user namespace: since Linux 5.19 only root may
+    write the sysctls of an IPC namespace.
     """
 
     def run() -> None:
@@ -155,7 +156,7 @@ def pin_namespaces_of(
 
 
 def write_id_maps(pid: int, uids: Iterable[IdMapping], gids: Iterable[IdMapping]) -> None:
-    """Map the ids of the user namespace that process `pid` made (man 7 user_namespaces)."""
+    """Map the ids of the user namespace that process `pid` created (man 7 user_namespaces)."""
     for name, mappings in (("gid_map", gids), ("uid_map", uids)):
         lines = [f"{m.container_id} {m.host_id} {m.length}\n" for m in mappings]
         fd = os.open(f"/proc/{pid}/{name}", os.O_WRONLY | os.O_CLOEXEC)
@@ -172,7 +173,7 @@ def _pin(targets: Mapping[str, Path], directory: str) -> None:
 
 
 def _write_as_root_of(root: tuple[int, int], sysctls: Mapping[str, str]) -> None:
-    """Write as this thread, and where that may not, as `root`, which the thread stays."""
+    """Write as this thread, or, where that is denied, as `root`, which the thread remains."""
     changed = False
     for name, value in sysctls.items():
         try:
@@ -186,10 +187,10 @@ def _write_as_root_of(root: tuple[int, int], sysctls: Mapping[str, str]) -> None
 
 
 def _become(uid: int, gid: int) -> None:
-    """Give this thread, and no other, real, effective and saved ids; its capabilities are gone."""
+    """Give this thread alone real, effective and saved ids; it loses its capabilities."""
     machine = platform.machine()
     if machine not in _SETRESUID:
-        raise PermissionError(errno.EACCES, f"no thread of {machine} can take other ids here")
+        raise PermissionError(errno.EACCES, f"threads on {machine} cannot change ids here")
     try:
         syscall(_SETRESGID[machine], "setresgid", *(c_ulong(gid) for _ in range(3)))
         syscall(_SETRESUID[machine], "setresuid", *(c_ulong(uid) for _ in range(3)))
@@ -199,9 +200,9 @@ def _become(uid: int, gid: int) -> None:
 
 
 def unpin(target: Path) -> None:
-    """Take the pin away; nothing happens when there is none.
+    """Remove the pin; no effect when there is none.
 
-    Unlinking detaches it in other mount namespaces too, where umount2 does not reach.
+    Unlinking detaches it in other mount namespaces too, which umount2 does not reach.
     """
     mount.detach(target)
     target.unlink(missing_ok=True)

@@ -1,6 +1,6 @@
-"""Route netlink (man 7 rtnetlink): the few requests that a pod's network is made of.
+"""Route netlink (man 7 rtnetlink): the few requests that set up a pod's network.
 
-Hand-encoded, because two sends a pod are several times faster than a general library, and because
+Hand-encoded, because two sends per pod are several times faster than a general library, and because
 the library's namespace support forks (docs/adr/0014). Requests are synchronous; run them in the
 network thread.
 """
@@ -63,7 +63,7 @@ def _link_header(index: int = 0, flags: int = 0, family: int = 0) -> bytes:
 
 @dataclass(frozen=True, slots=True)
 class Request:
-    """One message: what it is for (told in errors), type, flags, body."""
+    """One message: purpose (for errors), type, flags, body."""
 
     purpose: str
     kind: int
@@ -80,7 +80,7 @@ class End:
 
 
 def veth(host: End, peer: End, bridge: int, netns: int, mtu: int) -> Request:
-    """A veth pair: `host` up and in `bridge`, `peer` made within `netns` at once."""
+    """A veth pair: `host` up and in `bridge`, `peer` created directly within `netns`."""
     peer_part = _link_header() + _end(peer, mtu) + _u32(_IFLA_NET_NS_FD, netns)
     info = _nest(
         _IFLA_LINKINFO,
@@ -103,9 +103,9 @@ def bridge(name: str) -> Request:
 
 
 def no_link_local_learning(name: str) -> Request:
-    """Have a bridge learn no hardware address from frames to 01:80:c2:00:00:0x.
+    """Keep a bridge from learning hardware addresses from frames to 01:80:c2:00:00:0x.
 
-    They reach it without passing any filter.
+    These frames reach the bridge without passing any filter.
     """
     options = struct.pack("=II", _NO_LL_LEARN, _NO_LL_LEARN)
     info = _nest(
@@ -126,7 +126,7 @@ def hairpin(index: int) -> Request:
 
 
 def set_mac(index: int, mac: bytes) -> Request:
-    """A hardware address, which a bridge then keeps whatever ports come and go."""
+    """Set a hardware address, which a bridge then keeps when ports come and go."""
     body = _link_header(index) + _attribute(_IFLA_ADDRESS, mac)
     return Request("hardware address", _RTM_SETLINK, 0, body)
 
@@ -151,7 +151,7 @@ def address(index: int, addr: Address, prefix: int) -> Request:
 
 
 def default_route(index: int, gateway: Address) -> Request:
-    """The default route by a gateway that is on the link though in no subnet of it."""
+    """The default route by a gateway that is on the link although it is in none of its subnets."""
     family = socket.AF_INET if gateway.version == 4 else socket.AF_INET6
     body = struct.pack("=BBBBBBBBI", family, 0, 0, 0, 254, 3, 0, 1, _RTNH_F_ONLINK)
     body += _attribute(_RTA_GATEWAY, gateway.packed) + _u32(_RTA_OIF, index)
@@ -193,7 +193,7 @@ class RouteSocket:
         """Send all requests in one datagram and check each answer.
 
         The first failure is raised as OSError naming its purpose; with `exist_ok` an object that
-        exists already is no failure.
+        already exists is no failure.
         """
         first = self._sequence + 1
         parts: list[bytes] = []
@@ -225,7 +225,7 @@ class RouteSocket:
         return [_link(data) for data in self._dump(_RTM_GETLINK, _link_header())]
 
     def peer_mac(self, link: Link) -> bytes:
-        """The hardware address of the other end of `link`, a veth; b"" when it cannot be asked."""
+        """The hardware address of the other end of `link`, a veth; b"" if it cannot be read."""
         if link.peer is None:
             return b""
         index, netns = link.peer

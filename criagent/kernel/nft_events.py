@@ -1,8 +1,8 @@
-"""Changes of nftables, as the kernel tells them (netlink family netfilter, group nftables).
+"""Changes of nftables, as the kernel reports them (netlink family netfilter, group nftables).
 
-The ruleset of a network namespace has a generation, which each transaction raises by one. The
-kernel sends a transaction's changes and then its generation, so a deletion can be told from a later
-rewriting whoever made them. Synchronous, no policy.
+The ruleset of a network namespace has a generation, which each transaction increments. The kernel
+sends a transaction's changes and then its generation, so a deletion can be distinguished from a
+later rewriting, whoever made them. Synchronous, no policy.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ _ROOM = 1 << 20
 
 
 class NftEvents:
-    """A socket on which deletions are heard, in the namespace in which it was made."""
+    """A socket that receives deletions, in the namespace in which it was created."""
 
     def __init__(self) -> None:
         self._socket = _socket(socket.SOCK_NONBLOCK)
@@ -35,7 +35,7 @@ class NftEvents:
         return self._socket.fileno()
 
     def deletions(self, table: str) -> int | None:
-        """Read what is there; the last generation that deleted of `table`, 0 for none.
+        """Read pending events; the last generation that deleted from `table`, 0 for none.
 
         A table, chain or rule counts. None when events were lost: anything may have happened.
         """
@@ -58,7 +58,7 @@ class NftEvents:
                     self._deleted = False
 
     def close(self) -> None:
-        """Hear no more."""
+        """Stop receiving."""
         self._socket.close()
 
 
@@ -71,7 +71,7 @@ def generation() -> int:
         for kind, body in _messages(asking.recv(1 << 12)):
             if kind == _NEWGEN:
                 return _generation(body)
-    raise OSError("the kernel told no generation of nftables")
+    raise OSError("the kernel did not report a generation of nftables")
 
 
 def _socket(flags: int = 0) -> socket.socket:
@@ -96,5 +96,5 @@ def _generation(body: bytes) -> int:
     _, kind = struct.unpack_from("=HH", body, 4)
     (number,) = struct.unpack_from(">I", body, 8)
     if kind != _GEN_ID:
-        raise OSError("the kernel told no generation of nftables")
+        raise OSError("the kernel did not report a generation of nftables")
     return int(number)

@@ -11,9 +11,9 @@ _MAX_TEXT = 500  # nft repeats the commands, which may be many
 
 
 class Nftables:
-    """A libnftables context, bound to the network namespace in which it was made; one thread.
+    """A libnftables context, bound to the network namespace in which it was created; one thread.
 
-    With `dry_run` the kernel checks what is run, and nothing is changed.
+    With `dry_run` the kernel checks the commands, and nothing is changed.
     """
 
     def __init__(self, *, dry_run: bool = False) -> None:
@@ -38,9 +38,9 @@ class Nftables:
         library.nft_ctx_set_dry_run(self._context, dry_run)
 
     def run(self, commands: str) -> str:
-        """Apply `commands` whole or not at all; returns what they print.
+        """Apply `commands` as one transaction; returns their output.
 
-        Raises AgentError with nft's own errors, without the commands that they are about.
+        Raises AgentError with nft's errors, without the commands that they quote.
         """
         status = self._library.nft_run_cmd_from_buffer(self._context, commands.encode())
         output = (self._library.nft_ctx_get_output_buffer(self._context) or b"").decode()
@@ -48,7 +48,7 @@ class Nftables:
         if status:
             lines = [line for line in errors.splitlines() if line.startswith("Error")]
             text = "; ".join(dict.fromkeys(lines)) or errors.strip()
-            raise AgentError(f"nftables refused a change: {text[:_MAX_TEXT]}")
+            raise AgentError(f"nftables rejected a change: {text[:_MAX_TEXT]}")
         return output
 
     def close(self) -> None:

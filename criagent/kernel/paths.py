@@ -50,7 +50,7 @@ def openat2(root: int, path: str | bytes, flags: int, resolve: int, mode: int = 
 
 
 def open_in_root(root: int, path: str | bytes, flags: int, mode: int = 0) -> int:
-    """Open `path` as if `root` were "/": no link, magic or "..", leads out of it."""
+    """Open `path` as if `root` were "/": no link, magic link or ".." leads out of it."""
     return openat2(root, path, flags, RESOLVE_IN_ROOT | RESOLVE_NO_MAGICLINKS, mode)
 
 

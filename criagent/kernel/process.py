@@ -1,4 +1,4 @@
-"""Processes: pids that cannot be confused, pidfds, capabilities. Synchronous, no policy."""
+"""Processes: unambiguous references, pidfds, capabilities. Synchronous, no policy."""
 
 from __future__ import annotations
 
@@ -32,18 +32,18 @@ def start_ticks(pid: int) -> int | None:
 
 
 def process_ref(pid: int) -> ProcessRef | None:
-    """The process that has `pid` now, or None when it is dead."""
+    """The process that has `pid` now, or None if there is none."""
     ticks = start_ticks(pid)
     return None if ticks is None else ProcessRef(pid=pid, start_ticks=ticks)
 
 
 def alive(ref: ProcessRef | None) -> bool:
-    """Whether this very process lives; a zombie does not."""
+    """Whether exactly this process lives; a zombie does not."""
     return ref is not None and start_ticks(ref.pid) == ref.start_ticks
 
 
 def open_pidfd(ref: ProcessRef) -> int | None:
-    """A pidfd of this very process, or None when it is gone."""
+    """A pidfd of exactly this process, or None when it has ended."""
     try:
         fd = os.pidfd_open(ref.pid)
     except ProcessLookupError:
@@ -55,9 +55,9 @@ def open_pidfd(ref: ProcessRef) -> int | None:
 
 
 def node_ids(pid: int, uid: int, gid: int) -> tuple[int, int]:
-    """What `uid` and `gid` of the user namespace of process `pid` are on the node.
+    """The node's ids for `uid` and `gid` of the user namespace of process `pid`.
 
-    Ids that it does not have stay as they are.
+    Unmapped ids are returned unchanged.
     """
     return _node_id(pid, "uid_map", uid), _node_id(pid, "gid_map", gid)
 
@@ -71,7 +71,7 @@ def _node_id(pid: int, name: str, number: int) -> int:
 
 
 def send_signal(ref: ProcessRef, number: int) -> bool:
-    """Signal this very process; False when it is gone."""
+    """Signal exactly this process; False when it has ended."""
     fd = open_pidfd(ref)
     if fd is None:
         return False
@@ -87,7 +87,7 @@ def send_signal(ref: ProcessRef, number: int) -> bool:
 
 
 def become_subreaper() -> None:
-    """Descendants whose parents end become children of this process (man 2 prctl)."""
+    """Become the parent of descendants whose parents end (man 2 prctl)."""
     check(libc.prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0), "prctl")
 
 
@@ -104,7 +104,7 @@ class _CapData(ctypes.Structure):
 
 
 def keep_capabilities(kept: Iterable[int]) -> None:
-    """Give up every capability of this process but `kept`, for good (man 7 capabilities)."""
+    """Drop every capability of this process but `kept`, for good (man 7 capabilities)."""
     have = {number for number in kept if number <= int(_LAST_CAP.read_text())}
     for number in range(int(_LAST_CAP.read_text()) + 1):
         if number not in have:

@@ -1,4 +1,4 @@
-"""SELinux labels: what the kernel takes, and labels on files. Synchronous, no policy."""
+"""SELinux labels: which ones the kernel accepts, and labels on files. Synchronous, no policy."""
 
 from __future__ import annotations
 
@@ -12,13 +12,8 @@ from criagent.kernel.paths import RESOLVE_NO_SYMLINKS, openat2
 
 _FS = Path("/sys/fs/selinux")
 _XATTR = "security.selinux"
-_DEPTH_LIMIT = 500  # directories open at once; a volume's content is its pods' doing
+_DEPTH_LIMIT = 500  # directories open at once; pods control the depth of a volume
 _DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
-
-
-def enabled() -> bool:
-    """Whether the kernel has SELinux on, enforcing or not."""
-    return (_FS / "enforce").exists()
 
 
 def is_known(label: str) -> bool:
@@ -40,9 +35,9 @@ def set_label(path: Path | str, label: str) -> None:
 def relabel(top: str, label: str, passed_over: Collection[str] = ()) -> int:
     """Label `top` and everything below it; returns the number of files that were changed.
 
-    `top` itself comes last and is looked at first: one with the label is a finished tree, so a
-    repeat costs one call. Whoever changes the tree meanwhile leads nothing out of it. A file
-    system without labels is left alone, and so are the directories `passed_over`. Raises OSError.
+    `top` itself comes last and is checked first: if it has the label, the tree is finished, so a
+    repeat costs one call. Concurrent changes of the tree lead nothing out of it. A file system
+    without labels is left alone, and so are the directories `passed_over`. Raises OSError.
     """
     wanted = label.encode() + b"\0"
     changed = 0
@@ -59,7 +54,7 @@ def relabel(top: str, label: str, passed_over: Collection[str] = ()) -> int:
 
 
 def _below(directory: int, path: str, label: bytes, passed_over: Collection[str]) -> int:
-    """Label what is in the directory, which is closed then; inner before outer, no recursion."""
+    """Label the directory's content, then close it; inner before outer, without recursion."""
     changed = 0
     stack = [(directory, path, os.listdir(directory))]
     try:
@@ -89,7 +84,7 @@ def _below(directory: int, path: str, label: bytes, passed_over: Collection[str]
 
 
 def _open_directory(parent: int, name: str) -> int | None:
-    """The directory `name`; None for what is none, or gone."""
+    """The directory `name`; None if it is not a directory, or does not exist."""
     try:
         return os.open(name, _DIRECTORY, dir_fd=parent)
     except (NotADirectoryError, FileNotFoundError):

@@ -1,4 +1,4 @@
-"""The C library as ctypes sees it, and the one way a failed call becomes an OSError."""
+"""The C library by ctypes, and the single place where a failed call becomes an OSError."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
-"""Trees of files deleted, however deep: containers make directories as they like.
+"""Deletes trees of files, however deep: containers create directories as they like.
 
-shutil.rmtree recurses before Python 3.13, and a thousand directories in one another end it.
-Synchronous; imports nothing heavy.
+shutil.rmtree recurses before Python 3.13, and a thousand nested directories end it. Synchronous;
+imports nothing heavy.
 """
 
 from __future__ import annotations
@@ -39,8 +39,9 @@ def remove_tree(path: str | os.PathLike[str], *, dir_fd: int | None = None) -> N
     """Delete the directory `path` and everything in it; no symlink is followed.
 
     Neither the stack nor the open descriptors grow with the depth: directories far above are closed
-    and found again by "..", which must be the directory that was left. What is gone is fine:
-    several may delete a tree at once. Raises OSError, ESTALE when a directory was moved meanwhile.
+    and found again by "..", which must be the directory that was left. Missing entries are no
+    error: several callers may delete a tree at once. Raises OSError, ESTALE when a directory was
+    moved meanwhile.
     """
     try:
         top = os.open(path, _DIRECTORY, dir_fd=dir_fd)
@@ -84,7 +85,9 @@ def _reopen(level: _Level, child: int) -> None:
         return
     level.fd = os.open("..", _DIRECTORY, dir_fd=child)
     if _identity(level.fd) != level.identity:
-        raise OSError(errno.ESTALE, "the directory was moved while it was deleted", level.name)
+        raise OSError(
+            errno.ESTALE, "the directory was moved while it was being deleted", level.name
+        )
 
 
 def _close(level: _Level) -> None:

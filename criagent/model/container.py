@@ -1,4 +1,12 @@
-"""Containers: what a caller asks for, and what is known of each."""
+"""Containers: what a caller asks for, and what is known of each.
+
+The state follows from the times that are stored; nothing stores a state.
+
+    (unlisted) --ready_at--> CREATED --started_at--> RUNNING --finished_at--> EXITED --> gone
+         |                      |                                               ^
+         |                      +---- finished_at: it never started -----------+
+         +---- an undo that failed ---------------------------------------------+
+"""
 
 from __future__ import annotations
 
@@ -49,7 +57,7 @@ class KeyValue:
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class ImageMount:
-    """An image asked for as a volume: reference or id, and what the user wrote."""
+    """An image requested as a volume: reference or id, and what the user wrote."""
 
     image: str
     user_specified_image: str = ""
@@ -177,7 +185,7 @@ class Container:
     exit_code: int = 0
     reason: str = ""
     message: str = ""
-    # A stop is in progress; SIGKILL at this time of CLOCK_BOOTTIME, which nobody can set.
+    # A stop is in progress; SIGKILL at this time of CLOCK_BOOTTIME, which cannot be set.
     stop_deadline_boot_ns: int = 0
     oom_kills_seen: int = 0
 

@@ -1,4 +1,11 @@
-"""Sandboxes: what a caller asks for, and what is known of each."""
+"""Sandboxes: what a caller asks for, and what is known of each.
+
+The state follows from the times that are stored; nothing stores a state.
+
+    (unlisted) --ready_at--> READY --stopped_at--> NOTREADY --row deleted--> gone
+         |                                            ^
+         +---- an undo that failed -------------------+
+"""
 
 from __future__ import annotations
 

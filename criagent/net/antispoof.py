@@ -1,7 +1,7 @@
 """Ports of the bridge, and what the pod behind each may send (antispoof.nft).
 
-Pure. Hardware addresses follow from the sandbox id, so that rules are there before the link is, and
-no pod can talk the agent into another address, whatever it did to its own interface.
+Pure. Hardware addresses follow from the sandbox id, so the rules exist before the link does, and no
+pod can obtain another address, whatever it does to its own interface.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ class Port:
 
     @property
     def elements(self) -> list[tuple[str, str]]:
-        """Set names and the elements that stand for this port."""
+        """Set names and their elements for this port."""
         port = f'"{self.interface}"'
         number = f"0x{self.mac.hex()}"
         found = [
@@ -54,13 +54,13 @@ def host_mac(sandbox_id: str) -> bytes:
 
 
 def link_local(mac: bytes) -> IPv6Address:
-    """The link-local address that the kernel makes of `mac` (RFC 4291, appendix A)."""
+    """The link-local address that the kernel derives from `mac` (RFC 4291, appendix A)."""
     interface = bytes([mac[0] ^ 2]) + mac[1:3] + b"\xff\xfe" + mac[3:]
     return IPv6Address(b"\xfe\x80" + bytes(6) + interface)
 
 
 def add_commands(ports: Iterable[Port]) -> str:
-    """Commands that let these ports send."""
+    """Commands that allow these ports to send."""
     return "".join(
         f"add element {TABLE} {name} {{ {element} }}\n"
         for port in ports
@@ -69,9 +69,9 @@ def add_commands(ports: Iterable[Port]) -> str:
 
 
 def delete_commands(ports: Sequence[Port]) -> str:
-    """Commands that forget these ports; those that are not known are no failure.
+    """Commands that remove these ports; unknown ones are no error.
 
-    nftables 1.0.6 has no `destroy`: what was just added can be deleted.
+    nftables 1.0.6 has no `destroy`, but an element that was just added can be deleted.
     """
     added = add_commands(ports)
     return added + added.replace("add element", "delete element")

@@ -1,7 +1,7 @@
-"""Limits of a pod's traffic, as its annotations state them.
+"""Bandwidth limits of a pod from its annotations.
 
-The annotations are those of Kubernetes' network plugins, their values quantities as of
-k8s.io/apimachinery/pkg/api/resource, from 1k to 1P bits a second.
+The annotations are those of Kubernetes' network plugins. Their values are quantities as defined by
+k8s.io/apimachinery/pkg/api/resource, from 1k to 1P bits per second.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ _EXACT = Context(prec=2 * _LONGEST, Emax=10**6, Emin=-(10**6))
 
 
 def limits(annotations: Mapping[str, str]) -> dict[Direction, int]:
-    """Bits a second for each direction that is limited, fractions rounded up.
+    """Bits per second for each limited direction, rounded up.
 
     Raises InvalidRequestError naming the annotation.
     """
@@ -47,14 +47,14 @@ def limits(annotations: Mapping[str, str]) -> dict[Direction, int]:
                 )
             if not _LEAST <= rate <= _MOST:
                 raise InvalidRequestError(
-                    f"annotation {name}: {text[:80]!r} is not within 1k and 1P bits a second"
+                    f"annotation {name}: {text[:80]!r} is not between 1k and 1P bits per second"
                 )
             found[direction] = int(rate)
     return found
 
 
 def _quantity(text: str) -> Decimal | None:
-    """The value, rounded up to a whole number; None for what is no quantity."""
+    """The value, rounded up to a whole number; None if it is not a quantity."""
     matched = _QUANTITY.fullmatch(text) if len(text) <= _LONGEST else None
     if matched is None:
         return None
@@ -63,6 +63,6 @@ def _quantity(text: str) -> Decimal | None:
     if exponent is None:
         value = _EXACT.multiply(value, _SUFFIXES[suffix])
     elif value:
-        # Far outside of the limits one exponent is as good as another.
+        # Beyond the limits the exact exponent does not matter.
         value = value.scaleb(max(-1000, min(int(exponent), 1000)), _EXACT)
     return value.to_integral_value(ROUND_CEILING, _EXACT)

@@ -1,8 +1,8 @@
-"""The built-in pod network: a bridge, a veth pair a pod, addresses from the store, nftables.
+"""The built-in pod network: a bridge, a veth pair per pod, addresses from the store, nftables.
 
 Every object follows from the sandbox id: the host's end of the veth is `cri` and the id's first
-eleven digits, and both ends have hardware addresses made of it. Netlink and nftables calls run in
-the network thread. IPv6 follows the pod CIDRs.
+eleven digits, and both ends have hardware addresses derived from it. Netlink and nftables calls run
+in the network thread. IPv6 follows the pod CIDRs.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ import structlog
 
 from criagent.base.aio import run_in
 from criagent.base.errors import AgentError, InvalidRequestError
-from criagent.config.sections import check_cidrs
+from criagent.config import checks
 from criagent.kernel import namespaces, netlink
 from criagent.model.sandbox import Sandbox
 from criagent.net import antispoof, forwarding, hostport, rules
@@ -40,7 +40,7 @@ class BridgeConfig:
 
     bridge: str
     pod_cidrs: tuple[str, ...]
-    mtu: int  # 0 = of the default route
+    mtu: int  # 0 = the MTU of the default route
     anti_spoofing: bool
 
 
@@ -72,7 +72,7 @@ class BridgeNetwork:
 
     @property
     def cidrs(self) -> tuple[str, ...]:
-        """The pod networks in force: the kubelet's when it gave one, else the configuration's."""
+        """The pod networks in force: the kubelet's if it set one, else the configuration's."""
         given = self._settings.get(_CIDR_SETTING)
         return tuple(given.split(",")) if given else self._config.pod_cidrs
 
@@ -82,14 +82,14 @@ class BridgeNetwork:
 
     @property
     def _pods(self) -> list[str]:
-        """Where pods are: the networks in force, and addresses that some have from former ones."""
+        """The networks in force, and single addresses that pods have from earlier ones."""
         networks = self._networks
         held = [ip_address(text) for row in self._addresses.owners().values() for text in row]
         former = [str(one) for one in held if not any(one in network for network in networks)]
         return [*self.cidrs, *former]
 
     async def start(self) -> None:
-        """Make bridge, gateway addresses, kernel switches and the nftables tables."""
+        """Create the bridge with its gateway addresses, set sysctls, write the nftables tables."""
         sandboxes = [sandbox for sandbox in self._live() if sandbox.network_backend == self.backend]
         self._forwards = {
             sandbox.id: hostport.forwards(sandbox, sandbox.addresses) for sandbox in sandboxes
@@ -100,13 +100,13 @@ class BridgeNetwork:
         self._failure = ""
 
     async def stop(self) -> None:
-        """Stop looking after the rules; pods keep their network."""
+        """Stop watching the rules; pods keep their network."""
         await self._rules.stop()
 
     def condition(self) -> NetworkCondition:
         """Ready once the bridge is up and the rules are in force.
 
-        Ready with a reason when the kernel cannot keep pods from using addresses of others.
+        Ready with a reason when the kernel cannot prevent spoofed addresses.
         """
         if failure := self._failure or self._rules.failure:
             return NetworkCondition(ready=False, reason="BridgeNotReady", message=failure)
@@ -119,12 +119,14 @@ class BridgeNetwork:
         return NetworkCondition(ready=True)
 
     async def set_pod_cidrs(self, cidrs: Sequence[str]) -> None:
-        """Use `cidrs` for pods from now on; existing pods keep their addresses, and are served.
+        """Use `cidrs` for new pods; existing pods keep their addresses and stay connected.
 
-        Raises InvalidRequestError for what the configuration may not say either.
+        Raises InvalidRequestError for networks that the configuration may not contain either.
         """
-        if problem := check_cidrs(cidrs):
-            raise InvalidRequestError(f"pod CIDR {problem}")
+        try:
+            checks.cidrs(cidrs)
+        except ValueError as problem:
+            raise InvalidRequestError(f"pod CIDR {problem}") from None
         await self._settings.put(_CIDR_SETTING, ",".join(str(ip_network(cidr)) for cidr in cidrs))
         await run_in(self._net, self._start)
 
@@ -145,13 +147,13 @@ class BridgeNetwork:
         return Attachment(addresses=addresses)
 
     async def detach(self, sandbox: Sandbox, netns: Path | None) -> None:
-        """Take veth, rules, flows and addresses away; who gets them next has no old traffic."""
+        """Remove veth, rules, flows and addresses, so that the next pod sees no old traffic."""
         del netns
         addresses = self._addresses.of(sandbox.id)
         gone = self._forwards.pop(sandbox.id, None)
         if gone is None:
             gone = hostport.forwards(sandbox, addresses)
-            # A sandbox that was refused for a taken host port never had it.
+            # A sandbox that was refused for a taken host port never owned that port.
             gone = hostport.unclaimed(gone, self._forwards)
         port = self._ports.pop(sandbox.id, None) or _port(sandbox.id, addresses)
         await run_in(self._net, self._detach, port, gone)
@@ -159,12 +161,12 @@ class BridgeNetwork:
         await self._addresses.release(sandbox.id)
 
     async def reconcile(self, live: Sequence[Sandbox]) -> None:
-        """Take back addresses and links that belong to no live sandbox, and rules for none."""
+        """Remove addresses and links that belong to no live sandbox, and rules for none."""
         known = {sandbox.id for sandbox in live}
         for owner in self._addresses.owners():
             if owner not in known:
                 await self._addresses.release(owner)
-        names = {_veth_name(box_id) for box_id in known}
+        names = {_veth_name(sandbox_id) for sandbox_id in known}
         await run_in(self._net, self._sweep, names)
         if not self._rules.started:
             await run_in(self._net, self._retire)
@@ -196,7 +198,7 @@ class BridgeNetwork:
             port = _port(sandbox.id, self._addresses.of(sandbox.id))
             link = links.get(port.interface)
             if link is not None and link.mac != antispoof.host_mac(sandbox.id):
-                # criagent 0.1 left both hardware addresses to the kernel.
+                # criagent 0.1 let the kernel choose both hardware addresses.
                 mac = routes.peer_mac(link)
                 if not mac:
                     log.warning("port_not_guarded", sandbox_id=sandbox.id, link=link.name)
@@ -212,8 +214,8 @@ class BridgeNetwork:
         routes.send([netlink.bridge(name)], exist_ok=True)
         routes.send([netlink.no_link_local_learning(name)])
         self._index = netlink.index_of(name) or 0
-        # Else it takes the lowest address of its ports, and pods lose their gateway for a while
-        # when that pod goes.
+        # Otherwise it takes the lowest address of its ports, and pods lose their gateway for a
+        # while when that pod is removed.
         mac = next(link.mac for link in routes.links() if link.index == self._index)
         routes.send([netlink.set_mac(self._index, mac)])
         for network in self._networks:
@@ -235,7 +237,7 @@ class BridgeNetwork:
         wanted: Sequence[hostport.Forward],
     ) -> None:
         routes = self._route_socket()
-        # Before the link is there, so that the pod sends nothing unchecked.
+        # Before the link exists, so that the pod sends nothing unchecked.
         guard = antispoof.add_commands([port]) if self._rules.prevents_spoofing else ""
         if commands := guard + hostport.add_commands(wanted):
             self._rules.change(commands)
@@ -246,12 +248,12 @@ class BridgeNetwork:
             routes.send([netlink.veth(host, peer, self._index, fd, self._mtu)])
         finally:
             os.close(fd)
-        # br_netfilter keeps what is redirected to a pod within the bridge: to its own port as well.
+        # With br_netfilter, traffic redirected to a pod stays on the bridge, even to its own port.
         routes.send([netlink.hairpin(netlink.index_of(host.name) or 0)])
         gateways = [network[1] for network in networks]
         namespaces.in_netns(netns, lambda: _configure(port.addresses, gateways))
         if networks != self._networks:
-            self._rules.write()  # others came while these addresses were on their way
+            self._rules.write()  # other pods were added while these addresses were being set
 
     def _detach(self, port: antispoof.Port, gone: Sequence[hostport.Forward]) -> None:
         index = netlink.index_of(port.interface)
@@ -272,7 +274,7 @@ class BridgeNetwork:
                     log.warning("orphan_link_removed", link=entry.name)
 
     def _retire(self) -> None:
-        """Not started, so nobody needs the table any longer, if there is one."""
+        """Remove the unused table of a backend that was not started, if there is one."""
         if netlink.index_of(self._config.bridge) is not None:
             try:
                 self._rules.remove()

@@ -1,4 +1,4 @@
-"""UDP flows of hostPorts: the kernel keeps sending them where they went first."""
+"""UDP flows of hostPorts: the kernel keeps sending them to their first destination."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import structlog
 
 from criagent.model.common import Protocol
 from criagent.net.hostport import Forward
-from criagent.process.child import killed_on_exit, spawn
+from criagent.process.child import run
 
 _LIMIT_S = 5.0  # on a busy node it reads a table of a million flows
 
@@ -17,10 +17,10 @@ log: structlog.stdlib.BoundLogger = structlog.get_logger(__name__)
 
 
 async def forget_flows(changed: Sequence[Forward]) -> None:
-    """Have conntrack forget the known UDP flows to these host ports.
+    """Make conntrack forget the known UDP flows to these host ports.
 
-    They also end by themselves, some time after the last datagram, so that it is missing or hangs
-    is only logged.
+    Flows also end by themselves some time after the last datagram, so a missing or hanging
+    conntrack is only logged.
     """
     families = {4: "ipv4", 6: "ipv6"}
     try:
@@ -29,8 +29,7 @@ async def forget_flows(changed: Sequence[Forward]) -> None:
                 if forward.protocol is Protocol.UDP:
                     command = ["conntrack", "-D", "-f", families[forward.version], "-p", "udp"]
                     port = ["--orig-port-dst", str(forward.host_port)]
-                    async with killed_on_exit(spawn([*command, *port])) as child:
-                        await child.wait()
+                    await run([*command, *port], limit_s=None)
     except TimeoutError:
         log.warning("conntrack_hangs", limit_s=_LIMIT_S)
     except OSError as exc:

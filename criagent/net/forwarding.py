@@ -1,6 +1,6 @@
-"""Switches of the node's own network namespace that the built-in network needs.
+"""Sysctls of the node's network namespace that the built-in network needs.
 
-Only forwarding itself concerns more than the bridge, and other links keep their settings.
+Only forwarding itself affects more than the bridge, and other links keep their settings.
 """
 
 from __future__ import annotations
@@ -17,12 +17,12 @@ def forward_ipv4() -> None:
 
 
 def forward_ipv6(bridge: str) -> None:
-    """Let the node forward IPv6, while links other than `bridge` stay what they were.
+    """Let the node forward IPv6 without changing links other than `bridge`.
 
     The kernel forwards by `all` alone. But it also makes every link a router's, which is deaf to
     router advertisements, and drops the routes that it learned from them, unless accept_ra is 2 at
-    that moment (ndisc_router_discovery and rt6_purge_dflt_routers of Linux). So that is held for as
-    long as it takes, and links, also those to come, are a host's again afterwards.
+    that moment (ndisc_router_discovery and rt6_purge_dflt_routers of Linux). So accept_ra is 2 for
+    that moment, and afterwards all links, including future ones, are a host's again.
     """
     if _read(_IPV6 / "all/forwarding") != "0":
         return
@@ -45,7 +45,7 @@ def forward_ipv6(bridge: str) -> None:
 
 
 def set_up_bridge(bridge: str, *, ipv6: bool) -> None:
-    """Loopback addresses for hostPorts, and no word from pods about routes."""
+    """Allow loopback addresses for hostPorts, and ignore route announcements of pods."""
     ipv4_conf, ipv6_conf = Path("/proc/sys/net/ipv4/conf") / bridge, _IPV6 / bridge
     _write(ipv4_conf / "route_localnet", "1")
     _write(ipv4_conf / "send_redirects", "0")
@@ -57,7 +57,7 @@ def set_up_bridge(bridge: str, *, ipv6: bool) -> None:
 
 
 def _read(path: Path) -> str:
-    """The value, or "" of a link that is gone or a protocol that the kernel has not."""
+    """The value, or "" if the link is gone or the kernel lacks the protocol."""
     try:
         return path.read_text().strip()
     except OSError:
@@ -65,7 +65,7 @@ def _read(path: Path) -> str:
 
 
 def _write(path: Path, value: str) -> None:
-    """Set it where it is there and another one. Raises OSError."""
+    """Write the value if the file exists and holds another one. Raises OSError."""
     if _read(path) not in {"", value}:
         with contextlib.suppress(FileNotFoundError):
             path.write_text(value)

@@ -23,7 +23,7 @@ _SELVES = {4: "selves4", 6: "selves6"}
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class Forward:
-    """One port of the node that leads to a pod; `host_ip` "" stands for every address."""
+    """One port of the node that leads to a pod; `host_ip` "" means every address."""
 
     protocol: Protocol
     host_ip: str
@@ -48,14 +48,14 @@ class Forward:
 
     @property
     def itself(self) -> tuple[str, str]:
-        """Set name and element that stand for the pod reaching itself."""
+        """Set name and element for a pod that reaches itself."""
         return _SELVES[self.version], f"{self.address} . {self.address}"
 
 
 def forwards(sandbox: Sandbox, addresses: Sequence[str]) -> list[Forward]:
-    """The forwards that the port mappings of `sandbox` ask for.
+    """The forwards that the port mappings of `sandbox` request.
 
-    Raises InvalidRequestError for a bad port or host address.
+    Raises InvalidRequestError for an invalid port or host address.
     """
     found = []
     for mapping in sandbox.spec.port_mappings:
@@ -80,11 +80,13 @@ def forwards(sandbox: Sandbox, addresses: Sequence[str]) -> list[Forward]:
 
 
 def _host_ip(text: str) -> tuple[str, int]:
-    """Canonical address ("" for any) and IP version that it restricts the mapping to (0 = both)."""
+    """Canonical address ("" for any) and the IP version that it restricts the mapping to (0 =
+    both).
+    """
     if not text:
         return "", 0
     try:
-        if "%" in text:  # a zone may be any text, and this one becomes part of an nft command
+        if "%" in text:  # a zone may be any text, and this text becomes part of an nft command
             raise ValueError
         parsed = ip_address(text)
     except ValueError:
@@ -93,7 +95,7 @@ def _host_ip(text: str) -> tuple[str, int]:
 
 
 def check_conflicts(
-    box_id: str, wanted: Sequence[Forward], taken: dict[str, list[Forward]]
+    sandbox_id: str, wanted: Sequence[Forward], taken: dict[str, list[Forward]]
 ) -> None:
     """Raise AlreadyExistsError when another sandbox has one of the host ports.
 
@@ -104,13 +106,13 @@ def check_conflicts(
         known = targets.setdefault(_key(forward), forward)
         if known.port != forward.port:
             raise InvalidRequestError(
-                f"host port {forward.host_port}/{forward.protocol.name} is mapped to the container "
-                f"ports {known.port} and {forward.port}; map it to one"
+                f"host port {forward.host_port}/{forward.protocol.name} is mapped to two "
+                f"container ports, {known.port} and {forward.port}; map it to one"
             )
     owners = {
         (f.version, f.protocol, f.host_port, ip): owner
         for owner, held in taken.items()
-        if owner != box_id
+        if owner != sandbox_id
         for f in held
         for ip in (f.host_ip,)
     }
@@ -128,7 +130,7 @@ def check_conflicts(
 
 
 def unclaimed(gone: Iterable[Forward], taken: dict[str, list[Forward]]) -> list[Forward]:
-    """Those of `gone` whose element in the maps belongs to no forward in `taken`."""
+    """Forwards in `gone` whose map element belongs to no forward in `taken`."""
     held = {_key(forward) for forwards_ in taken.values() for forward in forwards_}
     return [forward for forward in gone if _key(forward) not in held]
 
@@ -148,9 +150,9 @@ def add_commands(wanted: Sequence[Forward]) -> str:
 
 
 def delete_commands(gone: Sequence[Forward]) -> str:
-    """Commands that take the forwards away; those that are not there are no failure.
+    """Commands that remove the forwards; missing ones are no error.
 
-    nftables 1.0.6 has no `destroy`: what was just added can be deleted.
+    nftables 1.0.6 has no `destroy`, but an element that was just added can be deleted.
     """
     return "".join(
         f"add element {TABLE} {name} {{ {element} }}\n"

@@ -1,4 +1,4 @@
-"""What a pod network is to the runtime, and which one a sandbox has."""
+"""The interface of a pod network, and the choice of one for a sandbox."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from criagent.model.sandbox import Sandbox
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class Attachment:
-    """What attaching gave: the pod's addresses, the one to report first."""
+    """The result of attaching: the pod's addresses, the one to report first."""
 
     addresses: tuple[str, ...]
     cni_result: bytes = b""
@@ -29,9 +29,9 @@ class NetworkCondition:
 
 
 class PodNetwork(Protocol):
-    """One way of connecting pods. `detach` is idempotent and needs no living namespace.
+    """One way to connect pods. `detach` is idempotent and needs no living namespace.
 
-    `reconcile` is called without `start` when no pod is on it and new ones have another.
+    `reconcile` is called without `start` when no pod is on it and new pods use another network.
     """
 
     @property
@@ -46,9 +46,9 @@ class PodNetwork(Protocol):
 
 
 class Networks:
-    """The networks of this node. A row keeps the backend it was made with.
+    """The networks of this node. A row records the backend it was created with.
 
-    `live` tells the sandboxes that may still be on one.
+    `live` returns the sandboxes that may still be on one.
     """
 
     def __init__(
@@ -62,7 +62,7 @@ class Networks:
         self.default = self._networks[default]
 
     def for_row(self, sandbox: Sandbox) -> PodNetwork:
-        """The network of an existing sandbox, whatever the configuration says today."""
+        """The network of an existing sandbox, whatever the configuration is now."""
         try:
             return self._networks[sandbox.network_backend]
         except KeyError:
@@ -71,7 +71,7 @@ class Networks:
             ) from None
 
     async def start(self) -> None:
-        """Bring up the default network, and another that pods from before still are on."""
+        """Start the default network, and another one that older pods still use."""
         needed = {self.default.backend, *(sandbox.network_backend for sandbox in self._live())}
         for name, network in self._networks.items():
             if name in needed:
@@ -83,7 +83,7 @@ class Networks:
             await network.stop()
 
     async def reconcile(self, live: Sequence[Sandbox]) -> None:
-        """Remove what belongs to no sandbox in `live`, of every backend."""
+        """Remove what belongs to no sandbox in `live`, for every backend."""
         for name, network in self._networks.items():
             await network.reconcile(
                 [sandbox for sandbox in live if sandbox.network_backend == name]

@@ -11,7 +11,7 @@ _WORD = re.compile(r"[!-~]+")
 
 
 def resolv_conf(dns: DnsConfig | None, host_text: str) -> str:
-    """The file's text: the host's for None, else exactly what `dns` says, possibly nothing.
+    """The file's text: the host's for None, else exactly the contents of `dns`, possibly nothing.
 
     Raises InvalidRequestError for anything that would not stay one word on its line.
     """

@@ -1,6 +1,7 @@
-"""The agent's nftables tables in the kernel: written whole, changed, and put back when deleted.
+"""The agent's nftables tables in the kernel: written whole, changed, and restored when deleted.
 
-Deletions by others are told apart from our own by the generation of the ruleset (docs/adr/0007).
+Deletions by other programs are distinguished from our own by the generation of the ruleset
+(docs/adr/0007).
 """
 
 from __future__ import annotations
@@ -12,19 +13,19 @@ from concurrent.futures import Executor
 
 import structlog
 
-from criagent.base.aio import run_in
+from criagent.base.aio import Background, run_in
 from criagent.base.errors import AgentError
 from criagent.kernel import nft_events
 from criagent.kernel.nftables import Nftables
 from criagent.net import antispoof, rules
 
-_PAUSE_S = 0.1  # between two times that deleted rules are put back
+_PAUSE_S = 0.1  # minimum interval between restorations of deleted rules
 
 log: structlog.stdlib.BoundLogger = structlog.get_logger(__name__)
 
 
 class RuleKeeper:
-    """Keeps `contents()`, asked in the network thread each time, in the kernel.
+    """Keeps the kernel's tables equal to `contents()`, which is called in the network thread.
 
     `write` and `change` are called in the network thread, the rest in the event loop's.
     """
@@ -37,12 +38,12 @@ class RuleKeeper:
         self._anti_spoofing = anti_spoofing
         self._nft: Nftables | None = None
         self._events: nft_events.NftEvents | None = None
-        self._repair: asyncio.Task[None] | None = None
-        # Generations of the ruleset: when the tables were written whole, when of them was deleted.
+        self._repair = Background("nftables")
+        # Generations of the ruleset: at the last whole write, at the last deletion from the tables.
         self._written = 0
         self._deleted = 0
         self.failure = ""  # why the rules are not in force
-        self.open_to_spoofing = ""  # why pods can use addresses of others though they should not
+        self.open_to_spoofing = ""  # why pods can use addresses of others although they should not
 
     @property
     def started(self) -> bool:
@@ -51,36 +52,34 @@ class RuleKeeper:
 
     @property
     def prevents_spoofing(self) -> bool:
-        """Whether the second table is wanted and in force."""
+        """Whether the second table is required and in force."""
         return self._anti_spoofing and not self.open_to_spoofing
 
     def watch(self) -> None:
-        """Hear of deletions from now on; the tables are written afterwards."""
+        """Watch for deletions from now on; the tables are written afterwards."""
         self._events = nft_events.NftEvents()
         asyncio.get_running_loop().add_reader(self._events, self._changed)
 
     async def stop(self) -> None:
-        """Stop looking after the tables; they stay."""
+        """Stop watching the tables; they stay."""
         if self._events is not None:
             asyncio.get_running_loop().remove_reader(self._events)
             self._events.close()
             self._events = None
-        if self._repair is not None:
-            self._repair.cancel()
-            await asyncio.wait({self._repair})
+        await self._repair.stop()
 
     # In the network thread.
 
     def write(self) -> None:
         """Replace the tables by `contents()`, both or none.
 
-        A kernel that cannot filter on bridges gets the first one only, and `open_to_spoofing` says
-        so. Raises AgentError in nft's words, UnsupportedError without libnftables.
+        A kernel that cannot filter on bridges gets the first table only, and `open_to_spoofing`
+        says so. Raises AgentError with nft's message, UnsupportedError without libnftables.
         """
         if self._nft is None:
             self._nft = Nftables()
         before = self._written
-        # Should others commit in between, ours is a later one, and is taken for a deletion once.
+        # If another program commits in between, ours is later, and is taken for a deletion.
         self._written = nft_events.generation() + 1
         try:
             problem = self._replace(self._nft)
@@ -92,7 +91,7 @@ class RuleKeeper:
         self.open_to_spoofing = problem
 
     def change(self, commands: str) -> None:
-        """Apply `commands`; should a table be gone, write all, as it has to be now."""
+        """Apply `commands`; if a table is missing, write everything as it is now."""
         if self._nft is None:
             raise RuntimeError("rules before start")
         try:
@@ -111,7 +110,7 @@ class RuleKeeper:
             nft.run(rules.clearance(*rules.present(nft.run("list tables"))))
 
     def _replace(self, nft: Nftables) -> str:
-        """Why the second table was left out; "" = it was not, or is not wanted."""
+        """Why the second table was left out; "" = it was written, or is not required."""
         contents = self._contents()
         first = rules.replacement(contents, anti_spoofing=False)
         if not self._anti_spoofing:
@@ -128,25 +127,19 @@ class RuleKeeper:
     # In the event loop's thread.
 
     def _changed(self) -> None:
-        """Somebody changed rules; when ours were deleted, they come back."""
-        if self._damaged() and self._repair is None:
-            self._repair = asyncio.create_task(self._restore(), name="nftables")
-            self._repair.add_done_callback(self._restored)
+        """A program changed rules; when ours were deleted, restore them."""
+        if self._damaged():
+            self._repair.start(self._restore)
 
     def _damaged(self) -> bool:
-        """Whether rules of ours were deleted after the last time that we wrote them all."""
+        """Whether our rules were deleted after the last whole write."""
         if self._events is not None:
             deleted = self._events.deletions(rules.NAME)
             self._deleted = max(self._deleted, self._written + 1 if deleted is None else deleted)
         return self._deleted > self._written
 
-    def _restored(self, task: asyncio.Task[None]) -> None:
-        self._repair = None
-        if not task.cancelled() and (failure := task.exception()):
-            log.error("rules_not_watched", error=repr(failure))
-
     async def _restore(self) -> None:
-        """Write the tables until nobody has deleted of them afterwards.
+        """Write the tables until no program deletes from them afterwards.
 
         While that fails, the condition says so.
         """
@@ -154,10 +147,10 @@ class RuleKeeper:
             try:
                 await run_in(self._net, self.write)
             except (AgentError, OSError) as exc:
-                self.failure = f"the nftables rules were deleted and cannot be put back: {exc}"
+                self.failure = f"the nftables rules were deleted and cannot be restored: {exc}"
                 log.warning("rules_not_restored", error=str(exc))
             else:
                 self.failure = ""
                 log.warning("rules_restored", tables=list(rules.TABLES))
-            # Whoever deletes rules often does so several times.
+            # A program that deletes rules often does so several times.
             await asyncio.sleep(_PAUSE_S)

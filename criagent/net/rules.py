@@ -21,7 +21,7 @@ _ANTISPOOF = Path(__file__).with_name("antispoof.nft")
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class Contents:
-    """What the tables are about; `pods` are networks and single addresses of pods."""
+    """The contents of the tables; `pods` are networks and single addresses of pods."""
 
     bridge: str
     pods: Sequence[str]
@@ -30,7 +30,7 @@ class Contents:
 
 
 def replacement(contents: Contents, *, anti_spoofing: bool) -> str:
-    """Commands that put `contents` in the place of whatever is in the first table, or in both."""
+    """Commands that replace the first table, or both, by `contents`."""
     parts = [clearance(hostport.TABLE)]
     parts.append(f'redefine pod_bridge = "{contents.bridge}"\n')
     parts.append(_HOSTPORTS.read_text())
@@ -47,16 +47,16 @@ def replacement(contents: Contents, *, anti_spoofing: bool) -> str:
 
 
 def antispoof_text() -> str:
-    """Commands that put the second table there anew, without ports."""
+    """Commands that create the second table again, without ports."""
     return clearance(antispoof.TABLE) + _ANTISPOOF.read_text()
 
 
 def clearance(*tables: str) -> str:
-    """Commands that delete `tables`, be they there or not."""
+    """Commands that delete `tables`, whether they exist or not."""
     return "".join(f"add table {table}\ndelete table {table}\n" for table in tables)
 
 
 def present(listing: str) -> list[str]:
-    """Those of TABLES that `nft list tables` lists."""
+    """Names of TABLES that are in the output of `nft list tables`."""
     lines = {line.removeprefix("table ") for line in listing.splitlines()}
     return [table for table in TABLES if table in lines]

@@ -1,7 +1,11 @@
 """Child processes: started by vfork, awaited by pidfd, killed and reaped when their caller leaves.
 
+`run` is for a program that is run to its end and whose output is wanted then. For anything longer
+`Pipes` makes the pipes, and `spawn` starts the child that gets their other ends.
+
 Nothing is forked from the daemon itself (no preexec_fn), and no thread waits for a child. Orphans
 are reaped when they end: what a runtime that detaches has started, or what a killed monitor leaves.
+No other module starts a process or makes a pipe (ruff's banned-api in pyproject.toml).
 """
 
 from __future__ import annotations
@@ -11,16 +15,21 @@ import contextlib
 import os
 import signal
 import subprocess
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
+from dataclasses import dataclass
 from pathlib import Path
+from types import TracebackType
+from typing import Protocol, TypeVar
 
 from criagent.base.aio import finish
+from criagent.kernel.memfd import data_file
 from criagent.kernel.process import become_subreaper
+from criagent.process.pipe_ends import up_to
 
 
 class Child:
-    """A process of ours, started by `process` or adopted. Several tasks may await `wait`."""
+    """A child process, started by `process` or adopted. Several tasks may await `wait`."""
 
     def __init__(self, pid: int, process: subprocess.Popen[bytes] | None = None) -> None:
         self.pid = pid
@@ -53,6 +62,18 @@ class Child:
             with contextlib.suppress(ProcessLookupError):
                 os.killpg(self.pid, signal.SIGKILL)
 
+    async def end(self, *, group: bool = False) -> None:
+        """Kill it unless it has ended, with its process group if asked for, and reap it.
+
+        A cancellation that arrives meanwhile is re-raised afterwards.
+        """
+        if self.running:
+            if group:
+                self.kill_group()
+            else:
+                self.kill()
+            await finish(self.wait())
+
     def reap(self) -> None:
         """Take the exit status of a process that has ended."""
         if self._process is not None:
@@ -74,7 +95,7 @@ class _Family:
 
     def __init__(self) -> None:
         self.known: dict[int, Child] = {}
-        self.expected = 0  # orphans that somebody is about to adopt
+        self.expected = 0  # orphans that are about to be adopted
 
     def reap(self) -> None:
         """Reap whatever has ended."""
@@ -95,7 +116,7 @@ _family = _Family()
 
 
 def take_in_orphans() -> None:
-    """From now on descendants whose parents end are children of ours, reaped when they end."""
+    """From now on descendants whose parents end become our children, reaped when they end."""
     become_subreaper()
     asyncio.get_running_loop().add_signal_handler(signal.SIGCHLD, _family.reap)
 
@@ -118,130 +139,204 @@ class ExpectedOrphan:
         return child
 
     def release(self) -> None:
-        """Expect it no more; idempotent."""
+        """Stop expecting it; idempotent."""
         if self._open:
             self._open = False
             _family.expected -= 1
             _family.reap()
 
 
-def spawn(
-    argv: Sequence[str | Path],
-    *,
-    stdin: int = subprocess.DEVNULL,
-    stdout: int = subprocess.DEVNULL,
-    stderr: int = subprocess.DEVNULL,
-    pass_fds: Sequence[int] = (),
-    env: Mapping[str, str] | None = None,
-    cwd: Path | None = None,
-    new_session: bool = False,
-) -> Child:
-    """Start `argv`, with nothing of our environment but PATH unless `env` says otherwise.
+class Closing(Protocol):
+    """Our end of a pipe."""
 
-    With DEVNULL its standard input is a pipe that has ended: /dev/null itself would be given to the
-    user of a container by an OCI runtime that hands its input on (crun 1.21 does).
-    Raises FileNotFoundError and the like when it cannot be executed.
+    def close(self) -> None:
+        """Close its descriptor; idempotent."""
+
+
+_End = TypeVar("_End", bound=Closing)
+
+
+class Pipes:
+    """The pipes between this process and one child, made before the child starts.
+
+    Each method makes a pipe and gives one end of it to `end`, which returns the object that owns
+    it (`pipe_ends.up_to`, `pipe_ends.PipeWriter` or another). The child's ends are its descriptors
+    `stdin`, `stdout`, `stderr` and those of `numbered`; `spawn` passes and closes them. What is
+    still open is closed when the block ends, or by `close`.
     """
-    ended = nothing_to_read() if stdin == subprocess.DEVNULL else -1
+
+    def __init__(self) -> None:
+        self.stdin = self.stdout = self.stderr = subprocess.DEVNULL
+        self.pass_fds: tuple[int, ...] = ()
+        self._child_ends: list[int] = []
+        self._ends: list[Closing] = []
+
+    def __enter__(self) -> Pipes:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    def input(self, end: Callable[[int], _End]) -> _End:
+        """The end to write to the child's standard input."""
+        self.stdin, our_end = self._pipe()
+        return self._owned(end, our_end)
+
+    def data(self, data: bytes) -> None:
+        """The child's standard input is `data`, of any size, whether it reads it or not."""
+        self.stdin = data_file("stdin", data)
+        self._child_ends.append(self.stdin)
+
+    def no_input(self) -> None:
+        """The child's standard input is a pipe that has ended."""
+        self.stdin, our_end = self._pipe()
+        os.close(our_end)
+
+    def output(self, end: Callable[[int], _End]) -> _End:
+        """The end to read the child's standard output from."""
+        our_end, self.stdout = self._pipe(child_writes=True)
+        return self._owned(end, our_end)
+
+    def errors(self, end: Callable[[int], _End]) -> _End:
+        """The end to read the child's standard errors from."""
+        our_end, self.stderr = self._pipe(child_writes=True)
+        return self._owned(end, our_end)
+
+    def numbered(self, end: Callable[[int], _End]) -> tuple[_End, int]:
+        """The end to read from, and the number of the descriptor that the child writes to."""
+        our_end, other = self._pipe(child_writes=True)
+        self.pass_fds += (other,)
+        return self._owned(end, our_end), other
+
+    def close_child_ends(self) -> None:
+        """The child has them, or never will; idempotent."""
+        while self._child_ends:
+            os.close(self._child_ends.pop())
+
+    def close(self) -> None:
+        """Close both sides; idempotent."""
+        self.close_child_ends()
+        while self._ends:
+            self._ends.pop().close()
+
+    def _pipe(self, *, child_writes: bool = False) -> tuple[int, int]:
+        """A pipe's ends to read and to write; one of them is the child's."""
+        read, write = os.pipe()
+        self._child_ends.append(write if child_writes else read)
+        return read, write
+
+    def _owned(self, end: Callable[[int], _End], fd: int) -> _End:
+        try:
+            made = end(fd)
+        except BaseException:
+            os.close(fd)
+            raise
+        self._ends.append(made)
+        return made
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Options:
+    """What a child gets beside its pipes. `env` None: nothing of our environment but PATH."""
+
+    env: Mapping[str, str] | None = None
+    cwd: Path | None = None
+    new_session: bool = False  # it leads a session and a process group of its own
+    inherit_stderr: bool = (
+        False  # without a pipe for them, its errors go where those of the agent go
+    )
+
+
+_PLAIN = Options()
+
+
+def spawn(
+    argv: Sequence[str | Path], pipes: Pipes | None = None, options: Options = _PLAIN
+) -> Child:
+    """Start `argv` with its ends of `pipes`, which are closed here whatever happens.
+
+    A stream without a pipe is /dev/null, but for standard input: that is a pipe that has ended.
+    /dev/null itself would be given to the user of a container by an OCI runtime that hands its
+    input on (crun 1.21 does). Raises OSError when it cannot be executed.
+    """
+    pipes = pipes or Pipes()
     try:
+        if pipes.stdin == subprocess.DEVNULL:
+            pipes.no_input()
+        stderr = pipes.stderr
+        if stderr == subprocess.DEVNULL and options.inherit_stderr:
+            stderr = 2
         process = subprocess.Popen(
-            [str(word) for word in argv],
-            stdin=stdin if ended < 0 else ended,
-            stdout=stdout,
+            [str(argument) for argument in argv],
+            stdin=pipes.stdin,
+            stdout=pipes.stdout,
             stderr=stderr,
-            pass_fds=tuple(pass_fds),
-            env={"PATH": os.environ.get("PATH", os.defpath)} if env is None else dict(env),
-            cwd=cwd,
-            start_new_session=new_session,
+            pass_fds=pipes.pass_fds,
+            env={"PATH": os.environ.get("PATH", os.defpath)}
+            if options.env is None
+            else dict(options.env),
+            cwd=options.cwd,
+            start_new_session=options.new_session,
         )
     finally:
-        if ended >= 0:
-            os.close(ended)
+        pipes.close_child_ends()
     return Child(process.pid, process)
 
 
-def nothing_to_read() -> int:
-    """A descriptor at whose end the reader is already."""
-    read, write = os.pipe()
-    os.close(write)
-    return read
+@dataclass(frozen=True, slots=True)
+class Ended:
+    """A child that has ended: its exit status, negative for a signal, and what it printed."""
+
+    status: int
+    stdout: bytes
+    stderr: bytes
+
+    @property
+    def output(self) -> str:
+        """Standard output as text."""
+        return self.stdout.decode(errors="replace")
+
+    @property
+    def errors(self) -> str:
+        """Standard errors as text."""
+        return self.stderr.decode(errors="replace")
+
+
+async def run(
+    argv: Sequence[str | Path],
+    *,
+    stdin: bytes = b"",
+    limit_s: float | None,
+    keep: int = 1 << 20,
+    options: Options = _PLAIN,
+) -> Ended:
+    """Run `argv` to its end, with `stdin` as its input; the first `keep` bytes of each of its
+    streams are returned.
+
+    They are taken when it ends, not at the end of the pipes: a process that it left behind may hold
+    those for ever. When `limit_s` seconds have passed, or the caller is cancelled, it is killed and
+    reaped, and with `options.new_session` so is its process group. Raises OSError when it cannot be
+    executed, TimeoutError.
+    """
+    with Pipes() as pipes:
+        if stdin:
+            pipes.data(stdin)
+        output, errors = pipes.output(up_to(keep)), pipes.errors(up_to(keep))
+        child = spawn(argv, pipes, options)
+        async with killed_on_exit(child, group=options.new_session), asyncio.timeout(limit_s):
+            status = await child.wait()
+        return Ended(status, output.taken(), errors.taken())
 
 
 @asynccontextmanager
-async def killed_on_exit(child: Child) -> AsyncIterator[Child]:
-    """Kill and reap `child` when the block ends and it has not."""
+async def killed_on_exit(child: Child, *, group: bool = False) -> AsyncIterator[Child]:
+    """Kill and reap `child` when the block ends and it has not, with its group if asked for."""
     try:
         yield child
     finally:
-        if child.running:
-            child.kill()
-            await finish(_reaped(child))
-
-
-async def _reaped(child: Child) -> None:
-    await child.wait()
-
-
-class PipeReader:
-    """Bytes of a pipe as they come, on the event loop; at most `limit` of them are kept."""
-
-    def __init__(self, fd: int, *, limit: int) -> None:
-        os.set_blocking(fd, False)
-        self.data = bytearray()
-        self.dropped = 0
-        self._fd = fd
-        self._limit = limit
-        self._ended = asyncio.Event()
-        self._more = asyncio.Event()
-        self._loop = asyncio.get_running_loop()
-        self._loop.add_reader(fd, self._readable)
-
-    def _readable(self) -> None:
-        try:
-            chunk = os.read(self._fd, 1 << 16)
-        except BlockingIOError:
-            return
-        except OSError:
-            chunk = b""
-        if not chunk:
-            self.close()
-            return
-        kept = self._admitted(len(chunk))
-        self.data += chunk[:kept]
-        self.dropped += len(chunk) - kept
-        self._more.set()
-
-    def _admitted(self, count: int) -> int:
-        """How many of the next `count` bytes are kept; none after one was dropped."""
-        return 0 if self.dropped else max(min(count, self._limit - len(self.data)), 0)
-
-    def drain(self) -> None:
-        """Read what is there now, without waiting for the loop to say so."""
-        before = -1
-        while self._fd >= 0 and before != len(self.data) + self.dropped:
-            before = len(self.data) + self.dropped
-            self._readable()
-
-    async def line(self) -> bytes | None:
-        """The first line without its newline, taken out of `data`; None when the pipe ends."""
-        while b"\n" not in self.data:
-            if self._ended.is_set():
-                return None
-            self._more.clear()
-            await self._more.wait()
-        line, _, rest = bytes(self.data).partition(b"\n")
-        self.data[:] = rest
-        return line
-
-    async def ended(self) -> None:
-        """Return at the end of the pipe."""
-        await self._ended.wait()
-
-    def close(self) -> None:
-        """Stop reading and close the descriptor; idempotent."""
-        if self._fd >= 0:
-            self._loop.remove_reader(self._fd)
-            os.close(self._fd)
-            self._fd = -1
-            self._ended.set()
-            self._more.set()
+        await child.end(group=group)

@@ -10,7 +10,7 @@ _NICE = -10  # a latency of a millisecond or two beside many busy processes of n
 
 
 def raise_thread(thread_id: int = 0) -> None:
-    """Nice -10 for a thread of ours (0: this one). Raises PermissionError without CAP_SYS_NICE.
+    """Nice -10 for one of our threads (0: this one). Raises PermissionError without CAP_SYS_NICE.
 
     With SCHED_RESET_ON_FORK what it starts has nice 0 again (man 7 sched).
     """

@@ -77,7 +77,12 @@ def _place(frame: FrameType) -> str:
 def _noted(number: int, _frame: FrameType | None) -> None:
     """Live on. The log is written by a thread, as above."""
     name = signal.Signals(number).name
-    cure = "there is no reload: restart the agent, containers run on" if name == "SIGHUP" else ""
+    cure = (
+        "the configuration cannot be reloaded; restart the agent to apply changes "
+        "(containers keep running)"
+        if name == "SIGHUP"
+        else ""
+    )
     threading.Thread(
         target=log.warning, args=("signal_ignored",), kwargs={"signal": name, "cure": cure}
     ).start()

@@ -1,7 +1,7 @@
 """Pod addresses: the IPAM of the built-in network.
 
-An address belongs to a sandbox from the commit that hands it out to the one that takes it back.
-Allocation goes round: an address that was just released is the last to be used again.
+An address belongs to a sandbox from the commit that assigns it to the one that releases it.
+Allocation is round-robin: an address that was just released is the last to be used again.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ Network = IPv4Network | IPv6Network
 
 
 class AddressStore:
-    """Addresses by sandbox. The first host of each network is the gateway's and never given out."""
+    """Addresses by sandbox. The first host of each network is the gateway's and never assigned."""
 
     def __init__(self, db: Database) -> None:
         self._db = db
@@ -36,9 +36,9 @@ class AddressStore:
         return dict(self._owners)
 
     async def allocate(self, sandbox_id: str, networks: Sequence[Network]) -> tuple[str, ...]:
-        """One address of each network, the same again for a sandbox that has some.
+        """One address of each network; a sandbox that has some gets the same again.
 
-        Raises ExhaustedError naming the full network; nothing is taken then.
+        Raises ExhaustedError naming the full network; nothing is assigned then.
         """
 
         def change(connection: sqlite3.Connection) -> tuple[str, ...]:
@@ -58,7 +58,7 @@ class AddressStore:
         return await self._db.write(change, then=then)
 
     async def release(self, sandbox_id: str) -> None:
-        """Take the sandbox's addresses back; nothing happens when it has none."""
+        """Release the sandbox's addresses; no effect when it has none."""
 
         def change(connection: sqlite3.Connection) -> None:
             connection.execute("DELETE FROM addresses WHERE sandbox_id = ?", (sandbox_id,))
@@ -77,7 +77,7 @@ def _held(connection: sqlite3.Connection, sandbox_id: str) -> tuple[str, ...]:
 
 
 def _choose(connection: sqlite3.Connection, network: Network, taken: set[str]) -> str:
-    """The next free address after the last one that this network gave out."""
+    """The next free address after the last one that this network assigned."""
     first = int(network.network_address) + 2  # +1 is the gateway
     last = int(network.broadcast_address) - (1 if network.version == 4 else 0)
     count = last - first + 1
@@ -94,6 +94,6 @@ def _choose(connection: sqlite3.Connection, network: Network, taken: set[str]) -
             )
             return address
     raise ExhaustedError(
-        f"no free address in pod network {network} ({max(count, 0)} in all); "
-        "remove pods or configure a larger network.pod_cidrs"
+        f"no free address in pod network {network} ({max(count, 0)} in total); remove pods or "
+        "configure a larger network.pod_cidrs"
     )

@@ -43,7 +43,7 @@ class BlobStore:
 
 
 def insert_blob(connection: sqlite3.Connection, blob: Blob) -> Blob:
-    """Put the row within somebody's transaction."""
+    """Insert the row within the caller's transaction."""
     connection.execute(
         "INSERT OR REPLACE INTO blobs (digest, size, media_type) VALUES (?, ?, ?)",
         (blob.digest, blob.size, blob.media_type),

@@ -1,4 +1,4 @@
-"""How rows lie in the database: JSON with the version of its shape.
+"""Rows in the database: JSON with the version of its shape.
 
 The body of a row is `{"v": VERSION, "row": {…}}`. Version 1, which criagent 0.1 wrote, is the bare
 object. A change of the model that gives a stored field another name, type or meaning raises VERSION
@@ -19,7 +19,7 @@ _REASON_LIMIT = 500
 
 
 class UndecodableError(Exception):
-    """A body that no decoder of this version takes; the text is the reason."""
+    """A body that no decoder of this version accepts; the text is the reason."""
 
 
 class _Envelope(msgspec.Struct, forbid_unknown_fields=True):
@@ -54,7 +54,7 @@ class RowCodec(Generic[T]):
                     f"it has version {version}; this criagent reads 1 to {VERSION}"
                 )
             return decode(content)
-        # A stored text may hold what is no UTF-8, a value may be of no known enum.
+        # A stored text may not be UTF-8, a value may not be in its enum.
         except (msgspec.MsgspecError, ValueError, TypeError) as exc:
             raise UndecodableError(str(exc)[:_REASON_LIMIT]) from exc
 

@@ -26,8 +26,8 @@ from criagent.store.codec import RowCodec
 
 T = TypeVar("T")
 
-_APPLICATION_ID = 0x63726961  # "cria", so that another program's database is told apart
-_RESERVE_BYTES = 1 << 20  # given up when a removal needs space on a full disk
+_APPLICATION_ID = 0x63726961  # "cria", to recognise databases of other programs
+_RESERVE_BYTES = 1 << 20  # released when a removal needs space on a full disk
 _OF_DISKS = {
     sqlite3.SQLITE_FULL,
     sqlite3.SQLITE_IOERR,
@@ -62,9 +62,9 @@ class Database:
     def open(cls, path: Path) -> Database:
         """Open or create the database at `path` and migrate it to this version's schema.
 
-        One of an older schema is copied beforehand (`migrations`). Raises CorruptError for a
+        A database of an older schema is copied beforehand (`migrations`). Raises CorruptError for a
         damaged, foreign or newer file, and UnavailableError when it cannot be written or copied;
-        the file is left as it was.
+        the file is left unchanged.
         """
         if not path.exists():
             with _writable(path):
@@ -76,9 +76,9 @@ class Database:
         except sqlite3.DatabaseError as exc:
             connection.close()
             raise CorruptError(
-                f'state database "{path}" cannot be read ({exc}); restore it from a backup, or '
-                "move it away: at its start the agent then ends every container of its own that "
-                "still runs, and the kubelet makes the pods anew"
+                f'state database "{path}" cannot be read ({exc}); restore it from a '
+                "backup, or move it away and restart criagent: it then ends every container "
+                "of its own that still runs, and the kubelet creates the pods again"
             ) from exc
         except CorruptError:
             connection.close()
@@ -131,7 +131,8 @@ class Database:
         return await finish(committed())
 
     async def failure(self) -> str:
-        """Why nothing can be written on a disk that fails; "" = it can, also when it is full.
+        """Why writing to a failing disk is impossible; "" = it is possible, or the disk is only
+        full.
 
         After a failure each call tries again.
         """
@@ -152,9 +153,9 @@ class Database:
         if any(_is_full(o) for o in outcomes) and any(p.frees for p in batch):
             self._give_reserve_up()
             outcomes = self._commit(batch)
-        told = [_translate(outcome, self._reserve.parent) for outcome in outcomes]
-        self._failure = next((str(t) for t in told if isinstance(t, UnavailableError)), "")
-        for pending, what in zip(batch, told, strict=True):
+        translated = [_translate(outcome, self._reserve.parent) for outcome in outcomes]
+        self._failure = next((str(t) for t in translated if isinstance(t, UnavailableError)), "")
+        for pending, what in zip(batch, translated, strict=True):
             pending.loop.call_soon_threadsafe(_settle, pending, what)
         if not self._reserve.exists():
             self._fill_reserve()
@@ -179,7 +180,7 @@ class Database:
             outcome = pending.change(self._connection)
         except sqlite3.OperationalError:
             raise  # a full disk or the like: SQLite may have rolled the whole transaction back
-        except Exception as exc:  # noqa: BLE001 - handed to the one caller whose change it was
+        except Exception as exc:  # noqa: BLE001 - passed to the one caller whose change it was
             run("ROLLBACK TO one")
             outcome = exc
         run("RELEASE one")
@@ -212,7 +213,7 @@ def _settle(pending: _Pending, outcome: object) -> None:
     if pending.then is not None and not isinstance(outcome, BaseException):
         try:
             pending.then(outcome)
-        except Exception as failure:  # noqa: BLE001 - handed to the writer: its cache is behind
+        except Exception as failure:  # noqa: BLE001 - passed to the writer: its cache is behind
             outcome = failure
     if pending.future.done():
         return
@@ -223,23 +224,23 @@ def _settle(pending: _Pending, outcome: object) -> None:
 
 
 def _translate(outcome: object, directory: Path) -> object:
-    """What a caller is told instead of SQLite's own error of a disk."""
+    """The caller's error for SQLite's own error of a disk."""
     code = _code(outcome)
-    told: Exception
+    translated: Exception
     if code not in _OF_DISKS:
         return outcome
     if code == sqlite3.SQLITE_FULL or (code == sqlite3.SQLITE_IOERR and _no_room(directory)):
-        told = ExhaustedError(
+        translated = ExhaustedError(
             f"state database cannot be written ({outcome}); free space below the root directory"
         )
     else:
-        told = UnavailableError(
+        translated = UnavailableError(
             f"state database cannot be written ({outcome}): the disk of {directory} fails or is "
-            "read-only; see dmesg, repair it, and restart the agent"
+            "read-only; check dmesg, repair it and restart criagent"
         )
     if isinstance(outcome, BaseException):
-        told.__cause__ = outcome
-    return told
+        translated.__cause__ = outcome
+    return translated
 
 
 def _no_room(directory: Path) -> bool:
@@ -284,8 +285,8 @@ def _writable(path: Path) -> Iterator[None]:
         yield
     except (sqlite3.OperationalError, OSError) as exc:
         raise UnavailableError(
-            f'state database "{path}" cannot be written ({exc}); make room on its disk, or choose '
-            "another storage.root"
+            f'state database "{path}" cannot be written ({exc}); make room on its disk, '
+            "or set another storage.root"
         ) from exc
 
 
@@ -304,7 +305,7 @@ def _create(path: Path) -> None:
 def _check(connection: sqlite3.Connection, path: Path) -> None:
     (application,) = connection.execute("PRAGMA application_id").fetchone()
     if application != _APPLICATION_ID:
-        raise CorruptError(f'"{path}" is no state database of criagent; move it away')
+        raise CorruptError(f'"{path}" is not a state database of criagent; move it away')
     (verdict,) = connection.execute("PRAGMA quick_check(1)").fetchone()
     if verdict != "ok":
         raise CorruptError(
@@ -314,7 +315,8 @@ def _check(connection: sqlite3.Connection, path: Path) -> None:
     if version > migrations.latest():
         copy = migrations.copy_name(path, migrations.latest())
         raise CorruptError(
-            f'state database "{path}" has schema version {version}, newer than this criagent knows '
-            f'({migrations.latest()}); start the newer criagent again, or put "{copy}", if it is '
-            "there, in its place: pods that were made since then are ended"
+            f'state database "{path}" has schema version {version}, newer than this '
+            f"criagent supports ({migrations.latest()}); start the newer criagent again, or "
+            f'replace the database by "{copy}" if it exists: pods created since then are '
+            "ended"
         )

@@ -36,10 +36,6 @@ class ImageStore:
         """Every image, in no order."""
         return list(self._rows.values())
 
-    def get(self, image_id: str) -> Image | None:
-        """The image of exactly this id ("sha256:…")."""
-        return self._rows.get(image_id)
-
     def find(self, name: str) -> Image | None:
         """The image of a canonical tag, repo digest, id, bare hex id or unique hex prefix."""
         if image := self._rows.get(name) or self._rows.get(f"sha256:{name}"):
@@ -57,8 +53,7 @@ class ImageStore:
     ) -> Image:
         """Add the image, or give an existing one of its id the new names; returns what is stored.
 
-        Tags that other images hold move here. Snapshots and blobs become visible in the same
-        commit.
+        Tags of other images move here. Snapshots and blobs become visible in the same commit.
         """
 
         def change(connection: sqlite3.Connection) -> list[Image]:
@@ -79,9 +74,9 @@ class ImageStore:
         return (await self._db.write(change, then=then))[0]
 
     async def tag(self, image_id: str, tag: str) -> Image:
-        """Give the image one more tag, which moves here from any other; returns what is stored.
+        """Add a tag to the image, which moves here from any other; returns what is stored.
 
-        Raises NotFoundError when the image is gone by then.
+        Raises NotFoundError when the image no longer exists.
         """
 
         def change(connection: sqlite3.Connection) -> list[Image]:
@@ -98,7 +93,7 @@ class ImageStore:
         return (await self._db.write(change, then=then))[0]
 
     async def rename(self, image: Image) -> None:
-        """Replace the image's names by those of `image`; nothing happens when it is gone."""
+        """Replace the image's names by those of `image`; no effect when it no longer exists."""
 
         def change(connection: sqlite3.Connection) -> list[Image]:
             query = "SELECT body FROM images WHERE id = ?"
@@ -120,7 +115,7 @@ class ImageStore:
         await self._db.write(change, then=then, frees=True)
 
     async def delete(self, image_id: str) -> None:
-        """Forget the image with all its names; nothing happens when it is gone."""
+        """Delete the image with all its names; no effect when it does not exist."""
 
         def change(connection: sqlite3.Connection) -> None:
             connection.execute("DELETE FROM images WHERE id = ?", (image_id,))

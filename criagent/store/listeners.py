@@ -1,4 +1,4 @@
-"""Listeners of a store: each hears of every commit, and none can harm the writer or the others."""
+"""Listeners of a store: each sees every commit, and none can harm the writer or the others."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def notify(
 ) -> None:
     """Call each listener with the id and the new value, None when it is deleted.
 
-    The change is on disk already, so a listener that raises is logged and counted, and the caller
+    The change is already on disk, so a listener that raises is logged and counted, and the caller
     of the verb gets the verb's result.
     """
     for listener in tuple(listeners):

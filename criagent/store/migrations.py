@@ -1,4 +1,4 @@
-"""The schema of the state database, and what happens to a database of an older one.
+"""The schema of the state database, and the migration of older databases.
 
 Before a database is changed to a newer schema, a copy of it is made beside it, under its name with
 the old version: `state.db.v1`. An older criagent starts with that copy.
@@ -18,15 +18,15 @@ def latest() -> int:
 
 
 def copy_name(path: Path, version: int) -> Path:
-    """Where the copy of a database of schema `version` lies."""
+    """The path of the copy of a database of schema `version`."""
     return path.with_name(f"{path.name}.v{version}")
 
 
 def migrate(connection: sqlite3.Connection, path: Path) -> None:
     """Bring the database at `path` to the latest schema, one transaction per version.
 
-    A database that has rows is copied first. Raises sqlite3.Error and OSError; the database has
-    then the schema of the last version that succeeded.
+    A database that has rows is copied first. Raises sqlite3.Error and OSError; the database then
+    has the schema of the last version that succeeded.
     """
     version = schema_version(connection)
     scripts = _scripts()[version:]

@@ -1,4 +1,4 @@
-"""A table of whole objects with a complete cache: what sandboxes and containers share."""
+"""A table of whole objects with a complete cache: the base of sandboxes and containers."""
 
 from __future__ import annotations
 
@@ -26,8 +26,8 @@ R = TypeVar("R", bound=Row)
 class RowStore(Generic[R]):
     """Objects of one table. Reads are from memory; a write returns when it is durable.
 
-    `listeners` hear (id, new value or None) on the loop right after each commit; one that raises is
-    logged and harms nobody.
+    `listeners` are called with (id, new value or None) on the loop right after each commit; one
+    that raises is logged and affects no other.
     """
 
     noun: str
@@ -59,7 +59,7 @@ class RowStore(Generic[R]):
     def resolve(self, prefix: str) -> R:
         """The object of this id or unique id prefix.
 
-        Raises NotFoundError, and InvalidRequestError when several ids begin so.
+        Raises NotFoundError, and InvalidRequestError when several ids begin with it.
         """
         if (row := self._rows.get(prefix)) is not None:
             return row
@@ -85,7 +85,7 @@ class RowStore(Generic[R]):
             raise AlreadyExistsError(f"{self.noun} name {self._key(row)!r} is taken") from exc
 
     async def update(self, row: R) -> None:
-        """Replace the object of the same id. Raises NotFoundError when it is gone."""
+        """Replace the object of the same id. Raises NotFoundError when it no longer exists."""
         body = self._codec.encode(row)
 
         def change(connection: sqlite3.Connection) -> None:
@@ -100,7 +100,7 @@ class RowStore(Generic[R]):
         await self._db.write(change, then=lambda _: self._committed(row), frees=True)
 
     async def delete(self, row_id: str) -> None:
-        """Forget the object; nothing happens when it is gone already."""
+        """Delete the object; no effect when it does not exist."""
 
         def change(connection: sqlite3.Connection) -> None:
             connection.execute(f"DELETE FROM {self.table} WHERE id = ?", (row_id,))  # noqa: S608

@@ -1,7 +1,7 @@
-"""Rows that this version cannot decode: taken out of their table, but never deleted.
+"""Rows that this version cannot decode: removed from their table, but never deleted.
 
-They lie in the table `set_aside` with the reason. Their objects are unknown from then on: recovery
-ends a container of which it finds no row, and an image is pulled again.
+They go to the table `set_aside` with the reason. Their objects are unknown from then on: recovery
+ends a container that has no row, and an image is pulled again.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ log: structlog.stdlib.BoundLogger = structlog.get_logger(__name__)
 
 
 def load(connection: sqlite3.Connection, table: str, codec: RowCodec[T]) -> list[T]:
-    """The rows of `table`; what cannot be decoded is set aside and reported in the log."""
+    """The rows of `table`; those that cannot be decoded are set aside and reported in the log."""
     rows, broken = [], []
     for key, body in connection.execute(f"SELECT {_key(table)}, body FROM {table}").fetchall():  # noqa: S608
         try:
@@ -54,7 +54,7 @@ def count(path: Path) -> int:
 
 def _move(connection: sqlite3.Connection, table: str, key: object, reason: str) -> None:
     with _transaction(connection):
-        if table == "sandboxes":  # its containers cannot stay without it
+        if table == "sandboxes":  # its containers cannot remain without it
             query = "SELECT id FROM containers WHERE sandbox_id = ?"
             for (container_id,) in connection.execute(query, (key,)).fetchall():
                 why = f"its sandbox {key} was set aside"

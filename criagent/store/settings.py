@@ -1,4 +1,4 @@
-"""Named texts that must survive a restart, such as the pod CIDR that the kubelet gave."""
+"""Named texts that must survive a restart, such as the pod CIDR from the kubelet."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ class SettingStore:
         self._values: dict[str, str] = dict(db.read("SELECT name, value FROM settings"))
 
     def get(self, name: str) -> str | None:
-        """The value last put under `name`."""
+        """The last value of `name`."""
         return self._values.get(name)
 
     async def put(self, name: str, value: str) -> None:
-        """Keep `value` under `name`."""
+        """Store `value` under `name`."""
 
         def change(connection: sqlite3.Connection) -> None:
             connection.execute(

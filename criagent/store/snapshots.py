@@ -31,7 +31,7 @@ class SnapshotStore:
         return self._rows.get(key)
 
     async def reserve(self, key: str, *, parent: str = "", created_at_ns: int = 0) -> Snapshot:
-        """A new uncommitted row with a number of its own. Raises AlreadyExistsError."""
+        """A new uncommitted row with its own number. Raises AlreadyExistsError."""
 
         def change(connection: sqlite3.Connection) -> Snapshot:
             done = connection.execute("INSERT INTO snapshots (key, body) VALUES (?, ?)", (key, b""))
@@ -66,7 +66,7 @@ class SnapshotStore:
         await self._db.write(change, then=then, frees=True)
 
     async def delete(self, key: str) -> None:
-        """Forget the snapshot; nothing happens when it is gone."""
+        """Delete the snapshot; no effect when it does not exist."""
 
         def change(connection: sqlite3.Connection) -> None:
             connection.execute("DELETE FROM snapshots WHERE key = ?", (key,))
@@ -82,7 +82,7 @@ class SnapshotStore:
 
 
 def update_snapshot(connection: sqlite3.Connection, snapshot: Snapshot) -> Snapshot:
-    """Write the row within somebody's transaction."""
+    """Write the row within the caller's transaction."""
     connection.execute(
         "UPDATE snapshots SET body = ? WHERE number = ?",
         (_CODEC.encode(snapshot), snapshot.number),

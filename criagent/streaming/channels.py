@@ -39,7 +39,7 @@ class ClientGone(Exception):  # noqa: N818 - an outcome, not a fault
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Wanted:
-    """Which streams the session has."""
+    """The streams that the session has."""
 
     stdin: bool
     stdout: bool
@@ -59,7 +59,7 @@ class Channels(Protocol):
 
 
 class SpdyChannels:
-    """Streams by their `streamtype` header."""
+    """Streams, distinguished by their `streamtype` header."""
 
     def __init__(self, link: SpdyLink, protocol: str) -> None:
         self.gone = link.closed
@@ -93,7 +93,9 @@ class SpdyChannels:
                 yield data
 
     async def sizes(self) -> AsyncIterator[Size]:
-        """Sizes of the client's terminal; one that another follows at once may be left out."""
+        """Sizes of the client's terminal; a size that is followed at once by another may be left
+        out.
+        """
         stream = self._streams.get("resize")
         parser = SizeParser()
         while stream is not None and (data := await stream.read()):
@@ -101,7 +103,9 @@ class SpdyChannels:
                 yield size
 
     async def write(self, data: bytes, *, stderr: bool) -> None:
-        """To the client; what it did not ask for is dropped. Raises ClientGone."""
+        """Send to the client; data of streams that it did not request is dropped. Raises
+        ClientGone.
+        """
         stream = self._streams.get("stderr" if stderr else "stdout")
         if stream is not None:
             try:
@@ -110,7 +114,7 @@ class SpdyChannels:
                 raise ClientGone from None
 
     async def finish(self, outcome: Outcome) -> None:
-        """Tell the outcome and end every stream."""
+        """Send the outcome and end every stream."""
         text = outcome.status() if self._version >= 4 else outcome.text().encode()
         try:
             if text:
@@ -119,11 +123,11 @@ class SpdyChannels:
                 await stream.close()
                 self._link.drop(stream)
         except StreamClosed:
-            pass  # nobody is left to hear it
+            pass  # the client has already left
 
 
 class WebSocketChannels:
-    """Messages whose first byte is the channel; as digits and base64 in the old text protocols."""
+    """Messages whose first byte is the channel; a digit and base64 in the old text protocols."""
 
     def __init__(self, socket: WebSocket, wanted: Wanted) -> None:
         self.gone = socket.closed
@@ -140,7 +144,7 @@ class WebSocketChannels:
         await self._send(STDOUT if self._wanted.stdout else first, b"")
 
     async def run(self) -> None:
-        """Sort what comes until the client leaves."""
+        """Distribute incoming messages to their channels until the client leaves."""
         leaving = asyncio.create_task(self._leave())
         beating = asyncio.create_task(self._socket.heartbeats(lambda: self._stdin.full))
         try:
@@ -162,7 +166,9 @@ class WebSocketChannels:
             yield data
 
     async def sizes(self) -> AsyncIterator[Size]:
-        """Sizes of the client's terminal; one that another follows at once may be left out."""
+        """Sizes of the client's terminal; a size that is followed at once by another may be left
+        out.
+        """
         while True:
             await self._resized.wait()
             self._resized.clear()
@@ -170,12 +176,14 @@ class WebSocketChannels:
                 yield self._size
 
     async def write(self, data: bytes, *, stderr: bool) -> None:
-        """To the client; what it did not ask for is dropped. Raises ClientGone."""
+        """Send to the client; data of channels that it did not request is dropped. Raises
+        ClientGone.
+        """
         if self._wanted.stderr if stderr else self._wanted.stdout:
             await self._send(STDERR if stderr else STDOUT, data)
 
     async def finish(self, outcome: Outcome) -> None:
-        """Tell the outcome; the server closes the socket afterwards."""
+        """Send the outcome; the server closes the socket afterwards."""
         self._stdin.discard()
         text = outcome.status() if self._codec.version >= 4 else outcome.text().encode()
         if text:
@@ -195,7 +203,7 @@ class WebSocketChannels:
             self._stdin.end()
 
     async def _leave(self) -> None:
-        """A client that leaves while its stdin has no room is noticed here alone."""
+        """Detects, as the only place, a client that leaves while its stdin is full."""
         await self._socket.gone.wait()
         self._stdin.abandon()
 

@@ -1,4 +1,4 @@
-"""One request to the streaming server and what it is upgraded to; HTTP up to there is h11's."""
+"""One request to the streaming server and its upgrade; h11 parses the HTTP before that."""
 
 from __future__ import annotations
 
@@ -30,12 +30,12 @@ from criagent.streaming.upgrade import Refusal
 _HEAD_S = 30.0
 _HEAD_LIMIT = 16 << 10
 _LINGER_S = 10.0  # for the client to take the last bytes and close
-_STALL_S = 30.0  # how long one of many forwarded connections may keep the others waiting
+_STALL_S = 30.0  # how long one of many forwarded connections may delay the others
 _FORWARD_PROTOCOL = "portforward.k8s.io"
 
 
 class Served(Protocol):
-    """What a connection asks of the server."""
+    """What a connection needs from the server."""
 
     creation_timeout_s: float
 
@@ -64,7 +64,7 @@ class Connection:
             return
         session = self._server.take(request.target.decode("latin-1"))
         if session is None:
-            await self._refuse(Refusal(404, "unknown, used or expired token"))
+            await self._refuse(Refusal(404, "the token is unknown, expired or already used"))
             return
         match upgrade.transport(request):
             case "websocket":
@@ -91,7 +91,9 @@ class Connection:
                 self._http.receive_data(data)
 
     async def _refuse(self, refusal: Refusal) -> None:
-        with contextlib.suppress(h11.LocalProtocolError):  # the client closed its half meanwhile
+        with contextlib.suppress(
+            h11.LocalProtocolError
+        ):  # the client has closed its half meanwhile
             answer = b"".join(self._http.send(event) or b"" for event in refusal.response())
             await self._wire.write(answer)
 
@@ -112,7 +114,7 @@ class Connection:
             pass  # the end of a request without a body
         await self._wire.write(self._http.send(response) or b"")
         first, _ = self._http.trailing_data
-        stall_s = _STALL_S if forwarding else None  # an exec's stdin holds back only its session
+        stall_s = _STALL_S if forwarding else None  # an exec's stdin delays only its own session
         link = SpdyLink(self._wire.write, self._wire.gone, self._wire.turn, stall_s=stall_s)
         await self._with_link(link, self._bytes(first), session, protocol)
 

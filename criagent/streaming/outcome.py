@@ -1,4 +1,4 @@
-"""What a remote command tells at its end, and the sizes that a client tells of its terminal."""
+"""The outcome of a remote command, and terminal sizes from the client."""
 
 from __future__ import annotations
 
@@ -40,14 +40,14 @@ class Outcome:
         return json.dumps(document).encode()
 
     def text(self) -> str:
-        """What the older protocols say; nothing for success."""
+        """The text of the older protocols; empty for success."""
         if self.failure:
             return self.failure
         return f"command terminated with non-zero exit code: {self.code}" if self.code else ""
 
 
 def parse_size(data: bytes) -> Size | None:
-    """A resize message; None for what is none."""
+    """A resize message; None if it is invalid."""
     if len(data) > _MAX_SIZE:
         return None
     try:
@@ -71,11 +71,11 @@ class SizeParser:
     def feed(self, data: bytes) -> Size | None:
         """The newest size that is complete now; garbage is skipped up to the next closing brace.
 
-        Only the last few objects are looked at: a peer may send thousands at once.
+        Only the last few objects are parsed: a peer may send thousands at once.
         """
         *whole, rest = data.split(b"}")
         if not whole:
-            self._pending = (self._pending + rest)[: _MAX_SIZE + 1]  # more is no size any more
+            self._pending = (self._pending + rest)[: _MAX_SIZE + 1]  # more cannot be a size
             return None
         whole[0] = self._pending + whole[0]
         self._pending = rest[: _MAX_SIZE + 1]

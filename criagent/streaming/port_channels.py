@@ -1,7 +1,7 @@
 """Port-forward over the channels of a WebSocket: 2n is the data of the nth port, 2n + 1 its errors.
 
 Each channel begins with its port as a little-endian uint16. There is no half-close: a channel ends
-with its socket, which ends when every port's connection has.
+with its socket, which ends when the connections of all ports have ended.
 """
 
 from __future__ import annotations
@@ -47,11 +47,11 @@ class PortChannel:
             raise StreamClosed from None
 
     async def close(self) -> None:
-        """The protocol has no word for it, in neither direction: nothing more is taken either."""
+        """Stop reading and writing; the protocol cannot close one channel in either direction."""
         self.inbox.discard()
 
     async def reset(self) -> None:
-        """Take nothing more."""
+        """Stop reading and writing."""
         self.inbox.discard()
 
 
@@ -79,7 +79,7 @@ async def forward_channels(target: Target, ports: Sequence[int], socket: WebSock
 
 
 async def _sort(socket: WebSocket, codec: ChannelCodec, channels: Sequence[PortChannel]) -> None:
-    """Give each channel its bytes until the client leaves."""
+    """Pass each channel its bytes until the client leaves."""
     leaving = asyncio.create_task(_leave(socket, channels))
     stalled = lambda: any(channel.inbox.full for channel in channels)  # noqa: E731 - short
     beating = asyncio.create_task(socket.heartbeats(stalled))
@@ -91,7 +91,7 @@ async def _sort(socket: WebSocket, codec: ChannelCodec, channels: Sequence[PortC
     except ChannelError as exc:
         await socket.fail(str(exc))
     except EOFError:
-        pass  # the client has left while a port had no room
+        pass  # the client has left while a port's buffer was full
     finally:
         leaving.cancel()
         beating.cancel()

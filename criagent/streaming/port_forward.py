@@ -87,7 +87,7 @@ async def forward(target: Target, link: SpdyLink, pair_s: float) -> None:
 
 
 def port_number(text: str) -> int:
-    """The number of a `port` header; -1 for what is none."""
+    """The number of a `port` header; -1 if it is invalid."""
     return int(text) if text.isascii() and text.isdigit() and len(text) < 8 else -1
 
 
@@ -100,7 +100,7 @@ def _pair_key(stream: Stream) -> str:
 
 
 async def connect(target: Target, port: int, data: Duplex, error: Duplex) -> None:
-    """Serve one connection to its end; why it could not be made is told on `error`."""
+    """Serve one connection to its end; a failure to connect is reported on `error`."""
     try:
         reader, writer = await target.forwarder.connect(target.sandbox_id, port)
     except (AgentError, OSError) as exc:
@@ -118,7 +118,7 @@ async def connect(target: Target, port: int, data: Duplex, error: Duplex) -> Non
     try:
         done, _ = await asyncio.wait(ways, return_when=asyncio.FIRST_EXCEPTION)
         broken = any(task.exception() is not None for task in done)
-        if broken:  # one of the ends is gone, and with it the connection
+        if broken:  # one end has closed, and with it the connection
             writer.transport.abort()
             await data.reset()
             await error.reset()
@@ -134,7 +134,7 @@ async def connect(target: Target, port: int, data: Duplex, error: Duplex) -> Non
 def _reason(failure: Exception) -> str:
     if isinstance(failure, TimeoutError):
         return "the connection timed out"
-    if isinstance(failure, OSError) and failure.errno:  # asyncio's own text leaves the reason out
+    if isinstance(failure, OSError) and failure.errno:  # asyncio's text leaves the reason out
         return f"localhost in the pod: {os.strerror(failure.errno)}"
     return str(failure)
 

@@ -13,8 +13,9 @@ import structlog
 from criagent.base.errors import AgentError
 from criagent.runtime.exec.pipes import Pipe
 from criagent.runtime.exec.plan import Size
-from criagent.runtime.verbs.attach import Attacher, Attachment, TooSlow
-from criagent.runtime.verbs.exec_stream import ExecProcess, ExecStreamer
+from criagent.runtime.oci.conmon_socket import TooSlow
+from criagent.runtime.verbs.attach import Attacher, Attachment
+from criagent.runtime.verbs.exec_stream import ExecProcess, ExecStreamer, Streams
 from criagent.streaming.channels import Channels, ClientGone
 from criagent.streaming.outcome import Outcome
 from criagent.streaming.sessions import AttachSession, ExecSession
@@ -37,9 +38,7 @@ async def run_exec(streamer: ExecStreamer, session: ExecSession, channels: Chann
                 stack,
                 session.container_id,
                 session.cmd,
-                tty=session.tty,
-                stdin=session.stdin,
-                size=terminal.size,
+                Streams(stdin=session.stdin, tty=session.tty, size=terminal.size),
             )
             terminal.connect(process)
             outcome = await _until_gone(channels, _converse(process, channels))
@@ -50,28 +49,28 @@ async def run_exec(streamer: ExecStreamer, session: ExecSession, channels: Chann
 
 
 class _Terminal:
-    """The client's terminal: its size now, passed on to the command's."""
+    """The client's terminal: its current size, and the command's terminal that follows it."""
 
     def __init__(self) -> None:
         self.size: Size | None = None
-        self._told = asyncio.Event()
+        self._sized = asyncio.Event()
         self._process: ExecProcess | None = None
 
     async def follow(self, channels: Channels) -> None:
-        """Take sizes as long as the client tells them."""
+        """Take sizes as long as the client sends them."""
         async for size in channels.sizes():
             self.size = size
-            self._told.set()
+            self._sized.set()
             self._apply()
 
     async def first_size(self) -> None:
-        """Wait for a size, though not for long."""
+        """Wait a short time for the first size."""
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(_FIRST_SIZE_S):
-                await self._told.wait()
+                await self._sized.wait()
 
     def connect(self, process: ExecProcess) -> None:
-        """From now on pass sizes on."""
+        """Pass sizes to the command's terminal from now on."""
         self._process = process
         self._apply()
 
@@ -98,7 +97,7 @@ async def run_attach(attacher: Attacher, session: AttachSession, channels: Chann
 async def _until_gone(
     channels: Channels, work: Coroutine[object, object, Outcome]
 ) -> Outcome | None:
-    """The work's outcome; None when the client left before it, which ends the work."""
+    """The work's outcome; None when the client left first, which ends the work."""
     task = asyncio.create_task(work)
     gone = asyncio.create_task(channels.gone.wait())
     try:
@@ -129,7 +128,7 @@ async def _converse(process: ExecProcess, channels: Channels) -> Outcome:
 
     async def ended() -> int:
         code = await process.wait()
-        process.drain()  # a background child may hold the pipes for ever
+        process.drain()  # a background child may hold the pipes indefinitely
         return code
 
     feeding = asyncio.create_task(inward())

@@ -1,6 +1,6 @@
-"""The streaming server: one-time URLs for exec, attach and port-forward, by SPDY or WebSocket.
+"""The streaming server: one-time URLs for exec, attach and port-forward, over SPDY or WebSocket.
 
-A token is good for one request within a minute.
+A token is valid for one request within a minute.
 """
 
 from __future__ import annotations
@@ -42,11 +42,11 @@ log: structlog.stdlib.BoundLogger = structlog.get_logger(__name__)
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Listener:
-    """Where to listen. Port 0 takes a free one; a certificate and key make it TLS."""
+    """The listen address. Port 0 picks a free one; a certificate and key enable TLS."""
 
     address: str
     port: int
-    url_host: str = ""  # "": the address, or the loopback address for a wildcard
+    url_host: str = ""  # "": the listen address, or the loopback address for a wildcard
     tls_cert: Path | None = None
     tls_key: Path | None = None
     idle_timeout_s: float = 4 * 3600.0
@@ -65,7 +65,7 @@ class Listener:
 
 
 class StreamingServer:
-    """Hands out URLs and serves them."""
+    """Issues URLs and serves them."""
 
     def __init__(
         self,
@@ -91,7 +91,7 @@ class StreamingServer:
 
     @property
     def connections(self) -> int:
-        """How many connections are open."""
+        """The number of open connections."""
         return len(self._tasks)
 
     async def start(self) -> None:
@@ -149,13 +149,13 @@ class StreamingServer:
             self._tasks.add(task)
             task.add_done_callback(self._tasks.discard)
         if self._hangups is None:
-            raise RuntimeError("the server accepts before its start")
+            raise RuntimeError("the server accepted a connection before its start")
         idle_s = self._listener.idle_timeout_s
         wire = Wire(reader, writer, self._hangups, idle_s, Turn(self._pace))
         try:
             await Connection(self, wire).serve()
         except (ConnectionError, TimeoutError, ClientGone):
-            pass  # the client has left, or says nothing
+            pass  # the client has left, or sends nothing
         except Exception:
             log.exception("streaming_failed")
         finally:
@@ -184,20 +184,17 @@ class StreamingServer:
             await forward_channels(target, session.ports, socket)
 
     def _about(self, session: Session) -> dict[str, object]:
-        """What the log says of a session; its container may be gone by now."""
+        """Log facts of a session; its container may already be removed."""
         if isinstance(session, PortForwardSession):
-            sandbox = self._forwarder.store.get(session.sandbox_id)
-            known = {} if sandbox is None else self._facts.of_sandbox(sandbox)
-            return {"sandbox_id": session.sandbox_id, **known, "ports": list(session.ports)}
-        container = self._streamer.store.get(session.container_id)
-        known = {} if container is None else self._facts.of_container(container)
-        about: dict[str, object] = {"container_id": session.container_id, **known}
+            known = self._facts.of_sandbox_id(session.sandbox_id)
+            return {**known, "ports": list(session.ports)}
+        about: dict[str, object] = {**self._facts.of_container_id(session.container_id)}
         if isinstance(session, ExecSession):
             about["cmd"] = shown_command(session.cmd)
         return {**about, "tty": session.tty, "stdin": session.stdin}
 
     def take(self, path: str) -> Session | None:
-        """The session of a request's path, once."""
+        """The session of a request's path; the token becomes invalid."""
         kind, _, token = path.partition("?")[0].lstrip("/").partition("/")
         wanted = {
             "exec": ExecSession,

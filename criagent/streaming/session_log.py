@@ -1,4 +1,4 @@
-"""Who went where: one line in the log when a session begins, one when it has ended."""
+"""Audit lines: one in the log when a session begins, one when it has ended."""
 
 from __future__ import annotations
 
@@ -23,9 +23,9 @@ Facts = dict[str, object]
 
 @asynccontextmanager
 async def logged(kind: str, about: Facts, ending: Callable[[], Facts]) -> AsyncIterator[None]:
-    """`session_started` with the `kind` (exec, attach, port_forward) of session and what it is
-    `about` before the block; `session_ended` after it with the same, its seconds and what `ending`
-    tells then.
+    """Log `session_started` before the block, with the `kind` of session (exec, attach,
+    port_forward) and the facts in `about`; log `session_ended` after it with the same facts, its
+    seconds and the facts that `ending` returns.
     """
     began = time.monotonic()
     log.info("session_started", session=kind, **about)
@@ -37,7 +37,7 @@ async def logged(kind: str, about: Facts, ending: Callable[[], Facts]) -> AsyncI
 
 
 class CountedChannels:
-    """Channels that know how many bytes went over them and what was told at the end."""
+    """Channels that count their bytes and record the outcome."""
 
     def __init__(self, channels: Channels) -> None:
         self.gone = channels.gone
@@ -47,7 +47,7 @@ class CountedChannels:
         self._outcome: Outcome | None = None
 
     def ending(self) -> Facts:
-        """`exit_code`, or `error`; `client_left` when nothing could be told; bytes."""
+        """`exit_code`, or `error`; `client_left` when the outcome could not be sent; bytes."""
         facts: Facts = {"received_bytes": self._received, "sent_bytes": self._sent}
         if self._outcome is None:
             return {"client_left": True, **facts}
@@ -86,7 +86,7 @@ class Traffic:
         self.connections: Counter[int] = Counter()
 
     def ending(self) -> Facts:
-        """`connections` of each port (of the twenty with the most), bytes, failed ones."""
+        """`connections` of each port (of the twenty with the most), bytes, failed connections."""
         most = dict(self.connections.most_common(_PORTS_SHOWN))
         return {
             "connections": {str(port): count for port, count in most.items()},

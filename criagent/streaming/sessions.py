@@ -1,4 +1,4 @@
-"""What a one-time URL stands for, and the tokens that name it for a minute."""
+"""Sessions behind one-time URLs, and the tokens that name them for a minute."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ class AttachSession:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PortForwardSession:
-    """A pod whose ports are wanted; `ports` may be empty, clients name them again."""
+    """A pod to forward ports of; `ports` may be empty, clients name them again."""
 
     sandbox_id: str
     ports: tuple[int, ...]
@@ -56,16 +56,20 @@ class Tokens:
         self._waiting: dict[str, tuple[float, Session]] = {}
 
     def put(self, session: Session) -> str:
-        """A token for `session`. Raises ExhaustedError when too many wait."""
+        """A token for `session`. Raises ExhaustedError when too many sessions wait."""
         self._drop_old()
         if len(self._waiting) >= _MOST:
-            raise ExhaustedError(f"{_MOST} streaming sessions wait for their clients already")
+            raise ExhaustedError(
+                f"{_MOST} streaming sessions are already waiting for their clients; try again"
+            )
         token = secrets.token_urlsafe(_TOKEN_BYTES)
         self._waiting[token] = (self._now() + _LIFE_S, session)
         return token
 
     def take(self, token: str) -> Session | None:
-        """The session of `token`, once; None when it is unknown, used or too old."""
+        """The session of `token`, which becomes invalid; None for an unknown, used or expired
+        token.
+        """
         self._drop_old()
         found = self._waiting.pop(token, None)
         return None if found is None else found[1]
@@ -74,5 +78,5 @@ class Tokens:
         now = self._now()
         for token, (until, _) in list(self._waiting.items()):
             if until > now:
-                break  # in the order of their making
+                break  # in the order of creation
             del self._waiting[token]

@@ -1,4 +1,4 @@
-"""The certificate of the streaming server, taken anew when its files change."""
+"""The certificate of the streaming server, reloaded when its files change."""
 
 from __future__ import annotations
 
@@ -21,10 +21,10 @@ class Certificate:
         self._stamp = self._stamped()
         self._current = self._loaded()
         self.context = self._loaded()
-        self.context.sni_callback = self._choose  # called for clients that name no host, too
+        self.context.sni_callback = self._choose  # called also for clients that name no host
 
     async def refresh(self) -> None:
-        """Take the files anew if they changed; the old ones stay while the new ones are no pair."""
+        """Reload the files if they changed; the old pair stays while the new files do not match."""
         try:
             stamp = await asyncio.to_thread(self._stamped)
             if stamp == self._stamp:

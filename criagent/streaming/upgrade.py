@@ -1,4 +1,4 @@
-"""What a request asks to be upgraded to, or the answer that refuses it. Sans-IO."""
+"""The upgrade that a request asks for, or the answer that refuses it. Sans-IO."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ class Refusal:
     headers: dict[str, str] = field(default_factory=dict)
 
     def response(self) -> tuple[h11.Response, h11.Data]:
-        """The same in h11's terms."""
+        """The same as an h11 response."""
         body = self.text.encode() + b"\n"
         fields = {
             "Content-Type": "text/plain; charset=utf-8",
@@ -32,28 +32,28 @@ class Refusal:
 
 
 def method_refusal(request: h11.Request) -> Refusal | None:
-    """Streams begin with GET or POST."""
+    """Sessions begin with GET or POST."""
     if request.method in {b"GET", b"POST"}:
         return None
-    return Refusal(405, "want GET or POST", {"Allow": "GET, POST"})
+    return Refusal(405, "use GET or POST", {"Allow": "GET, POST"})
 
 
 def transport(request: h11.Request) -> Transport | Refusal:
-    """What the Upgrade and Connection headers ask for."""
+    """The transport that the Upgrade and Connection headers request."""
     if "upgrade" not in tokens(request, b"connection", lower=True):
-        return Refusal(400, "the header Connection does not say Upgrade")
+        return Refusal(400, "the header Connection lacks Upgrade")
     wanted = tokens(request, b"upgrade", lower=True)
     if "websocket" in wanted:
         if request.method != b"GET":
-            return Refusal(400, "a WebSocket begins with GET")
+            return Refusal(400, "a WebSocket must begin with GET")
         return "websocket"
     if "spdy/3.1" in wanted:
         return "spdy"
-    return Refusal(400, "want an upgrade to SPDY/3.1 or websocket")
+    return Refusal(400, "upgrade to SPDY/3.1 or websocket")
 
 
 def spdy_protocol(request: h11.Request, known: Sequence[str]) -> str | Refusal:
-    """The client's first choice that is known."""
+    """The client's first choice that is supported."""
     offered = tokens(request, b"x-stream-protocol-version")
     if not offered:
         return Refusal(400, "the header X-Stream-Protocol-Version is missing")

@@ -1,9 +1,9 @@
 """Logging: JSON lines on stderr, or readable ones when stderr is a terminal.
 
-An event is a constant name and comes first; its facts are keys. Credentials never get here: their
+An event is a constant name and comes first; its facts are keys. Credentials never appear: their
 types show nothing in their repr, and tracebacks carry no local variables. Facts that images,
-registries or plug-ins control are printable and cut, and no line is longer than journald takes
-whole (LineMax=, 48 KiB). Below systemd each line begins with its priority (sd-daemon(3)), so that
+registries or plug-ins control are printable and cut, and no line is longer than journald accepts
+whole (LineMax=, 48 KiB). Under systemd each line begins with its priority (sd-daemon(3)), so that
 `journalctl -p warning` finds warnings and errors.
 """
 
@@ -23,7 +23,7 @@ import structlog
 from criagent.base.text import bounded
 
 CALL = "call"  # the event of a call's end
-# Lines since the start by level, without those of calls: these have metrics of their own.
+# Lines since the start by level, without those of calls: calls have metrics of their own.
 LINES: Counter[str] = Counter()
 
 _VALUE = 2048  # characters of one fact, as JSON
@@ -35,7 +35,7 @@ _PRIORITIES = {"debug": 7, "info": 6, "warning": 4, "error": 3, "critical": 2}
 
 
 def setup(level: str) -> None:
-    """Log from `level` on, libraries from warning on."""
+    """Log from `level` on; libraries from warning on."""
     number = getattr(logging, level.upper())
     terminal = sys.stderr.isatty()
     shared: list[structlog.typing.Processor] = [
@@ -71,7 +71,7 @@ def to_journal() -> bool:
     """Whether stderr is the journal's: $JOURNAL_STREAM, which children inherit, names its file."""
     try:
         facts = os.fstat(sys.stderr.fileno())
-    except (OSError, ValueError):  # closed, or no file at all
+    except (OSError, ValueError):  # closed, or not a file at all
         return False
     return os.environ.get("JOURNAL_STREAM") == f"{facts.st_dev}:{facts.st_ino}"
 
@@ -98,7 +98,7 @@ def _bounded(
 
 
 def _shown(value: object, limit: int) -> tuple[object, int]:
-    """`value` with its texts cut to about `limit` characters together, and what they take."""
+    """`value` with its texts cut to about `limit` characters in total, and the number used."""
     if isinstance(value, str):
         if len(value) <= limit and value.isascii() and value.isprintable():
             return value, len(value)
@@ -116,7 +116,7 @@ def _shown(value: object, limit: int) -> tuple[object, int]:
 
 
 def _items(values: list[Any], limit: int) -> tuple[list[Any], int]:
-    """The first of `values`; what they hold in turn is shown as a text."""
+    """The first of `values`; nested ones are shown as a text."""
     shown: list[Any] = []
     used = 0
     for value in values[:_ITEMS]:

@@ -1,4 +1,4 @@
-"""Metrics over HTTP on loopback, spans over OTLP when an endpoint is configured."""
+"""Metrics over HTTP on loopback; spans over OTLP when an endpoint is configured."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ Value = float | Mapping[str, float]
 
 _BUCKETS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 60, 300)
 _REQUEST_S = 5.0
-_LAST_SPANS_S = 2.0  # a collector that is gone would hold a restart for seconds
+_LAST_SPANS_S = 2.0  # an unreachable collector would delay a restart by seconds
 _CANCELLED = 1  # gRPC's number
 # Facts of log lines as OpenTelemetry's semantic conventions name them.
 _ATTRIBUTES = {
@@ -57,7 +57,7 @@ class Telemetry:
     """The daemon's metrics and tracer."""
 
     def __init__(self, otlp_endpoint: str = "") -> None:
-        # A second series for each, which nobody asks for.
+        # Prevents a second, unused series for each metric.
         disable_created_metrics()  # type: ignore[no-untyped-call] # the library's
         self.registry = CollectorRegistry()
         ProcessCollector(registry=self.registry)
@@ -74,18 +74,18 @@ class Telemetry:
         self._server: _Server | None = None
 
     def gauge(self, name: str, text: str, value: Callable[[], Value], label: str = "") -> None:
-        """A gauge that is asked when metrics are read, from the thread of the reader.
+        """A gauge whose value is computed when metrics are read, in the reader's thread.
 
-        With `label`, `value` gives a number for each value of the label.
+        With `label`, `value` returns a number for each value of the label.
         """
         self.registry.register(_Asked(GaugeMetricFamily, name, text, label, value))
 
     def counter(self, name: str, text: str, value: Callable[[], Value], label: str = "") -> None:
-        """The same for a number that only grows; "_total" is added to `name`."""
+        """The same for a number that only grows; "_total" is appended to `name`."""
         self.registry.register(_Asked(CounterMetricFamily, name, text, label, value))
 
     def rpc(self, method: str, code: str, took_s: float) -> None:
-        """A call has ended."""
+        """Record a call that has ended."""
         child = self._rpcs.get((method, code))
         if child is None:
             child = self._rpcs[method, code] = self.rpc_seconds.labels(method, code)
@@ -99,7 +99,7 @@ class Telemetry:
             context=parent,
             kind=SpanKind.SERVER,
             attributes={"rpc.system": "grpc", "rpc.service": service, "rpc.method": method},
-            record_exception=False,  # the boundary knows better what a failure was
+            record_exception=False,  # the boundary knows the failure better
             set_status_on_exception=False,
         ) as span:
             yield CallSpan(span, self.tracer)
@@ -107,7 +107,7 @@ class Telemetry:
     def serve(self, address: str, healthy: Callable[[], bool]) -> None:
         """Answer /metrics and /healthz on `address` ("host:port"); "" = nowhere.
 
-        Raises UnavailableError when the address is taken or is none of this node.
+        Raises UnavailableError when the address is taken or does not belong to this node.
         """
         if not address:
             return
@@ -138,19 +138,19 @@ class Telemetry:
                     self.wfile.write(body)
 
             def log_message(self, *_: object) -> None:
-                """Scrapes are no events."""
+                """Scrapes are not logged."""
 
         try:
             self._server = _Server((host.strip("[]"), int(port)), Handler)
         except OSError as exc:
             raise UnavailableError(
-                f"metrics cannot be served on {address}: {exc.strerror}; "
-                'change telemetry.metrics_address, or set it to "" for none'
+                f"metrics cannot be served on {address}: {exc.strerror}; change "
+                'telemetry.metrics_address, or set it to "" to serve none'
             ) from exc
         Thread(target=self._server.serve, name="metrics", daemon=True).start()
 
     def close(self) -> None:
-        """Stop answering and send the last spans, for two seconds at most."""
+        """Stop answering and send the remaining spans within two seconds."""
         if self._server is not None:
             self._server.end()
             self._server = None
@@ -169,7 +169,7 @@ class CallSpan:
 
     @property
     def recording(self) -> bool:
-        """Whether anybody will see it."""
+        """Whether the span will be exported."""
         return self._span.is_recording()
 
     @property
@@ -201,7 +201,7 @@ class CallSpan:
             self._span.set_status(Status(StatusCode.ERROR, text))
 
     def stages(self, key: str) -> Callable[[str], None]:
-        """What hears the stages of an owner that this call starts: a child span for each."""
+        """Listens to the stages of an owner that this call starts: a child span for each."""
         parent = trace.set_span_in_context(self._span)
         current: list[Span] = []
 
@@ -217,7 +217,7 @@ class CallSpan:
 
 
 class _Asked(Collector):
-    """One family whose value is asked for at each reading."""
+    """One family whose value is computed at each reading."""
 
     def __init__(
         self,
@@ -256,28 +256,30 @@ class _Server(ThreadingHTTPServer):
         super().__init__(address, handler)
 
     def server_bind(self) -> None:
-        """As the base class, without its look-up of the host's name, which can hang for seconds."""
+        """As the base class, without its host name look-up, which can hang for seconds."""
         TCPServer.server_bind(self)
         self.server_name, self.server_port = str(self.server_address[0]), self.server_address[1]
 
     def serve(self) -> None:
-        """Answer until `end`. The base class's own loop wakes twice a second for nothing."""
+        """Answer until `end`. The base class's loop would wake twice a second for nothing."""
         while not self._ending.is_set():
             self.handle_request()
         self._ended.set()
 
     def end(self) -> None:
-        """Stop listening, and return when nothing is accepted any more."""
+        """Stop listening; returns when nothing is accepted any more."""
         self._ending.set()
         self.socket.shutdown(socket.SHUT_RDWR)  # wakes the thread in `serve`
         self._ended.wait()
         self.server_close()
 
     def handle_error(self, request: Any, client_address: Any) -> None:
-        """One event; the base class prints a traceback between the lines of the log."""
+        """Log one event; the base class would print a traceback between the log lines."""
         del request, client_address
         error = sys.exception()
-        if not isinstance(error, ConnectionError | TimeoutError):  # the reader may leave any time
+        if not isinstance(
+            error, ConnectionError | TimeoutError
+        ):  # the reader may leave at any time
             log.error("scrape_failed", error=repr(error))
 
 
@@ -288,8 +290,8 @@ def _exporting(endpoint: str) -> TracerProvider:
         )
     except ImportError:
         raise UnsupportedError(
-            "telemetry.otlp_endpoint is set, but the exporter is not installed: "
-            "pip install criagent[otlp]"
+            "telemetry.otlp_endpoint is set, but the exporter is not installed: pip install "
+            "criagent[otlp]"
         ) from None
     from opentelemetry.sdk.resources import Resource
     from opentelemetry.sdk.trace import TracerProvider as Provider

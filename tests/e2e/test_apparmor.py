@@ -77,7 +77,7 @@ def test_without_apparmor_a_profile_of_the_node_is_refused(pods: Pods, change: C
     error = refusal(pods, change)
     assert error.code() is grpc.StatusCode.UNIMPLEMENTED
     assert '"mine"' in str(error.details())
-    assert "AppArmor off" in str(error.details())
+    assert "AppArmor is off" in str(error.details())
 
 
 def label(pods: Pods, container_id: str) -> str:

@@ -50,7 +50,7 @@ def serve(before: str, at: Path, config: str = "") -> subprocess.CompletedProces
     ("before", "part"),
     [
         ("umount /sys/fs/cgroup", "unified_cgroup_hierarchy=1"),
-        ("umount /sys/fs/cgroup; mount -t tmpfs none /sys/fs/cgroup", "no cgroup v2"),
+        ("umount /sys/fs/cgroup; mount -t tmpfs none /sys/fs/cgroup", "is not cgroup v2"),
         ("mkdir AT/root; mount -t tmpfs -o ro none AT/root", "Read-only file system"),
         ("mkdir AT/root; mount -t tmpfs -o size=8k none AT/root", "make room on its disk"),
     ],
@@ -126,7 +126,7 @@ def test_a_program_that_goes_while_the_agent_runs_makes_the_node_not_ready(
     program.unlink()
     found = condition(programs.cri)
     assert (found.status, found.reason) == (False, "ProgramNotUsable")
-    assert f"{program} can no longer be run; install it again" in found.message
+    assert f"{program} can no longer be executed; install it again" in found.message
     code, text = refused(programs.sandbox)
     assert code is grpc.StatusCode.FAILED_PRECONDITION
     assert str(program) in text

@@ -73,7 +73,7 @@ def user_namespace(config: api.PodSandboxConfig) -> None:
         (lambda c: c.linux.sysctls.update({"net/../kernel/x": "1"}), INVALID, "sysctl"),
         (lambda c: c.linux.sysctls.update({"net.ipv4.nonsense": "1"}), INVALID, "nonsense"),
         (host_network, INVALID, "host's network"),
-        (another_name, INVALID, "has the node's hostname"),
+        (another_name, INVALID, "uses the node's hostname"),
         (host_ipc, INVALID, "host's IPC"),
         (lambda c: setattr(c.linux, "cgroup_parent", "/a/../b"), INVALID, "cgroup_parent"),
         (user_namespace, INVALID, "0 mappings of uids"),
@@ -261,7 +261,7 @@ def test_a_full_network_says_so_and_recovers(pods: Pods) -> None:
         )
 
     refused(lambda: use("10.0.0.0/33"), INVALID, "10.0.0.0/33")
-    refused(lambda: use("10.99.0.0/31"), INVALID, "no room")
+    refused(lambda: use("10.99.0.0/31"), INVALID, "no addresses for pods")
     use("10.99.0.0/29")  # .2 to .6
     try:
         sandboxes = [pods.sandbox()[0] for _ in range(5)]

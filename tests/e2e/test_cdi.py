@@ -163,7 +163,7 @@ def test_groups_are_among_the_ids_of_the_user_namespace(pods: Pods) -> None:
     sandbox, config = pods.sandbox(mapped())
     wanted = container("refused", ["sleep", "1"])
     asking("one")(wanted)
-    with pytest.raises(grpc.RpcError, match="group 65536 is not among") as caught:
+    with pytest.raises(grpc.RpcError, match="group 65536 is outside") as caught:
         pods.cri.create(sandbox, wanted, config)
     assert caught.value.code() is INVALID
 
@@ -190,7 +190,7 @@ def test_a_broken_file_is_named_and_hides_no_other(pods: Pods) -> None:
     pods.running(change=asking("one"))
     text = refused(pods, ["one", "two"])
     assert "vendor.com/test=two" in text
-    assert "known of that kind: vendor.com/test=one" in text
+    assert "available devices of that kind: vendor.com/test=one" in text
     assert "/etc/cdi/broken.json" in text
 
 

@@ -67,7 +67,7 @@ def test_readiness_follows_the_directory(cni: Pods) -> None:
     assert condition(cni.cri).reason == "NetworkPluginNotReady"
     assert str(DIRECTORY) in condition(cni.cri).message
     FILE.write_text("{broken")
-    assert "no JSON" in condition(cni.cri).message
+    assert "is not valid JSON" in condition(cni.cri).message
     with pytest.raises(grpc.RpcError):
         cni.sandbox()
     FILE.write_text(json.dumps(NETWORK).replace("bridge", "../../bin/sh", 1))

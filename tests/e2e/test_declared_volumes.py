@@ -305,7 +305,9 @@ def test_a_full_disk_is_said_and_leaves_nothing(cri: Cri) -> None:
         pod = small.run(config)
         before = free(SMALL)
         wanted = container("c", ["sleep", "1000"], "registry.test/full:1")
-        refused(lambda: small.create(pod, wanted, config), EXHAUSTED, "'/data' was not copied")
+        refused(
+            lambda: small.create(pod, wanted, config), EXHAUSTED, "copying volume '/data' failed"
+        )
         admin_pb2_grpc.AdminStub(small.channel).Prune(admin_pb2.PruneRequest(), timeout=60)
         assert free(SMALL) > before - (1 << 20)  # the database may have grown
         (SMALL / "filler").unlink()

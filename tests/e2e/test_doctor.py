@@ -69,7 +69,7 @@ def test_the_node_itself_has_warnings_only(tmp_path: Path) -> None:
             "mount -t tmpfs none /mnt; echo '{' > /mnt/1.conf",
             "network.backend = 'cni'\nnetwork.cni_conf_dir = '/mnt'",
             "CNI",
-            "/mnt/1.conf is no JSON",
+            "/mnt/1.conf is not valid JSON",
         ),
         ("", "runtime.cgroup_driver = 'systemd'", "cgroup driver", "does not manage"),
         ("", "network.mtu = 3", "configuration", "network.mtu"),

@@ -126,7 +126,7 @@ def test_the_time_limit_of_a_creation_names_its_stage_and_its_key(
     code, text = refused(lambda: pods.cri.run(config))
     assert code is Code.DEADLINE_EXCEEDED
     assert f'sandbox "{config.metadata.name}_{config.metadata.namespace}' in text
-    assert "not done within 2 s" in text
+    assert "not ready within 2 s" in text
     assert "stage: network" in text
     assert "raise runtime.create_timeout_s" in text
     assert pods.cri.pods() == []

@@ -204,7 +204,7 @@ def test_a_reader_that_does_not_keep_up_is_let_go_and_told_so(pods: Pods) -> Non
         slow.ended()
         got = [slow.seen.get_nowait() for _ in range(slow.seen.qsize())]
     assert slow.code is grpc.StatusCode.RESOURCE_EXHAUSTED
-    assert "list, and subscribe again" in slow.words
+    assert "list, then subscribe again" in slow.words
     assert got == told[: len(got)]  # nothing was left out before the end
     assert len(got) < 600
     assert quick.code is grpc.StatusCode.CANCELLED  # by us

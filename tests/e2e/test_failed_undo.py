@@ -22,8 +22,13 @@ from tests.support.pods import Pods
 
 pytestmark = pytest.mark.root
 
-SOURCE = Path(__file__).parents[2] / "criagent" / "runtime" / "verbs"
+SOURCE = Path(__file__).parents[2] / "criagent" / "runtime"
 RUN, CREATE = "sandbox-run", "container-create"
+VERBS, CONTAINER = SOURCE / "verbs", SOURCE / "container"
+FILES = {
+    RUN: (VERBS / "run_sandbox.py",),
+    CREATE: (VERBS / "create_container.py", CONTAINER / "bundle.py", CONTAINER / "launch.py"),
+}
 UNDOS = {
     RUN: ("row", "files", "namespaces", "network", "holder"),
     CREATE: ("row", "files", "runtime"),
@@ -33,8 +38,8 @@ ENDINGS = {"ENOSPC": grpc.StatusCode.RESOURCE_EXHAUSTED, "cancel": grpc.StatusCo
 
 
 def test_every_undo_has_its_cases_here() -> None:
-    for verb, file in ((RUN, "run_sandbox.py"), (CREATE, "create_container.py")):
-        pushed = re.findall(r'undo\.push\(\s*"(\w+)"', (SOURCE / file).read_text())
+    for verb, files in FILES.items():
+        pushed = re.findall(r'undo\.push\(\s*"(\w+)"', "".join(f.read_text() for f in files))
         assert set(pushed) == set(UNDOS[verb])
 
 
@@ -162,8 +167,9 @@ def test_what_a_failed_undo_left_survives_a_restart_and_goes_with_its_pod(
     "point",
     [
         f"{verb}:{step}"
-        for verb, file in ((RUN, "run_sandbox.py"), (CREATE, "create_container.py"))
-        for step in re.findall(rf'reach\("{verb}:([a-z-]+)"\)', (SOURCE / file).read_text())
+        for verb, files in FILES.items()
+        for file in files
+        for step in re.findall(rf'reach\("{verb}:([a-z-]+)"\)', file.read_text())
     ],
 )
 def test_a_step_that_fails_leaves_nothing_and_a_repeat_succeeds(

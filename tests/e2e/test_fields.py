@@ -110,7 +110,10 @@ def test_targets_are_running_containers_of_the_same_pod(pods: Pods) -> None:
     sandbox, config = pods.sandbox()
     elsewhere = pods.running()
     created = pods.cri.create(sandbox, container("created", ["sleep", "1"]), config)
-    for container_id, words in ((elsewhere, "no container of this pod"), (created, "not running")):
+    for container_id, words in (
+        (elsewhere, "not a container of this pod"),
+        (created, "not running"),
+    ):
         wanted = container("debugger", ["sleep", "1"])
         target(container_id)(wanted)
         with pytest.raises(grpc.RpcError, match=words) as caught:
@@ -156,7 +159,7 @@ def test_the_stop_signal_of_the_request_is_sent(pods: Pods, number: int, name: s
     [
         (lambda r: r.unified.update({"memory.high/../x": "1"}), "not a limit of cgroup v2"),
         (lambda r: r.unified.update({"cgroup.procs": "1"}), "not a limit of cgroup v2"),
-        (lambda r: r.unified.update({"memory.high": "1\n2"}), "not one line"),
+        (lambda r: r.unified.update({"memory.high": "1\n2"}), "not a single line"),
         (lambda r: r.hugepage_limits.add(page_size="2 MB", limit=1), "hugepage size"),
     ],
 )

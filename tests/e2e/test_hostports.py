@@ -195,7 +195,7 @@ def test_a_port_that_leads_to_two_is_refused_and_leaves_nothing(pods: Pods) -> N
         for port in (80, 81):
             config.port_mappings.add(host_port=7600, container_port=port)
 
-    with pytest.raises(grpc.RpcError, match="7600/TCP is mapped to the container ports") as caught:
+    with pytest.raises(grpc.RpcError, match="7600/TCP is mapped to two container ports") as caught:
         pods.sandbox(wants)
     assert caught.value.code() is grpc.StatusCode.INVALID_ARGUMENT
     assert pods.cri.pods() == []

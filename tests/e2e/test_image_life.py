@@ -206,7 +206,7 @@ def test_a_layer_that_lost_its_programs_is_found_and_made_anew(
     (damaged / "bin/cat").unlink()
     found = command("fsck")
     assert found.returncode == 1
-    assert "files and directories, want" in found.stdout.decode()
+    assert "files and directories instead of" in found.stdout.decode()
     assert (container_id[:13] in found.stdout.decode()) == in_use
     assert "(dropped)" in succeed("fsck", "--repair").decode()
     assert "no problem found" in succeed("fsck").decode()

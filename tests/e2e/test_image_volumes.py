@@ -151,7 +151,7 @@ def test_a_writable_image_volume_is_refused(pods: Pods) -> None:
     sandbox, config = pods.sandbox()
     wanted = container("bad", ["sleep", "1"])
     volume(BUSYBOX, readonly=False)(wanted)
-    refused(lambda: pods.cri.create(sandbox, wanted, config), INVALID, "readonly must be true")
+    refused(lambda: pods.cri.create(sandbox, wanted, config), INVALID, "set readonly")
 
 
 @pytest.mark.parametrize("sub_path", ["data", "data/", "./data", "relative", "absolute", "upwards"])
@@ -169,8 +169,8 @@ def test_a_sub_path_is_the_root_of_the_mount(pods: Pods, odd: str, sub_path: str
         (lambda odd: volume(odd, "data/gone"), NOT_FOUND, "does not exist"),
         (lambda odd: volume(odd, "dangling"), NOT_FOUND, "does not exist"),
         (lambda odd: volume(odd, "host"), NOT_FOUND, "does not exist"),
-        (lambda odd: volume(odd, "top"), INVALID, "no directory"),
-        (lambda odd: volume(odd, "data/file"), INVALID, "no directory"),
+        (lambda odd: volume(odd, "top"), INVALID, "not a directory"),
+        (lambda odd: volume(odd, "data/file"), INVALID, "not a directory"),
         (lambda odd: volume(odd, "top/below"), INVALID, "Not a directory"),
         (lambda odd: volume(odd, "loop"), INVALID, "symbolic links"),
         (lambda odd: volume(odd, "unspeakable"), INVALID, "UTF-8"),
@@ -179,8 +179,8 @@ def test_a_sub_path_is_the_root_of_the_mount(pods: Pods, odd: str, sub_path: str
         (lambda odd: volume(odd, ".."), INVALID, "relative image_sub_path"),
         (lambda odd: volume(odd, "data/../data"), INVALID, "relative image_sub_path"),
         (lambda odd: volume(odd, "da\0ta"), INVALID, "relative image_sub_path"),
-        (lambda odd: volume(odd, host_path="/tmp"), INVALID, "has no host_path"),
-        (lambda _: volume(""), INVALID, "needs image.image"),
+        (lambda odd: volume(odd, host_path="/tmp"), INVALID, "must have no host_path"),
+        (lambda _: volume(""), INVALID, "requires image.image"),
         (lambda _: volume("UPPER CASE"), INVALID, "invalid image reference"),
         (lambda _: volume(f"{MADE}:absent"), NOT_FOUND, "pull it first"),
         (lambda _: volume("sha256:" + "0" * 64), NOT_FOUND, "pull it first"),

@@ -327,7 +327,7 @@ async def test_an_idle_worker_that_was_killed_is_replaced(tmp_path: Path) -> Non
     content = small_layer(b"x")
     (tmp_path / "blob").write_bytes(content)
     digest = image_builder.digest(content)
-    layer = LayerFile(blob=tmp_path / "blob", size=len(content), digest=digest, diff_id=digest)
+    layer = LayerFile(blob=tmp_path / "blob", digest=digest, diff_id=digest)
     workers = UnpackWorkers(1)
     try:
         for number in range(2):
@@ -345,7 +345,7 @@ def children() -> list[int]:
     return [
         int(path.parent.name)
         for path in Path("/proc").glob("[0-9]*/cmdline")
-        if b"unpack_worker" in content(path)
+        if b"unpack.worker" in content(path)
         and f"\nPPid:\t{os.getpid()}\n".encode() in content(path.parent / "status")
     ]
 

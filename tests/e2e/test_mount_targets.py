@@ -90,7 +90,7 @@ def test_an_image_whose_kernel_directory_is_none_is_refused(
     wanted = container("bad", ["sleep", "1"], image)
     for handler in HANDLERS:
         with_handler = sandbox(pods, handler)
-        create_refused(pods, with_handler, wanted, f"its /{name} is a ")
+        create_refused(pods, with_handler, wanted, f": /{name} is a ")
     assert seen(canary) == before
     assert pods.cri.containers() == []
 

@@ -132,7 +132,7 @@ def test_a_handler_without_recursive_read_only_refuses_it(pods: Pods, tmp_path: 
 @pytest.mark.parametrize(
     ("fields", "words"),
     [
-        ({"recursive_read_only": True}, "needs readonly"),
+        ({"recursive_read_only": True}, "requires readonly"),
         ({"recursive_read_only": True, "readonly": True, "propagation": SLAVE}, "private"),
         ({"recursive_read_only": True, "readonly": True, "propagation": SHARED}, "private"),
         ({"mount_options": ["noexec", "suid"]}, "suid"),

@@ -57,7 +57,7 @@ def test_the_service_its_driver_and_its_pods(node: SystemdNode) -> None:
     findings = json.loads(node.run("criagent", "doctor", "--json", check=False))
     found = {finding["name"]: finding for finding in findings}
     assert [name for name, entry in found.items() if entry["level"] == "error"] == []
-    assert found["criagent.service"]["text"] == "as it should be"
+    assert found["criagent.service"]["text"] == "active with the required settings"
     assert found["cgroup driver"]["text"] == "systemd"
     info = json.loads(node.run("crictl", "info"))
     assert info["config"]["cgroupDriver"] == "systemd"

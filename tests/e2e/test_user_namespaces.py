@@ -411,7 +411,7 @@ def test_a_handler_that_cannot_says_so_and_why(agent_with_old_handler: Pods) -> 
     with pytest.raises(grpc.RpcError) as caught:
         pods.cri.run(config, handler="old")
     assert caught.value.code() is grpc.StatusCode.UNIMPLEMENTED
-    assert "names no user namespaces" in caught.value.details()
+    assert "reports no user namespaces" in caught.value.details()
 
 
 async def test_the_probe_tells_what_a_file_system_can(tmp_path: Path) -> None:
@@ -420,7 +420,7 @@ async def test_the_probe_tells_what_a_file_system_can(tmp_path: Path) -> None:
     with ThreadPoolExecutor(1) as threads:
         assert await probe_user_namespaces(lower, scratch, threads) == ""
         of_overlay = await probe_user_namespaces(Path("/etc"), scratch, threads)
-    assert "/etc cannot map ids" in of_overlay
+    assert "/etc does not support id mapping" in of_overlay
     assert not scratch.exists()
 
 
@@ -459,12 +459,12 @@ def test_a_container_that_disagrees_with_its_pod_is_refused(pods: Pods, tmp_path
 
     own, plain = pods.sandbox(mapped()), pods.sandbox()
     for sandbox, change, text in (
-        (own, other, "not the pod's"),
-        (plain, other, "no user namespace"),
+        (own, other, "differs from the pod's"),
+        (plain, other, "its pod has none"),
         (plain, volume(tmp_path), "need a pod with a user namespace"),
-        (own, volume(tmp_path, HOST + 1), "not those of the pod"),
+        (own, volume(tmp_path, HOST + 1), "differ from those of the pod"),
         (own, volume(tmp_path, propagation=api.PROPAGATION_BIDIRECTIONAL), "propagate"),
-        (own, outsider, "not among the 65536"),
+        (own, outsider, "outside the 65536"),
     ):
         config = container("refused", ["true"])
         change(config)

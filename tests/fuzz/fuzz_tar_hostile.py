@@ -9,7 +9,7 @@ from random import Random
 from criagent.image.tar.decompress import BadLayerError
 from criagent.image.unpack.extract import TooLargeError
 from criagent.image.unpack.layer_tree import Below
-from criagent.image.unpack.protocol import NeedsLowers
+from criagent.image.unpack.protocol import NeedsLowerLayers
 from criagent.kernel import mount
 from tests.fuzz.frame import mutate_bytes
 from tests.fuzz.layer_ground import TOP, extract, facts, fresh
@@ -52,7 +52,7 @@ def check(data: bytes) -> None:
                 extract(data, root, below)
         except (BadLayerError, TooLargeError) as exc:
             assert len(str(exc)) < 2000
-        except NeedsLowers:
+        except NeedsLowerLayers:
             assert below is Below.UNKNOWN
         except OSError as exc:
             assert exc.errno == errno.ENOSPC

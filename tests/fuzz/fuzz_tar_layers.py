@@ -16,7 +16,7 @@ from criagent.image.tar.decompress import BadLayerError, LayerStream
 from criagent.image.tar.headers import DIRECTORY, entries
 from criagent.image.unpack.extract import TooLargeError, clean
 from criagent.image.unpack.layer_tree import Below
-from criagent.image.unpack.protocol import NeedsLowers
+from criagent.image.unpack.protocol import NeedsLowerLayers
 from criagent.image.unpack.settle import settle, write_unsettled
 from criagent.kernel import mount
 from tests.fuzz.layer_ground import Facts, extract, facts, fresh
@@ -42,7 +42,7 @@ def check(data: bytes) -> None:
     try:
         if write_unsettled(top, extract(upper, top, Below.UNKNOWN)):
             _settle(top, lower)
-    except NeedsLowers:
+    except NeedsLowerLayers:
         return
     except BadLayerError as exc:
         assert isinstance(merged, str), f"refused only alone: {exc}"

@@ -13,8 +13,8 @@ _EXPLAINED = {
     r"Failed to stop sandbox\"": "the line after one that names the reason",
     r"code = Canceled desc = context canceled": "the kubelet was stopped, or gave a probe up",
     r"broadcaster already stopped": "the same",
-    r"no imagefs label for configured runtime": "it asks for a label of CRI-O's (operations.md)",
-    r"invalid capacity 0 on image filesystem": "before its cAdvisor's first look (operations.md)",
+    r"no imagefs label for configured runtime": "it asks for a label of CRI-O's (troubleshooting)",
+    r"invalid capacity 0 on image filesystem": "before its cAdvisor's first look (troubleshooting)",
     r"Image garbage collection failed.*Insufficient free disk space": "a threshold that none meets",
     r"PLEG is not healthy: pleg has yet to be successful": "it has only just started",
     r"container runtime status check may not have completed yet": "the same",
@@ -26,7 +26,7 @@ _EXPLAINED = {
     r"ExecSync cmd from runtime service failed.*is exited, not running": "its container just ended",
     r"Skipping pod synchronization.*container runtime is down": "agent gone for half a minute (VM)",
     r"(?:ReopenContainerLog|Failed to rotate log|reopen container log failed)"
-    r".*is not running; its log stays closed": "ended",
+    r".*is not running; its log is not reopened": "ended",
     # Not of commands' cgroups, which it is to leave alone.
     r"Partial failure issuing cadvisor.ContainerInfoV2(?!.*/exec-)": "before its first look at one",
     r"Could not get metadata.*no such file|Unable to process watch event": "manifests that went",

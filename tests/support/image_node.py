@@ -24,7 +24,7 @@ from criagent.image.pull import Puller
 from criagent.image.registry import RegistryClient
 from criagent.image.snapshots.content_count import content_count
 from criagent.image.snapshots.overlay import OverlaySnapshots
-from criagent.image.unpack.workers import LayerFile, NeedsLowers, Unpacked
+from criagent.image.unpack.workers import LayerFile, NeedsLowerLayers, Unpacked
 from criagent.model.container import Container, ContainerId, ContainerMetadata, ContainerSpec
 from criagent.model.image import Image
 from criagent.model.sandbox import Sandbox, SandboxId, SandboxMetadata, SandboxSpec
@@ -71,7 +71,7 @@ class PlainWorkers:
         if f"sha256:{hashlib.sha256(content).hexdigest()}" != layer.diff_id:
             raise CorruptError(f"layer {layer.digest} has another diff ID")
         if layer.diff_id in self.lowers and not lowers:
-            raise NeedsLowers(layer.diff_id)
+            raise NeedsLowerLayers(layer.diff_id)
         received(len(content))
         return Unpacked(used_bytes=4096, inodes=1, unsettled=False)
 

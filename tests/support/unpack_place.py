@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from criagent.image.unpack.workers import LayerFile, NeedsLowers, Unpacked, UnpackWorkers
+from criagent.image.unpack.workers import LayerFile, NeedsLowerLayers, Unpacked, UnpackWorkers
 from criagent.kernel import mount
 
 Member = tuple[tarfile.TarInfo, bytes]
@@ -98,7 +98,7 @@ class Place:
                 if done.unsettled:
                     await self.workers.settle(root, trees)
                 return root
-            except NeedsLowers:
+            except NeedsLowerLayers:
                 pass
         layer, root = self._prepare(plain, packed)
         await self.workers.extract(layer, root, trees, lambda _: None)
@@ -112,7 +112,6 @@ class Place:
         root.mkdir(parents=True)
         layer = LayerFile(
             blob=blob,
-            size=len(packed),
             digest=wrong.get("digest", "sha256:" + hashlib.sha256(packed).hexdigest()),
             diff_id=wrong.get("diff_id", "sha256:" + hashlib.sha256(plain).hexdigest()),
         )

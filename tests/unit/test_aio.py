@@ -267,10 +267,10 @@ def test_a_fault_is_named_by_errno_or_refused(entry: str) -> None:
 
 
 async def test_callers_join_one_work_and_one_that_leaves_stops_nothing() -> None:
-    owners: Owners[int] = Owners(limit_s=10)
+    owners: Owners[str, int] = Owners(limit_s=10)
     go, begun = asyncio.Event(), []
 
-    async def work(owner: Owner[int]) -> int:
+    async def work(owner: Owner[str, int]) -> int:
         begun.append(owner.key)
         await go.wait()
         return 7
@@ -293,12 +293,12 @@ async def test_callers_join_one_work_and_one_that_leaves_stops_nothing() -> None
 
 
 async def test_the_limit_names_object_stage_setting_and_a_failed_undo() -> None:
-    owners: Owners[None] = Owners(limit_s=0.01, noun="sandbox", setting="runtime.limit_s")
+    owners: Owners[str, None] = Owners(limit_s=0.01, noun="sandbox", setting="runtime.limit_s")
 
     async def refuse() -> None:
         raise AgentError("plug-in refuses")
 
-    async def work(owner: Owner[None]) -> None:
+    async def work(owner: Owner[str, None]) -> None:
         owner.stage = "network"
         async with Rollback("verb", step_budget_s=10) as undo:
             undo.push("network", refuse)
@@ -314,9 +314,9 @@ async def test_the_limit_names_object_stage_setting_and_a_failed_undo() -> None:
 
 
 async def test_a_time_out_of_the_work_itself_is_not_taken_for_the_limit() -> None:
-    owners: Owners[None] = Owners(limit_s=60)
+    owners: Owners[str, None] = Owners(limit_s=60)
 
-    async def work(owner: Owner[None]) -> None:
+    async def work(owner: Owner[str, None]) -> None:
         owner.stage = "plug-in"
         raise TimeoutError("the plug-in hangs")
 
@@ -326,9 +326,9 @@ async def test_a_time_out_of_the_work_itself_is_not_taken_for_the_limit() -> Non
 
 
 async def test_an_error_of_the_kernel_gets_the_stage_as_a_note() -> None:
-    owners: Owners[None] = Owners(limit_s=60)
+    owners: Owners[str, None] = Owners(limit_s=60)
 
-    async def work(owner: Owner[None]) -> None:
+    async def work(owner: Owner[str, None]) -> None:
         owner.stage = "pod files"
         raise OSError(errno.ENOSPC, "No space left on device", "/run/x")
 
@@ -338,9 +338,9 @@ async def test_an_error_of_the_kernel_gets_the_stage_as_a_note() -> None:
 
 
 async def test_an_owner_cancelled_before_its_first_step_frees_its_name() -> None:
-    owners: Owners[None] = Owners(limit_s=60)
+    owners: Owners[str, None] = Owners(limit_s=60)
 
-    async def work(owner: Owner[None]) -> None:
+    async def work(owner: Owner[str, None]) -> None:
         raise AssertionError(owner.key)
 
     owner = owners.start("k", None, work)
@@ -353,14 +353,14 @@ async def test_an_owner_cancelled_before_its_first_step_frees_its_name() -> None
 
 
 async def test_drain_waits_then_cancels_and_awaits_the_undo() -> None:
-    owners: Owners[None] = Owners(limit_s=60)
+    owners: Owners[str, None] = Owners(limit_s=60)
     undone = []
 
     async def undo_it() -> None:
         await passes()
         undone.append("undo")
 
-    async def work(owner: Owner[None]) -> None:
+    async def work(owner: Owner[str, None]) -> None:
         del owner
         async with Rollback("verb", step_budget_s=10) as undo:
             undo.push("row", undo_it)
@@ -374,11 +374,72 @@ async def test_drain_waits_then_cancels_and_awaits_the_undo() -> None:
     assert owners.all() == []
 
 
+async def test_a_call_joins_the_work_on_its_key_or_starts_it() -> None:
+    owners: Owners[tuple[str, int], int] = Owners(limit_s=60)
+    go, begun = asyncio.Event(), []
+
+    async def work(owner: Owner[tuple[str, int], int]) -> int:
+        begun.append(owner.key)
+        await go.wait()
+        return len(begun)
+
+    calls = [asyncio.create_task(owners.run(key, work)) for key in [("a", 1), ("a", 1), ("a", 2)]]
+    await passes()
+    assert begun == [("a", 1), ("a", 2)]
+    go.set()
+    assert await asyncio.gather(*calls) == [2, 2, 2]
+    assert owners.all() == []
+
+
+async def test_cancelling_chosen_keys_awaits_their_undo_and_leaves_others() -> None:
+    owners: Owners[tuple[str, int], None] = Owners(limit_s=60)
+    undone = []
+
+    async def work(owner: Owner[tuple[str, int], None]) -> None:
+        try:
+            await asyncio.Event().wait()
+        finally:
+            await passes()
+            undone.append(owner.key)
+
+    for key in [("a", 1), ("b", 1), ("a", 2)]:
+        owners.start(key, None, work)
+    await passes()
+    await owners.cancel(lambda key: key[0] == "c")
+    assert undone == []
+    await owners.cancel(lambda key: key[0] == "a")
+    assert undone == [("a", 1), ("a", 2)]
+    assert [owner.key for owner in owners.all()] == [("b", 1)]
+    await owners.drain(0)
+
+
+async def test_texts_and_stages_show_a_key_as_its_owners_say() -> None:
+    owners: Owners[int, None] = Owners(
+        limit_s=0.01, noun="container", show=lambda key: f"start:{key}"
+    )
+    heard: list[str] = []
+
+    async def work(_: Owner[int, None]) -> None:
+        await asyncio.Event().wait()
+
+    async def call() -> None:
+        def heard_of(name: str) -> aio.StageObserver:
+            heard.append(name)
+            return lambda _: None
+
+        aio.STAGES.set(heard_of)
+        await owners.run(7, work)
+
+    with pytest.raises(TimedOutError, match='container "start:7" was not ready'):
+        await asyncio.create_task(call())
+    assert heard == ["start:7"]
+
+
 async def test_stages_are_heard_by_who_observes_the_call_that_starts_the_owner() -> None:
-    owners: Owners[None] = Owners(limit_s=60)
+    owners: Owners[str, None] = Owners(limit_s=60)
     heard: list[tuple[str, str]] = []
 
-    async def work(owner: Owner[None]) -> None:
+    async def work(owner: Owner[str, None]) -> None:
         owner.stage = "state"
         owner.stage = "network"
 

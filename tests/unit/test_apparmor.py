@@ -79,7 +79,7 @@ async def test_without_apparmor_only_a_profile_of_the_node_is_refused(apparmor: 
     await apparmor.prepare()
     for wanted in (None, RUNTIME_DEFAULT, UNCONFINED):
         assert await apparmor.profile(wanted, privileged=False) == ""
-    with pytest.raises(UnsupportedError, match="AppArmor off"):
+    with pytest.raises(UnsupportedError, match="AppArmor is off"):
         await apparmor.profile(localhost("mine"), privileged=False)
     assert not (Path(apparmor.places) / "calls").exists()
 

@@ -363,16 +363,16 @@ BAD_ENTRIES: dict[str, tuple[Callable[[Members], Any], str]] = {
     "signature": (signature, "OCI artifact .*simplesigning"),
     "manifest is missing": (lambda _: entry_of(b"missing"), "the archive lacks 'blobs/sha256/"),
     "layer is missing": (without_layer, "the archive lacks 'blobs/sha256/"),
-    "layer has other content": (wrong_content, "has other content"),
+    "layer does not match its digest": (wrong_content, "does not match its digest"),
     "layers do not match": (one_too_few, "0 layers but 1 diff IDs"),
     "configuration is missing": (lambda m: put(m, {"config": entry_of(b"missing")}), "lacks"),
     "other platform, stated": (
         lambda _: entry_of(b"", platform={"os": "linux", "architecture": "s390x"}),
-        "it is for linux/s390x, this node is linux/",
+        "the image is for linux/s390x, this node is linux/",
     ),
-    "other platform by its configuration": (of_other_platform, "it is for linux/s390x"),
-    "wrong type": (lambda _: {"digest": 5}, "malformed descriptor: digest: want a string"),
-    "no object": (lambda _: "x", "malformed descriptor: want an object"),
+    "other platform by its configuration": (of_other_platform, "the image is for linux/s390x"),
+    "wrong type": (lambda _: {"digest": 5}, "malformed descriptor: digest: expected a string"),
+    "no object": (lambda _: "x", "malformed descriptor: expected an object"),
     "digest leads elsewhere": (lambda _: entry_of(b"") | {"digest": "sha256:../../x"}, "digest"),
     "no JSON": (lambda m: m.update({blob_name(digest(b"{")): b"{"}) or entry_of(b"{"), "JSON"),
     "schema 1": (lambda m: put(m, {"fsLayers": []}), "push it again"),
@@ -550,7 +550,7 @@ def test_links_to_links_end(files: BlobFiles, tmp_path: Path) -> None:
     members["c.tar"] = link("c.tar", "./0/layer.tar")
     assert len(contents(files, tmp_path, members).images) == 1
     members["c.tar"] = link("c.tar", "a/layer.tar")
-    with pytest.raises(CorruptError, match="without end"):
+    with pytest.raises(CorruptError, match="endless chain of links"):
         contents(files, tmp_path, members)
 
 
@@ -625,7 +625,7 @@ def test_the_disk_keeps_a_reserve(tmp_path: Path) -> None:
     room = Room(tmp_path)
     room.take(1)
     facts = os.statvfs(tmp_path)
-    with pytest.raises(ExhaustedError, match=r"MiB stay free for the node; remove images"):
+    with pytest.raises(ExhaustedError, match=r"MiB stay reserved for the node; remove images"):
         room.take(facts.f_bavail * facts.f_frsize)
 
 

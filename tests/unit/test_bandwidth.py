@@ -64,5 +64,5 @@ def test_what_is_no_quantity_is_refused_by_the_annotation(text: str) -> None:
 
 @pytest.mark.parametrize("text", OUT_OF_REASON)
 def test_what_is_out_of_reason_is_refused_by_the_annotation(text: str) -> None:
-    with pytest.raises(InvalidRequestError, match=f"{INGRESS}: .* is not within 1k and 1P"):
+    with pytest.raises(InvalidRequestError, match=f"{INGRESS}: .* is not between 1k and 1P"):
         limits({INGRESS: text})

@@ -308,9 +308,9 @@ async def test_an_unexpected_error_says_where_to_look_and_keeps_its_text_in_the_
 
 
 async def test_the_stage_of_the_work_is_in_the_text(edge: Edge) -> None:
-    owners: Owners[None] = Owners(limit_s=60)
+    owners: Owners[str, None] = Owners(limit_s=60)
 
-    async def work(owner: Owner[None]) -> None:
+    async def work(owner: Owner[str, None]) -> None:
         owner.stage = "pod files"
         raise OSError(errno.ENOSPC, "No space left on device", "/run/x")
 
@@ -372,9 +372,9 @@ async def test_a_deadline_that_passes_has_a_text_of_its_own(edge: Edge) -> None:
 
 
 async def test_work_that_is_cancelled_under_its_caller_is_aborted_with_a_text(edge: Edge) -> None:
-    owners: Owners[None] = Owners(limit_s=60)
+    owners: Owners[str, None] = Owners(limit_s=60)
 
-    async def work(owner: Owner[None]) -> None:
+    async def work(owner: Owner[str, None]) -> None:
         assert owner.task is not None
         owner.task.cancel()
         await asyncio.Event().wait()
@@ -391,10 +391,10 @@ async def test_work_that_is_cancelled_under_its_caller_is_aborted_with_a_text(ed
 async def test_the_trace_of_the_caller_joins_the_lines_of_a_call_and_of_work_it_starts(
     edge: Edge,
 ) -> None:
-    owners: Owners[None] = Owners(limit_s=60)
+    owners: Owners[str, None] = Owners(limit_s=60)
     log = structlog.get_logger("test")
 
-    async def work(owner: Owner[None]) -> None:
+    async def work(owner: Owner[str, None]) -> None:
         log.info("step", owner=owner.key)
 
     edge.service.act = lambda: owners.join(owners.start("k", None, work))

@@ -125,7 +125,7 @@ def test_without_folders_the_refusal_says_so() -> None:
 
 
 def devices(folders: CdiFolders, **facts: Any) -> CdiDevices:
-    handler = HandlerFacts(name="crun", path=Path("/crun"), type="crun", version="1", **facts)
+    handler = HandlerFacts(name="crun", path=Path("/crun"), version="1", **facts)
     return CdiDevices(folders=folders, handlers={"crun": handler})
 
 
@@ -192,7 +192,7 @@ def test_common_edits_come_once_and_first(folders: CdiFolders, low: Path) -> Non
 @pytest.mark.parametrize(
     ("edits", "facts", "why"),
     [
-        ({"netDevices": [{"hostInterfaceName": "a", "name": "b"}]}, {}, "crun .* cannot do"),
+        ({"netDevices": [{"hostInterfaceName": "a", "name": "b"}]}, {}, "crun .* does not support"),
         ({"intelRdt": {"closID": "a"}}, {"intel_rdt": True}, "resctrl"),
     ],
 )

@@ -108,10 +108,10 @@ RDT = {"intelRdt": {"closID": "a"}}
         ("0.6.0", edits(additionalGids=[1]), "0.7.0"),
         ("1.0.0", edits(netDevices=[{"hostInterfaceName": "a", "name": "b"}]), "1.1.0"),
         ("1.0.0", edits(intelRdt={"schemata": ["a"]}), "1.1.0"),
-        ("1.1.0", edits(intelRdt={"enableCMT": True}), "gone since 1.1.0"),
-        ("0.2.0", document(), "none of 0.3.0"),
-        ("1.2.0", document(), "none of 0.3.0"),
-        ("", document(), "none of 0.3.0"),
+        ("1.1.0", edits(intelRdt={"enableCMT": True}), "removed in 1.1.0"),
+        ("0.2.0", document(), "not one of 0.3.0"),
+        ("1.2.0", document(), "not one of 0.3.0"),
+        ("", document(), "not one of 0.3.0"),
     ],
 )
 def test_a_field_needs_its_version(version: str, value: dict[str, Any], why: str) -> None:
@@ -147,7 +147,7 @@ def test_monitoring_switches_of_older_versions_are_read_there() -> None:
         (edits(env="A=b"), "env"),
         (edits(deviceNodes=[{"path": ""}]), "absolute"),
         (edits(deviceNodes=[{"path": "dev/a"}]), "absolute"),
-        (edits(deviceNodes=[{"path": "/dev/../etc/a"}]), "plain"),
+        (edits(deviceNodes=[{"path": "/dev/../etc/a"}]), "not an absolute path without"),
         (edits(deviceNodes=[{"path": "/dev/a", "type": "x"}]), "type"),
         (edits(deviceNodes=[{"path": "/dev/a", "permissions": "rx"}]), "permissions"),
         (edits(deviceNodes=[{"path": "/dev/a", "major": -1}]), "-1:0"),

@@ -21,7 +21,7 @@ import pytest
 from criagent._proto import admin_pb2, admin_pb2_grpc, api_pb2, api_pb2_grpc
 from criagent.cli.main import COMMANDS, main
 from criagent.cli.progress import Bar, size_text
-from criagent.config.sections import DEFAULT_PATH
+from criagent.config.load import DEFAULT_PATH
 from criagent.config.text import default_text
 from criagent.version import VERSION
 
@@ -182,7 +182,7 @@ def test_help_tells_statuses_commands_and_the_default_configuration(
     assert status("--help") == 0
     text = " ".join(capsys.readouterr().out.split())
     assert str(DEFAULT_PATH) in text
-    for part in (*COMMANDS, "0 done", "1 failed", "2 wrong usage", "3 the daemon"):
+    for part in (*COMMANDS, "0 success", "1 failure", "2 wrong usage", "3 the agent"):
         assert part in text, part
 
 

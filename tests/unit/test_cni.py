@@ -231,7 +231,7 @@ async def test_the_pods_cgroup_and_the_nodes_range_reach_plugins(node: Node) -> 
     for again in (network, node.network()):  # another life of the daemon knows it, too
         await again.attach(sandbox(cgroup_parent="/kubepods/pod1"), NETNS)
         assert node.request("ADD-first")["runtimeConfig"] == given | {"ipRanges": ranges}
-    with pytest.raises(InvalidRequestError, match=r"'10\.5\.0\.0/33' is no network"):
+    with pytest.raises(InvalidRequestError, match=r"'10\.5\.0\.0/33' is not a network"):
         await network.set_pod_cidrs(["10.5.0.0/33"])
 
 
@@ -396,7 +396,7 @@ async def test_a_plugin_that_hangs_is_killed_with_its_group(node: Node, tmp_path
     node.plugin("second", add=group.hang)
     node.configure({"type": "first"}, {"type": "second"})
     network = node.network(timeout_s=3)
-    with pytest.raises(TimedOutError, match=r'"second" did not end within 3 s; it was killed'):
+    with pytest.raises(TimedOutError, match=r'"second" did not end within 3 s and was killed'):
         await network.attach(sandbox(), NETNS)
     group.await_death()
     await network.detach(sandbox(), NETNS)
@@ -450,13 +450,13 @@ async def test_a_hundred_megabytes_of_output_are_refused_and_not_kept(node: Node
 @pytest.mark.parametrize(
     ("add", "words"),
     [
-        (":", "printed no JSON"),
-        ("echo '[]'", "no JSON object"),
+        (":", "printed invalid JSON"),
+        ("echo '[]'", "something other than a JSON object"),
         ("echo '{}'", "has no ips"),
         ('echo \'{"ips":[{"address":"10.1.0.999/16"}]}\'', r"malformed address '10\.1\.0\.999/16'"),
         ('echo \'{"code":11,"msg":"no","details":"ip"}\'; exit 1', "ADD: no ip"),
         ("echo words >&2; exit 7", "ADD: words"),
-        ("kill -9 $$", "ADD: failed without a word"),
+        ("kill -9 $$", "ADD: failed with no output"),
     ],
 )
 async def test_a_bad_answer_is_told_by_the_plugins_name(node: Node, add: str, words: str) -> None:
@@ -490,7 +490,7 @@ async def test_the_condition_follows_directory_and_plugins(node: Node) -> None:
     with pytest.raises(AgentError, match="not ready: no network configuration"):
         await network.attach(sandbox(), NETNS)
     (node.conf / "10.conflist").write_text('{"name": ')
-    not_ready("10.conflist is no JSON")
+    not_ready("10.conflist is not valid JSON")
     node.configure({"type": "first"})
     not_ready(f'CNI plugin "first" is not in {node.bin}; install it')
     node.plugin("first")
@@ -530,7 +530,7 @@ async def test_status_counts_where_the_version_has_it(node: Node) -> None:
     assert node.order == ["STATUS first"]  # not at every look
     node.plugin("first")
     node.configure({"type": "first"}, cniVersion="1.1.0")
-    assert "has not been answered" in network.condition().message
+    assert "has not finished" in network.condition().message
     await network.start()
     assert network.condition().ready
 
@@ -578,5 +578,5 @@ async def test_pod_cidrs_are_checked(node: Node) -> None:
     network = node.network()
     await network.set_pod_cidrs(["10.244.1.0/24", "fd00:1::/64"])
     await network.set_pod_cidrs([])
-    with pytest.raises(InvalidRequestError, match="pod CIDR 'x' is no network"):
+    with pytest.raises(InvalidRequestError, match="pod CIDR 'x' is not a network"):
         await network.set_pod_cidrs(["x"])

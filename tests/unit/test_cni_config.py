@@ -29,7 +29,7 @@ def test_the_first_configuration_in_name_order_counts(tmp_path: Path) -> None:
 def test_a_broken_first_file_is_not_passed_over(tmp_path: Path) -> None:
     (tmp_path / "20-b.conflist").write_text(json.dumps(conflist()))
     (tmp_path / "10-a.conflist").write_text("{")
-    with pytest.raises(CniConfigError, match=r"10-a\.conflist is no JSON"):
+    with pytest.raises(CniConfigError, match=r"10-a\.conflist is not valid JSON"):
         load_first(tmp_path)
 
 
@@ -45,8 +45,8 @@ def test_without_a_configuration_the_directory_is_named(tmp_path: Path, made: bo
 @pytest.mark.parametrize(
     ("document", "words"),
     [
-        ([], "no JSON object"),
-        (None, "no JSON object"),
+        ([], "not a JSON object"),
+        (None, "not a JSON object"),
         ({}, "name"),
         (conflist(name=""), "name"),
         (conflist(name=7), "name"),
@@ -57,8 +57,8 @@ def test_without_a_configuration_the_directory_is_named(tmp_path: Path, made: bo
         (conflist(cniVersion=1.0), "cniVersion"),
         (conflist(cniVersion=["1.0.0"]), "cniVersion"),
         (conflist(cniVersions="1.0.0"), "cniVersions is not a list"),
-        (conflist(plugins=[]), "no plugins"),
-        (conflist(plugins={}), "no plugins"),
+        (conflist(plugins=[]), "list of plugins is missing or empty"),
+        (conflist(plugins={}), "list of plugins is missing or empty"),
         (conflist(plugins=["bridge"]), "plugin type"),
         (conflist(plugins=[{}]), "plugin type"),
         (conflist(plugins=[{"type": "bridge"}, {"type": 1}]), "plugin type"),
@@ -82,7 +82,7 @@ def test_a_malformed_configuration_is_refused_by_file(
 def test_deep_nesting_is_refused(tmp_path: Path) -> None:
     file = tmp_path / "10-net.conflist"
     file.write_text("[" * 200_000)
-    with pytest.raises(CniConfigError, match="is no JSON"):
+    with pytest.raises(CniConfigError, match="is not valid JSON"):
         load(file)
 
 
@@ -95,7 +95,7 @@ def test_a_huge_file_is_refused(tmp_path: Path) -> None:
 
 def test_what_is_no_file_does_not_block(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "10-net.conf")
-    with pytest.raises(CniConfigError, match="no regular file"):
+    with pytest.raises(CniConfigError, match="not a regular file"):
         load_first(tmp_path)
     (tmp_path / "05-net.conf").symlink_to("nowhere")
     with pytest.raises(CniConfigError, match=r"05-net\.conf cannot be read"):

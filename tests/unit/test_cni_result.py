@@ -139,7 +139,7 @@ def test_what_is_malformed_is_left_to_those_who_read_it(
         ([{"address": "10.1.0.2/16", "interface": -1}], "interface '-1', which"),
         ([{"address": "10.1.0.2/16", "interface": True}], "interface 'True', which"),
         ([{"address": "10.1.0.2/16", "interface": "1"}], "which it does not list"),
-        ([{"address": "10.1.0.2/16", "interface": 0}], "no ips of an interface in the pod"),
+        ([{"address": "10.1.0.2/16", "interface": 0}], "no ips on an interface of the pod"),
     ],
 )
 def test_malformed_ips_are_refused_by_the_plugins_name(ips: object, words: str) -> None:
@@ -155,13 +155,13 @@ def test_malformed_interfaces_are_refused(interfaces: object) -> None:
 
 @pytest.mark.parametrize("output", [b"", b"no", b"\xff\xfe", b'{"a": ', b"[" * 100_000])
 def test_output_that_is_no_json_is_refused(output: bytes) -> None:
-    with pytest.raises(AgentError, match='CNI plugin "bridge" printed no JSON'):
+    with pytest.raises(AgentError, match='CNI plugin "bridge" printed invalid JSON'):
         cni_result.parse_result(output, "bridge")
 
 
 @pytest.mark.parametrize("output", [b"[]", b"null", b"17", b'"text"'])
 def test_output_that_is_no_object_is_refused(output: bytes) -> None:
-    with pytest.raises(AgentError, match="printed no JSON object"):
+    with pytest.raises(AgentError, match="printed something other than a JSON object"):
         cni_result.parse_result(output, "bridge")
 
 
@@ -171,8 +171,8 @@ def test_output_that_is_no_object_is_refused(output: bytes) -> None:
         (b'{"code": 11, "msg": "no ip", "details": "pool full"}', b"", "no ip pool full"),
         (b'{"code": 11, "msg": "no ip"}', b"noise", "no ip"),
         (b"", b" panic: \xff \n", "panic: \ufffd"),
-        (b"[1]", b"", "failed without a word"),
-        (b"", b"", "failed without a word"),
+        (b"[1]", b"", "failed with no output"),
+        (b"", b"", "failed with no output"),
     ],
 )
 def test_a_failure_is_told_in_the_plugins_words(

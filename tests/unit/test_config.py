@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+import re
+from dataclasses import dataclass, fields
 from pathlib import Path
 
 import pytest
 
-from criagent.config.sections import Config, ConfigError, load, load_with_origins
-from criagent.config.text import default_text, effective_text
+from criagent.config import checks, keys
+from criagent.config.keys import about
+from criagent.config.load import ConfigError, load, load_with_origins, problems_of
+from criagent.config.runtime_section import Handler
+from criagent.config.sections import Config
+from criagent.config.text import default_text, effective_text, reference_text
 
 
 def problems(path: Path) -> list[str]:
@@ -18,9 +24,55 @@ def problems(path: Path) -> list[str]:
 
 def test_the_default_text_with_every_key_set_equals_the_defaults(tmp_path: Path) -> None:
     file = tmp_path / "config.toml"
-    lines = default_text().splitlines()
-    file.write_text("\n".join(line.removeprefix("# ") for line in lines))
-    assert load(file) == Config()
+    file.write_text(re.sub("^#(?=[a-z])", "", default_text(), flags=re.MULTILINE))
+    config, origins = load_with_origins(file)
+    assert config == Config()
+    assert len(origins) == len([f for s in fields(Config) for f in fields(getattr(config, s.name))])
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Other:
+    port: str = keys.key("As streaming.port, of another kind.", default="")
+    address: str = keys.key("As streaming.address.", default="")
+    mtu: int = keys.key(
+        "As network.mtu, with a check of its own.", default=1, check=checks.above_zero
+    )
+    socket: Path = keys.key("As storage.socket.", default=Path("/x"))
+    handlers: dict[str, int] | None = keys.key("As runtime.handlers.", default=None)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Whole:
+    other: _Other = _Other()
+
+
+def test_a_key_has_its_own_check_and_none_of_a_key_with_its_name() -> None:
+    values = {
+        "port": "not a number",
+        "address": "not an address",
+        "mtu": 68,
+        "socket": "/" + 200 * "x",
+        "handlers": {"x": 1},
+    }
+    assert problems_of({"other": values}, _Whole) == []
+    assert problems_of({"other": {"mtu": 0}}, _Whole) == [
+        "other.mtu: must be greater than 0, not 0"
+    ]
+
+
+def test_each_key_has_its_sentence_and_each_number_its_check() -> None:
+    for section in [getattr(Config(), field.name) for field in fields(Config)]:
+        for field in fields(section):
+            name, value = f"{type(section).__name__}.{field.name}", getattr(section, field.name)
+            text, check = about(field).text, about(field).check
+            assert re.fullmatch(r"[A-Za-z].*[.]", text), name
+            if isinstance(value, int | float) and not isinstance(value, bool):
+                assert check is not None, name
+            if check is not None:
+                check(value)
+    for field in fields(Handler):
+        assert about(field).text.endswith("."), field.name
+        assert about(field).check is None, "load does not run checks of handlers' keys"
 
 
 def test_a_missing_default_file_means_the_defaults_but_a_named_one_must_be_there(
@@ -146,9 +198,10 @@ def test_a_file_that_cannot_be_read_is_a_problem_not_a_crash(tmp_path: Path) -> 
     assert "binary.toml" in problems(tmp_path / "binary.toml")[0]
 
 
-def test_the_file_in_deploy_is_the_default_text() -> None:
-    deployed = Path(__file__).parents[2] / "deploy" / "config.toml"
-    assert deployed.read_text() == default_text()
+def test_the_files_made_of_the_sections_are_up_to_date() -> None:
+    root = Path(__file__).parents[2]  # `make reference` writes them
+    assert (root / "deploy" / "config.toml").read_text() == default_text()
+    assert (root / "docs" / "configuration.md").read_text() == reference_text()
 
 
 def test_a_handler_is_added_changed_or_taken_away_by_name(tmp_path: Path) -> None:
@@ -169,7 +222,7 @@ def test_a_handler_is_added_changed_or_taken_away_by_name(tmp_path: Path) -> Non
 @pytest.mark.parametrize(
     ("text", "hint"),
     [
-        ('[network]\nbackend = "calico"', "want one of 'builtin', 'cni', not 'calico'"),
+        ('[network]\nbackend = "calico"', "must be one of 'builtin', 'cni', not 'calico'"),
         ('[runtime]\ncgroup_driver = "sytemd"', "did you mean 'systemd'?"),
         ('[network]\nbrigde = "x"', "did you mean 'bridge'?"),
         ("[netwrok]", "did you mean 'network'?"),

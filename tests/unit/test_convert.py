@@ -289,7 +289,7 @@ def test_a_sandbox_without_its_names_is_refused_by_field(field: str) -> None:
         ),
         (
             lambda c: c.linux.security_context.__setattr__("apparmor_profile", "odd"),
-            "apparmor: 'odd' is no profile",
+            "apparmor: 'odd' is not a profile",
         ),
         (
             lambda c: c.linux.security_context.__setattr__("supplemental_groups_policy", 5),

@@ -127,7 +127,7 @@ def test_what_is_not_content_is_limited(use: str) -> None:
         "skip": lambda: stream.skip(2 << 20),
         "drain": stream.drain,
     }
-    with pytest.raises(BadLayerError, match="not the content of files"):
+    with pytest.raises(BadLayerError, match="not file content"):
         uses[use]()
     stream.close()
 

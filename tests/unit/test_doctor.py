@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from pathlib import Path
 from typing import Any
 
 import pytest
 
-from criagent.config.sections import Config, Handler, Network, Runtime
+from criagent.config.runtime_section import Handler, Runtime
+from criagent.config.sections import Config, Network
 from criagent.doctor import (
     Finding,
     cgroups,
@@ -48,7 +50,7 @@ def judged(finding: Finding, level: str, part: str) -> None:
         ({"distribution": "debian", "release": "11"}, "system", "warning", "Debian 12"),
         ({"distribution": "ubuntu", "release": "22.04"}, "system", "warning", "24.04"),
         ({"distribution": "ubuntu", "release": "24.04"}, "system", "ok", ""),
-        ({"distribution": "arch"}, "system", "ok", "not among the tested"),
+        ({"distribution": "arch"}, "system", "ok", "untested"),
         ({}, "kernel", "ok", "6.12"),
         ({"kernel": "6.7.1-cloud"}, "kernel", "ok", "6.7.1"),
         ({"kernel": "6.6.9"}, "kernel", "error", "lowerdir+"),
@@ -80,24 +82,24 @@ def test_system(facts: dict[str, Any], name: str, level: str, part: str) -> None
             {"missing_controllers": "ignore"},
             "controllers",
             "warning",
-            "do not hold",
+            "not enforced",
         ),
         ({}, {}, "cgroup driver", "ok", "cgroupfs"),
         ({"systemd": True, "bus": True}, {}, "cgroup driver", "ok", "systemd"),
-        ({"systemd": True}, {}, "cgroup driver", "error", "crun creates scopes"),
+        ({"systemd": True}, {}, "cgroup driver", "error", "crun creates its scopes"),
         (
             {"systemd": True},
             {"handlers": RUNC, "default_handler": "runc"},
             "cgroup driver",
             "warning",
-            "runc asks systemd directly",
+            "runc reaches systemd directly",
         ),
         (
             {"systemd": True, "bus": True},
             {"cgroup_driver": "cgroupfs"},
             "cgroup driver",
             "warning",
-            "two owners",
+            "two programs",
         ),
         ({}, {"cgroup_driver": "systemd"}, "cgroup driver", "error", "does not manage"),
         (
@@ -121,7 +123,7 @@ def test_cgroups(
     [
         ({}, "storage.root", "ok", "ext4"),
         ({"read_only": True}, "storage.root", "error", "read-only"),
-        ({"writable": False}, "storage.root", "error", "be root"),
+        ({"writable": False}, "storage.root", "error", "run as root"),
         ({"fstype": "nfs4"}, "storage.root", "error", "nfs4"),
         ({"fstype": "overlay"}, "storage.root", "error", "ext4, xfs"),
         ({"options": frozenset({"noexec"})}, "storage.root", "error", "noexec"),
@@ -129,11 +131,11 @@ def test_cgroups(
         ({}, "disk space", "ok", "GB free"),
         ({"free_bytes": 10 << 30}, "disk space", "warning", "15%"),
         ({"free_bytes": 1 << 20}, "disk space", "error", "prune"),
-        ({}, "inodes", "ok", "not limited"),
+        ({}, "inodes", "ok", "no fixed number"),
         ({"total_inodes": 10**6, "free_inodes": 40_000}, "inodes", "warning", "5%"),
         ({"total_inodes": 10**6, "free_inodes": 10}, "inodes", "error", "mkfs.ext4 -N"),
         ({"set_aside_rows": 2}, "state database", "warning", "2 rows"),
-        ({"run_fstype": "ext4"}, "storage.run_dir", "warning", "outlives a reboot"),
+        ({"run_fstype": "ext4"}, "storage.run_dir", "warning", "survives a reboot"),
     ],
 )
 def test_storage(facts: dict[str, Any], name: str, level: str, part: str) -> None:
@@ -154,7 +156,7 @@ def test_storage(facts: dict[str, Any], name: str, level: str, part: str) -> Non
             "warning",
             "not 1.29.0",
         ),
-        ({"handlers": {**GOOD, "crun": "hm"}}, "handler crun", "warning", "tells no version"),
+        ({"handlers": {**GOOD, "crun": "hm"}}, "handler crun", "warning", "has no version"),
         ({"handlers": GOOD, "absent": {"runc"}}, "handler runc", "ok", "is not installed"),
         ({"handlers": {}, "absent": {"crun"}}, "handler crun", "error", "install crun"),
         (
@@ -188,7 +190,7 @@ def test_programs(facts: dict[str, Any], name: str, level: str, part: str) -> No
     [
         ({}, Config(), "nftables", "ok", "works"),
         ({"nftables_problem": "no"}, Config(), "nftables", "error", "libnftables1"),
-        ({}, Config(), "anti-spoofing", "ok", "can keep"),
+        ({}, Config(), "anti-spoofing", "ok", "cannot use addresses of other pods"),
         ({"antispoof_problem": "no"}, Config(), "anti-spoofing", "warning", "NF_TABLES_BRIDGE"),
         (
             {"antispoof_problem": "no"},
@@ -245,8 +247,13 @@ def test_a_cni_plugin_that_tells_no_version_is_not_judged_by_its_protocols() -> 
         ({"apparmor": ""}, "AppArmor", "ok", "refused"),
         ({"selinux": "1"}, "SELinux", "ok", "enforcing"),
         ({"selinux": "1", "selinux_contexts": False}, "SELinux", "warning", "container-selinux"),
-        ({"selinux": "0", "label": "u:r:bin_t:s0"}, "SELinux", "warning", "labelled u:r:bin_t:s0"),
-        ({"selinux": "1", "label": ""}, "SELinux", "warning", "labelled nothing"),
+        (
+            {"selinux": "0", "label": "u:r:bin_t:s0"},
+            "SELinux",
+            "warning",
+            "has the label u:r:bin_t:s0",
+        ),
+        ({"selinux": "1", "label": ""}, "SELinux", "warning", "has the label nothing"),
         ({"user_namespaces": 0}, "user namespaces", "warning", "max_user_namespaces"),
         ({"user_namespaces": None}, "user namespaces", "warning", "CONFIG_USER_NS"),
         ({"unshare": False}, "user namespaces", "warning", "util-linux"),
@@ -279,12 +286,12 @@ def test_limits(facts: dict[str, Any], name: str, level: str, part: str) -> None
         ({"KillMode": "process", "Delegate": "yes", "PrivateTmp": "no"}, "ok", ""),
         ({"KillMode": "control-group", "Delegate": "yes"}, "error", "kill every container"),
         ({"KillMode": "process", "Delegate": "no"}, "error", "Delegate=yes"),
-        ({"ProtectSystem": "strict"}, "error", "does not see pods' mounts"),
+        ({"ProtectSystem": "strict"}, "error", "does not see mounts of pods"),
         ({"NoNewPrivileges": "yes"}, "error", "setuid"),
         ({"LoadState": "masked", "UnitFileState": "masked"}, "error", "unmask"),
         ({"LoadState": "bad-setting"}, "error", "systemctl status"),
         ({"ActiveState": "failed"}, "error", "journalctl"),
-        ({"ActiveState": "activating"}, "error", "again and again"),
+        ({"ActiveState": "activating"}, "error", "fails repeatedly"),
         ({"ActiveState": "inactive"}, "warning", "systemctl start"),
         ({"ActiveState": "active", "UnitFileState": "disabled"}, "warning", "enable"),
         ({"ActiveState": "active", "UnitFileState": "enabled"}, "ok", ""),
@@ -396,3 +403,11 @@ def test_a_wrapper_that_says_the_programs_version_has_its_floor() -> None:
     assert "1.28" in insecure("crun", "wrapper 9\ncrun version 1.21\ncommit: 99.1\n")
     assert "1.1.0" in too_old("runc", "runc version 1.0.3\n")
     assert insecure("runc", "runc version 1.3.6+ds1\nspec: 1.0.2\n") == ""
+
+
+def test_a_program_is_asked_for_both_of_its_streams(tmp_path: Path) -> None:
+    program = tmp_path / "program"
+    program.write_text("#!/bin/sh\necho version 1; echo more >&2; exit 3\n")
+    program.chmod(0o755)
+    assert programs.answer_of(program) == "version 1\nmore\n"
+    assert programs.answer_of(tmp_path / "absent") is None

@@ -17,7 +17,7 @@ from pathlib import Path
 import pytest
 import structlog
 
-from criagent.base.aio import KeyedLocks, Owners
+from criagent.base.aio import KeyedLocks
 from criagent.image.snapshots.overlay import OverlaySnapshots
 from criagent.kernel import cgroupfs
 from criagent.kernel.process import alive, process_ref
@@ -30,8 +30,11 @@ from criagent.model.container import (
     ContainerState,
 )
 from criagent.model.sandbox import Sandbox, SandboxId, SandboxMetadata, SandboxSpec
+from criagent.runtime.container.ending import ContainerEnding
+from criagent.runtime.container.erasure import ContainerErasure
 from criagent.runtime.container.exits import ExitWatcher
 from criagent.runtime.container.files import ContainerFiles
+from criagent.runtime.container.keys import Endings, Starts
 from criagent.runtime.container.oom import OomWatch
 from criagent.runtime.container.transitions import Transitions
 from criagent.runtime.node.cgroup_names import CgroupDriver
@@ -87,26 +90,22 @@ class Ground:
         self.paths = RuntimePaths(root=top / "root", run_dir=top / "run")
         self.paths.prepare()
         self.fs = ThreadPoolExecutor(2)
-        owners: Owners[None] = Owners(limit_s=60)
-        self.owners = owners
+        self.endings = Endings(limit_s=60)
         self.transitions = transitions = Transitions(store=self.store, locks=KeyedLocks())
         self.exits = ExitWatcher(
             store=self.store,
             transitions=transitions,
             paths=self.paths,
             oom=OomWatch(),
-            starts=owners,
+            starts=Starts(limit_s=60),
             clock=Clock(),
             fs=self.fs,
             boot_id="this",
         )
-        self.stopper = ContainerStopper(
-            store=self.store,
-            owners=owners,
-            exits=self.exits,
-            transitions=transitions,
-            fs=self.fs,
+        self.ending = ContainerEnding(
+            endings=self.endings, exits=self.exits, transitions=transitions, fs=self.fs
         )
+        self.stopper = ContainerStopper(store=self.store, ending=self.ending)
         self.monitors: list[asyncio.subprocess.Process] = []
 
     async def running(self, *command: str) -> Container:
@@ -130,8 +129,8 @@ class Ground:
         runtimes = self.runtimes(program)
         return ContainerRecovery(
             exits=self.exits,
-            remover=self.remover(runtimes),
-            stopper=self.stopper,
+            erasure=self.erasure(runtimes),
+            ending=self.ending,
             transitions=self.transitions,
             runtimes=runtimes,
             paths=self.paths,
@@ -150,15 +149,22 @@ class Ground:
         )
         return Runtimes(crun=runtime)
 
-    def remover(self, runtimes: Runtimes) -> ContainerRemover:
-        """RemoveContainer over these handlers."""
+    def erasure(self, runtimes: Runtimes) -> ContainerErasure:
+        """Takes dead containers away over these handlers."""
         snapshots = OverlaySnapshots(self.paths.root, SnapshotStore(self.db), self.fs)
-        return ContainerRemover(
+        return ContainerErasure(
             store=self.store,
-            owners=self.owners,
-            stopper=self.stopper,
             runtimes=runtimes,
             files=ContainerFiles(paths=self.paths, snapshots=snapshots, fs=self.fs),
+        )
+
+    def remover(self, runtimes: Runtimes) -> ContainerRemover:
+        """RemoveContainer over these handlers."""
+        return ContainerRemover(
+            store=self.store,
+            endings=self.endings,
+            stopper=self.stopper,
+            erasure=self.erasure(runtimes),
         )
 
     @property
@@ -240,12 +246,18 @@ async def test_an_exit_is_noticed_without_a_watch_for_memory(ground: Ground) -> 
 
 @pytest.mark.parametrize(
     ("command", "code"),
-    [("exec sleep 100000", 143), ("trap '' TERM; while :; do sleep 0.1; done", 137)],
+    [
+        ("echo > $READY; exec sleep 100000", 143),
+        ("trap '' TERM; echo > $READY; while :; do sleep 0.1; done", 137),
+    ],
 )
 async def test_a_stop_ends_a_container_that_nothing_watches(
-    ground: Ground, command: str, code: int
+    ground: Ground, tmp_path: Path, command: str, code: int
 ) -> None:
-    container = await ground.running("sh", "-c", command)
+    ready = tmp_path / "ready"
+    os.mkfifo(ready)
+    container = await ground.running("sh", "-c", f"READY={ready}; {command}")
+    await asyncio.to_thread(ready.read_text)
     await ground.stopper.stop(ID, 1)
     assert not alive(container.init)
     assert (ground.container.state, ground.container.exit_code) == (ContainerState.EXITED, code)

@@ -117,7 +117,7 @@ def test_one_host_port_leads_to_one_port() -> None:
     apart = hostport.forwards(sandbox(port(), port(protocol=Protocol.UDP, container_port=81)), BOTH)
     hostport.check_conflicts("mine", apart, {})
     both = hostport.forwards(sandbox(port(), port(container_port=81)), BOTH)
-    with pytest.raises(InvalidRequestError, match=r"8080/TCP is mapped .* ports 80 and 81"):
+    with pytest.raises(InvalidRequestError, match=r"8080/TCP is mapped .* ports, 80 and 81"):
         hostport.check_conflicts("mine", both, {})
 
 

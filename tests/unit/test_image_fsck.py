@@ -107,6 +107,6 @@ async def test_a_repair_leaves_alone_what_a_pull_counts_on(
         cut(node.snapshots.tree(container))
         found = [f for f in await node.images.fsck(repair=True) if f.key == container.key]
         assert [f.repaired for f in found] == [False]
-        assert "a pull counts on it" in found[0].problem
+        assert "a pull uses it" in found[0].problem
     await node.images.fsck(repair=True)
     assert await findings(node) == []

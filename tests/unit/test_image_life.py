@@ -303,9 +303,9 @@ async def test_a_collection_needs_no_call(registry: Registry, tmp_path: Path) ->
     """The agent does it by itself, from its start on."""
     node = ImageNode(tmp_path)
     await node.start()
-    assert [task.get_name() for task in node.images.background] == ["collector"]
+    assert node.images.collecting.running
     await node.close()
-    assert all(task.done() for task in node.images.background)
+    assert not node.images.collecting.running
 
 
 async def test_a_collection_takes_nothing_that_a_pull_counts_on(

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from criagent.base.errors import InvalidRequestError
-from criagent.runtime.spec.mount_targets import cleaned, resolve_targets
+from criagent.runtime.spec.mounts.targets import cleaned, resolve_targets
 
 IMAGE = "example.test/image:1"
 
@@ -112,11 +112,11 @@ def test_a_kernel_directory_may_be_missing_but_nothing_else(root: Path, name: st
     (root / name).rmdir()
     resolved(root)
     (root / name).symlink_to("/somewhere")
-    with pytest.raises(InvalidRequestError, match=f"its /{name} is a symlink to '/somewhere'"):
+    with pytest.raises(InvalidRequestError, match=f": /{name} is a symlink to '/somewhere'"):
         resolved(root)
     (root / name).unlink()
     os.mkfifo(root / name)
-    with pytest.raises(InvalidRequestError, match=f"its /{name} is a file"):
+    with pytest.raises(InvalidRequestError, match=f": /{name} is a file"):
         resolved(root)
 
 

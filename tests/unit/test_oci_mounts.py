@@ -31,9 +31,9 @@ from criagent.model.container import (
 from criagent.model.image import Image, ImageConfig
 from criagent.model.sandbox import Sandbox, SandboxId, SandboxMetadata, SandboxSpec
 from criagent.runtime.node.facts import NodeFacts
-from criagent.runtime.spec.host_paths import HostPaths, local_path
 from criagent.runtime.spec.inputs import ContainerNamespaces, PodFiles, ResolvedMount, SpecInputs
-from criagent.runtime.spec.mounts import oci_mounts, rootfs_propagation
+from criagent.runtime.spec.mounts.host_paths import HostPaths, local_path
+from criagent.runtime.spec.mounts.oci import oci_mounts, rootfs_propagation
 
 PRIVATE, SLAVE, SHARED = MountPropagation
 POD_FILES = PodFiles(
@@ -194,8 +194,6 @@ def test_the_root_is_as_open_as_its_most_open_mount(wanted: tuple[str, ...], roo
 
 def entry(target: str, fstype: str = "ext4", *tags: str) -> MountEntry:
     return MountEntry(
-        mount_id=1,
-        device="0:1",
         root="/",
         target=target,
         options=frozenset(),

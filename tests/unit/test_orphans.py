@@ -14,16 +14,12 @@ import pytest
 START = """
 import asyncio, os, signal
 from pathlib import Path
-from criagent.process.child import ExpectedOrphan, killed_on_exit, spawn, take_in_orphans
+from criagent.process.child import ExpectedOrphan, killed_on_exit, run, spawn, take_in_orphans
 
 async def orphan(script):
     "The pid of a process whose parent has ended."
-    read, write = os.pipe()
-    parent = spawn(["sh", "-c", f"sh -c '{script}' & echo $!"], stdout=write)
-    os.close(write)
-    assert await parent.wait() == 0
-    with os.fdopen(read) as file:
-        return int(file.readline())
+    ended = await run(["sh", "-c", f"sh -c '{script}' & echo $!"], limit_s=20)
+    return int(ended.output)
 
 GATE = Path("gate")
 # A parent that still lived would reap it.

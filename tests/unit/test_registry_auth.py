@@ -441,7 +441,7 @@ async def test_a_token_service_that_fails_is_no_missing_image(
 
 
 @pytest.mark.parametrize(
-    ("auth", "text"), [(None, "imagePullSecrets"), (ALICE, "does not take the credentials")]
+    ("auth", "text"), [(None, "imagePullSecrets"), (ALICE, "rejected the credentials")]
 )
 async def test_rights_that_do_not_suffice_are_not_asked_for_again(
     node: Node, registry: Registry, auth: RegistryAuth | None, text: str

@@ -134,7 +134,7 @@ async def test_a_server_that_wants_to_be_left_alone_is(
     node: Node, registry: Registry, after: str
 ) -> None:
     asked = failing(registry, 9, 429, Retry_After=after)
-    with pytest.raises(RegistryError, match=r"rate limit.*asks to come again in \d+ s"):
+    with pytest.raises(RegistryError, match=r"rate limit.*retry after \d+ s"):
         await manifest(node, f"127.0.0.1:{registry.port}")
     assert len(asked) == 1
     assert node.clock.slept == []

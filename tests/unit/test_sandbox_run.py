@@ -13,14 +13,15 @@ import pytest_asyncio
 from structlog.testing import capture_logs
 
 from criagent.base import faults
-from criagent.base.aio import Owners
 from criagent.base.errors import AgentError, AlreadyExistsError
 from criagent.model.common import NamespaceMode, NamespaceOptions
 from criagent.model.sandbox import Sandbox, SandboxId, SandboxMetadata, SandboxSecurity, SandboxSpec
-from criagent.runtime.node.clock import Clock
+from criagent.runtime.node.clock import Births, Clock
+from criagent.runtime.node.handlers import HandlerFacts, Handlers
+from criagent.runtime.pod.objects import SandboxObjects
 from criagent.runtime.pod.teardown import SandboxTeardown
 from criagent.runtime.spec.security.selinux import Selinux
-from criagent.runtime.verbs.run_sandbox import SandboxRunner
+from criagent.runtime.verbs.run_sandbox import SandboxesMade, SandboxRunner
 from criagent.store.db import Database
 from criagent.store.sandboxes import SandboxStore
 
@@ -58,11 +59,7 @@ class Kernel:
     def watch(self, sandbox: Sandbox) -> None:
         del sandbox
 
-    @property
-    def paths(self) -> Any:
-        return self
-
-    def sandbox(self, name: str) -> Path:
+    def directory(self, name: str) -> Path:
         return Path("/run/sandboxes", name)
 
 
@@ -83,25 +80,18 @@ async def ground(tmp_path: Path) -> AsyncIterator[Ground]:
     db = Database.open(tmp_path / "state.db")
     store, kernel, clock = SandboxStore(db), Kernel(), Clock()
     part = cast(Any, kernel)
-    teardown = SandboxTeardown(
-        store=store, networks=part, namespaces=part, files=part, holder=part, clock=clock
-    )
+    objects = SandboxObjects(networks=part, namespaces=part, files=part, holder=part)
+    program = Path("/bin/true")
+    crun = HandlerFacts(name="crun", path=program, userns_problem="")
     runner = SandboxRunner(
         store=store,
-        owners=Owners(limit_s=60),
-        networks=part,
-        namespaces=part,
-        files=part,
-        holder=part,
+        making=SandboxesMade(limit_s=60),
+        handlers=Handlers([crun], default="crun", monitor=program),
+        objects=objects,
         watch=part,
-        teardown=teardown,
-        handlers=frozenset({"crun"}),
-        userns_problems={"crun": ""},
-        default_handler="crun",
+        teardown=SandboxTeardown(store=store, objects=objects, clock=clock),
         selinux=cast(Selinux, _NoLabels()),
-        clock=clock,
-        boot_id="b",
-        new_id=lambda: "1" * 64,
+        births=Births(clock, "b", lambda: "1" * 64),
     )
     yield Ground(db, store, kernel, runner)
     faults.arm(None)

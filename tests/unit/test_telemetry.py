@@ -315,10 +315,10 @@ async def test_a_failed_call_has_the_status_of_its_error_and_not_grpcs_abort(
 ) -> None:
     class Service(api_pb2_grpc.RuntimeServiceServicer):
         async def RunPodSandbox(self, request: Any, context: Any) -> Any:  # noqa: N802
-            owners: Owners[None] = Owners(limit_s=60)
+            owners: Owners[str, None] = Owners(limit_s=60)
             await owners.join(owners.start("web_ns_u1_0", None, self._work))
 
-        async def _work(self, owner: Owner[None]) -> None:
+        async def _work(self, owner: Owner[str, None]) -> None:
             owner.stage = "network"
             raise ExhaustedError("no address is free")
 

@@ -16,6 +16,7 @@ from criagent.runtime.container.transitions import Transitions
 from criagent.runtime.node.cgroup_names import CgroupDriver
 from criagent.runtime.node.facts import NodeFacts
 from criagent.runtime.oci.runtime import OciRuntime, SealedProgram
+from criagent.runtime.verbs.describe import in_force
 from criagent.runtime.verbs.update_container import ResourceUpdater
 from criagent.store.containers import ContainerStore
 from criagent.store.db import Database
@@ -28,6 +29,9 @@ BOX = Sandbox(
     created_at_ns=1,
     boot_id="boot",
 )
+
+
+NODE = NodeFacts(capabilities=frozenset(), controllers=frozenset({"cpu", "memory"}), swap=True)
 
 
 def memory(limit: int, total: int = 0, **fields: Any) -> Resources:
@@ -59,9 +63,7 @@ def updater_of(store: ContainerStore, runtimes: dict[str, OciRuntime]) -> Resour
         store=store,
         transitions=Transitions(store=store, locks=KeyedLocks()),
         runtimes=runtimes,
-        node=NodeFacts(
-            capabilities=frozenset(), controllers=frozenset({"cpu", "memory"}), swap=True
-        ),
+        node=NODE,
     )
 
 
@@ -120,36 +122,31 @@ async def test_swap_stays_what_it_was_unless_it_is_given(
 
 
 async def test_swap_that_was_given_by_its_file_stays(tmp_path: Path) -> None:
-    told, in_force = await updated(tmp_path, memory(100, swap="7"), memory(300))
+    told, written = await updated(tmp_path, memory(100, swap="7"), memory(300))
     assert told == {"memory": {"limit": 300}, "unified": {"memory.swap.max": "7"}}
-    assert in_force == memory(300, swap="7")
+    assert written == memory(300, swap="7")
 
 
 async def test_a_total_takes_the_place_of_the_file(tmp_path: Path) -> None:
-    _, in_force = await updated(tmp_path, memory(100, swap="7"), memory(300, 400))
-    assert in_force == memory(300, 400)
+    _, written = await updated(tmp_path, memory(100, swap="7"), memory(300, 400))
+    assert written == memory(300, 400)
 
 
 async def test_without_memory_nothing_is_said_of_it(tmp_path: Path) -> None:
-    told, in_force = await updated(tmp_path, memory(100, 150), Resources(cpu_shares=512))
+    told, written = await updated(tmp_path, memory(100, 150), Resources(cpu_shares=512))
     assert told == {"cpu": {"shares": 512}}
-    assert in_force == Resources(
+    assert written == Resources(
         cpu_shares=512, memory_limit_in_bytes=100, memory_swap_limit_in_bytes=150
     )
 
 
-def test_the_specification_that_is_shown_has_the_limits_in_force(tmp_path: Path) -> None:
-    db = Database.open(tmp_path / "state.db")
-    try:
-        updater = updater_of(ContainerStore(db), {})
-    finally:
-        db.close()
+def test_the_specification_that_is_shown_has_the_limits_in_force() -> None:
     limits = {"memory": {"limit": 100}, "devices": [{"allow": False}], "cpu": {"shares": 2}}
     spec = {"root": {}, "linux": {"resources": limits, "cgroupsPath": "/x"}}
     asked = memory(100)
-    assert updater.in_force(container(asked, asked), spec) is spec
+    assert in_force(NODE, container(asked, asked), spec) is spec
     now = Resources(memory_limit_in_bytes=300, cpu_shares=512, cpuset_cpus="0")
-    shown = updater.in_force(container(now, asked), spec)
+    shown = in_force(NODE, container(now, asked), spec)
     assert shown["linux"] == {
         "cgroupsPath": "/x",
         "resources": {

@@ -88,11 +88,11 @@ def test_a_container_has_its_pods_user_namespace_or_says_nothing() -> None:
     for asked, pod in ((NamespaceOptions(), MAPPED), (MAPPED, MAPPED), (NODE, NODE)):
         validate_container("c", asked, pod)
     validate_container("c", NODE, NamespaceOptions())
-    with pytest.raises(InvalidRequestError, match="no user namespace"):
+    with pytest.raises(InvalidRequestError, match="its pod has none"):
         validate_container("c", MAPPED, NODE)
     other = NamespaceOptions(userns=mapped(host_id=131072))
     for asked in (NODE, other):
-        with pytest.raises(InvalidRequestError, match="not the pod's"):
+        with pytest.raises(InvalidRequestError, match="differs from the pod's"):
             validate_container("c", asked, MAPPED)
     with pytest.raises(InvalidRequestError, match="pid namespace"):
         validate_container("c", NamespaceOptions(pid=NamespaceMode.NODE), MAPPED)
@@ -105,8 +105,8 @@ def test_mounts_are_mapped_as_their_pod_or_not_at_all() -> None:
     validate_mount("c", wanted, MAPPED)
     for mount, pod, reason in (
         (wanted, NODE, "need a pod with a user namespace"),
-        (dataclasses.replace(wanted, gid_mappings=()), MAPPED, "not those of the pod"),
-        (wanted, NamespaceOptions(userns=mapped(length=7)), "not those of the pod"),
+        (dataclasses.replace(wanted, gid_mappings=()), MAPPED, "differ from those of the pod"),
+        (wanted, NamespaceOptions(userns=mapped(length=7)), "differ from those of the pod"),
         (
             dataclasses.replace(wanted, propagation=MountPropagation.BIDIRECTIONAL),
             MAPPED,
@@ -125,7 +125,7 @@ def test_users_are_among_the_mapped_ids() -> None:
         ContainerUser(uid=0, gid=65536),
         ContainerUser(uid=0, gid=0, groups=(0, 65536)),
     ):
-        with pytest.raises(InvalidRequestError, match="65536 is not among"):
+        with pytest.raises(InvalidRequestError, match="65536 is outside"):
             check_user(user, USERNS)
 
 

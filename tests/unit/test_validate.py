@@ -138,7 +138,7 @@ def test_sandboxes_that_kubernetes_sends_are_taken(spec: SandboxSpec) -> None:
         (dataclasses.replace(POD, hostname="web\0"), "hostname"),
         (
             dataclasses.replace(namespaces(network=NamespaceMode.NODE), hostname="not-the-nodes"),
-            "has the node's hostname",
+            "uses the node's hostname",
         ),
         (namespaces(network=NamespaceMode.TARGET), "network mode"),
         (namespaces(ipc=NamespaceMode.TARGET), "ipc mode"),
@@ -239,7 +239,7 @@ def test_containers_that_kubernetes_sends_are_taken(spec: ContainerSpec) -> None
         (mounted("/x", "relative"), "host_path"),
         (mounted("/x", "/a\0b"), "host_path"),
         (mounted("/x", options=("suid",)), "suid"),
-        (mounted("/x", recursive_read_only=True), "recursive_read_only needs readonly"),
+        (mounted("/x", recursive_read_only=True), "recursive_read_only requires readonly"),
         (
             mounted(
                 "/x",

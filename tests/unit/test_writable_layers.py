@@ -28,13 +28,15 @@ class Node:
         self.now = 1000.0
         self.pool = ThreadPoolExecutor(2)
         self.db = Database.open(root / "state.db")
-        self.snapshots = OverlaySnapshots(root / "snapshots", SnapshotStore(self.db), self.pool)
+        self.rows = SnapshotStore(self.db)
+        self.snapshots = OverlaySnapshots(root / "snapshots", self.rows, self.pool)
         self.snapshots.prepare()
         self.layers = self.counts(first_s=60.0)
 
     def counts(self, **limits: float) -> WritableLayers:
         return WritableLayers(
             snapshots=self.snapshots,
+            store=self.rows,
             fs=self.pool,
             counting=self.pool,
             now_ns=lambda: int(self.now * 1e9),

@@ -40,7 +40,7 @@ def mode(number: int, field: str) -> NamespaceMode:
 
 
 def namespaces(message: api_pb2.NamespaceOption) -> NamespaceOptions:
-    """NamespaceOption; an unset one is all POD, as protobuf has it."""
+    """NamespaceOption; an unset one is all POD, the defaults of protobuf."""
     userns = None
     if message.HasField("userns_options"):
         options = message.userns_options
@@ -67,7 +67,7 @@ def mappings(messages: object) -> tuple[IdMapping, ...]:
 
 
 def namespaces_message(options: NamespaceOptions) -> api_pb2.NamespaceOption:
-    """NamespaceOption as it was asked for."""
+    """NamespaceOption as requested."""
     message = api_pb2.NamespaceOption(
         network=options.network,  # type: ignore[arg-type] # IntEnums with CRI's numbers
         pid=options.pid,  # type: ignore[arg-type]
@@ -82,7 +82,7 @@ def namespaces_message(options: NamespaceOptions) -> api_pb2.NamespaceOption:
 
 
 def mappings_message(mappings: Iterable[IdMapping]) -> Iterator[api_pb2.IDMapping]:
-    """IDMapping entries as they were asked for."""
+    """IDMapping entries as requested."""
     for m in mappings:
         yield api_pb2.IDMapping(host_id=m.host_id, container_id=m.container_id, length=m.length)
 
@@ -90,7 +90,7 @@ def mappings_message(mappings: Iterable[IdMapping]) -> Iterator[api_pb2.IDMappin
 def profile(
     message: api_pb2.SecurityProfile | None, legacy: str, field: str
 ) -> SecurityProfile | None:
-    """A security profile from its message, or from the deprecated string before it."""
+    """A security profile from its message, or from the deprecated string."""
     if message is not None:
         kind = ProfileType(enumerated(message.profile_type, ProfileType, field))
         return SecurityProfile(type=kind, localhost_ref=message.localhost_ref)
@@ -102,7 +102,7 @@ def profile(
         case "unconfined":
             return SecurityProfile(type=ProfileType.UNCONFINED)
     if not legacy.startswith("localhost/"):
-        raise InvalidRequestError(f"{field}: {legacy[:200]!r} is no profile")
+        raise InvalidRequestError(f"{field}: {legacy[:200]!r} is not a profile")
     reference = legacy.removeprefix("localhost/")
     return SecurityProfile(type=ProfileType.LOCALHOST, localhost_ref=reference)
 

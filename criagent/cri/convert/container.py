@@ -22,7 +22,7 @@ from criagent.runtime.spec.signals import cri_signal
 
 
 def container_spec(config: api_pb2.ContainerConfig) -> ContainerSpec:
-    """What CreateContainer asks for. Raises InvalidRequestError naming the field."""
+    """The request of a CreateContainer. Raises InvalidRequestError naming the field."""
     linux = config.linux
     return ContainerSpec(
         metadata=ContainerMetadata(
@@ -74,7 +74,7 @@ def container_message(container: Container) -> api_pb2.Container:
 
 
 def container_status(container: Container) -> api_pb2.ContainerStatus:
-    """The row as ContainerStatus shows it; `mounts` are those of the request and no others."""
+    """The row as ContainerStatus shows it; `mounts` are only those of the request."""
     exited = container.state is ContainerState.EXITED
     status = api_pb2.ContainerStatus(
         id=container.id,
@@ -106,7 +106,7 @@ def container_status(container: Container) -> api_pb2.ContainerStatus:
 def pod_containers(containers: Iterable[Container]) -> list[api_pb2.ContainerStatus]:
     """Statuses of a pod's containers, the newest first.
 
-    With EventedPLEG the kubelet sorts them no more and takes the first of each name.
+    With EventedPLEG the kubelet does not sort them and takes the first of each name.
     """
     visible = [container for container in containers if container.visible]
     visible.sort(key=lambda container: (container.created_at_ns, container.id), reverse=True)
@@ -155,7 +155,7 @@ def _mount(message: api_pb2.Mount) -> Mount:
 def _mount_messages(container: Container) -> list[api_pb2.Mount]:
     messages = [_mount_message(mount) for mount in container.spec.mounts]
     for volume in container.image_volumes:
-        # The kubelet's collection spares images that are named so; image_ref goes to the pod.
+        # The kubelet's collection spares images with this name; image_ref goes to the pod.
         image, asked = messages[volume.mount].image, container.spec.mounts[volume.mount].image
         image.image = image.image_ref = volume.image_id
         image.user_specified_image = "" if asked is None else asked.user_specified_image

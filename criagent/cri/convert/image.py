@@ -9,7 +9,7 @@ from criagent.model.image import Image
 
 
 def registry_auth(message: api_pb2.AuthConfig) -> RegistryAuth:
-    """The call's credentials."""
+    """The credentials of the call."""
     return RegistryAuth(
         username=message.username,
         password=message.password,
@@ -21,7 +21,7 @@ def registry_auth(message: api_pb2.AuthConfig) -> RegistryAuth:
 
 
 def image_message(image: Image, *, pinned: bool) -> api_pb2.Image:
-    """The row as ListImages and ImageStatus show it: uid or username, never both."""
+    """The row as ListImages and ImageStatus show it, with either uid or username."""
     message = api_pb2.Image(
         id=image.id,
         repo_tags=image.repo_tags,

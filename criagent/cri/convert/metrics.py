@@ -11,7 +11,7 @@ from criagent.runtime.stats.metrics import PodMetrics
 
 
 def descriptors() -> list[api_pb2.MetricDescriptor]:
-    """Every metric that there can be."""
+    """Every metric that can occur."""
     return [
         api_pb2.MetricDescriptor(
             name=metric.name, help=metric.help, label_keys=(*BASE_LABELS, *metric.labels)
@@ -49,7 +49,7 @@ def _metrics(values: Iterable[Value], base: tuple[str, ...]) -> list[api_pb2.Met
     return [
         api_pb2.Metric(
             name=value.metric.name,
-            timestamp=value.at_ns,  # 0 stands for "just now"
+            timestamp=value.at_ns,  # 0 means "just now"
             metric_type=api_pb2.COUNTER if value.metric.counter else api_pb2.GAUGE,
             label_values=(*base, *value.labels),
             value=api_pb2.UInt64Value(value=value.number),

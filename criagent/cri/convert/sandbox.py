@@ -17,7 +17,7 @@ from criagent.model.sandbox import (
 
 
 def sandbox_spec(config: api_pb2.PodSandboxConfig, runtime_handler: str) -> SandboxSpec:
-    """What RunPodSandbox asks for. Raises InvalidRequestError naming the field."""
+    """The request of a RunPodSandbox. Raises InvalidRequestError naming the field."""
     metadata = config.metadata
     linux = config.linux
     return SandboxSpec(
@@ -56,7 +56,7 @@ def sandbox_message(sandbox: Sandbox) -> api_pb2.PodSandbox:
 
 
 def sandbox_status(sandbox: Sandbox) -> api_pb2.PodSandboxStatus:
-    """The row as PodSandboxStatus shows it. A pod of the host's network has no ip of its own."""
+    """The row as PodSandboxStatus shows it. A pod on the host's network has no ip of its own."""
     first, *others = sandbox.addresses or ("",)
     return api_pb2.PodSandboxStatus(
         id=sandbox.id,

@@ -1,6 +1,6 @@
 """Statistics: samples to ContainerStats and PodSandboxStats.
 
-What the kernel does not tell stays unset.
+Fields that the kernel does not report stay unset.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from criagent.runtime.stats.cgroup_usage import Pressure, PressurePair, Usage
 from criagent.runtime.stats.container import StatsSample
 from criagent.runtime.stats.pod import Interface, PodSample
 
-_DEFAULT_INTERFACE = "eth0"  # what bridge and CNI networks call the pod's first one
+_DEFAULT_INTERFACE = "eth0"  # name of the pod's first interface on bridge and CNI networks
 _Value = api_pb2.UInt64Value
 
 
@@ -69,7 +69,7 @@ def pod_stats(sample: PodSample) -> api_pb2.PodSandboxStats:
     if sample.processes is not None:
         linux.process.timestamp = sample.timestamp_ns
         linux.process.process_count.value = sample.processes
-    if sample.interfaces:  # the kubelet falls over a network without a default interface
+    if sample.interfaces:  # the kubelet crashes on a network without a default interface
         linux.network.timestamp = sample.timestamp_ns
         default = next(
             (one for one in sample.interfaces if one.name == _DEFAULT_INTERFACE),
@@ -89,7 +89,7 @@ def _use(
     nano_cores: int | None,
     now_ns: int,
 ) -> None:
-    """CPU, memory and pressure, which containers and pods have alike."""
+    """CPU, memory and pressure, common to containers and pods."""
     cpu, memory = message.cpu, message.memory
     cpu.timestamp = memory.timestamp = now_ns
     _fill(cpu, "usage_core_nano_seconds", usage.cpu_ns)

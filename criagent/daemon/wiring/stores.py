@@ -1,12 +1,18 @@
-"""Threads and tables: what every other part stands on."""
+"""What every other part stands on: configuration, tables, threads, time, owners of work."""
 
 from __future__ import annotations
 
+import asyncio
 import dataclasses
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+from criagent.config.sections import Config
 from criagent.process.priority import raise_new_thread
+from criagent.runtime.container.keys import ContainersMade, Endings, Starts, shown_start
+from criagent.runtime.node.clock import Births, Clock, boot_id
+from criagent.runtime.verbs.reopen_log import Reopenings
+from criagent.runtime.verbs.run_sandbox import SandboxesMade
 from criagent.store.addresses import AddressStore
 from criagent.store.blobs import BlobStore
 from criagent.store.containers import ContainerStore
@@ -15,6 +21,8 @@ from criagent.store.images import ImageStore
 from criagent.store.sandboxes import SandboxStore
 from criagent.store.settings import SettingStore
 from criagent.store.snapshots import SnapshotStore
+
+_ENDLESS_S = 10 * 365 * 24 * 3600.0  # a stop lasts as long as its grace period
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -68,4 +76,66 @@ class Stores:
             blobs=blobs,
             addresses=AddressStore(db),
             settings=SettingStore(db),
+        )
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class Work:
+    """Everything that is under way, by what is done."""
+
+    sandboxes_made: SandboxesMade
+    containers_made: ContainersMade
+    starts: Starts
+    endings: Endings
+    reopenings: Reopenings
+
+    @classmethod
+    def none(cls, create_timeout_s: float) -> Work:
+        """Nothing is; what is made may take `create_timeout_s`."""
+        limit_s, setting = create_timeout_s, "runtime.create_timeout_s"
+        return cls(
+            sandboxes_made=SandboxesMade(
+                limit_s=limit_s, noun="sandbox", setting=setting, show=lambda name: name.key
+            ),
+            containers_made=ContainersMade(limit_s=limit_s, noun="container", setting=setting),
+            starts=Starts(limit_s=_ENDLESS_S, show=shown_start),
+            endings=Endings(limit_s=_ENDLESS_S),
+            reopenings=Reopenings(limit_s=limit_s, noun="log of container", setting=setting),
+        )
+
+    async def drain(self, limit_s: float) -> None:
+        """Finish it within `limit_s`, cancel what is left and await its undo."""
+        await asyncio.gather(
+            self.sandboxes_made.drain(limit_s),
+            self.containers_made.drain(limit_s),
+            self.starts.drain(limit_s),
+            self.endings.drain(limit_s),
+            self.reopenings.drain(limit_s),
+        )
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class Foundation:
+    """What every room is built on."""
+
+    config: Config
+    stores: Stores
+    executors: Executors
+    clock: Clock
+    boot_id: str
+    births: Births
+    work: Work
+
+    @classmethod
+    def lay(cls, config: Config, stores: Stores, executors: Executors) -> Foundation:
+        """The foundation of this boot."""
+        clock, boot = Clock(), boot_id()
+        return cls(
+            config=config,
+            stores=stores,
+            executors=executors,
+            clock=clock,
+            boot_id=boot,
+            births=Births(clock, boot),
+            work=Work.none(config.runtime.create_timeout_s),
         )

@@ -24,7 +24,7 @@ _CONFIG = "application/vnd.oci.image.config.v1+json"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ArchivedImage:
-    """An image whose blobs were taken into the blob files; its layers are not unpacked yet."""
+    """An image whose blobs are in the blob files; its layers are not unpacked yet."""
 
     image: Image
     blobs: list[Blob]

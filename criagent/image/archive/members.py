@@ -1,4 +1,4 @@
-"""Members of a tar file by name, found with the limited header reader and read where they lie.
+"""Members of a tar file by name, found with the limited header reader and read in place.
 
 Nothing is extracted to a path of the archive's choosing: members are found by exact names.
 """
@@ -17,7 +17,7 @@ from criagent.image.tar.decompress import BadLayerError
 from criagent.image.tar.headers import HARD_LINK, REGULAR, SYMLINK, entries
 
 _MAX_MEMBERS = 100_000
-_MAX_NAME = 1024  # a longer name is none of an image archive
+_MAX_NAME = 1024  # no image archive uses longer names
 _MAX_NAMES = 32 << 20  # bytes of all names together
 _MAX_LINKS = 8  # links to links
 
@@ -54,7 +54,7 @@ class _Stream:
 class Members:
     """The regular members and links of the plain tar `file`.
 
-    Raises BadLayerError for what is no tar, InvalidRequestError beyond the limits.
+    Raises BadLayerError for other files, InvalidRequestError beyond the limits.
     """
 
     def __init__(self, file: IO[bytes]) -> None:
@@ -96,7 +96,7 @@ class Members:
             if not member.target:
                 return member
             at = member.target
-        raise CorruptError(f"the archive has {name[:200]!r} as a link to a link, without end")
+        raise CorruptError(f"the archive has {name[:200]!r} as a link in an endless chain of links")
 
     def chunks(self, member: Member, chunk: int = 1 << 20) -> Iterator[bytes]:
         """The content of a member."""
@@ -121,6 +121,6 @@ class Members:
 
 
 def _clean(name: str | bytes) -> str:
-    """`name` without `.`, `..` and doubled slashes; what leads upwards ends at the top."""
+    """`name` without `.`, `..` and doubled slashes; ".." at the top stays at the top."""
     text = os.fsdecode(name) if isinstance(name, bytes) else name
     return posixpath.normpath("/" + text).lstrip("/")

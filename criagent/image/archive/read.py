@@ -1,6 +1,6 @@
 """Read an archive: take the blobs of every image for this machine. Runs in the unpack worker.
 
-One bad entry costs itself only: what it is and why it was passed over is in the result.
+A bad entry affects no other: the result names it and the reason why it was skipped.
 """
 
 from __future__ import annotations
@@ -63,7 +63,7 @@ _BAD_ENTRY = (NotFoundError, CorruptError, UnsupportedError, InvalidRequestError
 
 @dataclass(frozen=True, slots=True)
 class Skipped:
-    """An entry that was passed over, or a name of it, and the reason."""
+    """An entry that was skipped, or a name of it, and the reason."""
 
     entry: str
     why: str
@@ -71,25 +71,25 @@ class Skipped:
 
 @dataclass(slots=True)
 class Contents:
-    """What was taken: names by the digest of the manifest, whose blobs are all there."""
+    """The result: names by the digest of the manifest, whose blobs are all stored."""
 
     images: dict[str, list[str]] = field(default_factory=dict)
     skipped: list[Skipped] = field(default_factory=list)
 
 
 class _OtherPlatformError(NotFoundError):
-    """The entry is for another machine: no fault of it."""
+    """The entry is for another machine, which is not an error."""
 
     def __init__(self, platform: Platform) -> None:
-        super().__init__(f"it is for {platform}, this node is {host_platform()}")
+        super().__init__(f"the image is for {platform}, this node is {host_platform()}")
         self.platform = str(platform)
 
 
 def read_archive(path: Path, files: BlobFiles) -> Contents:
     """Take the blobs of every image for this platform into `files`.
 
-    Raises InvalidRequestError for what is no image archive, ExhaustedError when the disk has no
-    room. When nothing can be taken, the first entry's CorruptError, UnsupportedError,
+    Raises InvalidRequestError for a file that is not an image archive, ExhaustedError when the disk
+    is full. When nothing can be taken, the first entry's CorruptError, UnsupportedError,
     InvalidRequestError or NotFoundError.
     """
     room = Room(path.parent)
@@ -146,12 +146,12 @@ class _Reader:
             self._docker()
         elif "repositories" in self._members:
             raise InvalidRequestError(
-                "the archive is of a Docker before 1.10, without manifest.json; save it again "
-                "with a newer one"
+                "the archive was saved by Docker before 1.10 and has no manifest.json; save it "
+                "again with a newer version"
             )
         else:
             raise InvalidRequestError(
-                "not an image archive: neither oci-layout with index.json nor manifest.json in it"
+                "not an image archive: it has neither oci-layout with index.json nor manifest.json"
             )
         if not self._names:
             raise self._nothing()
@@ -159,7 +159,7 @@ class _Reader:
         return self._contents
 
     def _nothing(self) -> AgentError:
-        """The error when no entry could be taken: of the first that is broken, if one is."""
+        """The error when no entry could be taken: that of the first broken one, if any."""
         others = [e for e in self._failures if isinstance(e, _OtherPlatformError)]
         if len(others) == len(self._failures):
             offered = sorted({error.platform for error in others})[:20]
@@ -172,7 +172,7 @@ class _Reader:
         return type(first)(text)
 
     def _attempt(self, entry: str, take: Callable[[Any], None], value: Any) -> None:
-        """Take one entry; a bad one is noted."""
+        """Take one entry; a bad one is recorded."""
         try:
             take(value)
         except _BAD_ENTRY as exc:
@@ -190,7 +190,7 @@ class _Reader:
         except MalformedError as exc:
             raise CorruptError(f"malformed index.json: {exc}") from None
         if not isinstance(index, gojson.Members):
-            raise CorruptError("malformed index.json: want an object")
+            raise CorruptError("malformed index.json: expected an object")
         entries = None
         for key, value in index:
             if gojson.fold(key) == "MANIFESTS":
@@ -217,7 +217,7 @@ class _Reader:
         image_layers(found.document, configuration)
         missing = {layer.digest: layer for layer in found.document.layers}
         missing = {d: x for d, x in missing.items() if not self._files.has(x.parsed)}
-        for layer in missing.values():  # what lacks a layer costs no disk
+        for layer in missing.values():  # an image without one of its layers uses no disk
             self._members.find(_blob_name(layer.parsed))
         for layer in missing.values():
             self._take_layer(layer)
@@ -237,7 +237,7 @@ class _Reader:
         return step
 
     def _check_platform(self, configuration: Configuration) -> None:
-        """A configuration that states no platform is taken for any."""
+        """A configuration without a platform fits any."""
         stated = configuration.platform
         if stated.architecture and rank(stated, self._host) is None:
             raise _OtherPlatformError(stated)
@@ -249,7 +249,7 @@ class _Reader:
         hasher = digest.hasher()
         hasher.update(content)
         if hasher.hexdigest() != digest.hex:
-            raise CorruptError(f"the archive's blob {digest} has other content")
+            raise CorruptError(f"the archive's blob {digest} does not match its digest")
         return content
 
     def _take_layer(self, layer: Descriptor) -> None:
@@ -257,7 +257,7 @@ class _Reader:
         member = self._members.find(_blob_name(digest))
         if member.size != layer.size:
             raise CorruptError(
-                f"the archive's blob {digest} has {member.size} bytes, want {layer.size}"
+                f"the archive's blob {digest} has {member.size} bytes instead of {layer.size}"
             )
         self._copy(member, digest)
 
@@ -272,7 +272,7 @@ class _Reader:
                     target.write(chunk)
                     hasher.update(chunk)
             if hasher.hexdigest() != digest.hex:
-                raise CorruptError(f"the archive's blob {digest} has other content")
+                raise CorruptError(f"the archive's blob {digest} does not match its digest")
             self._files.finish(digest, part)
 
     def _store(self, digest: Digest, content: bytes) -> None:
@@ -280,14 +280,14 @@ class _Reader:
         self._files.store(digest, content)
 
     def _layout_names(self, entry: Descriptor) -> list[str]:
-        """As `ctr images import` names images: a tag alone is no name."""
+        """Names as in `ctr images import`: a tag alone is not a name."""
         name, reference = (entry.annotations.get(key, "") for key in (_NAME, _REF_NAME))
         if not name and any(sign in reference for sign in "/:@"):
             name = reference
         return self._good_names([name] if name else [])
 
     def _good_names(self, texts: list[str]) -> list[str]:
-        """Names in full. Raises InvalidRequestError when there are some, but none is good."""
+        """Names in full. Raises InvalidRequestError when there are some, but none is valid."""
         names: list[str] = []
         failure: InvalidRequestError | None = None
         for text in texts[:_MAX_NAMES]:
@@ -364,7 +364,7 @@ class _Reader:
 def _entries(value: Any, where: str) -> list[Any]:
     """The entries of a list, not decoded yet. Raises CorruptError."""
     if value is not None and (not isinstance(value, list) or isinstance(value, gojson.Members)):
-        raise CorruptError(f"malformed {where}: want a list of images")
+        raise CorruptError(f"malformed {where}: expected a list of images")
     entries: list[Any] = value or []
     if len(entries) > MAX_ENTRIES:
         raise CorruptError(f"malformed {where}: more than {MAX_ENTRIES} entries")
@@ -372,7 +372,7 @@ def _entries(value: Any, where: str) -> list[Any]:
 
 
 def _label(value: Any, default: str) -> str:
-    """How to call an entry of an index to people, also one that cannot be decoded."""
+    """The name of an index entry for people, even if it cannot be decoded."""
     fields = dict(value) if isinstance(value, gojson.Members) else {}
     annotations = fields.get("annotations")
     names = dict(annotations) if isinstance(annotations, gojson.Members) else {}

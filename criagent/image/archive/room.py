@@ -1,4 +1,4 @@
-"""Free disk for what a stranger sends: compared with a limit before it is used up."""
+"""Free disk space for foreign data: checked before it is used up."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ from criagent.base.errors import ExhaustedError
 
 _RESERVE = 1 << 30  # bytes that stay free for the rest of the node,
 _RESERVE_SHARE = 20  # or a twentieth of a smaller disk
-_STEP = 64 << 20  # others write too: ask again after so much
+_STEP = 64 << 20  # other programs write too: check again after so many bytes
 
 
 class Room:
-    """What may be written to the file system of `where`, which always leaves a reserve free."""
+    """What may be written to the file system of `where`, which always keeps a reserve free."""
 
     def __init__(self, where: Path) -> None:
         self.where = where
@@ -27,8 +27,8 @@ class Room:
             free = facts.f_bavail * facts.f_frsize - reserve
             if size > free:
                 raise ExhaustedError(
-                    f"no space left below {self.where}, where {reserve >> 20} MiB stay free for "
-                    "the node; remove images or enlarge the disk"
+                    f"no space left below {self.where}, where {reserve >> 20} MiB stay reserved "
+                    "for the node; remove images or enlarge the disk"
                 )
             self._left = min(free, max(size, _STEP))
         self._left -= size

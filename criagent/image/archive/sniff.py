@@ -8,7 +8,7 @@ from criagent.base.errors import InvalidRequestError
 from criagent.image.tar.decompress import BadLayerError, is_compressed, plain_chunks
 from criagent.image.tar.headers import BLOCK, number
 
-START = 256 << 10  # bytes that are enough: a block of zstd has at most half of it
+START = 256 << 10  # enough bytes: a block of zstd has at most half of it
 
 _OTHERS = {
     b"\xfd7zXZ\0": "xz",
@@ -20,9 +20,9 @@ _OTHERS = {
 
 
 def check_start(start: bytes) -> None:
-    """Raise InvalidRequestError when a stream that begins with `start` is no tar archive.
+    """Raise InvalidRequestError when a stream that begins with `start` is not a tar archive.
 
-    `start` has at least `START` bytes, or is all there is.
+    `start` has at least `START` bytes, or the whole stream.
     """
     if not start:
         raise _refused("it is empty")
@@ -39,19 +39,19 @@ def check_start(start: bytes) -> None:
             if len(plain) >= BLOCK:
                 break
     except BadLayerError as exc:
-        if len(start) < START or "ends too soon" not in str(exc):
+        if len(start) < START or "its compressed data ends too soon" not in str(exc):
             raise _refused(str(exc)) from None
-        return  # so little came out that nothing can be said yet
+        return  # too little was decoded to decide
     _check_header(bytes(plain[:BLOCK]))
 
 
 def _check_header(start: bytes) -> None:
-    """The checksum of the first tar header, by which file(1) and GNU tar tell an archive too."""
+    """The checksum of the first tar header, by which file(1) and GNU tar know an archive too."""
     header = start[:BLOCK]
     if len(header) < BLOCK:
         raise _refused("it is shorter than a tar header")
     if not any(header):
-        raise _refused("it begins with zeros, as an empty archive and a blank device do")
+        raise _refused("it begins with zeros, like an empty archive or a blank device")
     try:
         recorded = number(header[148:156])
     except BadLayerError:

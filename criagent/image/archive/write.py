@@ -21,8 +21,8 @@ _NAME, _REF_NAME = "io.containerd.image.name", "org.opencontainers.image.ref.nam
 def write_archive(chosen: Sequence[tuple[Image, str | None]], files: BlobFiles, path: Path) -> None:
     """Write images, each under the given tag or all of its own, to `path`.
 
-    Raises NotFoundError when a blob is not on this node any more, ExhaustedError when the disk has
-    no room for it.
+    Raises NotFoundError when a blob is no longer on this node, ExhaustedError when the disk is
+    full.
     """
     manifests: list[dict[str, object]] = []
     listed: list[dict[str, object]] = []

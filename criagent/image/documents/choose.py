@@ -1,8 +1,8 @@
-"""Which manifest of an index is for this machine, as containerd chooses (core/images, Manifest).
+"""The manifest of an index for this machine, chosen like containerd (core/images, Manifest).
 
-Entries that state a fitting platform come first, the best one alone. Entries without a platform are
-judged by their configuration, in their order. Indexes within an index are followed. The search does
-no I/O: it asks for a document, and gets the content or the reason why it cannot be read.
+Entries with a fitting platform come first, the best one only. Entries without a platform are judged
+by their configuration, in their order. Nested indexes are followed. The search does no I/O: it asks
+for a document, and gets the content or the reason why it cannot be read.
 """
 
 from __future__ import annotations
@@ -24,10 +24,10 @@ from criagent.image.documents.platforms import Platform, rank
 
 _MAX_DEPTH = 4  # indexes below one another
 _MAX_READ = 32  # documents of one search, without the configuration of the image that is chosen
-_MAX_OFFERED = 20  # platforms that an error names
-_ATTESTATION = "vnd.docker.reference.type"  # BuildKit's mark of what belongs to another entry
+_MAX_OFFERED = 20  # platforms that an error lists
+_ATTESTATION = "vnd.docker.reference.type"  # BuildKit's mark of an attestation
 
-# What costs an entry without a platform itself only.
+# Errors that affect only an entry without a platform.
 UNREADABLE = (NotFoundError, CorruptError, UnsupportedError)
 
 
@@ -63,13 +63,13 @@ class Search:
         self._steps = _find(top, digest, host)
 
     def start(self) -> Wanted | Found:
-        """What to read first. Raises what `next` raises."""
+        """The first document to read. Raises what `next` raises."""
         return self._step(lambda: next(self._steps))
 
     def next(self, answer: Answer | AgentError) -> Wanted | Found:
-        """What to read after `answer`, or the end of the search.
+        """The document to read after `answer`, or the end of the search.
 
-        Raises NotFoundError that names what there is instead, CorruptError beyond the limits, and
+        Raises NotFoundError that lists the available platforms, CorruptError beyond the limits, and
         `answer` itself when it is the error of an entry that states the platform.
         """
         if isinstance(answer, AgentError):
@@ -163,7 +163,7 @@ def _candidates(index: Document, host: Platform) -> list[tuple[int | None, Descr
 
 
 def is_attestation(entry: Descriptor) -> bool:
-    """Whether an entry of an index only says something about another one."""
+    """Whether an entry of an index is an attestation of another one."""
     if entry.platform is not None and entry.platform.normal[:2] == ("unknown", "unknown"):
         return True
     return _ATTESTATION in entry.annotations

@@ -31,7 +31,7 @@ class Digest:
 def parse_digest(text: str) -> Digest:
     """The digest `text`; raises InvalidRequestError for anything else, paths included."""
     if _FORM.fullmatch(text) is None:
-        raise InvalidRequestError(f"invalid digest {text[:160]!r}: want sha256:<64 hex digits>")
+        raise InvalidRequestError(f"invalid digest {text[:160]!r}: expected sha256:<64 hex digits>")
     algorithm, _, number = text.partition(":")
     return Digest(algorithm, number)
 

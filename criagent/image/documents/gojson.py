@@ -37,7 +37,7 @@ _INT64 = range(-(1 << 63), 1 << 63)
 
 
 class MalformedError(ValueError):
-    """The document is no JSON, is beyond a limit, or has a value of the wrong type."""
+    """The document is not JSON, exceeds a limit, or has a value of the wrong type."""
 
 
 class Number(str):
@@ -77,7 +77,7 @@ def parse(data: bytes) -> Any:
     text = data.decode("utf-8", "surrogateescape")
     escapes = data.count(b"\\ud") + data.count(b"\\uD")
     if escapes > MAX_VALUES or len(text) - len(data.decode("utf-8", "ignore")) > MAX_VALUES:
-        raise MalformedError(f"it has more than {MAX_VALUES} characters that are no UTF-8")
+        raise MalformedError(f"it has more than {MAX_VALUES} characters that are not UTF-8")
     try:
         return _DECODER.decode(text)
     except ValueError as exc:
@@ -104,7 +104,7 @@ def _check_limits(data: bytes) -> None:
 
 
 def _constant(name: str) -> Any:
-    raise ValueError(f"{name} is no JSON value")
+    raise ValueError(f"{name} is not a JSON value")
 
 
 def _members(pairs: list[tuple[str, Any]]) -> Members:
@@ -160,7 +160,7 @@ def _wrong(wanted: str, value: Any) -> MalformedError:
             found = "an object"
         case _:
             found = "an array"
-    return MalformedError(f"want {wanted}, found {found}")
+    return MalformedError(f"expected {wanted}, found {found}")
 
 
 def string(value: Any, old: Any) -> Any:
@@ -205,13 +205,13 @@ def octets(value: Any, old: Any) -> Any:
             text = (value or "").replace("\r", "").replace("\n", "")
             base64.b64decode(text.encode(), validate=True)
         except (binascii.Error, UnicodeEncodeError):
-            raise MalformedError("want base64 text") from None
+            raise MalformedError("expected base64 text") from None
         return old
     if not isinstance(value, list) or isinstance(value, Members):
         raise _wrong("base64 text", value)
     for item in value:
         if not 0 <= int64(item, 0) <= 255 or item == "-0":
-            raise MalformedError("want bytes")
+            raise MalformedError("expected bytes")
     return old
 
 
@@ -223,16 +223,16 @@ def time(value: Any, old: Any) -> Any:
     if isinstance(value, str) and not isinstance(value, Number):
         match = _TIME.fullmatch(value)
     if match is None:
-        raise MalformedError("want a time as in RFC 3339")
+        raise MalformedError("expected a time in RFC 3339 format")
     year, month, day, hour, minute, second, zone_hour, zone_minute = (
         int(part or 0) for part in match.groups()
     )
     try:  # year 0 is none of Python's; 2000 has the same days
         dt.datetime(year or 2000, month, day, hour, minute, second, tzinfo=dt.UTC)
     except ValueError:
-        raise MalformedError("want a time as in RFC 3339") from None
+        raise MalformedError("expected a time in RFC 3339 format") from None
     if zone_hour > 24 or zone_minute > 60:  # Go's bounds
-        raise MalformedError("want a time as in RFC 3339")
+        raise MalformedError("expected a time in RFC 3339 format")
     return value
 
 
@@ -270,11 +270,6 @@ def map_of(element: Decoder, zero: Zero) -> Decoder:
         return made
 
     return decode
-
-
-def anything(value: Any, old: Any) -> Any:
-    """The parsed value itself; also null counts as one (json.RawMessage)."""
-    return (value,)
 
 
 class Struct:
@@ -329,4 +324,3 @@ TIME: tuple[Decoder, Zero] = (time, nothing)
 OCTETS: tuple[Decoder, Zero] = (octets, nothing)
 _EMPTY = Struct({})
 NAMES: tuple[Decoder, Zero] = (map_of(_EMPTY, _EMPTY.zero), nothing)  # map[string]struct{}
-RAW: tuple[Decoder, Zero] = (anything, nothing)

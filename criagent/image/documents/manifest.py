@@ -126,7 +126,7 @@ _CONFIGURATION = Struct(
 
 @dataclass(frozen=True, slots=True)
 class Descriptor:
-    """What a document says of another one or of a layer; `digest` may be anything."""
+    """A document's description of another one or of a layer; `digest` may be any text."""
 
     digest: str
     size: int
@@ -160,7 +160,7 @@ class Document:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Configuration:
-    """An image configuration: what containers are made of, and the layers' diff IDs."""
+    """An image configuration: the settings of containers, and the layers' diff IDs."""
 
     config: ImageConfig
     diff_ids: tuple[str, ...]
@@ -172,8 +172,8 @@ class Configuration:
 def parse_document(data: bytes, media_type: str) -> Document:
     """The manifest or index `data`, served as `media_type`.
 
-    Raises CorruptError for what is malformed or ambiguous, UnsupportedError for schema 1. Digests
-    and sizes of an index's entries are not checked: a bad entry costs itself only.
+    Raises CorruptError for malformed or ambiguous documents, UnsupportedError for schema 1. Digests
+    and sizes of an index's entries are not checked: a bad entry affects no other.
     """
     _limit(data, "manifest")
     try:
@@ -182,10 +182,12 @@ def parse_document(data: bytes, media_type: str) -> Document:
         raise CorruptError(f"malformed manifest: {exc}") from None
     kind = media_type.partition(";")[0].strip().lower()
     if kind in ACCEPTED and (kind in _INDEXES) != document.is_index:
-        raise CorruptError(f"malformed manifest: content is not the {kind} that it was served as")
+        raise CorruptError(
+            f"malformed manifest: the content is not the {kind} that it was served as"
+        )
     if document.media_type in ACCEPTED and (document.media_type in _INDEXES) != document.is_index:
         raise CorruptError(
-            f"malformed manifest: content is not its mediaType {document.media_type}"
+            f"malformed manifest: the content does not match its mediaType {document.media_type}"
         )
     for entry in (*document.layers, *([document.config] if document.config else [])):
         _check(entry)
@@ -195,14 +197,14 @@ def parse_document(data: bytes, media_type: str) -> Document:
 def _decoded(value: Any) -> Document:
     """A key counts as there also when its value is null, as containerd reads it."""
     if not isinstance(value, gojson.Members):
-        raise MalformedError("want an object")
+        raise MalformedError("expected an object")
     keys = {gojson.fold(key): item for key, item in value}
     is_manifest, is_index = "CONFIG" in keys or "LAYERS" in keys, "MANIFESTS" in keys
     old = keys.get("SCHEMAVERSION") == "1" and not is_manifest and not is_index
     if "FSLAYERS" in keys or old:
         raise UnsupportedError("the image has a schema 1 manifest; push it again with a newer tool")
     if is_manifest == is_index:
-        raise MalformedError("want either manifests, or config and layers")
+        raise MalformedError("expected either manifests, or config and layers")
     if is_index:
         raw = _INDEX(value, _INDEX.zero())
         entries = _items(raw["manifests"], MAX_ENTRIES, "manifests")
@@ -214,7 +216,7 @@ def _decoded(value: Any) -> Document:
     raw = _MANIFEST(value, _MANIFEST.zero())
     layers = _items(raw["layers"], MAX_LAYERS, "layers")  # null for none, as Go writes it
     if "CONFIG" not in keys or not raw["config"]["digest"]:
-        raise MalformedError("config must be there")
+        raise MalformedError("config is missing")
     return Document(
         media_type=raw["mediaType"],
         artifact_type=raw["artifactType"],
@@ -286,7 +288,7 @@ def parse_configuration(data: bytes) -> Configuration:
 def image_configuration(document: Document, data: bytes) -> Configuration:
     """The configuration `data` that the manifest `document` names.
 
-    Raises CorruptError, UnsupportedError for what is no container image.
+    Raises CorruptError, UnsupportedError for anything but a container image.
     """
     kind = "" if document.config is None else document.config.media_type
     artifact = document.artifact_type or ("" if kind in _ANY_CONFIGS else kind)
@@ -300,14 +302,14 @@ def image_configuration(document: Document, data: bytes) -> Configuration:
         raise _artifact(artifact)
     if configuration.rootfs_type not in {"", "layers"}:
         raise UnsupportedError(
-            f"its root file system is of type {configuration.rootfs_type[:80]!r}; only layers can "
-            "be unpacked"
+            f"its root file system has the type {configuration.rootfs_type[:80]!r}; only layers "
+            "are supported"
         )
     for layer in document.layers:
         if layer.media_type.endswith(("+json", "/json")):
             raise _artifact(layer.media_type)
         if layer.media_type.endswith("+encrypted"):
-            raise UnsupportedError("its layers are encrypted, which this runtime does not decrypt")
+            raise UnsupportedError("its layers are encrypted, which criagent does not support")
     return configuration
 
 
@@ -319,12 +321,14 @@ def _artifact(kind: str) -> UnsupportedError:
 
 
 def _shown(text: str) -> str:
-    """A text of a stranger for a message: cut, without control characters."""
+    """Foreign text for a message: cut, without control characters."""
     return text[:200] if text.isprintable() else ascii(text[:200])
 
 
 def image_layers(document: Document, configuration: Configuration) -> tuple[Layer, ...]:
-    """The layers of an image, lowest first. Raises CorruptError when the two do not agree."""
+    """The layers of an image, lowest first. Raises CorruptError when manifest and configuration
+    differ.
+    """
     descriptors, diff_ids = document.layers, configuration.diff_ids
     if len(descriptors) != len(diff_ids):
         raise CorruptError(
@@ -359,7 +363,7 @@ def canonical_json(value: object) -> bytes:
 
 
 def is_sound(entry: Descriptor) -> bool:
-    """Whether digest and size of a descriptor are possible ones."""
+    """Whether digest and size of a descriptor are possible values."""
     try:
         _check(entry)
     except CorruptError:
@@ -376,9 +380,7 @@ def _items(value: Slice | None, limit: int, what: str) -> list[Any]:
     if value is None:
         return []
     if value.length > limit:
-        raise MalformedError(
-            f"too many entries: {what} has {value.length}, at most {limit} are read"
-        )
+        raise MalformedError(f"too many entries: {what} has {value.length}; the limit is {limit}")
     return value.items
 
 

@@ -31,7 +31,7 @@ _MAX_TEXT = 1024
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class Reference:
-    """`registry/repository[:tag][@digest]`, with the registry always there."""
+    """`registry/repository[:tag][@digest]`, always with a registry."""
 
     registry: str
     repository: str
@@ -70,7 +70,7 @@ def parse_reference(text: str) -> Reference:
     if not text or len(text) > _MAX_TEXT:
         raise _invalid(text, "it is empty" if not text else f"it is longer than {_MAX_TEXT}")
     if is_image_id(text):
-        raise _invalid(text, "64 hexadecimal digits are an image's id, not a name")
+        raise _invalid(text, "64 hexadecimal digits are an image id, not a name")
     first, slash, rest = text.partition("/")
     if not slash or not _is_host(first):
         first, rest = _DEFAULT, text
@@ -85,14 +85,16 @@ def parse_reference(text: str) -> Reference:
     if not _is_registry(first):
         raise _invalid(text, f"the registry {first[:140]!r} is invalid")
     if _PATH.fullmatch(path) is None:
-        raise _invalid(text, "the repository must be lower-case letters, digits and separators")
+        raise _invalid(
+            text, "the repository may only contain lower-case letters, digits and separators"
+        )
     if len(path) > _MAX_PATH:
         raise _invalid(text, f"the repository is longer than {_MAX_PATH} characters")
     return Reference(registry=first, repository=path, tag=tag if colon else None, digest=digest)
 
 
 def _is_host(first: str) -> bool:
-    """Whether what stands before the first slash is a registry, not a part of the repository."""
+    """Whether the part before the first slash is a registry, not a part of the repository."""
     return bool(set(".:") & set(first)) or first == "localhost" or first.lower() != first
 
 

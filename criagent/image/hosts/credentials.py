@@ -1,6 +1,6 @@
 """Credentials for registries: those of the CRI call, else docker's config.json.
 
-Credentials never show in a repr, and belong to one registry host.
+Credentials never appear in a repr, and belong to one registry host.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ _MAX_CONFIG = 1 << 20
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RegistryAuth:
-    """What AuthConfig of the CRI carries."""
+    """The contents of the CRI's AuthConfig."""
 
     username: str = field(default="", repr=False)
     password: str = field(default="", repr=False)
@@ -30,7 +30,7 @@ class RegistryAuth:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Credentials:
-    """What a request is authorised with: a password, a refresh token, or a ready bearer token."""
+    """The authorization of a request: a password, a refresh token, or a ready bearer token."""
 
     username: str = field(default="", repr=False)
     password: str = field(default="", repr=False)
@@ -51,7 +51,7 @@ def credentials_for(
 
     Those of the call count when their server address is this registry's, or empty: then they are
     for the registry that the image names, and not for a `mirror` of it, which has to be named or
-    stand in docker's file. Raises InvalidRequestError for an `auth` that is no base64 of
+    stand in docker's file. Raises InvalidRequestError for an `auth` that is not base64 of
     user:password.
     """
     registry = _canonical(registry.lower())
@@ -98,7 +98,7 @@ def _decode(auth: str) -> tuple[str, str]:
         text = ""
     username, colon, password = text.partition(":")
     if not colon:
-        raise InvalidRequestError("auth.auth is no base64 of user:password")
+        raise InvalidRequestError("auth.auth is not valid base64 of user:password")
     return username, password.rstrip("\0")
 
 
@@ -111,7 +111,7 @@ def _host(address: str) -> str:
 
 
 def same_registry(one: str, other: str) -> bool:
-    """Whether two names, `host[:port]`, mean one registry."""
+    """Whether two names, `host[:port]`, mean the same registry."""
     return _canonical(one.lower()) == _canonical(other.lower())
 
 

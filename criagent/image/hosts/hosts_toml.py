@@ -1,6 +1,6 @@
 """hosts.toml: which servers stand for a registry (containerd's format, docs/hosts.md there).
 
-Read anew for each pull. A directory is named after the registry, `host_port_` or `host:port`, else
+Read again for each pull. A directory is named after the registry, `host_port_` or `host:port`, else
 `_default`; the first that exists counts. Without a hosts.toml in it Docker's certs.d layout
 (ca.crt, client.cert, client.key) is read.
 """
@@ -32,7 +32,7 @@ _DURATION = re.compile(rf"\+?(?:{_PART.pattern})+|0", re.ASCII)
 class Host:
     """One server to ask, with how to reach it. `url` ends before "/v2".
 
-    Made anew for each pull, which loads the TLS settings once and so shares connections.
+    Created again for each pull, which loads the TLS settings once and so shares connections.
     """
 
     url: str
@@ -48,7 +48,7 @@ class Host:
 
     @property
     def authority(self) -> str:
-        """host[:port], what credentials belong to."""
+        """host[:port], the owner of credentials."""
         return urlsplit(self.url).netloc
 
     def stands_for(self, registry: str) -> bool:
@@ -82,7 +82,7 @@ class HostsDirectory:
     def hosts(self, registry: str) -> list[Host]:
         """Servers for `registry` in the order to try; the registry itself comes last.
 
-        Raises InvalidRequestError that names the file for a hosts.toml that cannot be read.
+        Raises InvalidRequestError that names the file for an invalid hosts.toml.
         """
         for base in self._directories:
             for name in (_escaped(registry), registry, "_default"):
@@ -146,7 +146,7 @@ def _from_toml(folder: Path, registry: str) -> list[Host]:
 def _host(url: str, entry: dict[str, Any], folder: Path, *, mirror: bool) -> Host:
     split = urlsplit(url if "://" in url else f"https://{url}")
     if split.scheme not in {"http", "https"} or not split.hostname or split.port == 0:
-        raise ValueError(f"{url[:200]!r}: want http:// or https:// and a host")
+        raise ValueError(f"{url[:200]!r}: expected http:// or https:// and a host")
     path = posixpath.normpath(f"/{split.path}").lstrip("/")
     api = "" if _flag(entry, "override_path") or f"/{path}".endswith("/v2") else "/v2"
     host = split.netloc.rpartition("@")[2]
@@ -166,17 +166,19 @@ def _host(url: str, entry: dict[str, Any], folder: Path, *, mirror: bool) -> Hos
 def _flag(entry: dict[str, Any], key: str) -> bool:
     value = entry.get(key, False)
     if not isinstance(value, bool):
-        raise TypeError(f"{key}: want true or false")
+        raise TypeError(f"{key}: expected true or false")
     return value
 
 
 def _capabilities(value: object) -> frozenset[str]:
-    """What a host may be asked; an empty list is as good as none."""
+    """Capabilities of a host; an empty list means all."""
     if value is not None and not isinstance(value, list):
-        raise ValueError("capabilities: want a list such as ['pull', 'resolve']")
+        raise ValueError("capabilities: expected a list such as ['pull', 'resolve']")
     names = frozenset(name.lower() for name in value or ())
     if unknown := names - _KNOWN:
-        raise ValueError(f"capabilities: {sorted(unknown)} are unknown; want {sorted(_KNOWN)}")
+        raise ValueError(
+            f"capabilities: {sorted(unknown)} are unknown; supported are {sorted(_KNOWN)}"
+        )
     return names or ALL
 
 
@@ -185,14 +187,14 @@ def _headers(table: dict[str, Any]) -> Iterator[tuple[str, str]]:
     for name, values in table.items():
         value = ", ".join(str(one) for one in (values if isinstance(values, list) else [values]))
         if not name.isascii() or not f"{name}{value}".isprintable() or {" ", ":"} & set(name):
-            raise ValueError(f"header {name[:100]!r}: want a field's name and printable values")
+            raise ValueError(f"header {name[:100]!r}: expected a field name and printable values")
         yield name, value
 
 
 def _duration_s(text: object) -> float:
     """Seconds of a duration in Go's form, such as "1s", "500ms" or "1m30s"; 0 for no limit."""
     if not isinstance(text, str) or not _DURATION.fullmatch(text):
-        raise ValueError(f"dial_timeout: {str(text)[:50]!r} is no duration such as '5s'")
+        raise ValueError(f"dial_timeout: {str(text)[:50]!r} is not a duration such as '5s'")
     return sum(float(count) * _UNITS_S[unit] for count, unit in _PART.findall(text))
 
 
@@ -205,6 +207,6 @@ def _many(value: object) -> list[object]:
 def _pair(folder: Path, item: object) -> tuple[Path, Path | None]:
     if isinstance(item, list):
         if len(item) != 2:
-            raise ValueError("client: want pairs of a certificate and its key")
+            raise ValueError("client: expected pairs of a certificate and its key")
         return folder / str(item[0]), folder / str(item[1]) if item[1] else None
     return folder / str(item), None

@@ -1,6 +1,6 @@
-"""Which proxy a registry request goes through: the configuration's, else the environment's.
+"""The proxy of a registry request: the configuration's, else the environment's.
 
-NO_PROXY entries are host names (with all below them), addresses, networks or `*`.
+NO_PROXY entries are host names (including all below them), addresses, networks or `*`.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ class ProxySettings:
     no_proxy: str = ""
 
     def for_url(self, url: str) -> str | None:
-        """The proxy for `url`, or None to go straight."""
+        """The proxy for `url`, or None for a direct connection."""
         split = urlsplit(url)
         host = split.hostname or ""
         proxy = self.https if split.scheme == "https" else self.http

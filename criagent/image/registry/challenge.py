@@ -34,7 +34,7 @@ class Challenge:
 def parse_challenges(fields: Iterable[str]) -> list[Challenge]:
     """The challenges of all WWW-Authenticate fields, in the order in which they stand.
 
-    Never fails: what is no challenge is passed over. The first of two parameters of one name
+    Never fails: invalid challenges are skipped. The first of two parameters of one name
     counts.
     """
     found: list[Challenge] = []

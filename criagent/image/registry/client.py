@@ -1,7 +1,7 @@
-"""Manifests and blobs of an image, asked of the hosts of hosts.toml in turn.
+"""Manifests and blobs of an image, requested from the hosts of hosts.toml in turn.
 
-A host that could not be connected goes to the end of the list for the rest of the pull, and for
-others a minute long.
+A host that could not be connected moves to the end of the list for the rest of the pull, and for
+other pulls for one minute.
 """
 
 from __future__ import annotations
@@ -127,10 +127,10 @@ class RegistryClient:
         return await self._first(session, need, progress, ask)
 
     async def fetch_blob(self, session: Session, blob: Descriptor, progress: Progress) -> None:
-        """Fetch a blob into the blob files, verified and durable; nothing to do when it is there.
+        """Fetch a blob into the blob files, verified and durable; no effect when it is there.
 
-        Resumes a part that an earlier try left. A blob that no host has is fetched from the URLs
-        of its descriptor. Raises what `manifest` raises, ExhaustedError.
+        Resumes the part of an earlier attempt. A blob that no host has is fetched from the URLs of
+        its descriptor. Raises what `manifest` raises, ExhaustedError.
         """
 
         async def download(turn: Turn) -> None:
@@ -168,7 +168,7 @@ class RegistryClient:
         progress: Progress,
         ask: Callable[[HostRepository], Awaitable[T]],
     ) -> T:
-        """The first host's answer; an error that tells every host's failure when none has one."""
+        """The first host's answer; when none succeeds, an error with the failure of every host."""
         able = [host for host in session.hosts if need <= host.capabilities]
         if not able:
             raise RegistryError(
@@ -259,9 +259,9 @@ def _answered(error: AgentError) -> bool:
 
 
 def _together(session: Session, failures: list[_Failed]) -> AgentError:
-    """One error for all hosts, of the kind that the registry itself answered.
+    """One error for all hosts, of the class of the registry's own answer.
 
-    Where it gave no answer, as on nodes without a way to it, the kind is that of the first mirror.
+    If the registry could not be reached, the class is that of the first mirror.
     """
     answers = [failed for failed in failures if _answered(failed.error)] or failures
     own = next((failed for failed in answers if not failed.host.mirror), answers[0])

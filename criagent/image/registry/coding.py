@@ -1,6 +1,6 @@
-"""Content-Encoding (RFC 9110, section 8.4.1), undone in pieces of bounded size.
+"""Content-Encoding (RFC 9110, section 8.4.1), decoded in chunks of bounded size.
 
-Requests ask for identity; servers and proxies that compress all the same are common.
+Requests ask for identity; servers and proxies that compress anyway are common.
 """
 
 from __future__ import annotations
@@ -23,24 +23,24 @@ def codings_of(fields: Iterable[str]) -> tuple[str, ...]:
 
 
 class Undo:
-    """Undoes codings as bytes come. Raises RegistryError for ones that nobody asked for."""
+    """Decodes bytes as they come. Raises RegistryError for unknown codings."""
 
     def __init__(self, codings: tuple[str, ...], where: str) -> None:
         unknown = [name for name in codings if name not in _STAGES]
         if unknown or len(codings) > _MOST:
             names = printable(", ".join(unknown or codings), 100)
             raise RegistryError(
-                f"{where} answers in the encoding {names}, which was not asked for", url=where
+                f"{where} answered in the encoding {names}, which was not requested", url=where
             )
         self._where = where
         self._stages = [_STAGES[name]() for name in reversed(codings)]
 
     def feed(self, data: bytes) -> Iterator[bytes]:
-        """What `data` decodes to, in pieces. Raises CorruptError for damaged data."""
+        """The decoded `data`, in chunks. Raises CorruptError for damaged data."""
         return self._through(data, 0)
 
     def finish(self) -> None:
-        """There is no more data. Raises CorruptError when the encoding is not complete."""
+        """The data has ended. Raises CorruptError when the encoding is incomplete."""
         if not all(stage.complete for stage in self._stages):
             raise CorruptError(f"{self._where}: the answer's encoding ends too soon")
 

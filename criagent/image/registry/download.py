@@ -1,10 +1,9 @@
 """Bytes of a blob from a server into its part file: resumed, and large ones in parallel ranges.
 
-A part file holds a beginning of the blob, or, with a `.ranges` file beside it, whatever ranges that
-one lists. Both survive a cancel and a crash; what they hold is only trusted once its hash is right.
-
-Ranges are an option of HTTP: at any answer but the range that was asked for, the blob is fetched in
-one stream from its beginning.
+A part file holds a beginning of the blob, or, with a `.ranges` file beside it, the ranges that this
+lists. Both survive a cancellation and a crash; the content is trusted only once its hash is right.
+Ranges are optional in HTTP: if an answer is not the requested range, the blob is fetched in one
+stream from its beginning.
 """
 
 from __future__ import annotations
@@ -44,11 +43,11 @@ log: structlog.stdlib.BoundLogger = structlog.get_logger(__name__)
 
 
 class NoRanges(Exception):  # noqa: N818 - an answer, not a failure
-    """The server does not send the range that was asked for."""
+    """The server does not send the requested range."""
 
 
 class _TooMuchError(CorruptError):
-    """The answer is longer than what was asked for."""
+    """The answer is longer than requested."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -155,8 +154,8 @@ class Downloader:
             except NoRanges:
                 if not had:
                     raise RegistryError(
-                        f"{task.source.where} answers a range of blob {task.blob.digest} that was "
-                        "not asked for",
+                        f"{task.source.where} answered with a range of blob {task.blob.digest} "
+                        "that was not requested",
                         url=task.source.where,
                     ) from None
                 span.at = 0
@@ -289,7 +288,7 @@ def _check_room(task: _Download) -> None:
     held = task.part.stat().st_blocks * 512 if task.part.exists() else 0
     if task.blob.size > free + held:
         raise ExhaustedError(
-            f"blob {task.blob.digest} is said to have {task.blob.size} bytes, but {free} are free "
+            f"blob {task.blob.digest} has {task.blob.size} bytes, but only {free} are free "
             f"below {task.part.parent}; remove images or enlarge the disk"
         )
 
@@ -323,7 +322,7 @@ def _write_chunk(fd: int, chunk: bytes, undo: Undo | None, span: _Span, task: _D
         for piece in undo.feed(chunk) if undo is not None else (chunk,):
             if span.at + len(piece) > span.end:
                 raise _TooMuchError(
-                    f"{task.source.where} sends more than the {task.blob.size} bytes of blob "
+                    f"{task.source.where} sent more than the {task.blob.size} bytes of blob "
                     f"{task.blob.digest}"
                 )
             view = memoryview(piece)

@@ -1,7 +1,7 @@
-"""A server's refusal as an error: its own code and message reach the user, within limits.
+"""A server's refusal as an error: its code and message reach the user, within limits.
 
 Messages are taken from the registry and its token service. Of any other server, to which a redirect
-or a foreign layer's URL led, only a code is shown: an image must not read out what the node can
+or a foreign layer's URL led, only a code is shown: an image must not reveal what the node can
 reach.
 """
 
@@ -27,7 +27,7 @@ _TITLE = re.compile(r"<title[^>]*>([^<]{1,512})", re.IGNORECASE)
 
 @dataclass(frozen=True, slots=True)
 class Details:
-    """What a server says of its refusal: codes, and a text of one line that has them too."""
+    """A server's explanation of its refusal: codes, and a text of one line that includes them."""
 
     codes: tuple[str, ...] = ()
     text: str = ""
@@ -107,7 +107,7 @@ class Refusal:
     def __str__(self) -> str:
         said = f": {self.details.text}" if self.details.text else ""
         later = self.retry_after_s
-        again = f" (it asks to come again in {later:.0f} s)" if later else ""
+        again = f" (retry after {later:.0f} s)" if later else ""
         reason = printable(self.reason, _MAX_CODE)
         status = f"{self.status} {reason}" if reason else str(self.status)
         return f"{self.method} {self.url}: {status}{said}{again}"

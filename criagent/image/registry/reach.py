@@ -1,7 +1,7 @@
-"""Which hosts could not be connected, over all pulls, and one dial at a time to the unproven ones.
+"""Hosts that could not be connected, across all pulls, and one dial at a time to unproven ones.
 
-A host that swallows packets costs its dial timeout once: whoever wants it at the same moment waits
-for the first to have tried, and shares its failure.
+A host that drops packets costs its dial timeout once: concurrent requests wait for the first
+attempt and share its failure.
 """
 
 from __future__ import annotations

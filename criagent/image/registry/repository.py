@@ -114,10 +114,10 @@ class HostRepository:
         credentials = self._session.credentials.get(self._host.url)
         if credentials is not None and at != self._origin:
             raise _denied(
-                f"{self.url} redirects to {at}, which wants credentials of its own", refusal
+                f"{self.url} redirects to {at}, which requires credentials of its own", refusal
             )
         if not challenges:
-            raise _denied(f"{at} wants credentials but makes no challenge", refusal)
+            raise _denied(f"{at} requires credentials but sends no challenge", refusal)
         new = await self._authorization(at, challenges, credentials)
         if not new or new == refused:
             raise self._wanting(at, refusal)
@@ -125,12 +125,12 @@ class HostRepository:
         return True
 
     def _wanting(self, at: Origin, refusal: Refusal) -> RegistryDeniedError:
-        """The error of a pull that has not the rights."""
+        """The error of a pull without the required rights."""
         name = self._session.reference.name
         if self._session.credentials.get(self._host.url) is None:
-            text = f"{at} wants credentials for {name}; give imagePullSecrets, or check the name"
+            text = f"{at} requires credentials for {name}; set imagePullSecrets, or check the name"
         else:
-            text = f"{at} does not take the credentials for {name}"
+            text = f"{at} rejected the credentials for {name}"
         return _denied(text, refusal)
 
     async def _authorization(

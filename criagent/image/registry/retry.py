@@ -1,6 +1,6 @@
-"""What is asked again: when, how often, and for how long a caller waits in all.
+"""Retries: which requests, when, how often, and how long a caller waits in total.
 
-Nothing is held while it waits: no connection, and of locks only the one of the blob itself.
+Nothing is held while it waits: no connection, and of locks only that of the blob itself.
 """
 
 from __future__ import annotations
@@ -66,7 +66,7 @@ class Budget:
         self._waited_s = 0.0
 
     def progressed(self) -> None:
-        """Some of the answer arrived: attempts count anew, waits do not."""
+        """Some of the answer arrived: attempts start again, waits do not."""
         self._made = 0
 
     async def wait(self, error: RegistryError) -> None:

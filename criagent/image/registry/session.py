@@ -12,7 +12,7 @@ from criagent.image.registry.urls import Origin
 
 @dataclass(slots=True, kw_only=True)
 class Session:
-    """Hosts to ask in their order, their credentials, and what they gave or refused so far."""
+    """Hosts in their order, their credentials, and what they granted or refused so far."""
 
     reference: Reference
     hosts: list[Host]

@@ -1,9 +1,9 @@
-"""One download of a blob for all pulls that want it, as long as it goes well.
+"""One download of a blob for all pulls that need it, as long as it makes progress.
 
-Whoever comes first downloads into the blob's part, which a later try resumes. Who comes meanwhile
-waits for a download from the same registry while bytes arrive at a fair rate. Otherwise it
-downloads into a part of its own. The first whole copy ends the other downloads, so a registry that
-sends slowly, or never, delays only those who pull from it.
+The first pull downloads into the blob's part, which a later attempt resumes. Others wait for a
+download from the same registry while bytes arrive at a fair rate. Otherwise they download into
+their own parts. The first complete copy ends the other downloads, so a registry that sends slowly,
+or never, delays only its own pulls.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from pathlib import Path
 
 import structlog
 
-from criagent.base.aio import run_in, settle
+from criagent.base.aio import alongside, run_in
 from criagent.image.blobs import BlobFiles
 from criagent.image.documents.digest import Digest
 
@@ -29,7 +29,7 @@ log: structlog.stdlib.BoundLogger = structlog.get_logger(__name__)
 
 
 class Turn:
-    """One download under way: the file that it fills, and how it gets on."""
+    """One download in progress: the file that it fills, and its rate."""
 
     def __init__(self, part: Path, registry: str) -> None:
         self.part = part
@@ -138,13 +138,9 @@ class SharedDownloads:
     @staticmethod
     async def _first(download: Coroutine[object, object, None], arrived: asyncio.Event) -> bool:
         """True when the download is done, False when it was ended since the blob has arrived."""
-        work = asyncio.create_task(download)
-        waiting = asyncio.create_task(arrived.wait())
-        try:
+        async with alongside(download) as work, alongside(arrived.wait()) as waiting:
             await asyncio.wait({work, waiting}, return_when=asyncio.FIRST_COMPLETED)
             if work.done() and not arrived.is_set():
                 work.result()
                 return True
             return False
-        finally:
-            await settle(work, waiting)

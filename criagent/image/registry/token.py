@@ -66,9 +66,9 @@ class TokenQuestion:
 def question(
     challenge: Challenge, asker: Origin, repository: str, credentials: Credentials | None
 ) -> TokenQuestion:
-    """What `challenge` of `asker` asks for; its scope, or else to pull from `repository`.
+    """The token request for a `challenge` of `asker`: its scope, or else to pull from `repository`.
 
-    Raises RegistryError for a realm that is no URL, or would take credentials off https.
+    Raises RegistryError for a realm that is not a URL, or would take credentials off https.
     """
     realm = challenge.parameters.get("realm", "")
     shown = printable(realm, 200)
@@ -77,7 +77,7 @@ def question(
     except ValueError as exc:
         raise RegistryError(f"{asker} names the token realm {shown!r}: {exc}") from None
     if (asker.scheme, scheme) == ("https", "http"):
-        raise RegistryError(f"{asker} names the token realm {shown!r}, which is not https; refused")
+        raise RegistryError(f"{asker} names the token realm {shown!r}, which is not https")
     scopes = tuple(challenge.parameters.get("scope", "").split())
     return TokenQuestion(
         realm=realm,
@@ -134,12 +134,12 @@ async def _token(transport: Transport, answer: Answer) -> str:
     if not 200 <= answer.status < 300:
         refusal = await answer.refusal(Speaker.TOKENS, transport.clock.time())
         error = refusal.error()
-        if isinstance(error, NotFoundError):  # says nothing of the image
+        if isinstance(error, NotFoundError):  # does not concern the image
             raise RegistryError(str(error), method="GET", url=refusal.url, status=404)
         raise error
     token = _in_document(await answer.document(_MAX_TOKEN))
     if not token or not token.isascii() or not token.isprintable():
-        raise RegistryError(f"{answer.url} answered no token", url=answer.url)
+        raise RegistryError(f"{answer.url} returned no token", url=answer.url)
     return token
 
 

@@ -1,7 +1,7 @@
 """Requests over one pool of connections, redirects followed by hand.
 
-What goes to every hop of a redirect and what belongs to one origin are two things: the second is
-asked for anew at each hop. Ten hops at most, as with Go's clients, and never from https to http.
+Headers for every hop of a redirect and headers for one origin are separate: the second are computed
+again at each hop. Ten hops at most, like Go's clients, and never from https to http.
 """
 
 from __future__ import annotations
@@ -286,13 +286,13 @@ def _next_hop(request: Request, url: str, location: str) -> str:
         new = origin(target)
     except ValueError as exc:
         raise RegistryError(
-            f"{shown} redirects to the address {printable(location, 200)!r}: {exc}",
+            f"{shown} redirects to the invalid address {printable(location, 200)!r}: {exc}",
             method=request.method,
             url=shown,
         ) from None
     if (origin(url).scheme, new.scheme) == ("https", "http"):
         raise RegistryError(
-            f"{shown} redirects from https to http; refused", method=request.method, url=shown
+            f"{shown} redirects from https to http", method=request.method, url=shown
         )
     return target
 
@@ -315,12 +315,12 @@ def _unreachable(exc: Exception, at: Origin, dial_timeout_s: float) -> str:
     if isinstance(exc, aiohttp.ClientConnectorCertificateError):
         error = exc.certificate_error
         why = getattr(error, "verify_message", "") or printable(str(error), 200)
-        return f"cannot trust {at}: {why}; give the CA in hosts.toml"
+        return f"cannot trust {at}: {why}; set the CA in hosts.toml"
     if isinstance(exc, aiohttp.ClientProxyConnectionError):
         return f"cannot connect to the proxy for {at}: {_strerror(exc.os_error)}"
     if isinstance(exc, aiohttp.ClientSSLError):
         plain = "WRONG_VERSION_NUMBER" in str(exc.os_error) or "RECORD_LAYER" in str(exc.os_error)
-        cure = "; if it serves plain HTTP, name it as http:// in hosts.toml" if plain else ""
+        cure = "; if it serves plain HTTP, write it as http:// in hosts.toml" if plain else ""
         return f"cannot make a TLS connection to {at}: {_strerror(exc.os_error)}{cure}"
     error = exc.os_error if isinstance(exc, aiohttp.ClientConnectorError) else exc
     return f"cannot connect to {at}: {_strerror(error)}"
@@ -340,11 +340,11 @@ def _cause(exc: BaseException) -> str:
     import aiohttp
 
     if isinstance(exc, aiohttp.ClientHttpProxyError):
-        return f"the proxy answers {exc.status} {printable(exc.message, 200)}"
+        return f"the proxy answered {exc.status} {printable(exc.message, 200)}"
     if isinstance(exc, aiohttp.ClientResponseError):
         return f"malformed answer: {printable(exc.message, 200)}"
     if isinstance(exc, aiohttp.ClientPayloadError):
-        return "the body is not complete"
+        return "the body is incomplete"
     if isinstance(exc, aiohttp.ServerDisconnectedError):
         return "the server closed the connection"
     if isinstance(exc, OSError) and exc.errno:

@@ -1,6 +1,6 @@
-"""URLs that registries name: whose they are, where a redirect leads, how they show in texts.
+"""URLs that registries name: their origin, the target of a redirect, their form in texts.
 
-A signed URL is valid only as it was written, so nothing here decodes and encodes one again.
+A signed URL is valid only as it was written, so nothing here decodes and re-encodes one.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ _VISIBLE = bytes(range(0x21, 0x7F))
 
 
 class Origin(NamedTuple):
-    """What credentials belong to (RFC 6454): the same name on another port is somebody else."""
+    """The owner of credentials (RFC 6454): the same name on another port is another owner."""
 
     scheme: str
     host: str
@@ -33,7 +33,7 @@ def origin(url: str) -> Origin:
     """The origin of an http or https URL. Raises ValueError for any other."""
     split = urlsplit(url)
     if split.scheme not in _PORTS:
-        raise ValueError("want http or https")
+        raise ValueError("expected http or https")
     if not split.hostname:
         raise ValueError("the host is missing")
     return Origin(split.scheme, split.hostname, split.port or _PORTS[split.scheme])
@@ -63,7 +63,7 @@ def redirect_target(url: str, location: str) -> str:
 def _as_sent(location: str) -> str:
     raw = location.strip(" \t").encode("utf-8", "surrogateescape").partition(b"#")[0]
     if _CONTROLS.search(raw):
-        raise ValueError("it has control characters")
+        raise ValueError("it contains control characters")
     raw = raw.replace(b" ", b"%20")
     try:
         return raw.decode()

@@ -1,7 +1,7 @@
-"""What a layer's tree holds, in numbers that stay the same for as long as nobody touches it.
+"""The content of a layer's tree, in numbers that stay the same while it is not changed.
 
-Unlike the space that it takes (`tree_count.py`), they depend on no file system. The unpack worker
-counts a new layer; fsck counts it again. Standard library alone.
+Unlike disk usage (`tree_count.py`), they do not depend on the file system. The unpack worker counts
+a new layer; fsck counts it again. Standard library only.
 """
 
 from __future__ import annotations

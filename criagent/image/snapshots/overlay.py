@@ -18,7 +18,7 @@ from pathlib import Path
 import structlog
 
 from criagent.base import faults
-from criagent.base.aio import run_in
+from criagent.base.aio import Background, run_in
 from criagent.base.errors import AgentError, NotFoundError
 from criagent.image.blobs import disk_full
 from criagent.kernel import idmap, mount
@@ -52,7 +52,7 @@ class OverlaySnapshots:
         self._empty = root / "empty"
         self._fillers = (self._empty, root / "empty-too")
         self._emptying = asyncio.Lock()  # two deletions of one tree would trip over each other
-        self._emptier: asyncio.Task[None] | None = None
+        self._emptier = Background("trash")
         self._more = False  # was renamed away since the emptier looked
 
     def prepare(self) -> None:
@@ -76,7 +76,8 @@ class OverlaySnapshots:
             snapshot = self.store.get(chain_id)
             if snapshot is None or not snapshot.committed:
                 raise NotFoundError(
-                    f"layer {chain_id} is not unpacked; `criagent image fsck --repair`, then pull"
+                    f"layer {chain_id} is not unpacked; run `criagent image fsck --repair`, "
+                    "then pull the image again"
                 )
             paths.append(self.tree(snapshot))
         return paths
@@ -97,8 +98,8 @@ class OverlaySnapshots:
     ) -> None:
         """Mount the image's layers with the container's upper directory at `target`.
 
-        Nobody but the node's root gets to it by that path, and with `ids` the root of that user
-        namespace, whose the files are: there may be setuid programs among them.
+        Only the node's root can reach it by that path, and with `ids` the root of that user
+        namespace, which owns the files: there may be setuid programs among them.
         """
         lower_layers = self.lower_layers([layer.chain_id for layer in image.layers]) or [
             self._empty
@@ -130,9 +131,9 @@ class OverlaySnapshots:
     async def mount_image(
         self, top: str, target: Path, ids: MappedIds | None = None, label: str = ""
     ) -> None:
-        """Mount the committed layers up to `top` ("" = none) at `target`, read-only for everybody.
+        """Mount the committed layers up to `top` ("" = none) at `target`, read-only for everyone.
 
-        Raises NotFoundError when a layer is not there, AgentError.
+        Raises NotFoundError when a layer is missing, AgentError.
         """
         lower_layers = self.lower_layers(self.chain(top))
         lower_layers += self._fillers[
@@ -150,11 +151,11 @@ class OverlaySnapshots:
         await run_in(self._fs, call)
 
     async def unmount(self, target: Path) -> None:
-        """Take every mount at `target` away; idempotent."""
+        """Remove every mount at `target`; idempotent."""
         await run_in(self._fs, mount.detach, target)
 
     async def remove(self, key: str) -> None:
-        """Forget the snapshot; `empty_soon` or `empty_trash` frees its space. Idempotent."""
+        """Delete the snapshot; `empty_soon` or `empty_trash` frees its space. Idempotent."""
         snapshot = self.store.get(key)
         if snapshot is None:
             return
@@ -168,15 +169,13 @@ class OverlaySnapshots:
             await run_in(self._fs, self._empty_trash)
 
     def empty_soon(self) -> None:
-        """Have the trash emptied in the background."""
+        """Empty the trash in the background."""
         self._more = True
-        if self._emptier is None:
-            self._emptier = asyncio.create_task(self._empty_all(), name="trash")
+        self._emptier.start(self._empty_all)
 
     async def close(self) -> None:
-        """Finish what `empty_soon` began."""
-        if self._emptier is not None:
-            await asyncio.wait({self._emptier})
+        """Finish the work of `empty_soon`."""
+        await self._emptier.wait()
 
     async def _empty_all(self) -> None:
         try:
@@ -185,8 +184,6 @@ class OverlaySnapshots:
                 await self.empty_trash()
         except OSError as exc:
             log.warning("trash_not_deleted", path=str(self.root / "trash"), error=str(exc))
-        finally:
-            self._emptier = None
 
     async def sweep(self) -> None:
         """After a crash: drop directories without a row and the trash. Rows stay."""
@@ -223,7 +220,7 @@ class OverlaySnapshots:
     def _make(self, snapshot: Snapshot) -> None:
         with disk_full(self.root):
             self.tree(snapshot).mkdir(parents=True, mode=0o755)
-            self.tree(snapshot).chmod(0o755)  # the umask does not count: it is the image's "/"
+            self.tree(snapshot).chmod(0o755)  # the umask does not apply: this is the image's "/"
             self.tree(snapshot).with_name("work").mkdir()
 
     def _trash(self, number: int) -> None:

@@ -1,8 +1,8 @@
-"""Bytes on disk and inodes of a directory tree that somebody else may be changing or may have made
-to do harm: counted in portions, with two open descriptors at any depth, in bounded memory.
+"""Bytes on disk and inodes of a directory tree that another process may change, or may have built
+to do harm: counted in slices, with two open descriptors at any depth, in bounded memory.
 
 The way down is by name, the way up by "..", checked against the directory that was left: a rename
-may have moved it. What vanishes meanwhile does not count, what appears may.
+may have moved it. Entries that vanish meanwhile do not count, new ones may.
 """
 
 from __future__ import annotations

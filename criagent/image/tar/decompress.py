@@ -1,8 +1,8 @@
 """Layer bytes, decompressed and hashed on both sides in one pass. For the unpack worker.
 
-gzip members and zstd frames may follow one another (eStargz, pzstd), so each decoder starts anew on
-what the last one left. A decoding thread runs ahead: hashing, inflating and writing release the
-interpreter lock.
+gzip members and zstd frames may follow one another (eStargz, pzstd), so each decoder starts again
+on the rest of the last one. A decoding thread runs ahead: hashing, inflating and writing release
+the interpreter lock.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ _FOREIGN = {b"\xfd7zXZ\0": "xz", b"BZh91AY&SY": "bzip2"}
 
 
 class BadLayerError(Exception):
-    """The layer is malformed, or is not what its digests say."""
+    """The layer is malformed, or does not match its digests."""
 
 
 class _Decoder(Protocol):
@@ -95,7 +95,7 @@ def _members(
             if not data:
                 continue
             if next(numbers, None) is None:
-                raise BadLayerError(f"the layer is compressed in more than {_MAX_MEMBERS} parts")
+                raise BadLayerError(f"the layer has more than {_MAX_MEMBERS} compressed parts")
             decoder, piece = make(), data
         yield from _decoded(decoder, piece)
         at += len(piece)
@@ -139,8 +139,8 @@ def _decoded(decoder: _Decoder, data: bytes) -> Iterator[bytes]:
 class LayerStream:
     """The tar stream of a layer file: exact reads in front, decoding and hashing behind.
 
-    All but what `pieces` gives counts as overhead; more than `max_overhead` bytes of it are
-    refused with BadLayerError, so that a small layer cannot keep a worker busy for hours.
+    Everything but the results of `pieces` counts as overhead; more than `max_overhead` bytes of it
+    are refused with BadLayerError, so that a small layer cannot occupy a worker for hours.
     """
 
     def __init__(self, source: IO[bytes], max_overhead: int = MAX_OVERHEAD) -> None:
@@ -228,4 +228,4 @@ class LayerStream:
     def _count_overhead(self, size: int) -> None:
         self._overhead_left -= size
         if self._overhead_left < 0:
-            raise BadLayerError("too much of the layer is not the content of files")
+            raise BadLayerError("too much of the layer is not file content")

@@ -1,8 +1,8 @@
 """tar headers: ustar, GNU long names, pax, base-256 numbers and sparse files, with limits.
 
 POSIX.1-2017 pax(1) and the GNU tar manual, "Basic Tar Format" and "Storing Sparse Files". Where
-they leave room, a header means what it means to Go's archive/tar, by which most layers are read.
-tarfile of the standard library has no limits and reads names and attributes as text.
+they leave room, a header is read as by Go's archive/tar, which reads most layers. tarfile of the
+standard library has no limits and reads names and attributes as text.
 """
 
 from __future__ import annotations
@@ -92,15 +92,17 @@ class _Extensions:
 
     def __init__(self) -> None:
         self.shared: dict[bytes, bytes] = {}
-        self._shared_size = 0
-        self._total = 0
-        self.next_member()
-
-    def next_member(self) -> None:
-        """Forget what was said about one member only."""
         self.pax: dict[bytes, bytes] = {}
         self.long_name: bytes | None = None
         self.long_link: bytes | None = None
+        self._shared_size = 0
+        self._total = 0
+        self._size = 0
+
+    def next_member(self) -> None:
+        """Forget what was said about one member only."""
+        self.pax = {}
+        self.long_name = self.long_link = None
         self._size = self._shared_size
 
     def take(self, stream: LayerStream, header: bytes) -> bool:
@@ -220,7 +222,7 @@ def _verify(header: bytes) -> None:
     rest = header[:148] + b" " * 8 + header[156:]
     total = sum(rest)
     if recorded not in {total, total - 256 * sum(1 for byte in rest if byte > 127)}:
-        raise BadLayerError("a header's checksum is wrong")
+        raise BadLayerError("the checksum of a header is wrong")
 
 
 def _extended(stream: LayerStream, header: bytes) -> bytes:
@@ -247,7 +249,7 @@ def _entry(header: bytes, pax: dict[bytes, bytes], name: bytes, long_link: bytes
         kind = DIRECTORY if kind == b"\0" and name.endswith(b"/") else REGULAR
     size = _pax_number(pax, b"size", number(header[124:136]))
     if not 0 <= size <= _MAX_SIZE:
-        raise BadLayerError(f"impossible size {size}")
+        raise BadLayerError(f"invalid size {size}")
     if kind in {HARD_LINK, SYMLINK, CHAR, BLOCK_DEVICE, DIRECTORY, FIFO}:
         size = 0  # POSIX: no data follows, whatever the header says
     entry = Entry(
@@ -262,11 +264,11 @@ def _entry(header: bytes, pax: dict[bytes, bytes], name: bytes, long_link: bytes
         xattrs={k[len(_XATTR) :]: v for k, v in pax.items() if k.startswith(_XATTR)},
     )
     if b"\0" in entry.name + entry.link or any(b"\0" in key for key in entry.xattrs):
-        raise BadLayerError("a name has a NUL byte")
+        raise BadLayerError("a name contains a NUL byte")
     if kind in {CHAR, BLOCK_DEVICE}:
         entry.major, entry.minor = number(header[329:337]), number(header[337:345])
         if not (0 <= entry.major <= _MAX_MAJOR and 0 <= entry.minor <= _MAX_MINOR):
-            raise BadLayerError(f"impossible device {entry.major}:{entry.minor}")
+            raise BadLayerError(f"invalid device {entry.major}:{entry.minor}")
     return entry
 
 
@@ -277,7 +279,7 @@ def _owner(pax: dict[bytes, bytes], key: bytes, field_bytes: bytes) -> int:
         raise BadLayerError(f"malformed pax {key.decode()} {value[:40]!r}")
     found = number(field_bytes) if value is None else int(value)
     if not -(1 << 31) <= found <= _MAX_ID:
-        raise BadLayerError(f"impossible {key.decode()} {found}")
+        raise BadLayerError(f"invalid {key.decode()} {found}")
     return 0 if found & _MAX_ID == _MAX_ID else found & _MAX_ID
 
 
@@ -304,9 +306,9 @@ def _pax_time(pax: dict[bytes, bytes], seconds: int) -> int:
 
 def _pairs(numbers: list[bytes]) -> list[tuple[int, int]]:
     if len(numbers) > 2 * _MAX_SPARSE or len(numbers) % 2:
-        raise BadLayerError("a sparse file has a malformed or too long map")
+        raise BadLayerError("the map of a sparse file is malformed or too long")
     if not all(n.isdigit() and len(n) < 20 for n in numbers):
-        raise BadLayerError("a sparse file has a malformed map")
+        raise BadLayerError("the map of a sparse file is malformed")
     values = [int(n) for n in numbers]
     return list(zip(values[::2], values[1::2], strict=True))
 
@@ -336,7 +338,7 @@ def _old_sparse(stream: LayerStream, header: bytes) -> list[tuple[int, int]]:
         if len(block) < BLOCK:
             raise BadLayerError("the archive ends within a header")
         start, count, more = 0, 21, block[504]
-    raise BadLayerError("a sparse file has a too long map")
+    raise BadLayerError("the map of a sparse file is too long")
 
 
 def _sparse_1_0(stream: LayerStream, entry: Entry) -> None:
@@ -348,17 +350,17 @@ def _sparse_1_0(stream: LayerStream, entry: Entry) -> None:
         while b"\n" not in text:
             block = stream.read(BLOCK)
             if len(block) < BLOCK or len(text) > BLOCK:
-                raise BadLayerError("a sparse file has a malformed map")
+                raise BadLayerError("the map of a sparse file is malformed")
             entry.size -= BLOCK
             text += block
         head, _, text = text.partition(b"\n")
         if not head.isdigit() or len(head) > 20:
-            raise BadLayerError("a sparse file has a malformed map")
+            raise BadLayerError("the map of a sparse file is malformed")
         return int(head)
 
     count = line()
     if count > _MAX_SPARSE:
-        raise BadLayerError("a sparse file has a too long map")
+        raise BadLayerError("the map of a sparse file is too long")
     entry.sparse = [(line(), line()) for _ in range(count)]
 
 
@@ -366,9 +368,9 @@ def _check_sparse(entry: Entry) -> None:
     end = 0
     for offset, length in entry.sparse or ():
         if offset < end or length < 0:
-            raise BadLayerError("a sparse file's pieces overlap")
+            raise BadLayerError("the pieces of a sparse file overlap")
         end = offset + length
     if end > entry.real_size or entry.real_size > _MAX_SIZE:
-        raise BadLayerError("a sparse file's pieces lie beyond its end")
+        raise BadLayerError("the pieces of a sparse file lie beyond its end")
     if sum(length for _, length in entry.sparse or ()) != entry.size:
-        raise BadLayerError("a sparse file's pieces do not add up to its data")
+        raise BadLayerError("the pieces of a sparse file do not add up to its data")

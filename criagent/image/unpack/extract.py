@@ -2,9 +2,9 @@
 
 No path leads out of the layer's root (`layer_tree.py`). By itself a layer becomes whiteout devices
 and opaque marks (kernel documentation, overlayfs, "whiteouts and opaque directories"). Where it
-implies directories or removes something, `settle.py` looks at the lower layers afterwards. A layer
-that cannot do without them - a hard link to a file of theirs - raises NeedsLowers and is written
-again through a mounted overlay.
+implies directories or removes something, `settle.py` compares it with the lower layers afterwards.
+A layer that needs them, for a hard link to one of their files, raises NeedsLowerLayers and is
+written again through a mounted overlay.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from criagent.image.unpack.layer_tree import (
     is_whiteout,
     parent_of,
 )
-from criagent.image.unpack.protocol import NeedsLowers
+from criagent.image.unpack.protocol import NeedsLowerLayers
 
 _WHITEOUT = b".wh."
 _OPAQUE = b".wh..wh..opq"
@@ -37,7 +37,7 @@ _FRAME = 4096  # bytes that the smallest file takes on common file systems
 _CREATE = os.O_CREAT | os.O_EXCL | os.O_WRONLY | os.O_NOFOLLOW | os.O_CLOEXEC
 _NODES = {tar.CHAR: stat.S_IFCHR, tar.BLOCK_DEVICE: stat.S_IFBLK, tar.FIFO: stat.S_IFIFO}
 _FULL = {errno.ENOSPC, errno.EDQUOT}
-_OURS = _FULL | {  # failures of the node; any other errno is the doing of the layer
+_NODE_FAULTS = _FULL | {  # failures of the node; any other errno is the doing of the layer
     errno.EIO, errno.EROFS, errno.ENOMEM, errno.EMFILE, errno.ENFILE, errno.EACCES, errno.EBADF,
     errno.EAGAIN, errno.ESTALE, errno.ENOSYS,
 }  # fmt: skip
@@ -75,7 +75,7 @@ class Extractor:
         self._cleared: set[bytes] = set()
 
     def run(self) -> Extracted:
-        """Write everything. Raises BadLayerError, TooLargeError, NeedsLowers, OSError."""
+        """Write everything. Raises BadLayerError, TooLargeError, NeedsLowerLayers, OSError."""
         try:
             for entry in tar.entries(self._stream):
                 self._put_or_blame(entry)
@@ -87,13 +87,13 @@ class Extractor:
             self._tree.close()
 
     def _put_or_blame(self, entry: Entry) -> None:
-        """An error that comes of the entry names it."""
+        """Errors that the entry causes name it."""
         try:
             self._put(entry)
         except BadLayerError as exc:
             raise BadLayerError(f"entry {shown(entry.name)}: {exc}") from None
         except OSError as exc:
-            if exc.errno in _OURS:
+            if exc.errno in _NODE_FAULTS:
                 raise
             text = os.strerror(exc.errno or 0)
             raise BadLayerError(f"entry {shown(entry.name)}: {text}") from None
@@ -130,7 +130,7 @@ class Extractor:
         elif entry.kind in _NODES:
             self._node(parent, name, entry)
         else:
-            raise BadLayerError(f"type {entry.kind!r} is unknown")
+            raise BadLayerError(f"the type {entry.kind!r} is unknown")
 
     def _charge(self, entry: Entry | None = None) -> None:
         """Count what is about to be made. Raises TooLargeError."""
@@ -142,7 +142,7 @@ class Extractor:
         self._result.inodes += 1
         self._result.used_bytes += frames * _FRAME
         if self._result.used_bytes > self._limit:
-            raise TooLargeError(f"the layer grows beyond the {self._limit} bytes that are free")
+            raise TooLargeError(f"the layer is larger than the {self._limit} bytes that are free")
 
     # Directories.
 
@@ -226,7 +226,7 @@ class Extractor:
 
     def _missing(self, target: bytes) -> Exception:
         if self._below is Below.UNKNOWN:
-            return NeedsLowers(f"a hard link to {shown(target)} of a lower layer")
+            return NeedsLowerLayers(f"a hard link to {shown(target)} of a lower layer")
         return BadLayerError(f"a hard link to {shown(target)}, which does not exist")
 
     def _symlink(self, parent: Directory, name: bytes, entry: Entry) -> None:
@@ -260,7 +260,7 @@ class Extractor:
         elif not name.startswith(_META):
             hidden = name[len(_WHITEOUT) :]
             if hidden in {b"", b".", b".."}:
-                raise BadLayerError("a whiteout that names no file")
+                raise BadLayerError("a whiteout without a file name")
             self._hide(above, hidden)
 
     def _hide(self, above: bytes, name: bytes) -> None:
@@ -311,7 +311,7 @@ class Extractor:
         elif parent.path:
             os.setxattr(parent.fd, OPAQUE_XATTR, b"y")
         else:
-            raise NeedsLowers("an opaque root, which overlayfs does not know")
+            raise NeedsLowerLayers("an opaque root, which overlayfs does not support")
 
     def _clear(self, path: bytes) -> None:
         """Remove all that is not of this layer below `path`; each directory is read only once."""
@@ -360,7 +360,7 @@ def _write_all(fd: int, piece: memoryview) -> None:
 
 
 def _set_xattrs(target: int | bytes, entry: Entry) -> None:
-    """Set what the file system can hold and a layer may say; containerd leaves the same out."""
+    """Set attributes that the file system supports and a layer may set, like containerd."""
     for key, value in entry.xattrs.items():
         if key.startswith(_NOT_SET):
             continue

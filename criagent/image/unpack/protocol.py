@@ -1,8 +1,8 @@
-"""What the daemon and its unpack workers say to each other: one JSON document a line.
+"""Messages between the daemon and its unpack workers: one JSON document per line.
 
 A request is answered by any number of Progress and then by Done, Imported, Counted or Failed; a
-fresh worker says Done before its first request. Both ends run the same code, so an unknown message
-is a bug. The worker imports this, so it stands on the standard library alone.
+fresh worker sends Done before its first request. Both ends run the same code, so an unknown message
+is a bug. The worker imports this, so it uses only the standard library.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from enum import StrEnum
 from typing import Any
 
 
-class NeedsLowers(Exception):  # noqa: N818 - an answer, not a failure
+class NeedsLowerLayers(Exception):  # noqa: N818 - an answer, not a failure
     """The layer must be written through the layers below it."""
 
 
@@ -23,7 +23,7 @@ class Reason(StrEnum):
 
     LAYER = "layer"  # it is malformed, hostile or not what its digests say
     FULL = "full"  # no space for it
-    LOWERS = "lowers"  # NeedsLowers
+    LOWER_LAYERS = "lowers"  # NeedsLowerLayers
     ERROR = "error"  # an error of criagent.base.errors
     SYSTEM = "system"  # the node's failure
 
@@ -33,7 +33,7 @@ class Extract:
     """Write the layer file `blob`, of `digest` and `diff_id`, below the directory `root`.
 
     `lower_layers` are the directories of the layers below it, topmost first, or None to do without
-    them: then the answer may be LOWERS, or that the layer is to be settled.
+    them: then the answer may be LOWER_LAYERS, or that the layer is to be settled.
     """
 
     blob: str

@@ -1,9 +1,9 @@
-"""A layer that was written alone, fitted to the layers below it. Runs in the unpack worker.
+"""A layer that was written alone, adapted to the layers below it. Runs in the unpack worker.
 
-What depends on them is in a file beside the layer's directory, since the list is as long as the
-layer's author likes: it never leaves the worker. An implied directory gets the owner, mode, time
-and attributes that it has below; one that only whiteouts imply is there only if it is there below;
-a whiteout that hides nothing goes, since `ls` would show it in a directory of one layer alone.
+The list of what depends on them is in a file beside the layer's directory, since the layer's author
+controls its length: it never leaves the worker. An implied directory gets the owner, mode, time and
+attributes of the lower one; one that only whiteouts imply exists only if it exists below; a
+whiteout that hides nothing is removed, since `ls` would show it in a directory of a single layer.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from pathlib import Path
 from criagent.image.tar.names import shown
 from criagent.image.unpack.extract import Extracted
 from criagent.image.unpack.layer_tree import OPAQUE_XATTR, is_whiteout, parent_of
-from criagent.image.unpack.protocol import NeedsLowers
+from criagent.image.unpack.protocol import NeedsLowerLayers
 from criagent.kernel.paths import RESOLVE_IN_ROOT, RESOLVE_NO_SYMLINKS, openat2
 from criagent.kernel.trees import remove_tree
 
@@ -50,7 +50,7 @@ def write_unsettled(root: Path, found: Extracted) -> bool:
 def settle(root: Path, below: Path) -> None:
     """Settle the layer below `root` with the lower layers, which `below` shows merged.
 
-    Raises NeedsLowers when a lower layer has a link where this one implies a directory.
+    Raises NeedsLowerLayers when a lower layer has a link where this one implies a directory.
     """
     records = _list_of(root).read_bytes().split(b"\0")[:-1]
     settler = _Settler(os.open(root, _DIRECTORY), os.open(below, _DIRECTORY))
@@ -77,20 +77,20 @@ class _Settler:
         os.close(self._below)
 
     def directory(self, path: bytes, *, only_whiteouts: bool) -> None:
-        ours = _open(self._root, path, _DIRECTORY)
-        if ours is None:
+        own = _open(self._root, path, _DIRECTORY)
+        if own is None:
             return  # a later entry removed it
         try:
-            theirs = self._lower(path)
-            if theirs is not None:
+            lower = self._lower(path)
+            if lower is not None:
                 try:
-                    _copy_attributes(theirs, ours)
+                    _copy_attributes(lower, own)
                 finally:
-                    os.close(theirs)
+                    os.close(lower)
             elif only_whiteouts:
                 self._remove(path)
         finally:
-            os.close(ours)
+            os.close(own)
 
     def whiteout(self, path: bytes) -> None:
         """Remove a whiteout that hides nothing."""
@@ -139,7 +139,7 @@ class _Settler:
         finally:
             os.close(parent)
         if stat.S_ISLNK(found.st_mode):
-            raise NeedsLowers(f"{shown(path)} is a link in a lower layer")
+            raise NeedsLowerLayers(f"{shown(path)} is a link in a lower layer")
         return None
 
     def _remove(self, path: bytes) -> None:

@@ -1,9 +1,9 @@
-"""The process that unpacks layers, by the messages of `unpack_protocol.py`.
+"""The process that unpacks layers, by the messages of `protocol.py`.
 
-Started by `unpack.py` with an isolated interpreter; imports nothing but the standard library, the
-decompressors and the few modules of this package that stand on the standard library alone. It
-lives in mount, network and IPC namespaces of its own, so without a network, and keeps only the
-capabilities that writing files needs.
+Started by `workers.py` with an isolated interpreter; imports only the standard library, the
+decompressors and the few modules of this package that need nothing else. It lives in its own mount,
+network and IPC namespaces, so without a network, and keeps only the capabilities that writing files
+needs.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ from criagent.image.unpack.protocol import (
     Failed,
     Import,
     Imported,
-    NeedsLowers,
+    NeedsLowerLayers,
     Progress,
     Reason,
     Request,
@@ -88,8 +88,8 @@ def _served(request: Request) -> Answer:
         return Failed(reason=Reason.LAYER, text=str(exc))
     except TooLargeError as exc:
         return Failed(reason=Reason.FULL, text=str(exc))
-    except NeedsLowers as exc:
-        return Failed(reason=Reason.LOWERS, text=str(exc))
+    except NeedsLowerLayers as exc:
+        return Failed(reason=Reason.LOWER_LAYERS, text=str(exc))
     except AgentError as exc:
         return Failed(reason=Reason.ERROR, text=str(exc), error=type(exc).__name__)
     except OSError as exc:
@@ -128,11 +128,12 @@ def _extract(request: Extract) -> Done:
     algorithm, _, expected = request.digest.partition(":")
     if algorithm == "sha256" and stream.compressed.hexdigest() != expected:
         raise BadLayerError(
-            f"the content has digest sha256:{stream.compressed.hexdigest()}, want {expected}"
+            f"the content has the digest sha256:{stream.compressed.hexdigest()} instead of "
+            f"{expected}"
         )
     diff_id = f"sha256:{stream.plain.hexdigest()}"
     if diff_id != request.diff_id:
-        raise BadLayerError(f"the layer has diff ID {diff_id}, want {request.diff_id}")
+        raise BadLayerError(f"the layer has the diff ID {diff_id} instead of {request.diff_id}")
     return Done(
         used_bytes=result.used_bytes,
         inodes=result.inodes,

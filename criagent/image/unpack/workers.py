@@ -1,23 +1,20 @@
 """Layers into snapshots, by worker processes that stay warm for a while.
 
-A worker does one thing at a time and is killed when its caller gives up. What a layer needs of the
-ones below it (`settle.py`) is settled bottom-up once all layers of an image are written.
+A worker handles one request at a time and is killed when its caller gives up. What a layer needs of
+the ones below it (`settle.py`) is settled bottom-up once all layers of an image are written.
 """
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
-import fcntl
 import os
-import subprocess
 import sys
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from criagent.base.aio import finish
 from criagent.base.errors import (
     AgentError,
     CorruptError,
@@ -35,7 +32,7 @@ from criagent.image.unpack.protocol import (
     Failed,
     Import,
     Imported,
-    NeedsLowers,
+    NeedsLowerLayers,
     Progress,
     Reason,
     Request,
@@ -45,9 +42,10 @@ from criagent.image.unpack.protocol import (
     decode_answer,
     encode,
 )
-from criagent.process.child import Child, PipeReader, spawn
+from criagent.process.child import Options, Pipes, spawn
+from criagent.process.pipe_ends import PipeWriter, up_to
 
-__all__ = ["LayerFile", "NeedsLowers", "UnpackWorkers", "Unpacked"]
+__all__ = ["LayerFile", "NeedsLowerLayers", "UnpackWorkers", "Unpacked"]
 
 _IDLE_S = 30.0  # a warm worker saves 60 ms of start-up and holds about 15 MB
 _ANSWER_LIMIT = 16 << 20  # bytes of answers that wait to be read
@@ -69,7 +67,6 @@ class LayerFile:
     """A layer's blob on disk with what it must turn out to be."""
 
     blob: Path
-    size: int
     digest: str
     diff_id: str
 
@@ -100,9 +97,9 @@ class UnpackWorkers:
     ) -> Unpacked:
         """Write `layer` below `root`.
 
-        `lower_layers` are the layers below it, topmost first; none of an image's lowest layer. With
-        None it is written without them, and NeedsLowers may be raised or the result be unsettled.
-        `received` hears of bytes read. Raises CorruptError, ExhaustedError, NeedsLowers.
+        `lower_layers` are the layers below it, topmost first; empty for an image's lowest layer.
+        With None it is written without them: the result may be unsettled, or NeedsLowerLayers be
+        raised. `received` is called with the bytes read. Raises CorruptError, ExhaustedError.
         """
         request = Extract(
             blob=str(layer.blob),
@@ -116,7 +113,7 @@ class UnpackWorkers:
         return Unpacked(used_bytes=done.used_bytes, inodes=done.inodes, unsettled=done.unsettled)
 
     async def settle(self, root: Path, lower_layers: Sequence[Path]) -> None:
-        """Fit an unsettled layer to the layers below it, topmost first. Raises NeedsLowers."""
+        """Fit an unsettled layer to the layers below it, topmost first. Raises NeedsLowerLayers."""
         request = Settle(root=str(root), lower_layers=[str(lower) for lower in lower_layers])
         await self._ask(request, f"the layer in {root}", lambda _: None)
 
@@ -157,8 +154,8 @@ class UnpackWorkers:
                 raise CorruptError(f"{subject}: {text}")
             case Reason.FULL:
                 raise ExhaustedError(f"{subject}: no space left below {request.root}: {text}")
-            case Reason.LOWERS:
-                raise NeedsLowers(text)
+            case Reason.LOWER_LAYERS:
+                raise NeedsLowerLayers(text)
             case Reason.ERROR:
                 raise _ERRORS.get(answer.error, AgentError)(answer.text)
             case Reason.SYSTEM:
@@ -193,35 +190,29 @@ class UnpackWorkers:
 
 
 class _Worker:
-    def __init__(self, child: Child, requests: int, answers: PipeReader) -> None:
-        self._child = child
-        self._requests = requests
-        self._answers = answers
+    def __init__(self, pipes: Pipes) -> None:
+        """`pipes` are closed when it is killed or dismissed."""
+        self._pipes = pipes
+        self._requests = pipes.input(PipeWriter)
+        self._requests.enlarge(_REQUEST_LIMIT)
+        self._answers = pipes.output(up_to(_ANSWER_LIMIT))
+        # The isolated interpreter finds this package and the decompressors, and nothing else runs.
+        path = [str(Path(__file__).parents[3]), *(p for p in sys.path if "site-packages" in p)]
+        self._child = spawn(
+            [sys.executable, "-I", "-S", "-c", _MAIN.format(path=path)],
+            pipes,
+            Options(env={"PATH": os.defpath}, inherit_stderr=sys.stderr is not None),
+        )
 
     @classmethod
     async def start(cls) -> _Worker:
-        answers, theirs = os.pipe()
-        request_read, requests = os.pipe()
-        # The isolated interpreter finds this package and the decompressors, and nothing else runs.
-        path = [str(Path(__file__).parents[3]), *(p for p in sys.path if "site-packages" in p)]
+        """One that is ready for requests."""
+        pipes = Pipes()
         try:
-            fcntl.fcntl(requests, fcntl.F_SETPIPE_SZ, _REQUEST_LIMIT)
-            os.set_blocking(requests, False)
-            child = spawn(
-                [sys.executable, "-I", "-S", "-c", _MAIN.format(path=path)],
-                stdin=request_read,
-                stdout=theirs,
-                stderr=subprocess.DEVNULL if sys.stderr is None else 2,
-                env={"PATH": os.defpath},
-            )
+            worker = cls(pipes)
         except BaseException:
-            os.close(answers)
-            os.close(requests)
+            pipes.close()
             raise
-        finally:
-            os.close(theirs)
-            os.close(request_read)
-        worker = cls(child, requests, PipeReader(answers, limit=_ANSWER_LIMIT))
         try:
             await worker._read(lambda _: None)
         except BaseException:
@@ -239,7 +230,7 @@ class _Worker:
         if len(line) > _REQUEST_LIMIT:
             raise AgentError(f"a request of {len(line)} bytes to the unpack worker is too large")
         with contextlib.suppress(BrokenPipeError):  # the end of its answers says so
-            os.write(self._requests, line)  # the pipe is empty: the last request was answered
+            self._requests.write(line)  # the pipe is empty: the last request was answered
         return await self._read(received)
 
     async def _read(self, received: Callable[[int], None]) -> Served | Failed:
@@ -256,16 +247,8 @@ class _Worker:
     async def kill(self) -> None:
         self._child.kill()
         self.dismiss()
-
-        async def reaped() -> None:
-            await self._child.wait()
-
-        await finish(reaped())
+        await self._child.end()
 
     def dismiss(self) -> None:
-        """End of its requests is the end of the worker."""
-        self._answers.close()
-        if self._requests >= 0:
-            with contextlib.suppress(OSError):
-                os.close(self._requests)
-            self._requests = -1
+        """The end of its requests ends the worker."""
+        self._pipes.close()

@@ -1,7 +1,7 @@
-"""`runtimeConfig`: what a plugin declares and the pod asks for.
+"""`runtimeConfig`: capabilities that a plugin declares and the pod requests.
 
-Capabilities of the CNI conventions that the CRI has something for, as containerd and CRI-O pass
-them. `ips`, `mac`, `aliases`, `infinibandGUID` and `deviceID` have no source in the CRI.
+These are the capabilities of the CNI conventions for which the CRI has a source, passed like
+containerd and CRI-O do. `ips`, `mac`, `aliases`, `infinibandGUID` and `deviceID` have none.
 """
 
 from __future__ import annotations
@@ -13,7 +13,9 @@ from criagent.base.errors import InvalidRequestError
 from criagent.model.sandbox import Sandbox
 from criagent.net import bandwidth
 
-_BURST_BITS = (1 << 32) - 1  # as the peers: a pod is limited over time, not at its first packets
+_BURST_BITS = (
+    1 << 32
+) - 1  # as containerd and CRI-O: a pod is limited over time, not at its first packets
 
 Json = dict[str, Any]
 
@@ -21,10 +23,10 @@ Json = dict[str, Any]
 def runtime_config(
     plugin: Json, sandbox: Sandbox, pod_cidrs: Sequence[str], *, strict: bool
 ) -> Json:
-    """The object for `plugin`; empty when it declares nothing that the pod asks for.
+    """The object for `plugin`; empty when it declares nothing that the pod requests.
 
-    Raises InvalidRequestError for bandwidth annotations that cannot be used; without `strict` they
-    are left out.
+    Raises InvalidRequestError for unusable bandwidth annotations; without `strict` they are left
+    out.
     """
     declared = plugin.get("capabilities")
     declared = declared if isinstance(declared, dict) else {}

@@ -28,7 +28,7 @@ class CniConfigError(AgentError):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class NetworkList:
-    """A network configuration list. `document` is what a sandbox's row keeps."""
+    """A network configuration list. `document` is what a sandbox's row stores."""
 
     name: str
     version: str
@@ -46,7 +46,7 @@ class NetworkList:
         }
 
     def knows(self, command: str) -> bool:
-        """Whether plugins of this list may be called with `command`."""
+        """Whether plugins of this list support `command`."""
         match command:
             case "GC":
                 return self.version >= "1.1.0" and not self.disable_gc
@@ -62,10 +62,10 @@ class NetworkList:
 
 
 def load_first(directory: Path) -> NetworkList:
-    """The first configuration of `directory` in name order, as runtimes choose it.
+    """The first configuration of `directory` in name order, as other runtimes choose it.
 
-    Raises CniConfigError when there is none, or the first one is broken: passing over it would put
-    pods on another network than the one that the node is meant to have.
+    Raises CniConfigError when there is none, or when the first one is broken: skipping it would put
+    pods on a network other than the intended one.
     """
     try:
         files = sorted(p for p in directory.iterdir() if p.suffix in _SUFFIXES)
@@ -80,7 +80,7 @@ def load(file: Path) -> NetworkList:
     """The list or single configuration in `file`. Raises CniConfigError."""
     try:
         if not stat.S_ISREG(file.stat().st_mode):
-            raise CniConfigError(f"{file} is no regular file")
+            raise CniConfigError(f"{file} is not a regular file")
         with file.open("rb") as stream:
             data = stream.read(_LIMIT + 1)
         if len(data) > _LIMIT:
@@ -89,9 +89,9 @@ def load(file: Path) -> NetworkList:
     except OSError as exc:
         raise CniConfigError(f"{file} cannot be read: {exc.strerror}") from None
     except (ValueError, RecursionError) as exc:
-        raise CniConfigError(f"{file} is no JSON: {exc}") from None
+        raise CniConfigError(f"{file} is not valid JSON: {exc}") from None
     if not isinstance(document, dict):
-        raise CniConfigError(f"{file} is no JSON object")
+        raise CniConfigError(f"{file} is not a JSON object")
     if "plugins" not in document:
         document = {**document, "plugins": [document]}
     return parse(document, str(file))
@@ -101,12 +101,10 @@ def parse(document: Json, source: str) -> NetworkList:
     """`document` as a list. Raises CniConfigError naming `source`."""
     name, plugins = document.get("name"), document.get("plugins")
     if not isinstance(name, str) or not _NAME.fullmatch(name):
-        raise CniConfigError(
-            f"{source}: the network's name {str(name)[:80]!r} is missing or invalid"
-        )
+        raise CniConfigError(f"{source}: the network name {str(name)[:80]!r} is missing or invalid")
     version = _version(document, source)
     if not isinstance(plugins, list) or not plugins:
-        raise CniConfigError(f"{source}: it has no plugins")
+        raise CniConfigError(f"{source}: the list of plugins is missing or empty")
     for plugin in plugins:
         kind = plugin.get("type") if isinstance(plugin, dict) else None
         # A type with a slash would run any program of the host (CVE-2021-20206).
@@ -127,11 +125,11 @@ def parse(document: Json, source: str) -> NetworkList:
 
 
 def _version(document: Json, source: str) -> str:
-    """The highest version of `cniVersion` and `cniVersions` that is known here."""
+    """The highest version of `cniVersion` and `cniVersions` that is supported here."""
     offered = document.get("cniVersions", [])
     if not isinstance(offered, list):
         raise CniConfigError(f"{source}: cniVersions is not a list")
-    # Without one it would be 0.1.0 by the specification; plugins of today that know that know this.
+    # Without one it is 0.1.0 by the specification; plugins that support that support this too.
     version = document.get("cniVersion", "") or ("" if offered else _DEFAULT_VERSION)
     if version:
         offered = [*offered, version]

@@ -1,7 +1,7 @@
 """The CNI pod network: plugins of the node's configuration, run as child processes.
 
-The configuration that was used and its result are kept in a file from before the first ADD, and in
-the sandbox's row afterwards, so that DEL gets them whatever the directory says by then.
+The configuration that was used and its result are stored in a file from before the first ADD, and
+in the sandbox's row afterwards, so that DEL gets them whatever the directory contains by then.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from typing import Any
 
 import structlog
 
-from criagent.base.aio import run_in
+from criagent.base.aio import Background, run_in
 from criagent.base.errors import AgentError, CorruptError, InvalidRequestError
 from criagent.kernel import namespaces
 from criagent.model.sandbox import Sandbox
@@ -34,8 +34,8 @@ from criagent.store.settings import SettingStore
 
 _INTERFACE = "eth0"
 _CIDR_SETTING = "cni_pod_cidrs"
-_QUESTION_LIMIT_S = 10.0  # for STATUS and GC, on which no pod waits
-_STATUS_EVERY_S = 4.0  # the kubelet asks for our condition every 5 s
+_QUESTION_LIMIT_S = 10.0  # for STATUS and GC, for which no pod waits
+_STATUS_EVERY_S = 4.0  # the kubelet asks for the condition every 5 s
 _ARGUMENT = re.compile(r"[^;=\x00-\x1f]*")
 
 Json = dict[str, Any]
@@ -50,12 +50,12 @@ class CniConfig:
     conf_dir: Path
     bin_dirs: tuple[Path, ...]
     timeout_s: float  # of one plugin
-    cache_dir: Path  # attachments under way; gone after a boot
+    cache_dir: Path  # attachments in progress; removed by a reboot
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Call:
-    """One verb for all plugins of a network; `sandbox` is None when it concerns the network."""
+    """One verb for all plugins of a network; `sandbox` is None for verbs of the network itself."""
 
     command: str
     network: NetworkList
@@ -77,32 +77,29 @@ class CniNetwork:
         self._loaded: NetworkList | None = None
         self._broken = "the configuration has not been read"
         self._status_problem = ""
-        self._status_task: asyncio.Task[None] | None = None
+        self._asking = Background("cni-status")
         self._status_at = 0.0
 
     @property
     def _pod_cidrs(self) -> list[str]:
-        """What the kubelet gave last, also to an agent before this one."""
+        """The last value from the kubelet, also from before a restart of the agent."""
         given = self._settings.get(_CIDR_SETTING)
         return given.split(",") if given else []
 
     async def start(self) -> None:
         """Read the directory once; it may still be empty."""
         self.condition()
-        if self._status_task is not None:
-            await asyncio.wait({self._status_task})
+        await self._asking.wait()
 
     async def stop(self) -> None:
-        """End a STATUS that is under way; pods keep their network."""
-        if self._status_task is not None:
-            self._status_task.cancel()
-            await asyncio.wait({self._status_task})
+        """End a STATUS that is in progress; pods keep their network."""
+        await self._asking.stop()
 
     def condition(self) -> NetworkCondition:
-        """Ready while the directory's first configuration can be used; looks at each call.
+        """Ready while the directory's first configuration is usable; checked on each call.
 
-        One stat per file and plugin, so the kubelet's next Status shows a change. STATUS of a 1.1.0
-        configuration is asked in the background and counts from its answer on.
+        This is one stat per file and plugin, so the kubelet's next Status shows a change. STATUS of
+        a 1.1.0 configuration runs in the background and counts from its answer on.
         """
         problem = self._look()
         if not problem and self._loaded is not None and self._loaded.knows("STATUS"):
@@ -115,30 +112,33 @@ class CniNetwork:
         return NetworkCondition(ready=True)
 
     async def set_pod_cidrs(self, cidrs: Sequence[str]) -> None:
-        """Told to plugins that declare `ipRanges`; otherwise the configuration's IPAM decides.
+        """Pass `cidrs` to plugins that declare `ipRanges`; otherwise the configuration's IPAM
+        decides.
 
-        Raises InvalidRequestError for what is no network.
+        Raises InvalidRequestError for a value that is not a network.
         """
         networks = []
         for cidr in cidrs:
             try:
                 networks.append(str(ip_network(cidr)))
             except ValueError as exc:
-                raise InvalidRequestError(f"pod CIDR {cidr[:80]!r} is no network: {exc}") from None
+                raise InvalidRequestError(
+                    f"pod CIDR {cidr[:80]!r} is not a network: {exc}"
+                ) from None
         await self._settings.put(_CIDR_SETTING, ",".join(networks))
 
     async def attach(self, sandbox: Sandbox, netns: Path) -> Attachment:
-        """ADD of every plugin in order; after a failure `detach` takes back what was done.
+        """ADD of every plugin in order; after a failure `detach` undoes what was done.
 
-        Raises AgentError with the plugin's words, TimedOutError for one that hangs,
-        InvalidRequestError for metadata that CNI_ARGS cannot carry and for bandwidth annotations
-        that are none, also when no plugin limits the pod.
+        Raises AgentError with the plugin's message, TimedOutError for one that hangs, and
+        InvalidRequestError for metadata that CNI_ARGS cannot carry and for invalid bandwidth
+        annotations, even when no plugin limits the pod.
         """
         bandwidth.limits(sandbox.spec.annotations)
         for key, value in _arguments(sandbox):
             if not _ARGUMENT.fullmatch(value):
                 raise InvalidRequestError(
-                    f"{key} {value[:80]!r} has a character that CNI_ARGS cannot carry"
+                    f"{key} {value[:80]!r} contains a character that CNI_ARGS cannot carry"
                 )
         problem = self._look()
         network = self._loaded
@@ -158,7 +158,7 @@ class CniNetwork:
         return Attachment(addresses=addresses, cni_result=kept)
 
     async def detach(self, sandbox: Sandbox, netns: Path | None) -> None:
-        """DEL of every plugin, the last one first; fine when it was never attached.
+        """DEL of every plugin, the last one first; fine when the sandbox was never attached.
 
         All are called even if one fails; the first failure is raised as AgentError.
         """
@@ -168,7 +168,10 @@ class CniNetwork:
         elif self._look() or self._loaded is None:
             return
         else:
-            network, result = self._loaded, None  # the node was booted since ADD, if there was one
+            network, result = (
+                self._loaded,
+                None,
+            )  # the node has rebooted since ADD, if there was one
         if netns is not None and not namespaces.is_pinned(netns):
             netns = None
         limit_s = self._config.timeout_s
@@ -185,7 +188,7 @@ class CniNetwork:
         await run_in(self._fs, _forget, self._kept_file(sandbox))
 
     async def status(self) -> None:
-        """STATUS of every plugin, where the version has it. Raises AgentError."""
+        """STATUS of every plugin, if the version supports it. Raises AgentError."""
         network = self._loaded
         if network is not None and network.knows("STATUS"):
             call = _Call(command="STATUS", network=network, limit_s=_QUESTION_LIMIT_S)
@@ -193,7 +196,7 @@ class CniNetwork:
                 await self._run(call, plugin, None)
 
     async def reconcile(self, live: Sequence[Sandbox]) -> None:
-        """GC with the attachments that are still wanted, where the version has it."""
+        """GC with the attachments that are still in use, if the version supports it."""
         network = self._loaded
         if network is None or not network.knows("GC"):
             return
@@ -206,11 +209,11 @@ class CniNetwork:
                 log.warning("cni_gc_failed", error=str(exc))
 
     def _look(self) -> str:
-        """What keeps the network from being used, after a look at the directories; "" = nothing."""
+        """Why the network cannot be used, after a check of the directories; "" = it can."""
         seen = _fingerprint(self._config.conf_dir)
         if seen != self._seen:
             self._seen = seen
-            self._status_at, self._status_problem = 0.0, "STATUS has not been answered yet"
+            self._status_at, self._status_problem = 0.0, "CNI STATUS has not finished yet"
             try:
                 self._loaded, self._broken = load_first(self._config.conf_dir), ""
             except CniConfigError as exc:
@@ -226,10 +229,10 @@ class CniNetwork:
 
     def _ask_status(self) -> None:
         now = asyncio.get_running_loop().time()
-        asking = self._status_task is not None and not self._status_task.done()
-        if not asking and (not self._status_at or now - self._status_at >= _STATUS_EVERY_S):
+        due = not self._status_at or now - self._status_at >= _STATUS_EVERY_S
+        if due and not self._asking.running:
             self._status_at = now
-            self._status_task = asyncio.create_task(self._keep_status(), name="cni-status")
+            self._asking.start(self._keep_status)
 
     async def _keep_status(self) -> None:
         asked = self._seen
@@ -238,14 +241,14 @@ class CniNetwork:
             await self.status()
         except AgentError as exc:
             problem = str(exc)
-        if asked == self._seen:  # else it is an answer about another configuration
+        if asked == self._seen:  # otherwise the answer is about another configuration
             self._status_problem = problem
 
     def _kept_file(self, sandbox: Sandbox) -> Path:
         return self._config.cache_dir / f"{sandbox.id}.json"
 
     async def _run(self, call: _Call, plugin: Json, previous: Json | None) -> bytes:
-        """One plugin's stdout. Raises AgentError when it fails, in its own words."""
+        """One plugin's stdout. Raises AgentError with the plugin's message when it fails."""
         program = await run_in(self._fs, find_plugin, plugin["type"], self._config.bin_dirs)
         environment = {
             "CNI_COMMAND": call.command,
@@ -258,7 +261,7 @@ class CniNetwork:
             arguments = [
                 f"{key}={value}"
                 for key, value in _arguments(call.sandbox)
-                if _ARGUMENT.fullmatch(value)  # the rest was refused, and DEL goes without it
+                if _ARGUMENT.fullmatch(value)  # the rest was refused, and DEL runs without it
             ]
             environment |= {
                 "CNI_CONTAINERID": call.sandbox.id,
@@ -266,20 +269,20 @@ class CniNetwork:
                 "CNI_IFNAME": _INTERFACE,
                 "CNI_ARGS": ";".join(["IgnoreUnknown=1", *arguments]),
             }
-            add = call.command == "ADD"  # DEL of a pod that a former version let in has to work
+            add = call.command == "ADD"  # DEL of a pod that an earlier version accepted has to work
             if asked := runtime_config(plugin, call.sandbox, self._pod_cidrs, strict=add):
                 request["runtimeConfig"] = asked
         if previous is not None:
             request["prevResult"] = cni_result.converted(previous, call.network.version)
-        status, output, errors = await run_plugin(program, environment, request, call.limit_s)
-        if status:
-            text = cni_result.failure_text(output, errors)
+        ended = await run_plugin(program, environment, request, call.limit_s)
+        if ended.status:
+            text = cni_result.failure_text(ended.stdout, ended.stderr)
             raise AgentError(f'CNI plugin "{plugin["type"]}" {call.command}: {text}')
-        return output
+        return ended.stdout
 
 
 def _fingerprint(directory: Path) -> object:
-    """Equal to the last one while no file of `directory` has changed."""
+    """Equal to the last value while no file of `directory` has changed."""
     found: list[tuple[str, int, int, int, int]] = []
     try:
         with os.scandir(directory) as entries:
@@ -318,7 +321,7 @@ def _decode(kept: bytes, sandbox: Sandbox) -> tuple[NetworkList, Json | None]:
         return parse(document["network"], f"sandbox {sandbox.id}"), document["result"]
     except (ValueError, KeyError, TypeError, RecursionError) as exc:
         raise CorruptError(
-            f"the kept CNI result of sandbox {sandbox.id} is damaged: {exc}"
+            f"the stored CNI result of sandbox {sandbox.id} is damaged: {exc}"
         ) from None
 
 
@@ -343,5 +346,5 @@ def _kept(file: Path) -> bytes:
 
 def _forget(file: Path) -> None:
     file.unlink(missing_ok=True)
-    with contextlib.suppress(OSError):  # others are in it, or it is not there
+    with contextlib.suppress(OSError):  # it holds other files, or does not exist
         file.parent.rmdir()

@@ -1,7 +1,7 @@
 """What a CNI plugin prints (CNI specification 1.1.0, section 5), read with limits.
 
-The plugins are the node's own, but their output is not trusted further than the sandbox's row:
-addresses are parsed and written back in their canonical form.
+The plugins are the node's own, but their output is trusted no further than the sandbox's row:
+addresses are parsed and written back in canonical form.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from criagent.base.errors import AgentError
 
 LIMIT_BYTES = 1 << 20
 _MAX_ADDRESSES = 64
-_MAX_WORDS = 1000
+_MAX_TEXT = 1000
 _FAMILIES = {"4": "ip4", "6": "ip6"}  # values of `version`, and keys of results of 0.1 and 0.2
 
 Json = dict[str, Any]
@@ -25,17 +25,17 @@ def parse_result(output: bytes, kind: str) -> Json:
     try:
         result = json.loads(output)
     except (ValueError, RecursionError):
-        raise AgentError(f'CNI plugin "{kind}" printed no JSON: {output[:200]!r}') from None
+        raise AgentError(f'CNI plugin "{kind}" printed invalid JSON: {output[:200]!r}') from None
     if not isinstance(result, dict):
-        raise AgentError(f'CNI plugin "{kind}" printed no JSON object')
+        raise AgentError(f'CNI plugin "{kind}" printed something other than a JSON object')
     return result
 
 
 def converted(result: Json, version: str) -> Json:
-    """`result` as plugins of a configuration of `version` expect it, whatever wrote it.
+    """`result` in the format of `version`, whatever version wrote it.
 
     Before 0.3.0 a result has one address of each family in `ip4` and `ip6`; before 1.0.0 each entry
-    of `ips` says its family. Entries that are malformed stay for `addresses` to refuse.
+    of `ips` names its family. Malformed entries stay for `addresses` to refuse.
     """
     changed = {**result, "cniVersion": version}
     if version >= "0.3.0":
@@ -99,20 +99,20 @@ def addresses(result: Json, kind: str, interface: str) -> tuple[str, ...]:
     if not isinstance(entries, list) or not entries:
         raise AgentError(f"{who} has no ips")
     if len(entries) > _MAX_ADDRESSES:
-        raise AgentError(f"{who} has {len(entries)} ips; at most {_MAX_ADDRESSES} are taken")
+        raise AgentError(f"{who} has {len(entries)} ips; the limit is {_MAX_ADDRESSES}")
     wanted: list[str] = []
     others: list[str] = []
     for entry in entries:
         address = _address(entry, who)
         owner = _owner(entry, result.get("interfaces"), who)
-        # Some plugins leave the sandbox of the pod's interface out, and runtimes go by its name.
+        # Some plugins leave out the sandbox of the pod's interface, and runtimes go by its name.
         if owner is None or owner.get("name") == interface:
             wanted.append(address)
         elif owner.get("sandbox"):
             others.append(address)
     found = tuple(dict.fromkeys(wanted or others))
     if not found:
-        raise AgentError(f"{who} has no ips of an interface in the pod")
+        raise AgentError(f"{who} has no ips on an interface of the pod")
     return found
 
 
@@ -123,7 +123,7 @@ def failure_text(output: bytes, errors: bytes) -> str:
         text = f"{answer.get('msg', '')} {answer.get('details', '')}".strip()
     except (ValueError, AttributeError, RecursionError):
         text = ""
-    return (text or errors.decode(errors="replace").strip() or "failed without a word")[:_MAX_WORDS]
+    return (text or errors.decode(errors="replace").strip() or "failed with no output")[:_MAX_TEXT]
 
 
 def _address(entry: object, who: str) -> str:
@@ -143,7 +143,7 @@ def _owner(entry: Json, interfaces: object, who: str) -> Json | None:
         return None
     listed = interfaces if isinstance(interfaces, list) else []
     if type(index) is not int or not 0 <= index < len(listed):
-        raise AgentError(f"{who} names interface {str(index)[:20]!r}, which it does not list")
+        raise AgentError(f"{who} refers to interface {str(index)[:20]!r}, which it does not list")
     if not isinstance(listed[index], dict):
         raise AgentError(f"{who} has a malformed interface")
     owner: Json = listed[index]

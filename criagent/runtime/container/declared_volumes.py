@@ -1,9 +1,9 @@
 """Volumes that an image's configuration declares (VOLUME of a Dockerfile).
 
-As containerd does it, each is a directory of the node with what the image has there, mounted over
-that place: writable under a read-only root, and no overlay on an overlay. It lies beside the
-container's writable layer, `snapshots/<number>/volumes/<n>`, is counted with it and goes with it.
-A mount of the request at the same place is used instead.
+As in containerd, each is a directory of the node with the image's content of that path, mounted
+over the path: writable under a read-only root, and no overlay on an overlay. It lies beside the
+container's writable layer, `snapshots/<number>/volumes/<n>`, is counted and removed with it. A
+mount of the request at the same path is used instead.
 """
 
 from __future__ import annotations
@@ -27,14 +27,14 @@ from criagent.kernel.paths import RESOLVE_IN_ROOT, RESOLVE_NO_SYMLINKS, open_in_
 from criagent.model.container import Container, Mount
 from criagent.model.image import Snapshot
 from criagent.model.sandbox import Sandbox
-from criagent.process.child import PipeReader, killed_on_exit, spawn
+from criagent.process.child import run
 from criagent.runtime.node.paths import RuntimePaths
 from criagent.runtime.spec.inputs import ResolvedMount
-from criagent.runtime.spec.mount_targets import cleaned, is_kernel_place, landing
+from criagent.runtime.spec.mounts.targets import cleaned, is_kernel_place, landing
 
 VolumeMode = Literal["bind", "mkdir", "ignore"]
 
-_LIMIT = 128  # of one image; each costs a directory and a mount
+_LIMIT = 128  # of one image; each needs a directory and a mount
 _CURE = 'set runtime.image_volumes = "ignore"'
 _FULL = (os.strerror(errno.ENOSPC), os.strerror(errno.EDQUOT))
 
@@ -43,7 +43,7 @@ log: structlog.stdlib.BoundLogger = structlog.get_logger(__name__)
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class DeclaredVolumes:
-    """Makes the volumes of a container whose root is mounted."""
+    """Creates the volumes of a container whose root is mounted."""
 
     mode: VolumeMode
     paths: RuntimePaths
@@ -53,11 +53,11 @@ class DeclaredVolumes:
     async def make(
         self, container: Container, sandbox: Sandbox, snapshot: Snapshot, declared: Sequence[str]
     ) -> tuple[ResolvedMount, ...]:
-        """The mounts of the `declared` volumes; what is in the image there is copied.
+        """The mounts of the `declared` volumes, filled with the image's content.
 
-        With mode "mkdir" the directories are made in the root, for the container's user, and there
-        are no mounts. Raises InvalidRequestError for a declaration that cannot be, ExhaustedError
-        when the disk is full, AgentError.
+        With mode "mkdir" the directories are created in the root, for the container's user, without
+        mounts. Raises InvalidRequestError for an invalid declaration, ExhaustedError when the disk
+        is full, AgentError.
         """
         if not declared or self.mode == "ignore":
             return ()
@@ -75,7 +75,7 @@ class DeclaredVolumes:
         return tuple(mounts)
 
     def _places(self, container: Container, declared: Sequence[str]) -> list[str]:
-        """Where the volumes are, without links, each once, without those that are not made."""
+        """Paths of the volumes without links, each once, except those that are not created."""
         image = container.spec.image
         if len(declared) > _LIMIT:
             raise InvalidRequestError(
@@ -91,8 +91,8 @@ class DeclaredVolumes:
                 path = cleaned(text)
                 if "\0" in path or path == "/":
                     raise InvalidRequestError(
-                        f"image {image[:200]} declares the volume {text[:200]!r}, which cannot be "
-                        f"mounted; declare another directory, or {_CURE}"
+                        f"image {image[:200]} declares the volume {text[:200]!r}, which cannot "
+                        f"be mounted; declare another directory, or {_CURE}"
                     )
                 place = path if is_kernel_place(path) else landing(root, path, image)
                 if is_kernel_place(place):
@@ -108,7 +108,7 @@ class DeclaredVolumes:
     def _prepare(self, container: Container, sandbox: Sandbox, place: str, directory: Path) -> bool:
         """Whether the image has files at `place` to be copied with their directory.
 
-        Otherwise the directory is made, with owner and mode as the image's or else root's.
+        Otherwise the directory is created, with the image's owner and mode or else root's.
         """
         content = self._content(container, place)
         userns = sandbox.spec.security.namespaces.pod_userns
@@ -132,33 +132,24 @@ class DeclaredVolumes:
     async def _copy(self, container: Container, place: str, directory: Path) -> None:
         """Copy a directory with owners, modes, times, links and attributes, by cp of coreutils.
 
-        The path has no links, and nobody else can change the root.
+        The path has no links, and no other process can change the root.
         """
         source = f"{self.paths.rootfs(container.id)}{place}/."
-        read, write = os.pipe()
-        errors = PipeReader(read, limit=4096)
+        argv: list[str | Path] = ["cp", "-a", "-T", "--reflink=auto", source, directory]
         try:
-            try:
-                child = spawn(["cp", "-a", "-T", "--reflink=auto", source, directory], stderr=write)
-            except OSError as exc:
-                raise AgentError(f"cp cannot be run: {exc.strerror}; install coreutils") from exc
-            finally:
-                os.close(write)
-            async with killed_on_exit(child):
-                status = await child.wait()
-            errors.drain()
-        finally:
-            errors.close()
-        if status:
-            output = bytes(errors.data).decode(errors="replace").strip()[-300:]
+            ended = await run(argv, limit_s=None, keep=4096)
+        except OSError as exc:
+            raise AgentError(f"cp cannot be executed: {exc.strerror}; install coreutils") from exc
+        if ended.status:
+            output = ended.errors.strip()[-300:]
             image = container.spec.image[:200]
-            text = f"image {image}: volume {place[:200]!r} was not copied: {output}"
+            text = f"image {image}: copying volume {place[:200]!r} failed: {output}"
             if any(reason in output for reason in _FULL):
                 raise ExhaustedError(f"{text}; free space on the disk of storage.root")
             raise AgentError(text)
 
     def _content(self, container: Container, place: str) -> int | None:
-        """What the image has at `place`, None = nothing."""
+        """The image's content at `place`, None = nothing."""
         root = os.open(self.paths.rootfs(container.id), os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
         try:
             return open_in_root(root, place, os.O_RDONLY | os.O_DIRECTORY)
@@ -166,14 +157,14 @@ class DeclaredVolumes:
             return None
         except NotADirectoryError:
             raise InvalidRequestError(
-                f"image {container.spec.image[:200]} declares the volume {place[:200]!r}, where it "
-                f"has a file and no directory; declare a directory, or {_CURE}"
+                f"image {container.spec.image[:200]} declares the volume {place[:200]!r}, but "
+                f"has a file at that path; declare a directory, or {_CURE}"
             ) from None
         finally:
             os.close(root)
 
     def _make_places(self, container: Container, sandbox: Sandbox, places: Sequence[str]) -> None:
-        """Directories of the container's user in its root; those that are there stay."""
+        """Create directories of the container's user in its root; existing ones stay."""
         user, userns = container.user, sandbox.spec.security.namespaces.pod_userns
         uid, gid = (0, 0) if user is None else (user.uid, user.gid)
         if userns is not None:
@@ -185,7 +176,7 @@ class DeclaredVolumes:
         except NotADirectoryError as exc:
             raise InvalidRequestError(
                 f"image {container.spec.image[:200]} declares a volume at or below "
-                f"{str(exc.filename)[:200]!r}, where it has a file; {_CURE}"
+                f"{str(exc.filename)[:200]!r}, but has a file at that path; {_CURE}"
             ) from None
         finally:
             os.close(root)

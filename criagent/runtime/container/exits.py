@@ -1,9 +1,9 @@
-"""Exits: conmon's end makes its exit file final, the file makes the row, the row makes the event.
+"""Exits: conmon's end makes its exit file final; the file becomes the row, the row the event.
 
-A monitor that was killed leaves no file: the container would run on with nobody to read its output,
-so it is killed and its reason is ContainerMonitorLost. Everything is read from files and pidfds, so
-a monitor that a restarted daemon adopted is no different from a child. An exit that cannot be
-written is tried again, after a second first and every minute at last.
+A monitor that was killed leaves no file. Its container would keep running without a reader of its
+output, so it is killed and its reason is ContainerMonitorLost. Everything is read from files and
+pidfds, so adopted monitors and children are treated alike. An exit that cannot be written is tried
+again, first after a second and finally every minute.
 """
 
 from __future__ import annotations
@@ -19,12 +19,12 @@ from typing import Any
 
 import structlog
 
-from criagent.base.aio import Owners, detached, run_in
+from criagent.base.aio import detached, run_in
 from criagent.kernel import process
 from criagent.model.common import NamespaceMode, ProcessRef
 from criagent.model.container import Container, Reason
 from criagent.process.child import Child
-from criagent.runtime.container.keys import start_key
+from criagent.runtime.container.keys import Starts
 from criagent.runtime.container.oom import KILLED_CODE, OomWatch
 from criagent.runtime.container.transitions import Transitions
 from criagent.runtime.node import own_cgroup
@@ -34,7 +34,7 @@ from criagent.store.containers import ContainerStore
 
 _FILE_LIMIT_S = 1.0  # 2500 of 2500 exit files were there when the monitor's pidfd fired
 _FILE_LOOK_S = 0.05
-_START_LIMIT_S = 10.0  # a process that is over may precede the end of the runtime that started it
+_START_LIMIT_S = 10.0  # a process that has ended may precede the end of the runtime that started it
 _RETRY_S = 1.0
 _RETRY_MOST_S = 60.0
 LOST_CODE = 255
@@ -52,7 +52,7 @@ class ExitWatcher:
         transitions: Transitions,
         paths: RuntimePaths,
         oom: OomWatch,
-        starts: Owners[None],
+        starts: Starts,
         clock: Clock,
         fs: Executor,
         boot_id: str,
@@ -69,23 +69,23 @@ class ExitWatcher:
         self._retries: dict[str, asyncio.TimerHandle] = {}
 
     def watch_child(self, container: Container, child: Child) -> None:
-        """Watch the monitor that we have just started, unless a stop came first and does."""
+        """Watch a monitor that was just started, unless a stop came first and does."""
         self._start(container, child)
 
     def adopt(self, container: Container) -> None:
-        """Watch the monitor of a container that an earlier daemon started, unless it is watched."""
+        """Watch the monitor of a container from an earlier daemon, unless it is already watched."""
         self._start(container, None)
 
     async def exited(self, container: Container) -> None:
-        """Return once the container's exit is in its row, which is watched if nobody did yet.
+        """Return once the container's exit is in its row; starts watching it if necessary.
 
-        Raises what kept the exit from being written; that is tried again all the same.
+        Raises the error that kept the exit from being written; writing is retried in any case.
         """
         self.adopt(container)
         await asyncio.shield(self._tasks[container.id])
 
     async def close(self) -> None:
-        """Stop watching; monitors keep the codes."""
+        """Stop watching; the monitors hold the exit codes."""
         for retry in self._retries.values():
             retry.cancel()
         for task in list(self._tasks.values()):
@@ -97,7 +97,7 @@ class ExitWatcher:
         if container.id in self._tasks:
             return
         watching = self._watch(container, child, retry_s)
-        # The pod of one that we have just made is known though no label says it.
+        # The pod of a new container is known although no label names it.
         bound = structlog.contextvars.get_contextvars()
         facts: dict[str, Any] = {key: bound[key] for key in ("pod", "pod_uid") if key in bound}
         task = detached(watching, name=f"exit:{container.id}", **(facts | container.facts))
@@ -116,14 +116,14 @@ class ExitWatcher:
             await child.wait()
         elif container.monitor is not None and container.boot_id == self._boot_id:
             await _end(container.monitor)
-        start = self._starts.get(start_key(container.id))
-        if start is not None and start.task is not None:  # its row comes first, and its event
+        start = self._starts.get(container.id)
+        if start is not None and start.task is not None:  # its row comes first, then its event
             await asyncio.wait({start.task}, timeout=_START_LIMIT_S)
-        row_now = self._store.get(container.id)
-        if row_now is None or not row_now.ready_at_ns or row_now.finished_at_ns:
+        now = self._store.get(container.id)
+        if now is None or not now.ready_at_ns or now.finished_at_ns:
             return
         try:
-            await self._settle(row_now)
+            await self._settle(now)
         except Exception as failure:
             log.exception(
                 "exit_not_written",
@@ -144,7 +144,7 @@ class ExitWatcher:
         self._retries[container.id] = asyncio.get_running_loop().call_later(delay_s, again)
 
     async def _settle(self, container: Container) -> None:
-        """Write the exit of a container whose monitor is gone."""
+        """Write the exit of a container whose monitor has ended."""
         file = self._paths.exit_file(container.id)
         code, finished_ns = await self._code(container, file)
         reason = ""
@@ -172,11 +172,11 @@ class ExitWatcher:
             stop_deadline_boot_ns=0,
             oom_kills_seen=kills,
         )
-        self._oom.forget(container.id)  # the kills that it saw are in the row
+        self._oom.forget(container.id)  # the kills that it counted are in the row
         log.info("container_exited", container_id=container.id, code=code, reason=str(reason))
 
     async def _code(self, container: Container, file: Path) -> tuple[int | None, int]:
-        """Exit code and time from conmon's file; (None, 0) when it left none."""
+        """Exit code and time from conmon's file; (None, 0) when there is no file."""
         limit = asyncio.get_running_loop().time() + _FILE_LIMIT_S
         while True:
             code, finished_ns = await run_in(self._fs, _read_exit, file)
@@ -191,7 +191,7 @@ class ExitWatcher:
         if container.init is not None:
             with contextlib.suppress(
                 PermissionError
-            ):  # by a security profile: cgroup.kill asks none
+            ):  # blocked by a security profile: cgroup.kill asks none
                 process.send_signal(container.init, signal.SIGKILL)
         own_cgroup.kill(container.cgroup, container.id)
 
@@ -201,7 +201,7 @@ class ExitWatcher:
         kills = self._oom.kills(container.id, container.cgroup, code=code)
         if kills or code != KILLED_CODE or self._oom.could_look(container.id, container.cgroup):
             return kills
-        # The word of the monitor, which may mean no more than that memory ran short.
+        # The monitor's report, which may mean no more than that memory ran short.
         return int(self._paths.oom_file(container.id).exists())
 
 
@@ -230,7 +230,10 @@ async def _end(monitor: ProcessRef) -> None:
 
 def _message(reason: str) -> str:
     if reason == Reason.MONITOR_LOST:
-        return "the container's monitor (conmon) was killed; the container was stopped"
+        return "the container's monitor (conmon) was killed, so the container was stopped"
     if reason == Reason.UNKNOWN:
-        return "the exit code was lost: the node was restarted, or the monitor left no exit file"
+        return (
+            "the exit code was lost because the node rebooted, or because the monitor left no "
+            "exit file"
+        )
     return ""

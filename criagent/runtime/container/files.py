@@ -1,4 +1,4 @@
-"""What a container has on disk and in the kernel besides its process: bundle, rootfs, cgroup."""
+"""A container's files and kernel objects besides its process: bundle, rootfs, cgroup."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import contextlib
 import dataclasses
 import shutil
 from concurrent.futures import Executor
+from pathlib import Path
 
 import msgspec
 
@@ -13,6 +14,7 @@ from criagent.base.aio import run_in
 from criagent.base.os_errors import about
 from criagent.image.snapshots.overlay import OverlaySnapshots
 from criagent.kernel import mount
+from criagent.model.container import Container
 from criagent.model.image import Image, Snapshot
 from criagent.model.sandbox import Sandbox
 from criagent.runtime.container.idmapped_mounts import detach_mapped
@@ -28,16 +30,27 @@ class _ProcessOnly(msgspec.Struct):
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class ContainerFiles:
-    """Writes and removes the bundle; every step is idempotent and needs the id alone."""
+    """Writes and removes the bundle; every step is idempotent and needs only the id."""
 
     paths: RuntimePaths
     snapshots: OverlaySnapshots
     fs: Executor
 
+    def rootfs(self, container_id: str) -> Path:
+        """Where the root file system is mounted."""
+        return self.paths.rootfs(container_id)
+
+    async def make_layer(self, container: Container, image: Image) -> Snapshot:
+        """The new writable layer. Raises AlreadyExistsError."""
+        parent = image.layers[-1].chain_id if image.layers else ""
+        return await self.snapshots.create(
+            container.id, parent=parent, created_at_ns=container.created_at_ns
+        )
+
     async def mount_rootfs(
-        self, container_id: str, sandbox: Sandbox, snapshot: Snapshot, image: Image, label: str
+        self, container_id: str, sandbox: Sandbox, *, image: Image, snapshot: Snapshot, label: str
     ) -> None:
-        """Make the bundle's directory and mount the overlay in it, mapped as the pod's ids are."""
+        """Create the bundle's directory and mount the overlay in it, with the pod's id mappings."""
         ids = mapped_ids(self.paths, sandbox, container_id)
         rootfs = self.paths.rootfs(container_id)
         await self.snapshots.mount_container(snapshot, image, rootfs, ids, label)
@@ -51,18 +64,18 @@ class ContainerFiles:
             target.write_bytes(msgspec.json.encode(spec))
 
     def spec(self, container_id: str) -> OciObject:
-        """config.json as the runtime got it; synchronous. Raises FileNotFoundError."""
+        """config.json as given to the runtime; synchronous. Raises FileNotFoundError."""
         data = (self.paths.container(container_id) / "config.json").read_bytes()
         document: OciObject = msgspec.json.decode(data)
         return document
 
     def process(self, container_id: str) -> OciObject:
-        """The process object of config.json; what else is in there is not even parsed."""
+        """The process object of config.json; the rest is not parsed."""
         data = (self.paths.container(container_id) / "config.json").read_bytes()
         return msgspec.json.decode(data, type=_ProcessOnly).process
 
     async def release_mounts(self, container_id: str) -> None:
-        """Drop what only the runtime's `create` needed."""
+        """Remove mounts that only the runtime's `create` needed."""
         await run_in(self.fs, detach_mapped, self.paths.mapped_mounts(container_id))
 
     async def remove(self, container_id: str, cgroup: str) -> None:
@@ -71,6 +84,10 @@ class ContainerFiles:
         await self.snapshots.remove(container_id)
         self.snapshots.empty_soon()
 
+    async def forget_state(self, container_id: str) -> None:
+        """Drop what OCI runtimes keep of a dead container whose handler is no longer configured."""
+        await run_in(self.fs, self.paths.forget_state, container_id)
+
     def _remove(self, container_id: str, cgroup: str) -> None:
         bundle = self.paths.container(container_id)
         mount.detach(self.paths.rootfs(container_id))
@@ -78,7 +95,7 @@ class ContainerFiles:
         if volumes.exists():
             for volume in volumes.iterdir():
                 mount.detach(volume)
-        mount.detach(self.paths.lowers(container_id))
+        mount.detach(self.paths.lower_layers(container_id))
         detach_mapped(self.paths.mapped_mounts(container_id))
         with contextlib.suppress(FileNotFoundError):
             shutil.rmtree(bundle)

@@ -1,7 +1,7 @@
-"""Mounts whose ids are mapped as the pod's: tried before the runtime does, or made in its place.
+"""Mounts of the node's paths; ids mapped as the pod's are tried, or made in the runtime's place.
 
-crun and newer runcs map the ids of a mount themselves. An older runc ignores the wish silently, so
-it is given a clone of the mount that is mapped already, attached in the bundle until the container
+crun and newer runcs map the ids of a mount themselves. An older runc silently ignores the request,
+so it gets a clone of the mount that is already mapped, attached in the bundle until the container
 is created.
 """
 
@@ -10,20 +10,58 @@ from __future__ import annotations
 import dataclasses
 import os
 from collections.abc import Sequence
+from concurrent.futures import Executor
 from pathlib import Path
 
 from criagent.base import faults
+from criagent.base.aio import run_in
 from criagent.base.errors import InvalidRequestError
 from criagent.kernel import idmap, mount
 from criagent.kernel.mount import MountEntry, mountinfo
-from criagent.runtime.spec.host_paths import local_path
+from criagent.model.container import Container
+from criagent.model.sandbox import Sandbox
+from criagent.runtime.node.handlers import Handlers
+from criagent.runtime.node.paths import RuntimePaths
 from criagent.runtime.spec.inputs import ResolvedMount
+from criagent.runtime.spec.mounts.host_paths import HostPaths, local_path
+
+
+class HostMounts:
+    """The mounts of the node's paths that a container asks for."""
+
+    def __init__(
+        self, *, host_paths: HostPaths, handlers: Handlers, paths: RuntimePaths, fs: Executor
+    ) -> None:
+        self._host_paths = host_paths
+        self._handlers = handlers
+        self._paths = paths
+        self._fs = fs
+
+    async def resolve(self, container: Container, sandbox: Sandbox) -> tuple[ResolvedMount, ...]:
+        """Their sources, with mapped ids where they are wanted and the handler maps none itself.
+
+        Raises InvalidRequestError for a path or a mapping that cannot be.
+        """
+        asked = [mount for mount in container.spec.mounts if mount.image is None]
+        mounts = await self._host_paths.resolve(asked)
+        if any(one.request.uid_mappings for one in mounts):
+            return await run_in(self._fs, self._mapped, container, sandbox, mounts)
+        return mounts
+
+    def _mapped(
+        self, container: Container, sandbox: Sandbox, mounts: tuple[ResolvedMount, ...]
+    ) -> tuple[ResolvedMount, ...]:
+        userns = self._paths.userns(sandbox.id)
+        if not self._handlers.by_name[container.handler].idmapped_mounts:
+            return attach_mapped(mounts, userns, self._paths.mapped_mounts(container.id))
+        try_mappings(mounts, userns)
+        return mounts
 
 
 def try_mappings(mounts: Sequence[ResolvedMount], userns: Path) -> None:
-    """Raises InvalidRequestError for a mount that cannot be mapped.
+    """Raises InvalidRequestError for a mount that does not support id mapping.
 
-    Those on network file systems are left to the runtime, which may be abandoned.
+    Mounts on network file systems are left to the runtime, which may be abandoned.
     """
     _map(mounts, userns, None)
 
@@ -31,20 +69,21 @@ def try_mappings(mounts: Sequence[ResolvedMount], userns: Path) -> None:
 def attach_mapped(
     mounts: Sequence[ResolvedMount], userns: Path, directory: Path
 ) -> tuple[ResolvedMount, ...]:
-    """`mounts` with mapped clones below `directory` as sources, for a runtime that maps none.
+    """`mounts` with mapped clones below `directory` as sources, for a runtime that cannot map.
 
-    Raises InvalidRequestError for a mount that cannot be mapped; `detach_mapped` is the undo.
+    Raises InvalidRequestError for a mount that does not support id mapping; `detach_mapped` is the
+    undo.
     """
     directory.mkdir(exist_ok=True, mode=0o700)
     return _map(mounts, userns, directory)
 
 
 def detach_mapped(directory: Path) -> None:
-    """Take the clones below `directory` away, and it too; idempotent."""
+    """Remove the clones below `directory`, and the directory; idempotent."""
     if not directory.exists():
         return
     for entry in directory.iterdir():
-        # Else what is mounted below it would go from the container's mount as well.
+        # Otherwise mounts below it would also vanish from the container's mount.
         mount.make_private(entry)
         mount.detach(entry)
         if entry.is_dir():
@@ -80,7 +119,7 @@ def _mapped(
     if not local:
         raise InvalidRequestError(
             f"{what} is on a network file system, whose ids this node's OCI runtime cannot map; "
-            "use crun, or runc 1.2 or newer"
+            "install crun, or runc 1.2 or newer"
         )
     try:
         with idmap.idmapped(Path(asked.source), userns, readonly=False) as tree:
@@ -93,7 +132,7 @@ def _mapped(
             idmap.attach(tree, place)
     except OSError as exc:
         raise InvalidRequestError(
-            f"{what} is on a file system that cannot map ids for a user namespace: {exc.strerror}"
+            f"{what} is on a file system that does not support id mapping: {exc.strerror}"
         ) from None
     faults.reach("container-create:idmapped-volume")
     request = dataclasses.replace(asked.request, uid_mappings=(), gid_mappings=())

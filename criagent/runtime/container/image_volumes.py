@@ -1,9 +1,9 @@
 """Images as volumes (KEP-4639): an image's layers, mounted read-only below the container's bundle.
 
-Each volume is an overlay of its own at `containers/<id>/volumes/<n>`, n being the mount's place in
-the request; the container gets a read-only bind of it or of a directory within. The row names the
-images, and so keeps their layers, from before the first mount until after the last is gone.
-Texts of failure begin with the word by which the kubelet counts them.
+Each volume is a separate overlay at `containers/<id>/volumes/<n>`, where n is the mount's index in
+the request; the container gets a read-only bind mount of it or of a directory within. The row names
+the images, and so protects their layers, from before the first mount until after the last is
+removed. Error texts begin with the word by which the kubelet counts them.
 """
 
 from __future__ import annotations
@@ -19,14 +19,15 @@ from pathlib import Path
 from criagent.base.aio import run_in
 from criagent.base.errors import InvalidRequestError, NotFoundError
 from criagent.image.images import Images
+from criagent.image.snapshots.overlay import OverlaySnapshots
 from criagent.kernel.paths import open_in_root
 from criagent.model.common import MountPropagation
 from criagent.model.container import Container, ContainerSpec, ImageVolume, Mount
 from criagent.model.sandbox import Sandbox
 from criagent.runtime.node.paths import RuntimePaths
 from criagent.runtime.pod.user_namespaces import mapped_ids
-from criagent.runtime.spec.image_mounts import FAILED
 from criagent.runtime.spec.inputs import ResolvedMount
+from criagent.runtime.spec.mounts.images import FAILED
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -34,6 +35,7 @@ class ImageVolumes:
     """Finds the images of volumes and mounts them."""
 
     images: Images
+    snapshots: OverlaySnapshots
     paths: RuntimePaths
     fs: Executor
 
@@ -60,20 +62,19 @@ class ImageVolumes:
     async def mount(
         self, container: Container, sandbox: Sandbox, label: str
     ) -> Mapping[int, ResolvedMount]:
-        """Mount the row's image volumes; the sources of its mounts by their number.
+        """Mount the row's image volumes; returns the sources of its mounts by their index.
 
-        They have the SELinux label as a property of the mount; no layer is ever relabelled.
-
-        In a pod with a user namespace the layers are mapped, whatever the mount says of mappings.
-        They are taken away with the bundle (`ContainerFiles.remove`). Raises NotFoundError for an
-        absent sub-path, InvalidRequestError for one that is no directory, AgentError.
+        The SELinux label is a property of the mount; no layer is ever relabelled. In a pod with a
+        user namespace the layers are mapped, whatever mappings the mount has. They are removed with
+        the bundle (`ContainerFiles.remove`). Raises NotFoundError for an absent sub-path,
+        InvalidRequestError for one that is not a directory, AgentError.
         """
         sources = {}
         ids = mapped_ids(self.paths, sandbox, container.id)
         for volume in container.image_volumes:
             request = container.spec.mounts[volume.mount]
             target = self.paths.image_volume(container.id, volume.mount)
-            await self.images.snapshots.mount_image(volume.top, target, ids, label)
+            await self.snapshots.mount_image(volume.top, target, ids, label)
             source = await run_in(self.fs, _source, target, request)
             slave = request.propagation is MountPropagation.HOST_TO_CONTAINER
             sources[volume.mount] = ResolvedMount(
@@ -96,13 +97,13 @@ def merged(
 
 
 def _name(mount: Mount) -> str:
-    """The image as its user knows it; the kubelet asks for it by id."""
+    """The image's name for the user; the kubelet requests it by id."""
     image = mount.image
     return "" if image is None else image.user_specified_image or image.image
 
 
 def _source(volume: Path, mount: Mount) -> str:
-    """The directory to bind, without symlinks. The mount is read-only, so it stays what it is."""
+    """The directory to bind, without symlinks. The mount is read-only, so it cannot change."""
     if not mount.image_sub_path:
         return str(volume)
     place = f"{FAILED}: mount {mount.container_path}: image_sub_path {mount.image_sub_path!r}"
@@ -119,8 +120,7 @@ def _source(volume: Path, mount: Mount) -> str:
     try:
         if not stat.S_ISDIR(os.fstat(fd).st_mode):
             raise InvalidRequestError(
-                f'{place} of image "{image}" is no directory; an image volume shows directories, '
-                "so name the one that holds it"
+                f'{place} of image "{image}" is not a directory; name the directory that holds it'
             )
         source = os.readlink(f"/proc/self/fd/{fd}")
     finally:
@@ -129,6 +129,6 @@ def _source(volume: Path, mount: Mount) -> str:
         source.encode()
     except UnicodeEncodeError:
         raise InvalidRequestError(
-            f"{place} leads to {source!r}, which is not UTF-8 and cannot be said to the OCI runtime"
+            f"{place} leads to {source!r}, which is not UTF-8, as OCI runtimes require"
         ) from None
     return source

@@ -1,12 +1,12 @@
-"""Who was killed for want of memory: the last memory.events of every live container.
+"""OOM kills: the last memory.events of every live container.
 
-With the systemd driver a scope and its files are gone when the exit is seen, so one inotify watches
-them all and keeps the last values. A process that ends right after the kill takes its scope along
-before the event is read; the pod's slice stays and counts the kills below it, so what no other
-container there accounts for is the ended one's. When several have ended at once, each may have one
-of these kills, if it was killed or is the only one with a limit. A kill counts, an `oom` event
-alone does not: the kernel may have found memory after all (kernel documentation, cgroup-v2).
-conmon's file `oom` does not tell the two apart.
+With the systemd driver a scope and its files are removed before the exit is seen, so one inotify
+watches them all and keeps the last values. A process that ends right after the kill takes its scope
+along before the event is read; the pod's slice stays and counts the kills below it, so kills that
+no other container there accounts for are those of the ended one. When several have ended at once,
+each may have one of these kills, if it was killed or is the only one with a limit. A kill counts,
+an `oom` event alone does not: the kernel may have found memory after all (kernel documentation,
+cgroup-v2). conmon's file `oom` does not distinguish the two.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from criagent.kernel import cgroupfs
 from criagent.kernel.inotify import IN_IGNORED, IN_MODIFY, Inotify
 
 KILLED_CODE = 137  # 128 + SIGKILL
-# man 7 inotify; what doctor asks for.
+# man 7 inotify; the values that doctor requires.
 _CURES = {
     errno.EMFILE: "sysctl -w fs.inotify.max_user_instances=512",
     errno.ENOSPC: "sysctl -w fs.inotify.max_user_watches=65536",
@@ -33,14 +33,14 @@ log: structlog.stdlib.BoundLogger = structlog.get_logger(__name__)
 
 @dataclasses.dataclass(slots=True)
 class _Slice:
-    """A pod's slice. `left` of its kills are for `heirs` that were killed, too, if they were."""
+    """A pod's slice. `left` of its kills belong to `heirs` that were killed, too."""
 
-    accounted: int  # kills of containers that have ended, and those before the first one
+    accounted: int  # kills of ended containers, and those before the first one
     left: int = 0
     heirs: set[str] = dataclasses.field(default_factory=set)
 
     def settle(self, container_id: str, kills: int) -> None:
-        """The container has ended with so many; what no heir took is nobody's."""
+        """The container has ended with so many kills; those that no heir takes are dropped."""
         self.accounted += kills
         self.heirs.discard(container_id)
         if not self.heirs:
@@ -49,9 +49,9 @@ class _Slice:
 
 
 class OomWatch:
-    """One inotify for all containers; nothing where the kernel has no memory controller.
+    """One inotify for all containers; inactive where the kernel has no memory controller.
 
-    For the event loop alone: its files are counters, which the kernel tells at once.
+    For the event loop only: its files are counters, which the kernel returns at once.
     """
 
     def __init__(self) -> None:
@@ -60,7 +60,7 @@ class OomWatch:
         self._watches: dict[str, int] = {}
         self._kills: dict[str, int] = {}
         self._cgroups: dict[str, str] = {}
-        self._limited: set[str] = set()  # those with a memory limit of their own
+        self._limited: set[str] = set()  # those with their own memory limit
         self._slices: dict[str, _Slice] = {}
 
     def watch(self, container_id: str, cgroup: str) -> None:
@@ -82,9 +82,9 @@ class OomWatch:
                 self._limited.add(container_id)
 
     def kills(self, container_id: str, cgroup: str, *, code: int | None = None) -> int:
-        """How many processes of the container the kernel has killed, as far as was seen.
+        """The number of the container's processes that the kernel has killed, as far as seen.
 
-        `code`, the exit code, helps to tell two containers apart that end at once.
+        `code`, the exit code, helps to distinguish two containers that end at the same time.
         """
         self._readable()
         own = max(_kills_in(cgroup), self._kills.get(container_id, 0))
@@ -95,11 +95,11 @@ class OomWatch:
         return own
 
     def could_look(self, container_id: str, cgroup: str) -> bool:
-        """Whether `kills` knows all of it: by the container's own file, or by its pod's slice."""
+        """Whether `kills` is complete: from the container's own file, or from its pod's slice."""
         return container_id in self._cgroups or cgroupfs.read(cgroup, "memory.events") is not None
 
     def forget(self, container_id: str) -> None:
-        """The container is gone; `kills` has been asked."""
+        """The container was removed; `kills` has been read."""
         number = self._watches.pop(container_id, None)
         if number is not None:
             self._containers.pop(number, None)
@@ -156,7 +156,7 @@ class OomWatch:
                 rest -= max(_kills_in(cgroup), self._kills.get(other, 0))
                 if not cgroupfs.directory(cgroup).exists():
                     ending.add(other)
-        # Of several that end at once it was the one that was killed, or that had a limit to hit.
+        # Of several that end at once it is the one that was killed, or that had a limit to hit.
         limited = container_id in self._limited and not ending & self._limited
         if code != KILLED_CODE and not limited:
             return 0 if ending else max(rest - pod.left, 0)
@@ -166,7 +166,7 @@ class OomWatch:
 
 
 def slice_of(cgroup: str) -> str:
-    """The pod's slice around a container's scope; "" when there is none of its own."""
+    """The pod's slice around a container's scope; "" when the pod has none."""
     scope, found, _ = cgroup.rpartition(".scope")
     name = scope.rpartition("/")[0] if found else ""
     return "" if name in {"", "/system.slice"} else name

@@ -1,4 +1,4 @@
-"""The question that exec, attach and the like begin with."""
+"""The check with which exec, attach and similar verbs begin."""
 
 from __future__ import annotations
 

@@ -12,13 +12,13 @@ from criagent.store.containers import ContainerStore
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class Transitions:
-    """Several verbs touch one row; none may write over what another has just written."""
+    """Several verbs change one row; none may overwrite what another has just written."""
 
     store: ContainerStore
     locks: KeyedLocks
 
     async def apply(self, container_id: str, **changes: Any) -> Container | None:
-        """Replace fields of the row; None when it is gone."""
+        """Replace fields of the row; None when it no longer exists."""
         return await finish(self._apply(container_id, changes))
 
     async def _apply(self, container_id: str, changes: dict[str, Any]) -> Container | None:
@@ -32,7 +32,7 @@ class Transitions:
 
 
 def _in_order(container: Container) -> Container:
-    """Times of files are coarser than the clock: an exit is never told to precede its start."""
+    """Times of files are coarser than the clock: an exit must never precede its start."""
     if container.finished_at_ns and container.finished_at_ns <= max(
         container.started_at_ns, container.created_at_ns
     ):

@@ -1,14 +1,11 @@
-"""The cgroup of one exec: a command that does not end by itself takes all that it started with it.
+"""The cgroup of one exec: a command that is killed takes all of its processes with it.
 
-It lies beside init's, so that killing it touches nothing else of the container.
+It lies beside init's, so that killing it affects nothing else of the container.
 """
 
 from __future__ import annotations
 
 import asyncio
-import dataclasses
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
 
 import structlog
 
@@ -18,38 +15,24 @@ from criagent.kernel.inotify import IN_MODIFY, Inotify
 
 log: structlog.stdlib.BoundLogger = structlog.get_logger(__name__)
 
-_LIMIT_S = 2.0  # a process in an uninterruptible call may outlast any patience
+_LIMIT_S = 2.0  # a process in an uninterruptible call may outlast any limit
 
 
-@dataclasses.dataclass(slots=True)
-class Tree:
-    """The processes of one exec: all that live in its cgroup."""
-
-    ended: bool = False  # the command itself, by its own: its background children may live on
-
-
-@asynccontextmanager
-async def exec_cgroup(cgroup: str) -> AsyncIterator[Tree]:
-    """Make `cgroup`; unless the tree was marked as ended, kill everything in it at the end.
+async def kill_all(cgroup: str) -> None:
+    """Kill everything in `cgroup` and await its end, for at most 2 s; then remove it.
 
     cgroup.kill only sends the signals: until the processes have died they stand in the container's
-    process list, and keep the directory. So their end is awaited, for 2 s at the utmost. The OCI
-    runtime's own process must have ended before, or it could still start something.
+    process list, and keep the directory. The OCI runtime's own process must have ended before, or
+    it could still start something. Fine when there is no such cgroup.
     """
-    tree = Tree()
-    try:
-        cgroupfs.make(cgroup)
-        yield tree
-    finally:
-        if not tree.ended:
-            cgroupfs.kill(cgroup)
-            if cgroupfs.populated(cgroup):
-                await finish(_emptied(cgroup))
-        cgroupfs.remove(cgroup)  # stays while background children live in it
+    cgroupfs.kill(cgroup)
+    if cgroupfs.populated(cgroup):
+        await finish(_emptied(cgroup))
+    cgroupfs.remove(cgroup)
 
 
 async def _emptied(cgroup: str) -> None:
-    """The kernel tells inotify when `populated` changes (kernel documentation, cgroup-v2)."""
+    """The kernel reports changes of `populated` to inotify (kernel documentation, cgroup-v2)."""
     loop, changed = asyncio.get_running_loop(), asyncio.Event()
     try:
         inotify = Inotify()
@@ -69,7 +52,7 @@ async def _emptied(cgroup: str) -> None:
                 await changed.wait()
                 changed.clear()
     except FileNotFoundError:
-        pass  # gone, and so empty
+        pass  # removed, and so empty
     except TimeoutError:
         log.warning("exec_survives", cgroup=cgroup, pids=cgroupfs.processes(cgroup, most=10))
     finally:

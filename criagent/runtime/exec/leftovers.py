@@ -1,7 +1,7 @@
-"""Commands whose daemon died while they ran: nobody waits for them, so they end.
+"""Commands whose daemon died while they ran: no caller waits for them, so they are killed.
 
-An exec's process file is there exactly while it runs (exec_plan). Background children
-of a command that had ended have no such file and live on.
+An exec's process file exists exactly while it runs (exec/plan.py). Background children of a command
+that had ended have no such file and live on.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import secrets
 import structlog
 
 from criagent.model.container import Container
-from criagent.runtime.exec.cgroup import exec_cgroup
+from criagent.runtime.exec.cgroup import kill_all
 from criagent.runtime.node.paths import RuntimePaths
 
 _PREFIX = "exec-"
@@ -29,11 +29,10 @@ def exec_name() -> str:
 
 
 async def end_leftovers(paths: RuntimePaths, container: Container) -> None:
-    """Kill what the execs of a former daemon left running in a container."""
+    """Kill commands that an earlier daemon left running in a container."""
     for file in paths.container(container.id).glob(f"{_PREFIX}*.json"):
         if container.cgroup:
-            async with exec_cgroup(f"{container.cgroup}/{file.stem}"):
-                pass  # its end is what it is for
+            await kill_all(f"{container.cgroup}/{file.stem}")
         file.with_suffix(".pid").unlink(missing_ok=True)
         file.unlink(missing_ok=True)
         log.info("exec_ended", container_id=container.id, exec=file.stem)

@@ -1,18 +1,18 @@
-"""What ExecSync keeps of a command's output: bounded for one call, and for all calls together."""
+"""The output of a command for ExecSync: bounded for one call, and for all calls together."""
 
 from __future__ import annotations
 
 import asyncio
-import os
 
-from criagent.process.child import PipeReader
+from criagent.process.child import Pipes
+from criagent.process.pipe_ends import PipeReader
 
-# What every call may keep without asking the budget: the output of a probe.
+# What every call may use without the budget: the output of a probe.
 OWN_SHARE = 64 << 10
 
 
 class OutputBudget:
-    """Bytes that the outputs of all calls may take together, beyond each one's own share."""
+    """Bytes that the outputs of all calls may use together, beyond each one's own share."""
 
     def __init__(self, most: int) -> None:
         self._left = most
@@ -24,35 +24,25 @@ class OutputBudget:
         return got
 
     def give(self, count: int) -> None:
-        """Back what was taken."""
+        """Return `count` bytes."""
         self._left += count
 
 
 class ExecOutput:
     """Both streams of one command. Together they keep `limit` bytes, and neither starves: each may
     have half, and what the other does not use. What is kept is the beginning of a stream.
+    `pipes` are those of the command.
     """
 
-    def __init__(self, limit: int, budget: OutputBudget) -> None:
+    def __init__(self, limit: int, budget: OutputBudget, pipes: Pipes) -> None:
         self._limit = limit
         self._budget = budget
         self._taken = 0
-        self._fds: list[int] = []
-        self._stdout, self._stderr = self._stream(), self._stream()
-
-    def descriptors(self) -> tuple[int, int]:
-        """The ends to write to, until `started`."""
-        stdout, stderr = self._fds
-        return stdout, stderr
-
-    def started(self) -> None:
-        """The command has its own copies; idempotent."""
-        while self._fds:
-            os.close(self._fds.pop())
+        self._stdout, self._stderr = pipes.output(self._stream), pipes.errors(self._stream)
 
     async def ended(self, drain_s: float) -> None:
         """Return when both streams have ended, or after `drain_s` seconds: a background child may
-        hold them, and its output is nobody's.
+        hold them, and its output is not wanted.
         """
         try:
             async with asyncio.timeout(drain_s):
@@ -70,17 +60,17 @@ class ExecOutput:
 
     @property
     def dropped(self) -> int:
-        """How many bytes did not fit."""
+        """The number of bytes that did not fit."""
         return self._stdout.dropped + self._stderr.dropped
 
     def close(self) -> None:
-        """Read no more, and give back to the budget what was taken from it; idempotent."""
+        """Stop reading, and return to the budget what was taken from it; idempotent."""
         self._stop()
         self._budget.give(self._taken)
         self._taken = 0
 
     def admit(self, stream: PipeReader, wanted: int) -> int:
-        """How many more bytes of `stream` are kept; the other one may lose some for it."""
+        """How many further bytes of `stream` to keep; the other stream may lose some for it."""
         other = self._stderr if stream is self._stdout else self._stdout
         room = self._share(len(other.data)) - len(stream.data)
         room = self._paid(max(min(wanted, room), 0), len(stream.data) + len(other.data))
@@ -89,7 +79,6 @@ class ExecOutput:
         return room
 
     def _stop(self) -> None:
-        self.started()
         for stream in (self._stdout, self._stderr):
             stream.close()
             stream.data = bytearray()
@@ -98,7 +87,7 @@ class ExecOutput:
         return max(self._limit // 2, self._limit - other)
 
     def _paid(self, wanted: int, have: int) -> int:
-        """As many of `wanted` bytes more as this call's share and the budget allow."""
+        """As many of `wanted` further bytes as this call's share and the budget allow."""
         due = min(have + wanted, self._limit) - OWN_SHARE - self._taken
         if due <= 0:
             return wanted
@@ -106,10 +95,8 @@ class ExecOutput:
         self._taken += got
         return max(wanted - (due - got), 0)
 
-    def _stream(self) -> _Stream:
-        read, write = os.pipe()
-        self._fds.append(write)
-        return _Stream(read, self)
+    def _stream(self, fd: int) -> _Stream:
+        return _Stream(fd, self)
 
 
 class _Stream(PipeReader):

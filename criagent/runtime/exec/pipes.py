@@ -9,7 +9,7 @@ import os
 import struct
 import termios
 
-_CHUNK = 64 << 10  # what a pipe holds
+_CHUNK = 64 << 10  # the capacity of a pipe
 _READS_AT_ONCE = 8
 
 
@@ -27,7 +27,7 @@ class Pipe:
         """The next bytes, b"" at the end. A terminal ends with EIO (man 4 pty)."""
         self._reads += 1
         if not self._reads % _READS_AT_ONCE:
-            await asyncio.sleep(0)  # who writes without end does not keep the loop
+            await asyncio.sleep(0)  # an endless writer must not block the loop
         while self._fd >= 0:
             try:
                 return os.read(self._fd, _CHUNK)
@@ -47,7 +47,7 @@ class Pipe:
             self._give_up_later(self._reading)
 
     async def write(self, data: bytes) -> None:
-        """Write everything. Raises BrokenPipeError when nobody reads any more."""
+        """Write everything. Raises BrokenPipeError when there is no reader any more."""
         view = memoryview(data)
         while view:
             if self._fd < 0:
@@ -58,7 +58,7 @@ class Pipe:
                 await self._ready(write=True)
 
     def resize(self, width: int, height: int) -> None:
-        """Tell a terminal its size (man 4 tty_ioctl)."""
+        """Set a terminal's size (man 4 tty_ioctl)."""
         if self._fd >= 0:
             size = struct.pack("HHHH", height, width, 0, 0)
             fcntl.ioctl(self._fd, termios.TIOCSWINSZ, size)

@@ -1,15 +1,14 @@
-"""One exec, whoever serves its streams: process file, cgroup, the runtime's command, its end.
+"""One exec, for any kind of streams: process file, cgroup, the runtime's command, its end.
 
 crun's exec ends with the command and hands our descriptors on. runc's copies them through pipes of
-its own and waits until everybody has closed those, and it takes no console socket unless it
-detaches. So a runtime of that kind is told to detach; the command comes to us when the runtime has
-ended (`child.ExpectedOrphan`), and its exit status with it.
+its own and waits until they are closed, and it takes no console socket unless it
+detaches. So a runtime of that kind detaches; the command comes to us when the runtime has ended
+(`child.ExpectedOrphan`), and its exit status with it.
 """
 
 from __future__ import annotations
 
 import dataclasses
-import subprocess
 from collections.abc import Mapping, Sequence
 from contextlib import AsyncExitStack
 from pathlib import Path
@@ -17,10 +16,11 @@ from pathlib import Path
 import msgspec
 
 from criagent.base.errors import AgentError
+from criagent.kernel import cgroupfs
 from criagent.model.container import Container
-from criagent.process.child import Child, ExpectedOrphan, killed_on_exit, spawn
+from criagent.process.child import Child, ExpectedOrphan, Pipes, spawn
 from criagent.runtime.container.files import ContainerFiles
-from criagent.runtime.exec.cgroup import Tree, exec_cgroup
+from criagent.runtime.exec.cgroup import kill_all
 from criagent.runtime.exec.leftovers import exec_name
 from criagent.runtime.node.paths import RuntimePaths
 from criagent.runtime.oci.runtime import OciRuntime
@@ -29,37 +29,74 @@ from criagent.runtime.spec.build import process_spec
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class Size:
-    """Of a terminal, in characters."""
+    """Size of a terminal, in characters."""
 
     width: int
     height: int
 
 
-class Command:
-    """A command under way in a container; `runtime` is the OCI runtime's process that starts it."""
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class Console:
+    """A terminal for a command; the OCI runtime sends its master to the socket of this path."""
 
-    def __init__(
-        self,
-        stack: AsyncExitStack,
-        runtime: Child,
-        tree: Tree,
-        pid_file: Path | None,
-        orphan: ExpectedOrphan | None,
-    ) -> None:
-        self.runtime = runtime
+    socket: Path
+    size: Size | None
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class ExecRequest:
+    """A command for a running container, without a cgroup of its own if `own_cgroup` is False."""
+
+    container: Container
+    cmd: Sequence[str]
+    own_cgroup: bool = True
+    console: Console | None = None
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class ExecPlan:
+    """What is written, made and executed for one command. Nothing of it is there yet."""
+
+    argv: Sequence[str | Path]
+    process_file: Path
+    process: bytes  # the OCI process object that it holds
+    cgroup: str  # beside init's, "" for none
+    pid_file: Path | None  # where a runtime that detaches writes the command's pid
+
+
+class Command:
+    """The command of a plan, started by the constructor with the child's ends of `pipes`.
+
+    Process file and cgroup go when `stack` unwinds. If that is before the command's end, everything
+    that it started is killed. `runtime` is the OCI runtime's process.
+    """
+
+    def __init__(self, stack: AsyncExitStack, plan: ExecPlan, pipes: Pipes) -> None:
         self._stack = stack
-        self._tree = tree
-        self._pid_file = pid_file
-        self._orphan = orphan
+        self._plan = plan
+        self._ended = False  # by itself: its background children may live on
+        # tmpfs and cgroupfs answer at once: a thread would cost more than the calls.
+        stack.callback(plan.process_file.unlink, missing_ok=True)
+        plan.process_file.write_bytes(plan.process)
+        if plan.cgroup:
+            stack.push_async_callback(self._leave_cgroup)
+            cgroupfs.make(plan.cgroup)
+        self._orphan: ExpectedOrphan | None = None
+        if plan.pid_file is not None:
+            stack.callback(plan.pid_file.unlink, missing_ok=True)
+            self._orphan = ExpectedOrphan()
+            stack.callback(self._orphan.release)
+        self.runtime = spawn(plan.argv, pipes)
+        stack.push_async_callback(self.runtime.end)
 
     async def wait(self) -> int:
         """Exit code, 128 + number for a signal; one task may wait. Raises AgentError."""
         code = await self.runtime.wait()
-        if not code and self._pid_file is not None and self._orphan is not None:
-            child = self._adopted(self._pid_file, self._orphan)
-            await self._stack.enter_async_context(killed_on_exit(child))
+        if not code and self._plan.pid_file is not None and self._orphan is not None:
+            child = self._adopted(self._plan.pid_file, self._orphan)
+            self._stack.push_async_callback(child.end)
             code = await child.wait()
-        self._tree.ended = True
+        self._ended = True
         return code if code >= 0 else 128 - code
 
     def _adopted(self, pid_file: Path, orphan: ExpectedOrphan) -> Child:
@@ -67,89 +104,53 @@ class Command:
             return orphan.adopt(int(pid_file.read_text()))
         except (OSError, ValueError) as failure:
             raise AgentError(
-                f"the OCI runtime started the command but did not say its pid: {failure}"
+                f"the OCI runtime started the command but did not report its pid: {failure}"
             ) from failure
 
-
-@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
-class ExecPlan:
-    """What is ready for one command; it lasts as long as the stack that it was made on."""
-
-    stack: AsyncExitStack
-    container: Container
-    runtime: OciRuntime
-    process: Path  # the OCI process object
-    cgroup: str  # its name beside init's, "" for none
-    tree: Tree
-
-    async def start(
-        self,
-        *,
-        stdin: int = subprocess.DEVNULL,
-        stdout: int = subprocess.DEVNULL,
-        stderr: int,
-        console: Path | None = None,
-    ) -> Command:
-        """Start the command; the descriptors stay the caller's. With `console`, a socket's path,
-        it gets a terminal whose master is sent there. When the stack unwinds before the command's
-        end, everything that it started is killed.
-        """
-        orphan, pid_file = None, None
-        if self.runtime.detaches_exec:
-            pid_file = self.process.with_suffix(".pid")
-            self.stack.callback(pid_file.unlink, missing_ok=True)
-            orphan = ExpectedOrphan()
-            self.stack.callback(orphan.release)
-        argv = self.runtime.exec_argv(
-            self.container.id, self.process, cgroup=self.cgroup, pid_file=pid_file, console=console
-        )
-        child = spawn(argv, stdin=stdin, stdout=stdout, stderr=stderr)
-        await self.stack.enter_async_context(killed_on_exit(child))
-        return Command(self.stack, child, self.tree, pid_file, orphan)
+    async def _leave_cgroup(self) -> None:
+        if self._ended:
+            cgroupfs.remove(self._plan.cgroup)  # stays while background children live in it
+        else:
+            await kill_all(self._plan.cgroup)
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class ExecPlanner:
-    """Prepares commands for running containers."""
+    """Plans and starts commands in running containers."""
 
     files: ContainerFiles
     paths: RuntimePaths
     runtimes: Mapping[str, OciRuntime]
 
-    async def prepare(
-        self,
-        stack: AsyncExitStack,
-        container: Container,
-        cmd: Sequence[str],
-        *,
-        own_cgroup: bool = True,
-        tty: bool = False,
-        size: Size | None = None,
-    ) -> ExecPlan:
-        """Write the process file and make the cgroup, both gone when `stack` unwinds.
-
-        Raises InvalidRequestError for a command that cannot be, WrongStateError for a handler
-        that is no longer configured.
+    def start(self, stack: AsyncExitStack, request: ExecRequest, pipes: Pipes) -> Command:
+        """Start the command. Raises InvalidRequestError for an invalid one, WrongStateError
+        for a handler that is no longer configured, OSError.
         """
+        return Command(stack, self.plan(request), pipes)
+
+    def plan(self, request: ExecRequest) -> ExecPlan:
+        """The plan of a command, under a new name. Raises as `start` does."""
+        container, console = request.container, request.console
         runtime = self.runtimes[container.handler]
-        process = process_spec(self.files.process(container.id), cmd, tty=tty)
-        if tty and size is not None:
-            process["consoleSize"] = {"width": size.width, "height": size.height}
+        process = process_spec(
+            self.files.process(container.id), request.cmd, tty=console is not None
+        )
+        if console is not None and console.size is not None:
+            process["consoleSize"] = dataclasses.asdict(console.size)
         name = exec_name()
-        # tmpfs and cgroupfs answer at once: a thread would cost more than the calls.
         file = self.paths.container(container.id) / f"{name}.json"
-        stack.callback(file.unlink, missing_ok=True)
-        file.write_bytes(msgspec.json.encode(process))
-        if not own_cgroup or not container.cgroup:
-            return ExecPlan(
-                stack=stack,
-                container=container,
-                runtime=runtime,
-                process=file,
-                cgroup="",
-                tree=Tree(),
-            )
-        tree = await stack.enter_async_context(exec_cgroup(f"{container.cgroup}/{name}"))
+        pid_file = file.with_suffix(".pid") if runtime.detaches_exec else None
+        own_cgroup = request.own_cgroup and bool(container.cgroup)
         return ExecPlan(
-            stack=stack, container=container, runtime=runtime, process=file, cgroup=name, tree=tree
+            argv=runtime.exec_argv(
+                container.id,
+                file,
+                cgroup=name if own_cgroup else "",
+                pid_file=pid_file,
+                console=None if console is None else console.socket,
+            ),
+            process_file=file,
+            process=msgspec.json.encode(process),
+            cgroup=f"{container.cgroup}/{name}" if own_cgroup else "",
+            pid_file=pid_file,
         )

@@ -1,4 +1,4 @@
-"""Names of cgroups under either driver, and whose a cgroup is. Pure. Cgroup v2 only."""
+"""Names of cgroups under either driver, and owners of cgroups. Pure. Cgroup v2 only."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ _SHOWN = 512  # characters of a path in an error
 
 
 class CgroupDriver(enum.StrEnum):
-    """Who makes the cgroup of a container."""
+    """The program that creates the cgroup of a container."""
 
     SYSTEMD = "systemd"
     CGROUPFS = "cgroupfs"
@@ -38,7 +38,7 @@ class CgroupDriver(enum.StrEnum):
 def container_cgroups_path(driver: CgroupDriver, parent: str, object_id: str) -> str:
     """`linux.cgroupsPath` of a container (or holder) in the pod cgroup `parent`.
 
-    Raises InvalidRequestError when `parent` is no name of that driver.
+    Raises InvalidRequestError when `parent` is not a name of that driver.
     """
     if driver is CgroupDriver.SYSTEMD:
         return f"{_slice_name(parent)}:{SCOPE_PREFIX}:{object_id}"
@@ -71,8 +71,8 @@ def lies_in(cgroup: str, top: str) -> bool:
 
 
 def belongs_to(cgroup: str, object_id: str) -> bool:
-    """Whether `cgroup`, or one above it, carries the name that the agent gives to the cgroup of
-    that container or holder, under whatever driver and parent. Only such a one may be killed.
+    """Whether `cgroup`, or one above it, has the name that the agent gives to the cgroup of that
+    container or holder, under any driver and parent. Only such a cgroup may be killed.
     """
     names = {object_id, f"{SCOPE_PREFIX}-{object_id}.scope"}
     parts = cgroup.split("/")
@@ -80,15 +80,18 @@ def belongs_to(cgroup: str, object_id: str) -> bool:
 
 
 def check_placement(cgroup: str, asked: str, handler: str) -> None:
-    """Raises WrongStateError unless a first process that is in `cgroup` is where it was `asked`
-    to be. What is elsewhere could be neither limited nor counted, and killing its cgroup would
-    kill whatever else lives there.
+    """Raises WrongStateError unless a first process that is in `cgroup` is where it was `asked` to
+    be.
+
+    A process elsewhere could be neither limited nor counted, and killing its cgroup would kill
+    whatever else lives there.
     """
     if not lies_in(cgroup, asked):
         raise WrongStateError(
-            f'handler "{handler}" put the first process into cgroup {cgroup[:_SHOWN]}, not into '
-            f"{asked[:_SHOWN]} or below it; make the program of runtime.handlers.{handler} honour "
-            "linux.cgroupsPath (crun: no --cgroup-manager=disabled, runsc: no --ignore-cgroups)"
+            f'handler "{handler}" put the first process into cgroup {cgroup[:_SHOWN]}, '
+            f"which is not {asked[:_SHOWN]} or below it; make the program of "
+            f"runtime.handlers.{handler} honour linux.cgroupsPath (crun: no "
+            "--cgroup-manager=disabled, runsc: no --ignore-cgroups)"
         )
 
 
@@ -103,8 +106,8 @@ def _slice_name(parent: str) -> str:
     name = parent.rstrip("/").rpartition("/")[2] or _DEFAULT_SLICE
     if not _SLICE.fullmatch(name):
         raise InvalidRequestError(
-            f"cgroup_parent {parent!r}: the systemd driver needs the name of a slice "
-            "(the kubelet's cgroupDriver must be systemd as well)"
+            f"cgroup_parent {parent!r}: the systemd driver requires the name of a slice; set "
+            "cgroupDriver: systemd in the kubelet's configuration"
         )
     return name
 

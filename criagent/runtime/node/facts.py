@@ -21,7 +21,9 @@ _NR_OPEN = Path("/proc/sys/fs/nr_open")
 class NodeFacts:
     """Facts about this node, read once at start."""
 
-    capabilities: frozenset[str]  # what the daemon holds and so can hand on: "CAP_CHOWN", ...
+    capabilities: frozenset[
+        str
+    ]  # capabilities that the daemon holds and can pass on: "CAP_CHOWN", ...
     nofile: tuple[int, int] = (1024, 524288)  # soft, hard; already clamped to what may be set
     oom_score_floor: int = -1000  # the lowest oom_score_adj that may be set
     controllers: frozenset[str] = frozenset()  # of cgroup v2, usable by containers
@@ -36,11 +38,11 @@ class NodeFacts:
 def read_node_facts(
     *, nofile: tuple[int, int], missing_controllers: Literal["error", "ignore"]
 ) -> NodeFacts:
-    """What the daemon may hand on and what the kernel has."""
+    """What the daemon may pass on and what the kernel supports."""
     capabilities = held_capabilities()
     _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
     may_raise = "CAP_SYS_RESOURCE" in capabilities or most == resource.RLIM_INFINITY
-    # fs.nr_open bounds everybody (man 2 getrlimit).
+    # fs.nr_open bounds every process (man 2 getrlimit).
     hard = min(nofile[1], int(_NR_OPEN.read_text()) if may_raise else most)
     return NodeFacts(
         capabilities=capabilities,
@@ -49,7 +51,7 @@ def read_node_facts(
         controllers=controllers(),
         missing_controllers=missing_controllers,
         swap=counts_swap(),
-        # In a container the kernel's AppArmor is on, but its files are not there to load profiles.
+        # In a container the kernel's AppArmor is on, but the files to load profiles are missing.
         apparmor=_says("/sys/module/apparmor/parameters/enabled", "Y") and PROFILES.exists(),
         selinux=Path("/sys/fs/selinux/enforce").exists(),
         machine=platform.machine(),
@@ -67,22 +69,23 @@ def held_capabilities() -> frozenset[str]:
 
 
 def has_all_ids() -> bool:
-    """Whether every group exists here: not in a user namespace (man 7 user_namespaces)."""
+    """Whether every group exists here: false in a user namespace (man 7 user_namespaces)."""
     return Path("/proc/self/gid_map").read_text().split() == ["0", "0", "4294967295"]
 
 
 def systemd_manages() -> bool:
-    """Whether systemd is this system's first process and answers: not in a container that only has
-    the node's /run/systemd/system."""
+    """Whether systemd is this system's first process and answers: false in a container that only
+    has the node's /run/systemd/system.
+    """
     return Path("/run/systemd/system").is_dir() and Path("/run/systemd/private").exists()
 
 
 def controllers() -> frozenset[str]:
-    """Controllers of the cgroup v2 tree that containers can have.
+    """Controllers of the cgroup v2 tree that containers can use.
 
-    A cgroup with processes cannot pass on further controllers to its children, unless it is the
-    root of all (cgroup v2, "No Internal Process Constraint"): only what it passes on already is
-    usable then, as for a daemon in a container.
+    A cgroup with processes cannot enable further controllers for its children, unless it is the
+    root (cgroup v2, "No Internal Process Constraint"): then only the enabled ones are usable, as
+    for a daemon in a container.
     """
     passed_on = frozenset((cgroupfs.read("/", "cgroup.subtree_control") or "").split())
     is_root = cgroupfs.read("/", "cgroup.type") is None
@@ -92,7 +95,7 @@ def controllers() -> frozenset[str]:
 
 
 def counts_swap() -> bool:
-    """Whether some cgroup has memory.swap.max; the root never has, so its children are asked."""
+    """Whether a cgroup has memory.swap.max; the root never has, so its children are checked."""
     if "memory" not in controllers() or not Path("/proc/swaps").exists():
         return False
     asked = [entry for entry in cgroupfs.ROOT.iterdir() if (entry / "memory.max").exists()]

@@ -1,19 +1,21 @@
-"""The OCI runtime handlers: what each program is and can do, asked once at start."""
+"""The OCI runtime handlers: version and features of each program, read once at start.
+
+`Handlers` alone decides which handler a pod gets and what it may ask of it.
+"""
 
 from __future__ import annotations
 
-import asyncio
 import dataclasses
 import json
 import os
 import re
-from collections.abc import Collection
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from criagent.base.errors import InvalidRequestError
+from criagent.base.errors import InvalidRequestError, UnsupportedError, WrongStateError
 from criagent.kernel.mount import has_recursive_attributes
-from criagent.process.child import PipeReader, killed_on_exit, spawn
+from criagent.process.child import run
 from criagent.runtime.node.minimum_versions import insecure, too_old
 
 _LIMIT_S = 10.0
@@ -22,19 +24,21 @@ _VERSION = re.compile(r"version[: ]+v?([0-9]+\.[0-9]+(?:\.[0-9]+)?\S*)")
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class HandlerFacts:
-    """One configured handler. `problem` says why it cannot be used, "" = it can."""
+    """One configured handler. `problem` is why it cannot be used, "" = it can."""
 
     name: str
     path: Path
-    type: str
     version: str = ""
     recursive_read_only: bool = False
     net_devices: bool = False
     intel_rdt: bool = False
     intel_rdt_schemata: bool = False
-    idmapped_mounts: bool = False
-    userns_problem: str = "not looked at"  # why no pod can have a user namespace, "" = it can
-    insecure: str = ""  # known security problems of the program, and what to do, "" = none
+    idmapped_mounts: bool = False  # it maps the ids of a mount itself
+    host_devices: bool = True  # privileged containers get the node's devices
+    userns_problem: str = (
+        "not probed yet"  # why pods with a user namespace cannot run, "" = they can
+    )
+    insecure: str = ""  # known security problems of the program and the cure, "" = none
     problem: str = ""
 
     @property
@@ -42,28 +46,144 @@ class HandlerFacts:
         """Whether pods with user namespaces can run."""
         return not self.problem and not self.userns_problem
 
+    def require_user_namespaces(self) -> None:
+        """Raises UnsupportedError when no pod can have a user namespace."""
+        if self.userns_problem:
+            raise UnsupportedError(
+                f'runtime handler "{self.name}" cannot run pods with user namespaces on this node: '
+                f"{self.userns_problem}"
+            )
 
-async def probe(name: str, path: Path, kind: str) -> HandlerFacts:
-    """Version and features of the program at `path`; never fails, but tells a problem."""
-    facts = HandlerFacts(name=name, path=path, type=kind)
+    def require_recursive_read_only(self, container_path: str) -> None:
+        """Raises UnsupportedError when it cannot make whole mount trees read-only."""
+        if not self.recursive_read_only:
+            raise UnsupportedError(
+                f"RROUnsupported: mount {container_path[:200]}: recursive read-only mounts need "
+                f'mount_setattr(2) and an OCI runtime that knows "rro"; handler "{self.name}" does '
+                "not offer both"
+            )
+
+
+class Handlers:
+    """The configured handlers with their monitor, conmon at the path `monitor`."""
+
+    def __init__(
+        self,
+        found: Sequence[HandlerFacts],
+        *,
+        default: str,
+        monitor: Path,
+        monitor_problem: str = "",
+    ) -> None:
+        self._found = {facts.name: facts for facts in found}
+        self._default = default
+        self._monitor = monitor
+        self._monitor_problem = monitor_problem
+
+    @property
+    def default(self) -> str:
+        """The name of the handler of pods that ask for none."""
+        return self._default
+
+    @property
+    def by_name(self) -> Mapping[str, HandlerFacts]:
+        """Every configured handler."""
+        return self._found
+
+    @property
+    def usable(self) -> list[HandlerFacts]:
+        """Those that could be used at the start."""
+        return [facts for facts in self._found.values() if not facts.problem]
+
+    @property
+    def monitor_problem(self) -> str:
+        """Why conmon could not be used at the start; "" = it could."""
+        return self._monitor_problem
+
+    @property
+    def problem(self) -> str:
+        """Why no pod of the default handler can run; "" = they can. Checks the programs."""
+        return self._problem_of(self._default)
+
+    def resolve(self, name: str) -> HandlerFacts:
+        """The handler of a new pod that asks for `name`, "" for the default one.
+
+        Raises WrongStateError while a program that its containers need cannot be used,
+        InvalidRequestError for a name that is not configured.
+        """
+        self._require(name)
+        facts = self._found.get(name or self._default)
+        if facts is None:
+            raise InvalidRequestError(
+                f'runtime handler "{name}" is not configured; known are '
+                f"{sorted(facts.name for facts in self.usable)}"
+            )
+        return facts
+
+    def of_pod(self, name: str) -> HandlerFacts:
+        """The handler of another container of a pod that asked for `name` when it was made.
+
+        Raises WrongStateError while a program that it needs cannot be used, and for a name that is
+        no longer configured.
+        """
+        self._require(name)
+        facts = self._found.get(name or self._default)
+        if facts is None:
+            raise no_longer_configured(name)
+        return facts
+
+    def check_image(self, name: str) -> None:
+        """Raises InvalidRequestError for an image requested for an unknown handler."""
+        if name and name not in self._found:
+            raise InvalidRequestError(
+                f"image.runtime_handler {name[:80]!r} is not configured; handlers: "
+                f"{', '.join(sorted(self._found))}"
+            )
+
+    def _require(self, name: str) -> None:
+        if problem := self._problem_of(name or self._default):
+            raise WrongStateError(f"this node cannot run containers: {problem}")
+
+    def _problem_of(self, name: str) -> str:
+        """The problem found at the start, or a program that has disappeared since."""
+        facts = self._found.get(name)
+        found = [facts.problem if facts is not None else "", self._monitor_problem]
+        if not any(found):
+            programs = [self._monitor] if facts is None else [facts.path, self._monitor]
+            found = [
+                f"{program} can no longer be executed; install it again"
+                for program in programs
+                if not os.access(program, os.X_OK)
+            ]
+        return "; ".join(text for text in found if text)
+
+
+def no_longer_configured(name: str) -> WrongStateError:
+    """The error for a pod or container whose handler has left the configuration."""
+    return WrongStateError(
+        f'runtime handler "{name}" is no longer configured; set runtime.handlers.{name} '
+        "again, or remove the pod"
+    )
+
+
+async def probe(name: str, path: Path, kind: str, *, limit_s: float = _LIMIT_S) -> HandlerFacts:
+    """Version and features of the program at `path`; never fails, but reports a problem."""
+    facts = HandlerFacts(name=name, path=path)
     try:
-        version = await output_of([path, "--version"])
+        version = await _answer(path, "--version", limit_s)
     except OSError as exc:
-        problem = f"{path} cannot be run: {exc.strerror}; install {kind}, and restart criagent"
-        return dataclasses.replace(facts, problem=problem)
-    except TimeoutError:
-        return dataclasses.replace(facts, problem=f"{path} --version hangs")
+        return dataclasses.replace(facts, problem=_no_answer(path, kind, exc))
     if problem := too_old(kind, version):
-        problem = f"{path}: {problem}; install a newer one, and restart criagent"
+        problem = f"{path}: {problem}; install a newer one and restart criagent"
         return dataclasses.replace(facts, problem=problem)
     match = _VERSION.search(version)
     options: set[str] = set()
     linux: dict[str, Any] = {}
     try:
-        features = json.loads(await output_of([path, "features"]))
+        features = json.loads(await _answer(path, "features", limit_s))
         options = set(features.get("mountOptions") or ())
         linux = dict(features.get("linux") or {})
-    except (OSError, TimeoutError, ValueError, AttributeError):
+    except (OSError, ValueError, AttributeError):
         pass  # an older runtime without the subcommand has none of them
     return dataclasses.replace(
         facts,
@@ -76,7 +196,7 @@ async def probe(name: str, path: Path, kind: str) -> HandlerFacts:
         idmapped_mounts=_has(linux, "mountExtensions", "idmap", "enabled"),
         userns_problem=""
         if "user" in (linux.get("namespaces") or ())
-        else f"{path} features names no user namespaces",
+        else f"{path} features reports no user namespaces",
     )
 
 
@@ -88,38 +208,21 @@ def _has(features: dict[str, Any], *path: str) -> bool:
     return found is True
 
 
-async def monitor_problem(path: Path) -> str:
-    """Why conmon at `path` cannot be used; "" = it can. Asked once at start."""
+async def monitor_problem(path: Path, *, limit_s: float = _LIMIT_S) -> str:
+    """Why conmon at `path` cannot be used; "" = it can. Read once at start."""
     try:
-        problem = too_old("conmon", await output_of([path, "--version"]))
+        problem = too_old("conmon", await _answer(path, "--version", limit_s))
     except OSError as exc:
-        return f"{path} cannot be run: {exc.strerror}; install conmon, and restart criagent"
-    except TimeoutError:
-        return f"{path} --version hangs"
-    return f"{path}: {problem}; install a newer one, and restart criagent" if problem else ""
+        return _no_answer(path, "conmon", exc)
+    return f"{path}: {problem}; install a newer one and restart criagent" if problem else ""
 
 
-def check_image_handler(name: str, handlers: Collection[str]) -> None:
-    """Raises InvalidRequestError for an image asked for on behalf of an unknown handler."""
-    if name and name not in handlers:
-        raise InvalidRequestError(
-            f"image.runtime_handler {name[:80]!r} is not configured; handlers: "
-            f"{', '.join(sorted(handlers))}"
-        )
+async def _answer(path: Path, question: str, limit_s: float) -> str:
+    """Output of the program for one argument. Raises OSError, TimeoutError."""
+    return (await run([path, question], limit_s=limit_s)).output
 
 
-async def output_of(command: list[str | Path]) -> str:
-    """Standard output of a short command. Raises OSError, TimeoutError."""
-    read, write = os.pipe()
-    reader = PipeReader(read, limit=1 << 20)
-    try:
-        try:
-            child = spawn(command, stdout=write)
-        finally:
-            os.close(write)
-        async with killed_on_exit(child), asyncio.timeout(_LIMIT_S):
-            await child.wait()
-            await reader.ended()
-    finally:
-        reader.close()
-    return bytes(reader.data).decode(errors="replace")
+def _no_answer(path: Path, package: str, failure: OSError) -> str:
+    if isinstance(failure, TimeoutError):
+        return f"{path} --version does not end; install another build and restart criagent"
+    return f"{path} cannot be run: {failure.strerror}; install {package} and restart criagent"

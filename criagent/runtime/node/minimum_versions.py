@@ -1,6 +1,6 @@
-"""The oldest versions of other programs that work, and that have no known security problems.
+"""The oldest versions of other programs that work, and those without known security problems.
 
-A floor is that of one program. What another one says of itself (runsc, youki as a handler of type
+A floor applies to one program. The version of another one (runsc or youki as a handler of type
 runc) is not compared with it.
 """
 
@@ -10,7 +10,7 @@ import re
 
 Version = tuple[int, int, int]
 
-# kind: the version that brought what the agent relies on, and what that is
+# kind: the version that introduced what the agent needs, and what that is
 _NEEDED: dict[str, tuple[Version, str]] = {
     "conmon": ((2, 0, 23), "--full-attach"),
     "crun": ((1, 3, 0), "exec --cgroup"),
@@ -36,13 +36,15 @@ def parse_version(text: str) -> Version | None:
 
 
 def version_of(kind: str, answer: str) -> Version | None:
-    """The version of the program `kind` that says `answer` to --version; None for another one."""
+    """The version in `answer`, the output of --version, if that is of the program `kind`; else
+    None.
+    """
     said = re.search(rf"^{kind} version:? (.*)", answer, re.MULTILINE)
     return None if said is None else parse_version(said[1])
 
 
 def too_old(kind: str, answer: str) -> str:
-    """Why a program that says `answer` to --version cannot be used; "" = it can, or tells none."""
+    """Why the program with that --version output cannot be used; "" = it can, or has no version."""
     version = version_of(kind, answer)
     floor, reason = _NEEDED.get(kind, ((0, 0, 0), ""))
     if version is None or version >= floor:
@@ -51,9 +53,9 @@ def too_old(kind: str, answer: str) -> str:
 
 
 def insecure(kind: str, answer: str) -> str:
-    """What says that a program has known security problems, and which version has none; "" = none.
+    """The known security problems of a program, and the versions without; "" = none.
 
-    A distribution may have mended them under an older number.
+    A distribution may have fixed them under an older number.
     """
     version = version_of(kind, answer)
     if version is None or kind not in FLOORS:
@@ -62,13 +64,13 @@ def insecure(kind: str, answer: str) -> str:
         return ""
     but = " (but not 1.29.0)" if kind == "crun" else ""
     return (
-        f"{kind} {dotted(version)} has known security problems, which "
-        f"{' / '.join(FLOORS[kind])} or newer{but} has not"
+        f"{kind} {dotted(version)} has known security problems; they are fixed in "
+        f"{' / '.join(FLOORS[kind])} or newer{but}"
     )
 
 
 def below_floor(version: Version, floors: tuple[str, ...]) -> bool:
-    """Whether no floor is met; a floor holds for its own minor series, the last one beyond it."""
+    """Whether no floor is met; a floor is for its own minor series, the last one for all newer."""
     parsed = [found for floor in floors if (found := parse_version(floor)) is not None]
     for floor in parsed[:-1]:
         if version[:2] == floor[:2]:

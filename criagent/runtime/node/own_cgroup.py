@@ -1,7 +1,7 @@
-"""Killing and removing cgroups: only those that carry the name of their container or holder.
+"""Kills and removes cgroups: only those that have the name of their container or holder.
 
-A row of an older version may hold whatever cgroup a runtime had put init into, the daemon's own
-included. Synchronous.
+A row of an older version may name whatever cgroup a runtime had put init into, even the daemon's
+own. Synchronous.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Where the runtime's files lie; every path follows from an id alone (docs/architecture.md)."""
+"""Paths of the runtime's files; each follows from an id alone (docs/architecture.md)."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ class RuntimePaths:
     run_dir: Path
 
     def prepare(self) -> None:
-        """Make the fixed directories with their modes; idempotent.
+        """Create the fixed directories with their modes; idempotent.
 
-        Local users reach nothing but the socket. `make_sandbox` opens the way for user namespaces.
+        Local users can reach only the socket. `make_sandbox` opens the way for user namespaces.
         """
         self.root.mkdir(parents=True, exist_ok=True, mode=0o700)
         self.run_dir.mkdir(parents=True, exist_ok=True)
@@ -34,10 +34,10 @@ class RuntimePaths:
             (self.run_dir / name).chmod(mode)
 
     def make_sandbox(self, sandbox_id: str, gid: int | None) -> None:
-        """Make a sandbox's directory, closed to local users; idempotent.
+        """Create a sandbox's directory, closed to local users; idempotent.
 
-        The runtime mounts as the root of the pod's user namespace where there is one: the group
-        `gid`, which that root has on the node, may pass through.
+        With a user namespace the runtime mounts as its root, so the group `gid`, that root's group
+        on the node, may pass through.
         """
         directory = self.sandbox(sandbox_id)
         directory.mkdir(exist_ok=True, mode=0o700)
@@ -46,7 +46,7 @@ class RuntimePaths:
             return
         os.chown(directory, -1, gid)
         directory.chmod(0o710)
-        for name in ("sandboxes", "containers"):  # what is in them is closed by itself
+        for name in ("sandboxes", "containers"):  # their contents are closed by themselves
             (self.run_dir / name).chmod(0o711)
 
     def sandbox(self, sandbox_id: str) -> Path:
@@ -97,12 +97,12 @@ class RuntimePaths:
         """Where the image of the container's mount `number` is mounted."""
         return self.image_volumes(container_id) / str(number)
 
-    def lowers(self, container_id: str) -> Path:
+    def lower_layers(self, container_id: str) -> Path:
         """Where the layers are attached with mapped ids while the overlay is mounted."""
         return self.container(container_id) / "lowers"
 
     def mapped_mounts(self, container_id: str) -> Path:
-        """Where volumes are attached with mapped ids for a runtime that maps none itself."""
+        """Where volumes are attached with mapped ids for a runtime that cannot map them."""
         return self.container(container_id) / "mapped"
 
     def exit_file(self, container_id: str) -> Path:
@@ -110,7 +110,7 @@ class RuntimePaths:
         return self.run_dir / "exits" / container_id
 
     def oom_file(self, container_id: str) -> Path:
-        """conmon's mark that memory ran short; it does not tell whether anything was killed."""
+        """conmon's mark for a memory shortage; it does not say whether a process was killed."""
         return self.container(container_id) / "oom"
 
     @property
@@ -120,7 +120,7 @@ class RuntimePaths:
 
     @property
     def attach(self) -> Path:
-        """conmon's --socket-dir-path; differs from the bundle's parent, as conmon wants it."""
+        """conmon's --socket-dir-path; for conmon it must not be the bundle's parent."""
         return self.run_dir / "attach"
 
     def runtime_root(self, handler: str) -> Path:
@@ -128,9 +128,9 @@ class RuntimePaths:
         return self.run_dir / "runtime" / handler
 
     def forget_state(self, object_id: str) -> None:
-        """Remove what OCI runtimes keep of a dead container or holder; synchronous.
+        """Remove an OCI runtime's state of a dead container or holder; synchronous.
 
-        For one whose handler is configured no more: a runtime forgets its own.
+        For handlers that are no longer configured: a runtime removes its own state.
         """
         for state in (self.run_dir / "runtime").glob(f"*/{object_id}"):
             shutil.rmtree(state, ignore_errors=True)

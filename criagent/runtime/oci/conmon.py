@@ -1,7 +1,7 @@
-"""conmon: the process that holds a container's stdio, writes its log and keeps its exit code.
+"""conmon: the process that holds a container's stdio, writes its log and records its exit code.
 
-Started with `--sync` it stays our child until a restart; its reply on the sync pipe carries the pid
-of the container's init, or the OCI runtime's words of failure (docs/conmon.md).
+Started with `--sync` it stays a child of the daemon until a restart; its reply on the sync pipe
+carries the pid of the container's init, or the OCI runtime's error message (docs/conmon.md).
 """
 
 from __future__ import annotations
@@ -19,14 +19,15 @@ from pathlib import Path
 
 import structlog
 
-from criagent.base.aio import run_in
+from criagent.base.aio import alongside, run_in
 from criagent.base.errors import AgentError, ExhaustedError, InvalidRequestError, TimedOutError
 from criagent.kernel import cgroupfs
 from criagent.kernel.devices import restore_null
 from criagent.kernel.process import alive, process_ref
 from criagent.model.common import ProcessRef
 from criagent.model.container import Container
-from criagent.process.child import Child, PipeReader, killed_on_exit, spawn
+from criagent.process.child import Child, Options, Pipes, spawn
+from criagent.process.pipe_ends import PipeReader, up_to
 from criagent.runtime.node.cgroup_names import CgroupDriver, check_placement
 from criagent.runtime.node.paths import RuntimePaths
 from criagent.runtime.oci.runtime import OciRuntime, last_line
@@ -41,7 +42,7 @@ _KEPT_VARIABLES = ("PATH", "XDG_RUNTIME_DIR")
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class Monitored:
-    """A created container: its monitor (our child), its init and the cgroup where init lives."""
+    """A created container: its monitor (a child), its init and the cgroup where init lives."""
 
     child: Child
     monitor: ProcessRef
@@ -56,82 +57,73 @@ class Conmon:
     program: Path
     paths: RuntimePaths
     limit_s: float
-    cgroup: str  # where they live, "" = where the daemon does
+    cgroup: str  # cgroup of monitors, "" = the daemon's
     fs: Executor
 
     async def create(self, container: Container, runtime: OciRuntime) -> Monitored:
         """Create the container of the bundle under a new monitor.
 
-        Raises AgentError with the runtime's words, WrongStateError when init is outside of the
+        Raises AgentError with the runtime's message, WrongStateError when init is outside of the
         row's cgroup, TimedOutError; the monitor is dead then, but the runtime may have left state
         and init (`OciRuntime.delete`).
         """
-        reply_read, reply_write = os.pipe()
-        error_read, error_write = os.pipe()
-        reply = PipeReader(reply_read, limit=_REPLY_LIMIT)
-        errors = PipeReader(error_read, limit=_REPLY_LIMIT)
-        environment = {k: os.environ[k] for k in _KEPT_VARIABLES if k in os.environ}
-        environment["_OCI_SYNCPIPE"] = str(reply_write)
-        environment["TMPDIR"] = str(self.paths.attach)  # short enough for a socket's path
         try:
-            try:
-                child = spawn(
-                    self._command(container, runtime),
-                    stderr=error_write,
-                    pass_fds=(reply_write,),
-                    env=environment,
-                    cwd=self.paths.container(container.id),
-                    new_session=True,
-                )
-            except OSError as exc:
-                raise AgentError(
-                    f"{exc.filename or self.program} cannot be used: {exc.strerror}; install conmon"
-                ) from exc
-            finally:
-                os.close(reply_write)
-                os.close(error_write)
-            try:
-                async with asyncio.timeout(self.limit_s), self._moved(child):
-                    line = await reply.line()
-                return await self._created(child, line, errors, container)
-            except TimeoutError:
-                async with killed_on_exit(child):
-                    pass
-                raise TimedOutError(
-                    f"{runtime.name} create took over {self.limit_s:.0f} s"
-                ) from None
-            except BaseException:
-                async with killed_on_exit(child):
-                    pass
-                raise
+            with Pipes() as pipes:
+                return await self._create(container, runtime, pipes)
+        except TimeoutError:
+            raise TimedOutError(f"{runtime.name} create took over {self.limit_s:.0f} s") from None
         finally:
-            reply.close()
-            errors.close()
             # conmon opens it as the container's input, and crun 1.21 gives input to the container's
-            # user, who could close the node's /dev/null to everybody.
+            # user, who could close the node's /dev/null to all.
             restore_null()
+
+    async def _create(self, container: Container, runtime: OciRuntime, pipes: Pipes) -> Monitored:
+        errors = pipes.errors(up_to(_REPLY_LIMIT))
+        reply, sync_fd = pipes.numbered(up_to(_REPLY_LIMIT))
+        child = self._started(container, runtime, pipes, sync_fd)
+        try:
+            async with asyncio.timeout(self.limit_s), self._moved(child):
+                line = await reply.line()
+            return await self._created(child, line, errors, container)
+        except BaseException:
+            await child.end()
+            raise
+
+    def _started(
+        self, container: Container, runtime: OciRuntime, pipes: Pipes, sync_fd: int
+    ) -> Child:
+        environment = {k: os.environ[k] for k in _KEPT_VARIABLES if k in os.environ}
+        environment["_OCI_SYNCPIPE"] = str(sync_fd)
+        environment["TMPDIR"] = str(self.paths.attach)  # short enough for a socket's path
+        options = Options(env=environment, cwd=self.paths.container(container.id), new_session=True)
+        try:
+            return spawn(self._command(container, runtime), pipes, options)
+        except OSError as exc:
+            raise AgentError(
+                f"{exc.filename or self.program} cannot be executed: {exc.strerror}; install conmon"
+            ) from exc
 
     @asynccontextmanager
     async def _moved(self, child: Child) -> AsyncIterator[None]:
-        """The monitor moves while the block runs: the kernel may take milliseconds for it."""
+        """Move the monitor while the block runs: the kernel may take milliseconds for it."""
         if not self.cgroup:
             yield
             return
-        moving = asyncio.create_task(run_in(self.fs, self._move, child.pid))
-        try:
-            yield
-        finally:
-            await moving
+        async with alongside(run_in(self.fs, self._move, child.pid)) as moving:
+            try:
+                yield
+            finally:
+                await moving
 
     def _move(self, pid: int) -> None:
         try:
             try:
                 cgroupfs.join(self.cgroup, pid)
-            except FileNotFoundError:  # the unit was started anew while no monitor lived in it
+            except FileNotFoundError:  # the unit was restarted while no monitor lived in it
                 cgroupfs.directory(self.cgroup).mkdir(exist_ok=True)
                 cgroupfs.join(self.cgroup, pid)
         except ProcessLookupError:
-            pass  # dead already, as its reply will tell
+            pass  # already dead, as its reply will say
         except OSError as exc:
             log.warning("monitor_not_moved", cgroup=self.cgroup, error=str(exc))
 
@@ -139,10 +131,8 @@ class Conmon:
         self, child: Child, line: bytes | None, errors: PipeReader, container: Container
     ) -> Monitored:
         if line is None:
-            async with killed_on_exit(child):
-                pass
-            errors.drain()
-            problem = last_line(bytes(errors.data).decode(errors="replace"))
+            await child.end()
+            problem = last_line(errors.taken().decode(errors="replace"))
             raise AgentError(f"conmon died at its start: {problem}")
         answer = json.loads(line.decode(errors="replace"))
         pid = answer.get("data", answer.get("pid", -1))
@@ -158,16 +148,8 @@ class Conmon:
     def _command(self, container: Container, runtime: OciRuntime) -> list[str | Path]:
         bundle = self.paths.container(container.id)
         command: list[str | Path] = [
-            *(
-                self.program,
-                "--sync",
-                "--api-version",
-                "1",
-                "--cid",
-                container.id,
-                "--cuuid",
-                container.id,
-            ),
+            *(self.program, "--sync", "--api-version", "1"),
+            *("--cid", container.id, "--cuuid", container.id),
             *("--name", container.spec.metadata.name, "--runtime", runtime.program.executable()),
             *("--bundle", bundle, "--container-pidfile", bundle / "pidfile"),
             *("--exit-dir", self.paths.exits, "--persist-dir", bundle),
@@ -187,10 +169,10 @@ class Conmon:
 
 
 def make_log(log: Path) -> None:
-    """Make a container's log, which its group may read, and the directories above it; synchronous.
+    """Create a container's log, readable by its group, and the directories above it; synchronous.
 
-    conmon would make it with another mode before 2.1.13, and follow a symlink that a pod with the
-    node's /var/log left under the name. A regular file that is there stays as it is. Raises
+    Before 2.1.13 conmon would create it with another mode, and follow a symlink that a pod with the
+    node's /var/log left under the name. An existing regular file stays as it is. Raises
     InvalidRequestError for anything else there, ExhaustedError, AgentError.
     """
     flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC  # so no symlink is followed
@@ -202,10 +184,10 @@ def make_log(log: Path) -> None:
             regular = stat.S_ISREG(log.lstat().st_mode)
         else:
             regular = True
-            os.fchmod(fd, _LOG_MODE)  # the umask does not count
+            os.fchmod(fd, _LOG_MODE)  # the umask does not apply
             os.close(fd)
     except OSError as exc:
-        problem = f"log {str(log)[:500]!r} cannot be made: {exc.strerror}"
+        problem = f"log {str(log)[:500]!r} cannot be created: {exc.strerror}"
         kind: type[AgentError] = (
             ExhaustedError if exc.errno in {errno.ENOSPC, errno.EDQUOT} else AgentError
         )
@@ -214,8 +196,8 @@ def make_log(log: Path) -> None:
         raise kind(problem) from None
     if not regular:
         raise InvalidRequestError(
-            f"log {str(log)[:500]!r} is there and no regular file; remove it, or set another "
-            "log_path"
+            f"log {str(log)[:500]!r} exists and is not a regular file; remove it, or set "
+            "another log_path"
         )
 
 
@@ -227,12 +209,12 @@ def _cgroup_of(init: ProcessRef | None) -> str | None:
         cgroup = cgroupfs.of_process(init.pid)
     except (FileNotFoundError, ProcessLookupError):
         return None
-    return cgroup if alive(init) else None  # the pid may have been another's meanwhile
+    return cgroup if alive(init) else None  # the pid may have been reused meanwhile
 
 
 def monitors_cgroup() -> str:
     """Where monitors live when the daemon is a service: below the unit `NAME-monitors.service`,
-    which nothing touches that is done to the daemon's. "" elsewhere.
+    which stays untouched when the daemon's unit is stopped or killed. "" elsewhere.
     """
     try:
         name, service, _ = cgroupfs.of_process(os.getpid()).rpartition(".service")
@@ -242,8 +224,8 @@ def monitors_cgroup() -> str:
         if not cgroupfs.directory(unit).is_dir():
             log.warning(
                 "monitors_in_unit",
-                reason=f"no {unit}: install deploy/criagent-monitors.service, or `systemctl kill` "
-                "of the daemon kills the containers",
+                reason=f"{unit} does not run: install deploy/criagent-monitors.service, or "
+                "`systemctl kill` of the daemon kills the containers",
             )
             return ""
         cgroupfs.make(f"{unit}/monitors")
@@ -254,7 +236,7 @@ def monitors_cgroup() -> str:
 
 
 def running_monitors(exits: Path) -> dict[str, ProcessRef]:
-    """Every conmon of ours by container id, from /proc; for recovery."""
+    """Every conmon of this agent by container id, from /proc; for recovery."""
     found = {}
     mark = str(exits).encode()
     for entry in Path("/proc").iterdir():

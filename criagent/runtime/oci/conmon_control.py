@@ -1,7 +1,8 @@
 """conmon's control FIFO, one line at a time.
 
 Of two lines that conmon (2.1.12) reads at once it takes the first twice and the second never. So a
-line is written when the FIFO is empty, without an await in between: writers are all of this loop.
+line is written only when the FIFO is empty, without an await in between: all writers run on this
+loop.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ _FIRST_LOOK_S, _LAST_LOOK_S = 0.002, 0.25
 
 
 async def send(control: Path, line: bytes) -> None:
-    """Hand `line` to the monitor once it has read what was told before.
+    """Send `line` to the monitor once it has read the line before.
 
     Raises WrongStateError when it has ended, TimedOutError when it does not read.
     """

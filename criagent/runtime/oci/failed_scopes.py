@@ -1,22 +1,21 @@
-"""Failed scopes: systemd keeps such a unit until somebody tells it to forget it.
+"""Failed scopes: systemd keeps such a unit until it is told to forget it.
 
-crun and runc do so when they delete a container. But one that was killed while systemd made the
-scope leaves a unit that has failed ("No PIDs left to attach"), and no state that could be deleted.
+crun and runc do so when they delete a container. But one that was killed while systemd created the
+scope leaves a failed unit ("No PIDs left to attach"), and no state that could be deleted.
 """
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import structlog
 
 from criagent.model.common import ID_PATTERN
-from criagent.process.child import killed_on_exit, spawn
+from criagent.process.child import run
 from criagent.runtime.node.cgroup_names import SCOPE_PREFIX
 
-# systemd has a file here for every unit that was made at run time, for as long as it knows it.
+# systemd has a file here for every unit created at run time, for as long as it knows it.
 _TRANSIENT = Path("/run/systemd/transient")
 _LIMIT_S = 10.0
 
@@ -32,20 +31,18 @@ def known_scopes() -> list[str]:
 
 
 async def forget_orphans(known: Callable[[str], bool]) -> None:
-    """Forget failed scopes of what is not `known`."""
+    """Forget failed scopes of ids that are not `known`."""
     await forget([found for found in known_scopes() if not known(found)])
 
 
 async def forget(ids: Sequence[str]) -> None:
-    """Forget the scopes of these that have failed; others are left alone. Never raises."""
+    """Forget the failed scopes of these ids; others are left alone. Never raises."""
     names = [f"{SCOPE_PREFIX}-{found}.scope" for found in ids]
     names = [name for name in names if (_TRANSIENT / name).exists()]
     if not names:
         return
     try:
-        child = spawn(["systemctl", "reset-failed", *names])
-        async with killed_on_exit(child), asyncio.timeout(_LIMIT_S):
-            code = await child.wait()
+        code = (await run(["systemctl", "reset-failed", *names], limit_s=_LIMIT_S)).status
     except (OSError, TimeoutError) as failure:
         log.warning("scopes_not_forgotten", scopes=names, error=repr(failure))
         return

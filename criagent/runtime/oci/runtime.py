@@ -1,46 +1,45 @@
 """The OCI runtime's command line (crun, runc): start, delete, state, update, exec.
 
-`create` is conmon's (`monitor.py`). Texts of failure are the runtime's own, without its log prefix.
+`create` is called by conmon (`conmon.py`). Error texts are the runtime's own, without its log
+prefix.
 """
 
 from __future__ import annotations
 
-import asyncio
 import dataclasses
 import json
 import os
 import re
 import signal
-import subprocess
 from pathlib import Path
 
-from criagent.base.errors import AgentError, TimedOutError, WrongStateError
-from criagent.kernel.memfd import data_file, sealed_copy
-from criagent.process.child import PipeReader, killed_on_exit, spawn
+from criagent.base.errors import AgentError, TimedOutError
+from criagent.kernel.memfd import sealed_copy
+from criagent.process.child import run
 from criagent.runtime.node.cgroup_names import CgroupDriver
+from criagent.runtime.node.handlers import no_longer_configured
 from criagent.runtime.oci import failed_scopes as scopes
 from criagent.runtime.spec.inputs import OciObject
 
 _LIMIT_S = 60.0
-_OUTPUT = 1 << 20
 _GONE = re.compile(r"does not exist|no such (process|file or directory)|not (exist|found|running)")
 _LOG_PREFIX = re.compile(
     r"^(\S+Z?:? )?(error|ERRO\S*)[: ]*|^time=\S+ level=\w+ msg=", re.IGNORECASE
 )
-# What a runtime says: what to do about it.
+# Part of a runtime's message: the cure.
 _CURES = {
-    "cannot open sd-bus": "start D-Bus (systemctl start dbus.socket), through which crun makes "
-    'scopes; or set runtime.default_handler = "runc", which can do without',
+    "cannot open sd-bus": "start D-Bus (systemctl start dbus.socket), which crun needs for scopes, "
+    'or set runtime.default_handler = "runc", which does not need it',
     "systemd not running on this host": 'set runtime.cgroup_driver = "auto"',
 }
 
 
 class SealedProgram:
-    """A runtime's program as a sealed memory file, copied anew when the file on disk changes.
+    """A runtime's program as a sealed memory file, copied again when the file on disk changes.
 
     crun and runc guard against a container that overwrites them (CVE-2019-5736) by copying
     themselves into such a file and executing that, at every call. Started from one they skip it,
-    which saves about 1 ms a call (docs/adr/0004-sealed-runtimes.md).
+    which saves about 1 ms per call (docs/adr/0004-sealed-runtimes.md).
     """
 
     def __init__(self, path: Path) -> None:
@@ -62,7 +61,7 @@ class SealedProgram:
         return Path(f"/proc/{os.getpid()}/fd/{self._fd}")
 
     def close(self) -> None:
-        """Give the copy up."""
+        """Release the copy."""
         if self._fd >= 0:
             os.close(self._fd)
             self._fd, self._facts = -1, None
@@ -80,7 +79,7 @@ class OciRuntime:
 
     @property
     def arguments(self) -> list[str]:
-        """Global arguments, in front of every subcommand."""
+        """Global arguments, before every subcommand."""
         arguments = [f"--root={self.root}"]
         if self.driver is CgroupDriver.SYSTEMD:
             arguments.append("--systemd-cgroup")
@@ -91,7 +90,7 @@ class OciRuntime:
         return (self.root / container_id).exists()
 
     async def start(self, container_id: str) -> None:
-        """Let a created container's process run. Raises AgentError with the runtime's words."""
+        """Let a created container's process run. Raises AgentError with the runtime's message."""
         await self._run("start", container_id)
 
     async def delete(self, container_id: str) -> None:
@@ -119,7 +118,7 @@ class OciRuntime:
         await self._run("update", "--resources", "-", container_id, stdin=json.dumps(resources))
 
     async def run_detached(self, container_id: str, bundle: Path, pid_file: Path) -> int:
-        """Create and start a container that nobody monitors; returns the pid of its process."""
+        """Create and start a container without a monitor; returns the pid of its process."""
         await self._run(
             "run", "--detach", "--bundle", str(bundle), "--pid-file", str(pid_file), container_id
         )
@@ -127,8 +126,8 @@ class OciRuntime:
 
     @property
     def detaches_exec(self) -> bool:
-        """Whether its exec has to detach, or it takes no console socket and outlasts the command
-        for as long as anybody holds the command's streams.
+        """Whether its exec has to detach; otherwise it takes no console socket and lasts until
+        every holder of the command's streams has closed them.
         """
         return self.type == "runc"
 
@@ -156,57 +155,31 @@ class OciRuntime:
 
     async def _run(self, *arguments: str, stdin: str = "") -> str:
         """Output of a subcommand. Raises AgentError, TimedOutError."""
-        command: list[str | Path] = [self.program.executable(), *self.arguments, *arguments]
-        out_read, out_write = os.pipe()
-        err_read, err_write = os.pipe()
-        fds = [out_write, err_write]
-        in_read = subprocess.DEVNULL
-        if stdin:
-            in_read = data_file("oci-input", stdin.encode())
-            fds.append(in_read)
-        output = PipeReader(out_read, limit=_OUTPUT)
-        errors = PipeReader(err_read, limit=_OUTPUT)
+        argv: list[str | Path] = [self.program.executable(), *self.arguments, *arguments]
         try:
-            try:
-                child = spawn(command, stdin=in_read, stdout=out_write, stderr=err_write)
-            finally:
-                for fd in fds:
-                    os.close(fd)
-            async with killed_on_exit(child), asyncio.timeout(_LIMIT_S):
-                status = await child.wait()
+            ended = await run(argv, stdin=stdin.encode(), limit_s=_LIMIT_S)
         except TimeoutError:
             raise TimedOutError(
                 f"{self.name} {arguments[0]} {arguments[-1]} took over {_LIMIT_S} s"
             ) from None
-        finally:
-            text, failure = _taken(output), _taken(errors)
-        if status:
-            ending = f"killed by {signal.Signals(-status).name}" if status < 0 else ""
-            raise AgentError(f"{self.name} {arguments[0]}: {ending or last_line(failure)}")
-        return text
+        if ended.status:
+            number = -ended.status
+            ending = f"killed by {signal.Signals(number).name}" if number > 0 else ""
+            raise AgentError(f"{self.name} {arguments[0]}: {ending or last_line(ended.errors)}")
+        return ended.output
 
 
 class Runtimes(dict[str, OciRuntime]):
     """The configured handlers by name. What they made may outlive their configuration."""
 
     def __missing__(self, name: str) -> OciRuntime:
-        raise WrongStateError(
-            f'runtime handler "{name}" is configured no more; set runtime.handlers.{name} again, '
-            "or remove the pod"
-        )
-
-
-def _taken(reader: PipeReader) -> str:
-    """What has arrived; a process that outlives its parent may keep the pipe open for ever."""
-    reader.drain()
-    reader.close()
-    return bytes(reader.data).decode(errors="replace")
+        raise no_longer_configured(name)
 
 
 def last_line(text: str) -> str:
-    """The last line of a runtime's stderr without time and level, with the cure of a known one."""
+    """The last line of a runtime's stderr without time and level, with the cure if known."""
     lines = [line for line in text.strip().splitlines() if line.strip()]
-    last = lines[-1] if lines else "failed without a word"
+    last = lines[-1] if lines else "failed with no output"
     plain = _LOG_PREFIX.sub("", last).strip().strip('"')
     cure = next((cure for arguments, cure in _CURES.items() if arguments in plain), "")
     return f"{plain}; {cure}" if cure else plain

@@ -1,7 +1,7 @@
 """Files of a sandbox that its containers mount: resolv.conf, hostname, hosts and /dev/shm.
 
-Containers write to them, so they lie in file systems of their own, whose size has a limit: a full
-one is the pod's trouble, and not that of the node's /run.
+Containers write to them, so they lie in separate file systems of limited size: a full one affects
+the pod only, not the node's /run.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from criagent.runtime.pod.namespaces import pod_hostname
 from criagent.runtime.spec.security.selinux import Selinux
 
 _SAFE = mount.MS_NOSUID | mount.MS_NODEV | mount.MS_NOEXEC
-_SHM_DATA = "mode=1777,size=65536k"  # what containerd and CRI-O give every pod
+_SHM_DATA = "mode=1777,size=65536k"  # as in containerd and CRI-O
 _ROOM = 1 << 20  # for what a pod adds to its /etc/hosts
 
 
@@ -35,8 +35,14 @@ class PodFileWriter:
     selinux: Selinux
     fs: Executor
 
+    def directory(self, sandbox_id: str) -> Path:
+        """Where the files of a sandbox are."""
+        return self.paths.sandbox(sandbox_id)
+
     async def write(self, sandbox: Sandbox) -> None:
-        """Write the files and mount shm; raises InvalidRequestError for a bad DNS configuration."""
+        """Write the files and mount shm; raises InvalidRequestError for an invalid DNS
+        configuration.
+        """
         labels = await self.selinux.labels(sandbox)
         await run_in(self.fs, self._write, sandbox, "" if labels is None else labels.mount)
 

@@ -1,4 +1,4 @@
-"""Holders of shared PID namespaces, watched: with its holder a pod's processes are gone."""
+"""Watches holders of shared PID namespaces: a pod's processes end with its holder."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ log: structlog.stdlib.BoundLogger = structlog.get_logger(__name__)
 
 
 class HolderWatch:
-    """One pidfd per holder on the event loop; the sandbox becomes NOTREADY when it fires."""
+    """One pidfd per holder on the event loop; the sandbox becomes NOTREADY when the holder ends."""
 
     def __init__(self, store: SandboxStore, teardown: SandboxTeardown) -> None:
         self._store = store
@@ -40,26 +40,26 @@ class HolderWatch:
 
     async def close(self) -> None:
         """Stop watching."""
-        for box_id in list(self._pidfds):
-            self._forget(box_id)
+        for sandbox_id in list(self._pidfds):
+            self._forget(sandbox_id)
         if self._tasks:
             await asyncio.wait(self._tasks)
 
-    def _ended(self, box_id: str) -> None:
-        self._forget(box_id)
-        task = supervised(self._mark(box_id), name=f"holder:{box_id}")
+    def _ended(self, sandbox_id: str) -> None:
+        self._forget(sandbox_id)
+        task = supervised(self._mark(sandbox_id), name=f"holder:{sandbox_id}")
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
 
-    async def _mark(self, box_id: str) -> None:
-        sandbox = self._store.get(box_id)
+    async def _mark(self, sandbox_id: str) -> None:
+        sandbox = self._store.get(sandbox_id)
         if sandbox is not None and not sandbox.stopped_at_ns:
-            log.warning("holder_died", sandbox_id=box_id, **sandbox.spec.metadata.facts)
+            log.warning("holder_died", sandbox_id=sandbox_id, **sandbox.spec.metadata.facts)
             with contextlib.suppress(NotFoundError):  # it was removed at the same time
                 await self._teardown.mark_stopped(sandbox)
 
-    def _forget(self, box_id: str) -> None:
-        fd = self._pidfds.pop(box_id, None)
+    def _forget(self, sandbox_id: str) -> None:
+        fd = self._pidfds.pop(sandbox_id, None)
         if fd is not None:
             asyncio.get_running_loop().remove_reader(fd)
             os.close(fd)

@@ -23,7 +23,7 @@ from criagent.runtime.pod.user_namespaces import namespace_maker
 from criagent.runtime.spec.sysctls import builtin_network_sysctls, normalised, with_node_groups
 
 _SYSCTLS = "/proc/sys/"
-# What pods have unless they ask for something else.
+# Defaults of pods that do not request other values.
 _PORTS = ("net.ipv4.ip_unprivileged_port_start", "0")
 _ICMP = ("net.ipv4.ping_group_range", "0 2147483647")
 
@@ -38,9 +38,9 @@ class PodNamespaces:
     unprivileged_icmp: bool
 
     async def create(self, sandbox: Sandbox) -> None:
-        """Make and pin the namespaces that `sandbox` has of its own, with hostname and sysctls.
+        """Create and pin the namespaces that belong to `sandbox`, with hostname and sysctls.
 
-        Raises InvalidRequestError for a sysctl that this kernel does not have or take.
+        Raises InvalidRequestError for a sysctl that this kernel lacks or rejects.
         """
         targets = self.pins(sandbox)
         directory = self.paths.netns(sandbox.id).parent
@@ -91,7 +91,7 @@ class PodNamespaces:
             await run_in(self.fs, pin, pid)
 
     def pins(self, sandbox: Sandbox) -> dict[str, Path]:
-        """Pin by kind ("net", "ipc", "uts", "user") of each namespace that is the pod's own."""
+        """The pin of each namespace of the pod's own, by kind ("net", "ipc", "uts", "user")."""
         options = sandbox.spec.security.namespaces
         pins: dict[str, Path] = {}
         if options.network is not NamespaceMode.NODE:
@@ -113,7 +113,7 @@ class PodNamespaces:
         return await run_in(self.fs, lambda: all(is_pinned(pin) for pin in pins.values()))
 
     async def remove(self, sandbox_id: str) -> None:
-        """Unpin whatever is pinned; the kernel drops a namespace with its last user."""
+        """Unpin all of them; the kernel drops a namespace with its last user."""
         pins = (
             self.paths.netns(sandbox_id),
             self.paths.utsns(sandbox_id),

@@ -44,73 +44,16 @@ _END_LIMIT_S = 10.0
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
-class SandboxHolder:
-    """Starts, finds and removes holders; the container id is the sandbox id."""
+class HolderSpec:
+    """The OCI specification of a holder: the program `catatonit` and nothing else."""
 
-    runtimes: Mapping[str, OciRuntime]
-    default_handler: str  # starts new ones
-    paths: RuntimePaths
     namespaces: PodNamespaces
     catatonit: Path
     driver: CgroupDriver
     seccomp: OciObject | None
-    selinux: Selinux
-    fs: Executor
 
-    async def start(self, sandbox: Sandbox) -> ProcessRef:
-        """Start the holder of `sandbox`. Raises AgentError with the runtime's words."""
-        bundle = self.paths.holder(sandbox.id)
-        privileged = sandbox.spec.security.privileged
-        labels = await self.selinux.labels(sandbox, privileged=privileged)
-        spec = self._spec(sandbox)
-        if labels is not None:
-            spec["process"]["selinuxLabel"] = labels.process
-            spec["linux"]["mountLabel"] = labels.mount
-        userns = sandbox.spec.security.namespaces.pod_userns
-
-        def write() -> None:
-            (bundle / "rootfs").mkdir(parents=True, exist_ok=True)
-            if userns is not None:  # the runtime makes mount points in it
-                os.chown(bundle / "rootfs", userns.root_uid, userns.root_gid)
-            if labels is not None:
-                set_label(bundle / "rootfs", labels.mount)
-            (bundle / "config.json").write_bytes(msgspec.json.encode(spec))
-
-        await run_in(self.fs, write)
-        runtime = self.runtimes[self.default_handler]
-        pid = await runtime.run_detached(sandbox.id, bundle, bundle / "pidfile")
-        ref = process.process_ref(pid)
-        if ref is None:
-            raise AgentError(f"the holder of sandbox {sandbox.id} died at its start")
-        asked = container_cgroup(self.driver, sandbox.spec.cgroup_parent, sandbox.id)
-        check_placement(cgroupfs.of_process(pid), asked, runtime.name)
-        return ref
-
-    def alive(self, sandbox: Sandbox) -> bool:
-        """Whether the holder lives, for a sandbox that has one."""
-        return sandbox.holder is None or process.alive(sandbox.holder)
-
-    async def remove(self, sandbox: Sandbox) -> None:
-        """Kill it and everything in its PID namespace; idempotent.
-
-        The default handler may be another one by now than the one that started it.
-        """
-        if not self.paths.holder(sandbox.id).exists():
-            return
-        default = self.runtimes[self.default_handler]
-        owner = next((one for one in self.runtimes.values() if one.knows(sandbox.id)), default)
-        await owner.delete(sandbox.id)
-        await run_in(self.fs, self._clear, sandbox)
-
-    def _clear(self, sandbox: Sandbox) -> None:
-        """The bundle goes, and what is left where the handler is configured no more."""
-        if sandbox.holder is not None:
-            _end(sandbox.holder, sandbox.id)
-        self.paths.forget_state(sandbox.id)
-        with contextlib.suppress(FileNotFoundError):
-            shutil.rmtree(self.paths.holder(sandbox.id))
-
-    def _spec(self, sandbox: Sandbox) -> OciObject:
+    def of(self, sandbox: Sandbox) -> OciObject:
+        """That of `sandbox`, without labels."""
         pins = self.namespaces.pins(sandbox)
         names = {"net": "network", "ipc": "ipc", "uts": "uts", "user": "user"}
         namespaces: list[OciObject] = [{"type": "mount"}, {"type": "pid"}, {"type": "cgroup"}]
@@ -168,6 +111,82 @@ class SandboxHolder:
             ],
             "linux": linux,
         }
+
+
+class SandboxHolder:
+    """Starts, finds and removes holders; the container id is the sandbox id. `default` is the
+    runtime that starts new ones."""
+
+    def __init__(
+        self,
+        *,
+        runtimes: Mapping[str, OciRuntime],
+        default: OciRuntime,
+        spec: HolderSpec,
+        paths: RuntimePaths,
+        driver: CgroupDriver,
+        selinux: Selinux,
+        fs: Executor,
+    ) -> None:
+        self._runtimes = runtimes
+        self._default = default
+        self._spec = spec
+        self._paths = paths
+        self._driver = driver
+        self._selinux = selinux
+        self._fs = fs
+
+    async def start(self, sandbox: Sandbox) -> ProcessRef:
+        """Start the holder of `sandbox`. Raises AgentError with the runtime's message."""
+        bundle = self._paths.holder(sandbox.id)
+        privileged = sandbox.spec.security.privileged
+        labels = await self._selinux.labels(sandbox, privileged=privileged)
+        spec = self._spec.of(sandbox)
+        if labels is not None:
+            spec["process"]["selinuxLabel"] = labels.process
+            spec["linux"]["mountLabel"] = labels.mount
+        userns = sandbox.spec.security.namespaces.pod_userns
+
+        def write() -> None:
+            (bundle / "rootfs").mkdir(parents=True, exist_ok=True)
+            if userns is not None:  # the runtime makes mount points in it
+                os.chown(bundle / "rootfs", userns.root_uid, userns.root_gid)
+            if labels is not None:
+                set_label(bundle / "rootfs", labels.mount)
+            (bundle / "config.json").write_bytes(msgspec.json.encode(spec))
+
+        await run_in(self._fs, write)
+        pid = await self._default.run_detached(sandbox.id, bundle, bundle / "pidfile")
+        ref = process.process_ref(pid)
+        if ref is None:
+            raise AgentError(f"the holder of sandbox {sandbox.id} died at its start")
+        asked = container_cgroup(self._driver, sandbox.spec.cgroup_parent, sandbox.id)
+        check_placement(cgroupfs.of_process(pid), asked, self._default.name)
+        return ref
+
+    def alive(self, sandbox: Sandbox) -> bool:
+        """Whether the holder lives, for a sandbox that has one."""
+        return sandbox.holder is None or process.alive(sandbox.holder)
+
+    async def remove(self, sandbox: Sandbox) -> None:
+        """Kill it and everything in its PID namespace; idempotent.
+
+        The default handler may be another one by now than the one that started it.
+        """
+        if not self._paths.holder(sandbox.id).exists():
+            return
+        knowing = (one for one in self._runtimes.values() if one.knows(sandbox.id))
+        owner = next(knowing, self._default)
+        await owner.delete(sandbox.id)
+        await run_in(self._fs, self._clear, sandbox)
+
+    def _clear(self, sandbox: Sandbox) -> None:
+        """The bundle goes, and what is left where the handler is no longer configured."""
+        if sandbox.holder is not None:
+            _end(sandbox.holder, sandbox.id)
+        self._paths.forget_state(sandbox.id)
+        with contextlib.suppress(FileNotFoundError):
+            shutil.rmtree(self._paths.holder(sandbox.id))
 
 
 def _end(holder: ProcessRef, sandbox_id: str) -> None:

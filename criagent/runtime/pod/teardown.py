@@ -1,4 +1,4 @@
-"""Take a sandbox's kernel objects away from any half-state, for Stop, Remove and recovery."""
+"""Removes a sandbox's kernel objects from any state, for Stop, Remove and recovery."""
 
 from __future__ import annotations
 
@@ -9,82 +9,70 @@ import structlog
 from criagent.base import faults
 from criagent.base.errors import AgentError
 from criagent.model.sandbox import Sandbox
-from criagent.net.pod_network import Networks
 from criagent.runtime.node.clock import Clock
-from criagent.runtime.pod.files import PodFileWriter
-from criagent.runtime.pod.namespaces import PodNamespaces
-from criagent.runtime.pod.pid_holder import SandboxHolder
+from criagent.runtime.pod.objects import SandboxObjects
 from criagent.store.sandboxes import SandboxStore
 
 log: structlog.stdlib.BoundLogger = structlog.get_logger(__name__)
 
 
-@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class SandboxTeardown:
-    """Each step is idempotent and finds its objects from the id."""
+    """Each step is idempotent and finds its objects by the id."""
 
-    store: SandboxStore
-    networks: Networks
-    namespaces: PodNamespaces
-    files: PodFileWriter
-    holder: SandboxHolder
-    clock: Clock
+    def __init__(self, *, store: SandboxStore, objects: SandboxObjects, clock: Clock) -> None:
+        self._store = store
+        self._objects = objects
+        self._clock = clock
 
     async def mark_stopped(self, sandbox: Sandbox) -> Sandbox:
         """Close the sandbox to new containers, for good."""
         if sandbox.stopped_at_ns:
             return sandbox
-        sandbox = dataclasses.replace(sandbox, stopped_at_ns=self.clock.now_ns())
-        await self.store.update(sandbox)
+        sandbox = dataclasses.replace(sandbox, stopped_at_ns=self._clock.now_ns())
+        await self._store.update(sandbox)
         return sandbox
 
     async def mark_lost(self, sandbox_id: str) -> bool:
-        """List a sandbox whose undo failed as NOTREADY, so that the kubelet comes back for it.
+        """List a sandbox whose undo failed as NOTREADY, so that the kubelet removes it.
 
-        Returns whether it is listed. When the disk does not take that either, the next
+        Returns whether it is listed. When the disk does not accept that either, the next
         RunPodSandbox of its name or the next start of the agent removes what is left.
         """
-        sandbox = self.store.get(sandbox_id)
+        sandbox = self._store.get(sandbox_id)
         if sandbox is None:
             return False
         facts = {"sandbox_id": sandbox.id, **sandbox.spec.metadata.facts}
         try:
             await self.mark_stopped(sandbox)
         except AgentError as error:
-            log.error("sandbox_not_listed", reason=str(error), **facts)  # noqa: TRY400 - its text
+            log.error("sandbox_not_listed", reason=str(error), **facts)  # noqa: TRY400 - its text is enough
             return False
         log.warning("sandbox_kept_for_removal", **facts)
         return True
 
-    async def detach(self, sandbox: Sandbox) -> None:
-        """Take the sandbox off its network; its addresses are free afterwards."""
-        if sandbox.network_backend:
-            netns = self.namespaces.netns(sandbox)
-            await self.networks.for_row(sandbox).detach(sandbox, netns if netns.exists() else None)
-
     async def release(self, sandbox: Sandbox) -> Sandbox:
-        """Holder, network and namespaces go; the row stays, as NOTREADY."""
+        """Remove holder, network and namespaces; the row stays, as NOTREADY."""
         sandbox = await self.mark_stopped(sandbox)
         if sandbox.released_at_ns:
             return sandbox
-        await self.holder.remove(sandbox)
+        await self._objects.remove_holder(sandbox)
         faults.reach("sandbox-stop:holder")
-        await self.detach(sandbox)
+        await self._objects.detach(sandbox)
         faults.reach("sandbox-stop:network")
-        await self.namespaces.remove(sandbox.id)
+        await self._objects.remove_namespaces(sandbox.id)
         faults.reach("sandbox-stop:namespaces")
-        sandbox = dataclasses.replace(sandbox, released_at_ns=self.clock.now_ns())
-        await self.store.update(sandbox)
+        sandbox = dataclasses.replace(sandbox, released_at_ns=self._clock.now_ns())
+        await self._store.update(sandbox)
         faults.reach("sandbox-stop:released")
         return sandbox
 
     async def erase(self, sandbox: Sandbox) -> None:
-        """Everything goes, the row last."""
+        """Remove everything, the row last."""
         if not sandbox.released_at_ns:
-            await self.holder.remove(sandbox)
-            await self.detach(sandbox)
-            await self.namespaces.remove(sandbox.id)
-        await self.files.remove(sandbox.id)
+            await self._objects.remove_holder(sandbox)
+            await self._objects.detach(sandbox)
+            await self._objects.remove_namespaces(sandbox.id)
+        await self._objects.remove_files(sandbox.id)
         faults.reach("sandbox-remove:files")
-        await self.store.delete(sandbox.id)
+        await self._store.delete(sandbox.id)
         faults.reach("sandbox-remove:row")

@@ -1,4 +1,4 @@
-"""Whether pods can have user namespaces here: tried once at start, by making what one needs."""
+"""Whether pods can have user namespaces here: tried once at start, with real ones."""
 
 from __future__ import annotations
 
@@ -20,9 +20,9 @@ _TRIED = UserNamespace(mode=NamespaceMode.POD, uids=_IDS, gids=_IDS)
 
 
 async def probe_user_namespaces(lower: Path, scratch: Path, fs: Executor) -> str:
-    """ "" when they work with layers on the file system of `lower`, or else what is wrong.
+    """ "" when they work with layers on the file system of `lower`, otherwise the reason.
 
-    `lower` is a directory of root's, which is only read. `scratch` must not exist, and does not
+    `lower` is a directory of root, which is only read. `scratch` must not exist, and does not
     afterwards.
     """
     try:
@@ -43,14 +43,14 @@ def _try_overlay(lower: Path, scratch: Path, pin: Path) -> str:
             with idmap.idmapped(lower, userns, readonly=True) as tree:
                 idmap.attach(tree, mapped)
         except OSError as exc:
-            return f"the file system of {lower} cannot map ids: {exc.strerror}"
+            return f"the file system of {lower} does not support id mapping: {exc.strerror}"
         finally:
             os.close(userns)
         mount.overlay([mapped, empty], None, None, merged)
         if merged.stat().st_uid != _HOST_ID:
-            return "this kernel's overlay does not map the ids of layers"
+            return "overlay of this kernel does not support layers with mapped ids"
     except OSError as exc:
-        return f"no overlay of a layer with mapped ids: {exc}"
+        return f"an overlay of a layer with mapped ids cannot be mounted: {exc}"
     finally:
         _clear(scratch)
     return ""

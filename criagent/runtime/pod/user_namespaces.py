@@ -7,6 +7,7 @@ becomes cat(1) and answers when everything is made. It ends with the daemon, wha
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import errno
 import os
 from collections.abc import AsyncIterator
@@ -19,7 +20,8 @@ from criagent.model.common import (
     UserNamespace,
 )
 from criagent.model.sandbox import Sandbox
-from criagent.process.child import PipeReader, killed_on_exit, spawn
+from criagent.process.child import Pipes, killed_on_exit, spawn
+from criagent.process.pipe_ends import PipeWriter, up_to
 from criagent.runtime.node.paths import RuntimePaths
 
 _LIMIT_S = 10.0
@@ -35,40 +37,35 @@ def mapped_ids(paths: RuntimePaths, sandbox: Sandbox, container_id: str) -> Mapp
         userns=paths.userns(sandbox.id),
         uid=userns.root_uid,
         gid=userns.root_gid,
-        lower_layers=paths.lowers(container_id),
+        lower_layers=paths.lower_layers(container_id),
     )
 
 
 @asynccontextmanager
 async def namespace_maker(userns: UserNamespace) -> AsyncIterator[int]:
-    """Pid of a process with user, net, ipc and uts namespaces of its own; dead after the block.
+    """Pid of a process with its own user, net, ipc and uts namespaces; dead after the block.
 
-    Ids are mapped as in `userns`. Raises AgentError with the words of the failure, TimedOutError.
+    Ids are mapped as in `userns`. Raises AgentError with the reason of a failure, TimedOutError.
     """
-    in_read, in_write = os.pipe()
-    out_read, out_write = os.pipe()
-    err_read, err_write = os.pipe()
-    answer, errors = PipeReader(out_read, limit=4096), PipeReader(err_read, limit=4096)
-    try:
+    with Pipes() as pipes:
+        question = pipes.input(PipeWriter)
+        answer, errors = pipes.output(up_to(4096)), pipes.errors(up_to(4096))
         try:
-            child = spawn(_COMMAND, stdin=in_read, stdout=out_write, stderr=err_write)
+            child = spawn(_COMMAND, pipes)
         except OSError as exc:
             raise AgentError(
                 f"user namespace: unshare cannot be run: {exc.strerror}; install util-linux"
             ) from exc
-        finally:
-            for fd in (in_read, out_write, err_write):
-                os.close(fd)
         async with killed_on_exit(child):
-            os.write(in_write, b"\n")
+            with contextlib.suppress(BrokenPipeError):  # unshare has failed; its errors say why
+                question.write(b"\n")
             try:
                 async with asyncio.timeout(_LIMIT_S):
                     line = await answer.line()
             except TimeoutError:
                 raise TimedOutError(f"a user namespace took over {_LIMIT_S:.0f} s") from None
             if line is None:
-                errors.drain()
-                raise _failure(bytes(errors.data).decode(errors="replace").strip()[-200:])
+                raise _failure(errors.taken().decode(errors="replace").strip()[-200:])
             try:
                 write_id_maps(child.pid, userns.uids, userns.gids)
             except OSError as exc:
@@ -77,10 +74,6 @@ async def namespace_maker(userns: UserNamespace) -> AsyncIterator[int]:
                     f"mapped here: {exc.strerror}"
                 ) from exc
             yield child.pid
-    finally:
-        os.close(in_write)
-        answer.close()
-        errors.close()
 
 
 def _failure(output: str) -> AgentError:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import signal
 from collections.abc import Mapping
 from functools import cached_property
@@ -13,6 +12,8 @@ from criagent.base.aio import finish, supervised
 from criagent.kernel import process
 from criagent.model.common import ProcessRef
 from criagent.model.container import Container
+from criagent.runtime.container.ending import ContainerEnding
+from criagent.runtime.container.erasure import ContainerErasure
 from criagent.runtime.container.exits import ExitWatcher
 from criagent.runtime.container.transitions import Transitions
 from criagent.runtime.exec.leftovers import end_leftovers
@@ -22,8 +23,6 @@ from criagent.runtime.node.clock import Clock
 from criagent.runtime.node.paths import RuntimePaths
 from criagent.runtime.oci.conmon import running_monitors
 from criagent.runtime.oci.runtime import OciRuntime
-from criagent.runtime.verbs.remove_container import ContainerRemover
-from criagent.runtime.verbs.stop_container import ContainerStopper
 
 log: structlog.stdlib.BoundLogger = structlog.get_logger(__name__)
 
@@ -35,8 +34,8 @@ class ContainerRecovery:
         self,
         *,
         exits: ExitWatcher,
-        remover: ContainerRemover,
-        stopper: ContainerStopper,
+        erasure: ContainerErasure,
+        ending: ContainerEnding,
         transitions: Transitions,
         runtimes: Mapping[str, OciRuntime],
         paths: RuntimePaths,
@@ -44,22 +43,21 @@ class ContainerRecovery:
         boot_id: str,
     ) -> None:
         self._exits = exits
-        self._remover = remover
-        self._stopper = stopper
+        self._erasure = erasure
+        self._ending = ending
         self._transitions = transitions
         self._runtimes = runtimes
         self._paths = paths
         self._clock = clock
         self._boot_id = boot_id
-        self._stops: set[asyncio.Task[None]] = set()
 
     @cached_property
     def _monitors(self) -> dict[str, ProcessRef]:
-        """Monitors that live, known to a row or not."""
+        """Live monitors, whether in a row or not."""
         return running_monitors(self._paths.exits)
 
     async def recover(self, container: Container) -> None:
-        """Make the row tell the truth."""
+        """Make the row true."""
         if container.cgroup and not belongs_to(container.cgroup, container.id):
             container = await self._without_cgroup(container)
         if not container.visible:
@@ -68,18 +66,18 @@ class ContainerRecovery:
             await self._adopt(container)
 
     async def _without_cgroup(self, container: Container) -> Container:
-        """Version 0.1 took the cgroup where a runtime had put init for the container's, whosever it
-        was: it is not used any more, neither for limits and figures nor for killing.
+        """Version 0.1 recorded the cgroup where a runtime had put init, whichever that was: it is
+        no longer used, neither for limits and statistics nor for killing.
         """
         log.warning("foreign_cgroup_forgotten", container_id=container.id, cgroup=container.cgroup)
         return await self._transitions.apply(container.id, cgroup="") or container
 
     async def _undo(self, container: Container) -> None:
         monitor = self._monitors.get(container.id)
-        if monitor is not None:  # its death takes a runtime that is still creating along
+        if monitor is not None:  # its death ends a runtime that is still creating
             process.send_signal(monitor, signal.SIGKILL)
         own_cgroup.kill(container.cgroup, container.id)
-        await finish(self._remover.erase(container))
+        await finish(self._erasure.erase(container))
         log.info("creation_undone", container_id=container.id)
 
     async def _adopt(self, container: Container) -> None:
@@ -89,18 +87,16 @@ class ContainerRecovery:
         try:
             container = await self._started(container)
             await end_leftovers(self._paths, container)
-        finally:  # whatever failed or took too long: its exit is noticed, and its stop goes on
+        finally:  # whatever failed or took too long: the exit is noticed, and the stop continues
             self._exits.adopt(container)
             if container.stop_deadline_boot_ns:
-                stop = self._stopper.stop_by(container, container.stop_deadline_boot_ns)
-                task = supervised(stop, name=f"stop:{container.id}", **container.facts)
-                self._stops.add(task)
-                task.add_done_callback(self._stops.discard)
+                stop = self._ending.stop_by(container, container.stop_deadline_boot_ns)
+                supervised(stop, name=f"stop:{container.id}", **container.facts)
         log.info("container_adopted", container_id=container.id)
 
     async def _started(self, container: Container) -> Container:
-        """The row; the last daemon may have died between starting the container and saying so."""
-        runtime = self._runtimes.get(container.handler)  # None = configured no more
+        """The row; the last daemon may have died before it recorded the start."""
+        runtime = self._runtimes.get(container.handler)  # None = no longer configured
         if (
             container.started_at_ns
             or runtime is None

@@ -1,9 +1,10 @@
-"""Containers and pods that run without a row: ended before anything of them is swept away.
+"""Containers and pods that run without a row: ended before anything of them is removed.
 
-They are left when state.db was moved away, lost or put back from a copy, and when their rows could
-not be read. No call can name them, and the kubelet starts their pods anew, so they must not go on
-beside. Assumptions: monitor, cgroup, runtime state and directories are named by the id alone; an id
-is ours when one of our directories or monitors has it. No other process is touched.
+They remain when state.db was moved, lost or restored from a copy, and when their rows could not be
+decoded. No call can name them, and the kubelet starts their pods again, so they must not run
+alongside. Assumptions: monitor, cgroup, runtime state and directories are named by the id alone; an
+id belongs to this agent when one of its directories or monitors has it. No other process is
+touched.
 """
 
 from __future__ import annotations
@@ -29,7 +30,7 @@ from criagent.runtime.node.paths import RuntimePaths
 from criagent.runtime.oci.conmon import running_monitors
 
 _END_LIMIT_S = 10.0
-_POLL_S = 0.02  # a cgroup that empties cannot be awaited by a descriptor
+_POLL_S = 0.02  # the emptying of a cgroup cannot be awaited by a descriptor
 
 log: structlog.stdlib.BoundLogger = structlog.get_logger(__name__)
 
@@ -45,7 +46,7 @@ class _Unknown:
 
     @property
     def living(self) -> bool:
-        """Whether a process of it is left."""
+        """Whether a process of it is alive."""
         return (
             process.alive(self.monitor)
             or any(process.alive(one) for one in self.processes)
@@ -63,7 +64,7 @@ class UnknownContainers:
     fs: Executor
 
     async def end(self) -> None:
-        """Return when no container of ours runs without a row, and nothing but files is left.
+        """Return when no container runs without a row, and only files are left.
 
         Raises UnavailableError, and ends nothing, when one has its files below another
         storage.root: then that key was changed, not the database lost. AgentError when one does not
@@ -73,7 +74,7 @@ class UnknownContainers:
         if not found:
             return
         await run_in(self.fs, self._check_root, found)
-        for one in [one for one in found if one.living]:  # before any of them takes others along
+        for one in [one for one in found if one.living]:  # before any of them ends others
             log.error(
                 "unknown_container_ended",
                 id=one.id,
@@ -104,7 +105,7 @@ class UnknownContainers:
         ]
 
     def _names(self) -> Iterator[str]:
-        """Names that directories of ours have, ids among them."""
+        """Names of this agent's directories, ids among them."""
         run = self.paths.run_dir
         for pattern in ("containers/*", "sandboxes/*", "runtime/*/*", "exits/*"):
             for path in run.glob(pattern):
@@ -122,12 +123,12 @@ class UnknownContainers:
                 if upper != option and not upper.startswith(own):
                     raise UnavailableError(
                         f"container {one.id} runs with its files in {upper}, which is not below "
-                        f"storage.root ({self.paths.root}); set storage.root back, or end the "
-                        "containers before it is changed"
+                        f"storage.root ({self.paths.root}); restore storage.root, or end the "
+                        "containers before you change it"
                     )
 
     async def _detach(self, sandbox_id: str) -> None:
-        """Let CNI plugins take back what they gave; the built-in network sweeps by itself."""
+        """Let CNI plugins take back their resources; the built-in network cleans up by itself."""
         if self.networks.default.backend != "cni" or not self.paths.sandbox(sandbox_id).exists():
             return
         sandbox = Sandbox(
@@ -164,8 +165,8 @@ def _await_end(found: list[_Unknown]) -> None:
     while left := [one.id for one in found if one.living]:
         if time.monotonic() >= limit:
             raise AgentError(
-                f"{len(left)} containers without a row do not die within {_END_LIMIT_S:.0f} s: "
-                f"{', '.join(left[:5])}; see their processes in /proc/PID/stack, or reboot"
+                f"{len(left)} containers without a row did not die within {_END_LIMIT_S:.0f} s: "
+                f"{', '.join(left[:5])}; check their processes in /proc/PID/stack, or reboot"
             )
         time.sleep(_POLL_S)
 
@@ -175,18 +176,18 @@ def _children(monitor: ProcessRef | None) -> tuple[ProcessRef, ...]:
         return ()
     try:
         pids = Path(f"/proc/{monitor.pid}/task/{monitor.pid}/children").read_text().split()
-    except OSError:  # it has ended, or the kernel has no such file
+    except OSError:  # it has ended, or the kernel lacks the file
         return ()
     return tuple(ref for pid in pids if (ref := process.process_ref(int(pid))) is not None)
 
 
 def _cgroups_of(ids: list[str]) -> dict[str, list[str]]:
-    """Cgroups that bear these ids' names under either driver, by id."""
+    """Cgroups with these ids' names under either driver, by id."""
     names = {name: one for one in ids for name in (one, f"{SCOPE_PREFIX}-{one}.scope")}
     found: dict[str, list[str]] = {}
     for directory, below, _ in os.walk(cgroupfs.ROOT):
         for name in [name for name in below if name in names]:
             path = Path(directory, name).relative_to(cgroupfs.ROOT)
             found.setdefault(names[name], []).append(f"/{path}")
-            below.remove(name)  # what is in it goes with it
+            below.remove(name)  # its contents are removed with it
     return found

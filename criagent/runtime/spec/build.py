@@ -1,8 +1,8 @@
 """The OCI runtime specification of a container: a pure function of facts, well under 1 ms.
 
-The shape follows what containerd's CRI plug-in hands to the runtime, so that workloads meet the
-same surroundings. Nothing that an image or a pod can write freely (labels, annotations) gets in:
-runtimes and systemd act on annotation keys (CVE-2024-3154, CVE-2023-6476).
+The structure follows containerd's CRI plug-in, so that workloads find the same environment. Nothing
+that an image or a pod can write freely (labels, annotations) is included: runtimes and systemd act
+on annotation keys (CVE-2024-3154, CVE-2023-6476).
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from criagent.runtime.spec.inputs import (
     SpecInputs,
 )
 from criagent.runtime.spec.limits import resources_to_oci
-from criagent.runtime.spec.mounts import oci_mounts, rootfs_propagation
+from criagent.runtime.spec.mounts.oci import oci_mounts, rootfs_propagation
 from criagent.runtime.spec.security.capabilities import capability_sets
 from criagent.runtime.spec.security.masked_paths import masked_paths, readonly_paths
 
@@ -42,8 +42,8 @@ __all__ = [
     "process_spec",
 ]
 
-# Every field used here is in it but mounts' id mappings (1.1), which are said only to a runtime
-# whose features have them. runc 1.1 and crun 1.x take it.
+# Every field used here exists in it, except id mappings of mounts (1.1), which are written only
+# for a runtime whose features have them. runc 1.1 and crun 1.x accept it.
 OCI_VERSION = "1.0.2"
 _PATH = "PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 _TERM = "TERM=xterm"
@@ -52,7 +52,7 @@ _TERM = "TERM=xterm"
 def build_spec(inputs: SpecInputs) -> OciObject:
     """The content of config.json.
 
-    Raises InvalidRequestError when there is nothing to run or the environment cannot be said in
+    Raises InvalidRequestError when there is no command or the environment cannot be encoded in
     JSON, UnsupportedError when a limit needs a cgroup controller that the node lacks.
     """
     spec = inputs.container.spec
@@ -68,10 +68,10 @@ def build_spec(inputs: SpecInputs) -> OciObject:
 
 
 def process_spec(process: OciObject, args: Sequence[str], *, tty: bool) -> OciObject:
-    """The process of an exec: the container's own, with other arguments.
+    """The process of an exec: the container's process with other arguments.
 
-    User, capabilities, limits and labels stay those of the container's main process, so nothing
-    is parsed by the runtime (CVE-2026-30892). Raises InvalidRequestError for an empty command.
+    User, capabilities, limits and labels are those of the container's main process, so the runtime
+    parses none of them (CVE-2026-30892). Raises InvalidRequestError for an empty command.
     """
     if not args or not args[0]:
         raise InvalidRequestError("exec: the command is empty")
@@ -85,7 +85,7 @@ def process_spec(process: OciObject, args: Sequence[str], *, tty: bool) -> OciOb
 
 
 def oci_namespaces(namespaces: ContainerNamespaces, *, cgroup: bool) -> list[OciObject]:
-    """The namespace list: own mount namespace, given ones by path, the node's by leaving out."""
+    """The namespace list: a new mount namespace, pinned ones by path, the node's by omission."""
     result: list[OciObject] = [{"type": "mount"}]
     for kind in ("user", "network", "ipc", "uts"):
         if (path := getattr(namespaces, kind)) is not None:
@@ -154,15 +154,15 @@ def _linux(inputs: SpecInputs) -> OciObject:
 
 
 def container_args(spec: ContainerSpec, image: ImageConfig) -> list[str]:
-    """Command and arguments as Kubernetes defines them: a command replaces the image's both."""
+    """Command and arguments as Kubernetes defines them: a command replaces both of the image's."""
     if spec.command:
         args = [*spec.command, *spec.args]
     else:
         args = [*image.entrypoint, *(spec.args or image.cmd)]
     if not args or not args[0]:
         raise InvalidRequestError(
-            f'container "{spec.metadata.name}": no command to run: the image "{spec.image}" has '
-            "neither entrypoint nor cmd; set command"
+            f'container "{spec.metadata.name}": no command: the image "{spec.image}" '
+            "has neither entrypoint nor cmd; set command"
         )
     if any("\0" in arg for arg in args):
         raise InvalidRequestError(
@@ -172,7 +172,7 @@ def container_args(spec: ContainerSpec, image: ImageConfig) -> list[str]:
 
 
 def container_env(spec: ContainerSpec, image: ImageConfig, hostname: str) -> list[str]:
-    """Defaults, the image's variables, then the request's; a later one replaces an earlier."""
+    """Defaults, the image's variables, then the request's; later values replace earlier ones."""
     first = [_PATH, *([_TERM] if spec.tty else []), f"HOSTNAME={hostname}"]
     from_image = [entry for entry in image.env if _usable(entry)]
     return _merge_env(first, from_image, [_env_entry(item) for item in spec.envs])
@@ -191,7 +191,7 @@ def container_cwd(spec: ContainerSpec, image: ImageConfig) -> str:
 
 
 def clamp_oom(score: int, floor: int) -> int:
-    """`score` raised to what the node may set."""
+    """`score` raised to the lowest value that the node may set."""
     return max(score, floor)
 
 
@@ -204,7 +204,7 @@ def _merge_env(*layers: Sequence[str]) -> list[str]:
 
 
 def _usable(entry: str) -> bool:
-    """Whether an image's variable can be set; broken ones are left out, as the shell does."""
+    """Whether an image's variable is valid; invalid ones are left out, as the shell does."""
     return "=" in entry and not entry.startswith("=") and "\0" not in entry
 
 
@@ -213,7 +213,7 @@ def _env_entry(item: KeyValue) -> str:
         value = item.value.decode("utf-8")
     except UnicodeDecodeError as error:
         raise InvalidRequestError(
-            f'environment variable "{item.key}": the value is not UTF-8 (byte {error.start}); '
-            "OCI runtimes take text only: mount it as a file instead"
+            f'environment variable "{item.key}": the value is not UTF-8 (byte '
+            f"{error.start}), which OCI runtimes require; mount it as a file instead"
         ) from error
     return f"{item.key}={value}"

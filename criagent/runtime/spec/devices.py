@@ -1,4 +1,4 @@
-"""Devices of a container: nodes to make and access rules, from the host's own nodes."""
+"""Devices of a container: nodes to create and access rules, from the host's nodes."""
 
 from __future__ import annotations
 
@@ -11,16 +11,16 @@ from pathlib import Path
 from criagent.base.errors import InvalidRequestError
 from criagent.kernel.mount import MountEntry, mountinfo
 from criagent.model.container import ContainerSecurity, ContainerSpec, Device
-from criagent.runtime.spec.host_paths import local_path
 from criagent.runtime.spec.inputs import OciObject, ResolvedDevice
+from criagent.runtime.spec.mounts.host_paths import local_path
 
-# Of /dev itself: what every container has of its own, or what leads elsewhere.
+# Within /dev: what every container has of its own, or what leads elsewhere.
 _NOT_HANDED_ON = frozenset(
     {"console", "pts", "shm", "mqueue", "fd", ".udev", ".lxc", ".lxd-mounts"}
 )
 _DEV = Path("/dev")
 _ACCESS = frozenset("rwm")
-# What the runtime makes in every /dev (OCI runtime specification, "Default Devices"), and ptys.
+# What the runtime creates in every /dev (OCI runtime specification, "Default Devices"), and ptys.
 _ALWAYS: tuple[tuple[str, int | None, int | None], ...] = (
     ("c", 1, 3),  # null
     ("c", 1, 5),  # zero
@@ -37,13 +37,16 @@ _ALWAYS: tuple[tuple[str, int | None, int | None], ...] = (
 def resolve_devices(
     spec: ContainerSpec, *, host_devices: bool, owned: bool = False, has_userns: bool = False
 ) -> tuple[ResolvedDevice, ...]:
-    """The host's nodes behind the request, and before them all of /dev with `host_devices`.
+    """The requested nodes of the host, and before them all of /dev with `host_devices`.
 
-    In a user namespace (`has_userns`) the root that may own a node is not the node's: of all of
-    /dev it gets what everybody may have, and no more of it.
-    With `owned`, requested nodes belong to the security context's user and group where these are
-    not root's, so that a container without privileges can open them.
-    Looks at the host: call it in a thread. Raises InvalidRequestError for what is no device.
+    In a user namespace (`has_userns`) its root is not the node's root: of all of /dev it gets only
+    the nodes that everyone may use.
+
+    With `owned`, requested nodes belong to the security context's user and group unless these are
+    root, so that a container without privileges can open them.
+
+    Reads the host: call it in a thread. Raises InvalidRequestError for anything that is not a
+    device.
     """
     found: dict[str, ResolvedDevice] = {}
     if host_devices:
@@ -113,12 +116,15 @@ def _requested(request: Device, table: Sequence[MountEntry]) -> Iterator[Resolve
     access = request.permissions or "rwm"
     if not set(access) <= _ACCESS or len(set(access)) != len(access):
         raise InvalidRequestError(
-            f"device {request.host_path}: permissions {access[:20]!r} are not of r, w and m"
+            f"device {request.host_path}: permissions {access[:20]!r} contain characters "
+            "other than r, w and m"
         )
     host, target = request.host_path, request.container_path or request.host_path
     for text in (host, target):
         if not text.startswith("/") or "\0" in text or ".." in text.split("/"):
-            raise InvalidRequestError(f"device {text[:200]!r}: paths must be absolute and plain")
+            raise InvalidRequestError(
+                f'device {text[:200]!r}: the path must be absolute, without "." or ".."'
+            )
     real = _real(host, table)
     if real.is_dir():
         for path in _nodes(real):
@@ -133,14 +139,16 @@ def _requested(request: Device, table: Sequence[MountEntry]) -> Iterator[Resolve
 
 
 def _real(host: str, table: Sequence[MountEntry]) -> Path:
-    """The path without symlinks. One on a network file system is refused without a look at it."""
+    """The path without symlinks. One on a network file system is refused without an access."""
     try:
         real = local_path(host, table)
         if real is None:
-            raise InvalidRequestError(f"device {host}: devices lie on local file systems only")
+            raise InvalidRequestError(f"device {host}: the path is not on a local file system")
         os.lstat(real)
     except OSError as exc:
-        raise InvalidRequestError(f"device {host} is not on this node: {exc.strerror}") from None
+        raise InvalidRequestError(
+            f"device {host}: the path cannot be resolved on this node: {exc.strerror}"
+        ) from None
     return Path(real)
 
 

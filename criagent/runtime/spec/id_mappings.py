@@ -1,4 +1,4 @@
-"""User namespaces of pods (KEP-127): what a request may ask for, and the OCI form of it."""
+"""User namespaces of pods (KEP-127): which requests are valid, and their OCI form."""
 
 from __future__ import annotations
 
@@ -18,41 +18,48 @@ _NO_ID = 2**32 - 1  # -1, which no file and no process can have
 
 
 def validate_pod(what: str, namespaces: NamespaceOptions) -> None:
-    """Raises InvalidRequestError for a user namespace that cannot be, or not beside the others."""
+    """Raises InvalidRequestError for an invalid user namespace, or one beside the node's
+    namespaces.
+    """
     _validate(what, namespaces.userns)
     if namespaces.pod_userns is None:
         return
     for kind in ("network", "pid", "ipc"):
         if getattr(namespaces, kind) is NamespaceMode.NODE:
             raise InvalidRequestError(
-                f"{what}: a pod with a user namespace cannot have the node's {kind} namespace"
+                f"{what}: a pod with a user namespace cannot use the node's {kind} namespace"
             )
 
 
 def validate_container(what: str, asked: NamespaceOptions, pod: NamespaceOptions) -> None:
-    """Raises InvalidRequestError unless the container asks for its pod's user namespace.
+    """Raises InvalidRequestError unless the container requests its pod's user namespace.
 
-    One that says nothing gets it.
+    A container that requests nothing gets it.
     """
     _validate(what, asked.userns)
     if pod.pod_userns is not None and asked.pid is NamespaceMode.NODE:
         raise InvalidRequestError(
-            f"{what}: in a pod with a user namespace it cannot have the node's pid namespace"
+            f"{what}: a container of a pod with a user namespace cannot use the node's pid "
+            "namespace"
         )
     if asked.userns is None or asked.pod_userns == pod.pod_userns:
         return
     if pod.pod_userns is None:
-        raise InvalidRequestError(f"{what}: its pod has no user namespace of its own")
-    raise InvalidRequestError(f"{what}: its user namespace is not the pod's; give both the same")
+        raise InvalidRequestError(
+            f"{what}: the container requests a user namespace, but its pod has none"
+        )
+    raise InvalidRequestError(
+        f"{what}: the container's user namespace differs from the pod's; set both to the same"
+    )
 
 
 def validate_mount(what: str, mount: Mount, pod: NamespaceOptions) -> None:
-    """Raises InvalidRequestError for a mount whose ids are mapped otherwise than its pod's."""
+    """Raises InvalidRequestError for a mount whose id mappings differ from its pod's."""
     userns = pod.pod_userns
     if userns is not None and mount.propagation is MountPropagation.BIDIRECTIONAL:
         raise InvalidRequestError(
-            f"{what}: mount {mount.container_path}: mounts that are made in a user namespace do "
-            "not propagate to the node; use HOST_TO_CONTAINER"
+            f"{what}: mount {mount.container_path}: mounts made in a user namespace do not "
+            "propagate to the node; use HOST_TO_CONTAINER"
         )
     if not mount.uid_mappings and not mount.gid_mappings:
         return
@@ -62,23 +69,23 @@ def validate_mount(what: str, mount: Mount, pod: NamespaceOptions) -> None:
         )
     if (mount.uid_mappings, mount.gid_mappings) != (userns.uids, userns.gids):
         raise InvalidRequestError(
-            f"{what}: mount {mount.container_path}: its id mappings are not those of the pod"
+            f"{what}: mount {mount.container_path}: the id mappings differ from those of the pod"
         )
 
 
 def check_user(user: ContainerUser, userns: UserNamespace | None) -> None:
-    """Raises InvalidRequestError for an id that the pod's user namespace does not have."""
+    """Raises InvalidRequestError for an id outside the pod's user namespace."""
     if userns is None:
         return
     if user.uid >= userns.uids[0].length:
         raise InvalidRequestError(
-            f"user {user.uid} is not among the {userns.uids[0].length} ids of the pod's user "
+            f"user {user.uid} is outside the {userns.uids[0].length} ids of the pod's user "
             "namespace"
         )
     for gid in (user.gid, *user.groups):
         if gid >= userns.gids[0].length:
             raise InvalidRequestError(
-                f"group {gid} is not among the {userns.gids[0].length} ids of the pod's user "
+                f"group {gid} is outside the {userns.gids[0].length} ids of the pod's user "
                 "namespace"
             )
 
@@ -96,7 +103,7 @@ def _validate(what: str, userns: UserNamespace | None) -> None:
     if userns.mode is NamespaceMode.NODE:
         if userns.uids or userns.gids:
             raise InvalidRequestError(
-                f"{what}: id mappings make no sense in the node's user namespace"
+                f"{what}: id mappings are not allowed in the node's user namespace"
             )
         return
     if userns.mode is not NamespaceMode.POD:
@@ -106,8 +113,8 @@ def _validate(what: str, userns: UserNamespace | None) -> None:
     for kind, mappings in (("uids", userns.uids), ("gids", userns.gids)):
         if len(mappings) != 1:
             raise InvalidRequestError(
-                f"{what}: user namespace: {len(mappings)} mappings of {kind}, but it takes exactly "
-                "one"
+                f"{what}: user namespace: {len(mappings)} mappings of {kind}; exactly one is "
+                "required"
             )
         _validate_mapping(f"{what}: user namespace: {kind}", mappings[0])
 
@@ -120,8 +127,9 @@ def _validate_mapping(what: str, mapping: IdMapping) -> None:
     if mapping.length == 0:
         raise InvalidRequestError(f"{what}: the mapping has the length 0")
     if mapping.host_id == 0:
-        raise InvalidRequestError(f"{what}: the mapping would make the node's root the pod's")
+        raise InvalidRequestError(f"{what}: the mapping would make the node's root the pod's root")
     if mapping.host_id + mapping.length > _NO_ID:
         raise InvalidRequestError(
-            f"{what}: host ids {mapping.host_id} and {mapping.length - 1} more exceed {_NO_ID - 1}"
+            f"{what}: host ids {mapping.host_id} and {mapping.length - 1} more exceed the "
+            f"limit {_NO_ID - 1}"
         )

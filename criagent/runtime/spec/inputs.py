@@ -1,4 +1,4 @@
-"""What the OCI specification of a container is computed from: plain facts, gathered before."""
+"""The inputs of a container's OCI specification: plain facts, gathered before."""
 
 from __future__ import annotations
 
@@ -17,8 +17,9 @@ OciObject = dict[str, Any]  # a JSON object of the OCI runtime specification
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class PodFiles:
-    """Host paths of the files that a sandbox's containers share. `shm` is /dev/shm of the node
-    when the pod has the node's IPC namespace."""
+    """Host paths of the files that a sandbox's containers share. `shm` is the node's /dev/shm if
+    the pod uses the node's IPC namespace.
+    """
 
     resolv_conf: Path
     hostname: Path
@@ -28,7 +29,7 @@ class PodFiles:
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class ContainerNamespaces:
-    """Which namespaces the container enters; None stands for the node's own."""
+    """The namespaces that the container enters; None means the node's."""
 
     network: Path | None
     ipc: Path | None
@@ -39,7 +40,7 @@ class ContainerNamespaces:
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class ResolvedMount:
-    """A requested mount whose host side was looked at: `source` exists and has no symlink."""
+    """A requested mount with a verified host side: `source` exists and contains no symlink."""
 
     request: Mount
     source: str
@@ -48,7 +49,7 @@ class ResolvedMount:
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class ResolvedDevice:
-    """A device node of the host at its place in the container."""
+    """A device node of the host at its path in the container."""
 
     path: str
     kind: Literal["c", "b"]
@@ -62,7 +63,7 @@ class ResolvedDevice:
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class SelinuxLabels:
-    """Labels of a container's processes and of everything that is mounted for it alone."""
+    """Labels of a container's processes and of everything that is mounted only for it."""
 
     process: str
     mount: str
@@ -70,7 +71,7 @@ class SelinuxLabels:
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class CdiNode:
-    """A device node that a CDI device brings. Without an owner it is the container user's."""
+    """A device node of a CDI device. Without an owner it belongs to the container's user."""
 
     path: str
     kind: Literal["c", "b", "p"]
@@ -84,7 +85,7 @@ class CdiNode:
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class CdiEdits:
-    """What the CDI devices of a container change, in order; `groups` are the user's besides."""
+    """The changes by a container's CDI devices, in order; `groups` are added to the user's."""
 
     env: tuple[str, ...] = ()
     nodes: tuple[CdiNode, ...] = ()
@@ -106,10 +107,10 @@ class SpecInputs:
     rootfs: Path
     namespaces: ContainerNamespaces
     mounts: tuple[ResolvedMount, ...]
-    devices: tuple[ResolvedDevice, ...]  # requested ones, and all of the node when privileged
+    devices: tuple[ResolvedDevice, ...]  # requested devices, and all of the node when privileged
     pod_files: PodFiles
     cgroups_path: str
-    hostname: str  # what $HOSTNAME says
+    hostname: str  # the value of $HOSTNAME
     seccomp: OciObject | None
     apparmor: str  # loaded profile name, "" = none
     node: NodeFacts

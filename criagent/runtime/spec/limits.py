@@ -1,4 +1,4 @@
-"""Resource limits as the OCI runtime is given them; pure. Cgroup v2 only."""
+"""Resource limits in the form of the OCI runtime; pure. Cgroup v2 only."""
 
 from __future__ import annotations
 
@@ -20,9 +20,9 @@ _LEAST = {
     "memory_swap_limit_in_bytes": -1,
 }
 _UNIFIED_KEY = re.compile(r"(memory|cpu|cpuset|io|pids|hugetlb|misc|rdma)(\.[A-Za-z0-9_]+)+")
-_UNIFIED_MOST = 256  # of one container; the kernel has some dozens
+_UNIFIED_MOST = 256  # of one container; the kernel has a few dozen
 _PAGE_SIZES_MOST = 64
-_CPUSET_MOST = 100 + 6 * 8192  # what the kernel takes with the most CPUs that it can have
+_CPUSET_MOST = 100 + 6 * 8192  # the longest list that the kernel needs for its maximum of CPUs
 _PAGE_SIZE = re.compile(r"[0-9]{1,20}(KB|MB|GB)")
 
 
@@ -36,7 +36,7 @@ def resources_to_oci(
     """`linux.resources` without device rules.
 
     A limit whose controller is not in `controllers` raises UnsupportedError, or is left out when
-    `missing` is "ignore". Raises InvalidRequestError for keys and values that are no limits.
+    `missing` is "ignore". Raises InvalidRequestError for invalid keys and values.
     """
     _check(resources)
     gate = _Gate(controllers, missing)
@@ -57,16 +57,16 @@ def resources_to_oci(
 def _check(resources: Resources) -> None:
     for name, least in _LEAST.items():
         if (value := getattr(resources, name)) < least:
-            raise InvalidRequestError(f"{name} {value} is below {least}")
+            raise InvalidRequestError(f"{name} {value} is less than {least}")
     score = resources.oom_score_adj
     if not -1000 <= score <= 1000:
-        raise InvalidRequestError(f"oom_score_adj {score} is not within -1000..1000")
+        raise InvalidRequestError(f"oom_score_adj {score} is not between -1000 and 1000")
     for name in ("cpuset_cpus", "cpuset_mems"):
         text = getattr(resources, name)
         if len(text) > _CPUSET_MOST:
-            raise InvalidRequestError(f"{name} has over {_CPUSET_MOST} characters")
+            raise InvalidRequestError(f"{name} is longer than {_CPUSET_MOST} characters")
         if text and not _CPUSET.fullmatch(text):
-            raise InvalidRequestError(f"{name} {text[:80]!r} is no list such as 0-3,7")
+            raise InvalidRequestError(f"{name} {text[:80]!r} is not a list such as 0-3,7")
 
 
 class _Gate:
@@ -75,18 +75,19 @@ class _Gate:
         self._missing = missing
 
     def has(self, controller: str) -> bool:
-        """Whether the node has it."""
+        """Whether the node has the controller."""
         return controller in self._controllers
 
     def admits(self, controller: str, limit: str) -> bool:
-        """Whether the limit can be set; raises UnsupportedError when it may not be left out."""
+        """Whether the limit can be set; raises UnsupportedError when it must not be left out."""
         if self.has(controller):
             return True
         if self._missing == "ignore":
             return False
         raise UnsupportedError(
-            f'{limit}: cgroup controller "{controller}" is not available on this node; delegate '
-            'it to the agent, or set runtime.missing_controllers = "ignore" to run without limits'
+            f'{limit}: cgroup controller "{controller}" is not available on this node; '
+            'delegate it to the agent, or set runtime.missing_controllers = "ignore" to '
+            "run without limits"
         )
 
 
@@ -118,15 +119,15 @@ def _memory(resources: Resources, gate: _Gate, *, swap: bool) -> OciObject:
 def _unified(resources: Resources, gate: _Gate, *, swap: bool) -> OciObject:
     unified: OciObject = {}
     if len(resources.unified) > _UNIFIED_MOST:
-        raise InvalidRequestError(f"over {_UNIFIED_MOST} unified resources")
+        raise InvalidRequestError(f"more than {_UNIFIED_MOST} unified resources")
     for key, value in resources.unified.items():
         if len(key) > NAME_MOST or not _UNIFIED_KEY.fullmatch(key):
             raise InvalidRequestError(f"unified resource {key[:80]!r} is not a limit of cgroup v2")
         if not value or len(value) > 4096 or not value.isprintable():
             shown = repr(value[:80])
-            raise InvalidRequestError(f"unified resource {key}: value {shown} is not one line")
+            raise InvalidRequestError(f"unified resource {key}: value {shown} is not a single line")
         if key.startswith("memory.swap.") and not swap:
-            continue  # no swap accounting: there is nothing to limit
+            continue  # without swap accounting there is nothing to limit
         if gate.admits(key.partition(".")[0], f"unified resource {key}"):
             unified[key] = value
     return unified
@@ -135,12 +136,12 @@ def _unified(resources: Resources, gate: _Gate, *, swap: bool) -> OciObject:
 def _hugepages(resources: Resources, gate: _Gate) -> list[OciObject]:
     limits: list[OciObject] = []
     if len(resources.hugepage_limits) > _PAGE_SIZES_MOST:
-        raise InvalidRequestError(f"over {_PAGE_SIZES_MOST} hugepage sizes")
+        raise InvalidRequestError(f"more than {_PAGE_SIZES_MOST} hugepage sizes")
     for item in resources.hugepage_limits:
         if not _PAGE_SIZE.fullmatch(item.page_size):
             shown = repr(item.page_size[:80])
-            raise InvalidRequestError(f"hugepage size {shown} is not like 2MB or 1GB")
-        # The kubelet names every page size, 0 = none: without a controller that is no request.
+            raise InvalidRequestError(f"hugepage size {shown} has another form than 2MB or 1GB")
+        # The kubelet sends limit 0 for every page size: without the controller, not a request.
         if not item.limit and not gate.has("hugetlb"):
             continue
         if gate.admits("hugetlb", f"hugepages-{item.page_size}"):

@@ -1,4 +1,4 @@
-"""Stop signals: the CRI enum, an image's STOPSIGNAL text, and kernel spelling."""
+"""Stop signals: the CRI enum, an image's STOPSIGNAL text, and names of the kernel."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ _NAMED = (
     "ABRT ALRM BUS CHLD CLD CONT FPE HUP ILL INT IO IOT KILL PIPE POLL PROF PWR QUIT SEGV STKFLT "
     "STOP SYS TERM TRAP TSTP TTIN TTOU URG USR1 USR2 VTALRM WINCH XCPU XFSZ RTMIN"
 ).split()
-_RT_MIN, _RT_MAX = 34, 64  # as the C library and every container tool count them
+_RT_MIN, _RT_MAX = 34, 64  # as the C library and container tools count them
 _REAL_TIME = re.compile(r"RT(MIN\+|MAX-)([0-9]{1,2})")
 # Enum Signal of CRI v1: 1.. in the order of the names, then RTMIN+1..15 and RTMAX-14..0.
 _CRI = (
@@ -26,12 +26,12 @@ _CRI = (
 def stop_signal(cri: int, image: str) -> str:
     """The effective stop signal: the request's, else the image's, else SIGTERM.
 
-    Raises InvalidRequestError for a number that CRI does not have, or an image's text that is no
-    signal.
+    Raises InvalidRequestError for a number that CRI does not define, or an image's text that is not
+    a signal.
     """
     if cri:
         if not 0 < cri < len(_CRI):
-            raise InvalidRequestError(f"stop_signal {cri} is no signal of the CRI")
+            raise InvalidRequestError(f"stop_signal {cri} is not a signal of the CRI")
         return _CRI[cri]
     if not image:
         return "SIGTERM"
@@ -53,7 +53,7 @@ def cri_signal(name: str) -> int:
 
 
 def signal_number(name: str) -> int:
-    """The number of "SIGTERM", "SIGRTMIN+3" and the like. Raises InvalidRequestError."""
+    """The number of "SIGTERM", "SIGRTMIN+3" and similar names. Raises InvalidRequestError."""
     bare = name.removeprefix("SIG")
     if bare == "RTMIN":
         return _RT_MIN
@@ -66,7 +66,7 @@ def signal_number(name: str) -> int:
     try:
         return int(signal.Signals[f"SIG{bare}"])
     except KeyError:
-        raise InvalidRequestError(f"{name[:40]!r} is no signal") from None
+        raise InvalidRequestError(f"{name[:40]!r} is not a signal") from None
 
 
 def _name(number: int, text: str) -> str:
@@ -75,4 +75,6 @@ def _name(number: int, text: str) -> str:
     try:
         return signal.Signals(number).name
     except ValueError:
-        raise InvalidRequestError(f"the image's stop signal {text[:40]!r} is no signal") from None
+        raise InvalidRequestError(
+            f"the image's stop signal {text[:40]!r} is not a signal"
+        ) from None

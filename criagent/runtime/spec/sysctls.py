@@ -1,8 +1,8 @@
-"""Sysctls of a pod: only those of namespaces that are its own, only one plain value each.
+"""Sysctls of a pod: only those of its own namespaces, only one plain value each.
 
-The value is written to the file of the name and nowhere else, so it cannot smuggle another one in
-(CVE-2022-0811); a name of a namespace shared with the host is refused (CVE-2022-0532). Those of
-the UTS namespace are refused always: the hostname of a pod has a field of its own.
+The value is written only to the file of the name, so it cannot smuggle another one in
+(CVE-2022-0811); a name of a namespace shared with the host is refused (CVE-2022-0532). Those of the
+UTS namespace are always refused: the hostname of a pod has its own field.
 """
 
 from __future__ import annotations
@@ -20,18 +20,18 @@ _PING = "net.ipv4.ping_group_range"
 _UTS = {"kernel.hostname", "kernel.domainname"}
 _IPC = re.compile(r"kernel\.(shm[a-z_]+|msg[a-z_]+|sem|auto_msgmni)|fs\.mqueue\.[a-z_]+")
 
-# A pod on the built-in network has its routes from the agent; neighbours tell it none
-# (CVE-2020-10749). eth0 inherits from `default`, since it is made within the pod's namespace.
+# A pod on the built-in network has its routes from the agent and accepts none of its neighbours'
+# (CVE-2020-10749). eth0 inherits from `default`, since it is created within the pod's namespace.
 _NO_ROUTES_FROM_NEIGHBOURS = {
     "ipv4": {"accept_redirects": "0", "send_redirects": "0", "accept_source_route": "0"},
     "ipv6": {"accept_ra": "0", "accept_redirects": "0"},
 }
-# The link-local address is the one that anti-spoofing knows: made of the hardware address.
+# The link-local address that anti-spoofing expects: derived from the hardware address.
 _EUI64 = "net.ipv6.conf.default.addr_gen_mode"
 
 
 def builtin_network_sysctls() -> dict[str, str]:
-    """What pods on the built-in network have unless they ask for something else."""
+    """Values for pods on the built-in network that do not request others."""
     found: dict[str, str] = {}
     for family, switches in _NO_ROUTES_FROM_NEIGHBOURS.items():
         if os.path.exists(f"/proc/sys/net/{family}/conf"):
@@ -51,10 +51,10 @@ def normalised(name: str) -> str:
 
 
 def with_node_groups(sysctls: Mapping[str, str], mapping: IdMapping) -> dict[str, str]:
-    """`sysctls` of a pod whose gids are mapped, as they are written from the node's user namespace.
+    """`sysctls` of a pod with mapped gids, as they are written from the node's user namespace.
 
-    The groups that may ping are the one value that holds ids; "all" is told as more than there are.
-    Raises InvalidRequestError when it is no range of groups that the pod has.
+    The groups that may ping are the one value that holds ids; "all" is written as more than exist.
+    Raises InvalidRequestError when it is not a range of the pod's groups.
     """
     result = dict(sysctls)
     if _PING in result:
@@ -62,10 +62,10 @@ def with_node_groups(sysctls: Mapping[str, str], mapping: IdMapping) -> dict[str
             first, last = map(int, result[_PING].split())
         except ValueError:
             raise InvalidRequestError(f"sysctl {_PING} takes two groups") from None
-        if 0 <= first <= last:  # else it means nobody
+        if 0 <= first <= last:  # otherwise it means no group
             if first >= mapping.length:
                 raise InvalidRequestError(
-                    f"sysctl {_PING}: group {first} is not among the {mapping.length} ids of the "
+                    f"sysctl {_PING}: group {first} is outside the {mapping.length} ids of the "
                     "pod's user namespace"
                 )
             last = min(last, mapping.length - 1)
@@ -74,7 +74,7 @@ def with_node_groups(sysctls: Mapping[str, str], mapping: IdMapping) -> dict[str
 
 
 def validate_sysctls(sysctls: Mapping[str, str], *, own_network: bool, own_ipc: bool) -> None:
-    """Raises InvalidRequestError for a name that is not the pod's to set, or an unsafe value."""
+    """Raises InvalidRequestError for a name that a pod may not set, or an unsafe value."""
     seen: set[str] = set()
     for name, value in sysctls.items():
         dotted = normalised(name)
@@ -84,7 +84,10 @@ def validate_sysctls(sysctls: Mapping[str, str], *, own_network: bool, own_ipc: 
             raise InvalidRequestError(f"sysctl {name} is given twice, with dots and with slashes")
         seen.add(dotted)
         if not _VALUE.fullmatch(value):
-            raise InvalidRequestError(f"sysctl {name}: the value {value[:80]!r} is not plain")
+            raise InvalidRequestError(
+                f"sysctl {name}: the value {value[:80]!r} is not plain; "
+                "use only letters, digits, spaces and _.,:-"
+            )
         if dotted.startswith("net."):
             if not own_network:
                 raise InvalidRequestError(
@@ -96,6 +99,8 @@ def validate_sysctls(sysctls: Mapping[str, str], *, own_network: bool, own_ipc: 
                     f"sysctl {name} would change the node: the pod uses the host's IPC namespace"
                 )
         elif dotted in _UTS:
-            raise InvalidRequestError(f"sysctl {name} is not for a pod to set; use its hostname")
+            raise InvalidRequestError(
+                f"sysctl {name} cannot be set for a pod; set its hostname instead"
+            )
         else:
             raise InvalidRequestError(f"sysctl {name} is not namespaced; set it on the node")

@@ -1,8 +1,8 @@
-"""The user of a container: numbers, or names looked up inside the image with bounds.
+"""The user of a container: numbers, or names looked up inside the image with limits.
 
-Ids are refused unless 0..2^31-1, wherever they come from: larger ones wrap round to root in some
-place below (CVE-2024-40635, CVE-2026-46680). The primary group is always among the groups, or a
-process could shed a group-deny rule (CVE-2022-2995, CVE-2023-25173).
+Ids must be 0..2^31-1, wherever they come from: larger ones wrap round to root in some lower layer
+(CVE-2024-40635, CVE-2026-46680). The primary group is always among the groups, or a process could
+shed a group-deny rule (CVE-2022-2995, CVE-2023-25173).
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from criagent.model.container import ContainerSecurity, ContainerSpec, Container
 from criagent.model.image import ImageConfig
 
 MAX_ID = 2**31 - 1
-_FILE_LIMIT = 4 * 1024 * 1024  # passwd of 40,000 users; an image with more is refused
+_FILE_LIMIT = 4 * 1024 * 1024  # passwd with 40,000 users; an image with more is refused
 _NUMBER = re.compile(r"[0-9]+")
 _NUMBER_LIKE = re.compile(r"[+-]?[0-9]+")
 
@@ -34,8 +34,8 @@ class _Account:
 def resolve_user(rootfs: Path, spec: ContainerSpec, image: ImageConfig) -> ContainerUser:
     """The effective ids of the main process. Reads the image's files: call it in a thread.
 
-    Raises InvalidRequestError for ids out of range, unknown names, and files of the image that
-    are too big or not regular.
+    Raises InvalidRequestError for ids out of range, unknown names, and files of the image that are
+    too large or not regular.
     """
     security = spec.security
     user, group = _wanted(security, image)
@@ -56,7 +56,7 @@ def resolve_user(rootfs: Path, spec: ContainerSpec, image: ImageConfig) -> Conta
 def check_id(number: int, what: str) -> int:
     """`number`, which must be a uid or gid. Raises InvalidRequestError."""
     if not 0 <= number <= MAX_ID:
-        raise InvalidRequestError(f"{what} {number} is not within 0..{MAX_ID}")
+        raise InvalidRequestError(f"{what} {number} is not between 0 and {MAX_ID}")
     return number
 
 
@@ -68,7 +68,7 @@ def _wanted(security: ContainerSecurity, image: ImageConfig) -> tuple[str, str]:
         return str(check_id(security.run_as_user, "run_as_user")), ""
     if security.run_as_group is not None:
         raise InvalidRequestError(
-            f"run_as_group {security.run_as_group} is set without run_as_user or run_as_username"
+            f"run_as_group {security.run_as_group} requires run_as_user or run_as_username"
         )
     user, _, group = image.user.partition(":")
     return user or "0", group
@@ -111,7 +111,7 @@ def _memberships(rootfs: Path, name: str) -> Iterable[int]:
 
 def _number(text: str, what: str) -> int:
     if not _NUMBER.fullmatch(text) or len(text) > 20:
-        raise InvalidRequestError(f"{what}: {text[:40]!r} is not within 0..{MAX_ID}")
+        raise InvalidRequestError(f"{what}: {text[:40]!r} is not a number between 0 and {MAX_ID}")
     return check_id(int(text), what)
 
 

@@ -1,4 +1,4 @@
-"""Requests checked before anything is made: what can never work is refused with its reason."""
+"""Requests checked before anything is created: impossible ones are refused with a reason."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ from criagent.runtime.node.capabilities import NAMES
 from criagent.runtime.node.cgroup_names import validate_cgroup_parent
 from criagent.runtime.spec import id_mappings
 from criagent.runtime.spec.cdi.file import is_device_name
-from criagent.runtime.spec.image_mounts import check_image_mount
-from criagent.runtime.spec.mount_targets import cleaned
+from criagent.runtime.spec.mounts.images import check_image_mount
+from criagent.runtime.spec.mounts.targets import cleaned
 from criagent.runtime.spec.security.capabilities import capability_sets
 from criagent.runtime.spec.security.selinux import validate_selinux
 from criagent.runtime.spec.sysctls import validate_sysctls
 from criagent.runtime.spec.users import check_id
 
-_HOSTNAME_LIMIT = 64  # bytes (man 2 sethostname); the kernel takes any
+_HOSTNAME_LIMIT = 64  # bytes (man 2 sethostname); the kernel accepts any
 _NAME_LIMIT = 1024
 _LABELS_LIMIT = 1 << 20  # bytes; they are in every list answer
 _CDI_LIMIT = 1000  # of one container
@@ -64,7 +64,7 @@ def validate_sandbox_spec(spec: SandboxSpec) -> None:
     for mapping in spec.port_mappings:
         for port in (mapping.host_port, mapping.container_port):
             if not 0 <= port < 65536:
-                raise InvalidRequestError(f"{what}: port {port} is not within 0..65535")
+                raise InvalidRequestError(f"{what}: port {port} is not between 0 and 65535")
         if mapping.host_ip:
             _address(what, mapping.host_ip)
 
@@ -85,17 +85,17 @@ def validate_container_spec(spec: ContainerSpec, sandbox: Sandbox) -> None:
     _cdi_devices(what, spec.cdi_devices)
     if not -1000 <= spec.resources.oom_score_adj <= 1000:
         score = spec.resources.oom_score_adj
-        raise InvalidRequestError(f"{what}: oom_score_adj {score} is not within -1000..1000")
+        raise InvalidRequestError(f"{what}: oom_score_adj {score} is not between -1000 and 1000")
     _security(what, spec.security, sandbox)
 
 
 def _cdi_devices(what: str, names: tuple[str, ...]) -> None:
     if len(names) > _CDI_LIMIT:
-        raise InvalidRequestError(f"{what}: over {_CDI_LIMIT} CDI devices")
+        raise InvalidRequestError(f"{what}: more than {_CDI_LIMIT} CDI devices")
     for name in names:
         if not is_device_name(name):
             raise InvalidRequestError(
-                f"{what}: CDI device {name[:200]!r} is not of the form vendor/class=name"
+                f"{what}: CDI device {name[:200]!r} does not have the form vendor/class=name"
             )
 
 
@@ -103,7 +103,7 @@ def _security(what: str, security: ContainerSecurity, sandbox: Sandbox) -> None:
     if security.privileged and not sandbox.spec.security.privileged:
         raise InvalidRequestError(f"{what}: a privileged container needs a privileged sandbox")
     if security.run_as_user is not None and security.run_as_username:
-        raise InvalidRequestError(f"{what}: run_as_user and run_as_username exclude one another")
+        raise InvalidRequestError(f"{what}: run_as_user and run_as_username cannot both be set")
     _ids(what, security.run_as_user, security.run_as_group, *security.supplemental_groups)
     if security.namespaces.pid is NamespaceMode.TARGET and not security.namespaces.target_id:
         raise InvalidRequestError(f"{what}: PID mode TARGET needs target_id")
@@ -128,22 +128,24 @@ def _profiles(what: str, seccomp: SecurityProfile | None, apparmor: SecurityProf
     if apparmor is not None and apparmor.type is ProfileType.LOCALHOST:
         name = apparmor.localhost_ref.removeprefix("localhost/")
         if not name or len(name) > _NAME_LIMIT or not name.isprintable():
-            raise InvalidRequestError(f"{what}: AppArmor profile {name[:80]!r} is no profile name")
+            raise InvalidRequestError(
+                f"{what}: AppArmor profile {name[:80]!r} is not a profile name"
+            )
 
 
 def _address(what: str, text: str) -> None:
     try:
-        zoned = "%" in text  # ip_address takes any text as a zone
+        zoned = "%" in text  # ip_address accepts any text as a zone
         ip_address(text)
     except ValueError:
         zoned = True
     if zoned:
-        raise InvalidRequestError(f"{what}: host_ip {text[:80]!r} is no address")
+        raise InvalidRequestError(f"{what}: host_ip {text[:80]!r} is not an address")
 
 
 def _namespaces(what: str, *modes: NamespaceMode) -> None:
     network, ipc, pid = modes
-    # As with the peers: whatever is not the node's is the pod's.
+    # As in containerd and CRI-O: whatever is not the node's is the pod's.
     if network is NamespaceMode.TARGET:
         raise InvalidRequestError(f"{what}: network mode {network.name} is not POD or NODE")
     if ipc is NamespaceMode.TARGET:
@@ -163,19 +165,19 @@ def _pod_names(what: str, metadata: SandboxMetadata) -> None:
 
 
 def _hostname(what: str, spec: SandboxSpec) -> None:
-    """Everything that the kernel takes and that stays one line of /etc/hostname."""
+    """Anything that the kernel accepts and that is one line of /etc/hostname."""
     name = spec.hostname
     if len(name.encode()) > _HOSTNAME_LIMIT:
         raise InvalidRequestError(
             f"{what}: hostname {name[:80]!r} is longer than {_HOSTNAME_LIMIT} bytes"
         )
     if not _printable(name):
-        raise InvalidRequestError(f"{what}: hostname {name[:80]!r} is not one line")
+        raise InvalidRequestError(f"{what}: hostname {name[:80]!r} has more than one line")
     hosts = spec.security.namespaces.network is NamespaceMode.NODE
     if hosts and name not in {"", os.uname().nodename}:
         raise InvalidRequestError(
-            f"{what}: hostname {name!r}: a pod with the host's network has the node's hostname; "
-            "set none"
+            f"{what}: hostname {name!r}: a pod on the host's network uses the node's hostname; "
+            "leave it empty"
         )
 
 
@@ -215,10 +217,10 @@ def _mount(what: str, mount: Mount, *, privileged: bool) -> None:
     if mount.image is None and (not mount.host_path.startswith("/") or "\0" in mount.host_path):
         raise InvalidRequestError(f"{what}: mount: host_path {mount.host_path[:200]!r} is invalid")
     if mount.recursive_read_only and not mount.readonly:
-        raise InvalidRequestError(f"{what}: mount {target}: recursive_read_only needs readonly")
+        raise InvalidRequestError(f"{what}: mount {target}: recursive_read_only requires readonly")
     if mount.recursive_read_only and mount.propagation is not MountPropagation.PRIVATE:
         raise InvalidRequestError(
-            f"{what}: mount {target}: recursive_read_only needs private propagation"
+            f"{what}: mount {target}: recursive_read_only requires private propagation"
         )
     unknown = set(mount.options) - {"noexec", "nodev", "nosuid"}
     if unknown:

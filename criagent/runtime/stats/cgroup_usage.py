@@ -1,4 +1,4 @@
-"""What a cgroup uses, from its files, in the units of the CRI. Pure but for the reading.
+"""Resource usage of a cgroup from its files, in the units of the CRI. Pure but for the reading.
 
 A file that the kernel lacks leaves its values None, never zero.
 """
@@ -31,7 +31,7 @@ class PressurePair:
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class Usage:
-    """Nanoseconds and bytes; None = the kernel does not tell."""
+    """Nanoseconds and bytes; None = not reported by the kernel."""
 
     cpu_ns: int | None = None
     memory: int | None = None
@@ -48,7 +48,7 @@ class Usage:
 
 
 def read_usage(cgroup: str) -> Usage:
-    """The usage of `cgroup` with everything below it; empty when it is gone."""
+    """The usage of `cgroup` and everything below it; empty when it does not exist."""
     with cgroupfs.Reader(cgroup) as files:
         cpu_us = (files.flat("cpu.stat") or {}).get(b"usage_usec")
         memory, working_set, stat = memory_of(files)
@@ -81,7 +81,7 @@ def memory_of(files: cgroupfs.Reader) -> tuple[int | None, int | None, dict[byte
 
 
 def pressure(files: cgroupfs.Reader, kind: str) -> PressurePair | None:
-    """A pressure file; None where the kernel has none or has it switched off."""
+    """A pressure file; None where the kernel lacks it or has it switched off."""
     lines = {
         name: Pressure(
             total_us=int(values[b"total"]),
@@ -97,7 +97,7 @@ def pressure(files: cgroupfs.Reader, kind: str) -> PressurePair | None:
 
 
 def total(usages: Iterable[Usage]) -> Usage:
-    """The sum of what several cgroups tell; limits and pressure have none."""
+    """The sum over several cgroups; limits and pressure are left out."""
     parts = list(usages)
     return Usage(
         cpu_ns=_sum(part.cpu_ns for part in parts),
@@ -111,17 +111,17 @@ def total(usages: Iterable[Usage]) -> Usage:
 
 
 class CpuRates:
-    """Nanoseconds of CPU time per second, by the difference of two samples of the same cgroup.
+    """Nanoseconds of CPU time per second, from the difference of two samples of the same cgroup.
 
-    Callers come as they like: a second one within a second gets the rate that the first one got,
-    and a sample older than two minutes is not compared with. One thread at a time.
+    Callers come at any time: a second one within a second gets the same rate as the first, and a
+    sample older than two minutes is not compared with. One thread at a time.
     """
 
     def __init__(self) -> None:
         self._samples: dict[str, tuple[int, int, int | None]] = {}
 
     def rate(self, key: str, now_ns: int, usage_ns: int) -> int | None:
-        """The rate of `key` at `now_ns` of a clock that is never set; None for the first one."""
+        """The rate of `key` at `now_ns` of a monotonic clock; None for the first sample."""
         then_ns, before, rate = self._samples.get(key, (0, 0, None))
         if then_ns and now_ns - then_ns < _WINDOW_NS[0] and usage_ns >= before:
             return rate
@@ -132,7 +132,7 @@ class CpuRates:
         return rate
 
     def forget(self, key: str) -> None:
-        """The cgroup is gone for good."""
+        """Forget a cgroup that was removed."""
         self._samples.pop(key, None)
 
 

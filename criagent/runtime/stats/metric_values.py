@@ -1,4 +1,4 @@
-"""Values of the catalogue's metrics from the kernel's files, counted as cAdvisor counts them.
+"""Values of the catalogue's metrics from the kernel's files, counted as cAdvisor does.
 
 A file that the kernel lacks leaves its metrics out. Synchronous; no fork. Times are whole seconds,
 because a value of the CRI is an integer.
@@ -20,7 +20,7 @@ from criagent.runtime.stats.metric_catalogue import Metric
 
 _US = 10**6
 _MOST_PROCESSES = 10_000
-_MOST_DESCRIPTORS = 10_000  # of one container: a link is read for each
+_MOST_DESCRIPTORS = 10_000  # of one container: one link is read for each
 _KERNEL_PARTS = (b"kernel_stack", b"pagetables", b"percpu", b"slab")
 
 
@@ -35,13 +35,13 @@ class Value:
 
 
 class Devices:
-    """Names of block devices, looked up once in the life of this object."""
+    """Names of block devices, looked up once during the life of this object."""
 
     def __init__(self) -> None:
         self._names: dict[str, str] = {}
 
     def name(self, number: str) -> str:
-        """The node of the device "major:minor", or that number itself."""
+        """The node of the device "major:minor", or the number itself."""
         if number not in self._names:
             try:
                 found = os.path.basename(os.readlink(f"/sys/dev/block/{number}"))
@@ -51,22 +51,20 @@ class Devices:
         return self._names[number]
 
     def holding(self, path: Path) -> str:
-        """The device of the filesystem at `path`, or what /proc/mounts calls its source."""
+        """The device of the filesystem at `path`, or its source in /proc/mounts."""
         device = os.stat(path).st_dev
         number = f"{os.major(device)}:{os.minor(device)}"
         named = self.name(number)
         if named != number:
             return named
-        best = ("", number)  # btrfs, overlay and others have numbers that no device has
-        for entry in mount.mountinfo():
-            if path.is_relative_to(entry.target) and len(entry.target) >= len(best[0]):
-                best = (entry.target, entry.source)
-        # A name that is no UTF-8 would be no label.
-        return os.fsencode(best[1]).decode(errors="replace")
+        # btrfs, overlay and others have numbers without a device
+        holder = mount.holding(path, mount.mountinfo())
+        # A label has to be UTF-8.
+        return os.fsencode(holder.source if holder else number).decode(errors="replace")
 
 
 def cgroup_values(files: cgroupfs.Reader, devices: Devices, shares: int = 0) -> Iterator[Value]:
-    """What the files of one cgroup tell. `shares` is what was asked for, 0 = nothing."""
+    """Values of one cgroup's files. `shares` is the requested value, 0 = none."""
     yield from _cpu(files, shares)
     yield from _memory(files)
     yield from _io(files, devices)
@@ -86,7 +84,7 @@ def cgroup_values(files: cgroupfs.Reader, devices: Devices, shares: int = 0) -> 
 
 
 def process_values(cgroup: str, init_pid: int) -> Iterator[Value]:
-    """Processes of a container, with their descriptors and the limit of the first one."""
+    """Processes of a container, with their descriptors and the limits of the first one."""
     pids = cgroupfs.processes(cgroup, _MOST_PROCESSES)
     if pids is None:
         return
@@ -113,7 +111,7 @@ def process_values(cgroup: str, init_pid: int) -> Iterator[Value]:
 
 
 def filesystem_values(root: Path, device: str) -> tuple[Value, ...]:
-    """Room on the filesystem that holds writable layers."""
+    """Space on the filesystem that holds writable layers."""
     facts = os.statvfs(root)
     return (
         Value(names.FS_LIMIT, facts.f_blocks * facts.f_frsize, (device,)),
@@ -159,7 +157,7 @@ def _memory(files: cgroupfs.Reader) -> Iterator[Value]:
         kernel = sum(stat.get(part, 0) for part in _KERNEL_PARTS)
     yield from _some(names.MEMORY_KERNEL, kernel)
     for kind in ("pgfault", "pgmajfault"):
-        for scope in ("container", "hierarchy"):  # one and the same in cgroup v2
+        for scope in ("container", "hierarchy"):  # the same thing in cgroup v2
             yield from _some(names.MEMORY_FAILURES, stat.get(kind.encode()), kind, scope)
     yield from _some(names.MEMORY_MAX, files.number("memory.peak"))  # Linux 5.19
     yield from _some(names.MEMORY_SWAP, files.number("memory.swap.current"))
@@ -195,7 +193,7 @@ def _some(metric: Metric, number: int | None, *labels: str) -> Iterable[Value]:
 
 
 def _limit(files: cgroupfs.Reader, name: str) -> int | None:
-    """A limit as cAdvisor tells it: 0 for "max"."""
+    """A limit in cAdvisor's form: 0 for "max"."""
     limit = files.limit(name)
     return 0 if limit == cgroupfs.UNLIMITED else limit
 

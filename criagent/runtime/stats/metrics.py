@@ -1,18 +1,16 @@
-"""Metrics of pods and their running containers: readings of one pod at a time, without a fork."""
+"""Metrics of pods and their running containers: one pod at a time, without a fork."""
 
 from __future__ import annotations
 
 import dataclasses
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import Executor
 from pathlib import Path
 from typing import TypeVar
 
-from criagent.base.aio import run_in
 from criagent.kernel import cgroupfs
 from criagent.model.container import Container, ContainerState
-from criagent.model.sandbox import Sandbox, SandboxState
+from criagent.model.sandbox import Sandbox
 from criagent.runtime.stats import metric_catalogue as names
 from criagent.runtime.stats.metric_values import (
     Devices,
@@ -22,63 +20,71 @@ from criagent.runtime.stats.metric_values import (
     process_values,
 )
 from criagent.runtime.stats.pod import Interface, PodStatsReader
+from criagent.runtime.stats.thread import StatsThread
+from criagent.runtime.stats.writable_layers import WritableLayers
 from criagent.store.containers import ContainerStore
 
 T = TypeVar("T")
 
-_PODS = 20  # read at once: some tens of milliseconds
+_PODS = 20  # read in one go: takes some tens of milliseconds
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class PodMetrics:
-    """One pod. Its own values are those of its cgroup, if it has one, and of its interfaces."""
+    """One pod. Its values are those of its cgroup, if it has one, and of its interfaces."""
 
     sandbox: Sandbox
     values: tuple[Value, ...]
     containers: tuple[tuple[Container, tuple[Value, ...]], ...]
 
 
-@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class PodMetricsReader:
-    """Reads metrics in the fs executor; `root` holds the writable layers."""
+    """Reads metrics off the loop; `root` holds the writable layers."""
 
-    containers: ContainerStore
-    pods: PodStatsReader
-    root: Path
-    fs: Executor
+    def __init__(
+        self,
+        *,
+        containers: ContainerStore,
+        pods: PodStatsReader,
+        layers: WritableLayers,
+        thread: StatsThread,
+        root: Path,
+    ) -> None:
+        self._containers = containers
+        self._pods = pods
+        self._layers = layers
+        self._thread = thread
+        self._root = root
 
     def ready(self) -> list[list[Sandbox]]:
-        """The pods that have metrics, in the portions in which they are to be read."""
-        sandboxes = [
-            sandbox for sandbox in self.pods.sandboxes.all() if sandbox.state is SandboxState.READY
-        ]
+        """The pods that have metrics, in the batches in which they are read."""
+        sandboxes = self._pods.ready()
         return [sandboxes[at : at + _PODS] for at in range(0, len(sandboxes), _PODS)]
 
     async def read(
         self, sandboxes: Sequence[Sandbox], convert: Callable[[PodMetrics], T]
     ) -> list[T]:
-        """The metrics of `sandboxes`, converted where they are read, off the loop."""
+        """The metrics of `sandboxes`, converted in the reading thread."""
         containers = {
             sandbox.id: [
                 sample
-                for sample in self.containers.of_sandbox(sandbox.id)
+                for sample in self._containers.of_sandbox(sandbox.id)
                 if sample.state is ContainerState.RUNNING and sample.cgroup
             ]
             for sandbox in sandboxes
         }
-        layers = self.pods.stats.layers
-        await layers.refresh([sample for of in containers.values() for sample in of])
-        own = self.pods.own_cgroups()
+        await self._layers.refresh([sample for of in containers.values() for sample in of])
+        own = self._pods.own_cgroups()
 
         def call() -> list[T]:
             devices = Devices()
-            device = devices.holding(self.root)
-            room = filesystem_values(self.root, device)
-            interfaces = self.pods.interfaces(sandboxes)
+            device = devices.holding(self._root)
+            room = filesystem_values(self._root, device)
+            interfaces = self._pods.interfaces(sandboxes)
 
             def container(sample: Container) -> tuple[Value, ...]:
                 values = (*_container(sample, devices), *room)
-                layer = layers.usage(sample.id)
+                layer = self._layers.usage(sample.id)
                 if layer is None:
                     return values
                 written = Value(names.FS_USAGE, layer.used_bytes, (device,), layer.counted_at_ns)
@@ -104,8 +110,7 @@ class PodMetricsReader:
                 for sandbox in sandboxes
             ]
 
-        async with self.pods.stats.reading:
-            return await run_in(self.fs, call)
+        return await self._thread.run(call)
 
 
 def _pod(

@@ -1,11 +1,11 @@
-"""Empty cgroups by which cAdvisor finds the networks of pods.
+"""Empty cgroups through which cAdvisor finds the networks of pods.
 
 cAdvisor reads a pod's network counters from /proc/PID/net/dev, of the process that a container
 runtime names for the cgroup of the pod's sandbox. A sandbox here has no process and no cgroup, so
-one is made beside the pod's containers. It stays empty. Its process is the container that has been
-running longest; when that one ends, the cgroup is made anew, because cAdvisor asks only once. A
-sandbox that shares a PID namespace has a holder with a cgroup of that name, and a sandbox of the
-node's network has no network of its own.
+one is created beside the pod's containers. It stays empty. Its process is the container that has
+been running longest; when that one ends, the cgroup is created again, because cAdvisor asks only
+once. A sandbox that shares a PID namespace has a holder with a cgroup of that name, and a sandbox
+on the node's network has no network of its own.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from concurrent.futures import Executor
 
 import structlog
 
-from criagent.base.aio import run_in
+from criagent.base.aio import Background, run_in
 from criagent.kernel import cgroupfs, process
 from criagent.model.common import NamespaceMode, ProcessRef
 from criagent.model.container import Container, ContainerState
@@ -51,32 +51,31 @@ class NetworkCgroups:
         self._sandbox_of: dict[str, str] = {}  # by container, whose row may be gone
         self._pending: set[str] = set()
         self._wake = asyncio.Event()
-        self._task: asyncio.Task[None] | None = None
+        self._following = Background("network-cgroups")
 
     async def clear(self) -> None:
-        """Remove what an earlier daemon made. To be called before recovery removes rows."""
+        """Remove cgroups of an earlier daemon. To be called before recovery removes rows."""
         cgroups = [self._cgroup(sandbox) for sandbox in self._sandboxes.all() if _apt(sandbox)]
         await run_in(self._fs, _remove_all, cgroups)
 
     def start(self) -> None:
-        """Make the cgroups of the pods that run, and follow changes from now on."""
+        """Create the cgroups of running pods, and follow changes from now on."""
         self._pending.update(sandbox.id for sandbox in self._sandboxes.all())
         for container in self._containers.all():
             self._sandbox_of[container.id] = container.sandbox_id
         self._sandboxes.listeners.append(self._sandbox_changed)
         self._containers.listeners.append(self._container_changed)
         self._wake.set()
-        self._task = asyncio.create_task(self._follow(), name="network-cgroups")
+        self._following.start(self._follow)
 
     async def close(self) -> None:
-        """Stop following. The cgroups stay, as the containers do."""
-        if self._task is not None:
-            self._task.cancel()
-            with contextlib.suppress(asyncio.CancelledError):
-                await self._task
+        """Stop following. The cgroups stay, like the containers."""
+        await self._following.stop()
 
     def process(self, sandbox: Sandbox) -> ProcessRef | None:
-        """The process whose network is the sandbox's; None while cAdvisor has nothing to read."""
+        """The process whose network is the sandbox's; None while there is none for cAdvisor to
+        read.
+        """
         return sandbox.holder or self._processes.get(sandbox.id)
 
     def _sandbox_changed(self, sandbox_id: str, _: Sandbox | None) -> None:
@@ -101,13 +100,13 @@ class NetworkCgroups:
                 sandbox_id = self._pending.pop()
                 try:
                     await self._settle(sandbox_id)
-                except OSError as error:  # cAdvisor lacks one pod's network; pods go on
+                except OSError as error:  # cAdvisor lacks one pod's network; pods are not affected
                     log.warning(
                         "network_cgroup_not_changed", sandbox_id=sandbox_id, error=str(error)
                     )
 
     async def _settle(self, sandbox_id: str) -> None:
-        """Make the cgroup say what the rows say."""
+        """Bring the cgroup in line with the rows."""
         sandbox = self._sandboxes.get(sandbox_id)
         found = None if sandbox is None else self._longest_running(sandbox)
         if found == self._processes.get(sandbox_id):
@@ -136,7 +135,7 @@ class NetworkCgroups:
 
 
 def _apt(sandbox: Sandbox) -> bool:
-    """Whether the sandbox has a network of its own and no holder."""
+    """Whether the sandbox has its own network and no holder."""
     network = sandbox.spec.security.namespaces.network
     return sandbox.holder is None and network is not NamespaceMode.NODE
 
@@ -147,5 +146,5 @@ def _make(cgroup: str) -> None:
 
 def _remove_all(cgroups: list[str]) -> None:
     for cgroup in cgroups:
-        with contextlib.suppress(OSError):  # of a pod whose cgroup is not there
+        with contextlib.suppress(OSError):  # of a pod whose cgroup does not exist
             cgroupfs.directory(cgroup).rmdir()

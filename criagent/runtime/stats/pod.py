@@ -6,17 +6,16 @@ import dataclasses
 import time
 from collections import Counter
 from collections.abc import Sequence
-from concurrent.futures import Executor
 from pathlib import Path
 
-from criagent.base.aio import run_in
 from criagent.kernel import cgroupfs
 from criagent.kernel.namespaces import in_each_netns
 from criagent.model.sandbox import Sandbox, SandboxState
 from criagent.runtime.node.cgroup_names import CgroupDriver, pod_cgroup
 from criagent.runtime.pod.namespaces import PodNamespaces
-from criagent.runtime.stats.cgroup_usage import Usage, read_usage, total
+from criagent.runtime.stats.cgroup_usage import CpuRates, Usage, read_usage, total
 from criagent.runtime.stats.container import ContainerStatsReader, StatsSample
+from criagent.runtime.stats.thread import StatsThread
 from criagent.store.containers import ContainerStore
 from criagent.store.sandboxes import SandboxStore
 
@@ -52,65 +51,79 @@ class PodSample:
     containers: tuple[StatsSample, ...]
 
 
-@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class PodStatsReader:
-    """Reads pod samples in the fs executor."""
+    """Reads pod samples off the loop."""
 
-    sandboxes: SandboxStore
-    containers: ContainerStore
-    stats: ContainerStatsReader
-    namespaces: PodNamespaces
-    driver: CgroupDriver
-    fs: Executor
+    def __init__(
+        self,
+        *,
+        sandboxes: SandboxStore,
+        containers: ContainerStore,
+        stats: ContainerStatsReader,
+        namespaces: PodNamespaces,
+        rates: CpuRates,
+        thread: StatsThread,
+        driver: CgroupDriver,
+    ) -> None:
+        self._sandboxes = sandboxes
+        self._containers = containers
+        self._stats = stats
+        self._namespaces = namespaces
+        self._rates = rates
+        self._thread = thread
+        self._driver = driver
 
     async def samples(self, sandboxes: Sequence[Sandbox]) -> list[PodSample]:
-        """One sample a sandbox, in order."""
+        """One sample per sandbox, in order."""
         containers = [
             container
             for sandbox in sandboxes
-            for container in self.containers.of_sandbox(sandbox.id)
+            for container in self._containers.of_sandbox(sandbox.id)
             if container.visible
         ]
-        of_box: dict[str, list[StatsSample]] = {sandbox.id: [] for sandbox in sandboxes}
-        for sample in await self.stats.samples(containers):
-            of_box[sample.container.sandbox_id].append(sample)
+        of_sandbox: dict[str, list[StatsSample]] = {sandbox.id: [] for sandbox in sandboxes}
+        for sample in await self._stats.samples(containers):
+            of_sandbox[sample.container.sandbox_id].append(sample)
         own = self.own_cgroups()
-        async with self.stats.reading:
-            return await run_in(self.fs, self._read, sandboxes, of_box, own)
+        return await self._thread.run(self._read, sandboxes, of_sandbox, own)
+
+    def ready(self) -> list[Sandbox]:
+        """The pods that run."""
+        return [one for one in self._sandboxes.all() if one.state is SandboxState.READY]
 
     def own_cgroups(self) -> dict[str, str]:
-        """The cgroup of each ready pod that has one for itself, by sandbox id.
+        """The cgroup of each ready pod that has its own, by sandbox id.
 
         A pod without a parent, and pods that share theirs, have none.
         """
-        ready = [sandbox for sandbox in self.sandboxes.all() if sandbox.state is SandboxState.READY]
+        ready = self.ready()
         users = Counter(sandbox.spec.cgroup_parent for sandbox in ready)
         return {
-            sandbox.id: pod_cgroup(self.driver, sandbox.spec.cgroup_parent)
+            sandbox.id: pod_cgroup(self._driver, sandbox.spec.cgroup_parent)
             for sandbox in ready
             if sandbox.spec.cgroup_parent and users[sandbox.spec.cgroup_parent] == 1
         }
 
     def interfaces(self, sandboxes: Sequence[Sandbox]) -> dict[str, tuple[Interface, ...]]:
-        """The interfaces of those that are ready with a network of their own; synchronous."""
+        """The interfaces of the ready pods that have their own network; synchronous."""
         connected = [
             sandbox
             for sandbox in sandboxes
             if sandbox.state is SandboxState.READY and sandbox.network_backend
         ]
-        pins = [self.namespaces.netns(sandbox) for sandbox in connected]
+        pins = [self._namespaces.netns(sandbox) for sandbox in connected]
         found = in_each_netns(pins, _interfaces)
         return {sandbox.id: one or () for sandbox, one in zip(connected, found, strict=True)}
 
     def _read(
         self,
         sandboxes: Sequence[Sandbox],
-        of_box: dict[str, list[StatsSample]],
+        of_sandbox: dict[str, list[StatsSample]],
         own: dict[str, str],
     ) -> list[PodSample]:
         interfaces = self.interfaces(sandboxes)
         return [
-            self._sample(sandbox, tuple(of_box[sandbox.id]), own.get(sandbox.id), interfaces)
+            self._sample(sandbox, tuple(of_sandbox[sandbox.id]), own.get(sandbox.id), interfaces)
             for sandbox in sandboxes
         ]
 
@@ -126,7 +139,7 @@ class PodStatsReader:
         if cgroup is not None:
             usage = read_usage(cgroup)
             if usage.cpu_ns is not None:
-                rate = self.stats.rates.rate(sandbox.id, time.monotonic_ns(), usage.cpu_ns)
+                rate = self._rates.rate(sandbox.id, time.monotonic_ns(), usage.cpu_ns)
             found = cgroupfs.processes(cgroup)
             processes = None if found is None else len(found)
         else:
@@ -137,7 +150,7 @@ class PodStatsReader:
             processes = sum(len(found) for found in counts if found is not None)
         return PodSample(
             sandbox=sandbox,
-            timestamp_ns=self.stats.now_ns(),
+            timestamp_ns=time.time_ns(),
             usage=usage,
             cpu_nano_cores=rate,
             processes=processes,
@@ -147,7 +160,7 @@ class PodStatsReader:
 
 
 def _interfaces() -> tuple[Interface, ...]:
-    """Interfaces of this thread's network namespace but lo (man 5 proc_net)."""
+    """Interfaces of this thread's network namespace except lo (man 5 proc_net)."""
     text = Path("/proc/thread-self/net/dev").read_text()
     return tuple(one for one in parse_interfaces(text) if one.name != "lo")
 

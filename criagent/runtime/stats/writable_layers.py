@@ -1,14 +1,13 @@
-"""What containers have written, counted in the background by a thread of its own and kept.
+"""Sizes of writable layers, counted in the background by a separate thread and cached.
 
 A container's first count is tried at once, for a moment: most layers are small. After that a figure
 is at least `_EVERY_S` old before it is counted again, and a count takes at most one part in
-`_SHARE` of the time, so that millions of files cost their owner freshness and nobody else anything.
-Counts take turns in slices. A container that has ended is counted once more and never again.
+`_SHARE` of the time, so that millions of files make only their own figure older. Counts take turns
+in slices. A container that has ended is counted once more and never again.
 """
 
 from __future__ import annotations
 
-import asyncio
 import dataclasses
 import time
 from collections import deque
@@ -17,10 +16,11 @@ from concurrent.futures import Executor
 
 import structlog
 
-from criagent.base.aio import detached, run_in
+from criagent.base.aio import Background, run_in
 from criagent.image.snapshots.overlay import OverlaySnapshots
 from criagent.image.snapshots.tree_count import TreeCount
 from criagent.model.container import Container
+from criagent.store.snapshots import SnapshotStore
 
 _EVERY_S = 15.0  # half of the kubelet's interval for local storage
 _SHARE = 20
@@ -32,8 +32,9 @@ log: structlog.stdlib.BoundLogger = structlog.get_logger(__name__)
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class LayerUsage:
-    """A writable layer as it was at `counted_at_ns`, as du counts: without files that were deleted
-    but are still open."""
+    """A writable layer at `counted_at_ns`, counted as du does: without deleted files that are still
+    open.
+    """
 
     used_bytes: int
     inodes: int
@@ -64,6 +65,7 @@ class WritableLayers:
         self,
         *,
         snapshots: OverlaySnapshots,
+        store: SnapshotStore,
         fs: Executor,
         counting: Executor,
         now_ns: Callable[[], int] = time.time_ns,
@@ -73,6 +75,7 @@ class WritableLayers:
     ) -> None:
         self.mountpoint = str(snapshots.root)
         self._snapshots = snapshots
+        self._store = store
         self._fs = fs
         self._counting = counting
         self._now_ns = now_ns
@@ -82,7 +85,7 @@ class WritableLayers:
         self._known: dict[str, _Known] = {}
         self._jobs: dict[str, _Job] = {}
         self._queue: deque[_Job] = deque()
-        self._worker: asyncio.Task[None] | None = None
+        self._worker = Background("writable-layers")
 
     def usage(self, container_id: str) -> LayerUsage | None:
         """The last figures; None before the first count."""
@@ -90,7 +93,7 @@ class WritableLayers:
         return None if known is None else known.usage
 
     async def refresh(self, containers: Sequence[Container]) -> None:
-        """Count the layers of `containers` that are due; waits for small new ones alone."""
+        """Count the layers of `containers` that are due; waits only for small new ones."""
         new: list[_Job] = []
         for container in containers:
             if (
@@ -104,25 +107,21 @@ class WritableLayers:
                 await run_in(self._fs, _advance, new, self._first_s)
             finally:
                 self._settle(new)
-        if self._queue and (self._worker is None or self._worker.done()):
-            self._worker = detached(self._work(), name="writable-layers")
-            self._worker.add_done_callback(self._ended)
+        if self._queue:
+            self._worker.start(self._work)
 
     async def settled(self) -> None:
-        """Wait until nothing is being counted."""
-        while self._worker is not None:
-            await asyncio.wait({self._worker})
+        """Wait until no count is in progress."""
+        await self._worker.wait()
 
     def forget(self, container_id: str) -> None:
-        """The container is gone."""
+        """The container was removed."""
         self._known.pop(container_id, None)
         self._jobs.pop(container_id, None)
 
     async def close(self) -> None:
         """Stop counting."""
-        if self._worker is not None:
-            self._worker.cancel()
-            await asyncio.wait({self._worker})
+        await self._worker.stop()
         for job in self._queue:
             job.count.close()
 
@@ -135,11 +134,11 @@ class WritableLayers:
         return self._monotonic() >= known.next_at
 
     def _job(self, container_id: str) -> _Job | None:
-        snapshot = self._snapshots.store.get(container_id)
+        snapshot = self._store.get(container_id)
         if snapshot is None:
             return None
         tops = [self._snapshots.tree(snapshot)]
-        volumes = tops[0].with_name("volumes")  # of the image's declaration
+        volumes = tops[0].with_name("volumes")  # from the image's declaration
         if volumes.exists():
             tops.append(volumes)
         job = _Job(container_id, snapshot.number, TreeCount(*tops), self._now_ns())
@@ -154,16 +153,12 @@ class WritableLayers:
             finally:
                 self._settle(jobs)
 
-    def _ended(self, task: asyncio.Task[None]) -> None:
-        if self._worker is task:
-            self._worker = None
-        if not task.cancelled() and (failure := task.exception()):
-            log.error("writable_layers_not_counted", error=repr(failure))
-
     def _settle(self, jobs: Iterable[_Job]) -> None:
-        for job in sorted(jobs, key=lambda job: job.count.busy_s):  # the long ones queue up last
+        for job in sorted(
+            jobs, key=lambda job: job.count.busy_s
+        ):  # the long ones go to the end of the queue
             if self._jobs.get(job.container_id) is not job:
-                job.count.close()  # its container went meanwhile
+                job.count.close()  # its container was removed meanwhile
             elif job.done:
                 del self._jobs[job.container_id]
                 self._keep(job)
@@ -182,17 +177,17 @@ class WritableLayers:
         else:
             used, inodes = job.count.usage
             usage = LayerUsage(used_bytes=used, inodes=inodes, counted_at_ns=job.began_ns)
-            snapshot = self._snapshots.store.get(job.container_id)
+            snapshot = self._store.get(job.container_id)
             if snapshot is not None and snapshot.number == job.number:
                 counted = dataclasses.replace(snapshot, used_bytes=used, inodes=inodes)
-                self._snapshots.store.remember(counted)  # for the usage of the whole disk
+                self._store.remember(counted)  # for the usage of the whole disk
         if not job.count.complete:
             log.warning("writable_layer_counted_in_part", container_id=job.container_id)
         self._known[job.container_id] = _Known(usage, self._monotonic() + wait, job.began_ns)
 
 
 def _advance(jobs: Sequence[_Job], limit_s: float) -> None:
-    """In a thread: each job in turn, until the time is up; the last one keeps its place."""
+    """In a thread: advance each job in turn, until the time is up; the last one keeps its place."""
     until = time.monotonic() + limit_s
     for job in jobs:
         try:

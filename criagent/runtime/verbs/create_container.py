@@ -1,4 +1,4 @@
-"""Create a container: row and writable layer, rootfs, OCI specification, conmon and the runtime.
+"""Create a container: row and writable layer, bundle, conmon and the runtime, in that order.
 
 As with sandboxes an owner task does the work, a repeat joins it or gets its result, and each undo
 is pushed before its step (docs/architecture.md).
@@ -8,46 +8,31 @@ from __future__ import annotations
 
 import asyncio
 import dataclasses
-from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
 
 import structlog
 
 from criagent.base import faults
-from criagent.base.aio import Owner, Owners, Rollback, finish, run_in
-from criagent.base.errors import AlreadyExistsError, NameReservedError, UnsupportedError
+from criagent.base.aio import Owner, Rollback
+from criagent.base.errors import AlreadyExistsError, NameReservedError, WrongStateError
 from criagent.image.images import Images
 from criagent.kernel import process
-from criagent.model.container import (
-    Container,
-    ContainerId,
-    ContainerSpec,
-    ImageVolume,
-    container_key,
-)
-from criagent.model.image import Image, Snapshot
+from criagent.model.container import Container, ContainerId, ContainerSpec, ImageVolume
+from criagent.model.image import Image
 from criagent.model.sandbox import Sandbox
-from criagent.runtime.container.declared_volumes import DeclaredVolumes
-from criagent.runtime.container.exits import ExitWatcher
+from criagent.runtime.container.bundle import ContainerBundles
 from criagent.runtime.container.files import ContainerFiles
-from criagent.runtime.container.gather import SpecGatherer
 from criagent.runtime.container.image_volumes import ImageVolumes
+from criagent.runtime.container.keys import ContainerName, ContainersMade
+from criagent.runtime.container.launch import ContainerLauncher
 from criagent.runtime.node.cgroup_names import CgroupDriver, container_cgroup
-from criagent.runtime.node.clock import Clock
-from criagent.runtime.node.handlers import check_image_handler
-from criagent.runtime.node.paths import RuntimePaths
-from criagent.runtime.oci.conmon import Conmon, make_log
-from criagent.runtime.oci.runtime import OciRuntime
-from criagent.runtime.spec.build import build_spec
-from criagent.runtime.spec.id_mappings import check_user
-from criagent.runtime.spec.inputs import ResolvedMount, SelinuxLabels
-from criagent.runtime.spec.mount_targets import resolve_targets
-from criagent.runtime.spec.security.selinux import Selinux
+from criagent.runtime.node.clock import Births
+from criagent.runtime.node.handlers import Handlers
 from criagent.runtime.spec.signals import stop_signal
-from criagent.runtime.spec.users import resolve_user
 from criagent.runtime.spec.validate import validate_container_spec
 from criagent.store.containers import ContainerStore
+from criagent.store.sandboxes import SandboxStore
 
 _UNDO_BUDGET_S = 30.0
 
@@ -55,224 +40,184 @@ log: structlog.stdlib.BoundLogger = structlog.get_logger(__name__)
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class _Request:
+    """What CreateContainer was asked for, with what is on the node for it."""
+
+    sandbox: Sandbox
+    spec: ContainerSpec
+    handler: str
+    image: Image
+    volumes: tuple[ImageVolume, ...]
+
+
+class NewContainers:
+    """Rows of new containers: images by the names that were asked for, identity, cgroup."""
+
+    def __init__(
+        self,
+        *,
+        images: Images,
+        volumes: ImageVolumes,
+        handlers: Handlers,
+        driver: CgroupDriver,
+        births: Births,
+    ) -> None:
+        self._images = images
+        self._volumes = volumes
+        self._handlers = handlers
+        self._driver = driver
+        self._births = births
+
+    def check(self, sandbox: Sandbox, spec: ContainerSpec) -> str:
+        """The name of the handler that is to run a container of `spec`.
+
+        Raises WrongStateError, InvalidRequestError and UnsupportedError for what cannot be.
+        """
+        handler = self._handlers.of_pod(sandbox.spec.runtime_handler)
+        validate_container_spec(spec, sandbox)
+        for name in (spec.image_handler, *(m.image.handler for m in spec.mounts if m.image)):
+            self._handlers.check_image(name)
+        for mount in spec.mounts:
+            if mount.recursive_read_only:
+                handler.require_recursive_read_only(mount.container_path)
+        return handler.name
+
+    def request(self, sandbox: Sandbox, spec: ContainerSpec, handler: str) -> _Request:
+        """Raises NotFoundError for an image that is not here, be it a volume's."""
+        return _Request(
+            sandbox=sandbox,
+            spec=spec,
+            handler=handler,
+            image=self._images.resolve(spec.image),
+            volumes=self._volumes.find(spec),
+        )
+
+    def container(self, request: _Request) -> Container:
+        """A row that no other container has."""
+        birth, image, spec = self._births.next(), request.image, request.spec
+        log_path, of_pod = "", request.sandbox.spec
+        if of_pod.log_directory and spec.log_path:
+            log_path = str(Path(of_pod.log_directory, spec.log_path))
+        return Container(
+            id=ContainerId(birth.id),
+            sandbox_id=request.sandbox.id,
+            spec=spec,
+            created_at_ns=birth.at_ns,
+            boot_id=birth.boot_id,
+            handler=request.handler,
+            image_id=image.id,
+            image_ref=image.repo_digests[0] if image.repo_digests else image.id,
+            image_volumes=request.volumes,
+            log_path=log_path,
+            image_name=self._images.shown_name(image, spec.user_specified_image or spec.image),
+            stop_signal=stop_signal(spec.stop_signal, image.config.stop_signal),
+            cgroup=container_cgroup(self._driver, of_pod.cgroup_parent, birth.id),
+            resources=spec.resources,
+        )
+
+
 class ContainerCreator:
     """The CreateContainer verb."""
 
-    store: ContainerStore
-    owners: Owners[Container]
-    images: Images
-    volumes: ImageVolumes
-    declared: DeclaredVolumes
-    files: ContainerFiles
-    gatherer: SpecGatherer
-    conmon: Conmon
-    runtimes: Mapping[str, OciRuntime]
-    exits: ExitWatcher
-    selinux: Selinux
-    paths: RuntimePaths
-    driver: CgroupDriver
-    default_handler: str
-    recursive_read_only: frozenset[str]  # handlers that can make whole mount trees read-only
-    clock: Clock
-    boot_id: str
-    new_id: Callable[[], str]
+    def __init__(
+        self,
+        *,
+        sandboxes: SandboxStore,
+        store: ContainerStore,
+        making: ContainersMade,
+        new: NewContainers,
+        files: ContainerFiles,
+        bundles: ContainerBundles,
+        launcher: ContainerLauncher,
+        births: Births,
+    ) -> None:
+        self._sandboxes = sandboxes
+        self._store = store
+        self._making = making
+        self._new = new
+        self._files = files
+        self._bundles = bundles
+        self._launcher = launcher
+        self._births = births
 
-    async def create(self, sandbox: Sandbox, spec: ContainerSpec) -> Container:
-        """The CREATED container of `spec` in `sandbox`, made unless that was done or is under way.
+    async def create(self, sandbox_id: str, spec: ContainerSpec) -> Container:
+        """The CREATED container of `spec` in a READY sandbox, whose own specification counts; made
+        unless that was done or is under way.
 
-        Raises InvalidRequestError, UnsupportedError for what handler or node cannot do,
-        NotFoundError for an image that is not here, be it a volume's,
-        AlreadyExistsError when another container has the name, AgentError with the OCI runtime's
-        words.
+        Raises NotFoundError for an unknown sandbox, and for an image that is not here, be it a
+        volume's; WrongStateError for a sandbox that is not ready, and while a program that the
+        container needs cannot be used; InvalidRequestError, UnsupportedError for what handler or
+        node cannot do, AlreadyExistsError when another container has the name, AgentError with the
+        OCI runtime's text.
         """
-        validate_container_spec(spec, sandbox)
-        self._check_handler(sandbox, spec)
-        key = container_key(sandbox.id, spec.metadata)
-        owner = self.owners.get(key)
+        sandbox = self._sandboxes.resolve(sandbox_id)
+        if not sandbox.ready_at_ns or sandbox.stopped_at_ns:
+            raise WrongStateError(f'sandbox "{sandbox.id}" is not ready: it was stopped')
+        handler = self._new.check(sandbox, spec)
+        name = ContainerName(sandbox.id, spec.metadata)
+        owner = self._making.get(name)
         if owner is None:
-            if (existing := self.store.by_key(key)) is not None:
+            if (existing := self._store.by_key(str(name))) is not None:
                 return _same(existing, spec)
-            image = self.images.resolve(spec.image)
-            volumes = self.volumes.find(spec)
-            owner = self.owners.start(
-                key, spec, partial(self._create, sandbox, spec, image, volumes)
-            )
+            request = self._new.request(sandbox, spec, handler)
+            owner = self._making.start(name, spec, partial(self._create, request))
         elif owner.fingerprint != spec:
             raise NameReservedError(
-                f'container name "{key}" is being made with another configuration '
+                f'container name "{name}" is being made with another configuration '
                 f"(stage: {owner.stage})"
             )
-        return await self.owners.join(owner)
+        return await self._making.join(owner)
 
-    async def cancel_all(self, sandbox_id: str) -> None:
-        """Cancel creations under way in the sandbox and await their undo."""
-        inside = f"_{sandbox_id}_"
-        tasks = [o.task for o in self.owners.all() if inside in o.key and o.task is not None]
-        for task in tasks:
-            task.cancel()
-        if tasks:
-            await finish(_ended(tasks))
-
-    def _check_handler(self, sandbox: Sandbox, spec: ContainerSpec) -> None:
-        for name in (spec.image_handler, *(m.image.handler for m in spec.mounts if m.image)):
-            check_image_handler(name, self.runtimes)
-        handler = sandbox.spec.runtime_handler or self.default_handler
-        wanted = [m.container_path for m in spec.mounts if m.recursive_read_only]
-        if wanted and handler not in self.recursive_read_only:
-            raise UnsupportedError(
-                f"RROUnsupported: mount {wanted[0][:200]}: recursive read-only mounts need "
-                f'mount_setattr(2) and an OCI runtime that knows "rro"; handler "{handler}" does '
-                "not offer both"
-            )
-
-    async def _create(
-        self,
-        sandbox: Sandbox,
-        spec: ContainerSpec,
-        image: Image,
-        volumes: tuple[ImageVolume, ...],
-        owner: Owner[Container],
-    ) -> Container:
-        container = dataclasses.replace(self._row(sandbox, spec, image), image_volumes=volumes)
+    async def _create(self, request: _Request, owner: Owner[ContainerName, Container]) -> Container:
+        container = self._new.container(request)
         structlog.contextvars.bind_contextvars(container_id=container.id)
         undo = Rollback("container-create", step_budget_s=_UNDO_BUDGET_S)
         try:
             async with undo:
-                container = await self._build(container, sandbox, image, owner, undo)
+                container = await self._build(container, request, owner, undo)
                 undo.commit()
         finally:
             if not undo.clean:
-                await self._keep_for_removal(container)
-        log.info("container_created", container_id=container.id, sandbox_id=sandbox.id)
+                await self._list_for_removal(container)
+        log.info("container_created", container_id=container.id, sandbox_id=container.sandbox_id)
         return container
-
-    def _row(self, sandbox: Sandbox, spec: ContainerSpec, image: Image) -> Container:
-        container_id = self.new_id()
-        log_path = ""
-        if sandbox.spec.log_directory and spec.log_path:
-            log_path = str(Path(sandbox.spec.log_directory, spec.log_path))
-        parent = sandbox.spec.cgroup_parent
-        return Container(
-            id=ContainerId(container_id),
-            sandbox_id=sandbox.id,
-            spec=spec,
-            created_at_ns=self.clock.now_ns(),
-            boot_id=self.boot_id,
-            handler=sandbox.spec.runtime_handler or self.default_handler,
-            image_id=image.id,
-            image_ref=image.repo_digests[0] if image.repo_digests else image.id,
-            log_path=log_path,
-            image_name=self.images.shown_name(image, spec.user_specified_image or spec.image),
-            stop_signal=stop_signal(spec.stop_signal, image.config.stop_signal),
-            cgroup=container_cgroup(self.driver, parent, container_id),
-            resources=spec.resources,
-        )
 
     async def _build(
         self,
         container: Container,
-        sandbox: Sandbox,
-        image: Image,
-        owner: Owner[Container],
+        request: _Request,
+        owner: Owner[ContainerName, Container],
         undo: Rollback,
     ) -> Container:
+        sandbox, image = request.sandbox, request.image
         owner.stage = "state"
-        undo.push("row", partial(self.store.delete, container.id))
-        undo.push("files", partial(self.files.remove, container.id, container.cgroup))
-        _, snapshot = await asyncio.gather(
-            self.store.insert(container), self._snapshot(container, image)
+        undo.push("row", partial(self._store.delete, container.id))
+        undo.push("files", partial(self._files.remove, container.id, container.cgroup))
+        _, layer = await asyncio.gather(
+            self._store.insert(container), self._files.make_layer(container, image)
         )
         faults.reach("container-create:row")
-        labels, volumes = await self._mount(container, sandbox, image, snapshot, owner)
-        owner.stage = "specification"
-        user = await run_in(
-            self.files.fs,
-            resolve_user,
-            self.paths.rootfs(container.id),
-            container.spec,
-            image.config,
+        container = await self._bundles.make(
+            container, sandbox, image=image, snapshot=layer, owner=owner
         )
-        check_user(user, sandbox.spec.security.namespaces.pod_userns)
-        container = dataclasses.replace(container, user=user)
-        declared = await self.declared.make(container, sandbox, snapshot, image.config.volumes)
-        faults.reach("container-create:declared-volumes")
-        inputs = await self.gatherer.gather(container, sandbox, image, volumes)
-        inputs = dataclasses.replace(inputs, mounts=(*inputs.mounts, *declared))
-        await self.selinux.relabel(inputs.mounts, labels)
-        inputs = dataclasses.replace(inputs, selinux=labels)
-        check_user(
-            inputs.user, sandbox.spec.security.namespaces.pod_userns
-        )  # CDI devices bring groups
-        container = dataclasses.replace(container, user=inputs.user)
-        await run_in(self.files.fs, self._write, container, build_spec(inputs))
-        faults.reach("container-create:bundle")
         owner.stage = "conmon and the OCI runtime"
-        runtime = self.runtimes[container.handler]
-        undo.push("runtime", partial(runtime.delete, container.id))
-        monitored = await self.conmon.create(container, runtime)
-        self.gatherer.check_pid_namespace(container, sandbox)
-        faults.reach("container-create:created")
-        if sandbox.spec.security.namespaces.pod_userns is not None:
-            await self.files.release_mounts(container.id)
-        container = dataclasses.replace(
-            container,
-            monitor=monitored.monitor,
-            init=monitored.init,
-            cgroup=monitored.cgroup,
-            ready_at_ns=self.clock.now_ns(),
-        )
-        await self.store.update(container)
-        self.exits.watch_child(container, monitored.child)
+        undo.push("runtime", partial(self._launcher.delete, container))
+        container, monitor = await self._launcher.create(container, sandbox)
+        container = dataclasses.replace(container, ready_at_ns=self._births.now_ns())
+        await self._store.update(container)
+        self._launcher.watch(container, monitor)
         faults.reach("container-create:ready")
         return container
 
-    async def _mount(
-        self,
-        container: Container,
-        sandbox: Sandbox,
-        image: Image,
-        snapshot: Snapshot,
-        owner: Owner[Container],
-    ) -> tuple[SelinuxLabels | None, Mapping[int, ResolvedMount]]:
-        """Mount the root file system and the image volumes."""
-        owner.stage = "root file system"
-        security = container.spec.security
-        labels = await self.selinux.labels(
-            sandbox, security.selinux, privileged=security.privileged
-        )
-        label = "" if labels is None else labels.mount
-        await self.files.mount_rootfs(container.id, sandbox, snapshot, image, label)
-        faults.reach("container-create:mount")
-        owner.stage = "image volumes"
-        volumes = await self.volumes.mount(container, sandbox, label)
-        faults.reach("container-create:volumes")
-        return labels, volumes
-
-    async def _snapshot(self, container: Container, image: Image) -> Snapshot:
-        parent = image.layers[-1].chain_id if image.layers else ""
-        return await self.files.snapshots.create(
-            container.id, parent=parent, created_at_ns=container.created_at_ns
-        )
-
-    def _write(self, container: Container, spec: dict[str, object]) -> None:
-        rootfs = self.paths.rootfs(container.id)
-        self.files.write(container.id, resolve_targets(rootfs, spec, container.spec.image))
-        if container.log_path:
-            make_log(Path(container.log_path))
-
-    async def _keep_for_removal(self, container: Container) -> None:
-        """List a container whose undo failed as EXITED, so that the kubelet comes back for it."""
-        kept = self.store.get(container.id)
-        if kept is not None:
-            now = self.clock.now_ns()
-            await self.store.update(
-                dataclasses.replace(kept, finished_at_ns=now, exit_code=255, reason="Unknown")
+    async def _list_for_removal(self, container: Container) -> None:
+        """List a container whose undo failed as EXITED, so that the kubelet removes it."""
+        left = self._store.get(container.id)
+        if left is not None:
+            now = self._births.now_ns()
+            await self._store.update(
+                dataclasses.replace(left, finished_at_ns=now, exit_code=255, reason="Unknown")
             )
             log.warning("container_kept_for_removal", container_id=container.id)
-
-
-async def _ended(tasks: list[asyncio.Task[Container]]) -> None:
-    await asyncio.wait(tasks)
 
 
 def _same(existing: Container, spec: ContainerSpec) -> Container:

@@ -11,13 +11,15 @@ import socket
 from collections.abc import Sequence
 from contextlib import AsyncExitStack
 
+from criagent.base.aio import alongside
 from criagent.base.errors import AgentError
 from criagent.kernel.process import node_ids
 from criagent.model.container import Container
-from criagent.process.child import Child, nothing_to_read
+from criagent.process.child import Child, Pipes
 from criagent.runtime.container.running import running
 from criagent.runtime.exec.pipes import Pipe
-from criagent.runtime.exec.plan import Command, ExecPlan, ExecPlanner, Size
+from criagent.runtime.exec.plan import Command, Console, ExecPlanner, ExecRequest, Size
+from criagent.runtime.node.paths import RuntimePaths
 from criagent.runtime.oci.runtime import last_line
 from criagent.store.containers import ContainerStore
 
@@ -25,10 +27,19 @@ _CONSOLE_S = 10.0
 _QUEUED_S = 0.1
 
 
-@dataclasses.dataclass(slots=True, kw_only=True)
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class Streams:
+    """What streams a command gets: pipes, or with `tty` a terminal of that size."""
+
+    stdin: bool
+    tty: bool
+    size: Size | None
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class ExecProcess:
     """A running command. With a terminal, `stdin` and `stdout` are both its master, and `stderr`
-    has what the OCI runtime says when it cannot run the command.
+    holds the OCI runtime's messages when it cannot run the command.
     """
 
     command: Command
@@ -43,13 +54,13 @@ class ExecProcess:
         return await self.command.wait()
 
     def drain(self) -> None:
-        """Call after `wait`: output ends once nothing came for a while."""
+        """Call after `wait`: output ends once nothing has come for a while."""
         for pipe in (self.stdout, self.stderr):
             if pipe is not None:
                 pipe.drain(self.drain_s)
 
     def resize(self, size: Size) -> None:
-        """Tell its terminal, if it has one."""
+        """Set the size of its terminal, if it has one."""
         if self.terminal is not None:
             self.terminal.resize(size.width, size.height)
 
@@ -60,7 +71,10 @@ class ExecStreamer:
 
     store: ContainerStore
     planner: ExecPlanner
-    drain_s: float  # how long a background child may hold output back after the command's end
+    paths: RuntimePaths
+    drain_s: (
+        float  # how long a background child may delay the end of output after the command's end
+    )
 
     def check(self, container_id: str) -> Container:
         """The running container. Raises NotFoundError, WrongStateError."""
@@ -71,71 +85,48 @@ class ExecStreamer:
         stack: AsyncExitStack,
         container_id: str,
         cmd: Sequence[str],
-        *,
-        tty: bool,
-        stdin: bool,
-        size: Size | None,
+        streams: Streams,
     ) -> ExecProcess:
-        """Start `cmd`; when `stack` unwinds before its end, everything that it started is killed.
+        """Start `cmd`; when `stack` unwinds before its end, all of its processes are killed.
 
-        A command that has ended leaves its background children alone, as with ExecSync.
-
-        Raises NotFoundError, WrongStateError, InvalidRequestError for an empty command, AgentError.
+        A command that has ended leaves its background children alone, as with ExecSync. Raises
+        NotFoundError, WrongStateError, InvalidRequestError for an empty command, AgentError.
         """
-        container = self.check(container_id)
-        plan = await self.planner.prepare(stack, container, cmd, tty=tty, size=size)
-        if tty:
-            return await self._with_terminal(stack, plan, size)
-        return await self._with_pipes(stack, plan, stdin=stdin)
-
-    async def _with_pipes(
-        self, stack: AsyncExitStack, plan: ExecPlan, *, stdin: bool
-    ) -> ExecProcess:
-        container = plan.container
-        child_fds: list[int] = []
-        try:
-            in_read, in_write = os.pipe() if stdin else (nothing_to_read(), -1)
-            child_fds.append(in_read)
-            writer = Pipe(in_write) if stdin else None
-            if writer is not None and container.user is not None and container.init is not None:
-                owner = node_ids(container.init.pid, container.user.uid, container.user.gid)
-                os.fchown(in_read, *owner)  # it may reopen /dev/stdin
-            readers = []
-            for _ in range(2):
-                read, write = os.pipe()
-                child_fds.append(write)
-                readers.append(Pipe(read))
-            for pipe in (*readers, *([writer] if writer else [])):
-                stack.callback(pipe.close)
-            command = await plan.start(stdin=in_read, stdout=child_fds[1], stderr=child_fds[2])
-        finally:
-            for fd in child_fds:
-                os.close(fd)
+        request = ExecRequest(container=self.check(container_id), cmd=cmd)
+        pipes = stack.enter_context(Pipes())
+        if streams.tty:
+            return await self._with_terminal(stack, request, streams.size, pipes)
+        stdin = self._input(request.container, pipes) if streams.stdin else None
+        stdout, stderr = pipes.output(Pipe), pipes.errors(Pipe)
         return ExecProcess(
-            command=command,
-            stdin=writer,
-            stdout=readers[0],
-            stderr=readers[1],
+            command=self.planner.start(stack, request, pipes),
+            stdin=stdin,
+            stdout=stdout,
+            stderr=stderr,
             terminal=None,
             drain_s=self.drain_s,
         )
 
+    def _input(self, container: Container, pipes: Pipes) -> Pipe:
+        """A pipe to standard input that is the container's user's, who may reopen /dev/stdin."""
+        stdin = pipes.input(Pipe)
+        if container.user is not None and container.init is not None:
+            owner = node_ids(container.init.pid, container.user.uid, container.user.gid)
+            os.fchown(pipes.stdin, *owner)
+        return stdin
+
     async def _with_terminal(
-        self, stack: AsyncExitStack, plan: ExecPlan, size: Size | None
+        self, stack: AsyncExitStack, request: ExecRequest, size: Size | None, pipes: Pipes
     ) -> ExecProcess:
-        path = self.planner.paths.attach / f"c{secrets.token_hex(6)}"
+        path = self.paths.attach / f"c{secrets.token_hex(6)}"
         listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
         stack.callback(path.unlink, missing_ok=True)
         stack.callback(listener.close)
         listener.bind(str(path))
         listener.listen(1)
-        err_read, err_write = os.pipe()
-        errors = Pipe(err_read)
-        stack.callback(errors.close)
-        try:
-            command = await plan.start(stderr=err_write, console=path)
-        finally:
-            os.close(err_write)
+        errors = pipes.errors(Pipe)
+        request = dataclasses.replace(request, console=Console(socket=path, size=size))
+        command = self.planner.start(stack, request, pipes)
         terminal = Pipe(await _console(listener, command.runtime, errors))
         stack.callback(terminal.close)
         if size is not None:
@@ -151,11 +142,9 @@ class ExecStreamer:
 
 
 async def _console(listener: socket.socket, child: Child, errors: Pipe) -> int:
-    """The terminal's master, which the runtime sends. Raises AgentError when it ends instead."""
+    """The terminal's master, which the runtime sends. Raises AgentError when it ends first."""
     loop = asyncio.get_running_loop()
-    accepting = asyncio.ensure_future(loop.sock_accept(listener))
-    ended = asyncio.ensure_future(child.wait())
-    try:
+    async with alongside(loop.sock_accept(listener)) as accepting, alongside(child.wait()) as ended:
         await asyncio.wait(
             {accepting, ended}, timeout=_CONSOLE_S, return_when=asyncio.FIRST_COMPLETED
         )
@@ -164,22 +153,18 @@ async def _console(listener: socket.socket, child: Child, errors: Pipe) -> int:
         if not accepting.done():
             child.kill(signal.SIGKILL)
             output = (await errors.read()).decode(errors="replace")
-            raise AgentError(f"exec gave no terminal: {last_line(output)}")
+            raise AgentError(f"exec: the OCI runtime opened no terminal: {last_line(output)}")
         connection, _ = accepting.result()
-    finally:
-        ended.cancel()
-        if not accepting.done():
-            accepting.cancel()
     with connection:
         connection.settimeout(0)
         fds = await _descriptors(connection)
     if not fds:
-        raise AgentError("exec sent no terminal")
+        raise AgentError("exec: the OCI runtime sent no terminal")
     return fds[0]
 
 
 async def _descriptors(connection: socket.socket) -> list[int]:
-    """What comes with the first message; none when the peer closes, or says nothing in time."""
+    """The descriptors of the first message; none when the peer closes, or sends nothing in time."""
     loop = asyncio.get_running_loop()
     readable = asyncio.Event()
     loop.add_reader(connection, readable.set)

@@ -1,4 +1,4 @@
-"""ExecSync: a command to its end, with its output, within limits.
+"""ExecSync: run a command to its end and return its output, within limits.
 
 A time limit, or a caller that leaves, kills the whole tree of the command and nothing else. A
 command that has ended leaves its background children alone.
@@ -16,17 +16,18 @@ import structlog
 
 from criagent.base.errors import TimedOutError
 from criagent.model.container import Container
+from criagent.process.child import Pipes
 from criagent.runtime.container.running import running
 from criagent.runtime.exec.output import ExecOutput, OutputBudget
-from criagent.runtime.exec.plan import ExecPlanner
+from criagent.runtime.exec.plan import ExecPlanner, ExecRequest
 from criagent.runtime.pod.session_facts import SessionFacts, shown_command
 from criagent.store.containers import ContainerStore
 
-# CRI: up to 16 MiB of each stream; but the kubelet takes no message over 16 MiB, so both share it.
+# CRI: up to 16 MiB of each stream; but the kubelet takes no message over 16 MiB: both share it.
 _OUTPUT = 16 << 20
 _OTHER_FIELDS = 64 << 10
 _ERROR_MOST = 512  # characters of an error in the log
-BUDGET = 32 << 20  # of all calls under way together: two of the largest answers
+BUDGET = 32 << 20  # of all calls in progress together: two of the largest answers
 
 log: structlog.stdlib.BoundLogger = structlog.get_logger(__name__)
 
@@ -60,43 +61,40 @@ class ExecSync:
         """Run `cmd` in a running container; `timeout_s` 0 = no limit.
 
         Raises NotFoundError, WrongStateError unless it runs, InvalidRequestError for an empty
-        command, TimedOutError when the command did not end in time and everything it started was
-        killed. How long its output trails it is not counted.
+        command, TimedOutError when the command did not end in time and all of its processes were
+        killed. The time that its output lasts beyond its end does not count.
         """
         container = running(self.store, container_id)
         limit = max(min(self.message_bytes, _OUTPUT) - _OTHER_FIELDS, 0)
-        output = ExecOutput(limit, self.budget)
+        request = ExecRequest(container=container, cmd=cmd, own_cgroup=self.own_cgroup)
         began = time.monotonic()
-        try:
-            code = await self._run(container, cmd, timeout_s, output)
-        except BaseException as failure:
-            output.close()
-            text = str(failure)[:_ERROR_MOST] or type(failure).__name__
-            log.info("exec_sync_failed", error=text, **self._about(container, cmd, began))
-            raise
-        log.debug("exec_sync_ended", exit_code=code, **self._about(container, cmd, began))
-        if output.dropped:
-            log.info("exec_output_cut", container_id=container.id, bytes=output.dropped)
-        stdout, stderr = output.taken()
+        with Pipes() as pipes:
+            output = ExecOutput(limit, self.budget, pipes)
+            try:
+                code = await self._run(request, timeout_s, output, pipes)
+            except BaseException as failure:
+                output.close()
+                text = str(failure)[:_ERROR_MOST] or type(failure).__name__
+                log.info("exec_sync_failed", error=text, **self._about(container, cmd, began))
+                raise
+            log.debug("exec_sync_ended", exit_code=code, **self._about(container, cmd, began))
+            if output.dropped:
+                log.info("exec_output_cut", container_id=container.id, bytes=output.dropped)
+            stdout, stderr = output.taken()
         return ExecResult(stdout=stdout, stderr=stderr, exit_code=code, release=output.close)
 
     async def _run(
-        self, container: Container, cmd: Sequence[str], timeout_s: int, output: ExecOutput
+        self, request: ExecRequest, timeout_s: int, output: ExecOutput, pipes: Pipes
     ) -> int:
         async with AsyncExitStack() as stack:
-            plan = await self.planner.prepare(stack, container, cmd, own_cgroup=self.own_cgroup)
-            stdout, stderr = output.descriptors()
-            try:
-                command = await plan.start(stdout=stdout, stderr=stderr)
-            finally:
-                output.started()
+            command = self.planner.start(stack, request, pipes)
             try:
                 async with asyncio.timeout(timeout_s or None):
                     code = await command.wait()
             except TimeoutError:
                 raise TimedOutError(
-                    f"command timed out after {timeout_s} s in container {container.id}; its "
-                    "processes were killed"
+                    f"command timed out after {timeout_s} s in container {request.container.id}; "
+                    "its processes were killed"
                 ) from None
             await output.ended(self.drain_s)
             return code

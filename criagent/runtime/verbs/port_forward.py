@@ -1,4 +1,4 @@
-"""PortForward: sockets made inside a pod's network namespace, to its localhost alone."""
+"""PortForward: sockets created inside a pod's network namespace, only to its localhost."""
 
 from __future__ import annotations
 
@@ -40,10 +40,10 @@ class PortForwarder:
     ) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
         """A connection to the port on 127.0.0.1, or else ::1, of the pod.
 
-        Raises InvalidRequestError for a port out of range, OSError when nothing listens.
+        Raises InvalidRequestError for a port out of range, OSError when no process listens.
         """
         if not 0 < port < 65536:
-            raise InvalidRequestError(f"port {port} is not within 1..65535")
+            raise InvalidRequestError(f"port {port} is not between 1 and 65535")
         sandbox = self.check(sandbox_id)
         failure: OSError | None = None
         for family, host in ((socket.AF_INET, "127.0.0.1"), (socket.AF_INET6, "::1")):
@@ -77,7 +77,7 @@ class PortForwarder:
         try:
             await run_in(self.fs, in_netns, self.namespaces.netns(sandbox), make)
         except BaseException:
-            for one in made:  # the caller left while the thread was at it
+            for one in made:  # the caller left while the thread was connecting
                 one.close()
             raise
         return made[0]

@@ -2,66 +2,53 @@
 
 from __future__ import annotations
 
-import dataclasses
-from collections.abc import Mapping
 from functools import partial
 
 import structlog
 
-from criagent.base import faults
-from criagent.base.aio import Owner, Owners, run_in
+from criagent.base.aio import Owner
 from criagent.base.errors import NotFoundError
-from criagent.model.container import Container
-from criagent.runtime.container.files import ContainerFiles
-from criagent.runtime.oci.runtime import OciRuntime
+from criagent.model.container import ContainerId
+from criagent.runtime.container.erasure import ContainerErasure
+from criagent.runtime.container.keys import Act, Ending, Endings
 from criagent.runtime.verbs.stop_container import ContainerStopper
 from criagent.store.containers import ContainerStore
 
 log: structlog.stdlib.BoundLogger = structlog.get_logger(__name__)
 
 
-@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class ContainerRemover:
     """The RemoveContainer verb; one task per container. The log file stays: it is the kubelet's."""
 
-    store: ContainerStore
-    owners: Owners[None]
-    stopper: ContainerStopper
-    runtimes: Mapping[str, OciRuntime]
-    files: ContainerFiles
+    def __init__(
+        self,
+        *,
+        store: ContainerStore,
+        endings: Endings,
+        stopper: ContainerStopper,
+        erasure: ContainerErasure,
+    ) -> None:
+        self._store = store
+        self._endings = endings
+        self._stopper = stopper
+        self._erasure = erasure
 
     async def remove(self, container_id: str) -> None:
         """Return when nothing of the container is left; unknown ids are fine."""
         try:
-            container = self.store.resolve(container_id)
+            container = self._store.resolve(container_id)
         except NotFoundError:
             return
         if not container.visible:
-            return  # its creation is under way or being undone
-        key = f"remove-container:{container.id}"
-        owner = self.owners.get(key) or self.owners.start(
-            key, None, partial(self._remove, container.id)
-        )
-        await self.owners.join(owner)
+            return  # it is being created, or that is being undone
+        key = Ending(Act.REMOVE_CONTAINER, container.id)
+        await self._endings.run(key, partial(self._remove, container.id))
 
-    async def _remove(self, container_id: str, owner: Owner[None]) -> None:
+    async def _remove(self, container_id: ContainerId, owner: Owner[Ending, None]) -> None:
         owner.stage = "stop"
-        await self.stopper.stop(container_id, 0)
-        container = self.store.get(container_id)
+        await self._stopper.stop(container_id, 0)
+        container = self._store.get(container_id)
         if container is not None:
             owner.stage = "files"
-            await self.erase(container)
+            await self._erasure.erase(container)
             log.info("container_removed", container_id=container_id)
-
-    async def erase(self, container: Container) -> None:
-        """Take everything of a dead container away, the row last; idempotent."""
-        runtime = self.runtimes.get(container.handler)
-        if runtime is not None:
-            await runtime.delete(container.id)
-        else:
-            await run_in(self.files.fs, self.files.paths.forget_state, container.id)
-        faults.reach("container-remove:runtime")
-        await self.files.remove(container.id, container.cgroup)
-        faults.reach("container-remove:files")
-        await self.store.delete(container.id)
-        faults.reach("container-remove:row")

@@ -1,16 +1,16 @@
-"""ReopenContainerLog: conmon opens the log anew under its name, after the kubelet renamed it.
+"""ReopenContainerLog: conmon reopens the log under its name, after the kubelet renamed it.
 
 conmon opens `<log>.tmp` and renames it over the log, whatever is there; it dies when it cannot, and
-says nothing when it can. So a log that it still writes to stays as it is, one that is not its own
-is moved aside first, the opening is rehearsed, its descriptor tells that it is done, and a command
-that it did not take in time is taken back: the kubelet then gives the log its old name again.
+reports nothing when it can. So a log that it still writes to stays as it is, a foreign file is
+moved aside first, the opening is rehearsed, conmon's descriptor shows that it is done, and a
+command that it did not read in time is withdrawn: the kubelet then gives the log its old name
+again.
 """
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
-import dataclasses
 import errno
 import os
 import stat
@@ -23,55 +23,57 @@ from criagent.base.aio import Owners, run_in
 from criagent.base.errors import AgentError, ExhaustedError, TimedOutError, WrongStateError
 from criagent.kernel import process
 from criagent.kernel.inotify import IN_MOVED_TO, Inotify
-from criagent.model.container import Container, ContainerState
+from criagent.model.container import Container, ContainerId, ContainerState
 from criagent.runtime.node.paths import RuntimePaths
 from criagent.runtime.oci import conmon_control as monitor_control
 from criagent.store.containers import ContainerStore
 
 _LIMIT_S = 10.0
-_LOOK_S = 0.25  # for a monitor that died meanwhile; its success is told by inotify
+_LOOK_S = 0.25  # for a monitor that died meanwhile; inotify reports its success
 _REOPEN = b"2 0 0\n"
 _FULL = {errno.ENOSPC, errno.EDQUOT}
 
+Reopenings = Owners[ContainerId, None]
 
-@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+
 class LogReopener:
-    """The ReopenContainerLog verb. `owners` is its own."""
+    """The ReopenContainerLog verb."""
 
-    store: ContainerStore
-    paths: RuntimePaths
-    fs: Executor
-    owners: Owners[None]
+    def __init__(
+        self, *, store: ContainerStore, paths: RuntimePaths, reopenings: Reopenings, fs: Executor
+    ) -> None:
+        self._store = store
+        self._paths = paths
+        self._reopenings = reopenings
+        self._fs = fs
 
     async def reopen(self, container_id: str) -> None:
-        """Return when the container writes to the file of its log's name, a new one if need be.
+        """Return when the container writes to the file of its log's name, a new one if necessary.
 
         Raises NotFoundError, WrongStateError when it is not running, ExhaustedError when the disk
-        is full and AgentError when the file cannot be made (conmon would die of either),
-        TimedOutError. After an error the container goes on writing to the file that it had.
+        is full and AgentError when the file cannot be created (conmon would die of either),
+        TimedOutError. After an error the container continues to write to its previous file.
         """
-        container = self.store.resolve(container_id)
-        while (owner := self.owners.get(container.id)) is not None and owner.task is not None:
+        container = self._store.resolve(container_id)
+        while (owner := self._reopenings.get(container.id)) is not None and owner.task is not None:
             await asyncio.wait({owner.task})  # it may have begun before our caller's rename
-        await self.owners.join(
-            self.owners.start(container.id, None, lambda _: self._reopen(container))
+        await self._reopenings.join(
+            self._reopenings.start(container.id, None, lambda _: self._reopen(container))
         )
-
-    async def close(self, limit_s: float) -> None:
-        """Finish what is under way."""
-        await self.owners.drain(limit_s)
 
     async def _reopen(self, container: Container) -> None:
         if container.state is not ContainerState.RUNNING:
-            raise WrongStateError(f"container {container.id} is not running; its log stays closed")
+            raise WrongStateError(
+                f"container {container.id} is not running; its log is not reopened"
+            )
         if not container.log_path:
             return
         log = Path(container.log_path)
-        if await run_in(self.fs, _written_by_monitor, container, log):
-            return  # conmon would replace it, and its lines would be gone
-        await run_in(self.fs, _rehearse, log)
+        if await run_in(self._fs, _written_by_monitor, container, log):
+            return  # conmon would replace it, and its lines would be lost
+        await run_in(self._fs, _rehearse, log)
         faults.reach("reopen-log:rehearsed")
-        control = self.paths.container(container.id) / "ctl"
+        control = self._paths.container(container.id) / "ctl"
         renamed = asyncio.Event()
         loop = asyncio.get_running_loop()
         inotify = Inotify()
@@ -87,7 +89,7 @@ class LogReopener:
             faults.reach("reopen-log:told")
             await self._reopened(container, log, renamed)
         except BaseException:
-            await run_in(self.fs, _take_back, control, log)
+            await run_in(self._fs, _take_back, control, log)
             raise
         finally:
             loop.remove_reader(inotify.fd)
@@ -96,7 +98,7 @@ class LogReopener:
     async def _reopened(self, container: Container, log: Path, renamed: asyncio.Event) -> None:
         try:
             async with asyncio.timeout(_LIMIT_S):
-                while not await run_in(self.fs, _written_by_monitor, container, log):
+                while not await run_in(self._fs, _written_by_monitor, container, log):
                     with contextlib.suppress(TimeoutError):
                         await asyncio.wait_for(renamed.wait(), _LOOK_S)
                     renamed.clear()
@@ -109,7 +111,7 @@ class LogReopener:
 def _written_by_monitor(container: Container, log: Path) -> bool:
     """Whether the monitor has the file of this name open. Raises WrongStateError without one."""
     if container.monitor is None or not process.alive(container.monitor):
-        raise WrongStateError(f"container {container.id} has just exited; its log stays closed")
+        raise WrongStateError(f"container {container.id} has just exited; its log is not reopened")
     try:
         wanted = log.stat()
         for entry in os.scandir(f"/proc/{container.monitor.pid}/fd"):
@@ -123,14 +125,14 @@ def _written_by_monitor(container: Container, log: Path) -> bool:
 
 
 def _rehearse(log: Path) -> None:
-    """Make conmon's temporary file, and room under the log's name."""
+    """Create conmon's temporary file, and room under the log's name."""
     try:
         if not os.statvfs(log.parent).f_bavail:
             raise ExhaustedError(f"no space left on {log.parent} for a new log file")
         with contextlib.suppress(FileNotFoundError):
             facts = log.lstat()
             if stat.S_ISDIR(facts.st_mode):
-                raise AgentError(f"the log's name {log} is a directory's; remove it")
+                raise AgentError(f"{log}, the path of the log, is a directory; remove it")
             if facts.st_size:
                 log.rename(_free_name(log))
         fd = os.open(
@@ -138,9 +140,11 @@ def _rehearse(log: Path) -> None:
         )
         os.close(fd)
     except FileNotFoundError:
-        raise AgentError(f"the log directory {log.parent} is gone; restart the container") from None
+        raise AgentError(
+            f"the log directory {log.parent} does not exist; restart the container"
+        ) from None
     except OSError as exc:
-        problem = f"log {log} cannot be made anew: {exc.strerror}"
+        problem = f"log {log} cannot be created: {exc.strerror}"
         raise (ExhaustedError(problem) if exc.errno in _FULL else AgentError(problem)) from None
 
 
@@ -149,7 +153,7 @@ def _temporary(log: Path) -> Path:
 
 
 def _free_name(log: Path) -> Path:
-    """A name as the kubelet gives to rotated logs, so that it cleans up after us."""
+    """A free name like those of the kubelet for rotated logs, so that the kubelet cleans up."""
     name = f"{log.name}.{time.strftime('%Y%m%d-%H%M%S', time.gmtime())}"
     found, number = log.with_name(name), 0
     while found.exists():
@@ -163,7 +167,7 @@ async def _tell(control: Path, container_id: str, log: Path) -> None:
         await monitor_control.send(control, _REOPEN)
     except WrongStateError:
         raise WrongStateError(
-            f"container {container_id} has just exited; its log {log} stays closed"
+            f"container {container_id} has just exited; its log {log} is not reopened"
         ) from None
 
 

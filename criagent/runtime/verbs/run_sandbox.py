@@ -1,7 +1,7 @@
-"""Run a pod sandbox: row, namespaces, network, files, shared-PID holder - in that order.
+"""Run a pod sandbox: row, namespaces, network, files, shared-PID holder, in that order.
 
 The row is written before the first kernel object exists, and every kernel object is found from
-the sandbox id alone. A crash at any line therefore leaves a row from which `sandbox_teardown.py`
+the sandbox id alone. A crash at any line therefore leaves a row from which `pod/teardown.py`
 undoes the rest. The work belongs to an owner task by metadata: a caller that gives up loses
 nothing, and a repeat with equal configuration joins the task or gets its finished sandbox.
 """
@@ -9,28 +9,19 @@ nothing, and a repeat with equal configuration joins the task or gets its finish
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Mapping
 from functools import partial
 
 import structlog
 
 from criagent.base import faults
 from criagent.base.aio import Owner, Owners, Rollback
-from criagent.base.errors import (
-    AlreadyExistsError,
-    InvalidRequestError,
-    NameReservedError,
-    UnsupportedError,
-)
-from criagent.base.os_errors import about
+from criagent.base.errors import AlreadyExistsError, NameReservedError
 from criagent.model.common import NamespaceMode
-from criagent.model.sandbox import Sandbox, SandboxId, SandboxSpec
-from criagent.net.pod_network import Networks
-from criagent.runtime.node.clock import Clock
-from criagent.runtime.pod.files import PodFileWriter
+from criagent.model.sandbox import Sandbox, SandboxId, SandboxMetadata, SandboxSpec
+from criagent.runtime.node.clock import Births
+from criagent.runtime.node.handlers import Handlers
 from criagent.runtime.pod.holder_watch import HolderWatch
-from criagent.runtime.pod.namespaces import PodNamespaces
-from criagent.runtime.pod.pid_holder import SandboxHolder
+from criagent.runtime.pod.objects import SandboxObjects
 from criagent.runtime.pod.teardown import SandboxTeardown
 from criagent.runtime.spec.security.selinux import Selinux
 from criagent.runtime.spec.validate import validate_sandbox_spec
@@ -38,74 +29,76 @@ from criagent.store.sandboxes import SandboxStore
 
 _UNDO_BUDGET_S = 30.0  # per step; a step that needs longer is left to recovery
 
+SandboxesMade = Owners[SandboxMetadata, Sandbox]
+
 log: structlog.stdlib.BoundLogger = structlog.get_logger(__name__)
 
 
-@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class SandboxRunner:
     """The RunPodSandbox verb."""
 
-    store: SandboxStore
-    owners: Owners[Sandbox]
-    networks: Networks
-    namespaces: PodNamespaces
-    files: PodFileWriter
-    holder: SandboxHolder
-    watch: HolderWatch
-    teardown: SandboxTeardown
-    handlers: frozenset[str]
-    userns_problems: Mapping[str, str]  # why a handler has no user namespaces, "" = it has
-    default_handler: str
-    selinux: Selinux
-    clock: Clock
-    boot_id: str
-    new_id: Callable[[], str]
+    def __init__(
+        self,
+        *,
+        store: SandboxStore,
+        making: SandboxesMade,
+        handlers: Handlers,
+        objects: SandboxObjects,
+        watch: HolderWatch,
+        teardown: SandboxTeardown,
+        selinux: Selinux,
+        births: Births,
+    ) -> None:
+        self._store = store
+        self._making = making
+        self._handlers = handlers
+        self._objects = objects
+        self._watch = watch
+        self._teardown = teardown
+        self._selinux = selinux
+        self._births = births
 
     async def run(self, spec: SandboxSpec) -> Sandbox:
-        """Return the READY sandbox of `spec`, running it unless that was done or is under way.
+        """Return the READY sandbox of `spec`, which is created unless it exists or is being
+        created.
 
-        Raises InvalidRequestError, AlreadyExistsError when a sandbox of another configuration or
-        a stopped one has the name, NameReservedError while such a one is being made.
+        Raises InvalidRequestError, WrongStateError while a program that its containers need cannot
+        be used, UnsupportedError for what its handler cannot do, AlreadyExistsError when a sandbox
+        of another configuration or a stopped one has the name, NameReservedError while such a one
+        is being made.
         """
+        handler = self._handlers.resolve(spec.runtime_handler)
         validate_sandbox_spec(spec)
-        if spec.runtime_handler and spec.runtime_handler not in self.handlers:
-            raise InvalidRequestError(
-                f'runtime handler "{spec.runtime_handler}" is not configured; known are '
-                f"{sorted(self.handlers)}"
-            )
-        handler = spec.runtime_handler or self.default_handler
-        if spec.security.namespaces.pod_userns is not None and self.userns_problems[handler]:
-            raise UnsupportedError(
-                f'runtime handler "{handler}" cannot run pods with user namespaces on this node: '
-                f"{self.userns_problems[handler]}"
-            )
-        key = spec.metadata.key
-        owner = self.owners.get(key)
+        if spec.security.namespaces.pod_userns is not None:
+            handler.require_user_namespaces()
+        name = spec.metadata
+        owner = self._making.get(name)
         if owner is None:
-            existing = self.store.by_key(key)
+            existing = self._store.by_key(name.key)
             if existing is not None and existing.visible:
                 return _same(existing, spec)
-            owner = self.owners.start(key, spec, partial(self._run, spec, existing))
+            owner = self._making.start(name, spec, partial(self._run, spec, existing))
         elif owner.fingerprint != spec:
             raise NameReservedError(
-                f'sandbox name "{key}" is being made with another configuration '
+                f'sandbox name "{owner.name}" is being made with another configuration '
                 f"(stage: {owner.stage})"
             )
-        return await self.owners.join(owner)
+        return await self._making.join(owner)
 
     async def _run(
-        self, spec: SandboxSpec, remains: Sandbox | None, owner: Owner[Sandbox]
+        self, spec: SandboxSpec, remains: Sandbox | None, owner: Owner[SandboxMetadata, Sandbox]
     ) -> Sandbox:
-        if remains is not None:  # a failed undo, on a disk that did not even take its mark
+        if remains is not None:  # a failed undo, on a disk that did not even accept its mark
             owner.stage = "remains of a failed attempt"
-            await self.teardown.erase(remains)
+            await self._teardown.erase(remains)
+        birth = self._births.next()
         sandbox = Sandbox(
-            id=SandboxId(self.new_id()),
+            id=SandboxId(birth.id),
             spec=spec,
-            created_at_ns=self.clock.now_ns(),
-            boot_id=self.boot_id,
-            selinux_level=self.selinux.level(spec, self.store.all()),
-            network_backend=self._backend(spec),
+            created_at_ns=birth.at_ns,
+            boot_id=birth.boot_id,
+            selinux_level=self._selinux.level(spec, self._store.all()),
+            network_backend=self._objects.backend(spec),
         )
         structlog.contextvars.bind_contextvars(sandbox_id=sandbox.id)
         undo = Rollback("sandbox-run", step_budget_s=_UNDO_BUDGET_S)
@@ -114,52 +107,43 @@ class SandboxRunner:
                 sandbox = await self._build(sandbox, owner, undo)
                 undo.commit()
         except BaseException as error:
-            if not undo.clean and await self.teardown.mark_lost(sandbox.id):
+            if not undo.clean and await self._teardown.mark_lost(sandbox.id):
                 error.add_note(f"sandbox {sandbox.id} is listed as NOTREADY; remove it")
             raise
         log.info("sandbox_started", **sandbox.spec.metadata.facts, ips=sandbox.addresses)
         return sandbox
 
-    async def _build(self, sandbox: Sandbox, owner: Owner[Sandbox], undo: Rollback) -> Sandbox:
+    async def _build(
+        self, sandbox: Sandbox, owner: Owner[SandboxMetadata, Sandbox], undo: Rollback
+    ) -> Sandbox:
         owner.stage = "state"
-        undo.push("row", partial(self.store.delete, sandbox.id))
-        await self.store.insert(sandbox)
+        undo.push("row", partial(self._store.delete, sandbox.id))
+        await self._store.insert(sandbox)
         faults.reach("sandbox-run:row")
         owner.stage = "namespaces"
-        undo.push("files", partial(self.files.remove, sandbox.id))
-        undo.push("namespaces", partial(self.namespaces.remove, sandbox.id))
-        await self.namespaces.create(sandbox)
+        undo.push("files", partial(self._objects.remove_files, sandbox.id))
+        undo.push("namespaces", partial(self._objects.remove_namespaces, sandbox.id))
+        await self._objects.make_namespaces(sandbox)
         faults.reach("sandbox-run:namespaces")
         if sandbox.network_backend:
             owner.stage = "network"
-            undo.push("network", partial(self.teardown.detach, sandbox))
-            attachment = await self.networks.for_row(sandbox).attach(
-                sandbox, self.namespaces.netns(sandbox)
-            )
-            sandbox = dataclasses.replace(
-                sandbox, addresses=attachment.addresses, cni_result=attachment.cni_result
-            )
+            undo.push("network", partial(self._objects.detach, sandbox))
+            sandbox = await self._objects.attach(sandbox)
             faults.reach("sandbox-run:network")
         owner.stage = "pod files"
-        with about(self.files.paths.sandbox(sandbox.id)):
-            await self.files.write(sandbox)
+        await self._objects.write_files(sandbox)
         faults.reach("sandbox-run:files")
         if sandbox.spec.security.namespaces.pid is NamespaceMode.POD:
             owner.stage = "shared PID namespace"
-            undo.push("holder", partial(self.holder.remove, sandbox))
-            with about(self.files.paths.sandbox(sandbox.id)):
-                sandbox = dataclasses.replace(sandbox, holder=await self.holder.start(sandbox))
+            undo.push("holder", partial(self._objects.remove_holder, sandbox))
+            sandbox = await self._objects.start_holder(sandbox)
             faults.reach("sandbox-run:holder")
         owner.stage = "commit"
-        sandbox = dataclasses.replace(sandbox, ready_at_ns=self.clock.now_ns())
-        await self.store.update(sandbox)
-        self.watch.watch(sandbox)
+        sandbox = dataclasses.replace(sandbox, ready_at_ns=self._births.now_ns())
+        await self._store.update(sandbox)
+        self._watch.watch(sandbox)
         faults.reach("sandbox-run:ready")
         return sandbox
-
-    def _backend(self, spec: SandboxSpec) -> str:
-        host = spec.security.namespaces.network is NamespaceMode.NODE
-        return "" if host else self.networks.default.backend
 
 
 def _same(existing: Sandbox, spec: SandboxSpec) -> Sandbox:

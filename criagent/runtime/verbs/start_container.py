@@ -1,18 +1,17 @@
-"""Start a created container; a repeat finds it running and is content."""
+"""Start a created container; a repeat that finds it running succeeds."""
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Mapping
 from functools import partial
 
 import structlog
 
 from criagent.base import faults
-from criagent.base.aio import Owner, Owners
+from criagent.base.aio import Owner
 from criagent.base.errors import AgentError, WrongStateError
-from criagent.model.container import Container, ContainerState
-from criagent.runtime.container.keys import start_key
+from criagent.model.container import Container, ContainerId, ContainerState
+from criagent.runtime.container.keys import Starts
 from criagent.runtime.container.transitions import Transitions
 from criagent.runtime.node.clock import Clock
 from criagent.runtime.oci.runtime import OciRuntime
@@ -22,48 +21,53 @@ from criagent.store.sandboxes import SandboxStore
 log: structlog.stdlib.BoundLogger = structlog.get_logger(__name__)
 
 
-@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class ContainerStarter:
     """The StartContainer verb; one task per container."""
 
-    store: ContainerStore
-    sandboxes: SandboxStore
-    owners: Owners[None]
-    runtimes: Mapping[str, OciRuntime]
-    transitions: Transitions
-    clock: Clock
+    def __init__(
+        self,
+        *,
+        store: ContainerStore,
+        sandboxes: SandboxStore,
+        starts: Starts,
+        runtimes: Mapping[str, OciRuntime],
+        transitions: Transitions,
+        clock: Clock,
+    ) -> None:
+        self._store = store
+        self._sandboxes = sandboxes
+        self._starts = starts
+        self._runtimes = runtimes
+        self._transitions = transitions
+        self._clock = clock
 
     async def start(self, container_id: str) -> None:
         """Run the container's process. Raises NotFoundError, WrongStateError for an exited one."""
-        container = self.store.resolve(container_id)
+        container = self._store.resolve(container_id)
         if container.state is ContainerState.EXITED:
             raise WrongStateError(
                 f"container {container.id} has exited; remove it and create another"
             )
-        sandbox = self.sandboxes.get(container.sandbox_id)
+        sandbox = self._sandboxes.get(container.sandbox_id)
         if sandbox is None or sandbox.stopped_at_ns:
             raise WrongStateError(
                 f"sandbox {container.sandbox_id} of container {container.id} was stopped"
             )
         if container.started_at_ns:
             return
-        key = start_key(container.id)
-        owner = self.owners.get(key) or self.owners.start(
-            key, None, partial(self._start, container)
-        )
-        await self.owners.join(owner)
+        await self._starts.run(container.id, partial(self._start, container))
 
-    async def _start(self, container: Container, owner: Owner[None]) -> None:
+    async def _start(self, container: Container, owner: Owner[ContainerId, None]) -> None:
         owner.stage = "OCI runtime"
-        started_at_ns = self.clock.now_ns()
-        runtime = self.runtimes[container.handler]
+        started_at_ns = self._clock.now_ns()
+        runtime = self._runtimes[container.handler]
         try:
             await runtime.start(container.id)
         except AgentError:
-            # A daemon that died right here had started it already.
+            # A daemon that died right here had already started it.
             if await runtime.status(container.id) != "running":
                 raise
         faults.reach("container-start:started")
-        await self.transitions.apply(container.id, started_at_ns=started_at_ns)
+        await self._transitions.apply(container.id, started_at_ns=started_at_ns)
         faults.reach("container-start:row")
         log.info("container_started", container_id=container.id)

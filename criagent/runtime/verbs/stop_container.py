@@ -1,63 +1,26 @@
-"""Stop a container: its stop signal, the grace period, then SIGKILL to all of its cgroup.
-
-One task per container does it. A later call only moves its deadline forward, and the deadline is in
-the row, so that a restarted daemon goes on where the last one was. It is a time of CLOCK_BOOTTIME:
-setting the wall clock neither cuts a grace period short nor makes it longer.
-"""
+"""StopContainer: how long it may take; the stop itself is `container/ending.py`."""
 
 from __future__ import annotations
 
-import asyncio
-import signal
-import time
-from concurrent.futures import Executor
-from functools import partial
-from typing import Any
-
-import structlog
-
-from criagent.base import faults
-from criagent.base.aio import Owner, Owners, run_in
-from criagent.base.errors import NotFoundError, TimedOutError
-from criagent.kernel import process
-from criagent.model.container import Container, ContainerState
-from criagent.runtime.container.exits import ExitWatcher
-from criagent.runtime.container.transitions import Transitions
-from criagent.runtime.node import own_cgroup
-from criagent.runtime.spec.signals import signal_number
+from criagent.base.errors import NotFoundError
+from criagent.model.container import ContainerState
+from criagent.runtime.container.ending import ContainerEnding, boot_ns
 from criagent.store.containers import ContainerStore
 
-_KILL_LIMIT_S = 60.0  # a process in uninterruptible sleep does not die at once
 _MAX_GRACE_S = 10 * 365 * 24 * 3600
-
-log: structlog.stdlib.BoundLogger = structlog.get_logger(__name__)
 
 
 class ContainerStopper:
     """The StopContainer verb."""
 
-    def __init__(
-        self,
-        *,
-        store: ContainerStore,
-        owners: Owners[None],
-        exits: ExitWatcher,
-        transitions: Transitions,
-        fs: Executor,
-    ) -> None:
+    def __init__(self, *, store: ContainerStore, ending: ContainerEnding) -> None:
         self._store = store
-        self._owners = owners
-        self._exits = exits
-        self._transitions = transitions
-        self._fs = fs
-        self._deadlines: dict[str, int] = {}
-        self._earlier: dict[str, asyncio.Event] = {}
+        self._ending = ending
 
     async def stop(self, container_id: str, timeout_s: int) -> None:
         """Return when the container has exited; unknown ids and exited ones are fine.
 
-        Raises TimedOutError when even SIGKILL does not end it within a minute, UnavailableError
-        and the like when it ended but that cannot be written.
+        Raises what `ContainerEnding.stop_by` raises.
         """
         try:
             container = self._store.resolve(container_id)
@@ -65,91 +28,5 @@ class ContainerStopper:
             return
         if not container.ready_at_ns or container.state is ContainerState.EXITED:
             return
-        await self.stop_by(container, _boot_ns() + min(max(timeout_s, 0), _MAX_GRACE_S) * 10**9)
-
-    async def stop_by(self, container: Container, deadline_ns: int) -> None:
-        """Stop a container with SIGKILL at `deadline_ns`, or at an earlier deadline it has."""
-        if container.stop_deadline_boot_ns:
-            deadline_ns = min(deadline_ns, container.stop_deadline_boot_ns)
-        known = self._deadlines.get(container.id)
-        if known is None or deadline_ns < known:
-            self._deadlines[container.id] = deadline_ns
-            if container.id in self._earlier:
-                self._earlier[container.id].set()
-        key = f"stop-container:{container.id}"
-        owner = self._owners.get(key) or self._owners.start(
-            key, None, partial(self._stop, container)
-        )
-        await self._owners.join(owner)
-
-    async def _stop(self, container: Container, owner: Owner[None]) -> None:
-        earlier = self._earlier[container.id] = asyncio.Event()
-        exited = asyncio.ensure_future(self._exits.exited(container))
-        try:
-            if self._left_s(container.id) > 0 and container.started_at_ns:
-                owner.stage = f"grace period after {container.stop_signal}"
-                await self._transitions.apply(
-                    container.id, stop_deadline_boot_ns=self._deadlines[container.id]
-                )
-                faults.reach("container-stop:deadline")
-                signalled = _signal(container, signal_number(container.stop_signal))
-                log.info(
-                    "container_stopping", container_id=container.id, signal=container.stop_signal
-                )
-                faults.reach("container-stop:signalled")
-                if signalled:
-                    await self._grace(container.id, exited, earlier)
-            if not exited.done():
-                owner.stage = "SIGKILL"
-                await self._kill(container, exited)
-            await exited
-            faults.reach("container-stop:exited")
-        finally:
-            exited.cancel()
-            del self._earlier[container.id]
-            self._deadlines.pop(container.id, None)
-        log.info("container_stopped", container_id=container.id)
-
-    async def _grace(
-        self, container_id: str, exited: asyncio.Future[None], earlier: asyncio.Event
-    ) -> None:
-        while not exited.done() and (left := self._left_s(container_id)) > 0:
-            earlier.clear()
-            sooner = asyncio.ensure_future(earlier.wait())
-            either: set[asyncio.Future[Any]] = {exited, sooner}
-            try:
-                await asyncio.wait(either, timeout=left, return_when=asyncio.FIRST_COMPLETED)
-            finally:
-                sooner.cancel()
-
-    async def _kill(self, container: Container, exited: asyncio.Future[None]) -> None:
-        _signal(container, signal.SIGKILL)
-        await run_in(self._fs, own_cgroup.kill, container.cgroup, container.id)
-        faults.reach("container-stop:killed")
-        done, _ = await asyncio.wait({exited}, timeout=_KILL_LIMIT_S)
-        if not done:
-            raise TimedOutError(
-                f"container {container.id} did not end {_KILL_LIMIT_S:.0f} s after SIGKILL; one of "
-                "its processes may hang in the kernel, for example on a dead network file system"
-            )
-
-    def _left_s(self, container_id: str) -> float:
-        return (self._deadlines[container_id] - _boot_ns()) / 1e9
-
-
-def _signal(container: Container, number: int) -> bool:
-    """Signal the main process; False when its security profile lets no signal of ours through.
-
-    An AppArmor profile can do that, to root as well. cgroup.kill asks no profile.
-    """
-    try:
-        if container.init is not None:
-            process.send_signal(container.init, number)
-    except PermissionError:
-        log.warning("signal_not_permitted", container_id=container.id, signal=number)
-        return False
-    return True
-
-
-def _boot_ns() -> int:
-    return time.clock_gettime_ns(time.CLOCK_BOOTTIME)
+        grace_s = min(max(timeout_s, 0), _MAX_GRACE_S)
+        await self._ending.stop_by(container, boot_ns() + grace_s * 10**9)

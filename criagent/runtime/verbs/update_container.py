@@ -9,11 +9,10 @@ import structlog
 
 from criagent.base.errors import WrongStateError
 from criagent.model.common import Resources
-from criagent.model.container import Container, ContainerState
+from criagent.model.container import ContainerState
 from criagent.runtime.container.transitions import Transitions
 from criagent.runtime.node.facts import NodeFacts
 from criagent.runtime.oci.runtime import OciRuntime
-from criagent.runtime.spec.inputs import OciObject
 from criagent.runtime.spec.limits import resources_to_oci
 from criagent.store.containers import ContainerStore
 
@@ -32,11 +31,11 @@ class ResourceUpdater:
     node: NodeFacts
 
     async def update(self, container_id: str, resources: Resources) -> None:
-        """Change the limits that are given; zero and empty ones stay as they are.
+        """Change the given limits; zero and empty ones stay as they are.
 
-        Only a memory limit that is taken away (-1) takes that of swap along: so OCI has it.
-        Raises NotFoundError, WrongStateError for an exited container, UnsupportedError for a limit
-        whose controller is missing, AgentError with the runtime's words.
+        Only removing a memory limit (-1) also removes that of swap, as OCI requires. Raises
+        NotFoundError, WrongStateError for an exited container, UnsupportedError for a limit whose
+        controller is missing, AgentError with the runtime's message.
         """
         container = self.store.resolve(container_id)
         if container.state is ContainerState.EXITED:
@@ -52,19 +51,6 @@ class ResourceUpdater:
             await self.runtimes[container.handler].update(container.id, wanted)
         await self.transitions.apply(container.id, resources=merged(container.resources, resources))
         log.info("container_updated", container_id=container.id)
-
-    def in_force(self, container: Container, spec: OciObject) -> OciObject:
-        """`spec` of a container with the limits that it has since its last update."""
-        if container.resources == container.spec.resources:
-            return spec
-        limits = resources_to_oci(
-            container.resources,
-            controllers=self.node.controllers,
-            missing="ignore",
-            swap=self.node.swap,
-        )
-        linux = spec["linux"]
-        return {**spec, "linux": {**linux, "resources": {**linux["resources"], **limits}}}
 
 
 def with_swap(old: Resources, new: Resources) -> Resources:

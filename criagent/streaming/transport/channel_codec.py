@@ -1,6 +1,6 @@
 """WebSocket messages of the channel protocols: a byte that names the channel, then its data.
 
-In the base64 protocols both are text: a digit (counted on from "0"), then base64. Sans-IO.
+In the base64 protocols both are text: a digit (counted from "0"), then base64. Sans-IO.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ _ZERO = ord("0")
 
 
 class ChannelError(Exception):
-    """The peer sent a message that its protocol does not have; the socket cannot go on."""
+    """The peer sent a message that is invalid in its protocol; the socket cannot continue."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,17 +39,17 @@ class ChannelCodec:
         return bytes([channel]) + data
 
     def decode(self, message: bytes) -> Message | None:
-        """None for an empty message, which says nothing. Raises ChannelError."""
+        """None for an empty message, which has no meaning. Raises ChannelError."""
         if not message:
             return None
         if not self.text:
             return Message(message[0], message[1:])
         if message[0] < _ZERO:
-            raise ChannelError(f"channel {message[:1]!r}")
+            raise ChannelError(f"unknown channel {message[:1]!r}")
         try:
             return Message(message[0] - _ZERO, base64.b64decode(message[1:], validate=True))
         except binascii.Error as exc:
-            raise ChannelError(f"base64: {exc}") from None
+            raise ChannelError(f"invalid base64: {exc}") from None
 
     def closed(self, message: Message) -> int | None:
         """The channel that a message half-closes (v5), or None."""

@@ -1,4 +1,4 @@
-"""Bytes on their way from a client to one reader, bounded."""
+"""A bounded buffer of bytes from a client to one reader."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ class Inbox:
         return len(self._unread) > _ROOM
 
     async def put(self, data: bytes) -> None:
-        """Add bytes and wait until there is room for more. Nothing is taken after the end.
+        """Add bytes and wait until there is room for more. After the end they are dropped.
 
         Raises EOFError once the inbox was abandoned.
         """
@@ -48,16 +48,16 @@ class Inbox:
         return data
 
     def end(self) -> None:
-        """Nothing more comes."""
+        """No more bytes will come."""
         self._ended = True
         self._changed.set()
 
     def discard(self) -> None:
-        """There is no reader any more; what comes is dropped."""
+        """The reader has stopped; drop everything that still arrives."""
         self._unread.clear()
         self.end()
 
     def abandon(self) -> None:
-        """The client has left: what nobody has read is of no use any more."""
+        """The client has left: drop the bytes that were not read."""
         self.lost = True
         self.discard()

@@ -1,9 +1,9 @@
-"""How much of the event loop the frames of clients may take.
+"""The share of the event loop that clients' frames may take.
 
-A frame costs about the same whatever it carries, and a client that sends the smallest ones sends
-thousands in what one read gives. So bytes are handled in pieces, and after a millisecond of work a
-connection rests until the work of all connections together is a quarter of the time gone by. One
-that works less than that, a typist's or a transfer's in large frames, does not notice.
+A frame costs about the same whatever its size, and one read may hold thousands of the smallest
+ones. So bytes are handled in chunks, and after a millisecond of work a connection rests until the
+work of all connections is at most a quarter of the elapsed time. A connection that works less, such
+as a typist's or a transfer in large frames, does not notice.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ _TURN_S = 0.001
 
 
 class Pace:
-    """The account of all connections of a server. `now` tells seconds, `sleep` waits for some."""
+    """The account of all connections of a server. `now` returns seconds, `sleep` waits for some."""
 
     def __init__(
         self,
@@ -37,7 +37,7 @@ class Pace:
 
 
 class Turn:
-    """One connection's part of it."""
+    """One connection's share."""
 
     def __init__(self, pace: Pace) -> None:
         self._pace = pace
@@ -52,14 +52,14 @@ class Turn:
         self._worked_s += self._pace.now() - self._began
 
     async def over(self) -> None:
-        """Rest, if this connection has worked for long enough since its last rest."""
+        """Rest, if this connection has worked long enough since its last rest."""
         if self._worked_s >= _TURN_S:
             worked_s, self._worked_s = self._worked_s, 0.0
             await self._pace.rest(worked_s)
 
 
 def pieces(data: bytes) -> Iterator[bytes]:
-    """`data` in pieces of at most 2 KiB."""
+    """`data` in chunks of at most 2 KiB."""
     if len(data) <= PIECE:
         yield data
         return

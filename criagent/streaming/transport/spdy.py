@@ -1,11 +1,11 @@
-"""A SPDY/3.1 connection, server's side, sans-IO: bytes in, events out, bytes to send beside them.
+"""A SPDY/3.1 connection, server side, sans-IO: bytes in, events out, and bytes to send.
 
-Windows are honoured towards a peer that shows that it keeps them (a SETTINGS or WINDOW_UPDATE
-frame). The client library of the Kubernetes tools keeps none, and would wait for ever for one that
-did not know; TCP holds it back instead.
+Flow control applies to peers that use it (that sent a SETTINGS or WINDOW_UPDATE frame). The client
+library of the Kubernetes tools does not, and would wait for ever on a server that insists; TCP
+slows it down instead.
 
-Frames that lead to nothing (pings, resets, settings, bytes for streams that have ended) are taken
-at a bounded rate: a peer that floods costs more than it can be worth (CVE-2023-44487).
+Frames without effect (pings, resets, settings, bytes for ended streams) are accepted at a bounded
+rate: a flood of them would cost more than it is worth (CVE-2023-44487).
 """
 
 from __future__ import annotations
@@ -25,8 +25,8 @@ from criagent.streaming.transport.spdy_frames import (
 )
 
 INITIAL_WINDOW = 64 << 10
-IDLE_BURST = 20_000  # frames that lead to nothing, at once
-IDLE_RATE = 1_000  # and a second, for ever
+IDLE_BURST = 20_000  # frames without effect, in one burst
+IDLE_RATE = 1_000  # and per second, in the long run
 MAX_STREAMS = 2048
 _SETTING_INITIAL_WINDOW = 7
 _MAX_WINDOW = 2**31 - 1
@@ -53,7 +53,7 @@ class Data:
 
 @dataclass(frozen=True, slots=True)
 class Reset:
-    """The peer gave a stream up."""
+    """The peer reset a stream."""
 
     stream: int
 
@@ -67,7 +67,7 @@ class Window:
 
 @dataclass(frozen=True, slots=True)
 class Broken:
-    """The peer broke the protocol, or a limit. The last event; a GOAWAY is left to be sent."""
+    """The peer broke the protocol or a limit. The last event; a GOAWAY remains to be sent."""
 
     reason: str
 
@@ -84,7 +84,7 @@ class _Stream:
 
 
 class SpdyConnection:
-    """`now` tells seconds of any clock that only goes forward."""
+    """`now` returns seconds of a monotonic clock."""
 
     def __init__(self, now: Callable[[], float] = time.monotonic) -> None:
         self._reader = FrameReader()
@@ -115,7 +115,7 @@ class SpdyConnection:
         return events
 
     def data_to_send(self) -> bytes:
-        """What has to be written now."""
+        """The bytes to write now."""
         data = b"".join(self._out)
         self._out.clear()
         return data
@@ -126,7 +126,7 @@ class SpdyConnection:
         self._out.append(frames.control_frame(frames.SYN_REPLY, payload))
 
     def send_data(self, stream: int, data: bytes, *, fin: bool = False) -> None:
-        """Queue bytes of a stream; nothing happens on one that has ended."""
+        """Queue bytes of a stream; no effect on a stream that has ended."""
         state = self._streams.get(stream)
         if state is None or state.ended_by_us:
             return
@@ -144,23 +144,23 @@ class SpdyConnection:
         self._forget_ended(stream, state)
 
     def unsent(self, stream: int) -> int:
-        """Bytes of a stream that its window holds back."""
+        """The number of bytes of a stream that its window holds back."""
         state = self._streams.get(stream)
         return 0 if state is None else len(state.pending)
 
     def acknowledge(self, stream: int, count: int) -> None:
-        """The application took `count` bytes; the peer may send as many more."""
+        """The application took `count` bytes, so the peer may send as many more."""
         if count and stream in self._streams and not self._streams[stream].ended_by_peer:
             payload = frames.number(stream) + frames.number(count)
             self._out.append(frames.control_frame(frames.WINDOW_UPDATE, payload))
 
     def reset(self, stream: int, status: int = frames.RST_CANCEL) -> None:
-        """Give a stream up."""
+        """Reset a stream."""
         if self._streams.pop(stream, None) is not None:
             self._reset_frame(stream, status)
 
     def heartbeat(self) -> None:
-        """Send what a live peer ignores and what makes a dead one's kernel reset us."""
+        """Send a frame that a live peer ignores and a dead peer's kernel answers by a reset."""
         self._out.append(frames.control_frame(frames.SETTINGS, frames.number(0)))
 
     def goaway(self, status: int = 0) -> None:
@@ -177,7 +177,7 @@ class SpdyConnection:
             case frames.WINDOW_UPDATE:
                 self._window_update(frame, events)
             case frames.SYN_REPLY:
-                raise SpdyError("a reply to a stream that we never opened")
+                raise SpdyError("a reply to an unknown stream")
             case _:
                 self._idle()
                 self._control(frame, events)
@@ -190,12 +190,12 @@ class SpdyConnection:
             case frames.PING if len(frame.payload) == 4:
                 self._out.append(frames.control_frame(frames.PING, frame.payload))
             case frames.HEADERS:
-                self._decoder.decode(frame.payload[4:])  # keeps the shared stream in step
+                self._decoder.decode(frame.payload[4:])  # keeps the shared zlib stream in step
             case frames.SETTINGS:
                 self._settings(frame.payload)
 
     def _idle(self) -> None:
-        """Take note of a frame that leads to nothing."""
+        """Count a frame without effect."""
         self._idle_left -= 1
         if self._idle_left >= 0:
             return
@@ -204,7 +204,7 @@ class SpdyConnection:
         self._idle_since = now
         self._idle_left = min(self._idle_left + earned, IDLE_BURST)
         if self._idle_left < 0:
-            raise SpdyError("a flood of frames that lead to nothing")
+            raise SpdyError("a flood of frames without effect")
 
     def _open(self, frame: Frame, events: list[Event]) -> None:
         if len(frame.payload) < 10:

@@ -1,7 +1,7 @@
-"""SPDY/3.1 frames: bytes to values and back, with limits. Sans-IO, no state but header compression.
+"""SPDY/3.1 frames: bytes to values and back, with limits. Sans-IO, stateless but for compression.
 
 SPDY protocol draft 3.1, section 2. Header blocks share one zlib stream per direction, so blocks
-must be decoded in the order of the wire and encoded in it.
+must be decoded and encoded in wire order.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ MAX_HEADERS = 1 << 14  # bytes of an inflated header block
 MAX_HEADER_COUNT = 64
 
 _HEAD = struct.Struct("!II")
-_WORDS = (
+_ENTRIES = (
     "options head post put delete trace accept accept-charset accept-encoding accept-language "
     "accept-ranges age allow authorization cache-control connection content-base content-encoding "
     "content-language content-length content-location content-md5 content-range content-type date "
@@ -53,7 +53,7 @@ _TAIL = (
 def _dictionary() -> bytes:
     """The zlib dictionary of section 2.6.10.1."""
     entries = [
-        *_WORDS,
+        *_ENTRIES,
         "200 OK",
         "version",
         "HTTP/1.1",
@@ -70,12 +70,12 @@ DICTIONARY = _dictionary()
 
 
 class SpdyError(Exception):
-    """The peer broke the protocol, or a limit; the connection cannot go on."""
+    """The peer broke the protocol or a limit; the connection cannot continue."""
 
 
 @dataclass(frozen=True, slots=True)
 class Frame:
-    """One frame. `kind` 0 stands for data; `stream` is 0 where the frame has none."""
+    """One frame. `kind` 0 means data; `stream` is 0 where the frame has none."""
 
     kind: int
     stream: int
@@ -90,7 +90,7 @@ class FrameReader:
         self._buffer = bytearray()
 
     def feed(self, data: bytes) -> Iterator[Frame]:
-        """The frames that are complete now, to be taken to the end. Raises SpdyError."""
+        """The frames that are complete; the caller has to consume all. Raises SpdyError."""
         self._buffer += data
         at = 0
         try:
@@ -119,7 +119,7 @@ def _frame(first: int, flags: int, payload: bytes) -> Frame:
     stream = 0
     if kind in {SYN_STREAM, SYN_REPLY, RST_STREAM, HEADERS, WINDOW_UPDATE}:
         if len(payload) < 4:
-            raise SpdyError("a control frame without its stream")
+            raise SpdyError("a control frame lacks its stream")
         stream = int.from_bytes(payload[:4], "big") & 0x7FFFFFFF
     return Frame(kind, stream, flags, payload)
 
@@ -190,5 +190,5 @@ def _headers(plain: bytes) -> dict[str, str]:
         name = take(int.from_bytes(take(4), "big")).decode("latin-1").lower()
         headers[name] = take(int.from_bytes(take(4), "big")).decode("latin-1")
     if at != len(plain):
-        raise SpdyError("a header block goes on after its last header")
+        raise SpdyError("a header block has bytes after its last header")
     return headers

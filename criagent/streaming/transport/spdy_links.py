@@ -1,8 +1,8 @@
 """SPDY streams as coroutines use them, over TCP or within a WebSocket.
 
-A peer that keeps no windows can send on one stream what its reader does not take. The connection is
-then read no further, so that memory stays bounded; with `stall_s`, a stream of which nobody took a
-byte for so long is given up instead, so that it holds back its neighbours no longer than that.
+A peer without flow control can send more on one stream than its reader takes. The connection is
+then not read any further, so that memory stays bounded; with `stall_s`, a stream whose reader took
+no byte for that time is reset instead, so that it delays the other streams no longer than that.
 """
 
 from __future__ import annotations
@@ -24,14 +24,14 @@ from criagent.streaming.transport.spdy import (
 from criagent.streaming.transport.spdy_frames import RST_REFUSED_STREAM
 from criagent.streaming.transport.wire import HEARTBEAT_S
 
-_BUFFERED = 256 << 10  # bytes of one stream that nobody has read yet
+_BUFFERED = 256 << 10  # unread bytes of one stream
 _HELD = 8 << 20  # and of all streams of a connection
 
 Send = Callable[[bytes], Awaitable[None]]
 
 
 class StreamClosed(Exception):  # noqa: N818 - an outcome, not a fault
-    """The peer has given the stream up, or the connection is gone."""
+    """The peer has reset the stream, or the connection has ended."""
 
 
 class Stream:
@@ -51,7 +51,7 @@ class Stream:
 
     @property
     def lost(self) -> bool:
-        """Whether it was reset, by either side, or its connection has ended."""
+        """Whether either side has reset the stream, or its connection has ended."""
         return self._lost
 
     async def read(self) -> bytes:
@@ -67,7 +67,7 @@ class Stream:
         return data
 
     async def write(self, data: bytes) -> None:
-        """Send `data`, when the peer's window lets it. Raises StreamClosed."""
+        """Send `data` once the peer's window admits it. Raises StreamClosed."""
         if self._lost:
             raise StreamClosed
         await self._link.send(self.number, data, fin=False)
@@ -78,12 +78,12 @@ class Stream:
             await self._changed.wait()
 
     async def close(self) -> None:
-        """Say that nothing more comes from us. Raises StreamClosed."""
+        """End our half of the stream. Raises StreamClosed."""
         if not self._lost:
             await self._link.send(self.number, b"", fin=True)
 
     async def reset(self) -> None:
-        """Give the stream up in both directions; idempotent."""
+        """Reset the stream in both directions; idempotent."""
         if not self._lost:
             self.lose()
             await self._link.reset(self.number)
@@ -95,19 +95,19 @@ class Stream:
         self._changed.set()
 
     def lose(self) -> None:
-        """It is of no use any more: what nobody has read is dropped."""
+        """Mark the stream as lost and drop its unread bytes."""
         self._lost = True
         self._unread.clear()
         self._link.drop(self)
         self._changed.set()
 
     def wake(self) -> None:
-        """There may be room to send."""
+        """Wake writers: there may be room to send."""
         self._changed.set()
 
 
 class SpdyLink:
-    """A SPDY connection with its streams; `run` must be kept going by somebody."""
+    """A SPDY connection with its streams; its owner must run `run`."""
 
     def __init__(
         self, send: Send, gone: asyncio.Event, turn: Turn, *, stall_s: float | None = None
@@ -146,7 +146,9 @@ class SpdyLink:
             await stream.reset()
 
     async def run(self, chunks: AsyncIterator[bytes]) -> None:
-        """Take bytes until they end; streams are lost then. Raises nothing of the peer's making."""
+        """Process bytes until they end, then mark all streams as lost. Does not raise for errors of
+        the peer.
+        """
         leaving = asyncio.create_task(self._leave())
         try:
             async for chunk in chunks:
@@ -157,7 +159,7 @@ class SpdyLink:
                     await self._wait_for_room()
                     await self._turn.over()
         except (OSError, EOFError):
-            pass  # the peer is gone; its streams end below
+            pass  # the peer has left; its streams end below
         finally:
             leaving.cancel()
             with contextlib.suppress(asyncio.CancelledError):
@@ -177,11 +179,11 @@ class SpdyLink:
         await self._flush()
 
     def held_back(self, stream: int) -> int:
-        """Bytes that the stream's window holds back."""
+        """The number of bytes that the stream's window holds back."""
         return 0 if self.closed.is_set() else self._connection.unsent(stream)
 
     async def taken(self, stream: Stream, count: int) -> None:
-        """The reader of a stream took `count` bytes."""
+        """The reader of a stream consumed `count` bytes."""
         stream.taken_at = asyncio.get_running_loop().time()
         stream.buffered -= count
         stream.untaken += count
@@ -195,7 +197,7 @@ class SpdyLink:
             await self._flush()
 
     def drop(self, stream: Stream) -> None:
-        """Nobody reads this stream any more; what still comes for it is dropped."""
+        """Drop what still arrives for this stream, which has no reader any more."""
         self._streams.pop(stream.number, None)
         self._unaccepted.pop(stream.number, None)
         self._held -= stream.buffered
@@ -248,7 +250,7 @@ class SpdyLink:
             except TimeoutError:
                 if self._stall_s is not None:
                     await self._reset_stalled(self._stall_s)
-                if not self._writing.locked():  # else something is being sent anyway
+                if not self._writing.locked():  # otherwise something is being sent anyway
                     self._connection.heartbeat()
                     await self._flush()
 
@@ -256,7 +258,7 @@ class SpdyLink:
         before = asyncio.get_running_loop().time() - stall_s
         holders = self._full or {one for one in self._streams.values() if one.buffered}
         stalled = [one for one in holders if one.taken_at <= before]
-        if len(self._streams) > 2 * len(stalled):  # a pair alone holds back nobody
+        if len(self._streams) > 2 * len(stalled):  # a single pair delays no other
             for stream in stalled:
                 await stream.reset()
 

@@ -1,4 +1,4 @@
-"""The server's side of one WebSocket (RFC 6455), by the sans-IO half of `websockets`."""
+"""The server side of one WebSocket (RFC 6455), on top of the sans-IO half of `websockets`."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ from criagent.streaming.transport.wire import HEARTBEAT_S, Wire
 TUNNEL = "spdy-tunnel.portforward.k8s.io"
 
 _DATA = frozenset({Opcode.TEXT, Opcode.BINARY, Opcode.CONT})
-_MAX_MESSAGE = 16 << 20  # Python's client sends whatever it is given in one message
-# Kubernetes names this subprotocol with a slash, which is no token (RFC 9110) and which the library
+_MAX_MESSAGE = 16 << 20  # Python's client sends everything that it is given in one message
+# Kubernetes names this subprotocol with a slash, which is not a token (RFC 9110); the library
 # rightly refuses; it knows the protocol by another name.
 _TUNNEL = b"SPDY/3.1+portforward.k8s.io"
 _TUNNEL_TOKEN = TUNNEL.encode()
@@ -27,10 +27,10 @@ _BAD_REQUEST = b"HTTP/1.1 400 Bad Request\r\nConnection: close\r\nContent-Length
 
 
 class WebSocket:
-    """An accepted socket; `messages` must be kept going by somebody.
+    """An accepted socket; its owner must iterate `messages`.
 
-    `gone`: the client has hung up, perhaps before its last messages were read. `closed`: nothing
-    more comes.
+    `gone`: the client has hung up, perhaps before its last messages were read. `closed`: no more
+    messages will come.
     """
 
     def __init__(self, protocol: ServerProtocol, wire: Wire) -> None:
@@ -45,7 +45,7 @@ class WebSocket:
     async def messages(self) -> AsyncIterator[bytes]:
         """Whole messages until the client leaves; pings are answered on the way."""
         try:
-            for message in self._taken(b""):  # what came with the request
+            for message in self._taken(b""):  # bytes that came with the request
                 yield message
             while await self._goes_on():
                 data = await self._wire.read()
@@ -63,7 +63,7 @@ class WebSocket:
             self.closed.set()
 
     async def send(self, message: bytes, *, text: bool = False) -> None:
-        """One message. Raises OSError when the client is gone."""
+        """Send one message. Raises OSError when the client has left."""
         if self.closed.is_set() or self._protocol.state is not State.OPEN:
             raise ConnectionResetError
         if text:
@@ -73,7 +73,9 @@ class WebSocket:
         await self._flush()
 
     async def heartbeats(self, stalled: Callable[[], bool]) -> None:
-        """Until cancelled: show the client that `stalled` reading goes on (RFC 6455, 5.5.3)."""
+        """Until cancelled: show the client that a server which has `stalled` is alive (RFC 6455,
+        5.5.3).
+        """
         while True:
             await asyncio.sleep(HEARTBEAT_S)
             if stalled() and self._protocol.state is State.OPEN and not self._writing.locked():
@@ -82,13 +84,13 @@ class WebSocket:
                     await self._flush()
 
     async def close(self) -> None:
-        """Say goodbye. Raises OSError when the client is gone."""
+        """Send the closing frame. Raises OSError when the client has left."""
         if self._protocol.state is State.OPEN:
             self._protocol.send_close(1000)
             await self._flush()
 
     async def fail(self, reason: str) -> None:
-        """End the socket for what the client sent (1002, protocol error)."""
+        """End the socket for an invalid message of the client (1002, protocol error)."""
         if self._protocol.state is State.OPEN:
             self._protocol.fail(1002, reason[:100])
             with contextlib.suppress(OSError):
@@ -96,7 +98,7 @@ class WebSocket:
         self.closed.set()
 
     def _taken(self, piece: bytes) -> list[bytes]:
-        """The messages that are whole now."""
+        """The messages that are complete."""
         found = []
         with self._wire.turn:
             if piece:
@@ -110,7 +112,7 @@ class WebSocket:
         return found
 
     async def _goes_on(self) -> bool:
-        """Answer; False when both have said goodbye, or the client broke the protocol."""
+        """Answer; False when both sides have closed, or the client broke the protocol."""
         await self._flush()
         return not self._protocol.eof_sent and self._protocol.state is not State.CLOSED
 
@@ -122,9 +124,9 @@ class WebSocket:
 
 
 async def accept(head: bytes, subprotocols: Sequence[str], wire: Wire) -> WebSocket | None:
-    """Answer the request `head` (with what follows it); None when the handshake failed.
+    """Answer the request `head` (and the bytes that follow it); None when the handshake failed.
 
-    The client's first subprotocol that is among ours is taken; one that asks for none gets "".
+    The client's first supported subprotocol is used; a client that requests none gets "".
     """
 
     def choose(_: ServerProtocol, offered: Sequence[Subprotocol]) -> Subprotocol | None:
@@ -133,7 +135,7 @@ async def accept(head: bytes, subprotocols: Sequence[str], wire: Wire) -> WebSoc
     protocol = ServerProtocol(select_subprotocol=choose, max_size=_MAX_MESSAGE)
     protocol.receive_data(head.replace(_TUNNEL, _TUNNEL_TOKEN))
     requests = [event for event in protocol.events_received() if isinstance(event, Request)]
-    if not requests:  # a request that h11 takes and this library does not
+    if not requests:  # a request that h11 accepts and this library does not
         answer = b"".join(protocol.data_to_send())
         await wire.write(answer or _BAD_REQUEST)
         return None

@@ -1,11 +1,11 @@
 """A client's connection as bytes: when they last moved, and whether the client has left.
 
 A session that waits for its pod does not read from its client, and would learn late or never that
-the client is gone. So hang-ups are watched apart from reading, by an epoll of their own (EPOLLRDHUP
-of man 2 epoll_ctl): neither SPDY nor WebSocket goes on over half a TCP connection. A client that
-left with bytes unsent, because we did not read, cannot even tell: its end waits behind them. So
-connections that are not read for HEARTBEAT_S get a frame that means nothing; the kernel of a client
-that is gone resets the connection for it.
+the client has left. So hang-ups are detected apart from reading, by a separate epoll (EPOLLRDHUP of
+man 2 epoll_ctl): neither SPDY nor WebSocket continues over half a TCP connection. A client that
+left with bytes unsent, because we did not read, cannot even tell: its FIN waits behind them. So
+connections that are not read for HEARTBEAT_S get a frame without effect, for which the kernel of a
+client that has left resets the connection.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ log: structlog.stdlib.BoundLogger = structlog.get_logger(__name__)
 
 
 class Hangups:
-    """Tells once when the peer of a watched socket has closed its end."""
+    """Calls back once when the peer of a watched socket has closed its end."""
 
     def __init__(self) -> None:
         self._epoll = select.epoll()
@@ -38,18 +38,18 @@ class Hangups:
         asyncio.get_running_loop().add_reader(self._epoll.fileno(), self._ready)
 
     def watch(self, fd: int, call: Callable[[], None]) -> None:
-        """Call `call` when the peer of `fd` is gone; `forget` before closing it."""
+        """Call `call` when the peer of `fd` has left; `forget` before closing it."""
         self._calls[fd] = call
         self._epoll.register(fd, select.EPOLLRDHUP | select.EPOLLONESHOT)
 
     def forget(self, fd: int) -> None:
-        """Watch it no more; idempotent."""
+        """Stop watching it; idempotent."""
         self._calls.pop(fd, None)
         with contextlib.suppress(OSError):
             self._epoll.unregister(fd)
 
     def close(self) -> None:
-        """Watch nothing any more."""
+        """Stop watching everything."""
         asyncio.get_running_loop().remove_reader(self._epoll.fileno())
         self._epoll.close()
 
@@ -60,10 +60,10 @@ class Hangups:
 
 
 async def closed(writer: asyncio.StreamWriter) -> None:
-    """Close a connection once what was written is sent, or ten seconds later all the same."""
+    """Close a connection once the written bytes are sent, or after ten seconds."""
     writer.close()
     try:
-        with contextlib.suppress(OSError):  # of which TimeoutError is one
+        with contextlib.suppress(OSError):  # TimeoutError is one of them
             async with asyncio.timeout(_LINGER_S):
                 await writer.wait_closed()
     finally:
@@ -73,7 +73,7 @@ async def closed(writer: asyncio.StreamWriter) -> None:
 class Wire:
     """One connection. `gone` is set when the client has left, or was idle for `idle_s` seconds.
 
-    `turn` is its part of the event loop: work on its bytes is counted there.
+    `turn` is its share of the event loop: work on its bytes is counted there.
     """
 
     def __init__(
@@ -102,7 +102,7 @@ class Wire:
     async def read(self) -> bytes:
         """The next bytes, b"" at the end. Raises OSError.
 
-        What a client that has left had still sent is read for five seconds.
+        Bytes that a client sent before it left are read for five seconds.
         """
         if self._loop.time() > self._read_until:
             return b""
@@ -111,19 +111,19 @@ class Wire:
         return data
 
     async def write(self, data: bytes) -> None:
-        """Send `data`, with the client's pace. Raises OSError when it is gone."""
+        """Send `data` at the client's pace. Raises OSError when it has left."""
         self._writer.write(data)
         await self._writer.drain()
         self._last = self._loop.time()
 
     async def close(self) -> None:
-        """Close after the client had time to take what was sent; idempotent."""
+        """Close, but give the client time to take the sent bytes; idempotent."""
         self._timer.cancel()
         self._hangups.forget(self._fd)
         await closed(self._writer)
 
     def abort(self) -> None:
-        """Break the connection off; what was not sent is lost."""
+        """Abort the connection; unsent bytes are lost."""
         self.gone.set()
         self._writer.transport.abort()
 

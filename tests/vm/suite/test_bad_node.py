@@ -234,17 +234,17 @@ def test_a_disk_that_fails_is_said_and_nothing_hangs(small_disk: VmPods) -> None
     Path("/sys/fs/ext4", Path(device).name, "trigger_fs_error").write_text("1")
     code, text = refused(pods)
     assert code is grpc.StatusCode.UNAVAILABLE, text
-    assert "see dmesg" in text
+    assert "check dmesg" in text
     status = pods.cri.runtime.Status(api.StatusRequest()).status
     ready = next(found for found in status.conditions if found.type == "RuntimeReady")
-    assert (ready.status, ready.reason, "see dmesg" in ready.message) == (
+    assert (ready.status, ready.reason, "check dmesg" in ready.message) == (
         False,
         "StorageFailing",
         True,
     )
     with pytest.raises(grpc.RpcError) as caught:  # it cannot be written down
         pods.cri.stop(container_id)
-    assert "see dmesg" in caught.value.details()
+    assert "check dmesg" in caught.value.details()
     until(lambda: not cgroup.exists(), "the end of the container", 60)
     # What an administrator does, or a reboot.
     systemctl("stop", "criagent")

@@ -46,7 +46,7 @@ def test_the_node_has_nothing_but_programs_behind_their_advisories() -> None:
     # podman's package brings a CNI configuration, which lies unused here
     assert wrong <= {"handler crun", "handler runc", "conmon", "inotify", "CNI"}, wrong
     assert "podman" in found["CNI"]["text"]
-    assert found["criagent.service"]["text"] == "as it should be"
+    assert found["criagent.service"]["text"] == "active with the required settings"
     assert found["cgroup driver"]["text"] == "systemd"
     assert found["controllers"]["text"] == "cpu cpuset memory pids io"
     assert found["AppArmor"]["text"] == "on"
@@ -100,7 +100,7 @@ def test_a_service_that_does_not_serve_is_found() -> None:
         systemctl("daemon-reload")
     systemctl("start", "criagent")
     systemctl("enable", "criagent")
-    judged("criagent.service", "ok", "as it should be")
+    judged("criagent.service", "ok", "active with the required settings")
 
 
 @pytest.mark.usefixtures("restored")
@@ -108,7 +108,7 @@ def test_drop_ins_that_harm_pods_are_found() -> None:
     lines = {
         "KillMode=control-group": "set KillMode=process",
         "PrivateTmp=yes": "set PrivateTmp=no",
-        "ProtectSystem=strict": "does not see pods' mounts",
+        "ProtectSystem=strict": "does not see mounts of pods",
         "NoNewPrivileges=yes": "setuid",
     }
     DROP_IN.parent.mkdir(exist_ok=True)

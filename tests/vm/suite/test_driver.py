@@ -67,7 +67,7 @@ def test_a_parent_that_is_no_slice_is_refused_with_its_cure(pods: VmPods) -> Non
     with pytest.raises(grpc.RpcError) as caught:
         pods.created(sleeper(), (pods.cri.run(config), config))
     assert caught.value.code() is grpc.StatusCode.INVALID_ARGUMENT
-    assert "cgroupDriver must be systemd" in caught.value.details()
+    assert "set cgroupDriver: systemd" in caught.value.details()
 
 
 @pytest.mark.parametrize("handler", HANDLERS)

@@ -1,8 +1,8 @@
 """CDI edits applied to an OCI specification: a pure function.
 
-As the reference implementation applies them: a variable, device node or mount takes the place of
-one of the same name or path, a node belongs to the container's user unless its owner is stated, and
-mounts are ordered outer before inner afterwards.
+As in the reference implementation: a variable, device node or mount replaces one of the same name
+or path, a node belongs to the container's user unless its owner is stated, and mounts are ordered
+outer before inner afterwards.
 """
 
 from __future__ import annotations
@@ -12,11 +12,11 @@ from pathlib import PurePosixPath
 
 from criagent.runtime.spec.cdi.file import Hook, IntelRdt, Mount
 from criagent.runtime.spec.inputs import CdiEdits, CdiNode, OciObject
-from criagent.runtime.spec.mount_targets import cleaned
+from criagent.runtime.spec.mounts.targets import cleaned
 
 
 def apply_cdi(spec: OciObject, edits: CdiEdits) -> OciObject:
-    """`spec` with `edits` made in place. Groups are not among them: they are the user's already."""
+    """Apply `edits` to `spec` in place. Groups are already part of the user."""
     process, linux = spec["process"], spec["linux"]
     process["env"] = _merged_env(process["env"], edits.env)
     user = process["user"]

@@ -1,9 +1,9 @@
 """One CDI specification file: read with limits, checked, and turned into values.
 
-The Container Device Interface (versions 0.3 to 1.1) names devices "vendor/class=name" and says for
-each which environment, device nodes, mounts, hooks and groups a container gets with it. As its
-reference implementation does, a file with an unknown field, or with a field that is newer than the
-version it states, is refused whole.
+The Container Device Interface (versions 0.3 to 1.1) names devices "vendor/class=name" and lists for
+each the environment, device nodes, mounts, hooks and groups that a container gets with it. As in
+its reference implementation, a file with an unknown field, or with a field that is newer than its
+version, is refused as a whole.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ VERSIONS = ("0.3.0", "0.4.0", "0.5.0", "0.6.0", "0.7.0", "0.8.0", "1.0.0", "1.1.
 FILE_LIMIT = 4 << 20  # bytes; the largest that generators write are some hundred kilobytes
 _VALUES_LIMIT = 200_000  # values of one file, those behind YAML aliases counted each time
 _DEPTH_LIMIT = 32  # a device's innermost value is 6 deep
-_MAX_ID = 2**31 - 1  # as in users.py: larger ones wrap round to root in some place below
+_MAX_ID = 2**31 - 1  # as in users.py: larger ones wrap round to root in some lower layer
 _MAX_MAJOR, _MAX_MINOR = 2**12, 2**20  # of dev_t (include/linux/kdev_t.h)
 
 _KIND = re.compile(r"[A-Za-z]([A-Za-z0-9_.-]*[A-Za-z0-9])?/[A-Za-z]([A-Za-z0-9_.-]*[A-Za-z0-9])?")
@@ -31,7 +31,7 @@ _HOOKS = frozenset(
 
 
 class SpecError(ValueError):
-    """A file is no usable CDI specification; the text says why, without the file's name."""
+    """A file is not a valid CDI specification; the text is the reason, without the file's name."""
 
 
 class _Strict(msgspec.Struct, frozen=True, forbid_unknown_fields=True, rename="camel"):
@@ -39,7 +39,7 @@ class _Strict(msgspec.Struct, frozen=True, forbid_unknown_fields=True, rename="c
 
 
 class DeviceNode(_Strict, frozen=True, kw_only=True):
-    """A device node to make; what is missing comes from the node at `host_path` or `path`."""
+    """A device node to create; missing fields come from the node at `host_path` or `path`."""
 
     path: str
     host_path: str = ""
@@ -91,7 +91,7 @@ class NetDevice(_Strict, frozen=True, kw_only=True):
 
 
 class Edits(_Strict, frozen=True, kw_only=True):
-    """What changes in a container."""
+    """The changes to a container."""
 
     env: tuple[str, ...] = ()
     device_nodes: tuple[DeviceNode, ...] = ()
@@ -114,7 +114,7 @@ class Device(_Strict, frozen=True, kw_only=True):
 
 
 class Spec(_Strict, frozen=True, kw_only=True):
-    """A whole file. `container_edits` go with every device of it."""
+    """A whole file. `container_edits` apply with every device of it."""
 
     cdi_version: str
     kind: str
@@ -150,7 +150,7 @@ def _from_yaml(data: bytes) -> object:
     except yaml.YAMLError as exc:
         raise SpecError(" ".join(str(exc).split())) from None
     except (ValueError, OverflowError) as exc:  # such as a date of the 13th month
-        raise SpecError(f"is no YAML document: {exc}") from None
+        raise SpecError(f"is not a YAML document: {exc}") from None
 
 
 @functools.cache
@@ -170,10 +170,10 @@ def _yaml_loader() -> Any:
 
 
 def _plain(value: Any, budget: list[int], depth: int) -> Any:
-    """`value` without the nulls in it, which stand for "not given". Raises SpecError if huge."""
+    """`value` without its nulls, which mean "not given". Raises SpecError if huge."""
     budget[0] -= 1
     if budget[0] < 0 or depth < 0:
-        raise SpecError(f"has over {_VALUES_LIMIT} values or is nested too deeply")
+        raise SpecError(f"has more than {_VALUES_LIMIT} values or is nested too deeply")
     if isinstance(value, dict):
         return {
             key: _plain(item, budget, depth - 1) for key, item in value.items() if item is not None
@@ -186,22 +186,22 @@ def _plain(value: Any, budget: list[int], depth: int) -> Any:
 def _check(spec: Spec) -> None:
     version = spec.cdi_version.removeprefix("v")
     if version not in VERSIONS:
-        raise SpecError(f"cdiVersion {spec.cdi_version[:20]!r} is none of {', '.join(VERSIONS)}")
+        raise SpecError(f"cdiVersion {spec.cdi_version[:20]!r} is not one of {', '.join(VERSIONS)}")
     if not _is(_KIND, spec.kind):
-        raise SpecError(f"kind {spec.kind[:80]!r} is not of the form vendor/class")
+        raise SpecError(f"kind {spec.kind[:80]!r} does not have the form vendor/class")
     if not spec.devices:
         raise SpecError("has no devices")
     needed, what = max(_newer_parts(spec), default=("", ""), key=lambda pair: _order(pair[0]))
     if needed and _order(version) < _order(needed):
-        raise SpecError(f"cdiVersion is {version}, but {what} needs {needed}")
+        raise SpecError(f"cdiVersion is {version}, but {what} requires {needed}")
     _check_edits(spec.container_edits, version)
     seen: set[str] = set()
     for device in spec.devices:
         name = str(device.name)
         if not _is(_NAME, name):
-            raise SpecError(f"device name {name[:80]!r} is none")
+            raise SpecError(f"device name {name[:80]!r} is invalid")
         if name in seen:
-            raise SpecError(f'device "{name}" is there twice')
+            raise SpecError(f'device "{name}" is defined twice')
         if not device.container_edits:
             raise SpecError(f'device "{name}" has no containerEdits')
         seen.add(name)
@@ -212,8 +212,9 @@ def _check(spec: Spec) -> None:
 
 
 def _newer_parts(spec: Spec) -> Iterator[tuple[str, str]]:
-    """Each part that some version brought, with that version (CDI specification, "Released
-    versions")."""
+    """Each part that a later version introduced, with that version (CDI specification, "Released
+    versions").
+    """
     if "." in spec.kind.partition("/")[2]:
         yield "0.6.0", "a dot in the class"
     if spec.annotations or any(device.annotations for device in spec.devices):
@@ -250,7 +251,7 @@ def _check_edits(edits: Edits, version: str) -> None:
     for device in edits.net_devices:
         for text in (device.host_interface_name, device.name):
             if not re.fullmatch(r"[^\s/:\0]{1,15}", text) or text in {".", ".."}:
-                raise SpecError(f"netDevices: {text[:40]!r} is no interface name")
+                raise SpecError(f"netDevices: {text[:40]!r} is not an interface name")
     if edits.intel_rdt is not None:
         _check_rdt(edits.intel_rdt, version)
 
@@ -259,7 +260,7 @@ def _check_env(what: str, env: tuple[str, ...]) -> None:
     _check_text(what, *env)
     for entry in env:
         if entry.find("=") <= 0:
-            raise SpecError(f"{what}: {entry[:80]!r} is not NAME=VALUE")
+            raise SpecError(f"{what}: {entry[:80]!r} does not have the form NAME=VALUE")
 
 
 def _check_node(node: DeviceNode) -> None:
@@ -267,15 +268,20 @@ def _check_node(node: DeviceNode) -> None:
     if node.host_path:
         _check_path("hostPath of a device node", node.host_path)
     if node.type not in {"", "b", "c", "u", "p"}:
-        raise SpecError(f"device node {node.path}: type {node.type[:20]!r} is none of b, c, u, p")
+        raise SpecError(
+            f"device node {node.path}: type {node.type[:20]!r} is not one of b, c, u, p"
+        )
     if node.permissions != "none" and not set(node.permissions) <= set("rwm"):
         raise SpecError(
-            f"device node {node.path}: permissions {node.permissions[:20]!r} are not of r, w and m"
+            f"device node {node.path}: permissions {node.permissions[:20]!r} contain "
+            "characters other than r, w and m"
         )
     if not (0 <= node.major < _MAX_MAJOR and 0 <= node.minor < _MAX_MINOR):
-        raise SpecError(f"device node {node.path}: there is no device {node.major}:{node.minor}")
+        raise SpecError(
+            f"device node {node.path}: {node.major}:{node.minor} is not a valid device number"
+        )
     if node.file_mode is not None and not 0 <= node.file_mode < 2**32:
-        raise SpecError(f"device node {node.path}: fileMode {node.file_mode} is no mode")
+        raise SpecError(f"device node {node.path}: fileMode {node.file_mode} is not a valid mode")
     for number in (node.uid, node.gid):
         if number is not None:
             _check_id(f"device node {node.path}", number)
@@ -283,38 +289,40 @@ def _check_node(node: DeviceNode) -> None:
 
 def _check_hook(hook: Hook) -> None:
     if hook.hook_name not in _HOOKS:
-        raise SpecError(f"hookName {hook.hook_name[:40]!r} is none of {', '.join(sorted(_HOOKS))}")
+        raise SpecError(
+            f"hookName {hook.hook_name[:40]!r} is not one of {', '.join(sorted(_HOOKS))}"
+        )
     _check_path(f"path of hook {hook.hook_name}", hook.path)
     _check_text(f"args of hook {hook.path}", *hook.args)
     _check_env(f"env of hook {hook.path}", hook.env)
     if hook.timeout is not None and not 0 < hook.timeout <= _MAX_ID:
-        raise SpecError(f"hook {hook.path}: timeout {hook.timeout} is not above 0")
+        raise SpecError(f"hook {hook.path}: timeout {hook.timeout} is not greater than 0")
 
 
 def _check_rdt(rdt: IntelRdt, version: str) -> None:
     name = rdt.clos_id
     if name != "/" and (name in {".", ".."} or len(name) > 255 or "/" in name or "\n" in name):
-        raise SpecError(f"intelRdt: closID {name[:40]!r} is no name")
+        raise SpecError(f"intelRdt: closID {name[:40]!r} is invalid")
     if (rdt.enable_cmt or rdt.enable_mbm) and _order(version) >= _order("1.1.0"):
-        raise SpecError("intelRdt: enableCMT and enableMBM are gone since 1.1.0")
+        raise SpecError("intelRdt: enableCMT and enableMBM were removed in 1.1.0")
     _check_text("intelRdt", name, rdt.l3_cache_schema, rdt.mem_bw_schema, *rdt.schemata)
 
 
 def _check_path(what: str, path: str) -> None:
     if not path.startswith("/") or ".." in path.split("/"):
-        raise SpecError(f"{what}: {path[:200]!r} is not absolute and plain")
+        raise SpecError(f'{what}: {path[:200]!r} is not an absolute path without "." and ".."')
     _check_text(what, path)
 
 
 def _check_text(what: str, *texts: str) -> None:
     for text in texts:
         if "\0" in text:
-            raise SpecError(f"{what}: {text[:80]!r} has a NUL byte")
+            raise SpecError(f"{what}: {text[:80]!r} contains a NUL byte")
 
 
 def _check_id(what: str, number: int) -> None:
     if not 0 <= number <= _MAX_ID:
-        raise SpecError(f"{what}: id {number} is not within 0..{_MAX_ID}")
+        raise SpecError(f"{what}: id {number} is not between 0 and {_MAX_ID}")
 
 
 def _is(pattern: re.Pattern[str], text: str) -> bool:

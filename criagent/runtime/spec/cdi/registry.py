@@ -1,9 +1,9 @@
-"""The folders of CDI specifications: read when a container asks for a device, cached while nothing
-in them changes.
+"""The directories of CDI specifications: read when a container requests a device, cached while
+nothing in them changes.
 
-A device of a later folder hides one of the same name in an earlier folder; two of one name in one
-folder are a conflict, and neither can be had. A broken file hides nothing: its devices are missing,
-and whoever asks for one is told why.
+A device of a later directory hides one of the same name in an earlier directory; two of one name in
+one directory are a conflict, and neither is available. A broken file hides nothing: its devices are
+missing, and the error of a request for one names the reason.
 """
 
 from __future__ import annotations
@@ -19,9 +19,9 @@ import structlog
 from criagent.base.errors import InvalidRequestError
 from criagent.runtime.spec.cdi.file import FILE_LIMIT, Device, Edits, Spec, SpecError, parse
 
-_FILES_LIMIT = 1000  # of one folder
+_FILES_LIMIT = 1000  # of one directory
 _SUFFIXES = (".json", ".yaml")
-_NAMED = 20  # known devices that an error names
+_NAMED = 20  # available devices that an error names
 
 log: structlog.stdlib.BoundLogger = structlog.get_logger(__name__)
 
@@ -30,7 +30,7 @@ _Facts = tuple[str, int, int, int]  # path, inode, time of change, size
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class CdiDevice:
-    """A device that containers can ask for, and what its specification gives all its devices."""
+    """A device that containers can request, and the edits of its specification for all devices."""
 
     name: str  # "vendor/class=name"
     file: Path
@@ -40,14 +40,14 @@ class CdiDevice:
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class CdiRegistry:
-    """What the folders held when they were read. `problems` name the file and the cause."""
+    """The directories' contents when they were read. `problems` name the file and the cause."""
 
     devices: Mapping[str, CdiDevice] = dataclasses.field(default_factory=dict)
     problems: tuple[str, ...] = ()
 
 
 class CdiFolders:
-    """Looks at the folders with every question, and reads files only after a change.
+    """Checks the directories at every request, and reads files only after a change.
 
     New problems are logged, unless `quiet`.
     """
@@ -59,7 +59,7 @@ class CdiFolders:
         self._registry = CdiRegistry()
 
     def registry(self) -> CdiRegistry:
-        """The devices as of now. Reads files: call it in a thread. Any number of threads may."""
+        """The devices as of now. Reads files: call it in a thread, from any number of threads."""
         files, problems = self._files()
         seen = tuple(facts for folder in files for facts in folder)
         if seen == self._seen:
@@ -71,7 +71,7 @@ class CdiFolders:
         return found
 
     def devices(self, names: Sequence[str]) -> tuple[CdiDevice, ...]:
-        """The named devices, each once, in the order asked for. Raises InvalidRequestError."""
+        """The named devices, each once, in the order of the request. Raises InvalidRequestError."""
         registry = self.registry()
         unknown = [name for name in dict.fromkeys(names) if name not in registry.devices]
         if unknown:
@@ -80,20 +80,22 @@ class CdiFolders:
 
     def _unknown(self, names: Sequence[str], registry: CdiRegistry) -> str:
         if not self.folders:
-            return f"CDI device {names[0]}: CDI is off, runtime.cdi_spec_dirs is empty"
+            return f"CDI device {names[0]}: CDI is off because runtime.cdi_spec_dirs is empty"
         where = ", ".join(str(folder) for folder in self.folders)
         kinds = {name.partition("=")[0] for name in names}
         known = [name for name in registry.devices if name.partition("=")[0] in kinds]
-        of_kind = f"; known of that kind: {', '.join(known[:_NAMED])}" if known else ""
-        broken = f"; not usable: {'; '.join(registry.problems[:5])}" if registry.problems else ""
+        of_kind = f"; available devices of that kind: {', '.join(known[:_NAMED])}" if known else ""
+        broken = (
+            f"; unusable files: {'; '.join(registry.problems[:5])}" if registry.problems else ""
+        )
         are = "is" if len(names) == 1 else "are"
         return (
-            f"CDI device {', '.join(names[:_NAMED])} {are} in no specification in {where}"
-            f"{of_kind}{broken}"
+            f"CDI device {', '.join(names[:_NAMED])} {are} in no specification in "
+            f"{where}{of_kind}{broken}"
         )
 
     def _files(self) -> tuple[list[list[_Facts]], list[str]]:
-        """Per folder the files that may be specifications, by name."""
+        """The files per directory that may be specifications, by name."""
         found: list[list[_Facts]] = []
         problems: list[str] = []
         for folder in self.folders:
@@ -106,7 +108,7 @@ class CdiFolders:
                 problems.append(f"{folder}: {exc.strerror}")
                 continue
             if len(names) > _FILES_LIMIT:
-                problems.append(f"{folder}: over {_FILES_LIMIT} files; the rest is not read")
+                problems.append(f"{folder}: more than {_FILES_LIMIT} files; the rest is ignored")
             for name in names[:_FILES_LIMIT]:
                 path = f"{folder}/{name}"
                 try:

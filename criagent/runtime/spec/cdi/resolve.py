@@ -1,4 +1,4 @@
-"""CDI devices of a container: names to edits, with what only the host knows filled in."""
+"""CDI devices of a container: names to edits, completed with facts of the host."""
 
 from __future__ import annotations
 
@@ -14,26 +14,26 @@ from criagent.kernel.mount import MountEntry, mountinfo
 from criagent.runtime.node.handlers import HandlerFacts
 from criagent.runtime.spec.cdi.file import DeviceNode, Edits, IntelRdt
 from criagent.runtime.spec.cdi.registry import CdiDevice, CdiFolders
-from criagent.runtime.spec.host_paths import local_path
 from criagent.runtime.spec.inputs import CdiEdits, CdiNode
+from criagent.runtime.spec.mounts.host_paths import local_path
 
 _RESCTRL = Path("/sys/fs/resctrl/schemata")
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class CdiDevices:
-    """Looks devices up. `handlers` say which edits each OCI runtime can make."""
+    """Looks devices up. `handlers` say which edits each OCI runtime supports."""
 
     folders: CdiFolders
     handlers: Mapping[str, HandlerFacts]
     table: Callable[[], Sequence[MountEntry]] = mountinfo
 
     def edits(self, names: Sequence[str], handler: str) -> CdiEdits:
-        """What the named devices change, in the order asked for; edits that a specification makes
-        for all its devices come once, before those of its first device.
+        """The edits of the named devices, in the order of the request; edits that a specification
+        makes for all its devices come once, before those of its first device.
 
-        Looks at files and devices: call it in a thread. Raises InvalidRequestError for unknown
-        devices and missing nodes, UnsupportedError for edits that the runtime or the kernel lacks.
+        Reads files and devices: call it in a thread. Raises InvalidRequestError for unknown devices
+        and missing nodes, UnsupportedError for edits that the runtime or the kernel lacks.
         """
         if not names:
             return CdiEdits()
@@ -66,7 +66,7 @@ class CdiDevices:
         if edits.net_devices and not facts.net_devices:
             raise UnsupportedError(
                 f"CDI device {device.name} ({device.file}) moves a network interface, which the "
-                f"runtime handler {handler} ({facts.version}) cannot do"
+                f"runtime handler {handler} ({facts.version}) does not support"
             )
         if edits.intel_rdt is not None:
             _check_rdt(device, edits.intel_rdt, facts)
@@ -75,31 +75,31 @@ class CdiDevices:
 def _check_rdt(device: CdiDevice, rdt: IntelRdt, facts: HandlerFacts) -> None:
     what = f"CDI device {device.name} ({device.file}) has intelRdt"
     if not _RESCTRL.exists():
-        raise UnsupportedError(f"{what}, but no resctrl file system is on /sys/fs/resctrl")
+        raise UnsupportedError(f"{what}, but no resctrl file system is mounted on /sys/fs/resctrl")
     newer = rdt.schemata or rdt.enable_monitoring
     if not facts.intel_rdt or (newer and not facts.intel_rdt_schemata):
         raise UnsupportedError(
-            f"{what}, which the runtime handler {facts.name} ({facts.version}) cannot do"
+            f"{what}, which the runtime handler {facts.name} ({facts.version}) does not support"
         )
 
 
 def _node(device: CdiDevice, node: DeviceNode, table: Sequence[MountEntry]) -> CdiNode:
-    """The node with type, numbers and mode; the host's own where the specification has none.
+    """The node with type, numbers and mode; the host's values where the specification has none.
 
-    One with type and major number need not exist on the host: vendors may say all of it.
+    A node with type and major number need not exist on the host: vendors may specify all of it.
     """
     whole = node.type == "p" or (node.type != "" and node.major != 0)
     found = _on_host(node.host_path or node.path, table)
     if found is None and not whole:
         raise InvalidRequestError(
-            f"CDI device {device.name} ({device.file}): {node.host_path or node.path} is no device "
-            "node of this node"
+            f"CDI device {device.name} ({device.file}): {node.host_path or node.path} is not a "
+            "device node on this node"
         )
     kind = _kind(node.type) if node.type else found.kind if found else "c"
     if found is not None and not whole and found.kind != kind:
         raise InvalidRequestError(
-            f'CDI device {device.name} ({device.file}): {node.host_path or node.path} is of type "'
-            f'{found.kind}", not "{kind}"'
+            f"CDI device {device.name} ({device.file}): {node.host_path or node.path} has "
+            f'the type "{found.kind}" instead of "{kind}"'
         )
     mode = node.file_mode
     if mode is None and found is not None:
@@ -126,8 +126,9 @@ class _Found:
 
 
 def _on_host(path: str, table: Sequence[MountEntry]) -> _Found | None:
-    """The device node behind `path`, links followed. None for anything else, and for what lies on
-    a file system that may not answer."""
+    """The device node behind `path`, links followed. None for anything else, and for a path on a
+    file system that may not answer.
+    """
     try:
         real = local_path(path, table)
         facts = None if real is None else os.lstat(real)

@@ -1,15 +1,14 @@
-"""AppArmor: which profile a container runs under, and the default one loaded into the kernel.
+"""AppArmor: the profile of a container, and the default profile loaded into the kernel.
 
-The default profile is ours (criagent-default.apparmor). It is replaced at every start, so that an
-update of the agent counts for what starts afterwards, and loaded again by the first container that
-finds it missing, as after `aa-teardown`.
+The default profile is part of this package (criagent-default.apparmor). It is replaced at every
+start, so that an update of the agent applies to containers started afterwards, and loaded again by
+the first container that finds it missing, for example after `aa-teardown`.
 """
 
 from __future__ import annotations
 
 import asyncio
 import dataclasses
-import os
 import re
 import shutil
 from concurrent.futures import Executor
@@ -20,13 +19,13 @@ import structlog
 from criagent.base.aio import run_in
 from criagent.base.errors import InvalidRequestError, UnsupportedError
 from criagent.model.common import ProfileType, SecurityProfile
-from criagent.process.child import PipeReader, killed_on_exit, spawn
+from criagent.process.child import run
 from criagent.runtime.node.facts import PROFILES
 
 DEFAULT = "criagent-default"
 _OWN_LABEL = Path("/proc/self/attr/current")
 _LABEL = re.compile(r"[A-Za-z0-9_./:@+-]+")
-PLACES = "/usr/sbin:/sbin:/usr/bin:/bin"  # of apparmor_parser; a service's PATH may lack sbin
+PLACES = "/usr/sbin:/sbin:/usr/bin:/bin"  # paths of apparmor_parser; a service's PATH may lack sbin
 _LIMIT_S = 60.0
 
 log: structlog.stdlib.BoundLogger = structlog.get_logger(__name__)
@@ -34,7 +33,7 @@ log: structlog.stdlib.BoundLogger = structlog.get_logger(__name__)
 
 @dataclasses.dataclass(slots=True, kw_only=True)
 class AppArmor:
-    """The kernel's AppArmor; `available` says that it is on and its files can be seen."""
+    """The kernel's AppArmor; `available` = it is on and its files can be read."""
 
     available: bool
     fs: Executor
@@ -43,17 +42,17 @@ class AppArmor:
     _loading: asyncio.Lock = dataclasses.field(default_factory=asyncio.Lock)
 
     async def prepare(self) -> None:
-        """Load the default profile where there is AppArmor; a failure is logged with its cure."""
+        """Load the default profile if AppArmor is on; a failure is logged with its cure."""
         if self.available and (problem := await self._load()):
             log.warning("apparmor_default_profile_not_loaded", problem=problem)
 
     async def profile(self, wanted: SecurityProfile | None, *, privileged: bool) -> str:
         """The name of a loaded profile, "" for none.
 
-        A privileged container has none. Without AppArmor in the kernel RuntimeDefault is none.
-        Nothing wanted means the default profile, or none where it cannot be loaded.
-        Raises UnsupportedError for a profile that this node cannot have, InvalidRequestError for
-        one that is not loaded.
+        A privileged container has none. Without AppArmor in the kernel RuntimeDefault is none. No
+        request means the default profile, or none where it cannot be loaded. Raises
+        UnsupportedError for a profile that this node cannot have, InvalidRequestError for one that
+        is not loaded.
         """
         kind = wanted.type if wanted is not None else ProfileType.RUNTIME_DEFAULT
         if privileged or kind is ProfileType.UNCONFINED:
@@ -73,11 +72,13 @@ class AppArmor:
     async def _localhost(self, name: str) -> str:
         if not self.available:
             raise UnsupportedError(
-                f'AppArmor profile "{name}" is asked for, but this node\'s kernel has AppArmor off'
+                f'AppArmor profile "{name}" is requested, but AppArmor is off in this '
+                "node's kernel"
             )
         if not await self._loaded(name):
             raise InvalidRequestError(
-                f'AppArmor profile "{name}" is not loaded on this node; apparmor_parser -r it'
+                f'AppArmor profile "{name}" is not loaded on this node; load it with '
+                "apparmor_parser -r"
             )
         return name
 
@@ -85,33 +86,19 @@ class AppArmor:
         return await run_in(self.fs, is_loaded, name, self.profiles)
 
     async def _load(self) -> str:
-        """Replace the default profile; returns what went wrong, "" for nothing."""
+        """Replace the default profile; returns the problem, "" for none."""
         parser = shutil.which("apparmor_parser", path=self.places)
         if parser is None:
-            return "there is no apparmor_parser on this node; install the package apparmor"
+            return "apparmor_parser is missing on this node; install the package apparmor"
         text = default_profile(_own_label()).encode()
-        read, write = os.pipe()
-        errors_read, errors_write = os.pipe()
-        errors = PipeReader(errors_read, limit=1 << 16)
         try:
-            try:
-                os.write(write, text)  # smaller than a pipe
-                os.close(write)
-                child = spawn(
-                    [parser, "--replace", "--skip-cache"], stdin=read, stderr=errors_write
-                )
-            finally:
-                os.close(read)
-                os.close(errors_write)
-            async with killed_on_exit(child), asyncio.timeout(_LIMIT_S):
-                status = await child.wait()
+            ended = await run(
+                [parser, "--replace", "--skip-cache"], stdin=text, limit_s=_LIMIT_S, keep=1 << 16
+            )
         except TimeoutError:
             return f"{parser} took over {_LIMIT_S:g} s"
-        finally:
-            errors.drain()
-            errors.close()
-        said = " ".join(bytes(errors.data).decode(errors="replace").split())
-        return f"{parser} failed: {said or status}" if status else ""
+        reason = " ".join(ended.errors.split()) or ended.status
+        return f"{parser} failed: {reason}" if ended.status else ""
 
 
 def default_profile(own_label: str) -> str:

@@ -1,7 +1,7 @@
-"""Capability sets of a container (man 7 capabilities), from the request and what the node has.
+"""Capability sets of a container (man 7 capabilities), from the request and the node.
 
-Inheritable and ambient stay empty unless asked for: filled, a non-root process would keep them over
-an exec (CVE-2022-24769 and its kin).
+Inheritable and ambient stay empty unless requested: otherwise a non-root process would keep them
+over an exec (CVE-2022-24769 and similar).
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from criagent.base.errors import InvalidRequestError
 from criagent.model.container import ContainerSecurity
 from criagent.runtime.node.capabilities import NAMES
 
-# What containerd and Docker give, so that images meet what they were tested with.
+# The defaults of containerd and Docker, for which images were tested.
 DEFAULT = frozenset(
     f"CAP_{name}"
     for name in (
@@ -38,7 +38,7 @@ def effective_capabilities(
 
 
 def capability_sets(security: ContainerSecurity, available: frozenset[str]) -> dict[str, list[str]]:
-    """`process.capabilities`; what the daemon itself lacks is left out, as it cannot be handed on.
+    """`process.capabilities` without those that the daemon lacks, as it cannot pass them on.
 
     Raises InvalidRequestError for unknown names, and for an ambient capability that the container
     does not hold: the kernel keeps the ambient set within the permitted one (man 7 capabilities).
@@ -48,8 +48,8 @@ def capability_sets(security: ContainerSecurity, available: frozenset[str]) -> d
     ambient = held if "ALL" in asked else asked & available
     if missing := ambient - held:
         raise InvalidRequestError(
-            f"ambient capabilities {_ordered(missing)} are not among the container's capabilities; "
-            "list them in add_capabilities too"
+            f"ambient capabilities {_ordered(missing)} are missing in the container's "
+            "capabilities; list them in add_capabilities too"
         )
     names = _ordered(held)
     return {

@@ -1,9 +1,9 @@
-"""Paths that a container may not see or write.
+"""Paths that a container may not read or write.
 
-A list of the request is used as it is, but for one case: the kubelet's own default list is
-completed with the paths that became known later. An empty list means none in a user namespace: the
-kubelet sends it for procMount Unmasked, which Kubernetes allows there alone (KEP-4265). Elsewhere
-it means the defaults: callers that say nothing should not get an open /proc.
+A list of the request is used unchanged, with one exception: the kubelet's default list is completed
+with paths that were added later. An empty list means none in a user namespace: the kubelet sends it
+for procMount Unmasked, which Kubernetes allows only there (KEP-4265). Elsewhere it means the
+defaults: a request without a list should not get an open /proc.
 """
 
 from __future__ import annotations
@@ -47,5 +47,5 @@ def readonly_paths(security: ContainerSecurity, *, userns: bool) -> list[str]:
 
 
 def _is_default(security: ContainerSecurity) -> bool:
-    """Whether the list is the kubelet's default one, which newer paths may be added to."""
+    """Whether the list is the kubelet's default, which newer paths may be added to."""
     return {"/proc/kcore", "/proc/keys", "/proc/timer_list"} <= set(security.masked_paths)

@@ -1,4 +1,4 @@
-"""seccomp profiles as the OCI specification wants them: RuntimeDefault, Localhost, none."""
+"""seccomp profiles in the form of the OCI specification: RuntimeDefault, Localhost, none."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ _Count = Annotated[int, msgspec.Meta(ge=0)]
 _FILE_LIMIT = 1 << 20
 _ALLOW, _ERRNO = "SCMP_ACT_ALLOW", "SCMP_ACT_ERRNO"
 _EPERM, _ENOSYS = 1, 38
-_GO_NAMES = {"x86_64": "amd64", "aarch64": "arm64"}  # what Docker's form calls machines
+_GO_NAMES = {"x86_64": "amd64", "aarch64": "arm64"}  # names of machines in Docker's form
 _NUMBERS = re.compile(r"[0-9]{1,6}")
 
 
@@ -55,7 +55,7 @@ class _ArchMap(msgspec.Struct, kw_only=True):
 
 
 class _Profile(msgspec.Struct, kw_only=True):
-    """A profile's file; keys that are not here, such as comments, are skipped."""
+    """A profile's file; other keys, such as comments, are skipped."""
 
     defaultAction: str  # noqa: N815
     defaultErrnoRet: _Count | None = None  # noqa: N815
@@ -114,10 +114,10 @@ def default_profile(machine: str, capabilities: frozenset[str]) -> OciObject:
 
 
 def _socket_rules() -> list[OciObject]:
-    """socket(2) for every family but the refused ones; socketcall(2) cannot be looked into.
+    """socket(2) for every family but the refused ones; arguments of socketcall(2) are not visible.
 
-    The kernel takes the family as an int, so only its low 32 bits may be compared: by "greater
-    than 40", 2**32 + 38 would pass and then be AF_ALG.
+    The kernel takes the family as an int, so only its low 32 bits may be compared: by "greater than
+    40", 2**32 + 38 would pass and then be AF_ALG.
     """
     rules = []
     start = 0
@@ -152,7 +152,7 @@ def _localhost(path: str, machine: str, capabilities: frozenset[str]) -> OciObje
 
 
 def _read(path: str) -> bytes:
-    """Content of a regular file of at most `_FILE_LIMIT` bytes; a FIFO there blocks nobody."""
+    """Content of a regular file of at most `_FILE_LIMIT` bytes; a FIFO there blocks nothing."""
     fd = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC)
     with os.fdopen(fd, "rb") as file:
         if not stat.S_ISREG(os.fstat(fd).st_mode):
@@ -164,7 +164,7 @@ def _read(path: str) -> bytes:
 
 
 def _oci_form(profile: _Profile, machine: str, capabilities: frozenset[str]) -> OciObject:
-    """A profile in Docker's form (archMap, includes, excludes) or the OCI one, as the OCI one."""
+    """The OCI form of a profile in Docker's form (archMap, includes, excludes) or the OCI form."""
     result: OciObject = {"defaultAction": profile.defaultAction}
     own = default.ARCHITECTURES.get(machine, [])
     architectures = profile.architectures or ()
@@ -197,7 +197,7 @@ def _oci_rule(rule: _Rule) -> OciObject:
 
 
 def _applies(rule: _Rule, machine: str, capabilities: frozenset[str]) -> bool:
-    """Whether the conditions of Docker's form hold here; all of `includes`, none of `excludes`."""
+    """Whether the conditions of Docker's form are met: all of `includes`, none of `excludes`."""
     native = {machine, _GO_NAMES.get(machine, machine)}
     includes, excludes = rule.includes or _Condition(), rule.excludes or _Condition()
     if includes.arches and native.isdisjoint(includes.arches):

@@ -1,4 +1,4 @@
-"""The RuntimeDefault seccomp profile: an allow-list of our own, everything else is EPERM.
+"""The RuntimeDefault seccomp profile: an allow-list; everything else is EPERM.
 
 Left out on purpose: kernel modules, kexec, reboot, swap, clock setting, keyrings, io_uring, BPF and
 perf without their capability, userfaultfd, and whatever only an administrator of the host needs.
@@ -57,7 +57,7 @@ ALWAYS = tuple(
     """.split()
 )
 
-# Calls that only some architectures have; 32-bit ARM programs cannot even start without set_tls.
+# Calls of single architectures; 32-bit ARM programs cannot even start without set_tls.
 BY_MACHINE = {
     "aarch64": (
         "arm_fadvise64_64",
@@ -72,7 +72,7 @@ BY_MACHINE = {
     "s390x": ("s390_guarded_storage", "s390_pci_mmio_read", "s390_pci_mmio_write"),
 }
 
-# Calls that a capability of the container opens.
+# Calls that a capability of the container allows.
 BY_CAPABILITY = {
     "CAP_DAC_READ_SEARCH": ("open_by_handle_at",),
     "CAP_SYS_ADMIN": tuple(
@@ -86,7 +86,7 @@ BY_CAPABILITY = {
     "CAP_SYS_BOOT": ("reboot",),
     "CAP_SYS_CHROOT": ("chroot",),
     "CAP_SYS_MODULE": ("delete_module", "finit_module", "init_module"),
-    # As with Docker: programs that place memory on NUMA nodes bring the capability.
+    # As in Docker: programs that place memory on NUMA nodes have the capability.
     "CAP_SYS_NICE": (
         "get_mempolicy",
         "mbind",
@@ -105,7 +105,7 @@ BY_CAPABILITY = {
     "CAP_PERFMON": ("perf_event_open",),
 }
 
-# personality(2) values that change nothing a container must not: Linux, 32-bit, uname 2.6, query.
+# harmless values of personality(2): Linux, 32-bit, uname 2.6, query.
 PERSONALITIES = (0x0, 0x8, 0x20000, 0x20008, 0xFFFFFFFF)
 
 # CLONE_NEW{NS,CGROUP,UTS,IPC,USER,PID,NET,TIME}: no new namespaces.

@@ -1,9 +1,9 @@
 """SELinux labels of pods: one level (MCS) for each, process and file labels for its containers.
 
-Types come from the policy's `lxc_contexts`, as with every container engine. What a request states
-takes the place of that part; a container's words go before its pod's. Without SELinux in the kernel
-everything here is "no label", and options are ignored as elsewhere: pods that carry them run on
-nodes of every kind.
+Types come from the policy's `lxc_contexts`, as in every container engine. A request replaces its
+part of the label; a container's options take precedence over its pod's. Without SELinux in the
+kernel everything here is "no label", and options are ignored: pods that carry them run on nodes of
+every kind.
 """
 
 from __future__ import annotations
@@ -22,15 +22,15 @@ from criagent.kernel import selinux
 from criagent.kernel.mount import mountinfo
 from criagent.model.common import SELinuxOptions
 from criagent.model.sandbox import Sandbox, SandboxSpec
-from criagent.runtime.spec.host_paths import LOCAL
 from criagent.runtime.spec.inputs import ResolvedMount, SelinuxLabels
+from criagent.runtime.spec.mounts.host_paths import LOCAL
 
 _CONFIG = Path("/etc/selinux/config")
 _CATEGORIES = 1024  # c0 to c1023 in the policies of all distributions
 _LEVEL = re.compile(r"s[0-9]+(-s[0-9]+)?(:c[0-9]{1,4}([.,]c[0-9]{1,4})*)?")
 _PART = re.compile(r"[A-Za-z0-9_.-]*")
 _PRIVILEGED_TYPE = "spc_t"
-# Directories of the node whose labels the node itself lives by.
+# Directories of the node on whose labels the node itself depends.
 _NEVER = frozenset(
     "/ /bin /boot /dev /etc /etc/passwd /etc/pki /etc/shadow /home /lib /lib64 /media /opt /proc "
     "/root /run /sbin /srv /sys /tmp /usr /var /var/lib /var/log".split()
@@ -48,7 +48,7 @@ class Context:
 
     @classmethod
     def parse(cls, text: str) -> Context:
-        """Raises ValueError unless there are all four parts."""
+        """Raises ValueError unless all four parts are present."""
         user, role, kind, level = text.strip().split(":", 3)
         return cls(user, role, kind, level)
 
@@ -57,16 +57,19 @@ class Context:
 
 
 def validate_selinux(what: str, options: SELinuxOptions | None) -> None:
-    """Raises InvalidRequestError for what can be part of no label, whatever the policy."""
+    """Raises InvalidRequestError for values that are invalid under any policy."""
     if options is None:
         return
     for name in ("user", "role", "type"):
         value = getattr(options, name)
         if not _PART.fullmatch(value):
-            raise InvalidRequestError(f"{what}: selinux_options.{name} {value[:80]!r} is no {name}")
+            raise InvalidRequestError(
+                f"{what}: selinux_options.{name} {value[:80]!r} is not a valid {name}"
+            )
     if options.level and not _LEVEL.fullmatch(options.level):
         raise InvalidRequestError(
-            f"{what}: selinux_options.level {options.level[:80]!r} is not like s0 or s0:c1,c2"
+            f"{what}: selinux_options.level {options.level[:80]!r} does not have the form "
+            "s0 or s0:c1,c2"
         )
 
 
@@ -79,7 +82,7 @@ class Selinux:
     file: Context | None = None
 
     def level(self, spec: SandboxSpec, pods: Iterable[Sandbox]) -> str:
-        """The level of a new pod: as asked for, or two categories that no other pod has."""
+        """The level of a new pod: the requested one, or two categories that no other pod has."""
         if self.process is None:
             return ""
         if spec.security.selinux is not None and spec.security.selinux.level:
@@ -96,21 +99,21 @@ class Selinux:
     ) -> SelinuxLabels | None:
         """Labels of a container of `sandbox`; None without SELinux.
 
-        A privileged container runs as spc_t, which the policy does not hold back. Raises
-        InvalidRequestError for a label that the policy does not know.
+        A privileged container runs as spc_t, which the policy does not confine. Raises
+        InvalidRequestError for a label that the policy does not define.
         """
         labels = self.combined(sandbox, options, privileged=privileged)
         for label in () if labels is None else (labels.process, labels.mount):
             if not await run_in(self.fs, selinux.is_known, label):
                 raise InvalidRequestError(
-                    f"SELinux label {label} is not known to the policy of this node"
+                    f"SELinux label {label} is not defined in the policy of this node"
                 )
         return labels
 
     def combined(
         self, sandbox: Sandbox, options: SELinuxOptions | None, *, privileged: bool
     ) -> SelinuxLabels | None:
-        """The same without a look at the kernel's policy."""
+        """The same without reading the kernel's policy."""
         if self.process is None or self.file is None or not sandbox.selinux_level:
             return None
         process = dataclasses.replace(self.process, level=sandbox.selinux_level)
@@ -122,7 +125,7 @@ class Selinux:
         return SelinuxLabels(process=str(process), mount=str(file))
 
     async def relabel(self, mounts: Sequence[ResolvedMount], labels: SelinuxLabels | None) -> None:
-        """Label the sources of those mounts that ask for it, and nothing else of the node.
+        """Label the sources of mounts that request it, and nothing else of the node.
 
         Raises InvalidRequestError for a directory of the node itself, AgentError.
         """
@@ -162,24 +165,24 @@ def _with(context: Context, given: SELinuxOptions | None) -> Context:
 
 
 def _files_part(given: SELinuxOptions | None) -> SELinuxOptions | None:
-    """Roles and types of options are those of processes."""
+    """Roles and types of options apply to processes only."""
     return None if given is None else SELinuxOptions(user=given.user, level=given.level)
 
 
 def _relabel(mount: ResolvedMount, label: str) -> None:
     if mount.source in _NEVER or mount.source.startswith(("/proc/", "/sys/", "/dev/")):
         raise InvalidRequestError(
-            f"mount {mount.request.container_path}: {mount.source} belongs to the node and is not "
-            "relabelled; mount a directory of its own, or set no selinux_relabel"
+            f"mount {mount.request.container_path}: {mount.source} belongs to the node and is "
+            "not relabelled; mount a separate directory, or leave selinux_relabel unset"
         )
     remote = [entry.target for entry in mountinfo() if entry.fstype not in LOCAL]
     if any(mount.source == top or mount.source.startswith(top + "/") for top in remote):
-        return  # labels of a network file system are its server's, and it may not answer
+        return  # labels of a network file system belong to its server, which may not answer
     try:
         selinux.relabel(mount.source, label, frozenset(remote))
     except OSError as exc:
         if exc.errno == errno.EROFS:
-            return  # what cannot be written keeps its label, as on any read-only medium
+            return  # files that cannot be written keep their label, as on any read-only medium
         raise AgentError(
             f"mount {mount.request.container_path}: {exc.filename or mount.source} cannot be "
             f"labelled {label}: {exc.strerror}"

@@ -1,9 +1,9 @@
-"""Where mounts land in a container: targets resolved within its root before a runtime sees them.
+"""Mount targets of a container: resolved within its root before a runtime sees them.
 
 An image may hold symlinks on the way to a target (/var/run leads to /run in most). A runtime that
 follows them by itself has been led out of the root (CVE-2026-41579, CVE-2021-30465) or onto /proc
-(CVE-2019-16884), so it is handed the path that they lead to. The root file system is nobody's to
-change meanwhile. /proc, /dev and /sys themselves must be directories, and no link may lead there.
+(CVE-2019-16884), so it gets the resolved path. No process can change the root file system
+meanwhile. /proc, /dev and /sys themselves must be directories, and no link may lead there.
 """
 
 from __future__ import annotations
@@ -24,27 +24,28 @@ from criagent.kernel.paths import (
     RESOLVE_NO_SYMLINKS,
     openat2,
 )
-from criagent.runtime.spec.host_paths import local_path
 from criagent.runtime.spec.inputs import OciObject
+from criagent.runtime.spec.mounts.host_paths import local_path
 
 _PLAIN = RESOLVE_IN_ROOT | RESOLVE_NO_SYMLINKS | RESOLVE_NO_MAGICLINKS
 _KERNEL = ("dev", "proc", "sys")
 _LINKS = 40  # as the kernel (man 7 path_resolution)
-_STEPS = 1000  # components in all: an image can make chains of links through deep directories
-_ROUNDS = 8  # mounts through links of other mounts, one in another
-# Directories of a process that lead to files it has open, also out of the root (CVE-2024-21626).
+_STEPS = 1000  # components in total: an image can chain links through deep directories
+_ROUNDS = 8  # nested mounts through links of other mounts
+# Directories of a process that lead to its open files, also out of the root (CVE-2024-21626).
 _MAGIC = re.compile(r"/proc/(self|thread-self|[0-9]+)(/.*)?|/dev/fd(/.*)?")
 
 
 def resolve_targets(rootfs: Path, spec: OciObject, image: str) -> OciObject:
-    """`spec` whose mounts and devices are at the paths that links of the root lead to.
+    """`spec` with mounts and devices at the paths to which links of the root lead.
 
     Mounts are ordered outer before inner by those paths. A target below another mount is followed
     through the source of that mount, unless that may not answer (a network file system).
-    Looks at the root: call it in a thread. Raises InvalidRequestError, naming `image`, when /dev,
-    /proc or /sys is no directory, when a link leads a target there or to "/" (old images' link to
-    /dev/shm is fine), for a working directory among a process's open files, and for a target that
-    links cannot lead to anywhere.
+
+    Reads the root: call it in a thread. Raises InvalidRequestError, naming `image`, when /dev,
+    /proc or /sys is not a directory, when a link leads a target there or to "/" (the link to
+    /dev/shm of old images is allowed), for a working directory among a process's open files, and
+    for a target whose links lead nowhere.
     """
     root = os.open(rootfs, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
@@ -59,7 +60,7 @@ def resolve_targets(rootfs: Path, spec: OciObject, image: str) -> OciObject:
 
 
 def landing(rootfs: int, path: str, image: str) -> str:
-    """Where `path` leads within the directory `rootfs` while nothing is mounted there.
+    """The path within the directory `rootfs` to which `path` leads while nothing is mounted there.
 
     Raises InvalidRequestError as `resolve_targets` does.
     """
@@ -77,7 +78,7 @@ def is_kernel_place(path: str) -> bool:
 
 
 class _Walk:
-    """Follows symlinks of a root with `mounts` on it, as man 7 path_resolution has it."""
+    """Follows symlinks of a root with `mounts` on it, as man 7 path_resolution describes."""
 
     def __init__(self, root: int, image: str, mounts: Sequence[OciObject] = ()) -> None:
         self._root = root
@@ -86,7 +87,7 @@ class _Walk:
         self._table: list[MountEntry] | None = None
 
     def resolve(self, path: str) -> str:
-        """The path without symlinks that `path` leads to; what does not exist is no symlink."""
+        """The path without symlinks to which `path` leads; a missing entry is not a symlink."""
         if self._holder(path) == "/":
             try:
                 os.close(openat2(self._root, path, os.O_PATH, _PLAIN))
@@ -102,13 +103,13 @@ class _Walk:
         return self.follow(path)
 
     def add(self, mount: OciObject) -> None:
-        """One more mount, at a place that was resolved."""
+        """Add a mount at a resolved path."""
         self._mounts[mount["destination"]] = mount
 
     def follow(self, path: str) -> str:
-        """As `resolve`, for a path that may also have ".." in it."""
+        """As `resolve`, for a path that may also contain ".."."""
         waiting = list(reversed(path.split("/")))
-        done = [("", "/")]  # each directory on the way, and the innermost mount that it is in
+        done = [("", "/")]  # each directory on the way, and the innermost mount that contains it
         links = steps = 0
         while waiting:
             part = waiting.pop()
@@ -150,7 +151,7 @@ class _Walk:
         return here or "/"
 
     def _link(self, path: str, holder: str) -> str | None:
-        """Target of the symlink at `path`, which has none above; None when there is none."""
+        """Target of the symlink at `path`, whose parents are none; None if it is not a symlink."""
         if holder == "/":
             return _link_at(self._root, path[1:])
         mount = self._mounts[holder]
@@ -160,7 +161,7 @@ class _Walk:
         try:
             base = os.open(source, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
         except OSError:
-            return None  # a file, or gone: the runtime says so
+            return None  # a file, or missing: the runtime reports it
         try:
             return _link_at(base, path[len(holder) + 1 :])
         finally:
@@ -182,7 +183,7 @@ def _link_at(base: int, rest: str) -> str | None:
     try:
         fd = openat2(base, rest, os.O_PATH | os.O_NOFOLLOW, _PLAIN)
     except OSError:
-        return None  # missing, or what the runtime will fail at as well
+        return None  # missing, or another error that the runtime reports as well
     try:
         return os.readlink("", dir_fd=fd) if stat.S_ISLNK(os.fstat(fd).st_mode) else None
     finally:
@@ -205,13 +206,13 @@ def _check_kernel_places(root: int, image: str) -> None:
         finally:
             os.close(fd)
         raise InvalidRequestError(
-            f"image {image[:200]}: its /{name} is {kind}, where a container's own is mounted; "
+            f"image {image[:200]}: /{name} is {kind}, but the container's own is mounted there; "
             "it must be a directory or missing"
         )
 
 
 def _resolved_mounts(root: int, mounts: Sequence[OciObject], image: str) -> list[OciObject]:
-    """Resolved round by round: a link may lead one target below another one's."""
+    """Resolved in rounds: a link may lead one target below another one's."""
     asked = [(mount["destination"], mount) for mount in mounts]
     for _ in range(_ROUNDS):
         walk = _Walk(root, image)
@@ -227,7 +228,7 @@ def _resolved_mounts(root: int, mounts: Sequence[OciObject], image: str) -> list
             return [mount for _, mount in done]
         asked = sorted(done, key=lambda item: _depth(item[1]["destination"]))
     raise InvalidRequestError(
-        f"image {image[:200]}: symlinks lead its mounts below one another without an end"
+        f"image {image[:200]}: symlinks lead mounts below one another in a cycle"
     )
 
 
@@ -239,8 +240,8 @@ def _landed(walk: _Walk, path: str, image: str, asked: str = "") -> str:
     led = is_kernel_place(place) and place.split("/")[1] != text.split("/")[1]
     if place == "/" or (led and not PurePosixPath(place).is_relative_to("/dev/shm")):  # noqa: S108
         raise InvalidRequestError(
-            f"image {image[:200]}: symlinks lead {text[:200]!r} to {place[:200]!r}, where nothing "
-            "may be mounted by another name"
+            f"image {image[:200]}: symlinks lead {text[:200]!r} to {place[:200]!r}, which must "
+            "be mounted by its own name"
         )
     return place
 
@@ -254,8 +255,8 @@ def _check_cwd(walk: _Walk, cwd: str, image: str) -> None:
     place = walk.follow(cwd)
     if _MAGIC.fullmatch(place):
         raise InvalidRequestError(
-            f"image {image[:200]}: working directory {cwd[:200]!r} leads to {place[:200]!r}, "
-            "among what a process has open; set another working_dir"
+            f"image {image[:200]}: working directory {cwd[:200]!r} leads to {place[:200]!r}, a "
+            "directory of a process's open files; set another working_dir"
         )
 
 

@@ -1,4 +1,4 @@
-"""Mounts of images (KEP-4639): the rules that need no look at the image."""
+"""Mounts of images (KEP-4639): the rules that do not depend on the image."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ FAILED = "ImageVolumeMountFailed"
 
 
 def check_image_mount(what: str, mount: Mount) -> None:
-    """Rules that need no look at the image. Raises InvalidRequestError."""
+    """Rules that do not depend on the image. Raises InvalidRequestError."""
     problem = _problem(mount)
     if problem:
         raise InvalidRequestError(
@@ -23,15 +23,17 @@ def check_image_mount(what: str, mount: Mount) -> None:
 def _problem(mount: Mount) -> str:
     path = PurePosixPath(mount.image_sub_path)
     if mount.image is None:
-        return "" if not mount.image_sub_path else "is what image_sub_path needs"
+        return "" if not mount.image_sub_path else "is required for image_sub_path"
     if not mount.image.image:
-        return "needs image.image"
+        return "requires image.image"
     if mount.host_path:
-        return "has no host_path"
+        return "must have no host_path"
     if not mount.readonly:
-        return "is always read-only: readonly must be true"
+        return "is always read-only: set readonly"
     if mount.propagation is MountPropagation.BIDIRECTIONAL:
-        return "takes no mounts that could propagate from it"
+        return "does not support mount propagation"
     if path.is_absolute() or ".." in path.parts or "\0" in mount.image_sub_path:
-        return f"needs a relative image_sub_path without '..', not {mount.image_sub_path[:200]!r}"
+        return (
+            f"requires a relative image_sub_path without '..', not {mount.image_sub_path[:200]!r}"
+        )
     return ""

@@ -1,4 +1,4 @@
-"""`mounts` of the OCI specification: kernel file systems, files of the pod, then what was asked."""
+"""`mounts` of the OCI specification: kernel file systems, files of the pod, requested mounts."""
 
 from __future__ import annotations
 
@@ -7,19 +7,19 @@ from collections.abc import Iterable
 from criagent.kernel import cgroupfs
 from criagent.runtime.spec.id_mappings import oci_mappings
 from criagent.runtime.spec.inputs import OciObject, ResolvedMount, SpecInputs
-from criagent.runtime.spec.mount_targets import cleaned
+from criagent.runtime.spec.mounts.targets import cleaned
 
 _SAFE = ["nosuid", "noexec", "nodev"]
 _TTY = 5  # the group of terminals, as on every distribution
 
 
 def oci_mounts(inputs: SpecInputs) -> list[OciObject]:
-    """All mounts in the order in which the runtime makes them.
+    """All mounts in the order in which the runtime mounts them.
 
-    As containerd: kernel file systems first, then the pod's files and requested mounts, the
+    As in containerd: kernel file systems first, then the pod's files and requested mounts, the
     outer before the inner, so that a requested /etc does not hide /etc/resolv.conf. A requested
-    mount takes the place of one of ours at the same path; with a requested /dev, nothing of ours
-    is mounted below it but /dev/shm.
+    mount replaces a default one at the same path; with a requested /dev, only /dev/shm is mounted
+    below it by default.
     """
     requested = {cleaned(mount.request.container_path) for mount in inputs.mounts}
 
@@ -34,7 +34,7 @@ def oci_mounts(inputs: SpecInputs) -> list[OciObject]:
 
 
 def rootfs_propagation(mounts: Iterable[ResolvedMount]) -> str:
-    """`linux.rootfsPropagation`: as open as the most open mount needs it."""
+    """`linux.rootfsPropagation`: as open as the most open mount requires."""
     wanted = {mount.propagation for mount in mounts}
     for propagation in ("rshared", "rslave"):
         if propagation in wanted:

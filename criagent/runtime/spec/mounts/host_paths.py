@@ -1,7 +1,7 @@
-"""Host paths that a pod names, looked at so that a dead server behind one blocks nobody.
+"""Host paths of a pod, resolved so that an unreachable server behind one blocks nothing.
 
-A path on a local file system is looked at directly. Anything else (NFS, FUSE, …) is looked at by a
-child process with a time limit, which may be left behind in the kernel's uninterruptible sleep.
+A path on a local file system is resolved directly. Any other (NFS, FUSE, …) is resolved by a child
+process with a time limit, which may stay behind in the kernel's uninterruptible sleep.
 """
 
 from __future__ import annotations
@@ -24,7 +24,8 @@ from criagent.base.errors import InvalidRequestError, TimedOutError
 from criagent.kernel.mount import MountEntry, mountinfo
 from criagent.model.common import MountPropagation
 from criagent.model.container import Mount
-from criagent.process.child import Child, PipeReader, spawn
+from criagent.process.child import Child, Pipes, spawn
+from criagent.process.pipe_ends import PipeReader, up_to
 from criagent.runtime.spec.inputs import ResolvedMount
 
 _LIMIT_S = 5.0
@@ -54,7 +55,7 @@ _PROPAGATION: dict[MountPropagation, Literal["rprivate", "rslave", "rshared"]] =
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class HostPaths:
-    """Resolves the mounts of a container. `own` are directories that must not be kept private.
+    """Resolves the mounts of a container. `own` are directories that must not be mounted privately.
 
     `program` is called with a path and prints one JSON object: {"real": …} or {"error": …}.
     """
@@ -67,10 +68,10 @@ class HostPaths:
     _hung: dict[str, Child] = dataclasses.field(default_factory=dict, init=False)
 
     async def resolve(self, mounts: Sequence[Mount]) -> tuple[ResolvedMount, ...]:
-        """Each mount's source without symlinks, made as a directory when it is missing.
+        """Each mount's source without symlinks, created as a directory when it is missing.
 
-        Raises InvalidRequestError for a path or propagation that cannot be, TimedOutError for a
-        file system that does not answer.
+        Raises InvalidRequestError for an impossible path or propagation, TimedOutError for a file
+        system that does not answer.
         """
         for mount in mounts:
             _check(mount)
@@ -105,30 +106,23 @@ class HostPaths:
             source.encode()
         except UnicodeEncodeError:
             raise InvalidRequestError(
-                f"host path {mount.host_path} leads to {source!r}, which is not UTF-8 and cannot "
-                "be said to the OCI runtime"
+                f"host path {mount.host_path} leads to {source!r}, which is not UTF-8, as OCI "
+                "runtimes require"
             ) from None
         _check_propagation(mount, source, table)
         propagation = _PROPAGATION[mount.propagation]
         if propagation == "rprivate" and any(own.is_relative_to(source) for own in self.own):
-            propagation = "rslave"  # a private copy would keep our unmounted overlays alive
+            propagation = "rslave"  # a private copy would pin our unmounted overlays
         return ResolvedMount(request=mount, source=source, propagation=propagation)
 
     async def _look_in_child(self, path: str) -> str:
         hung = self._hung.get(path)
-        if hung is not None and hung.running:  # one abandoned child for a path is enough
+        if hung is not None and hung.running:  # one abandoned child per path is enough
             raise TimedOutError(f"host path {path} still does not answer; its file system hangs")
         self._hung.pop(path, None)
-        read, write = os.pipe()
-        reader = PipeReader(read, limit=1 << 16)
-        try:
-            try:
-                child = spawn([*self.program, path], stdout=write)
-            finally:
-                os.close(write)
-            line = await self._answer(child, reader, path)
-        finally:
-            reader.close()
+        with Pipes() as pipes:
+            reader = pipes.output(up_to(1 << 16))
+            line = await self._answer(spawn([*self.program, path], pipes), reader, path)
         answer = json.loads(line or b'{"error": "the process that looked at it died"}')
         if "error" in answer:
             raise InvalidRequestError(f"host path {path}: {answer['error']}")
@@ -138,25 +132,25 @@ class HostPaths:
         try:
             async with asyncio.timeout(self.limit_s):
                 line = await reader.line()
-                child.kill()  # it has nothing left to say; its interpreter's end takes longer
+                child.kill()  # it has finished; the end of its interpreter takes longer
                 await child.wait()
                 return line
         except (TimeoutError, asyncio.CancelledError) as exc:
-            child.kill()  # it may not die before its file system answers; nobody waits for it
+            child.kill()  # it may not die before its file system answers; do not wait for it
             self._hung[path] = child
             if isinstance(exc, asyncio.CancelledError):
                 raise
             raise TimedOutError(
-                f"host path {path} does not answer within {self.limit_s:g} s; its file system hangs"
+                f"host path {path} did not answer within {self.limit_s:g} s; its file system hangs"
             ) from None
 
 
 def local_path(path: str, table: Sequence[MountEntry], *, make: bool = False) -> str | None:
     """`path` without symlinks; None when it leads to a file system that may not answer.
 
-    Walks as the kernel does (man 7 path_resolution), but looks at each mount point in `table`
-    before it is touched. With `make`, missing directories of `path` are made with mode 0755; what
-    a dangling symlink names is never made. Raises OSError.
+    Walks as the kernel does (man 7 path_resolution), but checks each mount point in `table` before
+    it is accessed. With `make`, missing directories of `path` are created with mode 0755; the
+    target of a dangling symlink is never created. Raises OSError.
     """
     remote = {entry.target for entry in table if entry.fstype not in LOCAL}
     if "/" in remote:
@@ -188,7 +182,9 @@ def local_path(path: str, table: Sequence[MountEntry], *, make: bool = False) ->
 
 
 def _link(path: str, *, make: bool) -> str | None:
-    """Target of the symlink `path`, None for anything else, which is made if it may be."""
+    """Target of the symlink `path`, None for anything else; a missing directory is created on
+    demand.
+    """
     try:
         mode = os.lstat(path).st_mode
     except FileNotFoundError:
@@ -231,6 +227,7 @@ def _check_propagation(mount: Mount, source: str, table: Mapping[str, MountEntry
         return
     want = "shared" if mount.propagation is MountPropagation.BIDIRECTIONAL else "shared or slave"
     raise InvalidRequestError(
-        f'mount {mount.container_path}: path "{source}" is mounted on "{holder.target}" but it is '
-        f"not a {want} mount; `mount --make-rshared {holder.target}` on the node"
+        f'mount {mount.container_path}: path "{source}" is mounted on "{holder.target}" '
+        f"but it is not a {want} mount; run `mount --make-rshared {holder.target}` on the "
+        "node"
     )

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import dataclasses
 import os
+from concurrent.futures import Executor
 
-from criagent.config.sections import Config
-from criagent.daemon.wiring.stores import Executors, Stores
+from criagent.config.sections import Registry
+from criagent.daemon.wiring.stores import Foundation
 from criagent.image.blobs import BlobFiles
 from criagent.image.claims import Claims
 from criagent.image.collect import Collector
@@ -18,7 +19,6 @@ from criagent.image.pull import Puller
 from criagent.image.registry import RegistryClient
 from criagent.image.snapshots.overlay import OverlaySnapshots
 from criagent.image.unpack.workers import UnpackWorkers
-from criagent.runtime.node import clock as clocks
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -26,6 +26,7 @@ class ImageParts:
     """The image room."""
 
     images: Images
+    puller: Puller
     snapshots: OverlaySnapshots
     workers: UnpackWorkers
     client: RegistryClient
@@ -38,37 +39,25 @@ class ImageParts:
         await self.client.close()
 
 
-def image_parts(
-    config: Config, stores: Stores, executors: Executors, clock: clocks.Clock
-) -> ImageParts:
+def build(base: Foundation) -> ImageParts:
     """Everything about images."""
+    config, stores, fs, now_ns = base.config, base.stores, base.executors.fs, base.clock.now_ns
     root, registry = config.storage.root, config.registry
-    files = BlobFiles(root / "blobs")
-    snapshots = OverlaySnapshots(root / "snapshots", stores.snapshots, executors.fs)
-    proxies = ProxySettings(
-        http=registry.http_proxy, https=registry.https_proxy, no_proxy=registry.no_proxy
-    )
-    client = RegistryClient(
-        hosts=HostsDirectory(registry.config_dirs),
-        docker_config=registry.docker_config,
-        proxies=from_environment(os.environ, proxies),
-        files=files,
-        fs=executors.fs,
-        range_bytes=registry.range_bytes,
-    )
+    files, claims = BlobFiles(root / "blobs"), Claims()
+    snapshots = OverlaySnapshots(root / "snapshots", stores.snapshots, fs)
+    client = _client(registry, files, fs)
     workers = UnpackWorkers(registry.unpack_workers)
-    unpacker = LayerUnpacker(snapshots=snapshots, files=files, workers=workers, now_ns=clock.now_ns)
-    claims = Claims()
+    unpacker = LayerUnpacker(snapshots=snapshots, files=files, workers=workers, now_ns=now_ns)
     puller = Puller(
         client=client,
         files=files,
         images=stores.images,
         unpacker=unpacker,
         claims=claims,
-        fs=executors.fs,
+        fs=fs,
         parallel_blobs=registry.max_parallel_blobs,
         progress_timeout_s=registry.progress_timeout_s,
-        now_ns=clock.now_ns,
+        now_ns=now_ns,
     )
     collector = Collector(
         images=stores.images,
@@ -78,8 +67,8 @@ def image_parts(
         snapshots=snapshots,
         unpacker=unpacker,
         claims=claims,
-        fs=executors.fs,
-        now_ns=clock.now_ns,
+        fs=fs,
+        now_ns=now_ns,
         retention_s=registry.retry_retention_s,
     )
     images = Images(
@@ -92,9 +81,25 @@ def image_parts(
         puller=puller,
         collector=collector,
         claims=claims,
-        fs=executors.fs,
+        fs=fs,
         root=root,
         pinned=registry.pinned_images,
-        now_ns=clock.now_ns,
+        now_ns=now_ns,
     )
-    return ImageParts(images=images, snapshots=snapshots, workers=workers, client=client)
+    return ImageParts(
+        images=images, puller=puller, snapshots=snapshots, workers=workers, client=client
+    )
+
+
+def _client(registry: Registry, files: BlobFiles, fs: Executor) -> RegistryClient:
+    proxies = ProxySettings(
+        http=registry.http_proxy, https=registry.https_proxy, no_proxy=registry.no_proxy
+    )
+    return RegistryClient(
+        hosts=HostsDirectory(registry.config_dirs),
+        docker_config=registry.docker_config,
+        proxies=from_environment(os.environ, proxies),
+        files=files,
+        fs=fs,
+        range_bytes=registry.range_bytes,
+    )

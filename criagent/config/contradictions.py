@@ -1,0 +1,54 @@
+"""Checks of the whole configuration: what several keys get wrong together, or in this node."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from criagent.config.runtime_section import Runtime
+from criagent.config.sections import Config, Streaming
+
+# The keys, and a text on the first of them.
+Contradiction = tuple[tuple[str, ...], str]
+
+
+def contradictions(config: Config) -> list[Contradiction]:
+    """Every problem of values that are right one by one."""
+    storage = config.storage
+    found = _of_runtime(config.runtime) + _of_certificate(config.streaming)
+    if config.telemetry.cadvisor_socket == str(storage.socket):
+        keys = ("telemetry.cadvisor_socket", "storage.socket")
+        found.append((keys, "is the socket of the CRI; set another path"))
+    if storage.root == storage.run_dir:
+        keys = ("storage.run_dir", "storage.root")
+        found.append((keys, "is also the root directory; set a separate directory on tmpfs"))
+    return found
+
+
+def _of_runtime(runtime: Runtime) -> list[Contradiction]:
+    found: list[Contradiction] = []
+    if runtime.default_handler not in runtime.handlers:
+        keys = ("runtime.default_handler", "runtime.handlers")
+        found.append((keys, f"{runtime.default_handler!r} is not a handler"))
+    if runtime.nofile_soft > runtime.nofile_hard:
+        keys = ("runtime.nofile_soft", "runtime.nofile_hard")
+        found.append((keys, f"{runtime.nofile_soft} is above nofile_hard {runtime.nofile_hard}"))
+    return found
+
+
+def _of_certificate(streaming: Streaming) -> list[Contradiction]:
+    found: list[Contradiction] = []
+    if bool(streaming.tls_cert) != bool(streaming.tls_key):
+        keys = ("streaming.tls_cert", "streaming.tls_key")
+        found.append((keys, "set both the certificate and its key, or neither"))
+    for key, file in (("tls_cert", streaming.tls_cert), ("tls_key", streaming.tls_key)):
+        if file and (problem := _unreadable(Path(file))):
+            found.append(((f"streaming.{key}",), problem))
+    return found
+
+
+def _unreadable(path: Path) -> str:
+    try:
+        with path.open("rb"):
+            return ""
+    except OSError as error:
+        return f"{path} cannot be read: {error.strerror}"

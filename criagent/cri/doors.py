@@ -1,0 +1,85 @@
+"""What the runtime offers to the edge of the daemon: small records, filled by the wiring.
+
+A call of the CRI enters by the field of its name; the comment names what stands behind it.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from typing import Any
+
+from criagent.cri.conditions import Conditions
+from criagent.model.common import Resources
+from criagent.model.container import Container, ContainerSpec
+from criagent.model.sandbox import Sandbox, SandboxSpec
+from criagent.net.pod_network import PodNetwork
+from criagent.runtime.node.cgroup_names import CgroupDriver
+from criagent.runtime.node.handlers import Handlers
+from criagent.runtime.node.paths import RuntimePaths
+from criagent.runtime.stats.container import ContainerStatsReader
+from criagent.runtime.stats.metrics import PodMetricsReader
+from criagent.runtime.stats.pod import PodStatsReader
+from criagent.runtime.stats.thread import StatsThread
+from criagent.runtime.verbs.attach import Attacher
+from criagent.runtime.verbs.exec_stream import ExecStreamer
+from criagent.runtime.verbs.exec_sync import ExecResult
+from criagent.runtime.verbs.port_forward import PortForwarder
+from criagent.store.containers import ContainerStore
+from criagent.store.sandboxes import SandboxStore
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class Sandboxes:
+    """Pods. Ids may be unique prefixes."""
+
+    store: SandboxStore
+    run: Callable[[SandboxSpec], Awaitable[Sandbox]]  # SandboxRunner.run
+    stop: Callable[[str], Awaitable[None]]  # SandboxStopper.stop
+    remove: Callable[[str], Awaitable[None]]  # SandboxRemover.remove
+    describe: Callable[[Sandbox], Mapping[str, Any]]  # Describer.sandbox
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class Containers:
+    """Containers. Ids may be unique prefixes."""
+
+    store: ContainerStore
+    create: Callable[[str, ContainerSpec], Awaitable[Container]]  # ContainerCreator.create
+    start: Callable[[str], Awaitable[None]]  # ContainerStarter.start
+    stop: Callable[[str, int], Awaitable[None]]  # ContainerStopper.stop
+    remove: Callable[[str], Awaitable[None]]  # ContainerRemover.remove
+    update: Callable[[str, Resources], Awaitable[None]]  # ResourceUpdater.update
+    reopen: Callable[[str], Awaitable[None]]  # LogReopener.reopen
+    describe: Callable[[Container], Awaitable[Mapping[str, Any]]]  # Describer.container
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class Sessions:
+    """Commands in containers, and streams to containers and pods."""
+
+    exec_sync: Callable[[str, Sequence[str], int], Awaitable[ExecResult]]  # ExecSync.run
+    exec: ExecStreamer
+    attach: Attacher
+    forward: PortForwarder
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class Stats:
+    """Figures of containers and pods. Their messages are made in `thread`, off the loop."""
+
+    containers: ContainerStatsReader
+    pods: PodStatsReader
+    metrics: PodMetricsReader
+    thread: StatsThread
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class Node:
+    """What the agent says of its node; `network` is that of new pods."""
+
+    conditions: Conditions
+    handlers: Handlers
+    network: PodNetwork
+    paths: RuntimePaths
+    driver: CgroupDriver

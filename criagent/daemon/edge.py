@@ -1,0 +1,161 @@
+"""What clients talk to: the gRPC server over the agent's doors, streams and cAdvisor's socket."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import grpc
+import structlog
+
+from criagent._proto import admin_pb2_grpc, api_pb2_grpc
+from criagent.config.sections import Config
+from criagent.cri.admin_service import AdminService
+from criagent.cri.boundary import Boundary
+from criagent.cri.cadvisor import Cadvisor, CadvisorService
+from criagent.cri.events import Events
+from criagent.cri.image_service import ImageService
+from criagent.cri.node_service import NodeCalls
+from criagent.cri.report import AgentReport
+from criagent.cri.runtime_service import RuntimeService
+from criagent.cri.stats_service import StatsCalls
+from criagent.cri.subjects import Subjects
+from criagent.daemon import operator_metrics
+from criagent.daemon.readiness import Readiness
+from criagent.daemon.wiring.agent import Agent
+from criagent.process.priority import raise_all_threads
+from criagent.runtime.pod.session_facts import SessionFacts
+from criagent.runtime.stats.network_cgroups import NetworkCgroups
+from criagent.streaming.server import Listener, StreamingServer
+from criagent.telemetry.telemetry import Telemetry
+
+log: structlog.stdlib.BoundLogger = structlog.get_logger(__name__)
+
+
+class Edge:
+    """The server of all services. Calls other than Version are refused until `readiness`."""
+
+    def __init__(self, agent: Agent, metrics: Telemetry, readiness: Readiness) -> None:
+        config, stores, sessions = agent.base.config, agent.base.stores, agent.doors.sessions
+        self._socket = config.storage.socket
+        self._streaming = StreamingServer(
+            _listener(config),
+            sessions.exec,
+            sessions.attach,
+            sessions.forward,
+            SessionFacts(stores.sandboxes, stores.containers),
+        )
+        self._events = Events(stores.sandboxes, stores.containers, agent.base.clock.now_ns)
+        subjects = Subjects(stores.sandboxes, stores.containers)
+        boundary = Boundary(metrics, readiness.ready, subjects.of)
+        self._server = _server(config, boundary)
+        _add_services(self._server, agent, self._streaming, self._events)
+        operator_metrics.register_agent(metrics, agent.doors.node.conditions, readiness)
+        operator_metrics.register_calls(metrics, boundary, self._events, self._streaming)
+        operator_metrics.register_pods(metrics, stores.sandboxes, stores.containers)
+        operator_metrics.register_images(metrics, agent.image.images, agent.image.puller)
+
+    async def listen(self) -> None:
+        """Take calls on the socket."""
+        socket = self._socket
+        socket.parent.mkdir(parents=True, exist_ok=True)
+        socket.unlink(missing_ok=True)  # stale: the lock says that no daemon serves on it
+        mask = os.umask(0o117)  # from the first moment 0660
+        try:
+            self._server.add_insecure_port(f"unix:{socket}")
+            await self._server.start()
+        finally:
+            os.umask(mask)
+        _raise_priority()  # of gRPC's threads too
+
+    async def open_streams(self) -> None:
+        """Serve the URLs of exec, attach and port-forward. Raises OSError for a taken address."""
+        await self._streaming.start()
+
+    async def close_streams(self) -> None:
+        """End streams and subscriptions, which would not end by themselves."""
+        await self._streaming.close()
+        self._events.close()
+
+    async def stop(self, limit_s: float) -> None:
+        """Take no new calls, and wait for those under way within `limit_s`."""
+        await self._server.stop(limit_s)
+
+    def gone(self) -> None:
+        """Nobody listens on the socket any more."""
+        self._socket.unlink(missing_ok=True)
+
+
+def cadvisor(agent: Agent) -> Cadvisor:
+    """The server of cAdvisor's calls, which may be switched off."""
+    stores, driver = agent.base.stores, agent.doors.node.driver
+    networks = NetworkCgroups(
+        sandboxes=stores.sandboxes,
+        containers=stores.containers,
+        driver=driver,
+        fs=agent.base.executors.fs,
+    )
+    service = CadvisorService(
+        sandboxes=stores.sandboxes, containers=stores.containers, networks=networks, driver=driver
+    )
+    return Cadvisor(agent.base.config.telemetry.cadvisor_socket, service, networks)
+
+
+def _server(config: Config, boundary: Boundary) -> grpc.aio.Server:
+    size = config.limits.grpc_message_bytes
+    return grpc.aio.server(
+        interceptors=[boundary],
+        options=[
+            ("grpc.max_receive_message_length", size),
+            ("grpc.max_send_message_length", size),
+            ("grpc.so_reuseport", 0),
+        ],
+    )
+
+
+def _add_services(
+    server: grpc.aio.Server, agent: Agent, streaming: StreamingServer, events: Events
+) -> None:
+    doors, stores, images = agent.doors, agent.base.stores, agent.image.images
+    runtime_service = RuntimeService(
+        sandboxes=doors.sandboxes,
+        containers=doors.containers,
+        sessions=doors.sessions,
+        streaming=streaming,
+        events=events,
+        node=NodeCalls(doors.node),
+        stats=StatsCalls(
+            sandboxes=stores.sandboxes, containers=stores.containers, stats=doors.stats
+        ),
+    )
+    report = AgentReport(
+        sandboxes=stores.sandboxes, containers=stores.containers, images=images, node=doors.node
+    )
+    api_pb2_grpc.add_RuntimeServiceServicer_to_server(runtime_service, server)
+    api_pb2_grpc.add_ImageServiceServicer_to_server(
+        ImageService(images, stores.images, doors.node.handlers), server
+    )
+    admin_pb2_grpc.add_AdminServicer_to_server(
+        AdminService(report, images, agent.base.executors.fs), server
+    )
+
+
+def _listener(config: Config) -> Listener:
+    section = config.streaming
+    return Listener(
+        address=section.address,
+        port=section.port,
+        url_host=section.url_host,
+        tls_cert=Path(section.tls_cert) if section.tls_cert else None,
+        tls_key=Path(section.tls_key) if section.tls_key else None,
+        idle_timeout_s=section.idle_timeout_s,
+        creation_timeout_s=section.creation_timeout_s,
+    )
+
+
+def _raise_priority() -> None:
+    """A kubelet's lists and probes are answered also while containers use up every processor."""
+    try:
+        raise_all_threads()
+    except PermissionError:
+        log.warning("priority_not_raised", reason="no CAP_SYS_NICE")

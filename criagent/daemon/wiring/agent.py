@@ -1,0 +1,132 @@
+"""The whole agent put together, and the order in which its rooms start and stop."""
+
+from __future__ import annotations
+
+import dataclasses
+
+from criagent.base.aio import run_in
+from criagent.cri.conditions import Conditions
+from criagent.cri.doors import Containers, Node, Sandboxes, Sessions, Stats
+from criagent.daemon.wiring import (
+    containers,
+    image,
+    network,
+    node,
+    pods,
+    recovery,
+    sessions,
+    stats,
+    verbs,
+)
+from criagent.daemon.wiring.image import ImageParts
+from criagent.daemon.wiring.stores import Foundation
+from criagent.net.pod_network import Networks
+from criagent.runtime.container.exits import ExitWatcher
+from criagent.runtime.pod.holder_watch import HolderWatch
+from criagent.runtime.recovery.recovery import Recovery
+from criagent.runtime.spec.security.apparmor import AppArmor
+from criagent.runtime.stats.writable_layers import WritableLayers
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class Doors:
+    """Where calls enter."""
+
+    node: Node
+    sandboxes: Sandboxes
+    containers: Containers
+    sessions: Sessions
+    stats: Stats
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class Background:
+    """What goes on beside calls."""
+
+    networks: Networks
+    holders: HolderWatch
+    exits: ExitWatcher
+    layers: WritableLayers
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class Agent:
+    """All rooms."""
+
+    base: Foundation
+    image: ImageParts
+    apparmor: AppArmor
+    recovery: Recovery
+    background: Background
+    doors: Doors
+
+    async def recover(self) -> None:
+        """Reconcile rows, disk and kernel; must end before any call but Version is served.
+
+        Layers first: containers stand on them, and what a crash left unfinished gives a full disk
+        its space back before rows are written. Then the networks: recovery takes addresses, links
+        and ports back through them. Then AppArmor's default profile, so that no container starts
+        under that of an older version. Pods and containers last.
+        """
+        await self.image.images.prepare()
+        await self.background.networks.start()
+        await self.apparmor.prepare()
+        await self.recovery.run()
+
+    async def stop(self, limit_s: float) -> None:
+        """Finish what is under way within `limit_s`; containers and their monitors keep running.
+
+        Work first, since all the rest serves it. The networks last: pods lose nothing by it.
+        """
+        await self.base.work.drain(limit_s)
+        await self.background.holders.close()
+        await self.background.exits.close()
+        await self.background.layers.close()
+        await self.image.close()
+        await self.background.networks.stop()
+
+
+async def build(base: Foundation) -> Agent:
+    """Every room. Raises UnsupportedError without cgroup v2."""
+    image_parts = image.build(base)
+    node_parts = await node.build(base, image_parts.snapshots)
+    networks = network.build(base)
+    pod_parts = pods.build(base, node_parts, networks)
+    container_parts = containers.build(base, node_parts, image_parts)
+    stats_door, layers = stats.build(base, node_parts, image_parts, pod_parts)
+    sandbox_door, container_door = verbs.build(
+        base, node_parts, image=image_parts, pods=pod_parts, containers=container_parts
+    )
+    await run_in(base.executors.fs, node_parts.prepare)
+    return Agent(
+        base=base,
+        image=image_parts,
+        apparmor=node_parts.apparmor,
+        recovery=recovery.build(
+            base, node_parts, image=image_parts, pods=pod_parts, containers=container_parts
+        ),
+        background=Background(
+            networks=networks,
+            holders=pod_parts.watch,
+            exits=container_parts.exits,
+            layers=layers,
+        ),
+        doors=Doors(
+            node=_door(base, node_parts, networks),
+            sandboxes=sandbox_door,
+            containers=container_door,
+            sessions=sessions.build(base, node_parts, pod_parts, container_parts),
+            stats=stats_door,
+        ),
+    )
+
+
+def _door(base: Foundation, parts: node.NodeParts, networks: Networks) -> Node:
+    conditions = Conditions(handlers=parts.handlers, db=base.stores.db, network=networks.default)
+    return Node(
+        conditions=conditions,
+        handlers=parts.handlers,
+        network=networks.default,
+        paths=parts.paths,
+        driver=parts.driver,
+    )

@@ -1,0 +1,53 @@
+"""Containers put together: what verbs and recovery share."""
+
+from __future__ import annotations
+
+import dataclasses
+
+from criagent.base.aio import KeyedLocks
+from criagent.daemon.wiring.image import ImageParts
+from criagent.daemon.wiring.node import NodeParts
+from criagent.daemon.wiring.stores import Foundation
+from criagent.runtime.container.ending import ContainerEnding
+from criagent.runtime.container.erasure import ContainerErasure
+from criagent.runtime.container.exits import ExitWatcher
+from criagent.runtime.container.files import ContainerFiles
+from criagent.runtime.container.oom import OomWatch
+from criagent.runtime.container.transitions import Transitions
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class ContainerParts:
+    """What others need of containers."""
+
+    files: ContainerFiles
+    transitions: Transitions
+    exits: ExitWatcher
+    ending: ContainerEnding
+    erasure: ContainerErasure
+
+
+def build(base: Foundation, node: NodeParts, image: ImageParts) -> ContainerParts:
+    """What containers have on disk, their exits and their end."""
+    store, fs = base.stores.containers, base.executors.fs
+    files = ContainerFiles(paths=node.paths, snapshots=image.snapshots, fs=fs)
+    transitions = Transitions(store=store, locks=KeyedLocks())
+    exits = ExitWatcher(
+        store=store,
+        transitions=transitions,
+        paths=node.paths,
+        oom=OomWatch(),
+        starts=base.work.starts,
+        clock=base.clock,
+        fs=fs,
+        boot_id=base.boot_id,
+    )
+    return ContainerParts(
+        files=files,
+        transitions=transitions,
+        exits=exits,
+        ending=ContainerEnding(
+            endings=base.work.endings, exits=exits, transitions=transitions, fs=fs
+        ),
+        erasure=ContainerErasure(store=store, runtimes=node.runtimes, files=files),
+    )

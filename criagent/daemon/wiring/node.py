@@ -1,0 +1,151 @@
+"""The node: its paths, what kernel and OCI runtimes can do, and who confines containers."""
+
+from __future__ import annotations
+
+import dataclasses
+from concurrent.futures import Executor
+
+import structlog
+
+from criagent.base.aio import run_in
+from criagent.base.errors import UnsupportedError
+from criagent.config.runtime_section import Runtime as RuntimeSection
+from criagent.daemon.wiring.stores import Foundation
+from criagent.image.snapshots.overlay import OverlaySnapshots
+from criagent.kernel import cgroupfs
+from criagent.runtime.node.cgroup_names import DEFAULT_PARENT, CgroupDriver
+from criagent.runtime.node.facts import NodeFacts, read_node_facts, systemd_manages
+from criagent.runtime.node.handlers import HandlerFacts, Handlers, monitor_problem, probe
+from criagent.runtime.node.paths import RuntimePaths
+from criagent.runtime.oci.runtime import OciRuntime, Runtimes, SealedProgram
+from criagent.runtime.pod.user_namespace_probe import probe_user_namespaces
+from criagent.runtime.spec.security.apparmor import AppArmor
+from criagent.runtime.spec.security.selinux import Selinux, read_contexts
+
+log: structlog.stdlib.BoundLogger = structlog.get_logger(__name__)
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class NodeParts:
+    """What pods and containers are made of and with."""
+
+    paths: RuntimePaths
+    driver: CgroupDriver
+    facts: NodeFacts
+    handlers: Handlers
+    runtimes: Runtimes
+    selinux: Selinux
+    apparmor: AppArmor
+
+    def prepare(self) -> None:
+        """Create the fixed directories and the cgroup of pods that name no parent; synchronous.
+
+        Raises UnsupportedError without cgroup v2.
+        """
+        if not cgroupfs.unified():
+            raise UnsupportedError(
+                "/sys/fs/cgroup is not cgroup v2 (v1 and hybrid layouts are not supported); "
+                "boot with systemd.unified_cgroup_hierarchy=1 and run `criagent doctor`"
+            )
+        self.paths.prepare()
+        for name in self.handlers.by_name:
+            self.paths.runtime_root(name).mkdir(exist_ok=True, mode=0o700)
+        if self.driver is CgroupDriver.CGROUPFS:
+            cgroupfs.make(DEFAULT_PARENT)
+
+
+async def build(base: Foundation, snapshots: OverlaySnapshots) -> NodeParts:
+    """Ask the kernel and the configured programs what they are; logs what is wrong with them."""
+    config, fs = base.config, base.executors.fs
+    section = config.runtime
+    handlers = await _handlers(base, snapshots)
+    driver = detected_driver(section.cgroup_driver)
+    paths = RuntimePaths(root=config.storage.root, run_dir=config.storage.run_dir)
+    facts = read_node_facts(
+        nofile=(section.nofile_soft, section.nofile_hard),
+        missing_controllers=section.missing_controllers,
+    )
+    if facts.oom_score_floor > -1000:
+        log.warning(
+            "oom_scores_raised",
+            to=facts.oom_score_floor,
+            reason="no CAP_SYS_RESOURCE: containers cannot have a lower oom_score_adj",
+        )
+    return NodeParts(
+        paths=paths,
+        driver=driver,
+        facts=facts,
+        handlers=handlers,
+        runtimes=_runtimes(section, paths, driver),
+        selinux=_selinux(section.selinux, facts, fs),
+        apparmor=AppArmor(available=facts.apparmor, fs=fs),
+    )
+
+
+def detected_driver(configured: str) -> CgroupDriver:
+    """The configured cgroup driver, or systemd where it manages this system."""
+    if configured != "auto":
+        return CgroupDriver(configured)
+    return CgroupDriver.SYSTEMD if systemd_manages() else CgroupDriver.CGROUPFS
+
+
+async def _handlers(base: Foundation, snapshots: OverlaySnapshots) -> Handlers:
+    section = base.config.runtime
+    found = await _probed(base, snapshots)
+    problem = await monitor_problem(section.conmon)
+    for facts in found:
+        if facts.problem:
+            log.warning("handler_not_usable", handler=facts.name, problem=facts.problem)
+    if problem:
+        log.error("conmon_not_usable", problem=problem)
+    return Handlers(
+        found, default=section.default_handler, monitor=section.conmon, monitor_problem=problem
+    )
+
+
+async def _probed(base: Foundation, snapshots: OverlaySnapshots) -> list[HandlerFacts]:
+    """What each OCI runtime is, and whether it can have pods with user namespaces."""
+    fs = base.executors.fs
+    await run_in(fs, snapshots.prepare)  # the probe mounts a layer that lies where layers do
+    scratch = base.config.storage.run_dir / "userns-probe"
+    lacking = await probe_user_namespaces(snapshots.root, scratch, fs)
+    if lacking:
+        log.info("no_user_namespaces", problem=lacking)
+    found = []
+    for name, handler in base.config.runtime.handlers.items():
+        facts = await probe(name, handler.path, handler.type)
+        if facts.insecure:
+            log.warning(
+                "handler_insecure", handler=name, path=str(facts.path), reason=facts.insecure
+            )
+        found.append(
+            dataclasses.replace(
+                facts,
+                userns_problem=facts.userns_problem or lacking,
+                host_devices=not handler.privileged_without_host_devices,
+            )
+        )
+    return found
+
+
+def _runtimes(section: RuntimeSection, paths: RuntimePaths, driver: CgroupDriver) -> Runtimes:
+    return Runtimes(
+        (
+            name,
+            OciRuntime(
+                name=name,
+                program=SealedProgram(handler.path),
+                type=handler.type,
+                root=paths.runtime_root(name),
+                driver=driver,
+            ),
+        )
+        for name, handler in section.handlers.items()
+    )
+
+
+def _selinux(configured: str, node: NodeFacts, fs: Executor) -> Selinux:
+    contexts = read_contexts() if node.selinux and configured != "off" else None
+    if contexts is None:
+        return Selinux(fs=fs)
+    return Selinux(fs=fs, process=contexts[0], file=contexts[1])

@@ -1,0 +1,87 @@
+"""Pods put together: what they have in the kernel, and the verb that makes them."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+
+from criagent.daemon.wiring.node import NodeParts
+from criagent.daemon.wiring.stores import Foundation
+from criagent.net.pod_network import Networks
+from criagent.runtime.node.facts import has_all_ids
+from criagent.runtime.pod.files import PodFileWriter
+from criagent.runtime.pod.holder_watch import HolderWatch
+from criagent.runtime.pod.namespaces import PodNamespaces
+from criagent.runtime.pod.objects import SandboxObjects
+from criagent.runtime.pod.pid_holder import HolderSpec, SandboxHolder
+from criagent.runtime.pod.teardown import SandboxTeardown
+from criagent.runtime.spec.security.seccomp import default_profile
+from criagent.runtime.verbs.run_sandbox import SandboxRunner
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class PodParts:
+    """What others need of pods."""
+
+    networks: Networks
+    namespaces: PodNamespaces
+    objects: SandboxObjects
+    watch: HolderWatch
+    teardown: SandboxTeardown
+    runner: SandboxRunner
+
+
+def build(base: Foundation, node: NodeParts, networks: Networks) -> PodParts:
+    """Everything about pods but their end, which takes their containers along."""
+    fs, store = base.executors.fs, base.stores.sandboxes
+    namespaces = PodNamespaces(
+        paths=node.paths,
+        fs=fs,
+        unprivileged_ports=base.config.network.unprivileged_ports,
+        # In a user namespace of the agent's own there are not that many groups.
+        unprivileged_icmp=base.config.network.unprivileged_icmp and has_all_ids(),
+    )
+    objects = SandboxObjects(
+        networks=networks,
+        namespaces=namespaces,
+        files=PodFileWriter(paths=node.paths, selinux=node.selinux, fs=fs),
+        holder=_holder(base, node, namespaces),
+    )
+    teardown = SandboxTeardown(store=store, objects=objects, clock=base.clock)
+    watch = HolderWatch(store, teardown)
+    runner = SandboxRunner(
+        store=store,
+        making=base.work.sandboxes_made,
+        handlers=node.handlers,
+        objects=objects,
+        watch=watch,
+        teardown=teardown,
+        selinux=node.selinux,
+        births=base.births,
+    )
+    return PodParts(
+        networks=networks,
+        namespaces=namespaces,
+        objects=objects,
+        watch=watch,
+        teardown=teardown,
+        runner=runner,
+    )
+
+
+def _holder(base: Foundation, node: NodeParts, namespaces: PodNamespaces) -> SandboxHolder:
+    has_seccomp = Path("/proc/sys/kernel/seccomp/actions_avail").exists()
+    return SandboxHolder(
+        runtimes=node.runtimes,
+        default=node.runtimes[node.handlers.default],
+        spec=HolderSpec(
+            namespaces=namespaces,
+            catatonit=base.config.runtime.catatonit,
+            driver=node.driver,
+            seccomp=default_profile(node.facts.machine, frozenset()) if has_seccomp else None,
+        ),
+        paths=node.paths,
+        driver=node.driver,
+        selinux=node.selinux,
+        fs=base.executors.fs,
+    )

@@ -1,0 +1,209 @@
+"""The verbs of pods and containers put together, as the doors by which calls enter."""
+
+from __future__ import annotations
+
+from criagent.cri.doors import Containers, Sandboxes
+from criagent.daemon.wiring.containers import ContainerParts
+from criagent.daemon.wiring.image import ImageParts
+from criagent.daemon.wiring.node import NodeParts
+from criagent.daemon.wiring.pods import PodParts
+from criagent.daemon.wiring.stores import Foundation
+from criagent.runtime.container.bundle import ContainerBundles
+from criagent.runtime.container.declared_volumes import DeclaredVolumes
+from criagent.runtime.container.gather import (
+    ContainerNamespacePaths,
+    DeviceGatherer,
+    SpecGatherer,
+)
+from criagent.runtime.container.idmapped_mounts import HostMounts
+from criagent.runtime.container.image_volumes import ImageVolumes
+from criagent.runtime.container.launch import ContainerLauncher
+from criagent.runtime.oci.conmon import Conmon, monitors_cgroup
+from criagent.runtime.spec.cdi.registry import CdiFolders
+from criagent.runtime.spec.cdi.resolve import CdiDevices
+from criagent.runtime.spec.mounts.host_paths import HostPaths
+from criagent.runtime.verbs.create_container import ContainerCreator, NewContainers
+from criagent.runtime.verbs.describe import Describer
+from criagent.runtime.verbs.remove_container import ContainerRemover
+from criagent.runtime.verbs.remove_sandbox import SandboxRemover
+from criagent.runtime.verbs.reopen_log import LogReopener
+from criagent.runtime.verbs.start_container import ContainerStarter
+from criagent.runtime.verbs.stop_container import ContainerStopper
+from criagent.runtime.verbs.stop_sandbox import SandboxStopper
+from criagent.runtime.verbs.update_container import ResourceUpdater
+
+
+def build(
+    base: Foundation,
+    node: NodeParts,
+    *,
+    image: ImageParts,
+    pods: PodParts,
+    containers: ContainerParts,
+) -> tuple[Sandboxes, Containers]:
+    """Doors to every verb but those of sessions."""
+    describer = Describer(
+        paths=node.paths, files=containers.files, node=node.facts, fs=base.executors.fs
+    )
+    stopper = ContainerStopper(store=base.stores.containers, ending=containers.ending)
+    remover = ContainerRemover(
+        store=base.stores.containers,
+        endings=base.work.endings,
+        stopper=stopper,
+        erasure=containers.erasure,
+    )
+    creator = _creator(base, node, image=image, pods=pods, containers=containers)
+    return (
+        _sandboxes(base, pods, describer=describer, stopper=stopper, remover=remover),
+        Containers(
+            store=base.stores.containers,
+            create=creator.create,
+            start=_starter(base, node, containers).start,
+            stop=stopper.stop,
+            remove=remover.remove,
+            update=_updater(base, node, containers).update,
+            reopen=_reopener(base, node).reopen,
+            describe=describer.container,
+        ),
+    )
+
+
+def _sandboxes(
+    base: Foundation,
+    pods: PodParts,
+    *,
+    describer: Describer,
+    stopper: ContainerStopper,
+    remover: ContainerRemover,
+) -> Sandboxes:
+    sandbox_stopper = SandboxStopper(
+        store=base.stores.sandboxes,
+        containers=base.stores.containers,
+        making=base.work.containers_made,
+        endings=base.work.endings,
+        stopper=stopper,
+        teardown=pods.teardown,
+    )
+    sandbox_remover = SandboxRemover(
+        store=base.stores.sandboxes,
+        containers=base.stores.containers,
+        endings=base.work.endings,
+        stopper=sandbox_stopper,
+        remover=remover,
+        teardown=pods.teardown,
+    )
+    return Sandboxes(
+        store=base.stores.sandboxes,
+        run=pods.runner.run,
+        stop=sandbox_stopper.stop,
+        remove=sandbox_remover.remove,
+        describe=describer.sandbox,
+    )
+
+
+def _creator(
+    base: Foundation,
+    node: NodeParts,
+    *,
+    image: ImageParts,
+    pods: PodParts,
+    containers: ContainerParts,
+) -> ContainerCreator:
+    section, fs, files = base.config.runtime, base.executors.fs, containers.files
+    volumes = ImageVolumes(images=image.images, snapshots=image.snapshots, paths=node.paths, fs=fs)
+    namespaces = ContainerNamespacePaths(base.stores.containers, pods.namespaces)
+    bundles = ContainerBundles(
+        files=files,
+        volumes=volumes,
+        declared=DeclaredVolumes(
+            mode=section.image_volumes, paths=node.paths, snapshots=image.snapshots, fs=fs
+        ),
+        gatherer=_gatherer(base, node, namespaces),
+        selinux=node.selinux,
+        fs=fs,
+    )
+    conmon = Conmon(
+        program=section.conmon,
+        paths=node.paths,
+        limit_s=section.create_timeout_s,
+        cgroup=monitors_cgroup(),
+        fs=fs,
+    )
+    return ContainerCreator(
+        sandboxes=base.stores.sandboxes,
+        store=base.stores.containers,
+        making=base.work.containers_made,
+        new=NewContainers(
+            images=image.images,
+            volumes=volumes,
+            handlers=node.handlers,
+            driver=node.driver,
+            births=base.births,
+        ),
+        files=files,
+        bundles=bundles,
+        launcher=ContainerLauncher(
+            conmon=conmon,
+            runtimes=node.runtimes,
+            namespaces=namespaces,
+            files=files,
+            exits=containers.exits,
+        ),
+        births=base.births,
+    )
+
+
+def _gatherer(
+    base: Foundation, node: NodeParts, namespaces: ContainerNamespacePaths
+) -> SpecGatherer:
+    section, fs = base.config.runtime, base.executors.fs
+    return SpecGatherer(
+        namespaces=namespaces,
+        mounts=HostMounts(
+            host_paths=HostPaths(fs=fs, own=(node.paths.root, node.paths.run_dir)),
+            handlers=node.handlers,
+            paths=node.paths,
+            fs=fs,
+        ),
+        devices=DeviceGatherer(
+            handlers=node.handlers,
+            cdi=CdiDevices(
+                folders=CdiFolders(section.cdi_spec_dirs), handlers=node.handlers.by_name
+            ),
+            owned=section.device_ownership_from_security_context,
+        ),
+        apparmor=node.apparmor,
+        node=node.facts,
+        driver=node.driver,
+        paths=node.paths,
+        fs=fs,
+    )
+
+
+def _starter(base: Foundation, node: NodeParts, containers: ContainerParts) -> ContainerStarter:
+    return ContainerStarter(
+        store=base.stores.containers,
+        sandboxes=base.stores.sandboxes,
+        starts=base.work.starts,
+        runtimes=node.runtimes,
+        transitions=containers.transitions,
+        clock=base.clock,
+    )
+
+
+def _updater(base: Foundation, node: NodeParts, containers: ContainerParts) -> ResourceUpdater:
+    return ResourceUpdater(
+        store=base.stores.containers,
+        transitions=containers.transitions,
+        runtimes=node.runtimes,
+        node=node.facts,
+    )
+
+
+def _reopener(base: Foundation, node: NodeParts) -> LogReopener:
+    return LogReopener(
+        store=base.stores.containers,
+        paths=node.paths,
+        reopenings=base.work.reopenings,
+        fs=base.executors.fs,
+    )

@@ -1,0 +1,75 @@
+"""Layers, directories and scopes that no row owns: swept after everything else is recovered."""
+
+from __future__ import annotations
+
+import shutil
+from concurrent.futures import Executor
+
+import structlog
+
+from criagent.base.aio import run_in
+from criagent.image.snapshots.overlay import OverlaySnapshots
+from criagent.kernel import mount
+from criagent.model.common import ID_PATTERN
+from criagent.runtime.node.paths import RuntimePaths
+from criagent.runtime.oci.failed_scopes import forget_orphans
+from criagent.store.containers import ContainerStore
+from criagent.store.sandboxes import SandboxStore
+from criagent.store.snapshots import SnapshotStore
+
+log: structlog.stdlib.BoundLogger = structlog.get_logger(__name__)
+
+
+class Orphans:
+    """What is left of objects whose rows are gone."""
+
+    def __init__(
+        self,
+        *,
+        sandboxes: SandboxStore,
+        containers: ContainerStore,
+        layers: SnapshotStore,
+        snapshots: OverlaySnapshots,
+        paths: RuntimePaths,
+        fs: Executor,
+    ) -> None:
+        self._sandboxes = sandboxes
+        self._containers = containers
+        self._layers = layers
+        self._snapshots = snapshots
+        self._paths = paths
+        self._fs = fs
+
+    def has_row(self, object_id: str) -> bool:
+        """Whether a sandbox or a container has this id."""
+        return (
+            self._sandboxes.get(object_id) is not None
+            or self._containers.get(object_id) is not None
+        )
+
+    async def sweep(self) -> None:
+        """Take them away."""
+        await self._writable_layers()
+        await self._snapshots.sweep()
+        await run_in(self._fs, self._directories)
+        await forget_orphans(self.has_row)
+
+    async def _writable_layers(self) -> None:
+        """Those whose container's row never came to be."""
+        for snapshot in self._layers.all():
+            own = ID_PATTERN.fullmatch(snapshot.key) is not None
+            if own and self._containers.get(snapshot.key) is None:
+                await self._snapshots.unmount(self._paths.rootfs(snapshot.key))
+                await self._snapshots.remove(snapshot.key)
+
+    def _directories(self) -> None:
+        """Remove directories of the run directory that have no row."""
+        for directory, known in (
+            (self._paths.run_dir / "sandboxes", self._sandboxes.get),
+            (self._paths.run_dir / "containers", self._containers.get),
+        ):
+            for entry in directory.iterdir() if directory.exists() else ():
+                if known(entry.name) is None:
+                    mount.detach_below(entry)
+                    shutil.rmtree(entry, ignore_errors=True)
+                    log.warning("orphan_swept", path=str(entry))

@@ -1,0 +1,30 @@
+"""Where statistics are read and converted: one file thread at most is busy with them."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Sequence
+from concurrent.futures import Executor
+from typing import TypeVar
+
+from criagent.base.aio import run_in
+
+S = TypeVar("S")
+T = TypeVar("T")
+
+
+class StatsThread:
+    """One call after the other in the fs executor."""
+
+    def __init__(self, fs: Executor) -> None:
+        self._fs = fs
+        self._reading = asyncio.Lock()
+
+    async def run(self, call: Callable[..., T], *args: object) -> T:
+        """The result of `call`, made off the loop."""
+        async with self._reading:
+            return await run_in(self._fs, call, *args)
+
+    async def each(self, items: Sequence[S], convert: Callable[[S], T]) -> list[T]:
+        """The result of `convert` for each item, made off the loop."""
+        return await self.run(lambda: [convert(item) for item in items])

@@ -1,0 +1,141 @@
+"""Handlers: what their programs answer at start, and which of them may do what."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from criagent.base.errors import InvalidRequestError, UnsupportedError, WrongStateError
+from criagent.runtime.node.handlers import HandlerFacts, Handlers, monitor_problem, probe
+
+
+@pytest.fixture
+def program(tmp_path: Path) -> Path:
+    return tmp_path / "program"
+
+
+def write(program: Path, script: str) -> None:
+    program.write_text(f"#!/bin/sh\n{script}\n")
+    program.chmod(0o755)
+
+
+async def test_version_and_features_are_read(program: Path) -> None:
+    features = '{"mountOptions": ["rro"], "linux": {"namespaces": ["user"], "netDevices": {}}}'
+    write(program, f"case $1 in --version) echo crun version 1.21;; *) echo '{features}';; esac")
+    facts = await probe("crun", program, "crun")
+    assert (facts.problem, facts.version, facts.userns_problem) == ("", "1.21", "")
+    assert facts.user_namespaces
+    assert not facts.net_devices
+
+
+async def test_a_program_without_features_has_none_of_them(program: Path) -> None:
+    write(program, 'case $1 in --version) echo "crun version 1.21";; *) exit 1;; esac')
+    facts = await probe("crun", program, "crun")
+    assert facts.problem == ""
+    assert not facts.user_namespaces
+
+
+async def test_an_answer_counts_though_a_child_of_the_program_stays(program: Path) -> None:
+    write(program, "echo conmon version 2.1.12; sleep 1 & exit 0")
+    assert await monitor_problem(program) == ""
+
+
+async def test_a_program_that_is_absent_is_named_with_its_cure(program: Path) -> None:
+    cure = "cannot be run: No such file or directory; install {} and restart criagent"
+    facts = await probe("crun", program, "crun")
+    assert facts.problem == f"{program} {cure.format('crun')}"
+    assert await monitor_problem(program) == f"{program} {cure.format('conmon')}"
+
+
+async def test_a_program_that_hangs_is_said_to_hang(program: Path) -> None:
+    write(program, "exec sleep 1000")
+    facts = await probe("crun", program, "crun", limit_s=0.1)
+    problem = f"{program} --version does not end; install another build and restart criagent"
+    assert facts.problem == problem
+    assert await monitor_problem(program, limit_s=0.1) == problem
+
+
+# Which handler may do what
+
+
+def facts(name: str, program: Path, **fields: Any) -> HandlerFacts:
+    return HandlerFacts(name=name, path=program, **{"userns_problem": "", **fields})
+
+
+def handlers(program: Path, *others: HandlerFacts, monitor_problem: str = "") -> Handlers:
+    """crun, which is the default, and others."""
+    write(program, "exit 0")
+    found = [facts("crun", program), *others]
+    return Handlers(found, default="crun", monitor=program, monitor_problem=monitor_problem)
+
+
+def test_a_pod_gets_the_handler_that_it_names_or_the_default_one(program: Path) -> None:
+    known = handlers(program, facts("runc", program))
+    assert known.resolve("").name == known.of_pod("").name == known.default == "crun"
+    assert known.resolve("runc").name == known.of_pod("runc").name == "runc"
+
+
+def test_an_unknown_handler_is_refused_with_those_that_can_be_used(program: Path) -> None:
+    known = handlers(program, facts("runc", program), facts("old", program, problem="too old"))
+    with pytest.raises(InvalidRequestError) as caught:
+        known.resolve("kata")
+    text = "runtime handler \"kata\" is not configured; known are ['crun', 'runc']"
+    assert str(caught.value) == text
+    assert [one.name for one in known.usable] == ["crun", "runc"]
+    assert list(known.by_name) == ["crun", "runc", "old"]
+
+
+def test_a_pod_whose_handler_left_the_configuration_gets_no_containers(program: Path) -> None:
+    with pytest.raises(WrongStateError, match=r"set runtime\.handlers\.kata again"):
+        handlers(program).of_pod("kata")
+
+
+def test_a_handler_that_could_not_be_used_at_the_start_refuses_its_pods_alone(
+    program: Path,
+) -> None:
+    known = handlers(program, facts("runc", program, problem="runc is too old"))
+    for call in (known.resolve, known.of_pod):
+        with pytest.raises(WrongStateError, match="cannot run containers: runc is too old"):
+            call("runc")
+        call("crun")
+    assert known.problem == ""
+
+
+def test_without_its_monitor_no_handler_runs_anything(program: Path) -> None:
+    known = handlers(program, facts("runc", program), monitor_problem="conmon is too old")
+    assert known.problem == known.monitor_problem == "conmon is too old"
+    for name in ("", "runc", "kata"):  # also one that is not configured
+        with pytest.raises(WrongStateError, match="conmon is too old"):
+            known.resolve(name)
+
+
+def test_a_program_that_went_after_the_start_is_noticed(program: Path) -> None:
+    known = handlers(program)
+    program.chmod(0o644)
+    text = f"{program} can no longer be run; install it again"
+    assert known.problem == f"{text}; {text}"  # the handler's, and conmon's
+    with pytest.raises(WrongStateError, match="install it again"):
+        known.resolve("")
+    program.chmod(0o755)
+    assert known.resolve("").name == "crun"
+
+
+def test_an_image_may_name_only_a_configured_handler(program: Path) -> None:
+    known = handlers(program, facts("old", program, problem="too old"))
+    known.check_image("")
+    known.check_image("old")
+    with pytest.raises(InvalidRequestError, match="'kata' is not configured; handlers: crun, old"):
+        known.check_image("kata")
+
+
+def test_what_a_handler_cannot_do_is_refused_with_its_name_and_reason(program: Path) -> None:
+    crun = facts("crun", program, recursive_read_only=True)
+    crun.require_user_namespaces()
+    crun.require_recursive_read_only("/data")
+    runc = facts("runc", program, userns_problem="no idmapped mounts")
+    with pytest.raises(UnsupportedError, match=r'"runc" cannot run .*: no idmapped mounts'):
+        runc.require_user_namespaces()
+    with pytest.raises(UnsupportedError, match=r'RROUnsupported: mount /data: .*"runc"'):
+        runc.require_recursive_read_only("/data")
