@@ -32,8 +32,12 @@ demo:  ## bare machine: a real image and real pods through crictl, then a clean 
 bench:  ## figures of docs/architecture.md as a table and as build/bench.json
 	CRIAGENT_ARGS="--log-level warning" tests/node/up python3 tests/bench/measure.py
 
+# Temporary files in memory and bytecode outside the checkout, whatever the caller's environment says.
+UNIT_ENV = PYTHONDONTWRITEBYTECODE= PYTHONPYCACHEPREFIX=$(CACHE)/bytecode \
+	$(if $(shell test -w /dev/shm && echo yes),PYTEST_DEBUG_TEMPROOT=/dev/shm)
+
 unit: $(PY)  ## pure tests, no root needed
-	$(PY) -m pytest tests/unit
+	$(UNIT_ENV) $(PY) -m pytest tests/unit -n $(or $(UNIT_PROCESSES),2) -p no:cacheprovider
 
 check: $(PY)  ## linters, types, import rules, terms, generated code and reference
 	$(VENV)/bin/ruff check criagent tests proto docs

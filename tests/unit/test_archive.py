@@ -26,6 +26,7 @@ from criagent.base.errors import (
     NotFoundError,
     UnsupportedError,
 )
+from criagent.image.archive import members as members_module
 from criagent.image.archive.images import ArchivedImage, archived_images
 from criagent.image.archive.read import Contents, read_archive
 from criagent.image.archive.room import Room
@@ -584,12 +585,16 @@ def test_extended_headers_are_limited(
         contents(files, tmp_path, PACK[pack](data))
 
 
-def test_names_of_members_are_limited(files: BlobFiles, tmp_path: Path) -> None:
+def test_names_of_members_are_limited(
+    files: BlobFiles, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert members_module._MAX_NAMES == 32 << 20
+    monkeypatch.setattr(members_module, "_MAX_NAMES", 32 << 14)
     members = {"x/" + "n" * 2000: b"", **layout()}
     assert len(contents(files, tmp_path, members).images) == 1  # passed over
     block = tarfile.TarInfo("n" * 900).tobuf(tarfile.GNU_FORMAT)
-    with pytest.raises(InvalidRequestError, match="bytes of names"):
-        contents(files, tmp_path, block * 40_000 + bytes(1024))
+    with pytest.raises(InvalidRequestError, match=f"{32 << 14} bytes of names"):
+        contents(files, tmp_path, block * 625 + bytes(1024))
 
 
 def test_an_archive_of_an_old_docker_says_what_to_do(files: BlobFiles, tmp_path: Path) -> None:
@@ -630,10 +635,14 @@ def test_members_that_lead_upwards_touch_nothing(files: BlobFiles, tmp_path: Pat
     assert not list(tmp_path.parent.rglob("escaped"))
 
 
-def test_the_number_of_members_is_limited(files: BlobFiles, tmp_path: Path) -> None:
+def test_the_number_of_members_is_limited(
+    files: BlobFiles, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert members_module._MAX_MEMBERS == 100_000
+    monkeypatch.setattr(members_module, "_MAX_MEMBERS", 1000)
     member = tarfile.TarInfo("x").tobuf()
-    with pytest.raises(InvalidRequestError, match="100000 members"):
-        taken(files, tmp_path, member * 100_001 + bytes(1024))
+    with pytest.raises(InvalidRequestError, match="more than 1000 members"):
+        taken(files, tmp_path, member * 1001 + bytes(1024))
 
 
 SMALL = tar(docker())[: 512 * 12]

@@ -381,7 +381,7 @@ async def test_a_blob_of_a_failed_pull_is_adopted_by_an_image_that_has_its_layer
 SEED = int(os.environ.get("CRIAGENT_SEED") or random.SystemRandom().randrange(1 << 32))
 
 
-@pytest.mark.parametrize("seed", [SEED, 1, 2, 3])
+@pytest.mark.parametrize("seed", [SEED, 1, 2, 3], ids=["random", "1", "2", "3"])
 async def test_any_mix_ends_with_nothing_too_much_and_nothing_missing(
     registry: Registry, evil: Registry, node: ImageNode, seed: int
 ) -> None:

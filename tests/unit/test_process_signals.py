@@ -63,12 +63,13 @@ async def test_a_dump_has_every_thread_and_every_task_with_its_stack() -> None:
 
 async def test_the_signals_are_survived_and_noted() -> None:
     install(asyncio.get_running_loop())
+    before = threading.enumerate()
     with capture_logs() as lines:
         for number in (signal.SIGHUP, signal.SIGUSR2):
             os.kill(os.getpid(), number)
         for thread in threading.enumerate():
-            if thread is not threading.current_thread():
-                thread.join(10)
+            if thread not in before:
+                thread.join(50)
     assert [(line["event"], line["signal"]) for line in lines] == [
         ("signal_ignored", "SIGHUP"),
         ("signal_ignored", "SIGUSR2"),

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import subprocess
+import tempfile
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -129,20 +130,27 @@ def test_labels_are_the_policys_with_the_stated_parts(
 
 
 @pytest.fixture
-def tree(tmp_path: Path) -> Path:
+def ground() -> Iterator[Path]:
+    """A directory that is surely not below /dev, as tmp_path may be, where nothing is relabelled."""
+    with tempfile.TemporaryDirectory(dir="/var/tmp") as made:
+        yield Path(made)
+
+
+@pytest.fixture
+def tree(ground: Path) -> Path:
     """Directories, files and links, one of which leads out of the tree."""
-    top = tmp_path / "tree"
+    top = ground / "tree"
     (top / "a/b/c").mkdir(parents=True)
     (top / "a/file").write_text("x")
     (top / "a/b/c/file").write_text("x")
-    (tmp_path / "outside").write_text("x")
-    (top / "out").symlink_to(tmp_path / "outside")
+    (ground / "outside").write_text("x")
+    (top / "out").symlink_to(ground / "outside")
     (top / "a/up").symlink_to("..")
     os.mkfifo(top / "pipe")
     (top / "passed").mkdir()
     (top / "passed/file").write_text("x")
     try:
-        os.setxattr(tmp_path / "outside", XATTR, b"own\0")
+        os.setxattr(ground / "outside", XATTR, b"own\0")
     except PermissionError:
         pytest.skip("labels need CAP_SYS_ADMIN")
     return top
