@@ -14,6 +14,7 @@ from typing import Literal
 from criagent.config import checks
 from criagent.config.keys import key
 from criagent.config.runtime_section import Runtime
+from criagent.config.storage_drivers import storage_driver
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -22,9 +23,16 @@ class Storage:
 
     root: Path = key(
         "Directory of what survives a reboot: the database, image layers, blobs and the writable "
-        "layers of containers. It needs ext4, btrfs, or xfs with ftype=1. Change it only while no "
-        "container exists.",
+        "layers of containers. The storage driver overlay needs ext4, btrfs, or xfs with ftype=1. "
+        "Change it only while no container exists.",
         default=Path("/var/lib/criagent"),
+    )
+    driver: str = key(
+        "How layers are stored: overlay joins them when it mounts them, native copies them, for "
+        "file systems that cannot hold overlay's layers. auto is the driver that made the layers "
+        "in storage.root, or overlay. Change it only while no container and no image exists.",
+        default="auto",
+        check=storage_driver,
     )
     run_dir: Path = key(
         "Directory of what a reboot must clear: namespaces, mounts and bundles of running pods. "

@@ -48,6 +48,7 @@ class AgentReport:
             },
             "images": len(self._images.all()),
             "storage": {
+                "driver": self._images.snapshots.driver,
                 "root": str(self._node.paths.root),
                 "run_dir": str(self._node.paths.run_dir),
                 "used_bytes": sum(usage.used_bytes for usage in usages),

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from criagent.config.sections import Config
+from criagent.config.storage_drivers import AUTO, canonical
 from criagent.doctor.finding import Finding, error, fine, warning
 from criagent.kernel.mount import MountEntry, holding, mountinfo
 from criagent.store import set_aside
@@ -87,11 +88,13 @@ def _root(facts: StorageFacts, config: Config) -> Finding:
         )
     if not facts.writable:
         return error(name, f"{facts.existing} is not writable", "run as root")
-    if facts.fstype not in _UPPERDIRS:
+    overlay = canonical(config.storage.driver) in {AUTO, "overlay"}
+    if overlay and facts.fstype not in _UPPERDIRS:
         return error(
             name,
             f"{root} is on {facts.fstype}, which does not support overlay's upper layers",
-            "put storage.root on ext4, xfs (ftype=1) or btrfs",
+            'put storage.root on ext4, xfs (ftype=1) or btrfs, or set storage.driver = "native" '
+            "before the first pull",
         )
     if "noexec" in facts.options:
         return error(

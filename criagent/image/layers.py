@@ -8,6 +8,9 @@ a registry is awaited, so a pull that progresses does not wait for one that does
          ▲                    └─────────────────────┴── the last claim ends: discarded
          └── removed by a collection, when no image, container or claim needs it
 
+With a storage driver that extracts in place, a layer needs the finished one below it: they are
+written bottom-up, each once it has arrived, and there is nothing to settle.
+
 Snapshots are committed with the first image that has them, by one transaction, after everything was
 synced. What a crash leaves uncommitted is thrown away.
 """
@@ -95,14 +98,32 @@ class LayerUnpacker:
     ) -> list[Snapshot]:
         missing = [layer for layer in layers if not self.has(layer)]
         try:
-            async with asyncio.TaskGroup() as group:
+            if self._snapshots.capabilities.settles:
+                async with asyncio.TaskGroup() as group:
+                    for layer in missing:
+                        group.create_task(self._write(layer, layers, fetch, received))
                 for layer in missing:
-                    group.create_task(self._write(layer, layers, fetch, received))
+                    await self._settle(layer, layers, received)
+            else:
+                await self._write_upwards(missing, layers, fetch, received)
         except BaseExceptionGroup as failures:
             raise _first(failures) from None
-        for layer in missing:
-            await self._settle(layer, layers, received)
         return await self._durable(missing)
+
+    async def _write_upwards(
+        self, missing: Sequence[Layer], layers: Sequence[Layer], fetch: Fetch, received: Received
+    ) -> None:
+        """Extract each layer over the finished one below it, while those above are fetched."""
+
+        async def arrival(layer: Layer) -> None:
+            await fetch(layer)
+
+        async with asyncio.TaskGroup() as group:
+            arrivals = [group.create_task(arrival(layer)) for layer in missing]
+            for layer, arriving in zip(missing, arrivals, strict=True):
+                await arriving
+                await self._settle(layer, layers, received)
+                faults.reach("pull-image:extracted")
 
     async def _write(
         self, layer: Layer, layers: Sequence[Layer], fetch: Fetch, received: Received
@@ -136,8 +157,9 @@ class LayerUnpacker:
                     await self._workers.settle(self._snapshots.layer_place(fresh.snapshot, below))
                     fresh.result = written
             if fresh.result is None:
-                await self._discard(layer.chain_id)
-                fresh = await self._reserved(layer, layers)
+                if fresh.written:
+                    await self._discard(layer.chain_id)
+                    fresh = await self._reserved(layer, layers)
                 await self._extract(layer, fresh, below, received)
             result = fresh.result
             if result is None:

@@ -24,7 +24,7 @@ from criagent.image.pull import Puller
 from criagent.image.registry import RegistryClient
 from criagent.image.snapshots.content_count import content_count
 from criagent.image.snapshots.driver import LayerPlace
-from criagent.image.snapshots.overlay import OverlayDriver
+from criagent.image.snapshots.drivers import DRIVERS
 from criagent.image.snapshots.snapshots import Snapshots
 from criagent.image.unpack.workers import LayerFile, NeedsLowerLayers, Unpacked
 from criagent.model.container import Container, ContainerId, ContainerMetadata, ContainerSpec
@@ -86,15 +86,17 @@ class PlainWorkers:
 class ImageNode:
     """Pulls, collects and checks below `top`; its clock is `later_s` ahead."""
 
-    def __init__(self, top: Path, *, retention_s: float = RETENTION_S) -> None:
+    def __init__(
+        self, top: Path, *, retention_s: float = RETENTION_S, driver: str = "overlay"
+    ) -> None:
         self.top = top
         self.later_s = 0.0
         self.files = BlobFiles(top / "blobs")
         self.workers = PlainWorkers()
         self.db = Database.open(top / "state.db")
         self._threads = ThreadPoolExecutor(4)
-        driver = OverlayDriver(top / "snapshots", self._threads)
-        self.snapshots = Snapshots(driver, SnapshotStore(self.db), self._threads)
+        directories = DRIVERS[driver](top / "snapshots", self._threads)
+        self.snapshots = Snapshots(directories, SnapshotStore(self.db), self._threads)
         self.blobs, self.sandboxes = BlobStore(self.db), SandboxStore(self.db)
         self.containers = ContainerStore(self.db)
         store = ImageStore(self.db, self.snapshots.store, self.blobs)

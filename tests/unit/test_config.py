@@ -164,6 +164,8 @@ def test_bad_values_name_their_key(tmp_path: Path, text: str, key: str) -> None:
     "text",
     [
         'telemetry.metrics_address = ""',
+        'storage.driver = "overlay2"',
+        'storage.driver = "native"',
         'telemetry.metrics_address = "[::1]:9880"',
         'telemetry.metrics_address = "localhost:1"',
         'telemetry.otlp_endpoint = "https://collector.example:4318/v1/traces"',
@@ -226,6 +228,9 @@ def test_a_handler_is_added_changed_or_taken_away_by_name(tmp_path: Path) -> Non
         ('[runtime]\ncgroup_driver = "sytemd"', "did you mean 'systemd'?"),
         ('[network]\nbrigde = "x"', "did you mean 'bridge'?"),
         ("[netwrok]", "did you mean 'network'?"),
+        ('storage.driver = "aufs"', "never part of the Linux kernel"),
+        ('storage.driver = "vfs"', "must be one of 'auto', 'overlay', 'native', not 'vfs'"),
+        ('storage.driver = "nativ"', "did you mean 'native'?"),
         ('[runtime.handlers.crun]\npaht = "/x"', "did you mean 'path'?"),
         (
             '[streaming]\ntls_cert = "/nosuch"\ntls_key = "/nosuch"',

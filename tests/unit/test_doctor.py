@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from criagent.config.runtime_section import Handler, Runtime
-from criagent.config.sections import Config, Network
+from criagent.config.sections import Config, Network, Storage
 from criagent.doctor import (
     Finding,
     cgroups,
@@ -140,6 +140,12 @@ def test_cgroups(
 )
 def test_storage(facts: dict[str, Any], name: str, level: str, part: str) -> None:
     judged(one(storage.judge(storage.StorageFacts(**facts), Config()), name), level, part)
+
+
+def test_copies_of_layers_need_no_file_system_for_overlay() -> None:
+    config = Config(storage=Storage(driver="native"))
+    facts = storage.StorageFacts(fstype="nfs4")
+    judged(one(storage.judge(facts, config), "storage.root"), "ok", "nfs4")
 
 
 @pytest.mark.parametrize(

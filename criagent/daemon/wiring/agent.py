@@ -87,8 +87,8 @@ class Agent:
 
 
 async def build(base: Shared) -> Agent:
-    """Every part. Raises UnsupportedError without cgroup v2."""
-    image_parts = image.build(base)
+    """Every part. Raises UnsupportedError without cgroup v2, or for another driver's root."""
+    image_parts = await image.build(base)
     node_parts = await node.build(base, image_parts.snapshots)
     networks = network.build(base)
     pod_parts = pods.build(base, node_parts, networks)

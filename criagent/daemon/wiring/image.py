@@ -17,9 +17,13 @@ from criagent.image.images import Images
 from criagent.image.layers import LayerUnpacker
 from criagent.image.pull import Puller
 from criagent.image.registry import RegistryClient
+from criagent.image.snapshots.driver import SnapshotDriver
+from criagent.image.snapshots.drivers import DRIVERS, chosen
 from criagent.image.snapshots.overlay import OverlayDriver
 from criagent.image.snapshots.snapshots import Snapshots
 from criagent.image.unpack.workers import UnpackWorkers
+
+_DRIVER_SETTING = "storage.driver"
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -40,12 +44,12 @@ class ImageParts:
         await self.client.close()
 
 
-def build(base: Shared) -> ImageParts:
-    """Everything about images."""
+async def build(base: Shared) -> ImageParts:
+    """Everything about images. Raises UnsupportedError for a root of another storage driver."""
     config, stores, fs, now_ns = base.config, base.stores, base.executors.fs, base.clock.now_ns
     root, registry = config.storage.root, config.registry
     files, claims = BlobFiles(root / "blobs"), Claims()
-    snapshots = Snapshots(OverlayDriver(root / "snapshots", fs), stores.snapshots, fs)
+    snapshots = Snapshots(await _driver(base), stores.snapshots, fs)
     client = _client(registry, files, fs)
     workers = UnpackWorkers(registry.unpack_workers)
     unpacker = LayerUnpacker(snapshots=snapshots, files=files, workers=workers, now_ns=now_ns)
@@ -90,6 +94,21 @@ def build(base: Shared) -> ImageParts:
     return ImageParts(
         images=images, puller=puller, snapshots=snapshots, workers=workers, client=client
     )
+
+
+async def _driver(base: Shared) -> SnapshotDriver:
+    """The configured driver, which the root directory remembers before its first snapshot.
+
+    Roots of 0.2 and before remember none; all their snapshots are overlay's.
+    """
+    storage, stores = base.config.storage, base.stores
+    remembered = ""
+    if stores.snapshots.all():
+        remembered = stores.settings.get(_DRIVER_SETTING) or OverlayDriver.name
+    name = chosen(storage.driver, remembered, storage.root)
+    if name != stores.settings.get(_DRIVER_SETTING):
+        await stores.settings.put(_DRIVER_SETTING, name)
+    return DRIVERS[name](storage.root / "snapshots", base.executors.fs)
 
 
 def _client(registry: Registry, files: BlobFiles, fs: Executor) -> RegistryClient:

@@ -7,10 +7,12 @@ trash. Synchronous.
 from __future__ import annotations
 
 import contextlib
+import os
 from pathlib import Path
 
 import structlog
 
+from criagent.image.snapshots.driver import MappedIds
 from criagent.kernel.trees import remove_tree
 
 log: structlog.stdlib.BoundLogger = structlog.get_logger(__name__)
@@ -52,3 +54,9 @@ class NumberedDirectories:
                 log.warning("orphan_swept", path=str(entry))
                 self.trash(int(entry.name))
         self.empty_trash()
+
+
+def let_through(bundle: Path, ids: MappedIds) -> None:
+    """Let the namespace's root, but no other user, pass through a bundle's directory."""
+    os.chown(bundle, -1, ids.gid)
+    bundle.chmod(0o710)

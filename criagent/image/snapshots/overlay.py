@@ -17,7 +17,7 @@ from criagent.base import faults
 from criagent.base.aio import run_in
 from criagent.image.blobs import disk_full
 from criagent.image.snapshots.content_problem import content_problem
-from criagent.image.snapshots.directories import NumberedDirectories
+from criagent.image.snapshots.directories import NumberedDirectories, let_through
 from criagent.image.snapshots.driver import Capabilities, LayerPlace, MappedIds, MountPoint
 from criagent.kernel import idmap, mount
 from criagent.model.image import Snapshot
@@ -84,7 +84,9 @@ class OverlayDriver:
         at.path.mkdir(exist_ok=True)
         upper, work = self._tree(number), self._work(number)
         if at.ids is not None:
-            _give(at.path.parent, (upper, work), at.ids)
+            let_through(at.path.parent, at.ids)
+            for directory in (upper, work):
+                os.chown(directory, at.ids.uid, at.ids.gid)
         lower_layers = [self._tree(lower) for lower in below] or [self._fillers[0]]
         with self._seen_as(lower_layers, at.ids) as seen:
             mount.overlay(seen, upper, work, at.path, at.label)
@@ -175,11 +177,3 @@ def _clear(scratch: Path) -> None:
             (scratch / name).rmdir()
     with contextlib.suppress(FileNotFoundError):
         shutil.rmtree(scratch)
-
-
-def _give(bundle: Path, layer: Sequence[Path], ids: MappedIds) -> None:
-    """Let the namespace's root own the writable layer and pass through the bundle's directory."""
-    os.chown(bundle, -1, ids.gid)
-    bundle.chmod(0o710)
-    for directory in layer:
-        os.chown(directory, ids.uid, ids.gid)

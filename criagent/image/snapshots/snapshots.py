@@ -47,6 +47,11 @@ class Snapshots:
         return self._driver.root
 
     @property
+    def driver(self) -> str:
+        """The driver's name."""
+        return self._driver.name
+
+    @property
     def capabilities(self) -> Capabilities:
         """What the driver can do."""
         return self._driver.capabilities

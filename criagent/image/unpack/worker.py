@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import math
 import os
 import shutil
 import sys
@@ -20,6 +21,7 @@ from typing import IO
 
 from criagent.base.errors import AgentError
 from criagent.image.snapshots.content_count import content_count
+from criagent.image.snapshots.tree_count import TreeCount
 from criagent.image.tar.decompress import BadLayerError, LayerStream
 from criagent.image.unpack.extract import Extractor, TooLargeError
 from criagent.image.unpack.layer_tree import Below
@@ -134,9 +136,14 @@ def _extract(request: Extract) -> Done:
     diff_id = f"sha256:{stream.plain.hexdigest()}"
     if diff_id != request.diff_id:
         raise BadLayerError(f"the layer has the diff ID {diff_id} instead of {request.diff_id}")
+    used_bytes, inodes = result.used_bytes, result.inodes
+    if request.in_place:  # the tree has all the layers below
+        count = TreeCount(root)
+        count.advance(math.inf)
+        used_bytes, inodes = count.usage
     return Done(
-        used_bytes=result.used_bytes,
-        inodes=result.inodes,
+        used_bytes=used_bytes,
+        inodes=inodes,
         unsettled=write_unsettled(Path(request.scratch), result),
     )
 

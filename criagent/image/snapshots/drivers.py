@@ -1,0 +1,41 @@
+"""Which storage driver a root directory has: the configured one, and the one it was made by."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from concurrent.futures import Executor
+from pathlib import Path
+
+from criagent.base.errors import UnsupportedError
+from criagent.config.storage_drivers import AUTO, DEFAULT, canonical
+from criagent.image.snapshots.driver import SnapshotDriver
+from criagent.image.snapshots.native import NativeDriver
+from criagent.image.snapshots.overlay import OverlayDriver
+
+DRIVERS: Mapping[str, Callable[[Path, Executor], SnapshotDriver]] = {
+    OverlayDriver.name: OverlayDriver,
+    NativeDriver.name: NativeDriver,
+}
+
+
+def chosen(configured: str, remembered: str, root: Path) -> str:
+    """The name of the driver for the root directory `root`.
+
+    `remembered` is the driver that made its snapshots, "" when it has none. Raises UnsupportedError
+    when another one is configured, or when this version does not have the one that made them.
+    """
+    wanted = canonical(configured)
+    if wanted == AUTO:
+        wanted = remembered or DEFAULT
+    if remembered and wanted != remembered:
+        raise UnsupportedError(
+            f'storage.driver is "{wanted}", but the driver "{remembered}" made the layers in '
+            f'{root}; set storage.driver = "{remembered}", set another storage.root, or remove '
+            f'all pods and images with the driver "{remembered}" first'
+        )
+    if wanted not in DRIVERS:
+        raise UnsupportedError(
+            f'the storage driver "{wanted}" made the layers in {root}, and this version does not '
+            "have it; start the version that made them, or set another storage.root"
+        )
+    return wanted

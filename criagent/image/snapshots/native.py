@@ -1,0 +1,157 @@
+"""Snapshots as plain directories, for any file system: `snapshots/<number>/fs`.
+
+Each is a copy of its parent, changed in place; blocks are shared where the file system has reflinks
+(man 2 ioctl_ficlone). A root file system is a bind mount, in a user namespace an idmapped one, so
+that files have the same owners on disk for every container.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+from collections.abc import Sequence
+from concurrent.futures import Executor
+from pathlib import Path
+from typing import Final
+
+from criagent.base.aio import run_in
+from criagent.base.errors import AgentError, ExhaustedError, UnsupportedError
+from criagent.image.blobs import disk_full
+from criagent.image.snapshots.content_problem import content_problem
+from criagent.image.snapshots.directories import NumberedDirectories, let_through
+from criagent.image.snapshots.driver import Capabilities, LayerPlace, MappedIds, MountPoint
+from criagent.kernel import idmap
+from criagent.model.image import Snapshot
+from criagent.process.child import Options, run
+
+_FULL = (os.strerror(errno.ENOSPC), os.strerror(errno.EDQUOT))
+_IN_ENGLISH = Options(env={"PATH": os.defpath, "LC_ALL": "C"})
+
+
+class NativeDriver:
+    """Copies below `root`."""
+
+    name: Final = "native"
+    capabilities: Final = Capabilities(settles=False, selinux_labels=False, shared_page_cache=False)
+
+    def __init__(self, root: Path, fs: Executor) -> None:
+        self.root = root
+        self._directories = NumberedDirectories(root)
+        self._fs = fs
+        self._empty = root / "empty"
+
+    def prepare(self) -> None:
+        """Make the fixed directories."""
+        self._directories.prepare()
+        self._empty.mkdir(exist_ok=True)
+
+    def userns_problem(self, ids: MappedIds) -> str:
+        """Try an idmapped mount of the snapshots' directory."""
+        userns = os.open(ids.userns, os.O_RDONLY | os.O_CLOEXEC)
+        try:
+            with idmap.idmapped(self.root, userns, readonly=False):
+                return ""
+        except OSError as exc:
+            return f"the file system of {self.root} does not support id mapping: {exc.strerror}"
+        finally:
+            os.close(userns)
+
+    async def create(self, number: int, parent: int | None) -> None:
+        """A copy of `parent`, or an empty directory."""
+        await run_in(self._fs, self._make, number)
+        if parent is None:
+            await run_in(self._fs, self._make_empty, number)
+        else:
+            await self._copy(self._tree(parent), self._tree(number))
+
+    def layer_place(self, number: int, below: Sequence[int] | None) -> LayerPlace:
+        """The layer's own directory, which began as a copy of the topmost one below."""
+        return LayerPlace(
+            root=self._tree(number),
+            scratch=self._directories.path(number),
+            in_place=bool(below),
+        )
+
+    def mount_container(self, number: int, below: Sequence[int], at: MountPoint) -> None:
+        """Bind the container's copy."""
+        at.path.parent.mkdir(exist_ok=True, mode=0o700)
+        if at.ids is not None:
+            let_through(at.path.parent, at.ids)
+        self._bind(self._tree(number), at, readonly=False)
+
+    def mount_image(self, layers: Sequence[int], at: MountPoint) -> None:
+        """Bind the topmost layer."""
+        at.path.parent.mkdir(parents=True, exist_ok=True)
+        self._bind(self._tree(layers[0]) if layers else self._empty, at, readonly=True)
+
+    def volumes(self, number: int) -> Path:
+        """`<number>/volumes`."""
+        return self._directories.path(number) / "volumes"
+
+    def counted(self, number: int) -> Sequence[Path]:
+        """The whole copy and the volumes."""
+        volumes = self.volumes(number)
+        return [self._tree(number), *([volumes] if volumes.exists() else [])]
+
+    def problem(self, layer: Snapshot) -> str:
+        """Compare the directory with the layer's row."""
+        return content_problem(layer, self._tree(layer.number))
+
+    def trash(self, number: int) -> None:
+        """Rename into the trash."""
+        self._directories.trash(number)
+
+    def empty_trash(self) -> None:
+        """Delete what is there."""
+        self._directories.empty_trash()
+
+    def sweep(self, known: frozenset[int]) -> None:
+        """Delete other directories."""
+        self.prepare()
+        self._directories.sweep(known)
+
+    def _tree(self, number: int) -> Path:
+        return self._directories.path(number) / "fs"
+
+    def _make(self, number: int) -> None:
+        with disk_full(self.root):
+            self._directories.path(number).mkdir(mode=0o755)
+
+    def _make_empty(self, number: int) -> None:
+        with disk_full(self.root):
+            self._tree(number).mkdir()
+            self._tree(number).chmod(0o755)  # the umask does not apply: this is the image's "/"
+
+    async def _copy(self, source: Path, target: Path) -> None:
+        """By cp of coreutils: owners, times, links, attributes, holes, reflinks; without a limit in
+        time, since the size of the tree decides."""
+        argv: list[str | Path] = ["cp", "-a", "-T", "--reflink=auto", source, target]
+        try:
+            ended = await run(argv, limit_s=None, keep=4096, options=_IN_ENGLISH)
+        except OSError as exc:
+            raise AgentError(f"cp cannot be executed: {exc.strerror}; install coreutils") from exc
+        if ended.status:
+            output = ended.errors.strip()[-300:]
+            if any(reason in output for reason in _FULL):
+                raise ExhaustedError(
+                    f"no space left below {self.root}; remove images or enlarge the disk"
+                )
+            raise AgentError(f"copy of snapshot {source}: {output}")
+
+    def _bind(self, source: Path, at: MountPoint, *, readonly: bool) -> None:
+        if at.label:
+            raise UnsupportedError(
+                "the storage driver native has no SELinux labels; "
+                'set runtime.selinux = "off" or storage.driver = "overlay"'
+            )
+        at.path.mkdir(exist_ok=True)
+        if at.ids is None:
+            with idmap.cloned(source, readonly=readonly) as tree:
+                idmap.attach(tree, at.path)
+            return
+        userns = os.open(at.ids.userns, os.O_RDONLY | os.O_CLOEXEC)
+        try:
+            with idmap.idmapped(source, userns, readonly=readonly) as tree:
+                idmap.attach(tree, at.path)
+        finally:
+            os.close(userns)
