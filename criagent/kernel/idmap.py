@@ -1,4 +1,4 @@
-"""Clones of mounts, also with other owners or read-only (man 2 mount_setattr). No policy."""
+"""Clones of mounts, also with other owners (man 2 mount_setattr). No policy."""
 
 from __future__ import annotations
 
@@ -32,15 +32,6 @@ class _MountAttr(ctypes.Structure):
 
 
 @contextmanager
-def cloned(source: Path, *, readonly: bool) -> Iterator[int]:
-    """A detached clone of the mount at `source` with its owners; otherwise like `idmapped`."""
-    with _clone(source) as tree:
-        if readonly:
-            _setattr(tree, 0, _MountAttr(attr_set=_MOUNT_ATTR_RDONLY), source)
-        yield tree
-
-
-@contextmanager
 def idmapped(source: Path, userns: int, *, readonly: bool) -> Iterator[int]:
     """A detached clone of the mount at `source`, its ids mapped as in `userns` (a descriptor).
 
@@ -48,7 +39,7 @@ def idmapped(source: Path, userns: int, *, readonly: bool) -> Iterator[int]:
     propagate none back. The descriptor is closed after the block, and the clone with it unless it
     was attached. Raises OSError EINVAL if the file system does not support id mapping.
     """
-    with _clone(source) as tree:
+    with cloned(source) as tree:
         attr = _MountAttr(
             attr_set=_MOUNT_ATTR_IDMAP | (_MOUNT_ATTR_RDONLY if readonly else 0), userns_fd=userns
         )
@@ -57,7 +48,8 @@ def idmapped(source: Path, userns: int, *, readonly: bool) -> Iterator[int]:
 
 
 @contextmanager
-def _clone(source: Path) -> Iterator[int]:
+def cloned(source: Path) -> Iterator[int]:
+    """A detached clone of the mount at `source` with the owners it has; else like `idmapped`."""
     flags = _OPEN_TREE_CLONE | os.O_CLOEXEC | _AT_RECURSIVE
     tree = syscall(
         _OPEN_TREE, "open_tree", c_int(_AT_FDCWD), os.fsencode(source), c_uint(flags), source=source

@@ -10,40 +10,27 @@ from __future__ import annotations
 import errno
 import os
 from collections.abc import Sequence
-from concurrent.futures import Executor
 from pathlib import Path
 from typing import Final
 
 from criagent.base.aio import run_in
 from criagent.base.errors import AgentError, ExhaustedError, UnsupportedError
 from criagent.image.blobs import disk_full
-from criagent.image.snapshots.content_problem import content_problem
-from criagent.image.snapshots.directories import NumberedDirectories, let_through
+from criagent.image.snapshots.directories import DirectoryDriver, let_through
 from criagent.image.snapshots.driver import Capabilities, LayerPlace, MappedIds, MountPoint
+from criagent.image.snapshots.overlay_mount import mount_readonly
 from criagent.kernel import idmap
-from criagent.model.image import Snapshot
 from criagent.process.child import Options, run
 
 _FULL = (os.strerror(errno.ENOSPC), os.strerror(errno.EDQUOT))
 _IN_ENGLISH = Options(env={"PATH": os.defpath, "LC_ALL": "C"})
 
 
-class NativeDriver:
+class NativeDriver(DirectoryDriver):
     """Copies below `root`."""
 
     name: Final = "native"
     capabilities: Final = Capabilities(settles=False, selinux_labels=False, shared_page_cache=False)
-
-    def __init__(self, root: Path, fs: Executor) -> None:
-        self.root = root
-        self._directories = NumberedDirectories(root)
-        self._fs = fs
-        self._empty = root / "empty"
-
-    def prepare(self) -> None:
-        """Make the fixed directories."""
-        self._directories.prepare()
-        self._empty.mkdir(exist_ok=True)
 
     def userns_problem(self, ids: MappedIds) -> str:
         """Try an idmapped mount of the snapshots' directory."""
@@ -68,7 +55,7 @@ class NativeDriver:
         """The layer's own directory, which began as a copy of the topmost one below."""
         return LayerPlace(
             root=self._tree(number),
-            scratch=self._directories.path(number),
+            scratch=self._path(number),
             in_place=bool(below),
         )
 
@@ -77,45 +64,15 @@ class NativeDriver:
         at.path.parent.mkdir(exist_ok=True, mode=0o700)
         if at.ids is not None:
             let_through(at.path.parent, at.ids)
-        self._bind(self._tree(number), at, readonly=False)
+        self._bind(self._tree(number), at)
 
     def mount_image(self, layers: Sequence[int], at: MountPoint) -> None:
-        """Bind the topmost layer."""
-        at.path.parent.mkdir(parents=True, exist_ok=True)
-        self._bind(self._tree(layers[0]) if layers else self._empty, at, readonly=True)
-
-    def volumes(self, number: int) -> Path:
-        """`<number>/volumes`."""
-        return self._directories.path(number) / "volumes"
-
-    def counted(self, number: int) -> Sequence[Path]:
-        """The whole copy and the volumes."""
-        volumes = self.volumes(number)
-        return [self._tree(number), *([volumes] if volumes.exists() else [])]
-
-    def problem(self, layer: Snapshot) -> str:
-        """Compare the directory with the layer's row."""
-        return content_problem(layer, self._tree(layer.number))
-
-    def trash(self, number: int) -> None:
-        """Rename into the trash."""
-        self._directories.trash(number)
-
-    def empty_trash(self) -> None:
-        """Delete what is there."""
-        self._directories.empty_trash()
-
-    def sweep(self, known: frozenset[int]) -> None:
-        """Delete other directories."""
-        self.prepare()
-        self._directories.sweep(known)
-
-    def _tree(self, number: int) -> Path:
-        return self._directories.path(number) / "fs"
+        """An overlay of the topmost layer alone: a bind mount could be made writable."""
+        mount_readonly(self.root, [self._tree(layer) for layer in layers[:1]], self._fillers, at)
 
     def _make(self, number: int) -> None:
         with disk_full(self.root):
-            self._directories.path(number).mkdir(mode=0o755)
+            self._path(number).mkdir(mode=0o755)
 
     def _make_empty(self, number: int) -> None:
         with disk_full(self.root):
@@ -138,7 +95,7 @@ class NativeDriver:
                 )
             raise AgentError(f"copy of snapshot {source}: {output}")
 
-    def _bind(self, source: Path, at: MountPoint, *, readonly: bool) -> None:
+    def _bind(self, source: Path, at: MountPoint) -> None:
         if at.label:
             raise UnsupportedError(
                 "the storage driver native has no SELinux labels; "
@@ -146,12 +103,12 @@ class NativeDriver:
             )
         at.path.mkdir(exist_ok=True)
         if at.ids is None:
-            with idmap.cloned(source, readonly=readonly) as tree:
+            with idmap.cloned(source) as tree:
                 idmap.attach(tree, at.path)
             return
         userns = os.open(at.ids.userns, os.O_RDONLY | os.O_CLOEXEC)
         try:
-            with idmap.idmapped(source, userns, readonly=readonly) as tree:
+            with idmap.idmapped(source, userns, readonly=False) as tree:
                 idmap.attach(tree, at.path)
         finally:
             os.close(userns)
