@@ -3,7 +3,7 @@ CACHE := $(or $(XDG_CACHE_HOME),$(HOME)/.cache)/criagent
 VENV  := $(CACHE)/venv-$(shell sha256sum requirements-dev.lock 2>/dev/null | sha256sum | cut -c1-16)
 PY    := $(VENV)/bin/python
 
-.PHONY: help proto reference venv demo bench test unit fuzz node install-test critest conformance kubernetes check \
+.PHONY: help proto reference venv demo bench test unit fuzz node storage install-test critest conformance kubernetes check \
 	vm-test vm-test-full
 
 help:  ## list the targets
@@ -56,6 +56,9 @@ node: $(PY)  ## pods, restarts, networks, crashes in the test node; needs root
 	tests/e2e/side-by-side
 	tests/node/up python3 -m pytest -q -o timeout=300 -p no:cacheprovider tests/crash
 
+storage:  ## every storage driver through one suite in the test node, as a table; needs root
+	tests/node/enter python3 -m pytest -q -o timeout=300 -p no:cacheprovider tests/storage
+
 install-test:  ## the README's install steps, typed into a bare Debian 13; needs root
 	tests/nodes/chroot/bare-install
 
@@ -79,5 +82,5 @@ vm-test-full:  ## the same, then for hours: critest whole, idle windows, a clust
 	tests/nodes/chroot/bare-doctor
 	tests/vm/suites --full
 
-test: unit fuzz node critest kubernetes  ## all tests that this machine can run; prints what is skipped and why
+test: unit fuzz node storage critest kubernetes  ## all tests that this machine can run; prints what is skipped and why
 	@echo "not run here: the VM tier (systemd driver, limits, AppArmor, kubelet): make vm-test, make vm-test-full"

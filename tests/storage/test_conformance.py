@@ -1,0 +1,309 @@
+"""What every storage driver has to do, on a real file system with real layers."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import stat
+from pathlib import Path
+
+import pytest
+
+from criagent.base.errors import AgentError, ExhaustedError, UnsupportedError
+from criagent.image.snapshots.driver import MappedIds, MountPoint
+from criagent.model.common import IdMapping, NamespaceMode, UserNamespace
+from criagent.process.child import Options
+from criagent.process.child import run as run_child
+from criagent.runtime.pod.user_namespaces import namespace_maker
+from tests.storage.ground import SIZE, Storage
+from tests.support.unpack_place import (
+    CHAR,
+    FIFO,
+    Member,
+    directory,
+    hard,
+    link,
+    listed,
+    member,
+    tar,
+)
+
+pytestmark = pytest.mark.root
+
+HOST = 131072
+CAPABILITY = bytes.fromhex("0100000200040000000000000000000000000000")  # cap_net_bind_service+ep
+BASE = tar(
+    directory("d", mode=0o2750, uid=5, gid=6, mtime=1000),
+    member("d/low", b"low"),
+    member("d/gone", b"gone"),
+    directory("whole"),
+    member("whole/a", b"a"),
+    member("whole/b", b"b"),
+    member("big", b"x" * 100_000),
+    link("link", "d/low"),
+)
+
+
+def with_xattr(entry: Member, name: str, value: bytes) -> Member:
+    text = value.decode("utf-8", "surrogateescape")
+    entry[0].pax_headers = {f"SCHILY.xattr.{name}": text}
+    return entry
+
+
+def sparse() -> Member:
+    """A file of 8 MiB with four bytes at its end, as GNU tar 1.0 of PAX has it."""
+    content = b"1\n8388604\n4\n".ljust(512, b"\0") + b"tail"
+    entry = member("sparse", content)
+    entry[0].pax_headers = {
+        "GNU.sparse.major": "1",
+        "GNU.sparse.minor": "0",
+        "GNU.sparse.name": "sparse",
+        "GNU.sparse.realsize": str(8 << 20),
+    }
+    return entry
+
+
+async def test_files_have_all_they_had_in_the_layer(storage: Storage) -> None:
+    image = await storage.image(
+        tar(
+            member("one", b"1", mode=0o640, uid=7, gid=8, mtime=1000),
+            hard("two", "one"),
+            member("setuid", b"", mode=0o4755),
+            with_xattr(member("marked", b""), "user.mark", b"value"),
+            with_xattr(member("capable", b"", mode=0o755), "security.capability", CAPABILITY),
+            sparse(),
+            member("null", kind=CHAR, devmajor=1, devminor=3),
+            member("pipe", kind=FIFO),
+        ),
+        tar(member("above", b"above")),
+    )
+    async with storage.root(await storage.writable("a", image), image) as root:
+        one = (root / "one").stat()
+        assert (one.st_uid, one.st_gid, one.st_mtime) == (7, 8, 1000)
+        assert stat.S_IMODE(one.st_mode) == 0o640
+        assert one.st_nlink == 2
+        assert one.st_ino == (root / "two").stat().st_ino
+        assert stat.S_IMODE((root / "setuid").stat().st_mode) == 0o4755
+        assert os.getxattr(root / "marked", "user.mark") == b"value"
+        assert os.getxattr(root / "capable", "security.capability") == CAPABILITY
+        hollow = (root / "sparse").stat()
+        assert hollow.st_size == 8 << 20
+        assert hollow.st_blocks * 512 < 1 << 20
+        assert (root / "sparse").read_bytes()[-5:] == b"\0tail"
+        assert (root / "null").stat().st_rdev == os.makedev(1, 3)
+        assert stat.S_ISFIFO((root / "pipe").stat().st_mode)
+        assert (root / "above").read_text() == "above"
+
+
+async def test_whiteouts_and_opaque_directories(storage: Storage) -> None:
+    image = await storage.image(
+        BASE,
+        tar(
+            member("d/.wh.gone"),
+            member("whole/.wh..wh..opq"),
+            member("whole/c", b"c"),
+            member("new/.wh.nothing"),
+            member("d/high", b"high"),
+        ),
+        tar(member("d/gone", b"again"), member(".wh.big"), member("link/x", b"through")),
+    )
+    async with storage.root(await storage.writable("a", image), image) as root:
+        found = listed(root)
+    assert found == {
+        "d": "/", "d/low": "/", "d/low/x": "through", "d/gone": "again", "d/high": "high",
+        "whole": "/", "whole/c": "c", "link": "-> d/low",
+    }  # fmt: skip
+
+
+async def test_directories_that_a_layer_only_passes_keep_their_attributes(storage: Storage) -> None:
+    image = await storage.image(BASE, tar(member("d/new", b"new")))
+    async with storage.root(await storage.writable("a", image), image) as root:
+        facts = (root / "d").stat()
+        assert (facts.st_uid, facts.st_gid) == (5, 6)
+        assert stat.S_IMODE(facts.st_mode) == 0o2750
+
+
+async def test_containers_do_not_see_each_others_changes(storage: Storage) -> None:
+    image = await storage.image(BASE, tar(member("d/new", b"new")))
+    first, second = await storage.writable("a", image), await storage.writable("b", image)
+    async with storage.root(first, image) as one, storage.root(second, image) as two:
+        before = listed(two)
+        (one / "d/low").write_text("changed")
+        (one / "d/gone").unlink()
+        os.chown(one / "big", 9, 9)
+        (one / "more").write_text("more")
+        assert listed(two) == before
+        assert (two / "big").stat().st_uid == 0
+    third = await storage.writable("c", image)
+    async with storage.root(third, image) as root:
+        assert listed(root) == before
+    assert [
+        storage.snapshots.problem(layer) for layer in storage.rows.all() if layer.committed
+    ] == [
+        "",
+        "",
+    ]
+
+
+async def test_an_image_without_layers(storage: Storage) -> None:
+    image = await storage.image()
+    async with storage.root(await storage.writable("a", image), image) as root:
+        assert list(root.iterdir()) == []
+        (root / "file").write_text("x")
+    async with storage.volume(image) as volume:
+        assert list(volume.iterdir()) == []
+
+
+async def test_an_image_volume_is_read_only_even_after_a_remount(storage: Storage) -> None:
+    image = await storage.image(BASE, tar(member("d/new", b"new")))
+    async with storage.volume(image) as volume:
+        assert (volume / "d/new").read_text() == "new"
+        await run_child(["mount", "-o", "remount,bind,rw", volume], limit_s=10)
+        with pytest.raises(OSError, match="Read-only file system"):
+            (volume / "d/new").write_text("changed")
+
+
+async def test_usage_grows_with_what_is_written(storage: Storage) -> None:
+    image = await storage.image(BASE)
+    snapshot = await storage.writable("a", image)
+
+    def used() -> int:
+        tops = storage.snapshots.counted(snapshot)
+        files = (file for top in tops for file in top.rglob("*"))
+        return sum(file.lstat().st_blocks * 512 for file in files)
+
+    async with storage.root(snapshot, image) as root:
+        before = used()
+        (root / "written").write_bytes(b"x" * (1 << 20))
+        assert used() - before >= 1 << 20
+        storage.snapshots.volumes(snapshot).mkdir()
+        (storage.snapshots.volumes(snapshot) / "file").write_bytes(b"x" * (1 << 20))
+        assert used() - before >= 2 << 20
+
+
+async def test_removal_while_mounted(storage: Storage) -> None:
+    image = await storage.image(BASE)
+    snapshot = await storage.writable("a", image)
+    async with storage.root(snapshot, image) as root, contextlib.AsyncExitStack() as stack:
+        (root / "file").write_text("open")
+        file = stack.enter_context((root / "file").open())
+        await storage.snapshots.remove(snapshot.key)
+        await storage.snapshots.empty_trash()
+        assert file.read() == "open"
+    assert storage.rows.get(snapshot.key) is None
+    assert len(storage.directories()) == 1  # the layer
+    again = await storage.writable("a", image)
+    async with storage.root(again, image) as root:
+        assert not (root / "file").exists()
+
+
+async def test_everything_is_there_after_a_restart(storage: Storage) -> None:
+    image = await storage.image(BASE)
+    snapshot = await storage.writable("a", image)
+    async with storage.root(snapshot, image) as root:
+        (root / "file").write_text("written")
+    await storage.reopen()
+    found = storage.rows.get(snapshot.key)
+    assert found is not None
+    async with storage.root(found, image) as root:
+        assert (root / "file").read_text() == "written"
+        assert (root / "d/low").read_text() == "low"
+    assert await storage.image(BASE) == image
+
+
+async def test_a_row_without_its_directory_is_removed(storage: Storage) -> None:
+    """A crash between the two."""
+    await storage.rows.reserve("a" * 64)
+    await storage.reopen()
+    await storage.snapshots.remove("a" * 64)
+    assert (storage.rows.all(), storage.directories()) == ([], [])
+
+
+async def test_directories_without_a_row_are_swept(storage: Storage) -> None:
+    """A crash in a removal, or a database that is older than the disk."""
+    image = await storage.image(BASE)
+    await storage.writable("a", image)
+    await storage.rows.delete("a" * 64)
+    for layer in image.layers:
+        await storage.rows.delete(layer.chain_id)
+    assert len(storage.directories()) == 2
+    await storage.reopen()
+    assert storage.directories() == []
+
+
+async def test_a_damaged_layer_is_found(storage: Storage) -> None:
+    image = await storage.image(BASE)
+    (layer,) = storage.rows.all()
+    assert storage.snapshots.problem(layer) == ""
+    place = storage.snapshots.layer_place(layer, None).root
+    (place / "d/low").unlink()
+    assert "instead of" in storage.snapshots.problem(layer)
+    await storage.snapshots.remove(image.layers[0].chain_id)
+    assert "missing" in storage.snapshots.problem(layer)
+
+
+async def test_a_layer_that_does_not_fit_leaves_nothing(storage: Storage) -> None:
+    layers = [tar(member(f"part{n}", bytes([n]) * (SIZE // 3))) for n in range(4)]
+    with pytest.raises(ExhaustedError, match="no space left"):
+        await storage.image(BASE, *layers)
+    await storage.snapshots.empty_trash()
+    assert (storage.rows.all(), storage.directories()) == ([], [])
+    image = await storage.image(BASE)  # the space is free again
+    assert [storage.snapshots.problem(layer) for layer in storage.rows.all()] == [""]
+    assert len(image.layers) == 1
+
+
+async def test_a_container_that_does_not_fit_leaves_nothing(storage: Storage) -> None:
+    image = await storage.image(BASE)
+    filler = storage.top / "filler"
+    with pytest.raises(OSError, match="No space"):
+        filler.write_bytes(b"x" * SIZE)
+    before = storage.directories()
+    try:
+        await storage.writable("a", image)
+    except ExhaustedError as error:
+        assert "no space left" in str(error)
+    await storage.snapshots.remove("a" * 64)
+    filler.unlink()
+    await storage.snapshots.empty_trash()
+    assert storage.directories() == before
+    async with storage.root(await storage.writable("b", image), image) as root:
+        assert (root / "big").stat().st_size == 100_000
+
+
+async def test_user_namespaces(storage: Storage) -> None:
+    """The root of a pod's user namespace owns its files, and the layers stay the node's."""
+    ids = (IdMapping(container_id=0, host_id=HOST, length=65536),)
+    wanted = UserNamespace(mode=NamespaceMode.POD, uids=ids, gids=ids)
+    image = await storage.image(BASE)
+    snapshot = await storage.writable("a", image)
+    async with namespace_maker(wanted) as pid:
+        mapped = MappedIds(
+            userns=Path(f"/proc/{pid}/ns/user"),
+            uid=HOST,
+            gid=HOST,
+            lower_layers=storage.mounts / "lower",
+        )
+        async with storage.root(snapshot, image, mapped) as root:
+            assert (root / "big").stat().st_uid == HOST
+            assert (root / "d").stat().st_uid == HOST + 5
+            assert stat.S_IMODE(root.parent.stat().st_mode) == 0o710
+            assert root.parent.stat().st_gid == HOST
+            enter = ["nsenter", f"--user=/proc/{pid}/ns/user", "touch", "new"]
+            assert (await run_child(enter, limit_s=10, options=Options(cwd=root))).status == 0
+            assert (root / "new").stat().st_uid == HOST
+        async with storage.volume(image, mapped) as volume:
+            assert (volume / "big").stat().st_uid == HOST
+    (layer,) = [layer for layer in storage.rows.all() if layer.committed]
+    assert (storage.snapshots.layer_place(layer, None).root / "big").stat().st_uid == 0
+
+
+async def test_selinux_labels_or_a_clear_refusal(storage: Storage) -> None:
+    """The kernel of the test node has no SELinux: overlay's mount is refused by it."""
+    image = await storage.image(BASE)
+    snapshot = await storage.writable("a", image)
+    at = MountPoint(path=storage.mounts / "a/rootfs", label="system_u:object_r:container_file_t:s0")
+    kind = AgentError if storage.snapshots.capabilities.selinux_labels else UnsupportedError
+    with pytest.raises(kind) as caught:
+        await storage.snapshots.mount_container(snapshot, image, at)
+    assert storage.snapshots.capabilities.selinux_labels or "runtime.selinux" in str(caught.value)
