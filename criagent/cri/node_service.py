@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import grpc
 
 from criagent._proto import api_pb2
-from criagent.cri.doors import Node
+from criagent.cri.backend import Node
 from criagent.runtime.node.cgroup_names import CgroupDriver
 from criagent.version import VERSION
 

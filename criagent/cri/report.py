@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from criagent.cri.doors import Node
+from criagent.cri.backend import Node
 from criagent.image.images import Images
 from criagent.model.container import ContainerState
 from criagent.model.sandbox import SandboxState

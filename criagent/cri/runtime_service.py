@@ -10,6 +10,7 @@ import grpc
 
 from criagent._proto import api_pb2, api_pb2_grpc
 from criagent.base.errors import InvalidRequestError, UnsupportedError
+from criagent.cri.backend import Containers, Sandboxes, Sessions
 from criagent.cri.convert.common import resources
 from criagent.cri.convert.container import (
     container_message,
@@ -18,7 +19,6 @@ from criagent.cri.convert.container import (
     pod_containers,
 )
 from criagent.cri.convert.sandbox import sandbox_message, sandbox_spec, sandbox_status
-from criagent.cri.doors import Containers, Sandboxes, Sessions
 from criagent.cri.events import Events
 from criagent.cri.listing import Encoded, pieces
 from criagent.cri.node_service import NodeCalls

@@ -12,10 +12,10 @@ from typing import TYPE_CHECKING, Any
 import grpc
 
 from criagent._proto import api_pb2
+from criagent.cri.backend import Stats
 from criagent.cri.convert.common import selected
 from criagent.cri.convert.metrics import descriptors, pod_metrics
 from criagent.cri.convert.stats import container_stats, pod_stats
-from criagent.cri.doors import Stats
 from criagent.cri.listing import framed, pieces
 from criagent.cri.visible import visible_container, visible_sandbox
 from criagent.model.sandbox import SandboxState

@@ -1,4 +1,4 @@
-"""What clients talk to: the gRPC server over the agent's doors, streams and cAdvisor's socket."""
+"""What clients talk to: the gRPC server, the streaming server and cAdvisor's socket."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ class Edge:
     """The server of all services. Calls other than Version are refused until `readiness`."""
 
     def __init__(self, agent: Agent, metrics: Telemetry, readiness: Readiness) -> None:
-        config, stores, sessions = agent.base.config, agent.base.stores, agent.doors.sessions
+        config, stores, sessions = agent.base.config, agent.base.stores, agent.backend.sessions
         self._socket = config.storage.socket
         self._streaming = StreamingServer(
             _listener(config),
@@ -50,7 +50,7 @@ class Edge:
         boundary = Boundary(metrics, readiness.ready, subjects.of)
         self._server = _server(config, boundary)
         _add_services(self._server, agent, self._streaming, self._events)
-        operator_metrics.register_agent(metrics, agent.doors.node.conditions, readiness)
+        operator_metrics.register_agent(metrics, agent.backend.node.conditions, readiness)
         operator_metrics.register_calls(metrics, boundary, self._events, self._streaming)
         operator_metrics.register_pods(metrics, stores.sandboxes, stores.containers)
         operator_metrics.register_images(metrics, agent.image.images, agent.image.puller)
@@ -88,7 +88,7 @@ class Edge:
 
 def cadvisor(agent: Agent) -> Cadvisor:
     """The server of cAdvisor's calls, which may be switched off."""
-    stores, driver = agent.base.stores, agent.doors.node.driver
+    stores, driver = agent.base.stores, agent.backend.node.driver
     networks = NetworkCgroups(
         sandboxes=stores.sandboxes,
         containers=stores.containers,
@@ -116,24 +116,24 @@ def _server(config: Config, boundary: Boundary) -> grpc.aio.Server:
 def _add_services(
     server: grpc.aio.Server, agent: Agent, streaming: StreamingServer, events: Events
 ) -> None:
-    doors, stores, images = agent.doors, agent.base.stores, agent.image.images
+    backend, stores, images = agent.backend, agent.base.stores, agent.image.images
     runtime_service = RuntimeService(
-        sandboxes=doors.sandboxes,
-        containers=doors.containers,
-        sessions=doors.sessions,
+        sandboxes=backend.sandboxes,
+        containers=backend.containers,
+        sessions=backend.sessions,
         streaming=streaming,
         events=events,
-        node=NodeCalls(doors.node),
+        node=NodeCalls(backend.node),
         stats=StatsCalls(
-            sandboxes=stores.sandboxes, containers=stores.containers, stats=doors.stats
+            sandboxes=stores.sandboxes, containers=stores.containers, stats=backend.stats
         ),
     )
     report = AgentReport(
-        sandboxes=stores.sandboxes, containers=stores.containers, images=images, node=doors.node
+        sandboxes=stores.sandboxes, containers=stores.containers, images=images, node=backend.node
     )
     api_pb2_grpc.add_RuntimeServiceServicer_to_server(runtime_service, server)
     api_pb2_grpc.add_ImageServiceServicer_to_server(
-        ImageService(images, stores.images, doors.node.handlers), server
+        ImageService(images, stores.images, backend.node.handlers), server
     )
     admin_pb2_grpc.add_AdminServicer_to_server(
         AdminService(report, images, agent.base.executors.fs), server

@@ -1,6 +1,6 @@
 """What operators see at /metrics beside the timings of calls; docs/metrics.md lists every name.
 
-Values are computed when metrics are read, in the reader's thread, from facts that the rooms keep
+Values are computed when metrics are read, in the reader's thread, from facts that the parts keep
 anyway: nothing here is counted on the way of a call but exits and starts, one addition each.
 """
 

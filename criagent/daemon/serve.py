@@ -31,7 +31,7 @@ from criagent.daemon.readiness import Readiness
 from criagent.daemon.service_notify import notify
 from criagent.daemon.wiring import agent as wiring
 from criagent.daemon.wiring.agent import Agent
-from criagent.daemon.wiring.stores import Executors, Foundation, Stores
+from criagent.daemon.wiring.stores import Executors, Shared, Stores
 from criagent.kernel import cgroupfs
 from criagent.process import signals as process_signals
 from criagent.process.child import take_in_orphans
@@ -63,7 +63,7 @@ async def _serve(config: Config) -> int:
     try:
         stores = Stores.open(config.storage.root / "state.db")
         try:
-            await _Daemon(Foundation.lay(config, stores, executors)).run()
+            await _Daemon(Shared.of(config, stores, executors)).run()
         finally:
             stores.db.close()
     finally:
@@ -72,7 +72,7 @@ async def _serve(config: Config) -> int:
 
 
 class _Daemon:
-    def __init__(self, base: Foundation) -> None:
+    def __init__(self, base: Shared) -> None:
         self._base = base
         self._config = base.config
         self._readiness = Readiness()

@@ -185,7 +185,11 @@ def test_a_sub_path_is_the_root_of_the_mount(pods: Pods, odd: str, sub_path: str
         (lambda _: volume("UPPER CASE"), INVALID, "invalid image reference"),
         (lambda _: volume(f"{MADE}:absent"), NOT_FOUND, "pull it first"),
         (lambda _: volume("sha256:" + "0" * 64), NOT_FOUND, "pull it first"),
-        (lambda odd: volume(odd, propagation=api.PROPAGATION_BIDIRECTIONAL), INVALID, "propagate"),
+        (
+            lambda odd: volume(odd, propagation=api.PROPAGATION_BIDIRECTIONAL),
+            INVALID,
+            "propagation",
+        ),
         (
             lambda odd: both(volume(odd), volume(odd, "nowhere", path="/second")),
             NOT_FOUND,

@@ -172,7 +172,7 @@ def test_ports_out_of_range_are_told_on_the_error_stream(pods: Pods, port: str) 
         streams = [
             client.open(streamtype=kind, port=port, requestid="0") for kind in ("error", "data")
         ]
-        assert b"not within 1..65535" in client.until_fin(*streams)[streams[0]]
+        assert b"not between 1 and 65535" in client.until_fin(*streams)[streams[0]]
 
 
 def test_streams_that_nobody_opens_and_idle_connections_end(configured: None, pods: Pods) -> None:

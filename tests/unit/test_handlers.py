@@ -114,7 +114,7 @@ def test_without_its_monitor_no_handler_runs_anything(program: Path) -> None:
 def test_a_program_that_went_after_the_start_is_noticed(program: Path) -> None:
     known = handlers(program)
     program.chmod(0o644)
-    text = f"{program} can no longer be run; install it again"
+    text = f"{program} can no longer be executed; install it again"
     assert known.problem == f"{text}; {text}"  # the handler's, and conmon's
     with pytest.raises(WrongStateError, match="install it again"):
         known.resolve("")

@@ -16,12 +16,12 @@ from criagent.base import faults
 from criagent.base.errors import AgentError, AlreadyExistsError
 from criagent.model.common import NamespaceMode, NamespaceOptions
 from criagent.model.sandbox import Sandbox, SandboxId, SandboxMetadata, SandboxSecurity, SandboxSpec
-from criagent.runtime.node.clock import Births, Clock
+from criagent.runtime.node.clock import Clock, Identities
 from criagent.runtime.node.handlers import HandlerFacts, Handlers
 from criagent.runtime.pod.objects import SandboxObjects
 from criagent.runtime.pod.teardown import SandboxTeardown
 from criagent.runtime.spec.security.selinux import Selinux
-from criagent.runtime.verbs.run_sandbox import SandboxesMade, SandboxRunner
+from criagent.runtime.verbs.run_sandbox import SandboxCreations, SandboxRunner
 from criagent.store.db import Database
 from criagent.store.sandboxes import SandboxStore
 
@@ -85,13 +85,13 @@ async def ground(tmp_path: Path) -> AsyncIterator[Ground]:
     crun = HandlerFacts(name="crun", path=program, userns_problem="")
     runner = SandboxRunner(
         store=store,
-        making=SandboxesMade(limit_s=60),
+        making=SandboxCreations(limit_s=60),
         handlers=Handlers([crun], default="crun", monitor=program),
         objects=objects,
         watch=part,
         teardown=SandboxTeardown(store=store, objects=objects, clock=clock),
         selinux=cast(Selinux, _NoLabels()),
-        births=Births(clock, "b", lambda: "1" * 64),
+        identities=Identities(clock, "b", lambda: "1" * 64),
     )
     yield Ground(db, store, kernel, runner)
     faults.arm(None)

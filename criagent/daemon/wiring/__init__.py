@@ -1,4 +1,5 @@
-"""The parts of the daemon put together, room by room: each gets just what it needs.
+"""Puts the parts of the daemon together, package by package. Each part gets just what it needs.
 
-A room's `build` has local variables only, so that nothing can be used before it is made.
+Every `build` has local variables only, so the type checker sees that nothing is used before it is
+made.
 """

@@ -1,12 +1,12 @@
-"""The whole agent put together, and the order in which its rooms start and stop."""
+"""Puts the whole agent together; the order in which its parts start and stop."""
 
 from __future__ import annotations
 
 import dataclasses
 
 from criagent.base.aio import run_in
+from criagent.cri.backend import Containers, Node, Sandboxes, Sessions, Stats
 from criagent.cri.conditions import Conditions
-from criagent.cri.doors import Containers, Node, Sandboxes, Sessions, Stats
 from criagent.daemon.wiring import (
     containers,
     image,
@@ -19,7 +19,7 @@ from criagent.daemon.wiring import (
     verbs,
 )
 from criagent.daemon.wiring.image import ImageParts
-from criagent.daemon.wiring.stores import Foundation
+from criagent.daemon.wiring.stores import Shared
 from criagent.net.pod_network import Networks
 from criagent.runtime.container.exits import ExitWatcher
 from criagent.runtime.pod.holder_watch import HolderWatch
@@ -29,8 +29,8 @@ from criagent.runtime.stats.writable_layers import WritableLayers
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
-class Doors:
-    """Where calls enter."""
+class Backend:
+    """What the CRI services call."""
 
     node: Node
     sandboxes: Sandboxes
@@ -41,7 +41,7 @@ class Doors:
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class Background:
-    """What goes on beside calls."""
+    """What runs beside calls."""
 
     networks: Networks
     holders: HolderWatch
@@ -51,14 +51,14 @@ class Background:
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class Agent:
-    """All rooms."""
+    """All parts."""
 
-    base: Foundation
+    base: Shared
     image: ImageParts
     apparmor: AppArmor
     recovery: Recovery
     background: Background
-    doors: Doors
+    backend: Backend
 
     async def recover(self) -> None:
         """Reconcile rows, disk and kernel; must end before any call but Version is served.
@@ -86,8 +86,8 @@ class Agent:
         await self.background.networks.stop()
 
 
-async def build(base: Foundation) -> Agent:
-    """Every room. Raises UnsupportedError without cgroup v2."""
+async def build(base: Shared) -> Agent:
+    """Every part. Raises UnsupportedError without cgroup v2."""
     image_parts = image.build(base)
     node_parts = await node.build(base, image_parts.snapshots)
     networks = network.build(base)
@@ -111,7 +111,7 @@ async def build(base: Foundation) -> Agent:
             exits=container_parts.exits,
             layers=layers,
         ),
-        doors=Doors(
+        backend=Backend(
             node=_door(base, node_parts, networks),
             sandboxes=sandbox_door,
             containers=container_door,
@@ -121,7 +121,7 @@ async def build(base: Foundation) -> Agent:
     )
 
 
-def _door(base: Foundation, parts: node.NodeParts, networks: Networks) -> Node:
+def _door(base: Shared, parts: node.NodeParts, networks: Networks) -> Node:
     conditions = Conditions(handlers=parts.handlers, db=base.stores.db, network=networks.default)
     return Node(
         conditions=conditions,

@@ -7,7 +7,7 @@ import dataclasses
 from criagent.base.aio import KeyedLocks
 from criagent.daemon.wiring.image import ImageParts
 from criagent.daemon.wiring.node import NodeParts
-from criagent.daemon.wiring.stores import Foundation
+from criagent.daemon.wiring.stores import Shared
 from criagent.runtime.container.ending import ContainerEnding
 from criagent.runtime.container.erasure import ContainerErasure
 from criagent.runtime.container.exits import ExitWatcher
@@ -27,7 +27,7 @@ class ContainerParts:
     erasure: ContainerErasure
 
 
-def build(base: Foundation, node: NodeParts, image: ImageParts) -> ContainerParts:
+def build(base: Shared, node: NodeParts, image: ImageParts) -> ContainerParts:
     """What containers have on disk, their exits and their end."""
     store, fs = base.stores.containers, base.executors.fs
     files = ContainerFiles(paths=node.paths, snapshots=image.snapshots, fs=fs)

@@ -1,4 +1,4 @@
-"""The image room put together."""
+"""Puts together what images need."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import os
 from concurrent.futures import Executor
 
 from criagent.config.sections import Registry
-from criagent.daemon.wiring.stores import Foundation
+from criagent.daemon.wiring.stores import Shared
 from criagent.image.blobs import BlobFiles
 from criagent.image.claims import Claims
 from criagent.image.collect import Collector
@@ -23,7 +23,7 @@ from criagent.image.unpack.workers import UnpackWorkers
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class ImageParts:
-    """The image room."""
+    """What images need."""
 
     images: Images
     puller: Puller
@@ -39,7 +39,7 @@ class ImageParts:
         await self.client.close()
 
 
-def build(base: Foundation) -> ImageParts:
+def build(base: Shared) -> ImageParts:
     """Everything about images."""
     config, stores, fs, now_ns = base.config, base.stores, base.executors.fs, base.clock.now_ns
     root, registry = config.storage.root, config.registry

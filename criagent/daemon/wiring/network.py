@@ -1,15 +1,15 @@
-"""The network room put together."""
+"""Puts together the pod networks."""
 
 from __future__ import annotations
 
-from criagent.daemon.wiring.stores import Foundation
+from criagent.daemon.wiring.stores import Shared
 from criagent.model.sandbox import Sandbox
 from criagent.net.bridge import BridgeConfig, BridgeNetwork
 from criagent.net.cni.network import CniConfig, CniNetwork
 from criagent.net.pod_network import Networks
 
 
-def build(base: Foundation) -> Networks:
+def build(base: Shared) -> Networks:
     """Both backends; new pods get the configured one."""
     network, stores, executors = base.config.network, base.stores, base.executors
 

@@ -10,7 +10,7 @@ import structlog
 from criagent.base.aio import run_in
 from criagent.base.errors import UnsupportedError
 from criagent.config.runtime_section import Runtime as RuntimeSection
-from criagent.daemon.wiring.stores import Foundation
+from criagent.daemon.wiring.stores import Shared
 from criagent.image.snapshots.overlay import OverlaySnapshots
 from criagent.kernel import cgroupfs
 from criagent.runtime.node.cgroup_names import DEFAULT_PARENT, CgroupDriver
@@ -54,7 +54,7 @@ class NodeParts:
             cgroupfs.make(DEFAULT_PARENT)
 
 
-async def build(base: Foundation, snapshots: OverlaySnapshots) -> NodeParts:
+async def build(base: Shared, snapshots: OverlaySnapshots) -> NodeParts:
     """Ask the kernel and the configured programs what they are; logs what is wrong with them."""
     config, fs = base.config, base.executors.fs
     section = config.runtime
@@ -89,7 +89,7 @@ def detected_driver(configured: str) -> CgroupDriver:
     return CgroupDriver.SYSTEMD if systemd_manages() else CgroupDriver.CGROUPFS
 
 
-async def _handlers(base: Foundation, snapshots: OverlaySnapshots) -> Handlers:
+async def _handlers(base: Shared, snapshots: OverlaySnapshots) -> Handlers:
     section = base.config.runtime
     found = await _probed(base, snapshots)
     problem = await monitor_problem(section.conmon)
@@ -103,7 +103,7 @@ async def _handlers(base: Foundation, snapshots: OverlaySnapshots) -> Handlers:
     )
 
 
-async def _probed(base: Foundation, snapshots: OverlaySnapshots) -> list[HandlerFacts]:
+async def _probed(base: Shared, snapshots: OverlaySnapshots) -> list[HandlerFacts]:
     """What each OCI runtime is, and whether it can have pods with user namespaces."""
     fs = base.executors.fs
     await run_in(fs, snapshots.prepare)  # the probe mounts a layer that lies where layers do

@@ -6,7 +6,7 @@ import dataclasses
 from pathlib import Path
 
 from criagent.daemon.wiring.node import NodeParts
-from criagent.daemon.wiring.stores import Foundation
+from criagent.daemon.wiring.stores import Shared
 from criagent.net.pod_network import Networks
 from criagent.runtime.node.facts import has_all_ids
 from criagent.runtime.pod.files import PodFileWriter
@@ -31,7 +31,7 @@ class PodParts:
     runner: SandboxRunner
 
 
-def build(base: Foundation, node: NodeParts, networks: Networks) -> PodParts:
+def build(base: Shared, node: NodeParts, networks: Networks) -> PodParts:
     """Everything about pods but their end, which takes their containers along."""
     fs, store = base.executors.fs, base.stores.sandboxes
     namespaces = PodNamespaces(
@@ -51,13 +51,13 @@ def build(base: Foundation, node: NodeParts, networks: Networks) -> PodParts:
     watch = HolderWatch(store, teardown)
     runner = SandboxRunner(
         store=store,
-        making=base.work.sandboxes_made,
+        making=base.work.sandbox_creations,
         handlers=node.handlers,
         objects=objects,
         watch=watch,
         teardown=teardown,
         selinux=node.selinux,
-        births=base.births,
+        identities=base.identities,
     )
     return PodParts(
         networks=networks,
@@ -69,7 +69,7 @@ def build(base: Foundation, node: NodeParts, networks: Networks) -> PodParts:
     )
 
 
-def _holder(base: Foundation, node: NodeParts, namespaces: PodNamespaces) -> SandboxHolder:
+def _holder(base: Shared, node: NodeParts, namespaces: PodNamespaces) -> SandboxHolder:
     has_seccomp = Path("/proc/sys/kernel/seccomp/actions_avail").exists()
     return SandboxHolder(
         runtimes=node.runtimes,

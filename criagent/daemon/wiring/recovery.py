@@ -6,7 +6,7 @@ from criagent.daemon.wiring.containers import ContainerParts
 from criagent.daemon.wiring.image import ImageParts
 from criagent.daemon.wiring.node import NodeParts
 from criagent.daemon.wiring.pods import PodParts
-from criagent.daemon.wiring.stores import Foundation
+from criagent.daemon.wiring.stores import Shared
 from criagent.runtime.recovery.containers import ContainerRecovery
 from criagent.runtime.recovery.orphans import Orphans
 from criagent.runtime.recovery.recovery import Recovery
@@ -15,7 +15,7 @@ from criagent.runtime.recovery.unknown_containers import UnknownContainers
 
 
 def build(
-    base: Foundation,
+    base: Shared,
     node: NodeParts,
     *,
     image: ImageParts,

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from criagent.cri.doors import Sessions
+from criagent.cri.backend import Sessions
 from criagent.daemon.wiring.containers import ContainerParts
 from criagent.daemon.wiring.node import NodeParts
 from criagent.daemon.wiring.pods import PodParts
-from criagent.daemon.wiring.stores import Foundation
+from criagent.daemon.wiring.stores import Shared
 from criagent.runtime.exec.output import OutputBudget
 from criagent.runtime.exec.plan import ExecPlanner
 from criagent.runtime.pod.session_facts import SessionFacts
@@ -16,9 +16,7 @@ from criagent.runtime.verbs.exec_sync import BUDGET, ExecSync
 from criagent.runtime.verbs.port_forward import PortForwarder
 
 
-def build(
-    base: Foundation, node: NodeParts, pods: PodParts, containers: ContainerParts
-) -> Sessions:
+def build(base: Shared, node: NodeParts, pods: PodParts, containers: ContainerParts) -> Sessions:
     """Exec, attach and port-forward."""
     section, store = base.config.runtime, base.stores.containers
     planner = ExecPlanner(files=containers.files, paths=node.paths, runtimes=node.runtimes)

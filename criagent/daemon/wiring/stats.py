@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from criagent.cri.doors import Stats
+from criagent.cri.backend import Stats
 from criagent.daemon.wiring.image import ImageParts
 from criagent.daemon.wiring.node import NodeParts
 from criagent.daemon.wiring.pods import PodParts
-from criagent.daemon.wiring.stores import Foundation
+from criagent.daemon.wiring.stores import Shared
 from criagent.runtime.stats.cgroup_usage import CpuRates
 from criagent.runtime.stats.container import ContainerStatsReader
 from criagent.runtime.stats.metrics import PodMetricsReader
@@ -16,9 +16,9 @@ from criagent.runtime.stats.writable_layers import WritableLayers
 
 
 def build(
-    base: Foundation, node: NodeParts, image: ImageParts, pods: PodParts
+    base: Shared, node: NodeParts, image: ImageParts, pods: PodParts
 ) -> tuple[Stats, WritableLayers]:
-    """The door to statistics; and the counts, which go on in the background until closed."""
+    """Statistics for the CRI services, and the counts, which run in the background until closed."""
     stores, executors = base.stores, base.executors
     layers = WritableLayers(
         snapshots=image.snapshots,

@@ -1,4 +1,4 @@
-"""What every other part stands on: configuration, tables, threads, time, owners of work."""
+"""What all parts share: configuration, tables, threads, time, owners of work."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ from pathlib import Path
 
 from criagent.config.sections import Config
 from criagent.process.priority import raise_new_thread
-from criagent.runtime.container.keys import ContainersMade, Endings, Starts, shown_start
-from criagent.runtime.node.clock import Births, Clock, boot_id
+from criagent.runtime.container.keys import ContainerCreations, Endings, Starts, shown_start
+from criagent.runtime.node.clock import Clock, Identities, boot_id
 from criagent.runtime.verbs.reopen_log import Reopenings
-from criagent.runtime.verbs.run_sandbox import SandboxesMade
+from criagent.runtime.verbs.run_sandbox import SandboxCreations
 from criagent.store.addresses import AddressStore
 from criagent.store.blobs import BlobStore
 from criagent.store.containers import ContainerStore
@@ -81,10 +81,10 @@ class Stores:
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class Work:
-    """Everything that is under way, by what is done."""
+    """Work in progress, by kind."""
 
-    sandboxes_made: SandboxesMade
-    containers_made: ContainersMade
+    sandbox_creations: SandboxCreations
+    container_creations: ContainerCreations
     starts: Starts
     endings: Endings
     reopenings: Reopenings
@@ -94,10 +94,12 @@ class Work:
         """Nothing is; what is made may take `create_timeout_s`."""
         limit_s, setting = create_timeout_s, "runtime.create_timeout_s"
         return cls(
-            sandboxes_made=SandboxesMade(
+            sandbox_creations=SandboxCreations(
                 limit_s=limit_s, noun="sandbox", setting=setting, show=lambda name: name.key
             ),
-            containers_made=ContainersMade(limit_s=limit_s, noun="container", setting=setting),
+            container_creations=ContainerCreations(
+                limit_s=limit_s, noun="container", setting=setting
+            ),
             starts=Starts(limit_s=_ENDLESS_S, show=shown_start),
             endings=Endings(limit_s=_ENDLESS_S),
             reopenings=Reopenings(limit_s=limit_s, noun="log of container", setting=setting),
@@ -106,8 +108,8 @@ class Work:
     async def drain(self, limit_s: float) -> None:
         """Finish it within `limit_s`, cancel what is left and await its undo."""
         await asyncio.gather(
-            self.sandboxes_made.drain(limit_s),
-            self.containers_made.drain(limit_s),
+            self.sandbox_creations.drain(limit_s),
+            self.container_creations.drain(limit_s),
             self.starts.drain(limit_s),
             self.endings.drain(limit_s),
             self.reopenings.drain(limit_s),
@@ -115,20 +117,20 @@ class Work:
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
-class Foundation:
-    """What every room is built on."""
+class Shared:
+    """What all parts share."""
 
     config: Config
     stores: Stores
     executors: Executors
     clock: Clock
     boot_id: str
-    births: Births
+    identities: Identities
     work: Work
 
     @classmethod
-    def lay(cls, config: Config, stores: Stores, executors: Executors) -> Foundation:
-        """The foundation of this boot."""
+    def of(cls, config: Config, stores: Stores, executors: Executors) -> Shared:
+        """The shared parts of this boot."""
         clock, boot = Clock(), boot_id()
         return cls(
             config=config,
@@ -136,6 +138,6 @@ class Foundation:
             executors=executors,
             clock=clock,
             boot_id=boot,
-            births=Births(clock, boot),
+            identities=Identities(clock, boot),
             work=Work.none(config.runtime.create_timeout_s),
         )

@@ -1,13 +1,13 @@
-"""The verbs of pods and containers put together, as the doors by which calls enter."""
+"""Puts together the verbs of pods and containers."""
 
 from __future__ import annotations
 
-from criagent.cri.doors import Containers, Sandboxes
+from criagent.cri.backend import Containers, Sandboxes
 from criagent.daemon.wiring.containers import ContainerParts
 from criagent.daemon.wiring.image import ImageParts
 from criagent.daemon.wiring.node import NodeParts
 from criagent.daemon.wiring.pods import PodParts
-from criagent.daemon.wiring.stores import Foundation
+from criagent.daemon.wiring.stores import Shared
 from criagent.runtime.container.bundle import ContainerBundles
 from criagent.runtime.container.declared_volumes import DeclaredVolumes
 from criagent.runtime.container.gather import (
@@ -34,14 +34,14 @@ from criagent.runtime.verbs.update_container import ResourceUpdater
 
 
 def build(
-    base: Foundation,
+    base: Shared,
     node: NodeParts,
     *,
     image: ImageParts,
     pods: PodParts,
     containers: ContainerParts,
 ) -> tuple[Sandboxes, Containers]:
-    """Doors to every verb but those of sessions."""
+    """Every verb but those of sessions."""
     describer = Describer(
         paths=node.paths, files=containers.files, node=node.facts, fs=base.executors.fs
     )
@@ -69,7 +69,7 @@ def build(
 
 
 def _sandboxes(
-    base: Foundation,
+    base: Shared,
     pods: PodParts,
     *,
     describer: Describer,
@@ -79,7 +79,7 @@ def _sandboxes(
     sandbox_stopper = SandboxStopper(
         store=base.stores.sandboxes,
         containers=base.stores.containers,
-        making=base.work.containers_made,
+        making=base.work.container_creations,
         endings=base.work.endings,
         stopper=stopper,
         teardown=pods.teardown,
@@ -102,7 +102,7 @@ def _sandboxes(
 
 
 def _creator(
-    base: Foundation,
+    base: Shared,
     node: NodeParts,
     *,
     image: ImageParts,
@@ -132,13 +132,13 @@ def _creator(
     return ContainerCreator(
         sandboxes=base.stores.sandboxes,
         store=base.stores.containers,
-        making=base.work.containers_made,
+        making=base.work.container_creations,
         new=NewContainers(
             images=image.images,
             volumes=volumes,
             handlers=node.handlers,
             driver=node.driver,
-            births=base.births,
+            identities=base.identities,
         ),
         files=files,
         bundles=bundles,
@@ -149,13 +149,11 @@ def _creator(
             files=files,
             exits=containers.exits,
         ),
-        births=base.births,
+        identities=base.identities,
     )
 
 
-def _gatherer(
-    base: Foundation, node: NodeParts, namespaces: ContainerNamespacePaths
-) -> SpecGatherer:
+def _gatherer(base: Shared, node: NodeParts, namespaces: ContainerNamespacePaths) -> SpecGatherer:
     section, fs = base.config.runtime, base.executors.fs
     return SpecGatherer(
         namespaces=namespaces,
@@ -180,7 +178,7 @@ def _gatherer(
     )
 
 
-def _starter(base: Foundation, node: NodeParts, containers: ContainerParts) -> ContainerStarter:
+def _starter(base: Shared, node: NodeParts, containers: ContainerParts) -> ContainerStarter:
     return ContainerStarter(
         store=base.stores.containers,
         sandboxes=base.stores.sandboxes,
@@ -191,7 +189,7 @@ def _starter(base: Foundation, node: NodeParts, containers: ContainerParts) -> C
     )
 
 
-def _updater(base: Foundation, node: NodeParts, containers: ContainerParts) -> ResourceUpdater:
+def _updater(base: Shared, node: NodeParts, containers: ContainerParts) -> ResourceUpdater:
     return ResourceUpdater(
         store=base.stores.containers,
         transitions=containers.transitions,
@@ -200,7 +198,7 @@ def _updater(base: Foundation, node: NodeParts, containers: ContainerParts) -> R
     )
 
 
-def _reopener(base: Foundation, node: NodeParts) -> LogReopener:
+def _reopener(base: Shared, node: NodeParts) -> LogReopener:
     return LogReopener(
         store=base.stores.containers,
         paths=node.paths,

@@ -39,7 +39,7 @@ class Ending(NamedTuple):
         return f"{self.act}:{self.object_id}"
 
 
-ContainersMade = Owners[ContainerName, Container]
+ContainerCreations = Owners[ContainerName, Container]
 Starts = Owners[ContainerId, None]
 Endings = Owners[Ending, None]
 

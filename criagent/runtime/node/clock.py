@@ -40,7 +40,7 @@ def boot_id() -> str:
     return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
 
 
-class Birth(NamedTuple):
+class Identity(NamedTuple):
     """What a new object begins with."""
 
     id: str
@@ -48,7 +48,7 @@ class Birth(NamedTuple):
     boot_id: str
 
 
-class Births:
+class Identities:
     """Identities of new sandboxes and containers."""
 
     def __init__(self, clock: Clock, boot_id: str, new_id: Callable[[], str] = new_id) -> None:
@@ -56,9 +56,9 @@ class Births:
         self._boot_id = boot_id
         self._new_id = new_id
 
-    def next(self) -> Birth:
+    def next(self) -> Identity:
         """One that no other object has."""
-        return Birth(self._new_id(), self._clock.now_ns(), self._boot_id)
+        return Identity(self._new_id(), self._clock.now_ns(), self._boot_id)
 
     def now_ns(self) -> int:
         """The clock's time."""

@@ -24,10 +24,10 @@ from criagent.model.sandbox import Sandbox
 from criagent.runtime.container.bundle import ContainerBundles
 from criagent.runtime.container.files import ContainerFiles
 from criagent.runtime.container.image_volumes import ImageVolumes
-from criagent.runtime.container.keys import ContainerName, ContainersMade
+from criagent.runtime.container.keys import ContainerCreations, ContainerName
 from criagent.runtime.container.launch import ContainerLauncher
 from criagent.runtime.node.cgroup_names import CgroupDriver, container_cgroup
-from criagent.runtime.node.clock import Births
+from criagent.runtime.node.clock import Identities
 from criagent.runtime.node.handlers import Handlers
 from criagent.runtime.spec.signals import stop_signal
 from criagent.runtime.spec.validate import validate_container_spec
@@ -60,13 +60,13 @@ class NewContainers:
         volumes: ImageVolumes,
         handlers: Handlers,
         driver: CgroupDriver,
-        births: Births,
+        identities: Identities,
     ) -> None:
         self._images = images
         self._volumes = volumes
         self._handlers = handlers
         self._driver = driver
-        self._births = births
+        self._identities = identities
 
     def check(self, sandbox: Sandbox, spec: ContainerSpec) -> str:
         """The name of the handler that is to run a container of `spec`.
@@ -94,16 +94,16 @@ class NewContainers:
 
     def container(self, request: _Request) -> Container:
         """A row that no other container has."""
-        birth, image, spec = self._births.next(), request.image, request.spec
+        identity, image, spec = self._identities.next(), request.image, request.spec
         log_path, of_pod = "", request.sandbox.spec
         if of_pod.log_directory and spec.log_path:
             log_path = str(Path(of_pod.log_directory, spec.log_path))
         return Container(
-            id=ContainerId(birth.id),
+            id=ContainerId(identity.id),
             sandbox_id=request.sandbox.id,
             spec=spec,
-            created_at_ns=birth.at_ns,
-            boot_id=birth.boot_id,
+            created_at_ns=identity.at_ns,
+            boot_id=identity.boot_id,
             handler=request.handler,
             image_id=image.id,
             image_ref=image.repo_digests[0] if image.repo_digests else image.id,
@@ -111,7 +111,7 @@ class NewContainers:
             log_path=log_path,
             image_name=self._images.shown_name(image, spec.user_specified_image or spec.image),
             stop_signal=stop_signal(spec.stop_signal, image.config.stop_signal),
-            cgroup=container_cgroup(self._driver, of_pod.cgroup_parent, birth.id),
+            cgroup=container_cgroup(self._driver, of_pod.cgroup_parent, identity.id),
             resources=spec.resources,
         )
 
@@ -124,12 +124,12 @@ class ContainerCreator:
         *,
         sandboxes: SandboxStore,
         store: ContainerStore,
-        making: ContainersMade,
+        making: ContainerCreations,
         new: NewContainers,
         files: ContainerFiles,
         bundles: ContainerBundles,
         launcher: ContainerLauncher,
-        births: Births,
+        identities: Identities,
     ) -> None:
         self._sandboxes = sandboxes
         self._store = store
@@ -138,7 +138,7 @@ class ContainerCreator:
         self._files = files
         self._bundles = bundles
         self._launcher = launcher
-        self._births = births
+        self._identities = identities
 
     async def create(self, sandbox_id: str, spec: ContainerSpec) -> Container:
         """The CREATED container of `spec` in a READY sandbox, whose own specification counts; made
@@ -203,7 +203,7 @@ class ContainerCreator:
         owner.stage = "conmon and the OCI runtime"
         undo.push("runtime", partial(self._launcher.delete, container))
         container, monitor = await self._launcher.create(container, sandbox)
-        container = dataclasses.replace(container, ready_at_ns=self._births.now_ns())
+        container = dataclasses.replace(container, ready_at_ns=self._identities.now_ns())
         await self._store.update(container)
         self._launcher.watch(container, monitor)
         faults.reach("container-create:ready")
@@ -213,7 +213,7 @@ class ContainerCreator:
         """List a container whose undo failed as EXITED, so that the kubelet removes it."""
         left = self._store.get(container.id)
         if left is not None:
-            now = self._births.now_ns()
+            now = self._identities.now_ns()
             await self._store.update(
                 dataclasses.replace(left, finished_at_ns=now, exit_code=255, reason="Unknown")
             )

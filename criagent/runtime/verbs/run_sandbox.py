@@ -18,7 +18,7 @@ from criagent.base.aio import Owner, Owners, Rollback
 from criagent.base.errors import AlreadyExistsError, NameReservedError
 from criagent.model.common import NamespaceMode
 from criagent.model.sandbox import Sandbox, SandboxId, SandboxMetadata, SandboxSpec
-from criagent.runtime.node.clock import Births
+from criagent.runtime.node.clock import Identities
 from criagent.runtime.node.handlers import Handlers
 from criagent.runtime.pod.holder_watch import HolderWatch
 from criagent.runtime.pod.objects import SandboxObjects
@@ -29,7 +29,7 @@ from criagent.store.sandboxes import SandboxStore
 
 _UNDO_BUDGET_S = 30.0  # per step; a step that needs longer is left to recovery
 
-SandboxesMade = Owners[SandboxMetadata, Sandbox]
+SandboxCreations = Owners[SandboxMetadata, Sandbox]
 
 log: structlog.stdlib.BoundLogger = structlog.get_logger(__name__)
 
@@ -41,13 +41,13 @@ class SandboxRunner:
         self,
         *,
         store: SandboxStore,
-        making: SandboxesMade,
+        making: SandboxCreations,
         handlers: Handlers,
         objects: SandboxObjects,
         watch: HolderWatch,
         teardown: SandboxTeardown,
         selinux: Selinux,
-        births: Births,
+        identities: Identities,
     ) -> None:
         self._store = store
         self._making = making
@@ -56,7 +56,7 @@ class SandboxRunner:
         self._watch = watch
         self._teardown = teardown
         self._selinux = selinux
-        self._births = births
+        self._identities = identities
 
     async def run(self, spec: SandboxSpec) -> Sandbox:
         """Return the READY sandbox of `spec`, which is created unless it exists or is being
@@ -91,12 +91,12 @@ class SandboxRunner:
         if remains is not None:  # a failed undo, on a disk that did not even accept its mark
             owner.stage = "remains of a failed attempt"
             await self._teardown.erase(remains)
-        birth = self._births.next()
+        identity = self._identities.next()
         sandbox = Sandbox(
-            id=SandboxId(birth.id),
+            id=SandboxId(identity.id),
             spec=spec,
-            created_at_ns=birth.at_ns,
-            boot_id=birth.boot_id,
+            created_at_ns=identity.at_ns,
+            boot_id=identity.boot_id,
             selinux_level=self._selinux.level(spec, self._store.all()),
             network_backend=self._objects.backend(spec),
         )
@@ -139,7 +139,7 @@ class SandboxRunner:
             sandbox = await self._objects.start_holder(sandbox)
             faults.reach("sandbox-run:holder")
         owner.stage = "commit"
-        sandbox = dataclasses.replace(sandbox, ready_at_ns=self._births.now_ns())
+        sandbox = dataclasses.replace(sandbox, ready_at_ns=self._identities.now_ns())
         await self._store.update(sandbox)
         self._watch.watch(sandbox)
         faults.reach("sandbox-run:ready")

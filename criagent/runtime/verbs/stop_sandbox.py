@@ -11,7 +11,7 @@ from criagent.base import faults
 from criagent.base.aio import Owner
 from criagent.base.errors import NotFoundError
 from criagent.model.sandbox import Sandbox, SandboxId
-from criagent.runtime.container.keys import Act, ContainersMade, Ending, Endings
+from criagent.runtime.container.keys import Act, ContainerCreations, Ending, Endings
 from criagent.runtime.pod.teardown import SandboxTeardown
 from criagent.runtime.verbs.stop_container import ContainerStopper
 from criagent.store.containers import ContainerStore
@@ -28,7 +28,7 @@ class SandboxStopper:
         *,
         store: SandboxStore,
         containers: ContainerStore,
-        making: ContainersMade,
+        making: ContainerCreations,
         endings: Endings,
         stopper: ContainerStopper,
         teardown: SandboxTeardown,

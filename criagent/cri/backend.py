@@ -1,6 +1,6 @@
-"""What the runtime offers to the edge of the daemon: small records, filled by the wiring.
+"""What the CRI services call: small records of verbs and readers, filled by daemon/wiring.
 
-A call of the CRI enters by the field of its name; the comment names what stands behind it.
+Each field serves the CRI calls of its name; the comment names the verb behind it.
 """
 
 from __future__ import annotations
@@ -76,7 +76,7 @@ class Stats:
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class Node:
-    """What the agent says of its node; `network` is that of new pods."""
+    """Facts about the node and the agent; `network` is that of new pods."""
 
     conditions: Conditions
     handlers: Handlers
