@@ -3,7 +3,7 @@ CACHE := $(or $(XDG_CACHE_HOME),$(HOME)/.cache)/criagent
 VENV  := $(CACHE)/venv-$(shell sha256sum requirements-dev.lock 2>/dev/null | sha256sum | cut -c1-16)
 PY    := $(VENV)/bin/python
 
-.PHONY: help proto reference venv demo bench test unit fuzz node install-test critest conformance kubernetes check \
+.PHONY: help proto reference venv demo bench test unit unit-matrix coverage fuzz node install-test critest conformance kubernetes check \
 	vm-test vm-test-full
 
 help:  ## list the targets
@@ -39,12 +39,23 @@ UNIT_ENV = PYTHONDONTWRITEBYTECODE= PYTHONPYCACHEPREFIX=$(CACHE)/bytecode \
 unit: $(PY)  ## pure tests, no root needed
 	$(UNIT_ENV) $(PY) -m pytest tests/unit -n $(or $(UNIT_PROCESSES),2) -p no:cacheprovider
 
+unit-matrix:  ## the unit tier with each Python from 3.11 to 3.14 that is here, as a table
+	tests/unit/matrix
+
+coverage: $(PY)  ## lines of the program that the unit tier runs, per package
+	rm -f build/coverage*
+	$(UNIT_ENV) $(VENV)/bin/coverage run -m pytest tests/unit -q -n $(or $(UNIT_PROCESSES),2) -p no:cacheprovider
+	$(VENV)/bin/coverage combine -q
+	$(VENV)/bin/coverage json -q -o build/coverage.json
+	$(PY) -m tests.lint.coverage_table build/coverage.json
+
 check: $(PY)  ## linters, types, import rules, terms, generated code and reference
 	$(VENV)/bin/ruff check criagent tests proto docs
 	$(VENV)/bin/ruff format --check criagent tests proto docs
 	$(VENV)/bin/mypy
 	PYTHONPATH=. $(VENV)/bin/lint-imports
 	$(PY) -m tests.lint.terms
+	$(PY) -m tests.lint.spdx
 	$(PY) proto/generate.py --check
 	PYTHONPATH=. $(PY) docs/generate.py --check
 
