@@ -115,7 +115,7 @@ def test_host_ports_beside_services(
             "from itself": lambda: _from(space, "hosted", url),
         }.items():
             eventually(
-                lambda look=look: look() == "hosted v1\n",  # type: ignore[misc]
+                lambda look=look: look() == "hosted v1\n",
                 f"the page {what}, mode {mode}",
             )
     finally:

@@ -31,7 +31,7 @@ def condition(cri: Cri, kind: str = "RuntimeReady") -> api.RuntimeCondition:
 def refused(call: Callable[[], object]) -> tuple[grpc.StatusCode, str]:
     with pytest.raises(grpc.RpcError) as caught:
         call()
-    return caught.value.code(), caught.value.details()
+    return caught.value.code(), caught.value.details() or ""
 
 
 def serve(before: str, at: Path, config: str = "") -> subprocess.CompletedProcess[str]:

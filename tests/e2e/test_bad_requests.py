@@ -181,7 +181,7 @@ def test_bad_containers_are_refused(
         wanted.ClearField("command")
         wanted.command.append("/no/such/program")
     elif words == "99":
-        wanted.stop_signal = 99
+        wanted.stop_signal = 99  # type: ignore[assignment]
     else:
         change(wanted)
     refused(lambda: pods.cri.create(sandbox, wanted, config), code, words)

@@ -36,7 +36,7 @@ class Containerd:
         self._channel.close()
 
     def call(self, method: str, request: Any, answer: Any, metadata: Any = KUBERNETES) -> Any:
-        stub = self._channel.unary_unary(
+        stub: Any = self._channel.unary_unary(
             f"/containerd.services.{method}",
             request_serializer=lambda message: message.SerializeToString(),
             response_deserializer=answer.FromString,

@@ -38,7 +38,7 @@ def test_groups_are_those_of_the_policy_everywhere(
     def asks(config: api.ContainerConfig) -> None:
         config.image.image = GROUPS
         config.linux.security_context.supplemental_groups.append(1234)
-        config.linux.security_context.supplemental_groups_policy = policy
+        config.linux.security_context.supplemental_groups_policy = policy  # type: ignore[assignment]
 
     assert pods.cri.runtime.Status(api.StatusRequest()).features.supplemental_groups_policy
     container_id = pods.running(
@@ -74,7 +74,7 @@ def test_the_stop_signal_in_force_is_told_and_sent(
 
     def asks(config: api.ContainerConfig) -> None:
         config.image.image = image
-        config.stop_signal = asked
+        config.stop_signal = asked  # type: ignore[assignment]
 
     sandbox = pods.sandbox()
     script = f"{traps}; echo ready; while :; do sleep 0.05; done"

@@ -182,7 +182,7 @@ def test_kernel_file_systems_stay_what_they_are(
     pods: Pods, make_image: ImageMaker, handler: str
 ) -> None:
     """Images with systemd declare /sys/fs/cgroup."""
-    image = make_image(**declared("/sys/fs/cgroup", "/proc/x", "/dev/shm", "/dev", "/run"))
+    image = make_image(**declared("/sys/fs/cgroup", "/proc/x", "/dev/shm", "/dev", "/run"))  # type: ignore[arg-type]
     container_id = pods.running("sleep", "1000", pod=sandbox(pods, handler), change=of(image))
     words(pods, container_id, "test", "-e", "/sys/fs/cgroup/cgroup.procs")
     words(pods, container_id, "test", "-c", "/dev/null")

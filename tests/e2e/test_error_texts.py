@@ -40,7 +40,7 @@ def configured(pods: Pods) -> Iterator[Callable[[str], Pods]]:
 def refused(call: Callable[[], object]) -> tuple[Code, str]:
     with pytest.raises(grpc.RpcError) as caught:
         call()
-    return caught.value.code(), caught.value.details()
+    return caught.value.code(), caught.value.details() or ""
 
 
 def fill(path: Path) -> None:

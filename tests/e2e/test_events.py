@@ -63,7 +63,7 @@ class Subscriber:
             for event in self.call:
                 self.seen.put(event)
         except grpc.RpcError as error:
-            self.code, self.words = error.code(), error.details()
+            self.code, self.words = error.code(), error.details() or ""
 
 
 @contextmanager

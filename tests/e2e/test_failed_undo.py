@@ -65,7 +65,7 @@ def shared_pid(config: api.PodSandboxConfig) -> None:
 def refused(call: Callable[[], object]) -> tuple[grpc.StatusCode, str]:
     with pytest.raises(grpc.RpcError) as caught:
         call()
-    return caught.value.code(), caught.value.details()
+    return caught.value.code(), caught.value.details() or ""
 
 
 def lines(event: str) -> list[dict[str, Any]]:

@@ -40,7 +40,7 @@ PROGRAMS = {
 }
 
 
-@pytest.fixture(params=PROGRAMS.values(), ids=PROGRAMS)
+@pytest.fixture(params=list(PROGRAMS.values()), ids=list(PROGRAMS))
 def loose(pods: Pods, tmp_path: Path, request: pytest.FixtureRequest) -> Iterator[Pods]:
     """An agent with such a handler called loose, beside the usual ones."""
     program = tmp_path / "loose"

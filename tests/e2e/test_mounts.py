@@ -137,7 +137,7 @@ def test_mounts_that_contradict_themselves_are_refused(
 ) -> None:
     sandbox, config = pods.sandbox()
     wanted = container("bad", ["sleep", "1"])
-    wanted.mounts.append(bind("/srv", **fields))
+    wanted.mounts.append(bind("/srv", **fields))  # type: ignore[arg-type]
     refused(lambda: pods.cri.create(sandbox, wanted, config), INVALID, words)
 
 

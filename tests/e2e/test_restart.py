@@ -115,7 +115,7 @@ def code(call: Callable[[], object]) -> tuple[grpc.StatusCode, str]:
     """How the call is refused."""
     with pytest.raises(grpc.RpcError) as caught:
         call()
-    return caught.value.code(), caught.value.details()
+    return caught.value.code(), caught.value.details() or ""
 
 
 def forget_mine() -> None:

@@ -280,7 +280,7 @@ def test_the_neighbours_of_the_node_and_of_pods_stay_what_they_are(pair: Pair) -
         return sorted(re.findall(r"(\S+) lladdr (\S+)", node + pod))
 
     before = neighbours()
-    assert (v.ip4, v.mac.hex(":")) in before
+    assert (v.ip4, v.mac.hex(":")) in before  # type: ignore[comparison-overlap]
     for address in (v.ip4, "10.88.0.1"):
         assert not pair.arrives(claim(a, address))
     for address in (v.ip6, "fd00:10:88::1"):

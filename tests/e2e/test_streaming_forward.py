@@ -63,7 +63,7 @@ def pair(client: Spdy, port: int, number: int) -> tuple[int, int]:
     common = {"port": str(port), "requestid": str(number)}
     return (
         client.open(fin=True, streamtype="error", **common),
-        client.open(streamtype="data", **common),
+        client.open(streamtype="data", **common),  # type: ignore[arg-type]
     )
 
 

@@ -60,7 +60,7 @@ def _member(rnd: Random, tough: float, kinds: list[bytes]) -> bytes:
     if rnd.random() < tough / 2:
         entry.pax_headers = {rnd.choice(RECORDS): rnd.choice(VALUES)}
     form = rnd.choice([tarfile.PAX_FORMAT, tarfile.GNU_FORMAT])
-    header = entry.tobuf(form, "utf-8", "surrogateescape")
+    header = entry.tobuf(form, "utf-8", "surrogateescape")  # type: ignore[arg-type]
     return header + content + bytes(-len(content) % 512)
 
 

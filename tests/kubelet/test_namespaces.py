@@ -159,7 +159,7 @@ def _udp_socket_in(pod: Json) -> socket.socket:
 
     def make() -> socket.socket:
         with Path(f"/proc/{pid}/ns/net").open() as network:
-            os.setns(network.fileno(), os.CLONE_NEWNET)
+            os.setns(network.fileno(), os.CLONE_NEWNET)  # type: ignore[attr-defined]
         server = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
         server.bind(("0.0.0.0", 5353))
         server.settimeout(LIMIT_S)

@@ -1,7 +1,7 @@
 """The licence line of every source: `python -m tests.lint.spdx` names the files without it.
 
-With `--write` it is put in: the first line, or the one after the interpreter's. Generated code, whose
-generator writes the line, is checked too. Exit status 1 when a file lacks it.
+With `--write` it is put in: the first line, or the one after the interpreter's. Generated code
+is checked, too: its generator writes the line. Exit status 1 when a file lacks it.
 """
 
 from __future__ import annotations

@@ -185,8 +185,7 @@ class ImageNode:
         """Bytes and files below blobs, as ImageFsInfo counts them."""
         used = [
             facts.st_blocks * 512 if "." in path.name else facts.st_size
-            for path in self.blob_files()
-            if (facts := path.stat())
+            for path, facts in ((path, path.stat()) for path in self.blob_files())
         ]
         return sum(used), len(used)
 

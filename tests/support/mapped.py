@@ -43,7 +43,7 @@ def volume(
                 host_path=str(source),
                 uidMappings=[mapping(host)],
                 gidMappings=[mapping(host)],
-                **fields,
+                **fields,  # type: ignore[arg-type]
             )
         )
 

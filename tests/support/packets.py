@@ -121,7 +121,7 @@ class Wire:
 
     def waiting(self) -> list[bytes]:
         """All frames that are here already."""
-        found = []
+        found: list[bytes] = []
         self._socket.setblocking(False)
         try:
             while True:
@@ -132,7 +132,7 @@ class Wire:
 
     def until(self, wanted: bytes) -> list[bytes]:
         """All frames up to the one that contains `wanted`, which has to come."""
-        found = []
+        found: list[bytes] = []
         while True:
             frame = self.next()
             if wanted in frame:

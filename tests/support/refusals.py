@@ -12,4 +12,4 @@ def refused(call: Callable[[], object], code: grpc.StatusCode, words: str) -> No
     with pytest.raises(grpc.RpcError) as caught:
         call()
     assert caught.value.code() is code, caught.value.details()
-    assert words in caught.value.details()
+    assert words in (caught.value.details() or "")

@@ -33,7 +33,7 @@ def member(
 
 def directory(name: str, **facts: object) -> Member:
     """A directory's entry."""
-    return member(name, kind=DIR, **{"mode": 0o755, **facts})
+    return member(name, kind=DIR, **{"mode": 0o755, **facts})  # type: ignore[arg-type]
 
 
 def link(name: str, target: str) -> Member:

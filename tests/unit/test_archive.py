@@ -186,7 +186,8 @@ def test_names_of_layouts(files: BlobFiles, tmp_path: Path, name: str) -> None:
 
 
 def test_docker_names_that_say_nothing(files: BlobFiles, tmp_path: Path) -> None:
-    for tags in (None, []):
+    nothing: tuple[list[str] | None, ...] = (None, [])
+    for tags in nothing:
         assert list(contents(files, tmp_path, docker(RepoTags=tags)).images.values()) == [[]]
     members = docker()
     listed = json.loads(members["manifest.json"])  # type: ignore[arg-type]

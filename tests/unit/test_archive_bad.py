@@ -166,7 +166,7 @@ BAD_ENTRIES: dict[str, tuple[Callable[[Members], Any], str]] = {
     "wrong type": (lambda _: {"digest": 5}, "malformed descriptor: digest: expected a string"),
     "no object": (lambda _: "x", "malformed descriptor: expected an object"),
     "digest leads elsewhere": (lambda _: entry_of(b"") | {"digest": "sha256:../../x"}, "digest"),
-    "no JSON": (lambda m: m.update({blob_name(digest(b"{")): b"{"}) or entry_of(b"{"), "JSON"),
+    "no JSON": (lambda m: m.update({blob_name(digest(b"{")): b"{"}) or entry_of(b"{"), "JSON"),  # type: ignore[redundant-expr]
     "schema 1": (lambda m: put(m, {"fsLayers": []}), "push it again"),
     "bad name": (
         lambda _: named(IMAGE, "UPPER/CASE:1"),
@@ -227,7 +227,7 @@ def test_bad_entries_of_docker_archives(files: BlobFiles, tmp_path: Path) -> Non
     members = docker()
     good = json.loads(members["manifest.json"])[0]  # type: ignore[arg-type]
     members["other.json"] = json.dumps({"os": "linux", "architecture": "s390x"}).encode()
-    bad = [
+    bad: list[Any] = [
         {**good, "Config": "missing.json"},
         {**good, "Layers": ["0/layer.tar", "missing.tar"]},
         {**good, "Layers": ["0/layer.tar"]},
@@ -259,7 +259,7 @@ def test_one_bad_tag_costs_itself_only(files: BlobFiles, tmp_path: Path) -> None
 
 
 def test_what_was_passed_over_is_named_up_to_a_limit(files: BlobFiles, tmp_path: Path) -> None:
-    bad = [
+    bad: list[Any] = [
         entry_of(
             str(n).encode(), annotations={"org.opencontainers.image.ref.name": "\x1b[31m" * 99}
         )

@@ -58,6 +58,7 @@ def of_enum(enum: EnumDescriptor, name: str) -> list[Row]:
 
 def type_of(field: FieldDescriptor) -> str:
     if is_map(field):
+        assert field.message_type is not None
         entry = field.message_type.fields_by_name
         return f"map<{type_of(entry['key'])},{type_of(entry['value'])}>"
     if field.message_type is not None:
