@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from tests.support import agent
-from tests.vm.suite.units import failed_units, kill_agent, main_pid, pod_slices, show, systemctl
+from tests.support.units import failed_units, kill_agent, main_pid, pod_slices, show, systemctl
 
 Json = dict[str, Any]
 OUTSIDE = "outside"

@@ -10,6 +10,7 @@ import pytest
 
 from tests.support.cri_client import BUSYBOX, Cri, api, container
 from tests.support.pods import Pods
+from tests.support.refusals import refused
 
 pytestmark = pytest.mark.root
 
@@ -20,13 +21,6 @@ EXISTS = grpc.StatusCode.ALREADY_EXISTS
 WRONG = grpc.StatusCode.FAILED_PRECONDITION
 
 Change = Callable[[api.PodSandboxConfig], object]
-
-
-def refused(call: Callable[[], object], code: grpc.StatusCode, words: str) -> None:
-    with pytest.raises(grpc.RpcError) as caught:
-        call()
-    assert caught.value.code() is code, caught.value.details()
-    assert words in caught.value.details()
 
 
 def host_network(config: api.PodSandboxConfig) -> None:

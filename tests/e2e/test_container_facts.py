@@ -9,10 +9,10 @@ from pathlib import Path
 import grpc
 import pytest
 
-from tests.e2e.test_bad_requests import refused
-from tests.e2e.test_images import listed
 from tests.support.cri_client import BUSYBOX, DEBIAN, Cri, api, container
+from tests.support.images import listed
 from tests.support.pods import Pods
+from tests.support.refusals import refused
 from tests.support.waiting import until
 
 pytestmark = pytest.mark.root

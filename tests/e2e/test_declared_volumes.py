@@ -15,17 +15,17 @@ import pytest
 
 from criagent._proto import admin_pb2, admin_pb2_grpc
 from criagent.kernel.mount import parse_mountinfo
-from tests.e2e.test_bad_requests import refused
-from tests.e2e.test_images import archive, succeed
-from tests.e2e.test_mounts import bind, wants
-from tests.e2e.test_writable_layers import du, layer, upper
 from tests.support import agent, image_builder
 from tests.support.cri_client import Cri, api, container
+from tests.support.image_archives import archive, succeed
 from tests.support.made_images import HANDLERS, ImageMaker, of
 from tests.support.mapped import HOST, mapped
 from tests.support.mapped_pods import init, words
+from tests.support.mounts import bind, wants
 from tests.support.pods import Pods
+from tests.support.refusals import refused
 from tests.support.waiting import until
+from tests.support.written import du, layer, upper
 
 pytestmark = pytest.mark.root
 

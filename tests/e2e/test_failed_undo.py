@@ -14,9 +14,9 @@ from typing import Any
 import grpc
 import pytest
 
-from tests.e2e.test_metrics import value
 from tests.support import agent
 from tests.support.cri_client import Cri, api, container
+from tests.support.metrics_page import value
 from tests.support.node_state import differences, settled_state
 from tests.support.pods import Pods
 

@@ -17,9 +17,11 @@ from pathlib import Path
 import grpc
 import pytest
 
-from tests.e2e.test_images import MADE, archive, command, succeed, usage
+from tests.e2e.test_images import MADE
 from tests.support import agent, image_builder
 from tests.support.cri_client import Cri, api
+from tests.support.image_archives import archive, command, succeed
+from tests.support.images import usage
 from tests.support.node_state import settled_state
 from tests.support.pods import Pods
 from tests.support.pulling import Registry, TarPit, digest, name, served, straight

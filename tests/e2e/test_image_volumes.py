@@ -13,11 +13,12 @@ from pathlib import Path
 import grpc
 import pytest
 
-from tests.e2e.test_bad_requests import refused
-from tests.e2e.test_images import archive, command, listed, packed, succeed
 from tests.support import agent, image_builder
 from tests.support.cri_client import BUSYBOX, DEBIAN, Cri, api, container
+from tests.support.image_archives import archive, command, packed, succeed
+from tests.support.images import listed
 from tests.support.pods import Pods
+from tests.support.refusals import refused
 
 pytestmark = pytest.mark.root
 

@@ -13,9 +13,9 @@ from typing import Any
 import grpc
 import pytest
 
-from tests.e2e.test_metrics import scrape
 from tests.support import agent
 from tests.support.cri_client import BUSYBOX, Cri, api, container
+from tests.support.metrics_page import scrape
 from tests.support.node_state import agent_pid
 from tests.support.pods import Pods
 from tests.support.waiting import until

@@ -15,11 +15,11 @@ from pathlib import Path
 import grpc
 import pytest
 
-from tests.e2e.test_bad_requests import refused
 from tests.support import agent
 from tests.support.cri_client import Cri, api, container
 from tests.support.node_state import monitor_pid
 from tests.support.pods import Pods
+from tests.support.refusals import refused
 from tests.support.waiting import until
 
 pytestmark = pytest.mark.root

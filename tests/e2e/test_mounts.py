@@ -7,16 +7,17 @@ import shutil
 import socket
 import stat
 import subprocess
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import grpc
 import pytest
 
-from tests.e2e.test_bad_requests import refused
 from tests.support import agent
 from tests.support.cri_client import Cri, api, container
+from tests.support.mounts import bind, wants
 from tests.support.pods import Pods
+from tests.support.refusals import refused
 
 pytestmark = pytest.mark.root
 
@@ -50,14 +51,6 @@ def tree(tmp_path: Path) -> Iterator[Path]:
 
 def mount(*words: str | Path) -> None:
     subprocess.run(["mount", *words], check=True)
-
-
-def wants(*mounts: api.Mount) -> Callable[[api.ContainerConfig], object]:
-    return lambda config: config.mounts.extend(mounts)
-
-
-def bind(path: Path | str, target: str = "/x", **fields: object) -> api.Mount:
-    return api.Mount(container_path=target, host_path=str(path), **fields)  # type: ignore[arg-type]
 
 
 def succeeds(pods: Pods, container_id: str, *words: str) -> bool:

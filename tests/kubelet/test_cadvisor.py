@@ -11,7 +11,8 @@ import re
 
 import pytest
 
-from tests.kubelet.kubelet_node import (
+from tests.support.cri_client import BUSYBOX
+from tests.support.kubelet_node import (
     IN_VM,
     LIMIT_S,
     NODE,
@@ -24,7 +25,6 @@ from tests.kubelet.kubelet_node import (
     shell,
     until,
 )
-from tests.support.cri_client import BUSYBOX
 
 _ANYWHERE = """
 container_cpu_system_seconds_total container_cpu_usage_seconds_total

@@ -12,7 +12,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.kubelet.kubelet_node import (
+from tests.support.cri_client import Cri, api
+from tests.support.kubelet_node import (
     ADDRESS,
     LIMIT_S,
     Json,
@@ -24,7 +25,6 @@ from tests.kubelet.kubelet_node import (
     sleeper,
     until,
 )
-from tests.support.cri_client import Cri, api
 
 _SERVER = "mkdir /www; echo hi > /www/x; exec httpd -f -p {port} -h /www"
 

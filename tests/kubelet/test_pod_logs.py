@@ -5,7 +5,7 @@ from __future__ import annotations
 import gzip
 from pathlib import Path
 
-from tests.kubelet.kubelet_node import LIMIT_S, NODE, Kubelet, ground, ids, restarts, shell, until
+from tests.support.kubelet_node import LIMIT_S, NODE, Kubelet, ground, ids, restarts, shell, until
 
 
 def test_logs_are_read_through_the_kubelet(kubelet: Kubelet) -> None:

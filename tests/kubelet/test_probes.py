@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from tests.kubelet.kubelet_node import (
+from tests.support.kubelet_node import (
     LIMIT_S,
     PROBE_S,
     SLEEP,

@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import re
 
-from tests.kubelet.kubelet_node import LIMIT_S, NODE, Kubelet, ids, restarts, shell, until
 from tests.support.cri_client import BUSYBOX, DEBIAN, Cri
+from tests.support.kubelet_node import LIMIT_S, NODE, Kubelet, ids, restarts, shell, until
 
 UNUSED = "registry.k8s.io/k8s-staging-cri-tools/test-image-1:latest"
 _LIMITED = {"limits": {"ephemeral-storage": "1Mi"}}

@@ -12,7 +12,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.kubelet.kubelet_node import (
+from tests.support.cri_client import DEBIAN
+from tests.support.kubelet_node import (
     LIMIT_S,
     Json,
     Kubelet,
@@ -23,7 +24,6 @@ from tests.kubelet.kubelet_node import (
     until,
     volume,
 )
-from tests.support.cri_client import DEBIAN
 
 
 def test_an_image_as_a_volume(kubelet: Kubelet) -> None:

@@ -6,9 +6,10 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from tests.e2e.test_images import archive, listed, succeed
 from tests.support import image_builder
 from tests.support.cri_client import Cri, api
+from tests.support.image_archives import archive, succeed
+from tests.support.images import listed
 
 MADE = "registry.test/own"
 HANDLERS = ("crun", "runc")

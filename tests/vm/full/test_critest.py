@@ -14,8 +14,8 @@ from pathlib import Path
 import pytest
 
 from tests.support.cri_client import Cri
+from tests.support.units import systemctl
 from tests.vm.suite.test_security import slices
-from tests.vm.suite.units import systemctl
 
 # ginkgo's own limit for the whole is an hour.
 LIMIT = "-ginkgo.timeout=1h50m"

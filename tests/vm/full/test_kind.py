@@ -15,8 +15,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.vm.suite.kubeadm_node import PATCHES, SLOW, Cluster, write_patches
-from tests.vm.suite.units import systemctl
+from tests.support.kubeadm_node import PATCHES, SLOW, Cluster, write_patches
+from tests.support.units import systemctl
 
 pytestmark = pytest.mark.timeout(5400)
 

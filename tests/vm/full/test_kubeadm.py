@@ -16,8 +16,8 @@ from pathlib import Path
 import pytest
 
 from tests.support.cri_client import BUSYBOX, Cri
-from tests.vm.suite.kubeadm_node import SLOW, Cluster, write_patches
-from tests.vm.suite.units import container_units, failed_units, systemctl
+from tests.support.kubeadm_node import SLOW, Cluster, write_patches
+from tests.support.units import container_units, failed_units, systemctl
 
 pytestmark = pytest.mark.timeout(5400)
 

@@ -15,9 +15,9 @@ import grpc
 import pytest
 
 from tests.support.cri_client import BUSYBOX, Cri, api
+from tests.support.units import container_units, main_pid, show, systemctl
+from tests.support.vm_fixtures import VmPods, cgroup_of, sleeper
 from tests.support.waiting import until
-from tests.vm.suite.conftest_vm import VmPods, cgroup_of, sleeper
-from tests.vm.suite.units import container_units, main_pid, show, systemctl
 
 HOUR = 3600
 ROOT = Path("/var/lib/criagent")

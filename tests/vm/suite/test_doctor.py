@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.support.units import systemctl
 from tests.support.waiting import until
-from tests.vm.suite.units import systemctl
 
 DROP_IN = Path("/etc/systemd/system/criagent.service.d/test.conf")
 PARSER = Path("/usr/sbin/apparmor_parser")

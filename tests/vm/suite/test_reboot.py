@@ -13,9 +13,9 @@ from pathlib import Path
 
 import pytest
 
-from tests.kubelet.kubelet_node import MANIFESTS, Kubelet, ids, restarts
 from tests.support.cri_client import Cri, api
-from tests.vm.suite.units import container_units, show
+from tests.support.kubelet_node import MANIFESTS, Kubelet, ids, restarts
+from tests.support.units import container_units, show
 
 FACTS = Path("/var/lib/vm/before.json")
 NAMES = ("one", "two")

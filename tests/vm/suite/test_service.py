@@ -13,9 +13,9 @@ import grpc
 import pytest
 
 from tests.support.cri_client import Cri, api
+from tests.support.units import container_units, kill_agent, main_pid, show, systemctl
+from tests.support.vm_fixtures import VmPods, cgroup_of, scope_of, sleeper
 from tests.support.waiting import until
-from tests.vm.suite.conftest_vm import VmPods, cgroup_of, scope_of, sleeper
-from tests.vm.suite.units import container_units, kill_agent, main_pid, show, systemctl
 
 _BUS = ("dbus.socket", "dbus.service")
 

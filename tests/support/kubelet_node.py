@@ -24,7 +24,7 @@ from typing import Any, ClassVar
 
 from tests.support import agent
 from tests.support.cri_client import BUSYBOX, Cri, api
-from tests.vm.suite.units import kill_agent, main_pid, restart_agent, show, systemctl
+from tests.support.units import kill_agent, main_pid, restart_agent, show, systemctl
 
 Json = dict[str, Any]
 

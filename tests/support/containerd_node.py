@@ -7,7 +7,7 @@ import shutil
 from pathlib import Path
 
 from tests.support.cri_client import BUSYBOX, Cri
-from tests.vm.suite.units import main_pid, systemctl
+from tests.support.units import main_pid, systemctl
 
 ENDPOINT = "unix:///run/containerd/containerd.sock"
 _CONFIG = """version = 3

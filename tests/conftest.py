@@ -1,0 +1,5 @@
+"""Assertions of helpers read as well as those of tests."""
+
+import pytest
+
+pytest.register_assert_rewrite("tests.support")
