@@ -32,12 +32,13 @@ demo:  ## bare machine: a real image and real pods through crictl, then a clean 
 bench:  ## figures of docs/architecture.md as a table and as build/bench.json
 	CRIAGENT_ARGS="--log-level warning" tests/node/up python3 tests/bench/measure.py
 
-# Temporary files in memory and bytecode outside the checkout, whatever the caller's environment says.
-UNIT_ENV = PYTHONDONTWRITEBYTECODE= PYTHONPYCACHEPREFIX=$(CACHE)/bytecode \
-	$(if $(shell test -w /dev/shm && echo yes),PYTEST_DEBUG_TEMPROOT=/dev/shm)
-
+# Bytecode outside the checkout, whatever the caller's environment says; temporary files in memory, in
+# a directory of each run: pytest's own numbering removes those of a run beside it.
 unit: $(PY)  ## pure tests, no root needed
-	$(UNIT_ENV) $(PY) -m pytest tests/unit -n $(or $(UNIT_PROCESSES),2) -p no:cacheprovider
+	scratch=$$(mktemp -d /dev/shm/criagent-unit.XXXXXX 2> /dev/null || mktemp -d); \
+	trap 'rm -rf "$$scratch"' EXIT; \
+	PYTHONDONTWRITEBYTECODE= PYTHONPYCACHEPREFIX=$(CACHE)/bytecode $(PY) -m pytest tests/unit \
+	    -n $(or $(UNIT_PROCESSES),2) -p no:cacheprovider --basetemp="$$scratch/tmp"
 
 unit-matrix:  ## the unit tier with each Python from 3.11 to 3.14 that is here, as a table
 	tests/unit/matrix

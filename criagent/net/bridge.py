@@ -201,7 +201,7 @@ class BridgeNetwork:
                 # criagent 0.1 let the kernel choose both hardware addresses.
                 mac = routes.peer_mac(link)
                 if not mac:
-                    log.warning("port_not_guarded", sandbox_id=sandbox.id, link=link.name)
+                    log.warning("port_without_anti_spoofing", sandbox_id=sandbox.id, link=link.name)
                     continue
                 port = dataclasses.replace(port, mac=mac)
             found[sandbox.id] = port

@@ -278,7 +278,7 @@ def test_what_runs_without_the_database_is_ended(pods: Pods, handler: str) -> No
     ] == []
     assert sandbox not in Path("/proc/self/mountinfo").read_text()
     ended = [
-        line for line in agent.LOG.read_text().splitlines() if "unknown_container_ended" in line
+        line for line in agent.LOG.read_text().splitlines() if "unknown_container_killed" in line
     ]
     assert {json.loads(line)["id"] for line in ended} >= {container_id, created, sandbox}
     shared_images(pods.cri)

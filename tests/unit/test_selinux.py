@@ -131,7 +131,7 @@ def test_labels_are_the_policys_with_the_stated_parts(
 
 @pytest.fixture
 def ground() -> Iterator[Path]:
-    """A directory that is not below /dev, as tmp_path may be: nothing there is relabelled."""
+    """A directory outside /dev, where nothing is relabelled; tmp_path may lie there."""
     with tempfile.TemporaryDirectory(dir="/var/tmp") as made:
         yield Path(made)
 

@@ -67,7 +67,7 @@ async def build(base: Shared, snapshots: OverlaySnapshots) -> NodeParts:
     )
     if facts.oom_score_floor > -1000:
         log.warning(
-            "oom_scores_raised",
+            "oom_score_limited",
             to=facts.oom_score_floor,
             reason="no CAP_SYS_RESOURCE: containers cannot have a lower oom_score_adj",
         )

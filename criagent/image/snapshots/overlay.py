@@ -238,7 +238,7 @@ class OverlaySnapshots:
         self.prepare()
         for entry in self.root.iterdir():
             if entry.name.isdigit() and entry.name not in known:
-                log.warning("orphan_swept", path=str(entry))
+                log.warning("orphan_removed", path=str(entry))
                 self._trash(int(entry.name))
         self._empty_trash()
 

@@ -96,9 +96,7 @@ class DeclaredVolumes:
                     )
                 place = path if is_kernel_place(path) else landing(root, path, image)
                 if is_kernel_place(place):
-                    log.info(
-                        "declared_volume_left_out", container_id=container.id, path=place[:200]
-                    )
+                    log.info("declared_volume_skipped", container_id=container.id, path=place[:200])
                 elif path not in taken and place not in taken:
                     places[place] = None
         finally:

@@ -35,4 +35,4 @@ async def end_leftovers(paths: RuntimePaths, container: Container) -> None:
             await kill_all(f"{container.cgroup}/{file.stem}")
         file.with_suffix(".pid").unlink(missing_ok=True)
         file.unlink(missing_ok=True)
-        log.info("exec_ended", container_id=container.id, exec=file.stem)
+        log.info("leftover_exec_killed", container_id=container.id, exec=file.stem)

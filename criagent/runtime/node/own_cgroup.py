@@ -30,5 +30,5 @@ def _is_own(cgroup: str, object_id: str) -> bool:
         return False
     if belongs_to(cgroup, object_id):
         return True
-    log.warning("foreign_cgroup_left_alone", id=object_id, cgroup=cgroup)
+    log.warning("foreign_cgroup_ignored", id=object_id, cgroup=cgroup)
     return False

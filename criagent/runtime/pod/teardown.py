@@ -47,7 +47,7 @@ class SandboxTeardown:
         except AgentError as error:
             log.error("sandbox_not_listed", reason=str(error), **facts)  # noqa: TRY400 - its text is enough
             return False
-        log.warning("sandbox_kept_for_removal", **facts)
+        log.warning("sandbox_left_for_removal", **facts)
         return True
 
     async def release(self, sandbox: Sandbox) -> Sandbox:

@@ -69,7 +69,7 @@ class ContainerRecovery:
         """Version 0.1 recorded the cgroup where a runtime had put init, whichever that was: it is
         no longer used, neither for limits and statistics nor for killing.
         """
-        log.warning("foreign_cgroup_forgotten", container_id=container.id, cgroup=container.cgroup)
+        log.warning("foreign_cgroup_dropped", container_id=container.id, cgroup=container.cgroup)
         return await self._transitions.apply(container.id, cgroup="") or container
 
     async def _undo(self, container: Container) -> None:
@@ -78,7 +78,7 @@ class ContainerRecovery:
             process.send_signal(monitor, signal.SIGKILL)
         own_cgroup.kill(container.cgroup, container.id)
         await finish(self._erasure.erase(container))
-        log.info("creation_undone", container_id=container.id)
+        log.info("creation_rolled_back", container_id=container.id)
 
     async def _adopt(self, container: Container) -> None:
         if container.boot_id != self._boot_id or not process.alive(container.monitor):

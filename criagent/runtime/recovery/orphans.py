@@ -72,4 +72,4 @@ class Orphans:
                 if known(entry.name) is None:
                     mount.detach_below(entry)
                     shutil.rmtree(entry, ignore_errors=True)
-                    log.warning("orphan_swept", path=str(entry))
+                    log.warning("orphan_removed", path=str(entry))

@@ -76,7 +76,7 @@ class UnknownContainers:
         await run_in(self.fs, self._check_root, found)
         for one in [one for one in found if one.living]:  # before any of them ends others
             log.error(
-                "unknown_container_ended",
+                "unknown_container_killed",
                 id=one.id,
                 monitor=one.monitor.pid if one.monitor else 0,
                 cgroups=one.cgroups,

@@ -217,7 +217,7 @@ class ContainerCreator:
             await self._store.update(
                 dataclasses.replace(left, finished_at_ns=now, exit_code=255, reason="Unknown")
             )
-            log.warning("container_kept_for_removal", container_id=container.id)
+            log.warning("container_left_for_removal", container_id=container.id)
 
 
 def _same(existing: Container, spec: ContainerSpec) -> Container:
