@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -188,9 +187,8 @@ def test_times_below_zero(pods: Pods) -> None:
     container_id = pods.running()
     request = api.ExecSyncRequest(container_id=container_id, cmd=["true"], timeout=-1)
     refused(lambda: pods.cri.runtime.ExecSync(request), INVALID, "-1")
-    start = time.monotonic()
-    pods.cri.runtime.StopContainer(api.StopContainerRequest(container_id=container_id, timeout=-5))
-    assert time.monotonic() - start < 10
+    stop = api.StopContainerRequest(container_id=container_id, timeout=-5)
+    pods.cri.runtime.StopContainer(stop, timeout=60)
     assert pods.cri.status(container_id).state == api.CONTAINER_EXITED
 
 
