@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 # Everything that CI and contributors run. `make help` lists it.
 CACHE := $(or $(XDG_CACHE_HOME),$(HOME)/.cache)/criagent
 VENV  := $(CACHE)/venv-$(shell sha256sum requirements-dev.lock 2>/dev/null | sha256sum | cut -c1-16)

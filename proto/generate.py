@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Generate criagent/_proto from the .proto files: `make proto`.
 
 With `--check`, generate elsewhere and say which files of criagent/_proto differ; `make check` does.

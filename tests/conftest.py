@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Assertions of helpers read as well as those of tests."""
 
 import pytest

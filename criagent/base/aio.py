@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The few asyncio tools that everything else is built from; the rest is the standard library.
 
 The rules behind them (docs/architecture.md, "Async rules"): a cancelled step has stopped before its

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Named points at which tests make the daemon die or a step fail.
 
 Each step of a verb calls `reach("verb:step")` right after it took effect, and `aio.Rollback` calls

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What the CRI services call: small records of verbs and readers, filled by daemon/wiring.
 
 Each field serves the CRI calls of its name; the comment names the verb behind it.

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What `criagent info` shows, as one JSON document."""
 
 from __future__ import annotations

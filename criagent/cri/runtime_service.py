@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """RuntimeService of CRI v1: each method converts, enters by one door, and converts back."""
 
 from __future__ import annotations

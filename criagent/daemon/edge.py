@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What clients talk to: the gRPC server, the streaming server and cAdvisor's socket."""
 
 from __future__ import annotations

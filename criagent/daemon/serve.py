@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """`criagent serve`: lock, store, parts, recovery, gRPC server - and the same backwards.
 
 The lock is held for the daemon's life and taken before the socket is bound, so that a second daemon

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The programs that the agent runs: present, new enough, without known security problems."""
 
 from __future__ import annotations

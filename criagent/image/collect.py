@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Collection of what no image needs: layers, blobs, unfinished downloads.
 
 A blob or layer stays for as long as an image names it, a container uses it or a pull claims it.

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Images as the CRI and the runtime see them: find, pull, remove, import, export, check.
 
 What no image and no container needs any more is collected (`collect.py`) after each removal, at

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Pull: reference → manifest → blobs → snapshots → one commit that makes the image visible.
 
 One pull per reference and credentials runs at a time; callers join it, and it stops when the last

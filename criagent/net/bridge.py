@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The built-in pod network: a bridge, a veth pair per pod, addresses from the store, nftables.
 
 Every object follows from the sandbox id: the host's end of the veth is `cri` and the id's first

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Child processes: started by vfork, awaited by pidfd, killed and reaped when their caller leaves.
 
 `run` is for a program that is run to its end and whose output is wanted then. For anything longer

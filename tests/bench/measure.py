@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Figures of the agent, serial and ten at once: `make bench` runs this in the test node.
 
 Budgets are those of docs/architecture.md; times are medians in milliseconds.

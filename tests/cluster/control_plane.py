@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """etcd, the API server, the controller manager and the scheduler as processes of this machine."""
 
 from __future__ import annotations

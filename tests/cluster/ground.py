@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The two grounds of a cluster: the test node, natively, and the VM with systemd.
 
 Both have a namespace "outside" that reaches the node over a wire, as a machine beside it would.

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Services through kube-proxy in both of its modes, hostPorts, and the way to the API server."""
 
 from __future__ import annotations

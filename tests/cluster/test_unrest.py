@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What comes from outside: evictions, a drained node, an agent that is stopped or killed."""
 
 from __future__ import annotations

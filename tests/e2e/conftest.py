@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Tests against the agent of a test node: `tests/node/up python3 -m pytest tests/node`.
 
 Every test must leave the node as it found it: mounts, links, rules, cgroups, processes, addresses,

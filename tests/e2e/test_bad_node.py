@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Nodes with something missing or broken: clear conditions and errors, and no container lost."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Requests that cannot work: the status, the words, and a node as before."""
 
 from __future__ import annotations

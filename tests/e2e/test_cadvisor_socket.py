@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What cAdvisor asks a containerd, over the wire: Version, Containers.Get and Tasks.Get."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Odd arguments of calls: filters, negative and huge numbers, objects in the wrong state."""
 
 from __future__ import annotations

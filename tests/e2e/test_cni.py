@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The CNI backend with Debian's own plug-ins: a bridge of their making, host-local addresses."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What a status says of image, user and stop signal; image calls on behalf of handlers."""
 
 from __future__ import annotations

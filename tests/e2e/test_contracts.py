@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What newer critests ask of a runtime through NRI, asked without it.
 
 There a plug-in holds a call up or makes it fail; here a CNI plug-in and an OCI runtime do.

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Every subcommand of crictl once, against what it must print."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Volumes that images declare (VOLUME): as containerd's TestVolumeCopyUp, TestVolumeOwnership and
 TestUsernsVolumeCopyUp have them, by either handler, and what may stand in an image's way.
 """

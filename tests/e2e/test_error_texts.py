@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """A node that runs out of something or is too slow: callers are told what, where and the cure."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """GetContainerEvents from outside: order, what a status says then, slow readers, ends."""
 
 from __future__ import annotations

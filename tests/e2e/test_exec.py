@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """ExecSync: output, codes, limits, and what is left of the processes."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Steps that fail and undos that fail after them: nothing is lost from sight, all can be removed.
 
 `debug.fail_at` makes a step or an undo fail once, as the kernel or a plug-in would.

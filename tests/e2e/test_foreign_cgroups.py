@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Handlers that do not put init where they were asked to: refused, and nobody else is harmed."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Archives of strangers: junk, hostile headers and bad entries, on small disks too."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Layers and blobs of a real node: what failed pulls leave, who waits for whom, damaged layers.
 
 The registry is one of our own on loopback, which hangs, dribbles and refuses as it is told.

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Images as volumes: what a container sees of them, what is refused, and what is left.
 
 The first tests say the same as critest's image volume specs of later releases.

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Images in a real node: what containers see of them, archives, checks, and what is freed when."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """criagent from its wheel in a virtual environment of its own, without the checkout."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The agent's log as operators read it: who, what, why, at which level; signals that dump it."""
 
 from __future__ import annotations

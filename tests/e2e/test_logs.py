@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Logs: every byte once over rotations, parts of long lines, whole before the exit is told."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Metrics of the agent over HTTP, and of pods over the CRI, as others read them."""
 
 from __future__ import annotations

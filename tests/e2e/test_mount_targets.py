@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Images whose symlinks stand in the way of mounts: led within the root, or refused; both handlers.
 
 The node itself is looked at after every hostile image: CVE-2026-41579 made device links in it.

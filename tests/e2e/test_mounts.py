@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Mounts of host paths: recursive read-only, propagation, options, and sources of every kind."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Names as the peers take them: no uid, slashes, host names of every kind; and PID targets."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The agent ends and comes back; containers do not notice."""
 
 from __future__ import annotations

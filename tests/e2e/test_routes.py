@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Who decides about routes: in pods the agent, on the node whoever did before."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Many pods, and a file system that never answers."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What a pod may claim to be on the bridge: its own addresses, and nothing of others."""
 
 from __future__ import annotations

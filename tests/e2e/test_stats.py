@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Statistics over the CRI, compared with the kernel's own files."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Port-forward: many connections, resets, pods that do not read, localhost alone."""
 
 from __future__ import annotations

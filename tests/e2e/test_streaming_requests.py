@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Requests to the streaming server: tokens, headers, protocols, TLS, time limits."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Exec and attach as protocols: versions, ends, sizes, slow and vanishing clients."""
 
 from __future__ import annotations

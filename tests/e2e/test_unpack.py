@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Layers that are odd, broken or hostile, through the real unpack worker."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Volumes of pods with user namespaces: one owner on both sides, the node's mounts untouched."""
 
 from __future__ import annotations

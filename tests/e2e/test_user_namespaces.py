@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Pods with user namespaces: ids on both sides, what the namespaces own, refusals, nothing left."""
 
 from __future__ import annotations

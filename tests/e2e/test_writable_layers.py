@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What a container has written, as its statistics and ImageFsInfo tell it."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Compressed layers: BadLayerError, else what Python's own decoder gives, in bounded pieces."""
 
 from __future__ import annotations

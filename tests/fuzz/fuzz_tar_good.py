@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Well-formed archives, by GNU tar and by Python: the tree is the one that GNU tar makes of it."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """tar archives for the fuzz targets: hostile ones, and checksums made right after mutation."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The fixtures of tests.support.kubelet_fixtures, which the VM's suites import, too."""
 
 from tests.support.kubelet_fixtures import (

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The kubelet and the agent end and come back: no container notices."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Container and pod metrics with the kubelet's default gates: from cAdvisor, by pod.
 
 cAdvisor in the kubelet asks a containerd whose container a cgroup is; criagent answers on

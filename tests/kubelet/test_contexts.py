@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Security contexts, as the kernel sees them."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Two feature gates that make the kubelet rely on the runtime alone: statistics and events."""
 
 from __future__ import annotations

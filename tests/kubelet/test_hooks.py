@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Lifecycle hooks: by exec, by HTTP, by sleeping; one that fails."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The network and the namespaces of pods: their own, shared, the node's."""
 
 from __future__ import annotations

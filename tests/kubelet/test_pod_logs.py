@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Logs through the kubelet's own port, and their rotation."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Pods whose containers start in an order, and pods with users of their own."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Probes that hang, fail and recover."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Containers that end: back-off, counts, policies, messages."""
 
 from __future__ import annotations

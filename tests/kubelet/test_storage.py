@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What the kubelet does when pods and images use too much of the disk.
 
 It never evicts a static pod ("cannot evict a critical pod"), so this shows that it has the figures:

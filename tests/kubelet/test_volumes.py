@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Volumes: images, sub-paths, propagation, memory.
 
 A projected volume is not among them: a kubelet without an API server mounts none of any source

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Lines that the unit tier runs, per package: `python -m tests.lint.coverage_table FILE`.
 
 FILE is what `coverage json` writes.

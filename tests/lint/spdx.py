@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The licence line of every source: `python -m tests.lint.spdx` names the files without it.
 
 With `--write` it is put in: the first line, or the one after the interpreter's. Generated code

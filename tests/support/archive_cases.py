@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Archives of images as tar files, made by hand: layouts, docker archives, and how to take them."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """A stand-in of the agent for the command line, and the command itself."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """A node of CNI plug-ins that are shell scripts."""
 
 from __future__ import annotations

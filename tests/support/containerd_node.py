@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """containerd as a systemd service, set up as a node of Kubernetes would have it."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """A CRI client for tests and benchmarks: the generated stubs with short calls, over the socket."""
 
 from __future__ import annotations

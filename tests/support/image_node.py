@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Everything of a node that has to do with images, but the workers that unpack: no root needed."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Images that the agent lists, and what it counts for them."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Fixtures of all tests of the kubelet, on both grounds.
 
 One kubelet serves a whole run, and pods live side by side: waiting for their start and their end

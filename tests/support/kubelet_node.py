@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """A standalone kubelet, its static pods, and what it says of them: one face on two grounds.
 
 In the VM it is a systemd service with cgroups for every QoS class; in the test node it is a child

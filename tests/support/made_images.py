@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Images that a test makes for itself: a shell, and whatever else the test puts in."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Pods with user namespaces, as the kubelet asks for them."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Metrics of the agent as its page has them."""
 
 from __future__ import annotations

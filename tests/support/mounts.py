@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Mounts of host paths for the configuration of a container."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Frames written by hand, sent and seen in network namespaces of pods.
 
 Sockets are opened by a thread that entered the namespace, and stay in it.

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """A registry in this process and the parts of a node that pull from it, without unpacking."""
 
 from __future__ import annotations

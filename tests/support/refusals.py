@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Calls that the agent must refuse."""
 
 from __future__ import annotations

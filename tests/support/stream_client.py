@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """A small streaming client for what real ones do not do: odd requests, hostile frames, floods.
 
 What users' clients see is tested with crictl and with Python's kubernetes package.

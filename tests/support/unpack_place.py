@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Layers written by the real unpack worker, one over another, and what an overlay of them shows."""
 
 from __future__ import annotations

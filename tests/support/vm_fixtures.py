@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Tests inside the VM, against criagent as its systemd service: `make vm-test`.
 
 They see systemd, every controller of cgroup v2 and AppArmor. Each leaves the node as it found it.

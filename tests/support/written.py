@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What a container has written: on the disk, and as its statistics have it."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The asyncio tools: work awaited to its end, undo that fails or is cancelled, owners, limits."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Image archives: OCI layouts and `docker save`, compressed or not, whole, broken and hostile."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Broken and hostile image archives: what is refused whole, and what costs one entry only."""
 
 from __future__ import annotations

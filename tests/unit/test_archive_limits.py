@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Limits of image archives: members, names, links, layers, sizes, and mutated bytes."""
 
 from __future__ import annotations

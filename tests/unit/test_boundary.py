@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The boundary on the wire: a real gRPC server, what a client and the log get for each error."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """CDI specification files: what is taken, what is refused, and that no file can grow."""
 
 from __future__ import annotations

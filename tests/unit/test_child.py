@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Child processes: a run to its end, what a child inherits, how it ends, and its pipes."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The command line from outside: statuses, output, and what is left behind when a call fails."""
 
 from __future__ import annotations

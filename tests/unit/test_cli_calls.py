@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Commands that call the running agent: statuses, output, files."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The CNI network with plugins made of shell scripts: calls, failures, what a bad one may do."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The condition of a CNI network, STATUS, GC, and pod CIDRs."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """CNI plug-ins that hang, flood, leave daemons behind or answer nonsense."""
 
 from __future__ import annotations

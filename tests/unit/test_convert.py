@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Conversions at the edge: every field of a request arrives, and every answer can be read back."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Exits come to the row, and stops wait for them, whatever the watch lacked when it began."""
 
 from __future__ import annotations

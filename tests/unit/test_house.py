@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Rules that no linter knows: sizes of packages, files, functions and parts; attributes."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Image documents are read as Go's encoding/json reads them; the cases were observed with Go."""
 
 from __future__ import annotations

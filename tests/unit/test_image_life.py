@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The life of layers and blobs on disk: who waits for whom, what stays, what goes and when."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """List answers that are joins of bytes, against protobuf's own."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Manifests and configurations from anywhere: parsed, or refused with the documented errors."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Mounts: their order and options, and host paths looked at without being blocked or fooled."""
 
 from __future__ import annotations

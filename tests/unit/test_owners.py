@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Owners: one work for a key, which callers join."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """proto/cri/v1/api.proto says exactly what the table of the interface says."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """SELinux: labels from policy, pod and container, and the labelling of trees.
 
 A kernel without SELinux keeps `security.selinux` like any attribute, so that trees are labelled for

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """SPDY frames and connections: round trips, any split of the bytes, hostile frames."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """A database outlives the version that wrote it, and one bad row does not end the start.
 
 `tests/vectors/state-0.1.db` was written by criagent 0.1, with a value in every field of every kind

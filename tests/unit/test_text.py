@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Text of strangers: printable, and never longer than its bound."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Counting a tree that somebody changes meanwhile, or that was made to do harm."""
 
 from __future__ import annotations

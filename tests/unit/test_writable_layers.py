@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """When writable layers are counted, and that nobody waits for it."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Puts the whole agent together; the order in which its parts start and stop."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Containers put together: what verbs and recovery share."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Puts together the pod networks."""
 
 from __future__ import annotations

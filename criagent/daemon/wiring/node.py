@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The node: its paths, what kernel and OCI runtimes can do, and who confines containers."""
 
 from __future__ import annotations

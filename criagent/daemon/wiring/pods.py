@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Pods put together: what they have in the kernel, and the verb that makes them."""
 
 from __future__ import annotations

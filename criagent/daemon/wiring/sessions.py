@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Sessions put together: commands in containers, streams to containers and pods."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Statistics put together. The readers share the rates, the counts of layers and their thread."""
 
 from __future__ import annotations

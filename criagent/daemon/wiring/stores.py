@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What all parts share: configuration, tables, threads, time, owners of work."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Puts together the verbs of pods and containers."""
 
 from __future__ import annotations

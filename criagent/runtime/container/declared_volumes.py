@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Volumes that an image's configuration declares (VOLUME of a Dockerfile).
 
 As in containerd, each is a directory of the node with the image's content of that path, mounted

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The end of a running container: its stop signal, the grace period, SIGKILL to all of its cgroup.
 
 One task per container does it. A later call only moves its deadline forward, and the deadline is in

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Take a dead container's objects away from any half-state, for Remove and recovery."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The cgroup of one exec: a command that is killed takes all of its processes with it.
 
 It lies beside init's, so that killing it affects nothing else of the container.

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Commands whose daemon died while they ran: no caller waits for them, so they are killed.
 
 An exec's process file exists exactly while it runs (exec/plan.py). Background children of a command

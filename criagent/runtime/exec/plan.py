@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """One exec, for any kind of streams: process file, cgroup, the runtime's command, its end.
 
 crun's exec ends with the command and hands our descriptors on. runc's copies them through pipes of

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The OCI runtime handlers: version and features of each program, read once at start.
 
 `Handlers` alone decides which handler a pod gets and what it may ask of it.

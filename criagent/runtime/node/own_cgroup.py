@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Kills and removes cgroups: only those that have the name of their container or holder.
 
 A row of an older version may name whatever cgroup a runtime had put init into, even the daemon's

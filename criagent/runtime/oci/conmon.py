@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """conmon: the process that holds a container's stdio, writes its log and records its exit code.
 
 Started with `--sync` it stays a child of the daemon until a restart; its reply on the sync pipe

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Failed scopes: systemd keeps such a unit until it is told to forget it.
 
 crun and runc do so when they delete a container. But one that was killed while systemd created the

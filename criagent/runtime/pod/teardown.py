@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Removes a sandbox's kernel objects from any state, for Stop, Remove and recovery."""
 
 from __future__ import annotations

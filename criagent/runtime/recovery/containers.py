@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """One container after a restart: adopted, its exit written, or its unfinished creation undone."""
 
 from __future__ import annotations

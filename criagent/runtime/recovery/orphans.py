@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Layers, directories and scopes that no row owns: swept after everything else is recovered."""
 
 from __future__ import annotations

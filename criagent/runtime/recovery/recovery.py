@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Brings rows and kernel back into agreement when the daemon starts.
 
 Assumptions: every kernel object of this agent is named by an id that has a row, unless its row was

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Containers and pods that run without a row: ended before anything of them is removed.
 
 They remain when state.db was moved, lost or restored from a copy, and when their rows could not be

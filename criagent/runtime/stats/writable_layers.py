@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Sizes of writable layers, counted in the background by a separate thread and cached.
 
 A container's first count is tried at once, for a moment: most layers are small. After that a figure

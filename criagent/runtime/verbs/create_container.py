@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Create a container: row and writable layer, bundle, conmon and the runtime, in that order.
 
 As with sandboxes an owner task does the work, a repeat joins it or gets its result, and each undo

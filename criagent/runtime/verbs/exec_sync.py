@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """ExecSync: run a command to its end and return its output, within limits.
 
 A time limit, or a caller that leaves, kills the whole tree of the command and nothing else. A

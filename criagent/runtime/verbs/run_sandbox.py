@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Run a pod sandbox: row, namespaces, network, files, shared-PID holder, in that order.
 
 The row is written before the first kernel object exists, and every kernel object is found from

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """machine.py BOOT WORK DATA: the VM itself. See `run`, which prepares what it needs.
 
 BOOT holds disk.img, vmlinuz and initrd, WORK the payload's disk image, DATA is the image with the

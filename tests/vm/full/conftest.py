@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The fixtures of tests.support.vm_fixtures."""
 
 from tests.support.vm_fixtures import cri, images, nothing_leaks, pods

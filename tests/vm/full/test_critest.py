@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 # vm: limit=7200 programs= seconds=900
 """critest whole, in a random order, where every controller and AppArmor are there.
 

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 # vm: limit=6000 programs=containerd,kubelet seconds=2700
 """Ten idle minutes of a kubelet with twenty pods: what it logs, and what its runtime costs.
 

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 # vm: memory=6144 limit=7200 programs=kind,kubectl,node-image.tar seconds=1500
 """kind with podman: a cluster of deploy/kind's node image, images loaded into it, its end.
 

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 # vm: memory=6144 limit=7200 programs=kubelet,kubeadm,kubectl,control-plane.tar seconds=1500
 """kubeadm init with docs/kubeadm.md's configuration, a pod and a Service in it, kubeadm reset.
 

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The tests of tests/kubelet once more, with statistics and events from the runtime alone."""
 
 # vm: programs=kubelet limit=7200 seconds=4000

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What tests/vm/suite leaves out of tests/kubelet, in the VM."""
 
 # vm: programs=kubelet limit=7200 seconds=2400

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 # vm: seconds=700
 """A node with systemd that things happen to: its clock, its name, its disk, its bus, its agent."""
 

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 # vm: seconds=240
 """`criagent doctor` beside the service: what it finds when a part of the node is taken away."""
 

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 # vm: seconds=270
 """The systemd driver: scopes under the kubelet's slices, and what systemd thinks of them."""
 

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 # vm: seconds=690
 """A kubelet on criagent: its cgroups, and what every pod needs; nobody notices a killed agent.
 

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What pods ask a kubelet for most often: these tests of tests/kubelet, in the VM."""
 
 # vm: programs=kubelet limit=2400 seconds=720

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Metrics of a kubelet with its default gates, with every controller: tests of tests/kubelet."""
 
 # vm: programs=kubelet limit=2400 seconds=500

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 # vm: seconds=370
 """Limits, read back from the kernel; changes in place; who is said to be killed for memory."""
 

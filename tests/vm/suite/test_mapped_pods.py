@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 # vm: seconds=190
 """Pods with user namespaces under systemd, with every controller, on Debian's own kernel."""
 

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 # vm: seconds=130
 """Metrics and pod statistics where every controller is: what critest of newer cri-tools demands."""
 

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 # vm: seconds=350
 """A reboot: every pod of the kubelet comes back, nothing of the former boot is left.
 

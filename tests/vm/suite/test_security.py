@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 # vm: seconds=200
 """AppArmor where the kernel has it, by tests of the node tier and by critest; limits; cgroups."""
 

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 # vm: seconds=350
 """The unit: whatever happens to the service, to systemd and to its bus, containers run on."""
 
