@@ -45,8 +45,8 @@ unit-matrix:  ## the unit tier with each Python from 3.11 to 3.14 that is here, 
 	tests/unit/matrix
 
 coverage: $(PY)  ## lines of the program that the unit tier runs, per package
-	rm -f build/coverage*
-	$(UNIT_ENV) $(VENV)/bin/coverage run -m pytest tests/unit -q -n $(or $(UNIT_PROCESSES),2) -p no:cacheprovider
+	mkdir -p build; rm -f build/coverage*
+	PYTHONDONTWRITEBYTECODE= PYTHONPYCACHEPREFIX=$(CACHE)/bytecode $(VENV)/bin/coverage run -m pytest tests/unit -q -n $(or $(UNIT_PROCESSES),2) -p no:cacheprovider
 	$(VENV)/bin/coverage combine -q
 	$(VENV)/bin/coverage json -q -o build/coverage.json
 	$(PY) -m tests.lint.coverage_table build/coverage.json
