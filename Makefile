@@ -46,7 +46,10 @@ unit-matrix:  ## the unit tier with each Python from 3.11 to 3.14 that is here, 
 
 coverage: $(PY)  ## lines of the program that the unit tier runs, per package
 	mkdir -p build; rm -f build/coverage*
-	PYTHONDONTWRITEBYTECODE= PYTHONPYCACHEPREFIX=$(CACHE)/bytecode $(VENV)/bin/coverage run -m pytest tests/unit -q -n $(or $(UNIT_PROCESSES),2) -p no:cacheprovider
+	scratch=$$(mktemp -d /dev/shm/criagent-unit.XXXXXX 2> /dev/null || mktemp -d); \
+	trap 'rm -rf "$$scratch"' EXIT; \
+	PYTHONDONTWRITEBYTECODE= PYTHONPYCACHEPREFIX=$(CACHE)/bytecode $(VENV)/bin/coverage run -m pytest tests/unit \
+	    -q -n $(or $(UNIT_PROCESSES),2) -p no:cacheprovider --basetemp="$$scratch/tmp"
 	$(VENV)/bin/coverage combine -q
 	$(VENV)/bin/coverage json -q -o build/coverage.json
 	$(PY) -m tests.lint.coverage_table build/coverage.json
