@@ -437,7 +437,7 @@ def test_without_the_kernels_help_pods_run_and_status_says_so(pods: Pods) -> Non
     ready = next(one for one in status.conditions if one.type == "NetworkReady")
     assert ready.status
     assert ready.reason == "SpoofingNotPrevented"
-    assert "pods can use addresses of other pods: nftables refused" in ready.message
+    assert "pods can use addresses of other pods: nftables rejected" in ready.message
     assert "spoofing_not_prevented" in agent.LOG.read_text()
     pair = Pair(pods)
     assert pair.arriving(ALLOWED) == list(ALLOWED)
