@@ -91,7 +91,7 @@ def test_a_dead_mount_blocks_nobody_else(pods: Pods, dead_mount: Path) -> None:
             with pytest.raises(grpc.RpcError) as caught:
                 call.result(timeout=60)
             assert caught.value.code() is grpc.StatusCode.DEADLINE_EXCEEDED
-            assert "does not answer" in (caught.value.details() or "")
+            assert "did not answer" in (caught.value.details() or "")
     agent.stop()
     assert not os.path.exists(f"/proc/{Path('/run/criagent.pid').read_text()}/fd/0")
     pods.cri = agent.start()
