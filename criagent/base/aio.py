@@ -26,6 +26,7 @@ from criagent.base.errors import AgentError, TimedOutError
 
 K = TypeVar("K", bound=Hashable)
 T = TypeVar("T")
+U = TypeVar("U")
 
 # Failures since the start that no caller sees: an undo, a background task, a listener of a store.
 FAILURES: Counter[str] = Counter()
@@ -54,6 +55,18 @@ async def finish(coro: Coroutine[object, object, T]) -> T:
     if not task.cancelled() and (failure := task.exception()):
         cancelled.add_note(f"while finishing: {failure!r}")
     raise cancelled
+
+
+async def both(
+    one: Coroutine[object, object, T], other: Coroutine[object, object, U]
+) -> tuple[T, U]:
+    """Run both at once and to their ends; then raise the failure of `one`, or that of `other`."""
+    first, second = await asyncio.gather(one, other, return_exceptions=True)
+    if isinstance(first, BaseException):
+        raise first
+    if isinstance(second, BaseException):
+        raise second
+    return first, second
 
 
 async def run_in(executor: Executor, call: Callable[..., T], *args: object) -> T:

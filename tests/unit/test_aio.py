@@ -338,3 +338,21 @@ async def test_locks_are_held_by_key_and_forgotten_with_the_last_user() -> None:
     assert order.index("a out") < order.index("b in")
     assert order.index("c in") < order.index("a out")
     assert locks._locks == {}
+
+
+async def test_both_are_run_to_their_ends_before_the_failure_is_raised() -> None:
+    go_on, ended = asyncio.Event(), []
+
+    async def fails() -> int:
+        asyncio.get_running_loop().call_soon(go_on.set)
+        raise OSError("full")
+
+    async def goes_on() -> str:
+        await go_on.wait()
+        ended.append("other")
+        return "done"
+
+    with pytest.raises(OSError, match="full"):
+        await aio.both(fails(), goes_on())
+    assert ended == ["other"]
+    assert await aio.both(goes_on(), goes_on()) == ("done", "done")

@@ -14,7 +14,7 @@ from criagent.kernel import process
 from criagent.model.common import ProcessRef
 from criagent.model.container import Container
 from criagent.runtime.container.ending import ContainerEnding
-from criagent.runtime.container.erasure import ContainerErasure
+from criagent.runtime.container.erasure import ContainerErasure, left_for_removal
 from criagent.runtime.container.exits import ExitWatcher
 from criagent.runtime.container.transitions import Transitions
 from criagent.runtime.exec.leftovers import end_leftovers
@@ -78,7 +78,12 @@ class ContainerRecovery:
         if monitor is not None:  # its death ends a runtime that is still creating
             process.send_signal(monitor, signal.SIGKILL)
         own_cgroup.kill(container.cgroup, container.id)
-        await finish(self._erasure.erase(container))
+        try:
+            await finish(self._erasure.erase(container))
+        except Exception:
+            await self._transitions.apply(container.id, **left_for_removal(self._clock.now_ns()))
+            log.warning("container_left_for_removal", container_id=container.id)
+            raise
         log.info("creation_rolled_back", container_id=container.id)
 
     async def _adopt(self, container: Container) -> None:

@@ -7,7 +7,6 @@ is pushed before its step (docs/architecture.md).
 
 from __future__ import annotations
 
-import asyncio
 import dataclasses
 from functools import partial
 from pathlib import Path
@@ -15,7 +14,7 @@ from pathlib import Path
 import structlog
 
 from criagent.base import faults
-from criagent.base.aio import Owner, Rollback
+from criagent.base.aio import Owner, Rollback, both
 from criagent.base.errors import AlreadyExistsError, NameReservedError, WrongStateError
 from criagent.image.images import Images
 from criagent.kernel import process
@@ -23,6 +22,7 @@ from criagent.model.container import Container, ContainerId, ContainerSpec, Imag
 from criagent.model.image import Image
 from criagent.model.sandbox import Sandbox
 from criagent.runtime.container.bundle import ContainerBundles
+from criagent.runtime.container.erasure import left_for_removal
 from criagent.runtime.container.files import ContainerFiles
 from criagent.runtime.container.image_volumes import ImageVolumes
 from criagent.runtime.container.keys import ContainerCreations, ContainerName
@@ -194,7 +194,7 @@ class ContainerCreator:
         owner.stage = "state"
         undo.push("row", partial(self._store.delete, container.id))
         undo.push("files", partial(self._files.remove, container.id, container.cgroup))
-        _, layer = await asyncio.gather(
+        _, layer = await both(
             self._store.insert(container), self._files.make_layer(container, image)
         )
         faults.reach("container-create:row")
@@ -211,13 +211,11 @@ class ContainerCreator:
         return container
 
     async def _list_for_removal(self, container: Container) -> None:
-        """List a container whose undo failed as EXITED, so that the kubelet removes it."""
+        """List a container whose undo failed."""
         left = self._store.get(container.id)
         if left is not None:
-            now = self._identities.now_ns()
-            await self._store.update(
-                dataclasses.replace(left, finished_at_ns=now, exit_code=255, reason="Unknown")
-            )
+            fields = left_for_removal(self._identities.now_ns())
+            await self._store.update(dataclasses.replace(left, **fields))
             log.warning("container_left_for_removal", container_id=container.id)
 
 
