@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """The few asyncio tools that everything else is built from; the rest is the standard library.
 
-The rules behind them (docs/architecture.md, "Async rules"): a cancelled step has stopped before its
+The rules behind them (docs/architecture.md, "How a verb runs" and "Async rules"): a cancelled step has stopped before its
 undo starts; undo is pushed before its step; long work belongs to one owner task that callers join;
 work that is not awaited is supervised, so that its failure is logged and counted.
 """
@@ -32,7 +32,8 @@ U = TypeVar("U")
 FAILURES: Counter[str] = Counter()
 FAILURE_KINDS = ("undo", "background", "listener")
 
-# Given the name of an owner that starts, makes what hears its stages; "" ends the last one.
+# Called with the name of an owner that starts; returns the function that receives each stage, and ""
+# after the last.
 StageObserver = Callable[[str], None]
 STAGES: ContextVar[Callable[[str], StageObserver] | None] = ContextVar("stages", default=None)
 
@@ -271,7 +272,7 @@ class Owner(Generic[K, T]):
 
     @property
     def stage(self) -> str:
-        """Set the current stage; errors and spans name it."""
+        """The current stage; errors and spans name it. Setting it notifies the observer."""
         return self._stage
 
     @stage.setter

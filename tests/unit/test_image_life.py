@@ -106,7 +106,8 @@ async def test_a_blob_that_dribbles_elsewhere_is_fetched_again(
     registry.image(PIT)
     async with pulling(node, name(evil), pit) as hostile:
         image = await node.pull(name(registry))
-        assert (await hostile).id == image.id  # its own download is over
+        other: Any = await hostile  # its own download is over
+        assert other.id == image.id
     assert registry.blobs(PIT) == 1
     assert [path for path in node.blob_files() if "." in path.name] == []
 

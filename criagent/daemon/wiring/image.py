@@ -8,7 +8,7 @@ import os
 from concurrent.futures import Executor
 
 from criagent.config.sections import Registry
-from criagent.daemon.wiring.stores import Shared
+from criagent.daemon.wiring.shared import Shared
 from criagent.image.blobs import BlobFiles
 from criagent.image.claims import Claims
 from criagent.image.collect import Collector
@@ -40,9 +40,14 @@ class ImageParts:
         await self.client.close()
 
 
-def build(base: Shared) -> ImageParts:
+def build(shared: Shared) -> ImageParts:
     """Everything about images."""
-    config, stores, fs, now_ns = base.config, base.stores, base.executors.fs, base.clock.now_ns
+    config, stores, fs, now_ns = (
+        shared.config,
+        shared.stores,
+        shared.executors.fs,
+        shared.clock.now_ns,
+    )
     root, registry = config.storage.root, config.registry
     files, claims = BlobFiles(root / "blobs"), Claims()
     snapshots = OverlaySnapshots(root / "snapshots", stores.snapshots, fs)

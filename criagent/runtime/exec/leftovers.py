@@ -2,7 +2,7 @@
 """Commands whose daemon died while they ran: no caller waits for them, so they are killed.
 
 An exec's process file exists exactly while it runs (exec/plan.py). Background children of a command
-that had ended have no such file and live on.
+that had ended have no such file and keep running.
 """
 
 from __future__ import annotations

@@ -72,7 +72,7 @@ class NewContainers:
     def check(self, sandbox: Sandbox, spec: ContainerSpec) -> str:
         """The name of the handler that is to run a container of `spec`.
 
-        Raises WrongStateError, InvalidRequestError and UnsupportedError for what cannot be.
+        Raises WrongStateError, InvalidRequestError, UnsupportedError if node or handler cannot run it.
         """
         handler = self._handlers.of_pod(sandbox.spec.runtime_handler)
         validate_container_spec(spec, sandbox)
@@ -84,7 +84,7 @@ class NewContainers:
         return handler.name
 
     def request(self, sandbox: Sandbox, spec: ContainerSpec, handler: str) -> _Request:
-        """Raises NotFoundError for an image that is not here, be it a volume's."""
+        """Raises NotFoundError if the image, or the image of a volume, is not on the node."""
         return _Request(
             sandbox=sandbox,
             spec=spec,
@@ -94,7 +94,7 @@ class NewContainers:
         )
 
     def container(self, request: _Request) -> Container:
-        """A row that no other container has."""
+        """A new container with an identity of its own."""
         identity, image, spec = self._identities.next(), request.image, request.spec
         log_path, of_pod = "", request.sandbox.spec
         if of_pod.log_directory and spec.log_path:
@@ -142,14 +142,15 @@ class ContainerCreator:
         self._identities = identities
 
     async def create(self, sandbox_id: str, spec: ContainerSpec) -> Container:
-        """The CREATED container of `spec` in a READY sandbox, whose own specification counts; made
-        unless that was done or is under way.
+        """Return the CREATED container of `spec`, which is created unless it exists or is being
+        created. The sandbox's stored configuration counts.
 
-        Raises NotFoundError for an unknown sandbox, and for an image that is not here, be it a
-        volume's; WrongStateError for a sandbox that is not ready, and while a program that the
-        container needs cannot be used; InvalidRequestError, UnsupportedError for what handler or
-        node cannot do, AlreadyExistsError when another container has the name, AgentError with the
-        OCI runtime's text.
+        Raises NotFoundError for an unknown sandbox, and if the image, or the image of a volume, is
+        not on the node; WrongStateError for a sandbox that is not ready, and while a program that
+        the container needs cannot be used; InvalidRequestError, UnsupportedError for what handler
+        or node cannot do; AlreadyExistsError if another container has the name, NameReservedError
+        while one of another configuration is being created; TimedOutError; AgentError with the OCI
+        runtime's text.
         """
         sandbox = self._sandboxes.resolve(sandbox_id)
         if not sandbox.ready_at_ns or sandbox.stopped_at_ns:
