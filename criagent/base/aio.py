@@ -1,9 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """The few asyncio tools that everything else is built from; the rest is the standard library.
 
-The rules behind them (docs/architecture.md, "How a verb runs" and "Async rules"): a cancelled step has stopped before its
-undo starts; undo is pushed before its step; long work belongs to one owner task that callers join;
-work that is not awaited is supervised, so that its failure is logged and counted.
+The rules behind them (docs/architecture.md, "How a verb runs" and "Async rules"): a cancelled step
+has stopped before its undo starts; undo is pushed before its step; long work belongs to one owner
+task that callers join; work that is not awaited is supervised, so that its failure is logged and
+counted.
 """
 
 from __future__ import annotations
@@ -32,8 +33,8 @@ U = TypeVar("U")
 FAILURES: Counter[str] = Counter()
 FAILURE_KINDS = ("undo", "background", "listener")
 
-# Called with the name of an owner that starts; returns the function that receives each stage, and ""
-# after the last.
+# Called with the name of an owner that starts; returns the function that receives each stage, and
+# "" after the last.
 StageObserver = Callable[[str], None]
 STAGES: ContextVar[Callable[[str], StageObserver] | None] = ContextVar("stages", default=None)
 

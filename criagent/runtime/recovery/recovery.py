@@ -5,8 +5,8 @@ Assumptions: every kernel object of this agent is named by an id that has a row,
 lost; a row of another boot has no living object; containers and their monitors kept running.
 
 Each object is handled alone, under a time limit. One that cannot be handled is logged and skipped,
-never fatal; an unfinished one is then listed, so that the kubelet removes it. Containers without a row are ended first, objects without a row are removed
-last. Calls are refused until then.
+never fatal; an unfinished one is then listed, so that the kubelet removes it. Containers without a
+row are ended first, objects without a row are removed last. Until then, calls are refused.
 """
 
 from __future__ import annotations

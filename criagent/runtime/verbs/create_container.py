@@ -72,7 +72,8 @@ class NewContainers:
     def check(self, sandbox: Sandbox, spec: ContainerSpec) -> str:
         """The name of the handler that is to run a container of `spec`.
 
-        Raises WrongStateError, InvalidRequestError, UnsupportedError if node or handler cannot run it.
+        Raises WrongStateError, InvalidRequestError, UnsupportedError if node or handler cannot run
+        it.
         """
         handler = self._handlers.of_pod(sandbox.spec.runtime_handler)
         validate_container_spec(spec, sandbox)
