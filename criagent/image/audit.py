@@ -10,12 +10,10 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 
 from criagent.image.blobs import BlobFiles
 from criagent.image.documents.digest import parse_digest
-from criagent.image.snapshots.content_count import content_count
-from criagent.image.snapshots.overlay import damaged_origin
+from criagent.image.snapshots.keys import damaged_origin
 from criagent.model.image import Blob, Image, Snapshot
 
 _CHUNK = 1 << 20
@@ -76,8 +74,8 @@ class Broken:
         self.findings.append(Finding(problem=problem, object=name, key=key))
 
 
-def check(state: State, files: BlobFiles, tree: Callable[[Snapshot], Path]) -> Broken:
-    """Every problem of images, blobs and layers."""
+def check(state: State, files: BlobFiles, layer_problem: Callable[[Snapshot], str]) -> Broken:
+    """Every problem of images, blobs and layers; `layer_problem` knows those of one layer."""
     broken = Broken()
     for blob in state.blobs:
         problem = _blob_problem(blob, files)
@@ -91,7 +89,7 @@ def check(state: State, files: BlobFiles, tree: Callable[[Snapshot], Path]) -> B
             broken.add("the blob belongs to no image", f"blob {digest}")
     layers = {s.key: s for s in state.snapshots if s.committed and not damaged_origin(s.key)}
     for key, snapshot in layers.items():
-        if problem := _layer_problem(snapshot, tree(snapshot)):
+        if problem := layer_problem(snapshot):
             broken.add(problem, f"snapshot {snapshot.number} ({key})", key)
             broken.snapshots.add(key)
     for image in state.images:
@@ -125,21 +123,3 @@ def _blob_problem(blob: Blob, files: BlobFiles) -> str:
     except OSError as exc:
         return f"the file cannot be read: {exc.strerror}"
     return "" if hasher.hexdigest() == digest.hex else "the content does not match the digest"
-
-
-def _layer_problem(snapshot: Snapshot, tree: Path) -> str:
-    try:
-        names, size = content_count(tree)
-    except FileNotFoundError:
-        return "the layer's directory is missing"
-    except OSError as exc:
-        return f"the layer cannot be read: {exc.strerror}"
-    if snapshot.inodes and not names:
-        return "the layer's directory is empty"
-    if not snapshot.entries:  # not counted when it was unpacked, or empty
-        return ""
-    if names != snapshot.entries:
-        return f"the layer has {names} files and directories instead of {snapshot.entries}"
-    if size != snapshot.content_bytes:
-        return f"the layer's files have {size} bytes instead of {snapshot.content_bytes}"
-    return ""

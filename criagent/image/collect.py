@@ -23,7 +23,8 @@ from criagent.image.blobs import BlobFiles
 from criagent.image.claims import Claims
 from criagent.image.documents.digest import Digest, parse_digest
 from criagent.image.layers import LayerUnpacker
-from criagent.image.snapshots.overlay import OverlaySnapshots, damaged_key, damaged_origin
+from criagent.image.snapshots.keys import damaged_key, damaged_origin
+from criagent.image.snapshots.snapshots import Snapshots
 from criagent.model.image import Image, Snapshot
 from criagent.store.blobs import BlobStore
 from criagent.store.containers import ContainerStore
@@ -59,7 +60,7 @@ class Collector:
     blobs: BlobStore
     containers: ContainerStore
     files: BlobFiles
-    snapshots: OverlaySnapshots
+    snapshots: Snapshots
     unpacker: LayerUnpacker
     claims: Claims  # of pulls and imports, on blobs
     fs: Executor

@@ -47,7 +47,7 @@ from criagent.image.documents.reference import is_image_id, parse_reference
 from criagent.image.hosts.credentials import RegistryAuth
 from criagent.image.layers import LayerUnpacker
 from criagent.image.pull import Puller
-from criagent.image.snapshots.overlay import OverlaySnapshots
+from criagent.image.snapshots.snapshots import Snapshots
 from criagent.image.unpack.workers import UnpackWorkers
 from criagent.model.image import Image, Layer, Snapshot
 from criagent.store.blobs import BlobStore
@@ -83,7 +83,7 @@ class Images:
     store: ImageStore
     blobs: BlobStore
     files: BlobFiles
-    snapshots: OverlaySnapshots
+    snapshots: Snapshots
     unpacker: LayerUnpacker
     workers: UnpackWorkers
     puller: Puller
@@ -345,7 +345,7 @@ class Images:
             snapshots=self.snapshots.store.all(),
             unowned=frozenset(map(str, self.files.sizes())),
         )
-        broken = await run_in(self.fs, audit.check, state, self.files, self.snapshots.tree)
+        broken = await run_in(self.fs, audit.check, state, self.files, self.snapshots.problem)
         findings = [
             finding.used_by(self.collector.users(finding.key))
             if finding.key in broken.snapshots

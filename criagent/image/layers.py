@@ -21,7 +21,6 @@ import dataclasses
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from dataclasses import dataclass
-from pathlib import Path
 
 from criagent.base import faults
 from criagent.base.aio import KeyedLocks, finish
@@ -29,7 +28,7 @@ from criagent.base.errors import CorruptError
 from criagent.image.blobs import BlobFiles
 from criagent.image.claims import Claims
 from criagent.image.documents.digest import parse_digest
-from criagent.image.snapshots.overlay import OverlaySnapshots
+from criagent.image.snapshots.snapshots import Snapshots
 from criagent.image.unpack.workers import LayerFile, NeedsLowerLayers, Unpacked, UnpackWorkers
 from criagent.model.image import Layer, Snapshot
 
@@ -53,7 +52,7 @@ class LayerUnpacker:
     def __init__(
         self,
         *,
-        snapshots: OverlaySnapshots,
+        snapshots: Snapshots,
         files: BlobFiles,
         workers: UnpackWorkers,
         now_ns: Callable[[], int],
@@ -119,7 +118,8 @@ class LayerUnpacker:
                 return
             fresh = await self._reserved(layer, layers)
             if not fresh.written:
-                await self._extract(layer, fresh, None if fresh.snapshot.parent else [], received)
+                below: list[str] | None = None if fresh.snapshot.parent else []
+                await self._extract(layer, fresh, below, received)
                 faults.reach("pull-image:extracted")
 
     async def _settle(self, layer: Layer, layers: Sequence[Layer], received: Received) -> None:
@@ -130,16 +130,16 @@ class LayerUnpacker:
             fresh = await self._reserved(layer, layers)
             if fresh.settled is not None:
                 return
-            lower_layers = self._lower_layers(layer, layers)
+            below = [lower.chain_id for lower in layers[: layers.index(layer)]]
             if fresh.result is not None and fresh.result.unsettled:
                 written, fresh.result = fresh.result, None  # a half-settled layer is written again
                 with contextlib.suppress(NeedsLowerLayers):
-                    await self._workers.settle(self._snapshots.tree(fresh.snapshot), lower_layers)
+                    await self._workers.settle(self._snapshots.layer_place(fresh.snapshot, below))
                     fresh.result = written
             if fresh.result is None:
                 await self._discard(layer.chain_id)
                 fresh = await self._reserved(layer, layers)
-                await self._extract(layer, fresh, lower_layers, received)
+                await self._extract(layer, fresh, below, received)
             result = fresh.result
             if result is None:
                 raise CorruptError(f"layer {layer.digest} leads through a dangling link")
@@ -156,7 +156,7 @@ class LayerUnpacker:
         pending = [self._fresh[layer.chain_id] for layer in layers if not self.has(layer)]
         if not pending:
             return []
-        trees = [self._snapshots.tree(fresh.snapshot) for fresh in pending]
+        trees = [self._snapshots.layer_place(fresh.snapshot, None).root for fresh in pending]
         try:
             async with asyncio.TaskGroup() as group:
                 group.create_task(self._workers.sync(self._snapshots.root))
@@ -168,15 +168,6 @@ class LayerUnpacker:
             if fresh.settled is not None:
                 rows.append(dataclasses.replace(fresh.settled, entries=entries, content_bytes=size))
         return rows
-
-    def _lower_layers(self, layer: Layer, layers: Sequence[Layer]) -> list[Path]:
-        """Trees of the layers below, which are committed or settled, topmost first."""
-        below = layers[: layers.index(layer)]
-        return [
-            self._snapshots.tree(found)
-            for lower in reversed(below)
-            if (found := self._snapshots.store.get(lower.chain_id)) is not None
-        ]
 
     async def _reserved(self, layer: Layer, layers: Sequence[Layer]) -> _Fresh:
         """The layer's uncommitted snapshot, a new one when there is none; under its lock."""
@@ -192,17 +183,19 @@ class LayerUnpacker:
         return fresh
 
     async def _extract(
-        self, layer: Layer, fresh: _Fresh, lower_layers: Sequence[Path] | None, received: Received
+        self, layer: Layer, fresh: _Fresh, below: Sequence[str] | None, received: Received
     ) -> None:
-        """Write the layer; when that fails nothing of it is left. Under its lock."""
+        """Write the layer over those with the chain IDs `below`, None = without them. Under its
+        lock. When that fails nothing of it is left.
+        """
         file = LayerFile(
             blob=self._files.path(parse_digest(layer.digest)),
             digest=layer.digest,
             diff_id=layer.diff_id,
         )
         try:
-            tree = self._snapshots.tree(fresh.snapshot)
-            fresh.result = await self._workers.extract(file, tree, lower_layers, received)
+            place = self._snapshots.layer_place(fresh.snapshot, below)
+            fresh.result = await self._workers.extract(file, place, received)
         except NeedsLowerLayers:
             fresh.result = None
         except BaseException:

@@ -17,6 +17,7 @@ from pathlib import Path
 import grpc
 import pytest
 
+from criagent.image.snapshots.driver import LayerPlace
 from criagent.image.unpack.workers import LayerFile, UnpackWorkers
 from tests.support import agent, image_builder
 from tests.support.cri_client import BUSYBOX, DEBIAN, Cri, api
@@ -326,7 +327,8 @@ async def test_an_idle_worker_that_was_killed_is_replaced(tmp_path: Path) -> Non
         for number in range(2):
             root = tmp_path / str(number)
             root.mkdir()
-            await workers.extract(layer, root, [], lambda _: None)
+            place = LayerPlace(root=root, scratch=tmp_path)
+            await workers.extract(layer, place, lambda _: None)
             assert (root / "content").read_bytes() == b"x"
             (worker,) = children()
             await killed(worker)

@@ -15,6 +15,7 @@ from urllib.request import urlopen
 import grpc
 import pytest
 
+from criagent.image.snapshots.overlay import OverlayDriver
 from criagent.runtime.pod.user_namespace_probe import probe_user_namespaces
 from tests.support import agent
 from tests.support.cri_client import DEBIAN, api, container
@@ -419,8 +420,9 @@ async def test_the_probe_tells_what_a_file_system_can(tmp_path: Path) -> None:
     lower, scratch = tmp_path / "lower", tmp_path / "probe"
     lower.mkdir()
     with ThreadPoolExecutor(1) as threads:
-        assert await probe_user_namespaces(lower, scratch, threads) == ""
-        of_overlay = await probe_user_namespaces(Path("/etc"), scratch, threads)
+        driver, foreign = OverlayDriver(lower, threads), OverlayDriver(Path("/etc"), threads)
+        assert await probe_user_namespaces(driver.userns_problem, scratch, threads) == ""
+        of_overlay = await probe_user_namespaces(foreign.userns_problem, scratch, threads)
     assert "/etc does not support id mapping" in of_overlay
     assert not scratch.exists()
 

@@ -41,7 +41,7 @@ def check(data: bytes) -> None:
     top = fresh("alone") / "fs"
     top.mkdir()
     try:
-        if write_unsettled(top, extract(upper, top, Below.UNKNOWN)):
+        if write_unsettled(top.parent, extract(upper, top, Below.UNKNOWN)):
             _settle(top, lower)
     except NeedsLowerLayers:
         return
@@ -77,7 +77,7 @@ def _settle(top: Path, lower: Path) -> None:
     target = fresh("below")
     mount.overlay([lower, fresh("empty")], None, None, target)
     try:
-        settle(top, target)
+        settle(top, top.parent, target)
     finally:
         mount.umount2(target)
 

@@ -24,10 +24,12 @@ from criagent.image.layers import LayerUnpacker
 from criagent.image.pull import Puller
 from criagent.image.registry import RegistryClient
 from criagent.image.snapshots.content_count import content_count
-from criagent.image.snapshots.overlay import OverlaySnapshots
+from criagent.image.snapshots.driver import LayerPlace
+from criagent.image.snapshots.overlay import OverlayDriver
+from criagent.image.snapshots.snapshots import Snapshots
 from criagent.image.unpack.workers import LayerFile, NeedsLowerLayers, Unpacked
 from criagent.model.container import Container, ContainerId, ContainerMetadata, ContainerSpec
-from criagent.model.image import Image
+from criagent.model.image import Image, Snapshot
 from criagent.model.sandbox import Sandbox, SandboxId, SandboxMetadata, SandboxSpec
 from criagent.store.blobs import BlobStore
 from criagent.store.containers import ContainerStore
@@ -56,14 +58,10 @@ class PlainWorkers:
         self.failure: Exception | None = None
 
     async def extract(
-        self,
-        layer: LayerFile,
-        root: Path,
-        lowers: Sequence[Path],
-        received: Callable[[int], None],
+        self, layer: LayerFile, place: LayerPlace, received: Callable[[int], None]
     ) -> Unpacked:
         self.extracted.append(layer.diff_id)
-        (root / "content").write_bytes(content := layer.blob.read_bytes())
+        (place.root / "content").write_bytes(content := layer.blob.read_bytes())
         if self.failure is not None:
             raise self.failure
         if layer.diff_id in self.held:
@@ -71,12 +69,12 @@ class PlainWorkers:
             await self.release.wait()
         if f"sha256:{hashlib.sha256(content).hexdigest()}" != layer.diff_id:
             raise CorruptError(f"layer {layer.digest} has another diff ID")
-        if layer.diff_id in self.lowers and not lowers:
+        if layer.diff_id in self.lowers and not place.lower_layers:
             raise NeedsLowerLayers(layer.diff_id)
         received(len(content))
         return Unpacked(used_bytes=4096, inodes=1, unsettled=False)
 
-    async def settle(self, root: Path, lowers: Sequence[Path]) -> None:
+    async def settle(self, place: LayerPlace) -> None:
         """Nothing is unsettled."""
 
     async def sync(self, root: Path) -> None:
@@ -96,7 +94,8 @@ class ImageNode:
         self.workers = PlainWorkers()
         self.db = Database.open(top / "state.db")
         self._threads = ThreadPoolExecutor(4)
-        self.snapshots = OverlaySnapshots(top / "snapshots", SnapshotStore(self.db), self._threads)
+        driver = OverlayDriver(top / "snapshots", self._threads)
+        self.snapshots = Snapshots(driver, SnapshotStore(self.db), self._threads)
         self.blobs, self.sandboxes = BlobStore(self.db), SandboxStore(self.db)
         self.containers = ContainerStore(self.db)
         store = ImageStore(self.db, self.snapshots.store, self.blobs)
@@ -177,6 +176,10 @@ class ImageNode:
     async def pull(self, name: str, auth: RegistryAuth | None = None) -> Image:
         async with asyncio.timeout(30):
             return await self.images.pull(name, auth)
+
+    def tree(self, snapshot: Snapshot) -> Path:
+        """The files of a layer."""
+        return self.snapshots.layer_place(snapshot, None).root
 
     def layers(self) -> set[str]:
         """Chain IDs of what is unpacked and committed."""

@@ -13,6 +13,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from criagent.image.snapshots.driver import LayerPlace
 from criagent.image.unpack.workers import LayerFile, NeedsLowerLayers, Unpacked, UnpackWorkers
 from criagent.kernel import mount
 
@@ -77,7 +78,8 @@ class Place:
         """One layer, alone or over `lowers`."""
         packed = gzip.compress(plain) if packed is None else packed
         layer, root = self._prepare(plain, packed, **wrong)
-        return root, await self.workers.extract(layer, root, lowers, lambda _: None)
+        place = layer_place(root, lowers)
+        return root, await self.workers.extract(layer, place, lambda _: None)
 
     async def image(self, *layers: bytes, merged: bool = False) -> list[Path]:
         """The trees of an image's layers, the topmost first.
@@ -95,14 +97,14 @@ class Place:
         if trees and not merged:
             layer, root = self._prepare(plain, packed)
             try:
-                done = await self.workers.extract(layer, root, None, lambda _: None)
+                done = await self.workers.extract(layer, layer_place(root, None), lambda _: None)
                 if done.unsettled:
-                    await self.workers.settle(root, trees)
+                    await self.workers.settle(layer_place(root, trees))
                 return root
             except NeedsLowerLayers:
                 pass
         layer, root = self._prepare(plain, packed)
-        await self.workers.extract(layer, root, trees, lambda _: None)
+        await self.workers.extract(layer, layer_place(root, trees), lambda _: None)
         return root
 
     def _prepare(self, plain: bytes, packed: bytes, **wrong: str) -> tuple[LayerFile, Path]:
@@ -134,6 +136,12 @@ class Place:
         """Whether the file outside is as it was."""
         mode = stat.S_IMODE(self.outside.stat().st_mode)
         return (self.outside.read_text(), mode) == ("untouched", 0o600)
+
+
+def layer_place(root: Path, lowers: list[Path] | None) -> LayerPlace:
+    """`root` over `lowers`, topmost first, with the directory around it for the worker."""
+    below = None if lowers is None else tuple(lowers)
+    return LayerPlace(root=root, scratch=root.parent, lower_layers=below)
 
 
 def listed(top: Path) -> dict[str, str]:

@@ -14,7 +14,8 @@ from pathlib import Path
 import pytest
 
 from criagent.base.errors import InvalidRequestError, WrongStateError
-from criagent.image.snapshots.overlay import OverlaySnapshots
+from criagent.image.snapshots.overlay import OverlayDriver
+from criagent.image.snapshots.snapshots import Snapshots
 from criagent.model.container import Container, ContainerId, ContainerMetadata, ContainerSpec
 from criagent.model.sandbox import SandboxId
 from criagent.process.child import Pipes
@@ -58,7 +59,8 @@ def planner(tmp_path: Path) -> Iterator[ExecPlanner]:
     )
     database = Database.open(tmp_path / "db")
     with ThreadPoolExecutor(1) as fs:
-        snapshots = OverlaySnapshots(tmp_path / "snapshots", SnapshotStore(database), fs)
+        driver = OverlayDriver(tmp_path / "snapshots", fs)
+        snapshots = Snapshots(driver, SnapshotStore(database), fs)
         files = ContainerFiles(paths=paths, snapshots=snapshots, fs=fs)
         yield ExecPlanner(files=files, paths=paths, runtimes=runtimes)
     program.close()

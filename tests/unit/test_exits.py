@@ -20,7 +20,8 @@ import pytest
 import structlog
 
 from criagent.base.aio import KeyedLocks
-from criagent.image.snapshots.overlay import OverlaySnapshots
+from criagent.image.snapshots.overlay import OverlayDriver
+from criagent.image.snapshots.snapshots import Snapshots
 from criagent.kernel import cgroupfs
 from criagent.kernel.process import alive, process_ref
 from criagent.model.common import NamespaceMode, NamespaceOptions
@@ -153,7 +154,8 @@ class Ground:
 
     def erasure(self, runtimes: Runtimes) -> ContainerErasure:
         """Takes dead containers away over these handlers."""
-        snapshots = OverlaySnapshots(self.paths.root, SnapshotStore(self.db), self.fs)
+        driver = OverlayDriver(self.paths.root, self.fs)
+        snapshots = Snapshots(driver, SnapshotStore(self.db), self.fs)
         return ContainerErasure(
             store=self.store,
             runtimes=runtimes,

@@ -55,7 +55,7 @@ async def test_fsck_sees_a_damaged_layer_and_a_pull_makes_it_anew(
     image = await node.pull(name(registry))
     container = node.snapshots.store.get(image.layers[0].chain_id)
     assert container is not None
-    damage(node.snapshots.tree(container))  # type: ignore[operator]
+    damage(node.tree(container))  # type: ignore[operator]
     (layer, *_) = await findings(node)
     assert f"snapshot {container.number}" in layer
     assert all(f.repaired for f in await node.images.fsck(repair=True))
@@ -74,11 +74,11 @@ async def test_a_damaged_layer_stays_for_the_container_that_uses_it(
     container = await keep(node, top)
     row = node.snapshots.store.get(damaged)
     assert row is not None
-    cut(node.snapshots.tree(row))
+    cut(node.tree(row))
     text = " ".join(await findings(node))
     assert "recreate the containers that use it: " + "c" * 13 in text
     await node.images.fsck(repair=True)
-    assert node.snapshots.tree(row).exists()  # what the container has mounted
+    assert node.tree(row).exists()  # what the container has mounted
     assert below in node.layers()
     await node.pull(name(registry))
     assert await findings(node) == []
@@ -86,12 +86,12 @@ async def test_a_damaged_layer_stays_for_the_container_that_uses_it(
     assert new is not None
     assert new.number != row.number
     await node.images.prune()
-    assert node.snapshots.tree(row).exists()
+    assert node.tree(row).exists()
     await node.snapshots.remove(container.id)
     await node.containers.delete(container.id)
     await node.images.prune()
-    assert not node.snapshots.tree(row).exists()
-    assert node.snapshots.tree(new).exists()
+    assert not node.tree(row).exists()
+    assert node.tree(new).exists()
     assert await findings(node) == []
 
 
@@ -105,7 +105,7 @@ async def test_a_repair_leaves_alone_what_a_pull_counts_on(
     container = node.snapshots.store.get(image.layers[0].chain_id)
     assert container is not None
     async with pulling(node, name(registry, "a/b:2"), pit):
-        cut(node.snapshots.tree(container))
+        cut(node.tree(container))
         found = [f for f in await node.images.fsck(repair=True) if f.key == container.key]
         assert [f.repaired for f in found] == [False]
         assert "a pull uses it" in found[0].problem

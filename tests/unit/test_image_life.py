@@ -204,7 +204,7 @@ async def test_a_wrong_blob_under_a_right_diff_id_spoils_nobodys_layer(
     assert isinstance(done[0], CorruptError) or node.layers()
     assert not isinstance(done[1], BaseException)
     (layer,) = node.snapshots.store.all()
-    assert (node.snapshots.tree(layer) / "content").read_bytes() == BASE
+    assert (node.tree(layer) / "content").read_bytes() == BASE
 
 
 @pytest.mark.parametrize("through", [(), (BASE,), (OTHER,), (OTHER, APP)])
@@ -438,7 +438,7 @@ async def test_any_mix_ends_with_nothing_too_much_and_nothing_missing(
         for layer in image.layers:
             container = node.snapshots.store.get(layer.chain_id)
             assert container is not None
-            content = (node.snapshots.tree(container) / "content").read_bytes()
+            content = (node.tree(container) / "content").read_bytes()
             assert digest(content) == layer.diff_id
             assert node.files.path(parse_digest(layer.digest)).read_bytes() == content
     for image in node.images.all():

@@ -12,7 +12,8 @@ from typing import Any
 
 import pytest_asyncio
 
-from criagent.image.snapshots.overlay import OverlaySnapshots
+from criagent.image.snapshots.overlay import OverlayDriver
+from criagent.image.snapshots.snapshots import Snapshots
 from criagent.model.container import Container, ContainerId, ContainerMetadata, ContainerSpec
 from criagent.model.sandbox import SandboxId
 from criagent.runtime.stats.writable_layers import WritableLayers
@@ -30,7 +31,8 @@ class Node:
         self.pool = ThreadPoolExecutor(2)
         self.db = Database.open(root / "state.db")
         self.rows = SnapshotStore(self.db)
-        self.snapshots = OverlaySnapshots(root / "snapshots", self.rows, self.pool)
+        driver = OverlayDriver(root / "snapshots", self.pool)
+        self.snapshots = Snapshots(driver, self.rows, self.pool)
         self.snapshots.prepare()
         self.layers = self.counts(first_s=60.0)
 
@@ -67,7 +69,7 @@ class Node:
     def tree(self, container: Container) -> Path:
         snapshot = self.snapshots.store.get(container.id)
         assert snapshot is not None
-        return self.snapshots.tree(snapshot)
+        return self.snapshots.layer_place(snapshot, None).root
 
     def inodes(self, container: Container) -> int | None:
         usage = self.layers.usage(container.id)

@@ -18,7 +18,8 @@ from criagent.image.images import Images
 from criagent.image.layers import LayerUnpacker
 from criagent.image.pull import Puller
 from criagent.image.registry import RegistryClient
-from criagent.image.snapshots.overlay import OverlaySnapshots
+from criagent.image.snapshots.overlay import OverlayDriver
+from criagent.image.snapshots.snapshots import Snapshots
 from criagent.image.unpack.workers import UnpackWorkers
 
 
@@ -28,7 +29,7 @@ class ImageParts:
 
     images: Images
     puller: Puller
-    snapshots: OverlaySnapshots
+    snapshots: Snapshots
     workers: UnpackWorkers
     client: RegistryClient
 
@@ -50,7 +51,7 @@ def build(shared: Shared) -> ImageParts:
     )
     root, registry = config.storage.root, config.registry
     files, claims = BlobFiles(root / "blobs"), Claims()
-    snapshots = OverlaySnapshots(root / "snapshots", stores.snapshots, fs)
+    snapshots = Snapshots(OverlayDriver(root / "snapshots", fs), stores.snapshots, fs)
     client = _client(registry, files, fs)
     workers = UnpackWorkers(registry.unpack_workers)
     unpacker = LayerUnpacker(snapshots=snapshots, files=files, workers=workers, now_ns=now_ns)

@@ -12,7 +12,7 @@ from criagent.base.aio import run_in
 from criagent.base.errors import UnsupportedError
 from criagent.config.runtime_section import Runtime as RuntimeSection
 from criagent.daemon.wiring.shared import Shared
-from criagent.image.snapshots.overlay import OverlaySnapshots
+from criagent.image.snapshots.snapshots import Snapshots
 from criagent.kernel import cgroupfs
 from criagent.runtime.node.cgroup_names import DEFAULT_PARENT, CgroupDriver
 from criagent.runtime.node.facts import NodeFacts, read_node_facts, systemd_manages
@@ -55,7 +55,7 @@ class NodeParts:
             cgroupfs.make(DEFAULT_PARENT)
 
 
-async def build(shared: Shared, snapshots: OverlaySnapshots) -> NodeParts:
+async def build(shared: Shared, snapshots: Snapshots) -> NodeParts:
     """Ask the kernel and the configured programs what they are; logs what is wrong with them."""
     config, fs = shared.config, shared.executors.fs
     section = config.runtime
@@ -90,7 +90,7 @@ def detected_driver(configured: str) -> CgroupDriver:
     return CgroupDriver.SYSTEMD if systemd_manages() else CgroupDriver.CGROUPFS
 
 
-async def _handlers(shared: Shared, snapshots: OverlaySnapshots) -> Handlers:
+async def _handlers(shared: Shared, snapshots: Snapshots) -> Handlers:
     section = shared.config.runtime
     found = await _probed(shared, snapshots)
     problem = await monitor_problem(section.conmon)
@@ -104,12 +104,12 @@ async def _handlers(shared: Shared, snapshots: OverlaySnapshots) -> Handlers:
     )
 
 
-async def _probed(shared: Shared, snapshots: OverlaySnapshots) -> list[HandlerFacts]:
+async def _probed(shared: Shared, snapshots: Snapshots) -> list[HandlerFacts]:
     """What each OCI runtime is, and whether it can have pods with user namespaces."""
     fs = shared.executors.fs
     await run_in(fs, snapshots.prepare)  # the probe mounts a layer that lies where layers do
     scratch = shared.config.storage.run_dir / "userns-probe"
-    lacking = await probe_user_namespaces(snapshots.root, scratch, fs)
+    lacking = await probe_user_namespaces(snapshots.userns_problem, scratch, fs)
     if lacking:
         log.info("no_user_namespaces", problem=lacking)
     found = []

@@ -34,21 +34,25 @@ class Extract:
     """Write the layer file `blob`, of `digest` and `diff_id`, below the directory `root`.
 
     `lower_layers` are the directories of the layers below it, topmost first, or None to do without
-    them: then the answer may be LOWER_LAYERS, or that the layer is to be settled.
+    them: then the answer may be LOWER_LAYERS, or that the layer is to be settled. With `in_place`
+    there are none, and `root` has their content. `scratch` is for the worker's own files.
     """
 
     blob: str
     root: str
+    scratch: str
     digest: str
     diff_id: str
     lower_layers: list[str] | None
+    in_place: bool
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Settle:
-    """Fit the layer below `root`, written without its `lower_layers`, to them."""
+    """Fit the layer below `root`, written without its `lower_layers` with `scratch`, to them."""
 
     root: str
+    scratch: str
     lower_layers: list[str]
 
 

@@ -30,12 +30,11 @@ _UNREADABLE = {errno.EINVAL, errno.ENODATA, errno.EOPNOTSUPP, errno.EPERM}  # em
 _NOT_COPIED = ("trusted.", "user.overlay.")
 
 
-def _list_of(root: Path) -> Path:
-    return root.with_name("unsettled")
+_LIST = "unsettled"
 
 
-def write_unsettled(root: Path, found: Extracted) -> bool:
-    """Note what must be settled of the layer below `root`; whether there is anything."""
+def write_unsettled(scratch: Path, found: Extracted) -> bool:
+    """Note in `scratch` what must be settled of a layer; whether there is anything."""
     if not found.implied and not found.whiteouts:
         return False
     records = [
@@ -43,17 +42,18 @@ def write_unsettled(root: Path, found: Extracted) -> bool:
         for path, only_whiteouts in found.implied.items()
     ]
     records += [_WHITEOUT + path + b"\0" for path in found.whiteouts]
-    with open(_list_of(root), "wb") as file:
+    with open(scratch / _LIST, "wb") as file:
         file.writelines(records)
     return True
 
 
-def settle(root: Path, below: Path) -> None:
+def settle(root: Path, scratch: Path, below: Path) -> None:
     """Settle the layer below `root` with the lower layers, which `below` shows merged.
 
+    `scratch` has what `write_unsettled` noted there.
     Raises NeedsLowerLayers when a lower layer has a link where this one implies a directory.
     """
-    records = _list_of(root).read_bytes().split(b"\0")[:-1]
+    records = (scratch / _LIST).read_bytes().split(b"\0")[:-1]
     settler = _Settler(os.open(root, _DIRECTORY), os.open(below, _DIRECTORY))
     try:
         for record in sorted(records, key=lambda record: (record[:1] == _WHITEOUT, len(record))):
@@ -64,7 +64,7 @@ def settle(root: Path, below: Path) -> None:
                 settler.directory(path, only_whiteouts=kind == _BY_WHITEOUTS)
     finally:
         settler.close()
-    _list_of(root).unlink()
+    (scratch / _LIST).unlink()
 
 
 class _Settler:

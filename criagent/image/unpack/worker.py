@@ -115,13 +115,13 @@ def _serve(request: Request) -> Answer:
 
 def _extract(request: Extract) -> Done:
     root, lower_layers = Path(request.root), [Path(lower) for lower in request.lower_layers or ()]
-    below = Below.MERGED if lower_layers else Below.NOTHING
+    below = Below.MERGED if lower_layers or request.in_place else Below.NOTHING
     if request.lower_layers is None:
         below = Below.UNKNOWN
     with open(request.blob, "rb", buffering=0) as file:
         stream = LayerStream(_Counted(file))  # type: ignore[arg-type]
         try:
-            with _merged(lower_layers, root) as target:
+            with _merged(lower_layers, root, Path(request.scratch)) as target:
                 extractor = Extractor(stream, os.fsencode(target), below=below, limit=_free(root))
                 result = extractor.run()
         finally:
@@ -138,7 +138,7 @@ def _extract(request: Extract) -> Done:
     return Done(
         used_bytes=result.used_bytes,
         inodes=result.inodes,
-        unsettled=write_unsettled(root, result),
+        unsettled=write_unsettled(Path(request.scratch), result),
     )
 
 
@@ -158,7 +158,7 @@ def _import(request: Import) -> Imported:
 
 def _settle(request: Settle) -> None:
     with _lower_view([Path(lower) for lower in request.lower_layers]) as view:
-        settle(Path(request.root), view)
+        settle(Path(request.root), Path(request.scratch), view)
 
 
 def _sync(request: Sync) -> None:
@@ -170,12 +170,12 @@ def _sync(request: Sync) -> None:
 
 
 @contextlib.contextmanager
-def _merged(lower_layers: Sequence[Path], root: Path) -> Iterator[Path]:
+def _merged(lower_layers: Sequence[Path], root: Path, scratch: Path) -> Iterator[Path]:
     """`root` itself, or an overlay of it over `lower_layers` (topmost first)."""
     if not lower_layers:
         yield root
         return
-    work = root.with_name("redo-work")
+    work = scratch / "redo-work"
     work.mkdir(exist_ok=True)
     with _scratch() as target:
         mount.overlay(lower_layers, root, work, target)

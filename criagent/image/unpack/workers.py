@@ -25,6 +25,7 @@ from criagent.base.errors import (
     UnsupportedError,
 )
 from criagent.image.archive.read import Contents, Skipped
+from criagent.image.snapshots.driver import LayerPlace
 from criagent.image.unpack.protocol import (
     Count,
     Counted,
@@ -90,33 +91,35 @@ class UnpackWorkers:
         self._retire: asyncio.TimerHandle | None = None
 
     async def extract(
-        self,
-        layer: LayerFile,
-        root: Path,
-        lower_layers: Sequence[Path] | None,
-        received: Callable[[int], None],
+        self, layer: LayerFile, place: LayerPlace, received: Callable[[int], None]
     ) -> Unpacked:
-        """Write `layer` below `root`.
+        """Write `layer` at `place`.
 
-        `lower_layers` are the layers below it, topmost first; empty for an image's lowest layer.
-        With None it is written without them: the result may be unsettled, or NeedsLowerLayers be
-        raised. `received` is called with the bytes read. Raises CorruptError, ExhaustedError.
+        Without lower layers the result may be unsettled, or NeedsLowerLayers be raised. `received`
+        is called with the bytes read. Raises CorruptError, ExhaustedError.
         """
+        below = place.lower_layers
         request = Extract(
             blob=str(layer.blob),
-            root=str(root),
+            root=str(place.root),
+            scratch=str(place.scratch),
             digest=layer.digest,
             diff_id=layer.diff_id,
-            lower_layers=None if lower_layers is None else [str(lower) for lower in lower_layers],
+            lower_layers=None if below is None else [str(lower) for lower in below],
+            in_place=place.in_place,
         )
         done = await self._ask(request, f"layer {layer.digest}", received)
         assert isinstance(done, Done)
         return Unpacked(used_bytes=done.used_bytes, inodes=done.inodes, unsettled=done.unsettled)
 
-    async def settle(self, root: Path, lower_layers: Sequence[Path]) -> None:
-        """Fit an unsettled layer to the layers below it, topmost first. Raises NeedsLowerLayers."""
-        request = Settle(root=str(root), lower_layers=[str(lower) for lower in lower_layers])
-        await self._ask(request, f"the layer in {root}", lambda _: None)
+    async def settle(self, place: LayerPlace) -> None:
+        """Fit an unsettled layer to the layers below it, all written. Raises NeedsLowerLayers."""
+        request = Settle(
+            root=str(place.root),
+            scratch=str(place.scratch),
+            lower_layers=[str(lower) for lower in place.lower_layers or ()],
+        )
+        await self._ask(request, f"the layer in {place.root}", lambda _: None)
 
     async def read_archive(self, archive: Path, blobs: Path) -> Contents:
         """Take the blobs of an image archive into the directory `blobs`: `archive.read`."""

@@ -23,7 +23,7 @@ import structlog
 from criagent.base.aio import run_in
 from criagent.base.errors import AgentError, ExhaustedError, InvalidRequestError
 from criagent.image.blobs import disk_full
-from criagent.image.snapshots.overlay import OverlaySnapshots
+from criagent.image.snapshots.snapshots import Snapshots
 from criagent.kernel.paths import RESOLVE_IN_ROOT, RESOLVE_NO_SYMLINKS, open_in_root, openat2
 from criagent.model.container import Container, Mount
 from criagent.model.image import Snapshot
@@ -48,7 +48,7 @@ class DeclaredVolumes:
 
     mode: VolumeMode
     paths: RuntimePaths
-    snapshots: OverlaySnapshots
+    snapshots: Snapshots
     fs: Executor
 
     async def make(
@@ -67,7 +67,7 @@ class DeclaredVolumes:
             await run_in(self.fs, self._make_places, container, sandbox, places)
             return ()
         mounts = []
-        top = self.snapshots.tree(snapshot).with_name("volumes")
+        top = self.snapshots.volumes(snapshot)
         for number, place in enumerate(places):
             directory = top / str(number)
             if await run_in(self.fs, self._prepare, container, sandbox, place, directory):

@@ -13,7 +13,8 @@ import msgspec
 
 from criagent.base.aio import run_in
 from criagent.base.os_errors import about
-from criagent.image.snapshots.overlay import OverlaySnapshots
+from criagent.image.snapshots.driver import MountPoint
+from criagent.image.snapshots.snapshots import Snapshots
 from criagent.kernel import mount
 from criagent.model.container import Container
 from criagent.model.image import Image, Snapshot
@@ -34,7 +35,7 @@ class ContainerFiles:
     """Writes and removes the bundle; every step is idempotent and needs only the id."""
 
     paths: RuntimePaths
-    snapshots: OverlaySnapshots
+    snapshots: Snapshots
     fs: Executor
 
     def rootfs(self, container_id: str) -> Path:
@@ -51,10 +52,11 @@ class ContainerFiles:
     async def mount_rootfs(
         self, container_id: str, sandbox: Sandbox, *, image: Image, snapshot: Snapshot, label: str
     ) -> None:
-        """Create the bundle's directory and mount the overlay in it, with the pod's id mappings."""
+        """Create the bundle's directory and mount the rootfs in it, with the pod's id mappings."""
         ids = mapped_ids(self.paths, sandbox, container_id)
         rootfs = self.paths.rootfs(container_id)
-        await self.snapshots.mount_container(snapshot, image, rootfs, ids, label)
+        at = MountPoint(path=rootfs, ids=ids, label=label)
+        await self.snapshots.mount_container(snapshot, image, at)
 
     def write(self, container_id: str, spec: OciObject) -> None:
         """config.json of the bundle; synchronous."""

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Images as volumes (KEP-4639): an image's layers, mounted read-only below the container's bundle.
 
-Each volume is a separate overlay at `containers/<id>/volumes/<n>`, where n is the mount's index in
+Each volume is a separate mount at `containers/<id>/volumes/<n>`, where n is the mount's index in
 the request; the container gets a read-only bind mount of it or of a directory within. The row names
 the images, and so protects their layers, from before the first mount until after the last is
 removed. Error texts begin with the word by which the kubelet counts them.
@@ -20,7 +20,8 @@ from pathlib import Path
 from criagent.base.aio import run_in
 from criagent.base.errors import InvalidRequestError, NotFoundError
 from criagent.image.images import Images
-from criagent.image.snapshots.overlay import OverlaySnapshots
+from criagent.image.snapshots.driver import MountPoint
+from criagent.image.snapshots.snapshots import Snapshots
 from criagent.kernel.paths import open_in_root
 from criagent.model.common import MountPropagation
 from criagent.model.container import Container, ContainerSpec, ImageVolume, Mount
@@ -36,7 +37,7 @@ class ImageVolumes:
     """Finds the images of volumes and mounts them."""
 
     images: Images
-    snapshots: OverlaySnapshots
+    snapshots: Snapshots
     paths: RuntimePaths
     fs: Executor
 
@@ -75,7 +76,8 @@ class ImageVolumes:
         for volume in container.image_volumes:
             request = container.spec.mounts[volume.mount]
             target = self.paths.image_volume(container.id, volume.mount)
-            await self.snapshots.mount_image(volume.top, target, ids, label)
+            at = MountPoint(path=target, ids=ids, label=label)
+            await self.snapshots.mount_image(volume.top, at)
             source = await run_in(self.fs, _source, target, request)
             slave = request.propagation is MountPropagation.HOST_TO_CONTAINER
             sources[volume.mount] = ResolvedMount(

@@ -15,7 +15,7 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
 from criagent.base.errors import AgentError, ExhaustedError, TimedOutError
-from criagent.image.snapshots.overlay import MappedIds
+from criagent.image.snapshots.driver import MappedIds
 from criagent.kernel.namespaces import write_id_maps
 from criagent.model.common import (
     UserNamespace,

@@ -9,7 +9,7 @@ from concurrent.futures import Executor
 import structlog
 
 from criagent.base.aio import run_in
-from criagent.image.snapshots.overlay import OverlaySnapshots
+from criagent.image.snapshots.snapshots import Snapshots
 from criagent.kernel import mount
 from criagent.model.common import ID_PATTERN
 from criagent.runtime.node.paths import RuntimePaths
@@ -30,7 +30,7 @@ class Orphans:
         sandboxes: SandboxStore,
         containers: ContainerStore,
         layers: SnapshotStore,
-        snapshots: OverlaySnapshots,
+        snapshots: Snapshots,
         paths: RuntimePaths,
         fs: Executor,
     ) -> None:

@@ -18,7 +18,7 @@ from concurrent.futures import Executor
 import structlog
 
 from criagent.base.aio import Background, run_in
-from criagent.image.snapshots.overlay import OverlaySnapshots
+from criagent.image.snapshots.snapshots import Snapshots
 from criagent.image.snapshots.tree_count import TreeCount
 from criagent.model.container import Container
 from criagent.store.snapshots import SnapshotStore
@@ -65,7 +65,7 @@ class WritableLayers:
     def __init__(
         self,
         *,
-        snapshots: OverlaySnapshots,
+        snapshots: Snapshots,
         store: SnapshotStore,
         fs: Executor,
         counting: Executor,
@@ -138,11 +138,8 @@ class WritableLayers:
         snapshot = self._store.get(container_id)
         if snapshot is None:
             return None
-        tops = [self._snapshots.tree(snapshot)]
-        volumes = tops[0].with_name("volumes")  # from the image's declaration
-        if volumes.exists():
-            tops.append(volumes)
-        job = _Job(container_id, snapshot.number, TreeCount(*tops), self._now_ns())
+        count = TreeCount(*self._snapshots.counted(snapshot))
+        job = _Job(container_id, snapshot.number, count, self._now_ns())
         self._jobs[container_id] = job
         return job
 

@@ -1,0 +1,18 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Keys of snapshots that are neither the chain ID of a layer nor the id of a container."""
+
+from __future__ import annotations
+
+from criagent.model.image import Snapshot
+
+_DAMAGED = "damaged:"
+
+
+def damaged_key(snapshot: Snapshot) -> str:
+    """The key of a layer that was replaced as damaged, for as long as containers use it."""
+    return f"{_DAMAGED}{snapshot.number}:{snapshot.key}"
+
+
+def damaged_origin(key: str) -> str:
+    """The chain ID that such a layer had; "" for any other key."""
+    return key.removeprefix(_DAMAGED).partition(":")[2] if key.startswith(_DAMAGED) else ""

@@ -1,0 +1,196 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Snapshots as their users see them: rows in `store`, directories and mounts by a driver.
+
+A row precedes its directory. Removal moves the directory to the trash, then deletes the row; the
+trash is emptied in the background and at start.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Sequence
+from concurrent.futures import Executor
+from pathlib import Path
+
+import structlog
+
+from criagent.base import faults
+from criagent.base.aio import Background, run_in
+from criagent.base.errors import AgentError, NotFoundError
+from criagent.image.snapshots.driver import (
+    Capabilities,
+    LayerPlace,
+    MappedIds,
+    MountPoint,
+    SnapshotDriver,
+)
+from criagent.kernel import mount
+from criagent.model.image import Image, Snapshot
+from criagent.store.snapshots import SnapshotStore
+
+log: structlog.stdlib.BoundLogger = structlog.get_logger(__name__)
+
+
+class Snapshots:
+    """The snapshots in `store`, stored by `driver`; files are changed in `fs`."""
+
+    def __init__(self, driver: SnapshotDriver, store: SnapshotStore, fs: Executor) -> None:
+        self.store = store
+        self._driver = driver
+        self._fs = fs
+        self._emptying = asyncio.Lock()  # two deletions of one tree would trip over each other
+        self._emptier = Background("trash")
+        self._more = False  # was renamed away since the emptier looked
+
+    @property
+    def root(self) -> Path:
+        """A directory on their file system."""
+        return self._driver.root
+
+    @property
+    def capabilities(self) -> Capabilities:
+        """What the driver can do."""
+        return self._driver.capabilities
+
+    def prepare(self) -> None:
+        """Make the fixed directories; idempotent, synchronous. Raises UnsupportedError."""
+        self._driver.prepare()
+
+    def userns_problem(self, ids: MappedIds) -> str:
+        """Why user namespaces cannot have these mounts; synchronous. See `SnapshotDriver`."""
+        return self._driver.userns_problem(ids)
+
+    async def create(self, key: str, *, parent: str, created_at_ns: int) -> Snapshot:
+        """A new uncommitted snapshot with its directories, over the layer `parent` ("" = none).
+
+        Raises AlreadyExistsError, NotFoundError for a layer that is not there, ExhaustedError.
+        """
+        below = self.store.get(parent)
+        if parent and below is None and not self.capabilities.settles:
+            raise _not_unpacked(parent)
+        snapshot = await self.store.reserve(key, parent=parent, created_at_ns=created_at_ns)
+        await self._driver.create(snapshot.number, below.number if below else None)
+        return snapshot
+
+    def layer_place(self, layer: Snapshot, below: Sequence[str] | None) -> LayerPlace:
+        """Where and over what a worker writes `layer`.
+
+        `below` are the chain IDs below it, lowest first, all written; None when they are not.
+        """
+        numbers = None if below is None else self._written(below)
+        return self._driver.layer_place(layer.number, numbers)
+
+    async def mount_container(self, snapshot: Snapshot, image: Image, at: MountPoint) -> None:
+        """Mount the image's layers with the container's writable layer.
+
+        Only the node's root can reach it by that path, and in a user namespace its root, which owns
+        the files: there may be setuid programs among them. Raises NotFoundError when a layer is
+        missing, AgentError.
+        """
+        below = self._committed([layer.chain_id for layer in image.layers])
+
+        def call() -> None:
+            try:
+                self._driver.mount_container(snapshot.number, below, at)
+            except OSError as exc:
+                raise AgentError(f"{self._driver.name} of {image.id} at {at.path}: {exc}") from exc
+
+        await run_in(self._fs, call)
+
+    async def mount_image(self, top: str, at: MountPoint) -> None:
+        """Mount the committed layers up to `top` ("" = none), read-only for everyone.
+
+        Raises NotFoundError when a layer is missing, AgentError.
+        """
+        layers = self._committed(self._chain(top))
+
+        def call() -> None:
+            try:
+                self._driver.mount_image(layers, at)
+            except OSError as exc:
+                raise AgentError(f"{self._driver.name} of image volume {at.path}: {exc}") from exc
+
+        await run_in(self._fs, call)
+
+    async def unmount(self, target: Path) -> None:
+        """Remove every mount at `target`; idempotent."""
+        await run_in(self._fs, mount.detach, target)
+
+    def volumes(self, snapshot: Snapshot) -> Path:
+        """The directory for declared volumes beside a writable layer; it may not exist."""
+        return self._driver.volumes(snapshot.number)
+
+    def counted(self, snapshot: Snapshot) -> Sequence[Path]:
+        """The directories whose content is the usage of a writable layer."""
+        return self._driver.counted(snapshot.number)
+
+    def problem(self, layer: Snapshot) -> str:
+        """How a committed layer on disk differs from its row; synchronous, reads all names."""
+        return self._driver.problem(layer)
+
+    async def remove(self, key: str) -> None:
+        """Delete the snapshot; `empty_soon` or `empty_trash` frees its space. Idempotent."""
+        snapshot = self.store.get(key)
+        if snapshot is None:
+            return
+        await run_in(self._fs, self._driver.trash, snapshot.number)
+        faults.reach("snapshot-remove:trash")
+        await self.store.delete(key)
+
+    async def empty_trash(self) -> None:
+        """Delete what removals moved away; it is gone when this returns."""
+        async with self._emptying:
+            await run_in(self._fs, self._driver.empty_trash)
+
+    def empty_soon(self) -> None:
+        """Empty the trash in the background."""
+        self._more = True
+        self._emptier.start(self._empty_all)
+
+    async def close(self) -> None:
+        """Finish the work of `empty_soon`."""
+        await self._emptier.wait()
+
+    async def sweep(self) -> None:
+        """After a crash: drop directories without a row and the trash. Rows stay."""
+        known = frozenset(snapshot.number for snapshot in self.store.all())
+        await run_in(self._fs, self._driver.sweep, known)
+
+    async def _empty_all(self) -> None:
+        try:
+            while self._more:
+                self._more = False
+                await self.empty_trash()
+        except OSError as exc:
+            log.warning("trash_not_deleted", path=str(self.root / "trash"), error=str(exc))
+
+    def _chain(self, top: str) -> list[str]:
+        """Chain IDs of the layers up to `top`, lowest first; none for ""."""
+        found = []
+        while top:
+            found.append(top)
+            snapshot = self.store.get(top)
+            top = "" if snapshot is None else snapshot.parent
+        return found[::-1]
+
+    def _written(self, chain: Sequence[str]) -> list[int]:
+        """Numbers of the layers `chain` (lowest first) that have a row, topmost first."""
+        found = map(self.store.get, reversed(chain))
+        return [snapshot.number for snapshot in found if snapshot is not None]
+
+    def _committed(self, chain: Sequence[str]) -> list[int]:
+        """Numbers of the committed layers `chain` (lowest first), topmost first."""
+        numbers = []
+        for chain_id in reversed(chain):
+            snapshot = self.store.get(chain_id)
+            if snapshot is None or not snapshot.committed:
+                raise _not_unpacked(chain_id)
+            numbers.append(snapshot.number)
+        return numbers
+
+
+def _not_unpacked(chain_id: str) -> NotFoundError:
+    return NotFoundError(
+        f"layer {chain_id} is not unpacked; run `criagent image fsck --repair`, "
+        "then pull the image again"
+    )
