@@ -12,6 +12,7 @@ from criagent.daemon.wiring.shared import Shared
 from criagent.image.blobs import BlobFiles
 from criagent.image.claims import Claims
 from criagent.image.collect import Collector
+from criagent.image.content import ImageContent
 from criagent.image.hosts.hosts_toml import HostsDirectory
 from criagent.image.hosts.proxy import ProxySettings, from_environment
 from criagent.image.images import Images
@@ -50,51 +51,43 @@ def build(shared: Shared) -> ImageParts:
         shared.clock.now_ns,
     )
     root, registry = config.storage.root, config.registry
-    files, claims = BlobFiles(root / "blobs"), Claims()
-    snapshots = Snapshots(OverlayDriver(root / "snapshots", fs), stores.snapshots, fs)
-    client = _client(registry, files, fs)
-    workers = UnpackWorkers(registry.unpack_workers)
-    unpacker = LayerUnpacker(snapshots=snapshots, files=files, workers=workers, now_ns=now_ns)
-    puller = Puller(
-        client=client,
-        files=files,
-        images=stores.images,
-        unpacker=unpacker,
-        claims=claims,
-        fs=fs,
-        parallel_blobs=registry.max_parallel_blobs,
-        progress_timeout_s=registry.progress_timeout_s,
-        now_ns=now_ns,
-    )
-    collector = Collector(
-        images=stores.images,
-        blobs=stores.blobs,
-        containers=stores.containers,
-        files=files,
-        snapshots=snapshots,
-        unpacker=unpacker,
-        claims=claims,
-        fs=fs,
-        now_ns=now_ns,
-        retention_s=registry.retry_retention_s,
-    )
-    images = Images(
+    content = ImageContent(
         store=stores.images,
         blobs=stores.blobs,
-        files=files,
-        snapshots=snapshots,
+        files=BlobFiles(root / "blobs"),
+        snapshots=Snapshots(OverlayDriver(root / "snapshots", fs), stores.snapshots, fs),
+        claims=Claims(),
+        fs=fs,
+        now_ns=now_ns,
+    )
+    client = _client(registry, content.files, fs)
+    workers = UnpackWorkers(registry.unpack_workers)
+    unpacker = LayerUnpacker(
+        snapshots=content.snapshots, files=content.files, workers=workers, now_ns=now_ns
+    )
+    puller = Puller(
+        client=client,
+        content=content,
+        unpacker=unpacker,
+        parallel_blobs=registry.max_parallel_blobs,
+        progress_timeout_s=registry.progress_timeout_s,
+    )
+    images = Images(
+        content=content,
         unpacker=unpacker,
         workers=workers,
         puller=puller,
-        collector=collector,
-        claims=claims,
-        fs=fs,
+        collector=Collector(
+            content=content,
+            containers=stores.containers,
+            unpacker=unpacker,
+            retention_s=registry.retry_retention_s,
+        ),
         root=root,
         pinned=registry.pinned_images,
-        now_ns=now_ns,
     )
     return ImageParts(
-        images=images, puller=puller, snapshots=snapshots, workers=workers, client=client
+        images=images, puller=puller, snapshots=content.snapshots, workers=workers, client=client
     )
 
 
