@@ -1,9 +1,10 @@
+# SPDX-License-Identifier: Apache-2.0
 # Everything that CI and contributors run. `make help` lists it.
 CACHE := $(or $(XDG_CACHE_HOME),$(HOME)/.cache)/criagent
 VENV  := $(CACHE)/venv-$(shell sha256sum requirements-dev.lock 2>/dev/null | sha256sum | cut -c1-16)
 PY    := $(VENV)/bin/python
 
-.PHONY: help proto reference venv demo bench test unit fuzz node storage install-test critest conformance kubernetes check \
+.PHONY: help proto reference venv demo bench test unit unit-matrix coverage fuzz node storage install-test critest conformance kubernetes check \
 	vm-test vm-test-full
 
 help:  ## list the targets
@@ -32,12 +33,26 @@ demo:  ## bare machine: a real image and real pods through crictl, then a clean 
 bench:  ## figures of docs/architecture.md as a table and as build/bench.json
 	CRIAGENT_ARGS="--log-level warning" tests/node/up python3 tests/bench/measure.py
 
-# Temporary files in memory and bytecode outside the checkout, whatever the caller's environment says.
-UNIT_ENV = PYTHONDONTWRITEBYTECODE= PYTHONPYCACHEPREFIX=$(CACHE)/bytecode \
-	$(if $(shell test -w /dev/shm && echo yes),PYTEST_DEBUG_TEMPROOT=/dev/shm)
-
+# Bytecode outside the checkout, whatever the caller's environment says; temporary files in memory, in
+# a directory of each run: pytest's own numbering removes those of a run beside it.
 unit: $(PY)  ## pure tests, no root needed
-	$(UNIT_ENV) $(PY) -m pytest tests/unit -n $(or $(UNIT_PROCESSES),2) -p no:cacheprovider
+	scratch=$$(mktemp -d /dev/shm/criagent-unit.XXXXXX 2> /dev/null || mktemp -d); \
+	trap 'rm -rf "$$scratch"' EXIT; \
+	PYTHONDONTWRITEBYTECODE= PYTHONPYCACHEPREFIX=$(CACHE)/bytecode $(PY) -m pytest tests/unit \
+	    -n $(or $(UNIT_PROCESSES),2) -p no:cacheprovider --basetemp="$$scratch/tmp"
+
+unit-matrix:  ## the unit tier with each Python from 3.11 to 3.14 that is here, as a table
+	tests/unit/matrix
+
+coverage: $(PY)  ## lines of the program that the unit tier runs, per package
+	mkdir -p build; rm -f build/coverage*
+	scratch=$$(mktemp -d /dev/shm/criagent-unit.XXXXXX 2> /dev/null || mktemp -d); \
+	trap 'rm -rf "$$scratch"' EXIT; \
+	PYTHONDONTWRITEBYTECODE= PYTHONPYCACHEPREFIX=$(CACHE)/bytecode $(VENV)/bin/coverage run -m pytest tests/unit \
+	    -q -n $(or $(UNIT_PROCESSES),2) -p no:cacheprovider --basetemp="$$scratch/tmp"
+	$(VENV)/bin/coverage combine -q
+	$(VENV)/bin/coverage json -q -o build/coverage.json
+	$(PY) -m tests.lint.coverage_table build/coverage.json
 
 check: $(PY)  ## linters, types, import rules, terms, generated code and reference
 	$(VENV)/bin/ruff check criagent tests proto docs
@@ -45,6 +60,7 @@ check: $(PY)  ## linters, types, import rules, terms, generated code and referen
 	$(VENV)/bin/mypy
 	PYTHONPATH=. $(VENV)/bin/lint-imports
 	$(PY) -m tests.lint.terms
+	$(PY) -m tests.lint.spdx
 	$(PY) proto/generate.py --check
 	PYTHONPATH=. $(PY) docs/generate.py --check
 

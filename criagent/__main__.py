@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """`python -m criagent` and the `criagent` command."""
 
 from __future__ import annotations

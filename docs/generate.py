@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Write docs/configuration.md and deploy/config.toml from criagent/config: `make reference`.
 
 With `--check`, write nothing and say which of them differ; `make check` does.

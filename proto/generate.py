@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Generate criagent/_proto from the .proto files: `make proto`.
 
 With `--check`, generate elsewhere and say which files of criagent/_proto differ; `make check` does.
@@ -14,6 +15,7 @@ from grpc_tools import protoc
 
 ROOT = Path(__file__).resolve().parent
 OUT = ROOT.parent / "criagent" / "_proto"
+LICENCE = "# SPDX-License-Identifier: Apache-2.0\n"
 # Import paths of generated modules follow the proto path, so they are rewritten to the package.
 SERVICES = ("cri/v1/api.proto", "criagent/v1/admin.proto")
 MESSAGES = ("criagent/v1/containerd.proto",)  # served under names that are not their own
@@ -44,6 +46,8 @@ def generate(out: Path) -> int:
         name = stub.name.removesuffix("_grpc.py")
         text = stub.read_text()
         stub.write_text(text.replace(f"import {name} as", f"from criagent._proto import {name} as"))
+    for made in out.glob("*_pb2*.py*"):
+        made.write_text(LICENCE + made.read_text())
     return 0
 
 

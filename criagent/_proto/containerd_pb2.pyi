@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 import datetime
 
 from google.protobuf import any_pb2 as _any_pb2

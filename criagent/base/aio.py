@@ -1,8 +1,10 @@
+# SPDX-License-Identifier: Apache-2.0
 """The few asyncio tools that everything else is built from; the rest is the standard library.
 
-The rules behind them (docs/architecture.md, "Async rules"): a cancelled step has stopped before its
-undo starts; undo is pushed before its step; long work belongs to one owner task that callers join;
-work that is not awaited is supervised, so that its failure is logged and counted.
+The rules behind them (docs/architecture.md, "How a verb runs" and "Async rules"): a cancelled step
+has stopped before its undo starts; undo is pushed before its step; long work belongs to one owner
+task that callers join; work that is not awaited is supervised, so that its failure is logged and
+counted.
 """
 
 from __future__ import annotations
@@ -25,12 +27,14 @@ from criagent.base.errors import AgentError, TimedOutError
 
 K = TypeVar("K", bound=Hashable)
 T = TypeVar("T")
+U = TypeVar("U")
 
 # Failures since the start that no caller sees: an undo, a background task, a listener of a store.
 FAILURES: Counter[str] = Counter()
 FAILURE_KINDS = ("undo", "background", "listener")
 
-# Given the name of an owner that starts, makes what hears its stages; "" ends the last one.
+# Called with the name of an owner that starts; returns the function that receives each stage, and
+# "" after the last.
 StageObserver = Callable[[str], None]
 STAGES: ContextVar[Callable[[str], StageObserver] | None] = ContextVar("stages", default=None)
 
@@ -53,6 +57,18 @@ async def finish(coro: Coroutine[object, object, T]) -> T:
     if not task.cancelled() and (failure := task.exception()):
         cancelled.add_note(f"while finishing: {failure!r}")
     raise cancelled
+
+
+async def both(
+    one: Coroutine[object, object, T], other: Coroutine[object, object, U]
+) -> tuple[T, U]:
+    """Run both at once and to their ends; then raise the failure of `one`, or that of `other`."""
+    first, second = await asyncio.gather(one, other, return_exceptions=True)
+    if isinstance(first, BaseException):
+        raise first
+    if isinstance(second, BaseException):
+        raise second
+    return first, second
 
 
 async def run_in(executor: Executor, call: Callable[..., T], *args: object) -> T:
@@ -257,7 +273,7 @@ class Owner(Generic[K, T]):
 
     @property
     def stage(self) -> str:
-        """Set the current stage; errors and spans name it."""
+        """The current stage; errors and spans name it. Setting it notifies the observer."""
         return self._stage
 
     @stage.setter

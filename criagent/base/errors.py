@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The error tree: one class for each decision that some caller makes.
 
 The boundary (`cri/boundary.py`) maps classes to gRPC statuses; no other package knows a status

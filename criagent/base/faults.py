@@ -1,10 +1,11 @@
+# SPDX-License-Identifier: Apache-2.0
 """Named points at which tests make the daemon die or a step fail.
 
 Each step of a verb calls `reach("verb:step")` right after it took effect, and `aio.Rollback` calls
 `reach("verb:undo-step")` right before each undo. Unarmed, that is one look-up in an empty dict. The
 daemon arms points from `debug.kill_at` and `debug.fail_at`: `tests/crash` proves that a SIGKILL at
-any of them loses and leaks nothing, `tests/node` that a step or an undo that fails leaves nothing
-that cannot be removed.
+any of them loses and leaks nothing, `tests/e2e/test_failed_undo.py` that a step or an undo that
+fails leaves nothing that cannot be removed.
 """
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Errors of the kernel as errors of the agent: the call, the object, and the cure.
 
 Packages let an OSError pass when they have nothing to add; the boundary translates it here. Classes

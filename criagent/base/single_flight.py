@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Work that belongs to its callers: they share one run of it, and the last one to leave stops it.
 
 `aio.Owners` is for work that belongs to its key and goes on without callers.

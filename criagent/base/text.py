@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Makes text that images, registries, plug-ins and callers control fit to be shown.
 
 Such text may be of any length and contain terminal escapes, bidirectional overrides, line breaks or

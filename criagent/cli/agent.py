@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The connection to the running agent: its socket, a channel, and what a failed call means."""
 
 from __future__ import annotations

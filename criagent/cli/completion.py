@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Print a completion script for a shell, for example: source <(criagent completion bash)"""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Print the default or the effective configuration, or check the configuration files."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Check this node: kernel, cgroups, disk, programs and their versions, network, configuration.
 
 Every finding that is not ok has a cure. Exit status: 0 = all ok, 1 = warnings, 2 = something that

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Pull, tag, remove, list, import, export, check and prune the images of the running agent."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Show what the running agent reports about itself: handlers, storage, network, counts."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The command line: one module per command, imported only when it is used."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """A progress bar on standard error, when that is a terminal."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Run the agent until SIGTERM. Containers keep running when it ends."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Checks of single values. Each raises ValueError with what is wrong, and what would be right."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Checks of the whole configuration: what several keys get wrong together, or in this node."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """runtime.handlers of several files: merged by name, so that a file can add or change one."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Likely intended values of misspelt ones."""
 
 from __future__ import annotations

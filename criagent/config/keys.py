@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """A key of the configuration: its default, its sentence and its check, all beside the field."""
 
 from __future__ import annotations

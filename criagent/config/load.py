@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Reading the configuration: /etc/criagent/config.toml and the drop-ins config.d/*.toml.
 
 Drop-ins are read in name order, later files winning key by key. Every problem of every file is

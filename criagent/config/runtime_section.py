@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The section about sandboxes and containers, and the OCI runtimes that it names."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The configuration: frozen sections, each key with its default, its sentence and its check.
 
 The sentences are what `criagent config default` and docs/configuration.md print: `make reference`

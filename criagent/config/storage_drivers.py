@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Names of storage drivers in `storage.driver`."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The configuration as text: TOML of the defaults or of what is in force, and its reference."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The agent's own service, on the CRI socket: what its command line needs beyond the CRI."""
 
 from __future__ import annotations

@@ -1,6 +1,7 @@
+# SPDX-License-Identifier: Apache-2.0
 """What the CRI services call: small records of verbs and readers, filled by daemon/wiring.
 
-Each field serves the CRI calls of its name; the comment names the verb behind it.
+One record for each group of calls. A comment names the method behind a callable.
 """
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The edge of the daemon: statuses, access log, spans, timings and readiness of every call.
 
 The only place that catches everything. A handler never ends without a status: grpc.aio sends none

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The part of containerd's API that the kubelet's cAdvisor uses, served for criagent's containers.
 
 The kubelet's default gates take container metrics from cAdvisor, which knows a container's pod only

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Whether the node can run pods now, as Status, Info and metrics say it."""
 
 from __future__ import annotations

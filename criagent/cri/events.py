@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """GetContainerEvents: what happens to pods and containers, sent once it is stored.
 
 Every subscriber has a bounded queue. A subscriber that does not keep up is disconnected and has to

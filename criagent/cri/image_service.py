@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """ImageService of CRI v1."""
 
 from __future__ import annotations

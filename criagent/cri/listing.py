@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Encoded list items, rebuilt when their row changes.
 
 Sandboxes and containers are stored as they go over the wire, so a list answer is a join of bytes:

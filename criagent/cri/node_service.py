@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The calls of RuntimeService about the agent and its node."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What `criagent info` shows, as one JSON document."""
 
 from __future__ import annotations
@@ -48,7 +49,7 @@ class AgentReport:
             },
             "images": len(self._images.all()),
             "storage": {
-                "driver": self._images.snapshots.driver,
+                "driver": self._images.content.snapshots.driver,
                 "root": str(self._node.paths.root),
                 "run_dir": str(self._node.paths.run_dir),
                 "used_bytes": sum(usage.used_bytes for usage in usages),

@@ -1,4 +1,5 @@
-"""RuntimeService of CRI v1: each method converts, enters by one door, and converts back."""
+# SPDX-License-Identifier: Apache-2.0
+"""RuntimeService of CRI v1: each method converts, calls one verb, and converts back."""
 
 from __future__ import annotations
 

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The calls of RuntimeService that return statistics and metrics.
 
 Lists are read, converted and serialized in a thread, and their handlers answer with bytes, so that

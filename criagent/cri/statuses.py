@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The gRPC status of an error: object, cause and cure, within bounds.
 
 Errors of this package and of the kernel become a status with their text. The text of any other

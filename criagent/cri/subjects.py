@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The subject of a request: the pod, container and image that its log lines and spans name."""
 
 from __future__ import annotations

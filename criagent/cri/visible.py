@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Rows by the ids of requests. Objects that are being made or undone do not exist for a caller."""
 
 from __future__ import annotations

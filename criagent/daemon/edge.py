@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What clients talk to: the gRPC server, the streaming server and cAdvisor's socket."""
 
 from __future__ import annotations
@@ -36,7 +37,7 @@ class Edge:
     """The server of all services. Calls other than Version are refused until `readiness`."""
 
     def __init__(self, agent: Agent, metrics: Telemetry, readiness: Readiness) -> None:
-        config, stores, sessions = agent.base.config, agent.base.stores, agent.backend.sessions
+        config, stores, sessions = agent.shared.config, agent.shared.stores, agent.backend.sessions
         self._socket = config.storage.socket
         self._streaming = StreamingServer(
             _listener(config),
@@ -45,7 +46,7 @@ class Edge:
             sessions.forward,
             SessionFacts(stores.sandboxes, stores.containers),
         )
-        self._events = Events(stores.sandboxes, stores.containers, agent.base.clock.now_ns)
+        self._events = Events(stores.sandboxes, stores.containers, agent.shared.clock.now_ns)
         subjects = Subjects(stores.sandboxes, stores.containers)
         boundary = Boundary(metrics, readiness.ready, subjects.of)
         self._server = _server(config, boundary)
@@ -88,17 +89,17 @@ class Edge:
 
 def cadvisor(agent: Agent) -> Cadvisor:
     """The server of cAdvisor's calls, which may be switched off."""
-    stores, driver = agent.base.stores, agent.backend.node.driver
+    stores, driver = agent.shared.stores, agent.backend.node.driver
     networks = NetworkCgroups(
         sandboxes=stores.sandboxes,
         containers=stores.containers,
         driver=driver,
-        fs=agent.base.executors.fs,
+        fs=agent.shared.executors.fs,
     )
     service = CadvisorService(
         sandboxes=stores.sandboxes, containers=stores.containers, networks=networks, driver=driver
     )
-    return Cadvisor(agent.base.config.telemetry.cadvisor_socket, service, networks)
+    return Cadvisor(agent.shared.config.telemetry.cadvisor_socket, service, networks)
 
 
 def _server(config: Config, boundary: Boundary) -> grpc.aio.Server:
@@ -116,7 +117,7 @@ def _server(config: Config, boundary: Boundary) -> grpc.aio.Server:
 def _add_services(
     server: grpc.aio.Server, agent: Agent, streaming: StreamingServer, events: Events
 ) -> None:
-    backend, stores, images = agent.backend, agent.base.stores, agent.image.images
+    backend, stores, images = agent.backend, agent.shared.stores, agent.image.images
     runtime_service = RuntimeService(
         sandboxes=backend.sandboxes,
         containers=backend.containers,
@@ -136,7 +137,7 @@ def _add_services(
         ImageService(images, stores.images, backend.node.handlers), server
     )
     admin_pb2_grpc.add_AdminServicer_to_server(
-        AdminService(report, images, agent.base.executors.fs), server
+        AdminService(report, images, agent.shared.executors.fs), server
     )
 
 

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The garbage collector's schedule, so that its pauses stay out of calls.
 
 A full collection visits every object of every row: about 60 µs a container, in which no call is

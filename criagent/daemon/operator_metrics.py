@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What operators see at /metrics beside the timings of calls; docs/metrics.md lists every name.
 
 Values are computed when metrics are read, in the reader's thread, from facts that the parts keep

@@ -1,4 +1,5 @@
-"""`criagent serve`: lock, store, parts, recovery, gRPC server - and the same backwards.
+# SPDX-License-Identifier: Apache-2.0
+"""`criagent serve`: lock, store, parts, gRPC server, recovery; then calls until a signal arrives.
 
 The lock is held for the daemon's life and taken before the socket is bound, so that a second daemon
 never touches the first one's state. Containers and their monitors outlive the daemon.
@@ -31,14 +32,14 @@ from criagent.daemon.readiness import Readiness
 from criagent.daemon.service_notify import notify
 from criagent.daemon.wiring import agent as wiring
 from criagent.daemon.wiring.agent import Agent
-from criagent.daemon.wiring.stores import Executors, Shared, Stores
+from criagent.daemon.wiring.shared import Executors, Shared, Stores
 from criagent.kernel import cgroupfs
 from criagent.process import signals as process_signals
 from criagent.process.child import take_in_orphans
 from criagent.telemetry.telemetry import Telemetry
 
 _METRICS_AGAIN_S = 30.0
-_SWITCH_S = 0.001  # for how long a file thread may keep the loop from going on; Python's own: 5 ms
+_SWITCH_S = 0.001  # for how long a thread may hold the GIL while the loop waits; Python's own: 5 ms
 
 log: structlog.stdlib.BoundLogger = structlog.get_logger(__name__)
 
@@ -72,9 +73,9 @@ async def _serve(config: Config) -> int:
 
 
 class _Daemon:
-    def __init__(self, base: Shared) -> None:
-        self._base = base
-        self._config = base.config
+    def __init__(self, shared: Shared) -> None:
+        self._shared = shared
+        self._config = shared.config
         self._readiness = Readiness()
         self._stopping = asyncio.Event()
 
@@ -83,7 +84,7 @@ class _Daemon:
         self._take_signals(asyncio.get_running_loop())
         config = self._config
         metrics = Telemetry(config.telemetry.otlp_endpoint)
-        agent = await wiring.build(self._base)
+        agent = await wiring.build(self._shared)
         edge = Edge(agent, metrics, self._readiness)
         await edge.listen()
         for_cadvisor = cadvisor(agent)
@@ -94,7 +95,7 @@ class _Daemon:
             await self._recover(agent, for_cadvisor)
             # the verbs' points, not recovery's
             faults.arm(config.debug.kill_at or None, config.debug.fail_at)
-            collector = collect_now_and_then(self._base.executors.fs)
+            collector = collect_now_and_then(self._shared.executors.fs)
             background.append(supervised(collector, name="garbage"))
             notify("READY=1")
             log.info("serving", socket=str(config.storage.socket))

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Readiness for the service manager (man 3 sd_notify): one datagram, no library."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What a node needs to run pods: each problem with its cure.
 
 Every topic is a module with its facts (a frozen dataclass), `read`, which inspects the node and

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The cgroup v2 tree, its controllers, and who manages it."""
 
 from __future__ import annotations

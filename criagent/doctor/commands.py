@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Short commands whose answers are facts of this node."""
 
 from __future__ import annotations

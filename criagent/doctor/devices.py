@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """CDI specifications: the devices that pods can request, and files that cannot be used."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Kernel limits that a node with many pods reaches."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Other container runtimes of this node, and which one the kubelet uses."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Pod network: nftables and forwarding, or the CNI configuration and its plugins."""
 
 from __future__ import annotations

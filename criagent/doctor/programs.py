@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The programs that the agent runs: present, new enough, without known security problems."""
 
 from __future__ import annotations
@@ -26,6 +27,16 @@ _TRACKERS = {
     "ubuntu": "https://ubuntu.com/security/cves?package={}",
     "fedora": "https://bodhi.fedoraproject.org/updates/?packages={}&type=security",
 }
+
+
+@dataclass(frozen=True, slots=True)
+class _Program:
+    """A configured program: the name of its finding, what it should be, its output of --version."""
+
+    name: str
+    path: Path
+    kind: str
+    answer: str | None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -63,8 +74,10 @@ def judge(facts: ProgramFacts, config: Config) -> Iterator[Finding]:
             yield fine(f"handler {name}", text)
             continue
         answer = facts.handlers.get(name)
-        yield _program(f"handler {name}", handler.path, handler.type, answer, facts, needed=needed)
-    yield _program("conmon", runtime.conmon, "conmon", facts.conmon, facts, needed=True)
+        program = _Program(f"handler {name}", handler.path, handler.type, answer)
+        yield _finding(program, facts.distribution, needed=needed)
+    conmon = _Program("conmon", runtime.conmon, "conmon", facts.conmon)
+    yield _finding(conmon, facts.distribution, needed=True)
     if facts.catatonit:
         yield fine("catatonit", str(runtime.catatonit))
     else:
@@ -89,9 +102,8 @@ def answer_of(path: Path) -> str | None:
     return None if answer is None else answer.output + answer.errors
 
 
-def _program(
-    name: str, path: Path, kind: str, answer: str | None, facts: ProgramFacts, *, needed: bool
-) -> Finding:
+def _finding(program: _Program, distribution: str, *, needed: bool) -> Finding:
+    name, path, kind, answer = program.name, program.path, program.kind, program.answer
     worst = error if needed else warning
     if answer is None:
         return worst(
@@ -112,7 +124,7 @@ def _program(
         said = answer.partition("\n")[0][:80]
         return fine(name, f"{path} is not {kind}: {said}")
     if problem := insecure(kind, answer):
-        return warning(name, f"{path}: {problem}", _security_cure(name, kind, facts.distribution))
+        return warning(name, f"{path}: {problem}", _security_cure(name, kind, distribution))
     return fine(name, f"{path} {dotted(version)}")
 
 

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Capabilities, seccomp, AppArmor, SELinux, user namespaces."""
 
 from __future__ import annotations

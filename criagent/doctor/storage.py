@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The root directory: its file system, free space, inodes, mount options."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Distribution, kernel, system calls, clock."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The systemd unit, if there is one: whether it runs, now and after a reboot; bad drop-ins."""
 
 from __future__ import annotations

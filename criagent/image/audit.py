@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """fsck of images: compares rows with files. Synchronous, reads every blob; changes nothing.
 
 Of an unpacked layer it compares the number of names and the bytes of regular files: a file that was

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Verified content on disk: `blobs/<algorithm>/<hex>`.
 
 A file under its final name is complete, hashed and durable: it is written as `<hex>.part`, which

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Claims: what pulls and imports in progress rely on, so that it is not collected meanwhile.
 
 A claim is a counter, not a lock: any number of pulls may hold it for as long as a registry takes,

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Collection of what no image needs: layers, blobs, unfinished downloads.
 
 A blob or layer stays for as long as an image names it, a container uses it or a pull claims it.
@@ -10,24 +11,19 @@ from __future__ import annotations
 
 import asyncio
 import dataclasses
-from collections.abc import Callable, Iterable
-from concurrent.futures import Executor
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 import structlog
 
 from criagent.base import faults
 from criagent.base.aio import FAILURES, run_in
-from criagent.image.blobs import BlobFiles
-from criagent.image.claims import Claims
+from criagent.image.content import ImageContent
 from criagent.image.documents.digest import Digest, parse_digest
 from criagent.image.layers import LayerUnpacker
 from criagent.image.snapshots.keys import damaged_key, damaged_origin
-from criagent.image.snapshots.snapshots import Snapshots
 from criagent.model.image import Image, Snapshot
-from criagent.store.blobs import BlobStore
 from criagent.store.containers import ContainerStore
-from criagent.store.images import ImageStore
 
 _SWEEP_S = 600.0
 _SWEEP_LEAST_S = 60.0
@@ -55,15 +51,9 @@ class Pruned:
 class Collector:
     """Collects for one image store; one collection at a time."""
 
-    images: ImageStore
-    blobs: BlobStore
+    content: ImageContent
     containers: ContainerStore
-    files: BlobFiles
-    snapshots: Snapshots
     unpacker: LayerUnpacker
-    claims: Claims  # of pulls and imports, on blobs
-    fs: Executor
-    now_ns: Callable[[], int]
     retention_s: float
     one_at_a_time: asyncio.Lock = dataclasses.field(default_factory=asyncio.Lock)
 
@@ -78,7 +68,7 @@ class Collector:
             freed += await self._blobs(retained_s)
             freed += await self._parts(retained_s)
             faults.reach("remove-image:blobs")
-            await run_in(self.fs, self.files.count)
+            await run_in(self.content.fs, self.content.files.count)
         return freed
 
     async def run(self) -> None:
@@ -89,21 +79,23 @@ class Collector:
                 freed = await self.collect(retained_s=self.retention_s)
                 if freed != Pruned():
                     log.info("image_content_collected", **dataclasses.asdict(freed))
-                self.snapshots.empty_soon()
+                self.content.snapshots.empty_soon()
             except Exception as failure:  # the next one may succeed
                 FAILURES["background"] += 1
                 log.exception("collection_failed", error=repr(failure))
 
     def unowned(self) -> tuple[int, int]:
         """Bytes and files of blobs and downloads without a row; from memory."""
-        owned = {blob.digest for blob in self.blobs.all()}
-        sizes = [size for digest, size in self.files.sizes().items() if str(digest) not in owned]
-        parts = self.files.parts_usage
+        owned = {blob.digest for blob in self.content.blobs.all()}
+        sizes = [
+            size for digest, size in self.content.files.sizes().items() if str(digest) not in owned
+        ]
+        parts = self.content.files.parts_usage
         return sum(sizes) + parts.used_bytes, len(sizes) + parts.files
 
     def needed_blobs(self) -> set[str]:
         """Digests that images name."""
-        return {digest for image in self.images.all() for digest in blobs_of(image)}
+        return {digest for image in self.content.store.all() for digest in blobs_of(image)}
 
     async def drop_layer(self, key: str) -> bool:
         """Drop a damaged layer, so that the next pull unpacks it again; False = a pull uses it.
@@ -111,25 +103,25 @@ class Collector:
         Containers that use it keep the rest of it until they are removed.
         """
         async with self.unpacker.removing(key) as free:
-            snapshot = self.snapshots.store.get(key)
+            snapshot = self.content.snapshots.store.get(key)
             if free and snapshot is not None:
                 if key in self._layers_of_containers():
-                    await self.snapshots.store.rename(key, damaged_key(snapshot))
+                    await self.content.snapshots.store.rename(key, damaged_key(snapshot))
                 else:
-                    await self.snapshots.remove(key)
+                    await self.content.snapshots.remove(key)
             return free
 
     async def drop_blob(self, digest: Digest) -> bool:
         """Drop a blob with its row, whatever needs it; False = a pull uses it."""
-        async with self.claims.removing(str(digest)) as free:
+        async with self.content.claims.removing(str(digest)) as free:
             if free:
                 await self._forget_blob(digest)
             return free
 
     def users(self, key: str) -> list[str]:
         """Ids of the containers that have the layer in their root or in a volume."""
-        chains, found = _Chains(self.snapshots.store.all()), set()
-        for snapshot in self.snapshots.store.all():
+        chains, found = _Chains(self.content.snapshots.store.all()), set()
+        for snapshot in self.content.snapshots.store.all():
             if not snapshot.committed and key in chains.below([snapshot.parent]):
                 found.add(snapshot.key)
         for container in self.containers.all():
@@ -142,18 +134,20 @@ class Collector:
         for snapshot in self._unused_layers():
             async with self.unpacker.removing(snapshot.key) as free:
                 if free and snapshot in self._unused_layers():
-                    await self.snapshots.remove(snapshot.key)
+                    await self.content.snapshots.remove(snapshot.key)
                     freed, count = freed + snapshot.used_bytes, count + 1
         return Pruned(freed_bytes=freed, snapshots=count)
 
     async def _blobs(self, retained_s: float) -> Pruned:
         freed = count = 0
-        needed, sizes = self.needed_blobs(), await run_in(self.fs, self.files.count)
-        owned = {parse_digest(blob.digest): blob.size for blob in self.blobs.all()}
+        needed, sizes = self.needed_blobs(), await run_in(self.content.fs, self.content.files.count)
+        owned = {parse_digest(blob.digest): blob.size for blob in self.content.blobs.all()}
         strays = [digest for digest in sizes if digest not in owned and str(digest) not in needed]
-        old = await run_in(self.fs, self.files.unused_for, strays, self._now_s(), retained_s)
+        old = await run_in(
+            self.content.fs, self.content.files.unused_for, strays, self._now_s(), retained_s
+        )
         for digest in [*(d for d in owned if str(d) not in needed), *old]:
-            async with self.claims.removing(str(digest)) as free:
+            async with self.content.claims.removing(str(digest)) as free:
                 if free and str(digest) not in self.needed_blobs():
                     await self._forget_blob(digest)
                     freed += sizes.get(digest, owned.get(digest, 0))
@@ -161,25 +155,25 @@ class Collector:
         return Pruned(freed_bytes=freed, blobs=count)
 
     async def _forget_blob(self, digest: Digest) -> None:
-        if self.blobs.has(str(digest)):
-            await self.blobs.delete(str(digest))
+        if self.content.blobs.has(str(digest)):
+            await self.content.blobs.delete(str(digest))
             faults.reach("remove-image:blob-row")
-        await run_in(self.fs, self.files.remove, digest)
+        await run_in(self.content.fs, self.content.files.remove, digest)
 
     async def _parts(self, retained_s: float) -> Pruned:
         freed = 0
-        old = await run_in(self.fs, self.files.old_parts, self._now_s(), retained_s)
+        old = await run_in(self.content.fs, self.content.files.old_parts, self._now_s(), retained_s)
         for digest, part in old:
-            async with self.claims.removing(str(digest)) as free:
+            async with self.content.claims.removing(str(digest)) as free:
                 if free:
-                    freed += await run_in(self.fs, self.files.drop_part, part)
+                    freed += await run_in(self.content.fs, self.content.files.drop_part, part)
         return Pruned(freed_bytes=freed)
 
     def _now_s(self) -> float:
-        return self.now_ns() / 1e9
+        return self.content.now_ns() / 1e9
 
     def _layers_of_containers(self) -> set[str]:
-        snapshots = self.snapshots.store.all()
+        snapshots = self.content.snapshots.store.all()
         tops = [s.parent for s in snapshots if not s.committed]
         tops += [v.top for container in self.containers.all() for v in container.image_volumes]
         return _Chains(snapshots).below(tops)
@@ -187,10 +181,10 @@ class Collector:
     def _unused_layers(self) -> list[Snapshot]:
         """Committed layers to drop, the topmost first."""
         needed = self._layers_of_containers()
-        needed |= {layer.chain_id for image in self.images.all() for layer in image.layers}
+        needed |= {layer.chain_id for image in self.content.store.all() for layer in image.layers}
         unused = [
             s
-            for s in self.snapshots.store.all()
+            for s in self.content.snapshots.store.all()
             if s.committed and s.key not in needed and not self._damaged_in_use(s)
         ]
         return sorted(unused, key=lambda s: s.number, reverse=True)
@@ -200,9 +194,9 @@ class Collector:
         origin = damaged_origin(damaged.key)
         if not origin:
             return False
-        anew = self.snapshots.store.get(origin)
-        chains = _Chains(self.snapshots.store.all())
-        for snapshot in self.snapshots.store.all():
+        anew = self.content.snapshots.store.get(origin)
+        chains = _Chains(self.content.snapshots.store.all())
+        for snapshot in self.content.snapshots.store.all():
             if snapshot.committed or (anew is not None and snapshot.number > anew.number):
                 continue
             container = self.containers.get(snapshot.key)

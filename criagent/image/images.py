@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Images as the CRI and the runtime see them: find, pull, remove, import, export, check.
 
 What no image and no container needs any more is collected (`collect.py`) after each removal, at
@@ -12,8 +13,7 @@ import dataclasses
 import fnmatch
 import os
 import tempfile
-from collections.abc import Callable, Sequence
-from concurrent.futures import Executor
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -35,9 +35,8 @@ from criagent.image.archive.images import ArchivedImage, archived_images
 from criagent.image.archive.read import Skipped, plain_copy
 from criagent.image.archive.write import write_archive
 from criagent.image.audit import Finding
-from criagent.image.blobs import BlobFiles
-from criagent.image.claims import Claims
 from criagent.image.collect import Collector, Pruned, blobs_of
+from criagent.image.content import ImageContent
 from criagent.image.documents import gojson
 from criagent.image.documents.digest import parse_digest
 from criagent.image.documents.gojson import MalformedError
@@ -46,11 +45,8 @@ from criagent.image.documents.reference import is_image_id, parse_reference
 from criagent.image.hosts.credentials import RegistryAuth
 from criagent.image.layers import LayerUnpacker
 from criagent.image.pull import Puller
-from criagent.image.snapshots.snapshots import Snapshots
 from criagent.image.unpack.workers import UnpackWorkers
 from criagent.model.image import Image, Layer, Snapshot
-from criagent.store.blobs import BlobStore
-from criagent.store.images import ImageStore
 
 _BARE_ID = 64
 
@@ -79,28 +75,22 @@ class Imported:
 class Images:
     """Verbs of images. Names are references, ids, or unique id prefixes."""
 
-    store: ImageStore
-    blobs: BlobStore
-    files: BlobFiles
-    snapshots: Snapshots
+    content: ImageContent
     unpacker: LayerUnpacker
     workers: UnpackWorkers
     puller: Puller
     collector: Collector
-    claims: Claims
-    fs: Executor
     root: Path
     pinned: tuple[str, ...]
-    now_ns: Callable[[], int]
     collecting: Background = dataclasses.field(default_factory=lambda: Background("collector"))
 
     def all(self) -> list[Image]:
         """Every image."""
-        return self.store.all()
+        return self.content.store.all()
 
     def find(self, text: str) -> Image | None:
         """The image of a reference or id. Raises InvalidRequestError for any other text."""
-        if found := self.store.find(text):
+        if found := self.content.store.find(text):
             return found
         if text.startswith("sha256:"):
             parse_digest(text)
@@ -109,8 +99,8 @@ class Images:
             return None  # no image of this node
         reference = parse_reference(text).with_default_tag()
         if reference.digest is not None:
-            return self.store.find(f"{reference.name}@{reference.digest}")
-        return self.store.find(str(reference))
+            return self.content.store.find(f"{reference.name}@{reference.digest}")
+        return self.content.store.find(str(reference))
 
     def resolve(self, text: str) -> Image:
         """Like `find`, but raises NotFoundError with the cure."""
@@ -136,7 +126,7 @@ class Images:
     async def configuration(self, image: Image) -> dict[str, Any]:
         """The image's configuration as its registry has it. Raises OSError, CorruptError."""
         digest = parse_digest(image.id)
-        content = await run_in(self.fs, self.files.read, digest, MAX_DOCUMENT)
+        content = await run_in(self.content.fs, self.content.files.read, digest, MAX_DOCUMENT)
         try:
             document: dict[str, Any] = gojson.plain(gojson.parse(content))
         except MalformedError as exc:
@@ -150,7 +140,7 @@ class Images:
 
     async def pull(self, text: str, auth: RegistryAuth | None) -> Image:
         """PullImage: see `Puller.pull`. Raises InvalidRequestError for a malformed reference."""
-        if text.startswith("sha256:") or (len(text) == _BARE_ID and self.store.find(text)):
+        if text.startswith("sha256:") or (len(text) == _BARE_ID and self.content.store.find(text)):
             raise InvalidRequestError(f"{text[:80]!r} is an image id, not a reference to pull")
         reference = parse_reference(text).with_default_tag()
         try:
@@ -169,7 +159,7 @@ class Images:
             raise InvalidRequestError(
                 f"{tag[:160]!r} has a digest; use a name without one as the tag"
             )
-        image = await self.store.tag(self.resolve(text).id, reference.tagged)
+        image = await self.content.store.tag(self.resolve(text).id, reference.tagged)
         faults.reach("tag-image:row")
         log.info("image_tagged", id=image.id, tag=reference.tagged)
         return image
@@ -181,7 +171,7 @@ class Images:
         """
         image = self.find(text)
         if image is not None:
-            await self.store.delete(image.id)
+            await self.content.store.delete(image.id)
             faults.reach("remove-image:row")
             log.info("image_removed", image=text, id=image.id)
         await self.collect()
@@ -197,7 +187,7 @@ class Images:
         if left is None:
             await self.remove(image.id)
             return (*image.repo_tags, *image.repo_digests), image.id
-        await self.store.rename(left)
+        await self.content.store.rename(left)
         log.info("image_untagged", image=text, id=image.id)
         names = {*image.repo_tags, *image.repo_digests} - {*left.repo_tags, *left.repo_digests}
         return tuple(sorted(names)), ""
@@ -211,7 +201,7 @@ class Images:
         except InvalidRequestError:
             return False
         name = f"{reference.name}@{reference.digest}" if reference.digest else str(reference)
-        image = self.store.find(name)
+        image = self.content.store.find(name)
         return image is not None and name in {*image.repo_tags, *image.repo_digests}
 
     def fs_usage(self) -> FsUsage:
@@ -219,24 +209,24 @@ class Images:
 
         Unfinished downloads are counted every ten seconds while pulls run, and when one fails.
         """
-        blobs = self.blobs.all()
+        blobs = self.content.blobs.all()
         used, files = self.collector.unowned()
         return self._usage(
-            [s for s in self.snapshots.store.all() if s.committed],
+            [s for s in self.content.snapshots.store.all() if s.committed],
             used + sum(blob.size for blob in blobs),
             files + len(blobs),
         )
 
     def container_fs_usage(self) -> FsUsage:
         """Disk usage of containers' writable layers at their last count."""
-        return self._usage([s for s in self.snapshots.store.all() if not s.committed], 0, 0)
+        return self._usage([s for s in self.content.snapshots.store.all() if not s.committed], 0, 0)
 
     def _usage(self, snapshots: list[Snapshot], used: int, inodes: int) -> FsUsage:
         return FsUsage(
-            mountpoint=str(self.snapshots.root),
+            mountpoint=str(self.content.snapshots.root),
             used_bytes=used + sum(s.used_bytes for s in snapshots),
             inodes_used=inodes + sum(s.inodes for s in snapshots),
-            timestamp_ns=self.now_ns(),
+            timestamp_ns=self.content.now_ns(),
         )
 
     def incoming(self) -> Path:
@@ -249,30 +239,30 @@ class Images:
         """
 
         def call() -> None:
-            self.files.prepare()
-            self.snapshots.prepare()
+            self.content.files.prepare()
+            self.content.snapshots.prepare()
             self.incoming().mkdir(exist_ok=True, mode=0o700)
             for entry in self.incoming().iterdir():
                 entry.unlink()
 
-        await run_in(self.fs, call)
-        for snapshot in self.snapshots.store.all():
+        await run_in(self.content.fs, call)
+        for snapshot in self.content.snapshots.store.all():
             if not snapshot.committed and snapshot.key.startswith("sha"):
-                await self.snapshots.remove(snapshot.key)
+                await self.content.snapshots.remove(snapshot.key)
         await self.collector.collect()
         self.collecting.start(self.collector.run)
-        self.puller.failure_listeners.append(self.snapshots.empty_soon)
+        self.puller.failure_listeners.append(self.content.snapshots.empty_soon)
 
     async def collect(self) -> Pruned:
         """Drop what no image, container, pull or import needs; space is freed in the background."""
         freed = await self.collector.collect()
-        self.snapshots.empty_soon()
+        self.content.snapshots.empty_soon()
         return freed
 
     async def prune(self) -> Pruned:
         """`collect`, but the space is free when it returns."""
         freed = await self.collector.collect()
-        await self.snapshots.empty_trash()
+        await self.content.snapshots.empty_trash()
         return freed
 
     async def import_archive(self, path: Path) -> Imported:
@@ -282,10 +272,14 @@ class Images:
         NotFoundError when all are for other platforms, UnsupportedError, ExhaustedError.
         """
         try:
-            async with self.claims.growing() as claim:
-                async with self.claims.hold_all():  # the contents of the archive are not known yet
-                    contents = await self.workers.read_archive(path, self.files.root)
-                    found = await run_in(self.fs, archived_images, contents.images, self.files)
+            async with self.content.claims.growing() as claim:
+                async with (
+                    self.content.claims.hold_all()
+                ):  # the contents of the archive are not known yet
+                    contents = await self.workers.read_archive(path, self.content.files.root)
+                    found = await run_in(
+                        self.content.fs, archived_images, contents.images, self.content.files
+                    )
                     await claim.add(*(blob.digest for entry in found for blob in entry.blobs))
                 return await self._import_all(found, contents.skipped)
         finally:
@@ -293,9 +287,9 @@ class Images:
 
     async def _import_ended(self, path: Path) -> None:
         """Count what the worker stored, and drop its temporary files."""
-        await run_in(self.fs, _unlink, plain_copy(path))
-        await run_in(self.fs, self.files.count)
-        self.snapshots.empty_soon()
+        await run_in(self.content.fs, _unlink, plain_copy(path))
+        await run_in(self.content.fs, self.content.files.count)
+        self.content.snapshots.empty_soon()
 
     async def _import_all(self, found: list[ArchivedImage], skipped: Sequence[Skipped]) -> Imported:
         images: list[Image] = []
@@ -316,9 +310,9 @@ class Images:
         async def fetch(_: Layer) -> None:
             """The blob is already there."""
 
-        image = dataclasses.replace(entry.image, pulled_at_ns=self.now_ns())
+        image = dataclasses.replace(entry.image, pulled_at_ns=self.content.now_ns())
         async with self.unpacker.unpacked(image.layers, fetch, lambda _: None) as snapshots:
-            image = await self.store.put(image, snapshots, entry.blobs)
+            image = await self.content.store.put(image, snapshots, entry.blobs)
         log.info("image_imported", id=image.id, tags=image.repo_tags)
         return image
 
@@ -330,8 +324,8 @@ class Images:
         images = [(self.resolve(name), name) for name in names]
         chosen = [(image, _tag(name, image)) for image, name in images]
         # An image that is removed meanwhile is written whole.
-        async with self.claims.hold(d for image, _ in images for d in blobs_of(image)):
-            await run_in(self.fs, write_archive, chosen, self.files, path)
+        async with self.content.claims.hold(d for image, _ in images for d in blobs_of(image)):
+            await run_in(self.content.fs, write_archive, chosen, self.content.files, path)
 
     async def fsck(self, *, repair: bool) -> list[Finding]:
         """Compare rows with the disk; `repair` drops what is broken, for the next pull to fetch.
@@ -340,11 +334,13 @@ class Images:
         """
         state = audit.State(
             images=self.all(),
-            blobs=self.blobs.all(),
-            snapshots=self.snapshots.store.all(),
-            unowned=frozenset(map(str, self.files.sizes())),
+            blobs=self.content.blobs.all(),
+            snapshots=self.content.snapshots.store.all(),
+            unowned=frozenset(map(str, self.content.files.sizes())),
         )
-        broken = await run_in(self.fs, audit.check, state, self.files, self.snapshots.problem)
+        broken = await run_in(
+            self.content.fs, audit.check, state, self.content.files, self.content.snapshots.problem
+        )
         findings = [
             finding.used_by(self.collector.users(finding.key))
             if finding.key in broken.snapshots
@@ -356,7 +352,7 @@ class Images:
         busy = {key for key in broken.snapshots if not await self.collector.drop_layer(key)}
         busy |= {d for d in broken.blobs if not await self.collector.drop_blob(parse_digest(d))}
         for image_id in broken.images:
-            await self.store.delete(image_id)
+            await self.content.store.delete(image_id)
         await self.prune()
         return [finding.repaired_unless(busy) for finding in findings]
 

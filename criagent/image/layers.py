@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Layers of images into committed snapshots: side by side, then settled bottom-up.
 
 A layer that several images share is unpacked once: its chain ID names the snapshot. All pulls that

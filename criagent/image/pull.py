@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Pull: reference → manifest → blobs → snapshots → one commit that makes the image visible.
 
 One pull per reference and credentials runs at a time; callers join it, and it stops when the last
@@ -11,7 +12,6 @@ from __future__ import annotations
 import asyncio
 from collections import Counter
 from collections.abc import Awaitable, Callable, Sequence
-from concurrent.futures import Executor
 from dataclasses import dataclass
 from functools import partial
 
@@ -21,8 +21,8 @@ from criagent.base import faults
 from criagent.base.aio import alongside, run_in
 from criagent.base.errors import AgentError, CorruptError, RegistryError, UnsupportedError
 from criagent.base.single_flight import SingleFlight
-from criagent.image.blobs import BlobFiles
-from criagent.image.claims import Claims, GrowingClaim
+from criagent.image.claims import GrowingClaim
+from criagent.image.content import ImageContent
 from criagent.image.documents.choose import UNREADABLE, Answer, Found, Search, Wanted
 from criagent.image.documents.digest import Digest, parse_digest
 from criagent.image.documents.manifest import (
@@ -40,7 +40,6 @@ from criagent.image.hosts.credentials import RegistryAuth
 from criagent.image.layers import LayerUnpacker
 from criagent.image.registry import Progress, RegistryClient, Resolved, Session
 from criagent.model.image import Blob, Image, Layer
-from criagent.store.images import ImageStore
 
 _COUNT_S = 10.0  # interval at which downloads are counted for ImageFsInfo
 
@@ -68,24 +67,16 @@ class Puller:
         self,
         *,
         client: RegistryClient,
-        files: BlobFiles,
-        images: ImageStore,
+        content: ImageContent,
         unpacker: LayerUnpacker,
-        claims: Claims,
-        fs: Executor,
         parallel_blobs: int,
         progress_timeout_s: float,
-        now_ns: Callable[[], int],
     ) -> None:
         self._client = client
-        self._files = files
-        self._images = images
+        self._content = content
         self._unpacker = unpacker
-        self._claims = claims
-        self._fs = fs
         self._parallel = parallel_blobs
         self._timeout_s = progress_timeout_s
-        self._now_ns = now_ns
         self._flights: SingleFlight[_Key, Image] = SingleFlight(self._landed)
         self.results: Counter[str] = Counter()  # pulls ended: ok, failed, cancelled
         self.failure_listeners: list[Callable[[], None]] = []  # called when one is given up
@@ -130,13 +121,13 @@ class Puller:
                         )
                     await asyncio.wait({work}, timeout=min(left, _COUNT_S))
                     if not work.done():
-                        await run_in(self._fs, self._files.count)
+                        await run_in(self._content.fs, self._content.files.count)
                 image = work.result()
         except BaseException:
-            await run_in(self._fs, self._files.count)
+            await run_in(self._content.fs, self._content.files.count)
             raise
-        if self._files.parts_usage.files:  # it may have finished what was counted
-            await run_in(self._fs, self._files.count)
+        if self._content.files.parts_usage.files:  # it may have finished what was counted
+            await run_in(self._content.fs, self._content.files.count)
         return image
 
     async def _pull(
@@ -146,9 +137,9 @@ class Puller:
         wanted = str(reference.digest) if reference.digest else reference.tag or "latest"
         top = await self._client.manifest(session, wanted, progress)
         faults.reach("pull-image:resolved")
-        async with self._claims.growing() as claim:
+        async with self._content.claims.growing() as claim:
             chosen = await self._choose(session, top, progress, claim)
-            image = _image(chosen, top.digest, reference, self._now_ns())
+            image = _image(chosen, top.digest, reference, self._content.now_ns())
             await claim.add(*(layer.digest for layer in image.layers))
             rows = self._documents(top, chosen)
             rows += [
@@ -164,21 +155,23 @@ class Puller:
             gate = asyncio.Semaphore(self._parallel)
             async with self._unpacker.unpacked(image.layers, fetch, progress.received) as snapshots:
                 # A layer that a container kept may have outlived its blob, which an export needs.
-                for layer in await run_in(self._fs, self._without_blob, image.layers):
+                for layer in await run_in(self._content.fs, self._without_blob, image.layers):
                     await fetch(layer)
                 faults.reach("pull-image:unpacked")
-                image = await self._images.put(image, snapshots, rows)
+                image = await self._content.store.put(image, snapshots, rows)
         faults.reach("pull-image:committed")
         log.info("image_pulled", image=str(reference), id=image.id, received=progress.bytes)
         return image
 
     def _without_blob(self, layers: Sequence[Layer]) -> list[Layer]:
-        return [layer for layer in layers if not self._files.has(parse_digest(layer.digest))]
+        return [
+            layer for layer in layers if not self._content.files.has(parse_digest(layer.digest))
+        ]
 
     def _documents(self, top: Resolved, chosen: Chosen) -> list[Blob]:
         """Blob rows of the manifests and the configuration."""
         digests = {str(top.digest), str(chosen.digest)}
-        sizes = self._files.sizes()
+        sizes = self._content.files.sizes()
         manifests = [
             Blob(digest=digest, size=sizes.get(parse_digest(digest), 0))
             for digest in sorted(digests)
@@ -203,18 +196,20 @@ class Puller:
 
         await claim.add(str(top.digest))
         # Parsing foreign documents may take long: not on the loop.
-        document = await run_in(self._fs, parse_document, top.content, top.media_type)
+        document = await run_in(self._content.fs, parse_document, top.content, top.media_type)
         found = await self._searched(Search(document, top.digest, host_platform()), answer)
         if found.content:
-            await run_in(self._fs, self._files.store, found.digest, found.content)
-        await run_in(self._fs, self._files.store, top.digest, top.content)
+            await run_in(self._content.fs, self._content.files.store, found.digest, found.content)
+        await run_in(self._content.fs, self._content.files.store, top.digest, top.content)
         config = found.document.config
         if config is None:
             raise CorruptError(f"{session.reference}: the manifest has no configuration")
         await claim.add(str(config.parsed))
         content = await self._configuration(session, config, progress)
         try:
-            configuration = await run_in(self._fs, image_configuration, found.document, content)
+            configuration = await run_in(
+                self._content.fs, image_configuration, found.document, content
+            )
         except UnsupportedError as exc:
             raise UnsupportedError(f"{session.reference}: {exc}") from None
         return Chosen(
@@ -230,13 +225,13 @@ class Puller:
         self, search: Search, answer: Callable[[Wanted], Awaitable[Answer]]
     ) -> Found:
         """The manifest for this machine; `answer` reads what the search wants."""
-        step = await run_in(self._fs, search.start)
+        step = await run_in(self._content.fs, search.start)
         while isinstance(step, Wanted):
             try:
                 content: Answer | AgentError = await answer(step)
             except UNREADABLE as exc:
                 content = exc
-            step = await run_in(self._fs, search.next, content)
+            step = await run_in(self._content.fs, search.next, content)
         return step
 
     async def _configuration(
@@ -245,7 +240,7 @@ class Puller:
         if config.size > MAX_DOCUMENT:
             raise CorruptError(f"{session.reference}: the configuration is too large")
         await self._client.fetch_blob(session, config, progress)
-        return await run_in(self._fs, self._files.read, config.parsed, MAX_DOCUMENT)
+        return await run_in(self._content.fs, self._content.files.read, config.parsed, MAX_DOCUMENT)
 
 
 def _image(chosen: Chosen, top: Digest, reference: Reference, now_ns: int) -> Image:

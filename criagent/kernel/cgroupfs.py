@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Cgroup v2 directories below /sys/fs/cgroup. Synchronous, no policy."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The node's own device nodes. No policy."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Clones of mounts, also with other owners (man 2 mount_setattr). No policy."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """inotify(7) by ctypes; the standard library has none. Synchronous, non-blocking reads."""
 
 from __future__ import annotations

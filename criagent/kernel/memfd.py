@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Files in memory (man 2 memfd_create, F_ADD_SEALS). Synchronous, no policy."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Mounts: mount(2), umount2(2) and the file-descriptor API around fsopen(2).
 
 System call numbers from 424 on are the same on all architectures. Synchronous, no policy.

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Namespaces: created, entered and pinned in threads that end afterwards.
 
 A thread that has changed its namespace never returns to a pool. Synchronous, no policy.

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Route netlink (man 7 rtnetlink): the few requests that set up a pod's network.
 
 Hand-encoded, because two sends per pod are several times faster than a general library, and because

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Changes of nftables, as the kernel reports them (netlink family netfilter, group nftables).
 
 The ruleset of a network namespace has a generation, which each transaction increments. The kernel

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """nftables by libnftables, in this process: one text is one transaction (man 8 nft)."""
 
 from __future__ import annotations

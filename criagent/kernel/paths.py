@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Paths that an image or a pod controls: opened within their root, by openat2(2) alone."""
 
 from __future__ import annotations

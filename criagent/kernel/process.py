@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Processes: unambiguous references, pidfds, capabilities. Synchronous, no policy."""
 
 from __future__ import annotations

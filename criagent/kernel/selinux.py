@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """SELinux labels: which ones the kernel accepts, and labels on files. Synchronous, no policy."""
 
 from __future__ import annotations

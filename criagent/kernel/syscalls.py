@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The C library by ctypes, and the single place where a failed call becomes an OSError."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Deletes trees of files, however deep: containers create directories as they like.
 
 shutil.rmtree recurses before Python 3.13, and a thousand nested directories end it. Synchronous;

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Domain values: immutable facts about sandboxes, containers and images.
 
 Everything here is a frozen dataclass that msgspec can encode, because the store keeps these values

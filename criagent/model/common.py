@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Values that sandboxes and containers share: namespaces, profiles, resources, processes."""
 
 from __future__ import annotations

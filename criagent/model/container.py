@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Containers: what a caller asks for, and what is known of each.
 
 The state follows from the times that are stored; nothing stores a state.

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Images, their layers as snapshots, and blobs."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Ports of the bridge, and what the pod behind each may send (antispoof.nft).
 
 Pure. Hardware addresses follow from the sandbox id, so the rules exist before the link does, and no

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Bandwidth limits of a pod from its annotations.
 
 The annotations are those of Kubernetes' network plugins. Their values are quantities as defined by

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The built-in pod network: a bridge, a veth pair per pod, addresses from the store, nftables.
 
 Every object follows from the sandbox id: the host's end of the veth is `cri` and the id's first
@@ -201,7 +202,7 @@ class BridgeNetwork:
                 # criagent 0.1 let the kernel choose both hardware addresses.
                 mac = routes.peer_mac(link)
                 if not mac:
-                    log.warning("port_not_guarded", sandbox_id=sandbox.id, link=link.name)
+                    log.warning("port_without_anti_spoofing", sandbox_id=sandbox.id, link=link.name)
                     continue
                 port = dataclasses.replace(port, mac=mac)
             found[sandbox.id] = port

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """UDP flows of hostPorts: the kernel keeps sending them to their first destination."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Sysctls of the node's network namespace that the built-in network needs.
 
 Only forwarding itself affects more than the bridge, and other links keep their settings.

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """hostPorts as elements of the maps in hostports.nft. Pure: texts of nft commands from facts."""
 
 from __future__ import annotations

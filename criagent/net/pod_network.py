@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The interface of a pod network, and the choice of one for a sandbox."""
 
 from __future__ import annotations

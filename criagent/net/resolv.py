@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """resolv.conf of a pod (man 5 resolv.conf)."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The agent's nftables tables in the kernel: written whole, changed, and restored when deleted.
 
 Deletions by other programs are distinguished from our own by the generation of the ruleset

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The text of the agent's nftables tables, whole: two files beside this one, and their elements.
 
 Pure but for reading those files. `inet criagent` holds masquerade and hostPorts, `bridge criagent`

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Child processes: started by vfork, awaited by pidfd, killed and reaped when their caller leaves.
 
 `run` is for a program that is run to its end and whose output is wanted then. For anything longer
@@ -203,7 +204,7 @@ class Pipes:
         return self._owned(end, our_end)
 
     def errors(self, end: Callable[[int], _End]) -> _End:
-        """The end to read the child's standard errors from."""
+        """The end to read the child's standard error from."""
         our_end, self.stderr = self._pipe(child_writes=True)
         return self._owned(end, our_end)
 
@@ -214,7 +215,7 @@ class Pipes:
         return self._owned(end, our_end), other
 
     def close_child_ends(self) -> None:
-        """The child has them, or never will; idempotent."""
+        """Close the child's ends in this process; idempotent."""
         while self._child_ends:
             os.close(self._child_ends.pop())
 

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Our ends of a child's pipes: a reader with a bound, and a writer of little."""
 
 from __future__ import annotations

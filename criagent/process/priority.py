@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Scheduling priority of this process's threads, which none of its children inherit."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Signals of the daemon that do not end it: SIGHUP, SIGUSR1 and SIGUSR2.
 
 SIGUSR1 writes what every thread and every task is doing to the log, as containerd and CRI-O do with

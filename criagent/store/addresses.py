@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Pod addresses: the IPAM of the built-in network.
 
 An address belongs to a sandbox from the commit that assigns it to the one that releases it.

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Rows of verified blobs; the files are `image/blobs.py`'s."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Rows in the database: JSON with the version of its shape.
 
 The body of a row is `{"v": VERSION, "row": {…}}`. Version 1, which criagent 0.1 wrote, is the bare

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The state database: SQLite in WAL mode with synchronous=FULL, one connection, one thread.
 
 Writers queue changes; the thread drains the queue into one transaction with a savepoint each, so

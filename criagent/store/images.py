@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Image rows. One transaction makes an image, its layers and its blobs visible together."""
 
 from __future__ import annotations

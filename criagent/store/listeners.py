@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Listeners of a store: each sees every commit, and none can harm the writer or the others."""
 
 from __future__ import annotations

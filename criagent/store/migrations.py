@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The schema of the state database, and the migration of older databases.
 
 Before a database is changed to a newer schema, a copy of it is made beside it, under its name with

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """A table of whole objects with a complete cache: the base of sandboxes and containers."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Rows that this version cannot decode: removed from their table, but never deleted.
 
 They go to the table `set_aside` with the reason. Their objects are unknown from then on: recovery

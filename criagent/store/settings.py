@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Named texts that must survive a restart, such as the pod CIDR from the kubelet."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Snapshot rows; the directories are `image/snapshots/`'s. A row precedes its directory."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The remote-command protocols (exec and attach), v1 to v5, over SPDY streams and WebSockets."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """One request to the streaming server and its upgrade; h11 parses the HTTP before that."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The outcome of a remote command, and terminal sizes from the client."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Port-forward over the channels of a WebSocket: 2n is the data of the nth port, 2n + 1 its errors.
 
 Each channel begins with its port as a little-endian uint16. There is no half-close: a channel ends

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Port-forward: connections between a client's streams and ports of a pod.
 
 Over SPDY, also within a WebSocket, a client opens pairs of a data and an error stream as it likes.

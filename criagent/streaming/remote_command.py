@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Exec and attach: bytes between a client's channels and a process or a monitor."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The streaming server: one-time URLs for exec, attach and port-forward, over SPDY or WebSocket.
 
 A token is valid for one request within a minute.

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Audit lines: one in the log when a session begins, one when it has ended."""
 
 from __future__ import annotations

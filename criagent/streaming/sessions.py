@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Sessions behind one-time URLs, and the tokens that name them for a minute."""
 
 from __future__ import annotations

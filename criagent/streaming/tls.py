@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The certificate of the streaming server, reloaded when its files change."""
 
 from __future__ import annotations

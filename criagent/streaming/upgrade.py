@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The upgrade that a request asks for, or the answer that refuses it. Sans-IO."""
 
 from __future__ import annotations

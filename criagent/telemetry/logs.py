@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Logging: JSON lines on stderr, or readable ones when stderr is a terminal.
 
 An event is a constant name and comes first; its facts are keys. Credentials never appear: their

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Metrics over HTTP on loopback; spans over OTLP when an endpoint is configured."""
 
 from __future__ import annotations

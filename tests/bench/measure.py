@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Figures of the agent, serial and ten at once: `make bench` runs this in the test node.
 
 Budgets are those of docs/architecture.md; times are medians in milliseconds.
@@ -87,7 +88,7 @@ def serial(cri: Cri, figures: Figures) -> None:
     for name, column in zip(names, zip(*downs, strict=True), strict=True):
         figures.add(name, statistics.median(column), "ms", 40)
     figures.add("pod down", statistics.median(map(sum, downs)), "ms", 40)
-    figures.add("ExecSync true", statistics.median(execs), "ms", 8)
+    figures.add("ExecSync true", statistics.median(execs), "ms", 8)  # type: ignore[possibly-undefined]
 
 
 def many(cri: Cri, figures: Figures) -> None:

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The API server over HTTPS: a request a call, and waiting by its watch."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Certificates of a cluster: one authority, and what it signs, by openssl."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """A cluster of one node on criagent: control plane, kubelet, kube-proxy, and kubectl."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Fixtures of the tests of a cluster, which conftests import.
 
 The cluster lives from the first test to the last; afterwards the node is as it was.

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """etcd, the API server, the controller manager and the scheduler as processes of this machine."""
 
 from __future__ import annotations
@@ -55,7 +56,7 @@ class ControlPlane:
 
     def _client(self) -> Api:
         client = self.anonymous()
-        client._context.load_cert_chain(*(self.admin.with_suffix(end) for end in (".crt", ".key")))
+        client._context.load_cert_chain(*(self.admin.with_suffix(end) for end in (".crt", ".key")))  # type: ignore[arg-type]
         return client
 
     def _run(self, *command: str) -> None:
@@ -115,7 +116,7 @@ class ControlPlane:
                 f"--authentication-kubeconfig={config}", f"--authorization-kubeconfig={config}",
                 f"--cert-dir={self._directory}/{name}", *more,
             )  # fmt: skip
-            self._until_ready(name, lambda port=port: _answers(f"https://127.0.0.1:{port}/healthz"))  # type: ignore[misc]
+            self._until_ready(name, lambda port=port: _answers(f"https://127.0.0.1:{port}/healthz"))
 
     def _until_ready(self, what: str, ready: Callable[[], bool]) -> None:
         def look() -> bool:

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The two grounds of a cluster: the test node, natively, and the VM with systemd.
 
 Both have a namespace "outside" that reaches the node over a wire, as a machine beside it would.
@@ -15,7 +16,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from tests.support import agent
-from tests.vm.suite.units import failed_units, kill_agent, main_pid, pod_slices, show, systemctl
+from tests.support.units import failed_units, kill_agent, main_pid, pod_slices, show, systemctl
 
 Json = dict[str, Any]
 OUTSIDE = "outside"

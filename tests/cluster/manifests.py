@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Objects as the tests make them, short."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """A kubectl that runs for a while: on pipes, or on a terminal of its own."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Resources of a running pod change in place (KEP-1287): the kernel has them, nothing restarts."""
 
 from __future__ import annotations

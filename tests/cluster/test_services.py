@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Services through kube-proxy in both of its modes, hostPorts, and the way to the API server."""
 
 from __future__ import annotations
@@ -115,7 +116,7 @@ def test_host_ports_beside_services(
             "from itself": lambda: _from(space, "hosted", url),
         }.items():
             eventually(
-                lambda look=look: look() == "hosted v1\n",  # type: ignore[misc]
+                lambda look=look: look() == "hosted v1\n",
                 f"the page {what}, mode {mode}",
             )
     finally:

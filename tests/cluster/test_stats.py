@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What `kubectl top` is made of: the kubelet's summary and its resource metrics."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """kubectl's streams through API server and kubelet: logs, exec, attach, cp, port-forward, debug."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What comes from outside: evictions, a drained node, an agent that is stopped or killed."""
 
 from __future__ import annotations
@@ -100,10 +101,12 @@ def test_an_agent_killed_amid_a_rollout(cluster: Cluster, space: Space) -> None:
     space.until_pods("tide", lambda found: len(found) == 6, "the end of the old pods")
     assert _identity(space.get("pods", "bystander")) == _identity(before)
     cri = Cri()
-    ready = [sandbox.metadata.name for sandbox in cri.pods() if sandbox.state == api.SANDBOX_READY]
+    sandboxes = [
+        sandbox.metadata.name for sandbox in cri.pods() if sandbox.state == api.SANDBOX_READY
+    ]
     cri.close()
     names = sorted(one["metadata"]["name"] for one in pods)
-    assert sorted(name for name in ready if name.startswith("tide-")) == names
+    assert sorted(name for name in sandboxes if name.startswith("tide-")) == names
     space.delete("deployments", "tide")
 
 

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What the kubelet puts into pods: ConfigMaps, Secrets, tokens; files, sub-paths, variables."""
 
 from __future__ import annotations

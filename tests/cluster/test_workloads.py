@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What controllers make of pods: Deployments, Jobs, DaemonSets, their beginning and their end."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """SIGKILL at every crash point; then the kubelet's retry, a whole life, and a node as before.
 
 One life of a pod goes through every verb: pull, run, create, start, stop, remove, remove image. The

@@ -1,4 +1,5 @@
-"""Tests against the agent of a test node: `tests/node/up python3 -m pytest tests/node`.
+# SPDX-License-Identifier: Apache-2.0
+"""Tests against the agent of a test node: `tests/node/up python3 -m pytest tests/e2e`.
 
 Every test must leave the node as it found it: mounts, links, rules, cgroups, processes, addresses,
 files. They fail without root, they are never skipped.

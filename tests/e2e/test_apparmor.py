@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """AppArmor profiles of containers, where the kernel has AppArmor and where it has not."""
 
 from __future__ import annotations

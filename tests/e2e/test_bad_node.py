@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Nodes with something missing or broken: clear conditions and errors, and no container lost."""
 
 from __future__ import annotations
@@ -31,7 +32,7 @@ def condition(cri: Cri, kind: str = "RuntimeReady") -> api.RuntimeCondition:
 def refused(call: Callable[[], object]) -> tuple[grpc.StatusCode, str]:
     with pytest.raises(grpc.RpcError) as caught:
         call()
-    return caught.value.code(), caught.value.details()
+    return caught.value.code(), caught.value.details() or ""
 
 
 def serve(before: str, at: Path, config: str = "") -> subprocess.CompletedProcess[str]:

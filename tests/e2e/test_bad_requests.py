@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Requests that cannot work: the status, the words, and a node as before."""
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ import pytest
 
 from tests.support.cri_client import BUSYBOX, Cri, api, container
 from tests.support.pods import Pods
+from tests.support.refusals import refused
 
 pytestmark = pytest.mark.root
 
@@ -20,13 +22,6 @@ EXISTS = grpc.StatusCode.ALREADY_EXISTS
 WRONG = grpc.StatusCode.FAILED_PRECONDITION
 
 Change = Callable[[api.PodSandboxConfig], object]
-
-
-def refused(call: Callable[[], object], code: grpc.StatusCode, words: str) -> None:
-    with pytest.raises(grpc.RpcError) as caught:
-        call()
-    assert caught.value.code() is code, caught.value.details()
-    assert words in caught.value.details()
 
 
 def host_network(config: api.PodSandboxConfig) -> None:
@@ -187,7 +182,7 @@ def test_bad_containers_are_refused(
         wanted.ClearField("command")
         wanted.command.append("/no/such/program")
     elif words == "99":
-        wanted.stop_signal = 99
+        wanted.stop_signal = 99  # type: ignore[assignment]
     else:
         change(wanted)
     refused(lambda: pods.cri.create(sandbox, wanted, config), code, words)

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What cAdvisor asks a containerd, over the wire: Version, Containers.Get and Tasks.Get."""
 
 from __future__ import annotations
@@ -36,7 +37,7 @@ class Containerd:
         self._channel.close()
 
     def call(self, method: str, request: Any, answer: Any, metadata: Any = KUBERNETES) -> Any:
-        stub = self._channel.unary_unary(
+        stub: Any = self._channel.unary_unary(
             f"/containerd.services.{method}",
             request_serializer=lambda message: message.SerializeToString(),
             response_deserializer=answer.FromString,

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """CDI devices in real containers, device ownership, and privileged containers without devices."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The CNI backend with Debian's own plug-ins: a bridge of their making, host-local addresses."""
 
 from __future__ import annotations
@@ -113,7 +114,7 @@ def test_bandwidth_that_is_none_is_the_requests_fault(cni: Pods) -> None:
     with pytest.raises(grpc.RpcError) as caught:
         cni.sandbox(lambda config: config.annotations.update(annotations))
     assert caught.value.code() is grpc.StatusCode.INVALID_ARGUMENT
-    assert "kubernetes.io/ingress-bandwidth" in caught.value.details()
+    assert "kubernetes.io/ingress-bandwidth" in (caught.value.details() or "")
     assert cni.cri.pods() == []
 
 
@@ -182,7 +183,7 @@ def test_a_plugin_that_hangs_is_killed_and_undone(cni: Pods) -> None:
         with pytest.raises(grpc.RpcError) as caught:
             cni.sandbox()
         assert caught.value.code() is grpc.StatusCode.DEADLINE_EXCEEDED
-        assert '"hangs"' in caught.value.details()
+        assert '"hangs"' in (caught.value.details() or "")
         assert "DEL" in Path("/run/hangs.log").read_text()
         assert subprocess.run(["pgrep", "-f", "sleep 6543"], check=False).returncode == 1
         assert cni.cri.pods() == []
@@ -212,7 +213,7 @@ def test_malformed_results_fail_the_pod(cni: Pods, output: str) -> None:
         with pytest.raises(grpc.RpcError) as caught:
             cni.sandbox()
         assert caught.value.code() is grpc.StatusCode.INTERNAL
-        assert "CNI" in caught.value.details()
+        assert "CNI" in (caught.value.details() or "")
         assert cni.cri.pods() == []
     finally:
         plugin.unlink()

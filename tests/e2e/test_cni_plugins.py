@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The CNI network, without an agent, against Debian's plugins: what each verb does to the node."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What a status says of image, user and stop signal; image calls on behalf of handlers."""
 
 from __future__ import annotations
@@ -9,10 +10,10 @@ from pathlib import Path
 import grpc
 import pytest
 
-from tests.e2e.test_bad_requests import refused
-from tests.e2e.test_images import listed
 from tests.support.cri_client import BUSYBOX, DEBIAN, Cri, api, container
+from tests.support.images import listed
 from tests.support.pods import Pods
+from tests.support.refusals import refused
 from tests.support.waiting import until
 
 pytestmark = pytest.mark.root
@@ -38,7 +39,7 @@ def test_groups_are_those_of_the_policy_everywhere(
     def asks(config: api.ContainerConfig) -> None:
         config.image.image = GROUPS
         config.linux.security_context.supplemental_groups.append(1234)
-        config.linux.security_context.supplemental_groups_policy = policy
+        config.linux.security_context.supplemental_groups_policy = policy  # type: ignore[assignment]
 
     assert pods.cri.runtime.Status(api.StatusRequest()).features.supplemental_groups_policy
     container_id = pods.running(
@@ -74,7 +75,7 @@ def test_the_stop_signal_in_force_is_told_and_sent(
 
     def asks(config: api.ContainerConfig) -> None:
         config.image.image = image
-        config.stop_signal = asked
+        config.stop_signal = asked  # type: ignore[assignment]
 
     sandbox = pods.sandbox()
     script = f"{traps}; echo ready; while :; do sleep 0.05; done"

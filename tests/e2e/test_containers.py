@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Containers of every kind: handlers, users, mounts, signals, logs, statistics, shared PIDs."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Every subcommand of crictl once, against what it must print."""
 
 from __future__ import annotations
@@ -344,7 +345,7 @@ def _subscribed(cri: Cri, follower: subprocess.Popen[str]) -> None:
         sandbox = cri.run(cri_pod("mark"))
         heard = bool(select.select([follower.stdout], [], [], 0.1)[0])
         cri.remove_pod(sandbox)
-    while lines(follower, 1) != [f"{sandbox} CONTAINER_DELETED_EVENT"]:
+    while lines(follower, 1) != [f"{sandbox} CONTAINER_DELETED_EVENT"]:  # type: ignore[possibly-undefined]
         pass
 
 

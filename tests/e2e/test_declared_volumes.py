@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Volumes that images declare (VOLUME): as containerd's TestVolumeCopyUp, TestVolumeOwnership and
 TestUsernsVolumeCopyUp have them, by either handler, and what may stand in an image's way.
 """
@@ -15,17 +16,17 @@ import pytest
 
 from criagent._proto import admin_pb2, admin_pb2_grpc
 from criagent.kernel.mount import parse_mountinfo
-from tests.e2e.test_bad_requests import refused
-from tests.e2e.test_images import archive, succeed
-from tests.e2e.test_mounts import bind, wants
-from tests.e2e.test_writable_layers import du, layer, upper
 from tests.support import agent, image_builder
 from tests.support.cri_client import Cri, api, container
+from tests.support.image_archives import archive, succeed
 from tests.support.made_images import HANDLERS, ImageMaker, of
 from tests.support.mapped import HOST, mapped
 from tests.support.mapped_pods import init, words
+from tests.support.mounts import bind, wants
 from tests.support.pods import Pods
+from tests.support.refusals import refused
 from tests.support.waiting import until
+from tests.support.written import du, layer, upper
 
 pytestmark = pytest.mark.root
 
@@ -182,7 +183,7 @@ def test_kernel_file_systems_stay_what_they_are(
     pods: Pods, make_image: ImageMaker, handler: str
 ) -> None:
     """Images with systemd declare /sys/fs/cgroup."""
-    image = make_image(**declared("/sys/fs/cgroup", "/proc/x", "/dev/shm", "/dev", "/run"))
+    image = make_image(**declared("/sys/fs/cgroup", "/proc/x", "/dev/shm", "/dev", "/run"))  # type: ignore[arg-type]
     container_id = pods.running("sleep", "1000", pod=sandbox(pods, handler), change=of(image))
     words(pods, container_id, "test", "-e", "/sys/fs/cgroup/cgroup.procs")
     words(pods, container_id, "test", "-c", "/dev/null")

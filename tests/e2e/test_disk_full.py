@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """A root directory on a full disk: pulls fail clearly and leave nothing, removals still work."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """`criagent doctor` on a real node whose parts are missing or broken, one at a time."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """A node that runs out of something or is too slow: callers are told what, where and the cure."""
 
 from __future__ import annotations
@@ -40,7 +41,7 @@ def configured(pods: Pods) -> Iterator[Callable[[str], Pods]]:
 def refused(call: Callable[[], object]) -> tuple[Code, str]:
     with pytest.raises(grpc.RpcError) as caught:
         call()
-    return caught.value.code(), caught.value.details()
+    return caught.value.code(), caught.value.details() or ""
 
 
 def fill(path: Path) -> None:

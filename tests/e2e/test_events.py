@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """GetContainerEvents from outside: order, what a status says then, slow readers, ends."""
 
 from __future__ import annotations
@@ -63,7 +64,7 @@ class Subscriber:
             for event in self.call:
                 self.seen.put(event)
         except grpc.RpcError as error:
-            self.code, self.words = error.code(), error.details()
+            self.code, self.words = error.code(), error.details() or ""
 
 
 @contextmanager

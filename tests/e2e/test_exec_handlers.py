@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Exec with each kind of OCI runtime: terminals, background children, limits, what is left."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Steps that fail and undos that fail after them: nothing is lost from sight, all can be removed.
 
 `debug.fail_at` makes a step or an undo fail once, as the kernel or a plug-in would.
@@ -14,9 +15,9 @@ from typing import Any
 import grpc
 import pytest
 
-from tests.e2e.test_metrics import value
 from tests.support import agent
 from tests.support.cri_client import Cri, api, container
+from tests.support.metrics_page import value
 from tests.support.node_state import differences, settled_state
 from tests.support.pods import Pods
 
@@ -65,7 +66,7 @@ def shared_pid(config: api.PodSandboxConfig) -> None:
 def refused(call: Callable[[], object]) -> tuple[grpc.StatusCode, str]:
     with pytest.raises(grpc.RpcError) as caught:
         call()
-    return caught.value.code(), caught.value.details()
+    return caught.value.code(), caught.value.details() or ""
 
 
 def lines(event: str) -> list[dict[str, Any]]:

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Fields of the security context and of Linux, each by what the container or the kernel shows."""
 
 from __future__ import annotations

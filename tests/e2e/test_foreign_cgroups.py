@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Handlers that do not put init where they were asked to: refused, and nobody else is harmed."""
 
 from __future__ import annotations
@@ -40,7 +41,7 @@ PROGRAMS = {
 }
 
 
-@pytest.fixture(params=PROGRAMS.values(), ids=PROGRAMS)
+@pytest.fixture(params=list(PROGRAMS.values()), ids=list(PROGRAMS))
 def loose(pods: Pods, tmp_path: Path, request: pytest.FixtureRequest) -> Iterator[Pods]:
     """An agent with such a handler called loose, beside the usual ones."""
     program = tmp_path / "loose"

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """hostPorts: the node's own addresses lead to the pod, and no others do."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Archives of strangers: junk, hostile headers and bad entries, on small disks too."""
 
 from __future__ import annotations
@@ -194,7 +195,7 @@ def test_an_archive_never_takes_the_reserve_of_the_disk(small_root: Cri, what: s
     before = free()
     done = command("import", "-", data=LARGE[what]())
     assert done.returncode == 1
-    assert b"stay free for the node" in done.stderr, done.stderr
+    assert b"stay reserved for the node" in done.stderr, done.stderr
     assert free() > before - MIB
     assert incoming(SMALL / "root") == []
     assert images(small_root) == []

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Layers and blobs of a real node: what failed pulls leave, who waits for whom, damaged layers.
 
 The registry is one of our own on loopback, which hangs, dribbles and refuses as it is told.
@@ -17,9 +18,11 @@ from pathlib import Path
 import grpc
 import pytest
 
-from tests.e2e.test_images import MADE, archive, command, succeed, usage
+from tests.e2e.test_images import MADE
 from tests.support import agent, image_builder
 from tests.support.cri_client import Cri, api
+from tests.support.image_archives import archive, command, succeed
+from tests.support.images import usage
 from tests.support.node_state import settled_state
 from tests.support.pods import Pods
 from tests.support.pulling import Registry, TarPit, digest, name, served, straight

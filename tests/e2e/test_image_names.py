@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Names of images, taken one by one."""
 
 from __future__ import annotations

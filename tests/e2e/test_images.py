@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Images in a real node: what containers see of them, archives, checks, and what is freed when."""
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ from criagent.image.unpack.workers import LayerFile, UnpackWorkers
 from tests.support import agent, image_builder
 from tests.support.cri_client import BUSYBOX, DEBIAN, Cri, api
 from tests.support.image_archives import archive, command, packed, small_layer, succeed
+from tests.support.images import listed, usage
 from tests.support.pods import Pods
 from tests.support.waiting import content
 
@@ -29,15 +31,6 @@ pytestmark = pytest.mark.root
 ROOT = Path("/var/lib/criagent")
 OTHER = Path("/mnt/images")
 MADE = "registry.test/made"
-
-
-def listed(cri: Cri) -> dict[str, api.Image]:
-    return {tag: image for image in cri.images() for tag in image.repo_tags}
-
-
-def usage(cri: Cri) -> tuple[int, int]:
-    info = cri.image.ImageFsInfo(api.ImageFsInfoRequest()).image_filesystems[0]
-    return info.used_bytes.value, info.inodes_used.value
 
 
 @pytest.fixture

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """criagent from its wheel in a virtual environment of its own, without the checkout."""
 
 from __future__ import annotations
@@ -26,7 +27,13 @@ def program(tmp_path_factory: pytest.TempPathFactory) -> Path:
     directory = tmp_path_factory.mktemp("install")
     environment = directory / "venv"
     subprocess.run(["/usr/bin/python3", "-m", "venv", environment], check=True)
-    command = [environment / "bin" / "pip", "install", "--no-index", "--no-deps", "--quiet"]
+    command: list[str | Path] = [
+        environment / "bin" / "pip",
+        "install",
+        "--no-index",
+        "--no-deps",
+        "--quiet",
+    ]
     subprocess.run([*command, wheel.build(directory)], check=True)
     wheel.lend_dependencies(environment)
     return environment / "bin" / "criagent"
@@ -70,7 +77,7 @@ def serving(program: Path, tmp_path: Path) -> Iterator[Path]:
             cwd="/",
             env={"PATH": "/usr/sbin:/usr/bin:/sbin:/bin", "NOTIFY_SOCKET": str(tmp_path / "ready")},
         )
-        assert select.select([ready, os.pidfd_open(agent.pid)], [], [], 30)[0] == [ready]
+        assert select.select([ready, os.pidfd_open(agent.pid)], [], [], 30)[0] == [ready]  # type: ignore[type-var]
         assert b"READY=1" in ready.recv(4096)
     yield place
     agent.send_signal(signal.SIGTERM)

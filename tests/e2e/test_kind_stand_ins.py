@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """deploy/kind/bin on a running agent: called with the words of kind v0.33, input and all."""
 
 from __future__ import annotations

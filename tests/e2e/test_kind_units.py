@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The order of units on a kind node: kind waits half a minute for multi-user.target."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The agent's log as operators read it: who, what, why, at which level; signals that dump it."""
 
 from __future__ import annotations
@@ -13,9 +14,9 @@ from typing import Any
 import grpc
 import pytest
 
-from tests.e2e.test_metrics import scrape
 from tests.support import agent
 from tests.support.cri_client import BUSYBOX, Cri, api, container
+from tests.support.metrics_page import scrape
 from tests.support.node_state import agent_pid
 from tests.support.pods import Pods
 from tests.support.waiting import until

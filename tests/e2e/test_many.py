@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Many containers: lists and statistics, and who has priority."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Metrics of the agent over HTTP, and of pods over the CRI, as others read them."""
 
 from __future__ import annotations
@@ -7,43 +8,21 @@ import os
 import re
 import subprocess
 import time
-import urllib.request
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from prometheus_client import Metric
-from prometheus_client.parser import text_string_to_metric_families
 
 from criagent.runtime.stats.metric_values import Devices
 from tests.support import agent
 from tests.support.cri_client import BUSYBOX, Cri, api
+from tests.support.metrics_page import scrape, value
 from tests.support.pods import Pods
 from tests.support.waiting import until
 
 pytestmark = pytest.mark.root
 
 PAGE = (Path(__file__).parents[2] / "docs" / "metrics.md").read_text()
-ADDRESS = "http://127.0.0.1:9880/metrics"
-
-
-def scrape() -> dict[str, Metric]:
-    """The agent's own families by the name that queries use."""
-    with urllib.request.urlopen(ADDRESS, timeout=10) as answer:
-        text = answer.read().decode()
-    return {
-        family.name + ("_total" if family.type == "counter" else ""): family
-        for family in text_string_to_metric_families(text)
-        if family.name.startswith("criagent_")
-    }
-
-
-def value(name: str, labels: Mapping[str, str] | None = None) -> float:
-    """One sample; 0 where the label has not been seen."""
-    for sample in scrape()[name].samples:
-        if sample.name == name and (labels or {}).items() <= sample.labels.items():
-            return float(sample.value)
-    return 0.0
 
 
 def test_the_page_lists_every_name_with_type_and_labels(pods: Pods) -> None:

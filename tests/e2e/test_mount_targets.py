@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Images whose symlinks stand in the way of mounts: led within the root, or refused; both handlers.
 
 The node itself is looked at after every hostile image: CVE-2026-41579 made device links in it.
@@ -13,12 +14,12 @@ from pathlib import Path
 import grpc
 import pytest
 
-from tests.e2e.test_bad_requests import refused
-from tests.e2e.test_mounts import bind, wants
 from tests.support import image_builder
 from tests.support.cri_client import api, container
 from tests.support.made_images import HANDLERS, ImageMaker, of
+from tests.support.mounts import bind, wants
 from tests.support.pods import Pods
+from tests.support.refusals import refused
 
 pytestmark = pytest.mark.root
 

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Mounts of host paths: recursive read-only, propagation, options, and sources of every kind."""
 
 from __future__ import annotations
@@ -7,16 +8,17 @@ import shutil
 import socket
 import stat
 import subprocess
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import grpc
 import pytest
 
-from tests.e2e.test_bad_requests import refused
 from tests.support import agent
 from tests.support.cri_client import Cri, api, container
+from tests.support.mounts import bind, wants
 from tests.support.pods import Pods
+from tests.support.refusals import refused
 
 pytestmark = pytest.mark.root
 
@@ -50,14 +52,6 @@ def tree(tmp_path: Path) -> Iterator[Path]:
 
 def mount(*words: str | Path) -> None:
     subprocess.run(["mount", *words], check=True)
-
-
-def wants(*mounts: api.Mount) -> Callable[[api.ContainerConfig], object]:
-    return lambda config: config.mounts.extend(mounts)
-
-
-def bind(path: Path | str, target: str = "/x", **fields: object) -> api.Mount:
-    return api.Mount(container_path=target, host_path=str(path), **fields)  # type: ignore[arg-type]
 
 
 def succeeds(pods: Pods, container_id: str, *words: str) -> bool:
@@ -144,7 +138,7 @@ def test_mounts_that_contradict_themselves_are_refused(
 ) -> None:
     sandbox, config = pods.sandbox()
     wanted = container("bad", ["sleep", "1"])
-    wanted.mounts.append(bind("/srv", **fields))
+    wanted.mounts.append(bind("/srv", **fields))  # type: ignore[arg-type]
     refused(lambda: pods.cri.create(sandbox, wanted, config), INVALID, words)
 
 

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Names as the peers take them: no uid, slashes, host names of every kind; and PID targets."""
 
 from __future__ import annotations
@@ -8,11 +9,11 @@ from pathlib import Path
 import grpc
 import pytest
 
-from tests.e2e.test_bad_requests import refused
 from tests.support.cri_client import api, container
 from tests.support.made_images import HANDLERS
 from tests.support.mapped_pods import words
 from tests.support.pods import Pods
+from tests.support.refusals import refused
 
 pytestmark = pytest.mark.root
 

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The built-in network seen from a pod, from the node, and after somebody flushed the rules."""
 
 from __future__ import annotations

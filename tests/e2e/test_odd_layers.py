@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Layers of strangers, pulled by the agent: what runs, and what the caller hears."""
 
 from __future__ import annotations

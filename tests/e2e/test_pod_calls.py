@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Statistics and resources of pods."""
 
 from __future__ import annotations

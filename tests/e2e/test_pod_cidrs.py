@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Pods that live on while the kubelet gives the node another range of addresses."""
 
 from __future__ import annotations

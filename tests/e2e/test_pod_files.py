@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The files that a pod's containers share: they cannot fill /run, and local users see none."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What privileged containers are given of the node, and that the node keeps it as it is."""
 
 from __future__ import annotations

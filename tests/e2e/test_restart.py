@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The agent ends and comes back; containers do not notice."""
 
 from __future__ import annotations
@@ -115,7 +116,7 @@ def code(call: Callable[[], object]) -> tuple[grpc.StatusCode, str]:
     """How the call is refused."""
     with pytest.raises(grpc.RpcError) as caught:
         call()
-    return caught.value.code(), caught.value.details()
+    return caught.value.code(), caught.value.details() or ""
 
 
 def forget_mine() -> None:
@@ -278,7 +279,7 @@ def test_what_runs_without_the_database_is_ended(pods: Pods, handler: str) -> No
     ] == []
     assert sandbox not in Path("/proc/self/mountinfo").read_text()
     ended = [
-        line for line in agent.LOG.read_text().splitlines() if "unknown_container_ended" in line
+        line for line in agent.LOG.read_text().splitlines() if "unknown_container_killed" in line
     ]
     assert {json.loads(line)["id"] for line in ended} >= {container_id, created, sandbox}
     shared_images(pods.cri)

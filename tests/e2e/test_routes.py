@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Who decides about routes: in pods the agent, on the node whoever did before."""
 
 from __future__ import annotations
@@ -121,7 +122,7 @@ def uplink(tmp_path: Path) -> Iterator[Uplink]:
 
 def test_forwarding_leaves_the_nodes_links_what_they_were(uplink: Uplink) -> None:
     """In particular one that has its routes from a router, and those that are yet to come."""
-    until(lambda: uplink.advertise("2001:db8:1::") or uplink.default_route(), "a default route")
+    until(lambda: uplink.advertise("2001:db8:1::") or uplink.default_route(), "a default route")  # type: ignore[func-returns-value, redundant-expr]
     before = uplink.switches()
     route = uplink.default_route().split(" expires")[0]
     assert before["uplink/accept_ra"] == "1"

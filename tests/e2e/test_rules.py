@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The files of nftables rules, read by nft and the kernel, and found in the wheel."""
 
 from __future__ import annotations

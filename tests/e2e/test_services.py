@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What kube-proxy counts on: pods reach Services, and themselves by them, as who they are.
 
 The rules here are those that kube-proxy writes for a Service with one pod: a redirection, and a

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Exec, attach and port-forward leave who, what and how it ended in the agent's log."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What a pod may claim to be on the bridge: its own addresses, and nothing of others."""
 
 from __future__ import annotations
@@ -280,7 +281,7 @@ def test_the_neighbours_of_the_node_and_of_pods_stay_what_they_are(pair: Pair) -
         return sorted(re.findall(r"(\S+) lladdr (\S+)", node + pod))
 
     before = neighbours()
-    assert (v.ip4, v.mac.hex(":")) in before
+    assert (v.ip4, v.mac.hex(":")) in before  # type: ignore[comparison-overlap]
     for address in (v.ip4, "10.88.0.1"):
         assert not pair.arrives(claim(a, address))
     for address in (v.ip6, "fd00:10:88::1"):
@@ -436,7 +437,7 @@ def test_without_the_kernels_help_pods_run_and_status_says_so(pods: Pods) -> Non
     ready = next(one for one in status.conditions if one.type == "NetworkReady")
     assert ready.status
     assert ready.reason == "SpoofingNotPrevented"
-    assert "pods can use addresses of other pods: nftables refused" in ready.message
+    assert "pods can use addresses of other pods: nftables rejected" in ready.message
     assert "spoofing_not_prevented" in agent.LOG.read_text()
     pair = Pair(pods)
     assert pair.arriving(ALLOWED) == list(ALLOWED)

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Statistics over the CRI, compared with the kernel's own files."""
 
 from __future__ import annotations
@@ -180,13 +181,13 @@ def test_lists_filter_by_every_key_and_leave_out_pods_that_are_over(pods: Pods) 
     ]
 
     def listed(**wanted: object) -> list[str]:
-        request = api.ListContainerStatsRequest(filter=api.ContainerStatsFilter(**wanted))
+        request = api.ListContainerStatsRequest(filter=api.ContainerStatsFilter(**wanted))  # type: ignore[arg-type]
         return sorted(
             one.attributes.id for one in pods.cri.runtime.ListContainerStats(request).stats
         )
 
     def pods_listed(**wanted: object) -> list[str]:
-        request = api.ListPodSandboxStatsRequest(filter=api.PodSandboxStatsFilter(**wanted))
+        request = api.ListPodSandboxStatsRequest(filter=api.PodSandboxStatsFilter(**wanted))  # type: ignore[arg-type]
         return sorted(
             one.attributes.id for one in pods.cri.runtime.ListPodSandboxStats(request).stats
         )

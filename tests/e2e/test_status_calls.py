@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Calls about the agent and its configuration, looked at from outside."""
 
 from __future__ import annotations

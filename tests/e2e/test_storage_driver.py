@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The driver of a root directory: chosen once, remembered, and used by pods."""
 
 from __future__ import annotations

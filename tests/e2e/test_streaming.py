@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Exec, attach and port-forward by crictl, over both transports, and clients that misbehave."""
 
 from __future__ import annotations

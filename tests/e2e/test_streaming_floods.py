@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Clients that flood the streaming server with the smallest frames, and who else is served."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Port-forward: many connections, resets, pods that do not read, localhost alone."""
 
 from __future__ import annotations
@@ -63,7 +64,7 @@ def pair(client: Spdy, port: int, number: int) -> tuple[int, int]:
     common = {"port": str(port), "requestid": str(number)}
     return (
         client.open(fin=True, streamtype="error", **common),
-        client.open(streamtype="data", **common),
+        client.open(streamtype="data", **common),  # type: ignore[arg-type]
     )
 
 

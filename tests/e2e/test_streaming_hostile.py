@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Hostile clients of the streaming server: connections end, and memory stays where it was."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Python's kubernetes package as a client: WebSockets by a program that none of us wrote."""
 
 from __future__ import annotations

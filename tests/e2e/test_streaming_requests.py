@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Requests to the streaming server: tokens, headers, protocols, TLS, time limits."""
 
 from __future__ import annotations
@@ -120,7 +121,8 @@ def test_tokens_are_for_one_use_of_one_kind(pods: Pods) -> None:
 def test_a_thousand_sessions_may_wait(pods: Pods) -> None:
     container_id = pods.running()
     request = api.ExecRequest(container_id=container_id, cmd=["true"], stdout=True)
-    urls, code = [], None
+    urls: list[str] = []
+    code = None
     while code is None and len(urls) < 1500:
         try:
             urls.append(pods.cri.runtime.Exec(request, timeout=10).url)
@@ -233,7 +235,7 @@ def test_tls_with_a_certificate_that_is_renewed(
             streams = [client.open(streamtype=kind) for kind in ("error", "stdout")]
             assert client.until_fin(*streams)[streams[1]] == b"hello\n"
     (tmp_path / "tls.pem").write_text("none")  # the last good one stays
-    with WebSocket(exec_url(pods, container_id, "echo", "hello"), V4, tls=tls) as socket:
+    with WebSocket(exec_url(pods, container_id, "echo", "hello"), V4, tls=tls) as socket:  # type: ignore[possibly-undefined]
         assert socket.channels()[1] == b"hello\n"
     certificate(tmp_path, "third")
     pem, key = tmp_path / "tls.pem", tmp_path / "tls.key"
@@ -241,7 +243,9 @@ def test_tls_with_a_certificate_that_is_renewed(
     for transport in ("spdy", "websocket"):
         command = ["crictl", "exec", "--transport", transport, *tls_files]
         done = subprocess.run(
-            [*command, container_id, "echo", "hi"], capture_output=True, check=False
+            [*command, container_id, "echo", "hi"],  # type: ignore[list-item]
+            capture_output=True,
+            check=False,
         )
         assert done.stdout == b"hi\n", done.stderr
 

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Exec and attach as protocols: versions, ends, sizes, slow and vanishing clients."""
 
 from __future__ import annotations
@@ -272,7 +273,7 @@ def test_a_reader_that_never_reads_costs_little_and_leaves_nothing(pods: Pods) -
         assert command.result()[0].endswith(b"\n100000\n")  # others are served
     assert agent_facts()["rss_kb"] < before["rss_kb"] + 60_000
     for client in (*clients, *sockets):
-        client.socket.close()
+        client.socket.close()  # type: ignore[attr-defined]
     until(lambda: b"yes" not in commands(pods, container_id), "their end")
     until(lambda: not exec_leftovers(container_id), "nothing left of them")
     until(lambda: agent_facts()["fds"] <= before["fds"], "descriptors closed")

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Thousands of exec and attach sessions, many of them broken off: the agent stays as it was.
 
 CRIAGENT_SOAK multiplies the sessions; CRIAGENT_SEED repeats a run.

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """criagent as a systemd service with the systemd cgroup driver, on a node made as kind's are."""
 
 from __future__ import annotations

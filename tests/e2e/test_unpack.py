@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Layers that are odd, broken or hostile, through the real unpack worker."""
 
 from __future__ import annotations
@@ -199,7 +200,7 @@ async def test_what_is_not_a_file_has_its_facts_too(place: Place, kind: bytes) -
     entry.devmajor, entry.devminor = 1, 3
     if kind in {SYMLINK, FIFO}:
         entry.pax_headers = {"SCHILY.xattr.user.not-here": "v"}
-    entry.pax_headers["SCHILY.xattr.security.test"] = "value"
+    entry.pax_headers["SCHILY.xattr.security.test"] = "value"  # type: ignore[index]
     root, _ = await place.unpack(tar((entry, b"")), lowers=[])
     facts = (root / "n").lstat()
     assert (facts.st_uid, facts.st_gid, facts.st_mtime) == (7, 8, 1234)
@@ -268,7 +269,7 @@ async def test_damaged_layers_fail_and_the_next_one_works(place: Place, number: 
 @pytest.mark.parametrize("which", ["digest", "diff_id"])
 async def test_both_digests_are_checked(place: Place, which: str) -> None:
     with pytest.raises(CorruptError, match="sha256:"):
-        await place.unpack(tar(member("f", b"x")), **{which: "sha256:" + "0" * 64})
+        await place.unpack(tar(member("f", b"x")), **{which: "sha256:" + "0" * 64})  # type: ignore[arg-type]
 
 
 async def test_members_of_gzip_and_frames_of_zstd_follow_one_another(place: Place) -> None:

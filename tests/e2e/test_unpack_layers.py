@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Layers over layers: what a container sees, alone or written through the lower ones."""
 
 from __future__ import annotations

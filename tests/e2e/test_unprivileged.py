@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What a process without capabilities may do on the pod's network by default: ping, low ports."""
 
 from __future__ import annotations

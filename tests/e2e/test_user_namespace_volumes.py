@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Volumes of pods with user namespaces: one owner on both sides, the node's mounts untouched."""
 
 from __future__ import annotations
@@ -82,7 +83,7 @@ def test_a_volume_that_cannot_be_mapped_is_refused(pods: Pods, handler: str) -> 
     with pytest.raises(grpc.RpcError) as caught:
         pods.cri.create(sandbox, wanted, config)
     assert caught.value.code() is grpc.StatusCode.INVALID_ARGUMENT
-    assert "does not support id mapping" in caught.value.details()
+    assert "does not support id mapping" in (caught.value.details() or "")
 
 
 @pytest.mark.parametrize("handler", ["crun", "runc"])

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What every fuzz target shares: mutation by seeded random, limits of time and memory, replay.
 
 A target is a module `fuzz_NAME.py` with `check(data)`, which raises when a property does not hold,

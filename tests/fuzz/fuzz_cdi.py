@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """CDI specs as JSON and YAML: SpecError, else the same spec every time."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """CNI results and network lists: AgentError, else addresses that are such."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Compressed layers: BadLayerError, else what Python's own decoder gives, in bounded pieces."""
 
 from __future__ import annotations
@@ -21,14 +22,15 @@ def make(rnd: Random, seeds: list[bytes]) -> bytes:
     parts = []
     pack = rnd.choice([gzip.compress, zstd.compress, zlib.compress])
     for _ in range(rnd.randint(1, 5)):
-        parts.append(pack(rnd.choice([b"", rnd.randbytes(50), bytes(rnd.choice([1, 5_000_000]))])))
+        parts.append(pack(rnd.choice([b"", rnd.randbytes(50), bytes(rnd.choice([1, 5_000_000]))])))  # type: ignore[operator]
         parts.append(rnd.choice([b"", b"", bytes(rnd.randint(1, 2000)), SKIPPABLE]))
     data = b"".join(parts)
     return mutate_bytes(rnd, data, [b"\x1f\x8b\x08", SKIPPABLE]) if rnd.random() < 0.5 else data
 
 
 def check(data: bytes) -> None:
-    seen, content = [], 0
+    seen: list[bytes] = []
+    content = 0
     digest = zlib.crc32(b"")
     try:
         for chunk in plain_chunks(io.BytesIO(data), seen.append):

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """hosts.toml: InvalidRequestError that names the file, else hosts that can be asked."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Image configurations: CorruptError or UnsupportedError, else digests that chain."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Manifests and indexes: CorruptError or UnsupportedError, else a document with sane parts."""
 
 from __future__ import annotations

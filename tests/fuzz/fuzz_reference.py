@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Image references: refused with InvalidRequestError, or the same after being printed and read."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Seccomp profiles of the node: InvalidRequestError, else a profile that is JSON."""
 
 from __future__ import annotations

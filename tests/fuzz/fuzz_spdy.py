@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """SPDY frames: events do not depend on how the bytes are split, and nothing is raised."""
 
 from __future__ import annotations

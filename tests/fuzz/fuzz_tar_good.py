@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Well-formed archives, by GNU tar and by Python: the tree is the one that GNU tar makes of it."""
 
 from __future__ import annotations
@@ -35,7 +36,7 @@ def check(data: bytes) -> None:
     words = ["tar", "-x", "-p", "-f", "-", "-C", theirs, "--numeric-owner", "--same-owner"]
     words += ["--xattrs", "--xattrs-include=*", "--delay-directory-restore"]
     done = subprocess.run(
-        words,
+        words,  # type: ignore[arg-type]
         input=data,
         capture_output=True,
         check=False,
@@ -112,7 +113,7 @@ def _of_python(rnd: Random) -> bytes:
     form = rnd.choice([tarfile.USTAR_FORMAT, tarfile.GNU_FORMAT, tarfile.PAX_FORMAT])
     buffer = io.BytesIO()
     with tarfile.open(fileobj=buffer, mode="w", format=form) as archive:
-        directories, files, used = [""], [], set[str]()
+        directories, files, used = [""], list[str](), set[str]()
         for number in range(rnd.randint(1, 30)):
             name = f"{rnd.choice(directories)}{rnd.choice(NAMES)}{number}"
             if name in used:
@@ -156,9 +157,9 @@ def _entry(rnd: Random, name: str, files: list[str], form: int) -> tuple[tarfile
     if form == tarfile.PAX_FORMAT and (entry.isreg() or entry.isdir()):
         if rnd.random() < 0.3:
             value = rnd.choice(["v", "ü", "a=b\nc", ""])
-            entry.pax_headers[f"SCHILY.xattr.user.k{rnd.randrange(3)}"] = value
+            entry.pax_headers[f"SCHILY.xattr.user.k{rnd.randrange(3)}"] = value  # type: ignore[index]
         if rnd.random() < 0.3:
-            entry.pax_headers["mtime"] = rnd.choice(
+            entry.pax_headers["mtime"] = rnd.choice(  # type: ignore[index]
                 ["1.5", "-1.5", "1700000000.123456789", "-0.25"]
             )
     return entry, content

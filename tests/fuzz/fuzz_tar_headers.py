@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """tar headers: BadLayerError, else members whose facts are within what the kernel takes."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Hostile archives: nothing outside the root changes, and only the documented errors come."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """A layer over another: written alone and settled, it shows what it shows written through it.
 
 The lower layer has no symbolic links: whether a path leads through one that the upper layer

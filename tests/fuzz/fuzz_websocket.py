@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """WebSocket: a handshake and frames in any split give the same messages, within the limits."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """A scratch directory in which layers are written in this process, and what lies in a tree."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Run fuzz targets side by side: tests/fuzz/run.py NAME… (see `make fuzz`).
 
 FUZZ_SECONDS for each, 10 by default; SEED for the same cases again; INPUT for one kept input.

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """tar archives for the fuzz targets: hostile ones, and checksums made right after mutation."""
 
 from __future__ import annotations
@@ -60,7 +61,7 @@ def _member(rnd: Random, tough: float, kinds: list[bytes]) -> bytes:
     if rnd.random() < tough / 2:
         entry.pax_headers = {rnd.choice(RECORDS): rnd.choice(VALUES)}
     form = rnd.choice([tarfile.PAX_FORMAT, tarfile.GNU_FORMAT])
-    header = entry.tobuf(form, "utf-8", "surrogateescape")
+    header = entry.tobuf(form, "utf-8", "surrogateescape")  # type: ignore[arg-type]
     return header + content + bytes(-len(content) % 512)
 
 

@@ -1,6 +1,7 @@
-"""The fixtures of `kubelet_fixtures`, which the VM's suites import by that name."""
+# SPDX-License-Identifier: Apache-2.0
+"""The fixtures of tests.support.kubelet_fixtures, which the VM's suites import, too."""
 
-from tests.kubelet.kubelet_fixtures import (
+from tests.support.kubelet_fixtures import (
     host_directory,
     images,
     kubelet,

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The kubelet and the agent end and come back: no container notices."""
 
 from __future__ import annotations
@@ -7,7 +8,8 @@ from collections.abc import Callable
 
 import pytest
 
-from tests.kubelet.kubelet_node import (
+from tests.support.cri_client import DEBIAN
+from tests.support.kubelet_node import (
     LIMIT_S,
     PROBE_S,
     Json,
@@ -18,7 +20,6 @@ from tests.kubelet.kubelet_node import (
     shell,
     sleeper,
 )
-from tests.support.cri_client import DEBIAN
 
 _PODS = ("plain", "web", "ordered", "with-image", "shared-pid", "on-host")
 

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Container and pod metrics with the kubelet's default gates: from cAdvisor, by pod.
 
 cAdvisor in the kubelet asks a containerd whose container a cgroup is; criagent answers on
@@ -11,7 +12,8 @@ import re
 
 import pytest
 
-from tests.kubelet.kubelet_node import (
+from tests.support.cri_client import BUSYBOX
+from tests.support.kubelet_node import (
     IN_VM,
     LIMIT_S,
     NODE,
@@ -24,7 +26,6 @@ from tests.kubelet.kubelet_node import (
     shell,
     until,
 )
-from tests.support.cri_client import BUSYBOX
 
 _ANYWHERE = """
 container_cpu_system_seconds_total container_cpu_usage_seconds_total

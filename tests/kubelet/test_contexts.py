@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Security contexts, as the kernel sees them."""
 
 from __future__ import annotations
@@ -5,7 +6,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-from tests.kubelet.kubelet_node import Kubelet, run, shell, sleeper, states, volume
+from tests.support.kubelet_node import Kubelet, run, shell, sleeper, states, volume
 
 _STATUS = ["cat", "/proc/1/status"]
 _NET_BIND_SERVICE = 10

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Two feature gates that make the kubelet rely on the runtime alone: statistics and events."""
 
 from __future__ import annotations
@@ -9,7 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.kubelet.kubelet_node import (
+from tests.support.cri_client import Cri, api
+from tests.support.kubelet_node import (
     IN_VM,
     LIMIT_S,
     NODE,
@@ -24,7 +26,6 @@ from tests.kubelet.kubelet_node import (
     states,
     until,
 )
-from tests.support.cri_client import Cri, api
 
 GATES = {"PodAndContainerStatsFromCRI": True, "EventedPLEG": True}
 _CONNECTIONS = "kubelet_evented_pleg_connection_success_count"

@@ -1,10 +1,11 @@
+# SPDX-License-Identifier: Apache-2.0
 """Lifecycle hooks: by exec, by HTTP, by sleeping; one that fails."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
-from tests.kubelet.kubelet_node import SLEEP, Json, Kubelet, restarts, shell, sleeper
+from tests.support.kubelet_node import SLEEP, Json, Kubelet, restarts, shell, sleeper
 
 _BOX = [{"name": "box", "mountPath": "/box"}]
 # Notes each request to /cgi-bin/NAME in /box/NAME.

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The network and the namespaces of pods: their own, shared, the node's."""
 
 from __future__ import annotations
@@ -12,7 +13,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.kubelet.kubelet_node import (
+from tests.support.cri_client import Cri, api
+from tests.support.kubelet_node import (
     ADDRESS,
     LIMIT_S,
     Json,
@@ -24,7 +26,6 @@ from tests.kubelet.kubelet_node import (
     sleeper,
     until,
 )
-from tests.support.cri_client import Cri, api
 
 _SERVER = "mkdir /www; echo hi > /www/x; exec httpd -f -p {port} -h /www"
 
@@ -159,7 +160,7 @@ def _udp_socket_in(pod: Json) -> socket.socket:
 
     def make() -> socket.socket:
         with Path(f"/proc/{pid}/ns/net").open() as network:
-            os.setns(network.fileno(), os.CLONE_NEWNET)
+            os.setns(network.fileno(), os.CLONE_NEWNET)  # type: ignore[attr-defined]
         server = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
         server.bind(("0.0.0.0", 5353))
         server.settimeout(LIMIT_S)

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Logs through the kubelet's own port, and their rotation."""
 
 from __future__ import annotations
@@ -5,7 +6,7 @@ from __future__ import annotations
 import gzip
 from pathlib import Path
 
-from tests.kubelet.kubelet_node import LIMIT_S, NODE, Kubelet, ground, ids, restarts, shell, until
+from tests.support.kubelet_node import LIMIT_S, NODE, Kubelet, ground, ids, restarts, shell, until
 
 
 def test_logs_are_read_through_the_kubelet(kubelet: Kubelet) -> None:

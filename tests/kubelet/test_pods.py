@@ -1,11 +1,12 @@
+# SPDX-License-Identifier: Apache-2.0
 """Pods whose containers start in an order, and pods with users of their own."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
-from tests.kubelet.kubelet_node import LIMIT_S, Kubelet, restarts, run, until
 from tests.support.cri_client import Cri
+from tests.support.kubelet_node import LIMIT_S, Kubelet, restarts, run, until
 
 
 def test_init_and_sidecar_containers_run_in_their_order(kubelet: Kubelet) -> None:

@@ -1,10 +1,11 @@
+# SPDX-License-Identifier: Apache-2.0
 """Probes that hang, fail and recover."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
-from tests.kubelet.kubelet_node import (
+from tests.support.kubelet_node import (
     LIMIT_S,
     PROBE_S,
     SLEEP,

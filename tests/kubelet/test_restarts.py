@@ -1,11 +1,12 @@
+# SPDX-License-Identifier: Apache-2.0
 """Containers that end: back-off, counts, policies, messages."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
-from tests.kubelet.kubelet_node import Json, Kubelet, restarts, shell, states
 from tests.support.cri_client import Cri
+from tests.support.kubelet_node import Json, Kubelet, restarts, shell, states
 
 _BOX = [{"name": "box", "mountPath": "/box"}]
 

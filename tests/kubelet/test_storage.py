@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What the kubelet does when pods and images use too much of the disk.
 
 It never evicts a static pod ("cannot evict a critical pod"), so this shows that it has the figures:
@@ -8,8 +9,8 @@ from __future__ import annotations
 
 import re
 
-from tests.kubelet.kubelet_node import LIMIT_S, NODE, Kubelet, ids, restarts, shell, until
 from tests.support.cri_client import BUSYBOX, DEBIAN, Cri
+from tests.support.kubelet_node import LIMIT_S, NODE, Kubelet, ids, restarts, shell, until
 
 UNUSED = "registry.k8s.io/k8s-staging-cri-tools/test-image-1:latest"
 _LIMITED = {"limits": {"ephemeral-storage": "1Mi"}}

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Volumes: images, sub-paths, propagation, memory.
 
 A projected volume is not among them: a kubelet without an API server mounts none of any source
@@ -12,7 +13,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.kubelet.kubelet_node import (
+from tests.support.cri_client import DEBIAN
+from tests.support.kubelet_node import (
     LIMIT_S,
     Json,
     Kubelet,
@@ -23,7 +25,6 @@ from tests.kubelet.kubelet_node import (
     until,
     volume,
 )
-from tests.support.cri_client import DEBIAN
 
 
 def test_an_image_as_a_volume(kubelet: Kubelet) -> None:

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Find words that the terms of CONTRIBUTING.md replace: `python -m tests.lint.terms [FILE…]`.
 
 Four kinds of text are checked: names of the program (an identifier is split at underscores and

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The conformance suite of storage drivers: `make storage`. Its end is a table, driver by case.
 
 They need root in a test node, and no agent.

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """A file system of its own with one storage driver on it, and images unpacked by real workers."""
 
 from __future__ import annotations

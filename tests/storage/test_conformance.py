@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What every storage driver has to do, on a real file system with real layers."""
 
 from __future__ import annotations

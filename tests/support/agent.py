@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The agent of a test node, started and ended by tests."""
 
 from __future__ import annotations

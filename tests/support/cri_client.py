@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """A CRI client for tests and benchmarks: the generated stubs with short calls, over the socket."""
 
 from __future__ import annotations
@@ -10,6 +11,8 @@ import grpc
 
 from criagent._proto import api_pb2 as api
 from criagent._proto import api_pb2_grpc
+
+__all__ = ["BUSYBOX", "DEBIAN", "ENDPOINT", "Cri", "api", "container", "pod"]
 
 BUSYBOX = "registry.k8s.io/e2e-test-images/busybox:1.29-2"
 DEBIAN = "registry.k8s.io/fixtures/debian:13"

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Images for the fixture registry: stand-ins for what critest pulls, and a rich Debian image.
 
 Run inside the test node: `python3 -m tests.support.fixtures HOST:PORT`. Everything is made from

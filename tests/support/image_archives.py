@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Image archives made by hand, and the `criagent image` command that takes them."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Images made by hand from files of this system, and their way into a registry."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Everything of a node that has to do with images, but the workers that unpack: no root needed."""
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from criagent.base.errors import CorruptError
 from criagent.image.blobs import BlobFiles
 from criagent.image.claims import Claims
 from criagent.image.collect import Collector
+from criagent.image.content import ImageContent
 from criagent.image.hosts.credentials import RegistryAuth
 from criagent.image.hosts.hosts_toml import HostsDirectory
 from criagent.image.hosts.proxy import ProxySettings
@@ -115,43 +117,36 @@ class ImageNode:
             now_ns=self.now_ns,
         )
         self.claims = Claims()
-        puller = Puller(
-            client=self.client,
-            files=self.files,
-            images=store,
-            unpacker=self.unpacker,
-            claims=self.claims,
-            fs=self._threads,
-            parallel_blobs=3,
-            progress_timeout_s=30.0,
-            now_ns=self.now_ns,
-        )
-        self.collector = Collector(
-            images=store,
-            blobs=self.blobs,
-            containers=self.containers,
-            files=self.files,
-            snapshots=self.snapshots,
-            unpacker=self.unpacker,
-            claims=self.claims,
-            fs=self._threads,
-            now_ns=self.now_ns,
-            retention_s=retention_s,
-        )
-        self.images = Images(
+        content = ImageContent(
             store=store,
             blobs=self.blobs,
             files=self.files,
             snapshots=self.snapshots,
+            claims=self.claims,
+            fs=self._threads,
+            now_ns=self.now_ns,
+        )
+        puller = Puller(
+            client=self.client,
+            content=content,
+            unpacker=self.unpacker,
+            parallel_blobs=3,
+            progress_timeout_s=30.0,
+        )
+        self.collector = Collector(
+            content=content,
+            containers=self.containers,
+            unpacker=self.unpacker,
+            retention_s=retention_s,
+        )
+        self.images = Images(
+            content=content,
             unpacker=self.unpacker,
             workers=self.workers,  # type: ignore[arg-type]
             puller=puller,
             collector=self.collector,
-            claims=self.claims,
-            fs=self._threads,
             root=top,
             pinned=(),
-            now_ns=self.now_ns,
         )
 
     def now_ns(self) -> int:
@@ -190,8 +185,7 @@ class ImageNode:
         """Bytes and files below blobs, as ImageFsInfo counts them."""
         used = [
             facts.st_blocks * 512 if "." in path.name else facts.st_size
-            for path in self.blob_files()
-            if (facts := path.stat())
+            for path, facts in ((path, path.stat()) for path in self.blob_files())
         ]
         return sum(used), len(used)
 

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Images that a test makes for itself: a shell, and whatever else the test puts in."""
 
 from __future__ import annotations
@@ -6,9 +7,10 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from tests.e2e.test_images import archive, listed, succeed
 from tests.support import image_builder
 from tests.support.cri_client import Cri, api
+from tests.support.image_archives import archive, succeed
+from tests.support.images import listed
 
 MADE = "registry.test/own"
 HANDLERS = ("crun", "runc")

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Pods with user namespaces, as the kubelet asks for them."""
 
 from __future__ import annotations
@@ -43,7 +44,7 @@ def volume(
                 host_path=str(source),
                 uidMappings=[mapping(host)],
                 gidMappings=[mapping(host)],
-                **fields,
+                **fields,  # type: ignore[arg-type]
             )
         )
 

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What tests of pods with user namespaces look at, from inside and from the node."""
 
 from __future__ import annotations

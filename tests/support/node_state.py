@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Everything that pods and images leave in a node when something leaks."""
 
 from __future__ import annotations

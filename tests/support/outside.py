@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Somebody outside of the node, on a link of its own: a namespace that knows no way to pods."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Frames written by hand, sent and seen in network namespaces of pods.
 
 Sockets are opened by a thread that entered the namespace, and stay in it.
@@ -121,7 +122,7 @@ class Wire:
 
     def waiting(self) -> list[bytes]:
         """All frames that are here already."""
-        found = []
+        found: list[bytes] = []
         self._socket.setblocking(False)
         try:
             while True:
@@ -132,7 +133,7 @@ class Wire:
 
     def until(self, wanted: bytes) -> list[bytes]:
         """All frames up to the one that contains `wanted`, which has to come."""
-        found = []
+        found: list[bytes] = []
         while True:
             frame = self.next()
             if wanted in frame:

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Pods and containers for tests, with names of their own."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """A registry in this process and the parts of a node that pull from it, without unpacking."""
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from aiohttp import web
 
 from criagent.image.blobs import BlobFiles
 from criagent.image.claims import Claims
+from criagent.image.content import ImageContent
 from criagent.image.documents.manifest import OCI_MANIFEST
 from criagent.image.documents.reference import parse_reference
 from criagent.image.hosts.credentials import RegistryAuth
@@ -225,16 +227,22 @@ class Node:
         snapshots, self.blob_rows = SnapshotStore(self._db), BlobStore(self._db)
         self.images = ImageStore(self._db, snapshots, self.blob_rows)
         self.unpacker = Unpacker(snapshots)
-        self.puller = Puller(
-            client=self.client,
+        nowhere: Any = None  # a pull looks at no snapshot itself
+        content = ImageContent(
+            store=self.images,
+            blobs=self.blob_rows,
             files=self.files,
-            images=self.images,
-            unpacker=self.unpacker,  # type: ignore[arg-type]
+            snapshots=nowhere,
             claims=Claims(),
             fs=self._threads,
+            now_ns=lambda: 7,
+        )
+        self.puller = Puller(
+            client=self.client,
+            content=content,
+            unpacker=self.unpacker,  # type: ignore[arg-type]
             parallel_blobs=3,
             progress_timeout_s=timeout_s,
-            now_ns=lambda: 7,
         )
 
     async def close(self) -> None:

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """A small streaming client for what real ones do not do: odd requests, hostile frames, floods.
 
 What users' clients see is tested with crictl and with Python's kubernetes package.
@@ -9,7 +10,7 @@ import json
 import socket
 import ssl
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, Self
 from urllib.parse import urlsplit
 
 from websockets.client import ClientProtocol
@@ -96,7 +97,7 @@ class Spdy:
         self._frames = self._come(first)
         self._next = 1
 
-    def __enter__(self) -> Spdy:
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *_: object) -> None:

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """A machine inside of the test node: systemd with D-Bus, and criagent as its service.
 
 It is made as a node of kind is made: deploy/kind/install puts the wheel, the units, the

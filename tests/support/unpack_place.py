@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Layers written by the real unpack worker, one over another, and what an overlay of them shows."""
 
 from __future__ import annotations
@@ -34,7 +35,7 @@ def member(
 
 def directory(name: str, **facts: object) -> Member:
     """A directory's entry."""
-    return member(name, kind=DIR, **{"mode": 0o755, **facts})
+    return member(name, kind=DIR, **{"mode": 0o755, **facts})  # type: ignore[arg-type]
 
 
 def link(name: str, target: str) -> Member:

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Waiting for a fact without guessing a time: look until it holds, fail when it does not."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The wheel of this checkout, installed as a user does, but without a network.
 
 Dependencies come from the test node's own environment by a .pth file.

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The alerts of deploy/prometheus: severity, words, and that each fires when it should."""
 
 from __future__ import annotations

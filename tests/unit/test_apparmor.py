@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """AppArmor: the profile for each request, and when and how the default one is loaded.
 
 The kernel of a test machine need not have AppArmor: a program of the test's stands for

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What is no archive is refused by its first bytes."""
 
 from __future__ import annotations

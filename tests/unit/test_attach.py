@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Clients that only look on share one connection to the monitor, each container for itself."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Credentials: for the right server, from the call or docker's file, and never shown."""
 
 from __future__ import annotations

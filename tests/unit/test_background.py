@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Tasks that end with a block, and background work of which one at a time runs."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Bandwidth annotations: quantities of Kubernetes, within limits."""
 
 from __future__ import annotations

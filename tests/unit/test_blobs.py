@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Blob files: only whole, verified content has a final name, whoever writes at the same time."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The boundary on the wire: a real gRPC server, what a client and the log get for each error."""
 
 from __future__ import annotations
@@ -131,7 +132,7 @@ OURS: list[tuple[type[errors.AgentError], StatusCode, str]] = [
 
 def test_every_kind_of_error_has_a_case_here() -> None:
     def below(kind: type) -> set[type]:
-        return {kind}.union(*(below(one) for one in kind.__subclasses__()))
+        return {kind}.union(*(below(one) for one in kind.__subclasses__()))  # type: ignore[var-annotated]
 
     # those of rooms have the status of the class above them
     found = {kind for kind in below(errors.AgentError) if kind.__module__ == errors.__name__}
@@ -435,7 +436,7 @@ async def test_the_time_out_of_a_probe_is_a_warning(edge: Edge) -> None:
 
 
 async def test_a_broken_message_is_the_callers_fault(edge: Edge) -> None:
-    call = edge.channel.unary_unary("/runtime.v1.RuntimeService/RunPodSandbox")
+    call: Any = edge.channel.unary_unary("/runtime.v1.RuntimeService/RunPodSandbox")
     with pytest.raises(grpc.aio.AioRpcError) as caught:
         await call(b"\xff\xff\xff")
     assert caught.value.code() is StatusCode.INVALID_ARGUMENT

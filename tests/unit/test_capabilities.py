@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Capability sets and stop signals: what is asked for, bounded by what the node has."""
 
 from __future__ import annotations

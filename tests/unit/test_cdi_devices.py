@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """CDI devices: folders and their changes, names to edits, edits to a specification."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Cgroup names and limits: inside the pod's cgroup, and only limits that the node can keep."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Child processes: a run to its end, what a child inherits, how it ends, and its pipes."""
 
 from __future__ import annotations
@@ -244,7 +245,7 @@ async def test_what_cannot_be_executed_is_an_oserror_and_leaves_nothing(
 @pytest.mark.parametrize(("script", "status"), [("exit 7", 7), ("kill -TERM $$", -15)])
 async def test_several_tasks_wait_for_one_end(script: str, status: int) -> None:
     child = spawn(["sh", "-c", script])
-    assert await asyncio.gather(child.wait(), child.wait()) == [status, status]
+    assert list(await asyncio.gather(child.wait(), child.wait())) == [status, status]
     assert await child.wait() == status
     assert not child.running
 

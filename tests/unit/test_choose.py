@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Which manifest of an index is chosen, without any registry: the search is fed by hand."""
 
 from __future__ import annotations

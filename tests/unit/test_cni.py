@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The CNI network with plugins made of shell scripts: calls, failures, what a bad one may do."""
 
 from __future__ import annotations
@@ -5,83 +6,21 @@ from __future__ import annotations
 import asyncio
 import dataclasses
 import json
-import os
 from collections.abc import AsyncIterator
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from criagent.base.errors import AgentError, CorruptError, InvalidRequestError, TimedOutError
+from criagent.base.errors import AgentError, CorruptError, InvalidRequestError
 from criagent.model.common import Protocol
 from criagent.model.sandbox import (
     DnsConfig,
     PortMapping,
-    Sandbox,
     SandboxId,
-    SandboxMetadata,
-    SandboxSpec,
 )
-from criagent.net.cni.network import CniConfig, CniNetwork
 from criagent.net.pod_network import PodNetwork
-from criagent.store.db import Database
-from criagent.store.settings import SettingStore
-
-NETNS = Path("/proc/self/ns/net")  # what a pinned namespace looks like
-RESULT = '{"cniVersion":"1.0.0","ips":[{"address":"10.1.0.2/16"}]}'
-SCRIPT = """#!/bin/sh
-calls={log}
-kind=${{0##*/}}
-echo "$CNI_COMMAND $kind" >> $calls/order
-cat > $calls/$CNI_COMMAND-$kind.json
-env > $calls/$CNI_COMMAND-$kind.env
-case $CNI_COMMAND in
-ADD) {add} ;;
-*) {other} ;;
-esac
-"""
-
-
-class Node:
-    """A directory of configurations, one of plugins, and what the plugins noted."""
-
-    def __init__(self, root: Path) -> None:
-        self.conf, self.bin, self.log = root / "net.d", root / "bin", root / "log"
-        self.cache = root / "run" / "cni"
-        for directory in (self.conf, self.bin, self.log):
-            directory.mkdir()
-        self.executor = ThreadPoolExecutor(2)
-        self.database = Database.open(root / "state.db")
-
-    def network(self, timeout_s: float = 30) -> CniNetwork:
-        config = CniConfig(
-            conf_dir=self.conf, bin_dirs=(self.bin,), timeout_s=timeout_s, cache_dir=self.cache
-        )
-        return CniNetwork(config, self.executor, SettingStore(self.database))
-
-    def plugin(self, kind: str, add: str = f"echo '{RESULT}'", other: str = ":") -> None:
-        program = self.bin / kind
-        program.write_text(SCRIPT.format(log=self.log, add=add, other=other))
-        program.chmod(0o755)
-
-    def configure(self, *plugins: dict[str, Any], name: str = "10.conflist", **fields: Any) -> None:
-        document = {"name": "net", "cniVersion": "1.0.0", "plugins": plugins, **fields}
-        new = self.conf / "new"
-        new.write_text(json.dumps(document))
-        new.rename(self.conf / name)
-
-    @property
-    def order(self) -> list[str]:
-        file = self.log / "order"
-        return file.read_text().splitlines() if file.exists() else []
-
-    def request(self, call: str) -> dict[str, Any]:
-        return json.loads((self.log / f"{call}.json").read_text())
-
-    def environment(self, call: str) -> dict[str, str]:
-        lines = (self.log / f"{call}.env").read_text().splitlines()
-        return dict(line.split("=", 1) for line in lines)
+from tests.support.cni_node import NETNS, RESULT, Node, attached, sandbox
 
 
 @pytest.fixture
@@ -90,22 +29,6 @@ async def node(tmp_path: Path) -> AsyncIterator[Node]:
     yield made
     made.executor.shutdown()
     made.database.close()
-
-
-def sandbox(**fields: Any) -> Sandbox:
-    metadata = fields.pop("metadata", SandboxMetadata(name="web", uid="u-1", namespace="prod"))
-    return Sandbox(
-        id=SandboxId("c" * 64),
-        spec=SandboxSpec(metadata=metadata, **fields),
-        created_at_ns=1,
-        boot_id="b",
-        network_backend="cni",
-    )
-
-
-async def attached(network: CniNetwork, container: Sandbox) -> Sandbox:
-    found = await network.attach(container, NETNS)
-    return dataclasses.replace(container, addresses=found.addresses, cni_result=found.cni_result)
 
 
 def test_it_is_a_pod_network(node: Node) -> None:
@@ -362,221 +285,3 @@ async def test_many_sandboxes_come_and_go_at_once(node: Node) -> None:
     await asyncio.gather(*(visit(number) for number in range(40)))
     assert sorted(node.order) == ["ADD first"] * 40 + ["DEL first"] * 40
     assert not node.cache.exists()
-
-
-@pytest.mark.parametrize("text", ["a;K8S_POD_NAME=b", "a=b", "a\0b", "a\nb"])
-async def test_metadata_that_would_break_cni_args_is_refused(node: Node, text: str) -> None:
-    node.plugin("first")
-    node.configure({"type": "first"})
-    network = node.network()
-    container = sandbox(metadata=SandboxMetadata(name=text, uid="u", namespace="n"))
-    with pytest.raises(InvalidRequestError, match="K8S_POD_NAME"):
-        await network.attach(container, NETNS)
-    await network.detach(container, NETNS)
-    assert "K8S_POD_NAME=" not in node.environment("DEL-first")["CNI_ARGS"]
-
-
-class Group:
-    """A plugin's process group: it is dead when no member holds the FIFO any more."""
-
-    def __init__(self, path: Path) -> None:
-        os.mkfifo(path)
-        self._fd = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
-        self.hang = f"exec 9> {path}; sleep 1000 & sleep 1000"
-
-    def await_death(self) -> None:
-        os.set_blocking(self._fd, True)
-        assert os.read(self._fd, 1) == b""
-        os.close(self._fd)
-
-
-async def test_a_plugin_that_hangs_is_killed_with_its_group(node: Node, tmp_path: Path) -> None:
-    group = Group(tmp_path / "held")
-    node.plugin("first")
-    node.plugin("second", add=group.hang)
-    node.configure({"type": "first"}, {"type": "second"})
-    network = node.network(timeout_s=3)
-    with pytest.raises(TimedOutError, match=r'"second" did not end within 3 s and was killed'):
-        await network.attach(sandbox(), NETNS)
-    group.await_death()
-    await network.detach(sandbox(), NETNS)
-    assert node.order[2:] == ["DEL second", "DEL first"]
-
-
-async def test_a_cancelled_call_leaves_no_process(node: Node, tmp_path: Path) -> None:
-    group = Group(tmp_path / "held")
-    started = tmp_path / "started"
-    os.mkfifo(started)
-    node.plugin("first", add=f"echo > {started}; {group.hang}")
-    node.configure({"type": "first"})
-    task = asyncio.create_task(node.network().attach(sandbox(), NETNS))
-    await asyncio.to_thread(started.read_bytes)
-    task.cancel()
-    with pytest.raises(asyncio.CancelledError):
-        await task
-    group.await_death()
-
-
-async def test_a_plugin_that_reads_nothing_is_still_limited(node: Node) -> None:
-    program = node.bin / "deaf"
-    program.write_text("#!/bin/sh\nexec sleep 1000\n")
-    program.chmod(0o755)
-    node.configure({"type": "deaf", "pad": "x" * 500_000})
-    with pytest.raises(TimedOutError):
-        await node.network(timeout_s=0.2).attach(sandbox(), NETNS)
-
-
-async def test_a_daemon_that_a_plugin_leaves_behind_is_not_waited_for(node: Node) -> None:
-    node.plugin("first", add=f"sleep 1000 & echo $! > {node.log}/pid; echo '{RESULT}'")
-    node.configure({"type": "first"})
-    container = await attached(node.network(), sandbox())
-    os.kill(int((node.log / "pid").read_text()), 9)
-    assert container.addresses == ("10.1.0.2",)
-
-
-async def test_a_hundred_megabytes_of_output_are_refused_and_not_kept(node: Node) -> None:
-    def peak_kib() -> int:
-        text = Path("/proc/self/status").read_text()
-        return int(text.partition("VmHWM:")[2].split()[0])
-
-    node.plugin("first", add="head -c 100000000 /dev/zero")
-    node.configure({"type": "first"})
-    before = peak_kib()
-    with pytest.raises(AgentError, match='CNI plugin "first" printed more than 1048576 bytes'):
-        await node.network().attach(sandbox(), NETNS)
-    assert peak_kib() - before < 20_000
-
-
-@pytest.mark.parametrize(
-    ("add", "words"),
-    [
-        (":", "printed invalid JSON"),
-        ("echo '[]'", "something other than a JSON object"),
-        ("echo '{}'", "has no ips"),
-        ('echo \'{"ips":[{"address":"10.1.0.999/16"}]}\'', r"malformed address '10\.1\.0\.999/16'"),
-        ('echo \'{"code":11,"msg":"no","details":"ip"}\'; exit 1', "ADD: no ip"),
-        ("echo words >&2; exit 7", "ADD: words"),
-        ("kill -9 $$", "ADD: failed with no output"),
-    ],
-)
-async def test_a_bad_answer_is_told_by_the_plugins_name(node: Node, add: str, words: str) -> None:
-    node.plugin("first", add=add)
-    node.configure({"type": "first"})
-    with pytest.raises(AgentError, match=f'CNI plugin "first".*{words}'):
-        await node.network().attach(sandbox(), NETNS)
-
-
-@pytest.mark.parametrize(("content", "mode"), [("#!/nowhere", 0o755), ("", 0o755), ("x", 0o644)])
-async def test_a_plugin_that_is_no_program_is_told(node: Node, content: str, mode: int) -> None:
-    (node.bin / "first").write_text(content)
-    (node.bin / "first").chmod(mode)
-    node.configure({"type": "first"})
-    before = len(os.listdir("/proc/self/fd"))
-    with pytest.raises(AgentError, match="first cannot be executed"):
-        await node.network().attach(sandbox(), NETNS)
-    assert len(os.listdir("/proc/self/fd")) == before
-
-
-async def test_the_condition_follows_directory_and_plugins(node: Node) -> None:
-    network = node.network()
-    await network.start()
-
-    def not_ready(words: str) -> None:
-        condition = network.condition()
-        assert (condition.ready, condition.reason) == (False, "NetworkPluginNotReady")
-        assert words in condition.message
-
-    not_ready(f"no network configuration in {node.conf}")
-    with pytest.raises(AgentError, match="not ready: no network configuration"):
-        await network.attach(sandbox(), NETNS)
-    (node.conf / "10.conflist").write_text('{"name": ')
-    not_ready("10.conflist is not valid JSON")
-    node.configure({"type": "first"})
-    not_ready(f'CNI plugin "first" is not in {node.bin}; install it')
-    node.plugin("first")
-    assert network.condition().ready
-    (node.conf / "05-old.conf").symlink_to("nowhere")
-    not_ready("05-old.conf cannot be read")
-    (node.conf / "05-old.conf").unlink()
-    assert network.condition().ready
-    (node.bin / "first").unlink()
-    not_ready('CNI plugin "first"')
-    node.plugin("first")
-    (node.conf / "10.conflist").unlink()
-    not_ready("no network configuration")
-    node.conf.rmdir()
-    not_ready("no network configuration")
-    await network.stop()
-
-
-async def test_a_change_beside_a_dangling_link_is_seen(node: Node) -> None:
-    node.plugin("first")
-    node.plugin("second")
-    node.configure({"type": "first"})
-    (node.conf / "99-gone.conf").symlink_to("nowhere")
-    network = node.network()
-    assert network.condition().ready
-    node.configure({"type": "second"})
-    await network.attach(sandbox(), NETNS)
-    assert node.order == ["ADD second"]
-
-
-async def test_status_counts_where_the_version_has_it(node: Node) -> None:
-    node.plugin("first", other='echo \'{"code":50,"msg":"no daemon"}\'; exit 1')
-    node.configure({"type": "first"}, cniVersion="1.1.0")
-    network = node.network()
-    await network.start()
-    assert network.condition().message == 'cni: CNI plugin "first" STATUS: no daemon'
-    assert node.order == ["STATUS first"]  # not at every look
-    node.plugin("first")
-    node.configure({"type": "first"}, cniVersion="1.1.0")
-    assert "has not finished" in network.condition().message
-    await network.start()
-    assert network.condition().ready
-
-
-async def test_a_hanging_status_ends_with_the_network(node: Node, tmp_path: Path) -> None:
-    group = Group(tmp_path / "held")
-    started = tmp_path / "started"
-    os.mkfifo(started)
-    node.plugin("first", other=f"echo > {started}; {group.hang}")
-    node.configure({"type": "first"}, cniVersion="1.1.0")
-    network = node.network()
-    assert not network.condition().ready
-    await asyncio.to_thread(started.read_bytes)
-    await network.stop()
-    group.await_death()
-
-
-async def test_gc_names_the_attachments_that_are_wanted(node: Node) -> None:
-    node.plugin("first", other="exit 1")  # a complaint stops nothing
-    node.plugin("second")
-    node.configure({"type": "first"}, {"type": "second"}, cniVersion="1.1.0")
-    network = node.network()
-    network.condition()
-    await network.reconcile([sandbox()])
-    assert [line for line in node.order if line.startswith("GC")] == ["GC first", "GC second"]
-    wanted = [{"containerID": "c" * 64, "ifname": "eth0"}]
-    assert node.request("GC-second")["cni.dev/valid-attachments"] == wanted
-    assert "CNI_CONTAINERID" not in node.environment("GC-second")
-    await network.stop()
-
-
-@pytest.mark.parametrize("fields", [{"cniVersion": "1.0.0"}, {"disableGC": True}])
-async def test_gc_is_not_called_where_it_is_unknown_or_off(
-    node: Node, fields: dict[str, Any]
-) -> None:
-    node.plugin("first")
-    node.configure({"type": "first"}, **{"cniVersion": "1.1.0", **fields})
-    network = node.network()
-    await network.start()
-    await network.reconcile([])
-    assert "GC first" not in node.order
-
-
-async def test_pod_cidrs_are_checked(node: Node) -> None:
-    network = node.network()
-    await network.set_pod_cidrs(["10.244.1.0/24", "fd00:1::/64"])
-    await network.set_pod_cidrs([])
-    with pytest.raises(InvalidRequestError, match="pod CIDR 'x' is not a network"):
-        await network.set_pod_cidrs(["x"])

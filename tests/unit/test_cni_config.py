@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """CNI configurations: which file counts, and what is wrong with a bad one."""
 
 from __future__ import annotations

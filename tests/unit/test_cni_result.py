@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Addresses and words of CNI plugins' output."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Configuration: everything wrong is told at once, with file and key."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """conmon's attach socket, with a packet socket whose other end stands for conmon."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Conversions at the edge: every field of a request arrives, and every answer can be read back."""
 
 from __future__ import annotations
@@ -330,7 +331,7 @@ def test_a_sandbox_is_shown_with_its_addresses_and_state() -> None:
         "10.0.0.2",
         ["fd00::2"],
     )
-    assert (shown.labels, shown.annotations) == (spec.labels, spec.annotations)
+    assert (shown.labels, shown.annotations) == (spec.labels, spec.annotations)  # type: ignore[comparison-overlap]
     assert (shown.created_at, shown.runtime_handler) == (5, "runc")
     listed = sandbox_message(sandbox(spec, ready_at_ns=6, stopped_at_ns=8))
     assert listed.state == api.SANDBOX_NOTREADY

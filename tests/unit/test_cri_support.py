@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """docs/cri-support.md names every call and field of the protocol, and tells the truth on calls."""
 
 from __future__ import annotations

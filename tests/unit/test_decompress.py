@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Decompression: every format that layers come in, in bounded pieces, or the documented error."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Devices and node facts: nothing of the host is open but what was asked for."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Digests: parsed strictly, since they become file names."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """`doctor` judges facts: every problem of a node has its finding, and a cure when it is not ok."""
 
 from __future__ import annotations

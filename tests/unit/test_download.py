@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Blobs in ranges, resumed, from mirrors that lie; and servers that answer nonsense."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Ranges are an option: every way in which servers do not serve them, and sizes that are lies."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Times of events when the wall clock is set back."""
 
 from __future__ import annotations

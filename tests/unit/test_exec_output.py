@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What ExecSync keeps of two streams, in one call and in many at once."""
 
 from __future__ import annotations

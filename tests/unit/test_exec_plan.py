@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What is written and executed for one exec, with a script that stands for the OCI runtime."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Exits come to the row, and stops wait for them, whatever the watch lacked when it began."""
 
 from __future__ import annotations
@@ -9,10 +10,11 @@ import os
 import resource
 import signal
 import sqlite3
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Iterator, MutableMapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import pytest
 import structlog
@@ -459,8 +461,8 @@ async def test_an_exit_is_logged_without_the_call_that_began_the_watch(ground: G
     container = await ground.running("sleep", "100000")
     bound: list[dict[str, object]] = []
 
-    def note(_: object, __: str, event: dict[str, object]) -> dict[str, object]:
-        bound.append(structlog.contextvars.get_contextvars() | event)
+    def note(_: object, __: str, event: MutableMapping[str, Any]) -> MutableMapping[str, Any]:
+        bound.append({**structlog.contextvars.get_contextvars(), **event})
         return event
 
     structlog.configure(processors=[note, structlog.processors.JSONRenderer()])

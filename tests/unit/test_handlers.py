@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Handlers: what their programs answer at start, and which of them may do what."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """hostPorts as elements of the nftables maps."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """hosts.toml in containerd's format, Docker's certs.d, and what stands for a registry without."""
 
 from __future__ import annotations

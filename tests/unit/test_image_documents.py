@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Image documents are read as Go's encoding/json reads them; the cases were observed with Go."""
 
 from __future__ import annotations
@@ -27,8 +28,8 @@ def descriptor(raw: Json) -> Json:
     if platform is not None:
         names = ("os", "architecture", "variant", "os.version")
         platform = [*(platform[name] for name in names), listed(platform["os.features"])]
-    names = ("mediaType", "digest", "size", "annotations", "artifactType")
-    made = {name: raw[name] for name in names}
+    fields = ("mediaType", "digest", "size", "annotations", "artifactType")
+    made = {name: raw[name] for name in fields}
     made |= {"urls": listed(raw["urls"]), "platform": platform}
     return {key: value for key, value in made.items() if value not in ("", [], None)}
 

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What fsck sees of unpacked layers, and what a repair does to those who use them."""
 
 from __future__ import annotations

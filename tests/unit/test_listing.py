@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """List answers that are joins of bytes, against protobuf's own."""
 
 from __future__ import annotations
@@ -72,7 +73,7 @@ def test_a_whole_list_is_protobufs_own() -> None:
         (api_pb2.ContainerFilter(id="aa"), ["aa1", "aa2"]),
         (api_pb2.ContainerFilter(id="aa2x"), []),
         (api_pb2.ContainerFilter(pod_sandbox_id="s2"), ["bb1"]),
-        (api_pb2.ContainerFilter(state=api_pb2.ContainerStateValue(state=1)), ["aa2", "bb1"]),
+        (api_pb2.ContainerFilter(state=api_pb2.ContainerStateValue(state=1)), ["aa2", "bb1"]),  # type: ignore[arg-type]
         (api_pb2.ContainerFilter(state=api_pb2.ContainerStateValue()), ["aa1"]),
         (api_pb2.ContainerFilter(label_selector={"app": "x"}), ["aa1", "aa2"]),
         (api_pb2.ContainerFilter(label_selector={"app": "x", "tier": "web"}), ["aa2"]),

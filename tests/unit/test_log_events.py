@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """docs/log-events.md names every log event of the source with its levels, and no other."""
 
 from __future__ import annotations

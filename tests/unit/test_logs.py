@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Log lines: one JSON object each, whoever logs, and never a credential."""
 
 from __future__ import annotations

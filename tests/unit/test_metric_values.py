@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Metrics of the CRI: the catalogue, and values from files as kernels write them."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Monitors live in the unit that is theirs, with a program that stands for conmon."""
 
 from __future__ import annotations

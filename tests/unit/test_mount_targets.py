@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Targets of mounts within a root: where links lead, in which order, and what is refused."""
 
 from __future__ import annotations

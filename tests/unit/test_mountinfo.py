@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The mounts of a namespace: names as the kernel escapes them, and the mount that holds a path."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The OCI runtime's command line, with programs that stand for a runtime."""
 
 from __future__ import annotations

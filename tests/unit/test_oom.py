@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Whose a kill for want of memory was, when cgroups go before their files are read."""
 
 from __future__ import annotations

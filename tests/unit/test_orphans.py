@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Orphans of a process that takes them in: reaped when they end, or adopted with their status."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Paths below a root: no link leads out, other processes' renames do no harm."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Platforms match and are ordered as containerd's own module has it; the host states its own."""
 
 from __future__ import annotations

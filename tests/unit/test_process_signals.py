@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Signals that do not end the daemon, and the dump of what it is doing."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """proto/cri/v1/api.proto says exactly what the table of the interface says."""
 
 from __future__ import annotations
@@ -58,6 +59,7 @@ def of_enum(enum: EnumDescriptor, name: str) -> list[Row]:
 
 def type_of(field: FieldDescriptor) -> str:
     if is_map(field):
+        assert field.message_type is not None
         entry = field.message_type.fields_by_name
         return f"map<{type_of(entry['key'])},{type_of(entry['value'])}>"
     if field.message_type is not None:

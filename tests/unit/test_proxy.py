@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Proxies by scheme, and who needs none."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Pulls against a registry in this process: shared, cancelled, stalled, refused."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """References: the shared grammar of containerd and Docker, and nothing but the documented error."""
 
 from __future__ import annotations

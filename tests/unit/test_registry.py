@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The registry client against servers that misbehave. Each runs in this process on loopback."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Credentials belong to the origin that asked for them; token services as Go clients ask them."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """WWW-Authenticate as RFC 9110, section 11.6.1 has it, and as registries write it."""
 
 from __future__ import annotations

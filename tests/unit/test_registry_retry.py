@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What is tried again, which hosts are remembered, and what an error says."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Redirects byte for byte, origins, and URLs in texts."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Headers, encodings and redirects on the wire, from servers that write bytes as they like."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Texts of the nftables tables; tests/e2e/test_rules.py has nft and the kernel read them."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """RunPodSandbox of a name whose last attempt left a row that could not even be marked."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """seccomp profiles, judged by what a filter made of them would answer to a call."""
 
 from __future__ import annotations

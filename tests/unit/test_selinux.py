@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """SELinux: labels from policy, pod and container, and the labelling of trees.
 
 A kernel without SELinux keeps `security.selinux` like any attribute, so that trees are labelled for
@@ -131,7 +132,7 @@ def test_labels_are_the_policys_with_the_stated_parts(
 
 @pytest.fixture
 def ground() -> Iterator[Path]:
-    """A directory that is surely not below /dev, as tmp_path may be, where nothing is relabelled."""
+    """A directory outside /dev, where nothing is relabelled; tmp_path may lie there."""
     with tempfile.TemporaryDirectory(dir="/var/tmp") as made:
         yield Path(made)
 

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Tokens: guessing, reuse, age and number."""
 
 from __future__ import annotations

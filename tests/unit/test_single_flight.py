@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Work that callers share: its result, its failure, and who may stop it."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """SPDY frames and connections: round trips, any split of the bytes, hostile frames."""
 
 from __future__ import annotations
@@ -205,7 +206,7 @@ def test_windows_hold_back_a_peer_that_keeps_them_and_nobody_else() -> None:
             connection.receive_data(control_frame(frames.WINDOW_UPDATE, number(1) + number(1)))
         connection.send_data(1, bytes(200_000))
         assert connection.unsent(1) == (200_000 - 65_537 if keeps else 0)
-    connection.receive_data(control_frame(frames.WINDOW_UPDATE, number(1) + number(200_000)))
+    connection.receive_data(control_frame(frames.WINDOW_UPDATE, number(1) + number(200_000)))  # type: ignore[possibly-undefined]
     assert connection.unsent(1) == 0
 
 

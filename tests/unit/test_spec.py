@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The OCI specification as a whole: what a workload meets, and what can never get in."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Which storage driver a root directory gets, and how images are written by the one that copies."""
 
 from __future__ import annotations

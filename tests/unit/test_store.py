@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The store: durable before it returns, one commit per burst, refusals that change nothing."""
 
 from __future__ import annotations

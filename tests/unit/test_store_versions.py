@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """A database outlives the version that wrote it, and one bad row does not end the start.
 
 `tests/vectors/state-0.1.db` was written by criagent 0.1, with a value in every field of every kind
@@ -212,7 +213,8 @@ def test_one_of_every_kind_may_be_broken(path: Path, table: str) -> None:
     stores(db)
     db.close()
     db = Database.open(path)  # the next start finds nothing wrong
-    left = {name: store.all() for name, store in zip(TABLES, stores(db), strict=True)}
+    found: list[Any] = list(stores(db))
+    left = {name: store.all() for name, store in zip(TABLES, found, strict=True)}
     db.close()
     assert len(left[table]) == before - 1
     origins = [row[0] for row in rows(path, "SELECT origin FROM set_aside")]

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Codecs of the streaming server: any split of the bytes says the same; what goes in comes out."""
 
 from __future__ import annotations

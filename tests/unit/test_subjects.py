@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What log lines and spans name for a request: pod, container, image, as far as it has them."""
 
 from __future__ import annotations

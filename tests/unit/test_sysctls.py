@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Sysctls: only of namespaces that are the pod's own, and never more than one value."""
 
 from __future__ import annotations

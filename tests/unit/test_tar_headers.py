@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """tar headers as Python, GNU tar and hostile authors write them."""
 
 from __future__ import annotations

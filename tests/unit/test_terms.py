@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The check of terms finds what it is for, and passes what is plain English."""
 
 from pathlib import Path

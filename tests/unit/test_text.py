@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Text of strangers: printable, and never longer than its bound."""
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ from hypothesis import strategies as st
 from criagent.base.text import bounded, printable, wire_size
 
 # every code point, lone surrogates too
-ANY = st.text(alphabet=st.characters(codec=None), max_size=300)  # type: ignore[arg-type]
+ANY = st.text(alphabet=st.characters(codec=None), max_size=300)
 
 
 def json_size(text: str) -> int:

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Counting a tree that somebody changes meanwhile, or that was made to do harm."""
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ FOREVER = float("inf")
 @pytest.fixture(autouse=True)
 def no_descriptor_stays_open() -> Iterator[None]:
     gc.collect()
+    gc.freeze()  # the collection below sees what this test made, and not the whole run
     before = os.listdir("/proc/self/fd")
     yield
     gc.collect()
@@ -81,11 +83,12 @@ def test_an_empty_tree_is_nothing_and_a_missing_one_an_error(tmp_path: Path) -> 
 def test_portions_add_up_to_the_whole(tmp_path: Path) -> None:
     fill(tmp_path)
     count, portions = TreeCount(tmp_path), 0
+    start = time.monotonic()
     while not count.advance(0.0):
         portions += 1
+    assert 0 < count.busy_s <= time.monotonic() - start
     assert count.usage == du(tmp_path)
     assert portions > 40
-    assert 0 < count.busy_s < 5
 
 
 def test_paths_beyond_the_kernels_limit_count(tmp_path: Path) -> None:

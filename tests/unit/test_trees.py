@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Trees are deleted whole, however deep, and nothing beside them."""
 
 from __future__ import annotations

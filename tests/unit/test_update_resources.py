@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """New limits: what is not given stays as the container has it, in the kernel and in the row."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Usage and metrics from cgroup files as kernels write them, laid out in a directory."""
 
 from __future__ import annotations

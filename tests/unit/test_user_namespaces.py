@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """User namespaces: what may be asked for by pods, containers and mounts."""
 
 from __future__ import annotations

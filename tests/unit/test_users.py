@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The user of a container: ids bounded, names looked up in the image alone."""
 
 from __future__ import annotations

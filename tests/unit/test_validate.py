@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Requests that can never work are refused before anything is made, and say which field it was."""
 
 from __future__ import annotations

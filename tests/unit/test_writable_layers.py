@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """When writable layers are counted, and that nobody waits for it."""
 
 from __future__ import annotations
@@ -197,4 +198,4 @@ async def test_trash_is_empty_for_each_of_several_that_empty_it(node: Node) -> N
         await node.snapshots.empty_trash()
         return list(trash.iterdir())
 
-    assert await asyncio.gather(left(), left(), left()) == [[], [], []]
+    assert list(await asyncio.gather(left(), left(), left())) == [[], [], []]

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Messages that several requests share, as domain values."""
 
 from __future__ import annotations

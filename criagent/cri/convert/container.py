@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Containers: ContainerConfig to the domain, rows to Container and ContainerStatus."""
 
 from __future__ import annotations

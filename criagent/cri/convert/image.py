@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Images: AuthConfig to credentials, rows to Image, usage to FilesystemUsage."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Metrics: catalogue and values to MetricDescriptor and PodSandboxMetrics."""
 
 from __future__ import annotations

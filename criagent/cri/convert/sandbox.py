@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Sandboxes: PodSandboxConfig to the domain, rows to PodSandbox and PodSandboxStatus."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Statistics: samples to ContainerStats and PodSandboxStats.
 
 Fields that the kernel does not report stay unset.

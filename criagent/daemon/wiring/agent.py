@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Puts the whole agent together; the order in which its parts start and stop."""
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ from criagent.daemon.wiring import (
     verbs,
 )
 from criagent.daemon.wiring.image import ImageParts
-from criagent.daemon.wiring.stores import Shared
+from criagent.daemon.wiring.shared import Shared
 from criagent.net.pod_network import Networks
 from criagent.runtime.container.exits import ExitWatcher
 from criagent.runtime.pod.holder_watch import HolderWatch
@@ -53,7 +54,7 @@ class Background:
 class Agent:
     """All parts."""
 
-    base: Shared
+    shared: Shared
     image: ImageParts
     apparmor: AppArmor
     recovery: Recovery
@@ -78,7 +79,7 @@ class Agent:
 
         Work first, since all the rest serves it. The networks last: pods lose nothing by it.
         """
-        await self.base.work.drain(limit_s)
+        await self.shared.work.drain(limit_s)
         await self.background.holders.close()
         await self.background.exits.close()
         await self.background.layers.close()
@@ -86,24 +87,24 @@ class Agent:
         await self.background.networks.stop()
 
 
-async def build(base: Shared) -> Agent:
+async def build(shared: Shared) -> Agent:
     """Every part. Raises UnsupportedError without cgroup v2, or for another driver's root."""
-    image_parts = await image.build(base)
-    node_parts = await node.build(base, image_parts.snapshots)
-    networks = network.build(base)
-    pod_parts = pods.build(base, node_parts, networks)
-    container_parts = containers.build(base, node_parts, image_parts)
-    stats_door, layers = stats.build(base, node_parts, image_parts, pod_parts)
-    sandbox_door, container_door = verbs.build(
-        base, node_parts, image=image_parts, pods=pod_parts, containers=container_parts
+    image_parts = await image.build(shared)
+    node_parts = await node.build(shared, image_parts.snapshots)
+    networks = network.build(shared)
+    pod_parts = pods.build(shared, node_parts, networks)
+    container_parts = containers.build(shared, node_parts, image_parts)
+    stats_calls, layers = stats.build(shared, node_parts, image_parts, pod_parts)
+    sandbox_calls, container_calls = verbs.build(
+        shared, node_parts, image=image_parts, pods=pod_parts, containers=container_parts
     )
-    await run_in(base.executors.fs, node_parts.prepare)
+    await run_in(shared.executors.fs, node_parts.prepare)
     return Agent(
-        base=base,
+        shared=shared,
         image=image_parts,
         apparmor=node_parts.apparmor,
         recovery=recovery.build(
-            base, node_parts, image=image_parts, pods=pod_parts, containers=container_parts
+            shared, node_parts, image=image_parts, pods=pod_parts, containers=container_parts
         ),
         background=Background(
             networks=networks,
@@ -112,17 +113,17 @@ async def build(base: Shared) -> Agent:
             layers=layers,
         ),
         backend=Backend(
-            node=_door(base, node_parts, networks),
-            sandboxes=sandbox_door,
-            containers=container_door,
-            sessions=sessions.build(base, node_parts, pod_parts, container_parts),
-            stats=stats_door,
+            node=_node_calls(shared, node_parts, networks),
+            sandboxes=sandbox_calls,
+            containers=container_calls,
+            sessions=sessions.build(shared, node_parts, pod_parts, container_parts),
+            stats=stats_calls,
         ),
     )
 
 
-def _door(base: Shared, parts: node.NodeParts, networks: Networks) -> Node:
-    conditions = Conditions(handlers=parts.handlers, db=base.stores.db, network=networks.default)
+def _node_calls(shared: Shared, parts: node.NodeParts, networks: Networks) -> Node:
+    conditions = Conditions(handlers=parts.handlers, db=shared.stores.db, network=networks.default)
     return Node(
         conditions=conditions,
         handlers=parts.handlers,

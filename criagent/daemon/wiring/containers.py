@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Containers put together: what verbs and recovery share."""
 
 from __future__ import annotations
@@ -7,7 +8,7 @@ import dataclasses
 from criagent.base.aio import KeyedLocks
 from criagent.daemon.wiring.image import ImageParts
 from criagent.daemon.wiring.node import NodeParts
-from criagent.daemon.wiring.stores import Shared
+from criagent.daemon.wiring.shared import Shared
 from criagent.runtime.container.ending import ContainerEnding
 from criagent.runtime.container.erasure import ContainerErasure
 from criagent.runtime.container.exits import ExitWatcher
@@ -27,9 +28,9 @@ class ContainerParts:
     erasure: ContainerErasure
 
 
-def build(base: Shared, node: NodeParts, image: ImageParts) -> ContainerParts:
+def build(shared: Shared, node: NodeParts, image: ImageParts) -> ContainerParts:
     """What containers have on disk, their exits and their end."""
-    store, fs = base.stores.containers, base.executors.fs
+    store, fs = shared.stores.containers, shared.executors.fs
     files = ContainerFiles(paths=node.paths, snapshots=image.snapshots, fs=fs)
     transitions = Transitions(store=store, locks=KeyedLocks())
     exits = ExitWatcher(
@@ -37,17 +38,17 @@ def build(base: Shared, node: NodeParts, image: ImageParts) -> ContainerParts:
         transitions=transitions,
         paths=node.paths,
         oom=OomWatch(),
-        starts=base.work.starts,
-        clock=base.clock,
+        starts=shared.work.starts,
+        clock=shared.clock,
         fs=fs,
-        boot_id=base.boot_id,
+        boot_id=shared.boot_id,
     )
     return ContainerParts(
         files=files,
         transitions=transitions,
         exits=exits,
         ending=ContainerEnding(
-            endings=base.work.endings, exits=exits, transitions=transitions, fs=fs
+            endings=shared.work.endings, exits=exits, transitions=transitions, fs=fs
         ),
         erasure=ContainerErasure(store=store, runtimes=node.runtimes, files=files),
     )

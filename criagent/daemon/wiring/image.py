@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Puts together what images need."""
 
 from __future__ import annotations
@@ -7,10 +8,11 @@ import os
 from concurrent.futures import Executor
 
 from criagent.config.sections import Registry
-from criagent.daemon.wiring.stores import Shared
+from criagent.daemon.wiring.shared import Shared
 from criagent.image.blobs import BlobFiles
 from criagent.image.claims import Claims
 from criagent.image.collect import Collector
+from criagent.image.content import ImageContent
 from criagent.image.hosts.hosts_toml import HostsDirectory
 from criagent.image.hosts.proxy import ProxySettings, from_environment
 from criagent.image.images import Images
@@ -44,71 +46,68 @@ class ImageParts:
         await self.client.close()
 
 
-async def build(base: Shared) -> ImageParts:
+async def build(shared: Shared) -> ImageParts:
     """Everything about images. Raises UnsupportedError for a root of another storage driver."""
-    config, stores, fs, now_ns = base.config, base.stores, base.executors.fs, base.clock.now_ns
+    config, stores, fs, now_ns = (
+        shared.config,
+        shared.stores,
+        shared.executors.fs,
+        shared.clock.now_ns,
+    )
     root, registry = config.storage.root, config.registry
-    files, claims = BlobFiles(root / "blobs"), Claims()
-    snapshots = Snapshots(await _driver(base), stores.snapshots, fs)
-    client = _client(registry, files, fs)
-    workers = UnpackWorkers(registry.unpack_workers)
-    unpacker = LayerUnpacker(snapshots=snapshots, files=files, workers=workers, now_ns=now_ns)
-    puller = Puller(
-        client=client,
-        files=files,
-        images=stores.images,
-        unpacker=unpacker,
-        claims=claims,
-        fs=fs,
-        parallel_blobs=registry.max_parallel_blobs,
-        progress_timeout_s=registry.progress_timeout_s,
-        now_ns=now_ns,
-    )
-    collector = Collector(
-        images=stores.images,
-        blobs=stores.blobs,
-        containers=stores.containers,
-        files=files,
-        snapshots=snapshots,
-        unpacker=unpacker,
-        claims=claims,
-        fs=fs,
-        now_ns=now_ns,
-        retention_s=registry.retry_retention_s,
-    )
-    images = Images(
+    content = ImageContent(
         store=stores.images,
         blobs=stores.blobs,
-        files=files,
-        snapshots=snapshots,
+        files=BlobFiles(root / "blobs"),
+        snapshots=Snapshots(await _driver(shared), stores.snapshots, fs),
+        claims=Claims(),
+        fs=fs,
+        now_ns=now_ns,
+    )
+    client = _client(registry, content.files, fs)
+    workers = UnpackWorkers(registry.unpack_workers)
+    unpacker = LayerUnpacker(
+        snapshots=content.snapshots, files=content.files, workers=workers, now_ns=now_ns
+    )
+    puller = Puller(
+        client=client,
+        content=content,
+        unpacker=unpacker,
+        parallel_blobs=registry.max_parallel_blobs,
+        progress_timeout_s=registry.progress_timeout_s,
+    )
+    images = Images(
+        content=content,
         unpacker=unpacker,
         workers=workers,
         puller=puller,
-        collector=collector,
-        claims=claims,
-        fs=fs,
+        collector=Collector(
+            content=content,
+            containers=stores.containers,
+            unpacker=unpacker,
+            retention_s=registry.retry_retention_s,
+        ),
         root=root,
         pinned=registry.pinned_images,
-        now_ns=now_ns,
     )
     return ImageParts(
-        images=images, puller=puller, snapshots=snapshots, workers=workers, client=client
+        images=images, puller=puller, snapshots=content.snapshots, workers=workers, client=client
     )
 
 
-async def _driver(base: Shared) -> SnapshotDriver:
+async def _driver(shared: Shared) -> SnapshotDriver:
     """The configured driver, which the root directory remembers before its first snapshot.
 
     Roots of 0.2 and before remember none; all their snapshots are overlay's.
     """
-    storage, stores = base.config.storage, base.stores
+    storage, stores = shared.config.storage, shared.stores
     remembered = ""
     if stores.snapshots.all():
         remembered = stores.settings.get(_DRIVER_SETTING) or OverlayDriver.name
     name = chosen(storage.driver, remembered, storage.root)
     if name != stores.settings.get(_DRIVER_SETTING):
         await stores.settings.put(_DRIVER_SETTING, name)
-    return DRIVERS[name](storage.root / "snapshots", base.executors.fs)
+    return DRIVERS[name](storage.root / "snapshots", shared.executors.fs)
 
 
 def _client(registry: Registry, files: BlobFiles, fs: Executor) -> RegistryClient:

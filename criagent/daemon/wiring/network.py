@@ -1,17 +1,18 @@
+# SPDX-License-Identifier: Apache-2.0
 """Puts together the pod networks."""
 
 from __future__ import annotations
 
-from criagent.daemon.wiring.stores import Shared
+from criagent.daemon.wiring.shared import Shared
 from criagent.model.sandbox import Sandbox
 from criagent.net.bridge import BridgeConfig, BridgeNetwork
 from criagent.net.cni.network import CniConfig, CniNetwork
 from criagent.net.pod_network import Networks
 
 
-def build(base: Shared) -> Networks:
+def build(shared: Shared) -> Networks:
     """Both backends; new pods get the configured one."""
-    network, stores, executors = base.config.network, base.stores, base.executors
+    network, stores, executors = shared.config.network, shared.stores, shared.executors
 
     def live() -> list[Sandbox]:
         return [sandbox for sandbox in stores.sandboxes.all() if not sandbox.released_at_ns]
@@ -33,7 +34,7 @@ def build(base: Shared) -> Networks:
             conf_dir=network.cni_conf_dir,
             bin_dirs=network.cni_bin_dirs,
             timeout_s=network.cni_timeout_s,
-            cache_dir=base.config.storage.run_dir / "cni",
+            cache_dir=shared.config.storage.run_dir / "cni",
         ),
         executors.fs,
         stores.settings,

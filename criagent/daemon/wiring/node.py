@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The node: its paths, what kernel and OCI runtimes can do, and who confines containers."""
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ import structlog
 from criagent.base.aio import run_in
 from criagent.base.errors import UnsupportedError
 from criagent.config.runtime_section import Runtime as RuntimeSection
-from criagent.daemon.wiring.stores import Shared
+from criagent.daemon.wiring.shared import Shared
 from criagent.image.snapshots.snapshots import Snapshots
 from criagent.kernel import cgroupfs
 from criagent.runtime.node.cgroup_names import DEFAULT_PARENT, CgroupDriver
@@ -54,11 +55,11 @@ class NodeParts:
             cgroupfs.make(DEFAULT_PARENT)
 
 
-async def build(base: Shared, snapshots: Snapshots) -> NodeParts:
+async def build(shared: Shared, snapshots: Snapshots) -> NodeParts:
     """Ask the kernel and the configured programs what they are; logs what is wrong with them."""
-    config, fs = base.config, base.executors.fs
+    config, fs = shared.config, shared.executors.fs
     section = config.runtime
-    handlers = await _handlers(base, snapshots)
+    handlers = await _handlers(shared, snapshots)
     driver = detected_driver(section.cgroup_driver)
     paths = RuntimePaths(root=config.storage.root, run_dir=config.storage.run_dir)
     facts = read_node_facts(
@@ -67,7 +68,7 @@ async def build(base: Shared, snapshots: Snapshots) -> NodeParts:
     )
     if facts.oom_score_floor > -1000:
         log.warning(
-            "oom_scores_raised",
+            "oom_score_limited",
             to=facts.oom_score_floor,
             reason="no CAP_SYS_RESOURCE: containers cannot have a lower oom_score_adj",
         )
@@ -89,9 +90,9 @@ def detected_driver(configured: str) -> CgroupDriver:
     return CgroupDriver.SYSTEMD if systemd_manages() else CgroupDriver.CGROUPFS
 
 
-async def _handlers(base: Shared, snapshots: Snapshots) -> Handlers:
-    section = base.config.runtime
-    found = await _probed(base, snapshots)
+async def _handlers(shared: Shared, snapshots: Snapshots) -> Handlers:
+    section = shared.config.runtime
+    found = await _probed(shared, snapshots)
     problem = await monitor_problem(section.conmon)
     for facts in found:
         if facts.problem:
@@ -103,16 +104,16 @@ async def _handlers(base: Shared, snapshots: Snapshots) -> Handlers:
     )
 
 
-async def _probed(base: Shared, snapshots: Snapshots) -> list[HandlerFacts]:
+async def _probed(shared: Shared, snapshots: Snapshots) -> list[HandlerFacts]:
     """What each OCI runtime is, and whether it can have pods with user namespaces."""
-    fs = base.executors.fs
+    fs = shared.executors.fs
     await run_in(fs, snapshots.prepare)  # the probe mounts a layer that lies where layers do
-    scratch = base.config.storage.run_dir / "userns-probe"
+    scratch = shared.config.storage.run_dir / "userns-probe"
     lacking = await probe_user_namespaces(snapshots.userns_problem, scratch, fs)
     if lacking:
         log.info("no_user_namespaces", problem=lacking)
     found = []
-    for name, handler in base.config.runtime.handlers.items():
+    for name, handler in shared.config.runtime.handlers.items():
         facts = await probe(name, handler.path, handler.type)
         if facts.insecure:
             log.warning(

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Pods put together: what they have in the kernel, and the verb that makes them."""
 
 from __future__ import annotations
@@ -6,7 +7,7 @@ import dataclasses
 from pathlib import Path
 
 from criagent.daemon.wiring.node import NodeParts
-from criagent.daemon.wiring.stores import Shared
+from criagent.daemon.wiring.shared import Shared
 from criagent.net.pod_network import Networks
 from criagent.runtime.node.facts import has_all_ids
 from criagent.runtime.pod.files import PodFileWriter
@@ -31,33 +32,33 @@ class PodParts:
     runner: SandboxRunner
 
 
-def build(base: Shared, node: NodeParts, networks: Networks) -> PodParts:
+def build(shared: Shared, node: NodeParts, networks: Networks) -> PodParts:
     """Everything about pods but their end, which takes their containers along."""
-    fs, store = base.executors.fs, base.stores.sandboxes
+    fs, store = shared.executors.fs, shared.stores.sandboxes
     namespaces = PodNamespaces(
         paths=node.paths,
         fs=fs,
-        unprivileged_ports=base.config.network.unprivileged_ports,
+        unprivileged_ports=shared.config.network.unprivileged_ports,
         # In a user namespace of the agent's own there are not that many groups.
-        unprivileged_icmp=base.config.network.unprivileged_icmp and has_all_ids(),
+        unprivileged_icmp=shared.config.network.unprivileged_icmp and has_all_ids(),
     )
     objects = SandboxObjects(
         networks=networks,
         namespaces=namespaces,
         files=PodFileWriter(paths=node.paths, selinux=node.selinux, fs=fs),
-        holder=_holder(base, node, namespaces),
+        holder=_holder(shared, node, namespaces),
     )
-    teardown = SandboxTeardown(store=store, objects=objects, clock=base.clock)
+    teardown = SandboxTeardown(store=store, objects=objects, clock=shared.clock)
     watch = HolderWatch(store, teardown)
     runner = SandboxRunner(
         store=store,
-        making=base.work.sandbox_creations,
+        making=shared.work.sandbox_creations,
         handlers=node.handlers,
         objects=objects,
         watch=watch,
         teardown=teardown,
         selinux=node.selinux,
-        identities=base.identities,
+        identities=shared.identities,
     )
     return PodParts(
         networks=networks,
@@ -69,19 +70,19 @@ def build(base: Shared, node: NodeParts, networks: Networks) -> PodParts:
     )
 
 
-def _holder(base: Shared, node: NodeParts, namespaces: PodNamespaces) -> SandboxHolder:
+def _holder(shared: Shared, node: NodeParts, namespaces: PodNamespaces) -> SandboxHolder:
     has_seccomp = Path("/proc/sys/kernel/seccomp/actions_avail").exists()
     return SandboxHolder(
         runtimes=node.runtimes,
         default=node.runtimes[node.handlers.default],
         spec=HolderSpec(
             namespaces=namespaces,
-            catatonit=base.config.runtime.catatonit,
+            catatonit=shared.config.runtime.catatonit,
             driver=node.driver,
             seccomp=default_profile(node.facts.machine, frozenset()) if has_seccomp else None,
         ),
         paths=node.paths,
         driver=node.driver,
         selinux=node.selinux,
-        fs=base.executors.fs,
+        fs=shared.executors.fs,
     )

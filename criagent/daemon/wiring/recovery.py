@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Recovery put together."""
 
 from __future__ import annotations
@@ -6,7 +7,7 @@ from criagent.daemon.wiring.containers import ContainerParts
 from criagent.daemon.wiring.image import ImageParts
 from criagent.daemon.wiring.node import NodeParts
 from criagent.daemon.wiring.pods import PodParts
-from criagent.daemon.wiring.stores import Shared
+from criagent.daemon.wiring.shared import Shared
 from criagent.runtime.recovery.containers import ContainerRecovery
 from criagent.runtime.recovery.orphans import Orphans
 from criagent.runtime.recovery.recovery import Recovery
@@ -15,7 +16,7 @@ from criagent.runtime.recovery.unknown_containers import UnknownContainers
 
 
 def build(
-    base: Shared,
+    shared: Shared,
     node: NodeParts,
     *,
     image: ImageParts,
@@ -23,7 +24,7 @@ def build(
     containers: ContainerParts,
 ) -> Recovery:
     """What brings rows and kernel back into agreement."""
-    stores, fs = base.stores, base.executors.fs
+    stores, fs = shared.stores, shared.executors.fs
     orphans = Orphans(
         sandboxes=stores.sandboxes,
         containers=stores.containers,
@@ -42,15 +43,15 @@ def build(
             transitions=containers.transitions,
             runtimes=node.runtimes,
             paths=node.paths,
-            clock=base.clock,
-            boot_id=base.boot_id,
+            clock=shared.clock,
+            boot_id=shared.boot_id,
         ),
         sandbox_recovery=SandboxRecovery(
             objects=pods.objects,
             watch=pods.watch,
             teardown=pods.teardown,
             paths=node.paths,
-            boot_id=base.boot_id,
+            boot_id=shared.boot_id,
             fs=fs,
         ),
         unknown=UnknownContainers(
@@ -58,5 +59,5 @@ def build(
         ),
         orphans=orphans,
         networks=pods.networks,
-        clock=base.clock,
+        clock=shared.clock,
     )

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Statistics put together. The readers share the rates, the counts of layers and their thread."""
 
 from __future__ import annotations
@@ -6,7 +7,7 @@ from criagent.cri.backend import Stats
 from criagent.daemon.wiring.image import ImageParts
 from criagent.daemon.wiring.node import NodeParts
 from criagent.daemon.wiring.pods import PodParts
-from criagent.daemon.wiring.stores import Shared
+from criagent.daemon.wiring.shared import Shared
 from criagent.runtime.stats.cgroup_usage import CpuRates
 from criagent.runtime.stats.container import ContainerStatsReader
 from criagent.runtime.stats.metrics import PodMetricsReader
@@ -16,10 +17,10 @@ from criagent.runtime.stats.writable_layers import WritableLayers
 
 
 def build(
-    base: Shared, node: NodeParts, image: ImageParts, pods: PodParts
+    shared: Shared, node: NodeParts, image: ImageParts, pods: PodParts
 ) -> tuple[Stats, WritableLayers]:
     """Statistics for the CRI services, and the counts, which run in the background until closed."""
-    stores, executors = base.stores, base.executors
+    stores, executors = shared.stores, shared.executors
     layers = WritableLayers(
         snapshots=image.snapshots,
         store=stores.snapshots,

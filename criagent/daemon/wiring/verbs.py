@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Puts together the verbs of pods and containers."""
 
 from __future__ import annotations
@@ -7,7 +8,7 @@ from criagent.daemon.wiring.containers import ContainerParts
 from criagent.daemon.wiring.image import ImageParts
 from criagent.daemon.wiring.node import NodeParts
 from criagent.daemon.wiring.pods import PodParts
-from criagent.daemon.wiring.stores import Shared
+from criagent.daemon.wiring.shared import Shared
 from criagent.runtime.container.bundle import ContainerBundles
 from criagent.runtime.container.declared_volumes import DeclaredVolumes
 from criagent.runtime.container.gather import (
@@ -34,42 +35,42 @@ from criagent.runtime.verbs.update_container import ResourceUpdater
 
 
 def build(
-    base: Shared,
+    shared: Shared,
     node: NodeParts,
     *,
     image: ImageParts,
     pods: PodParts,
     containers: ContainerParts,
 ) -> tuple[Sandboxes, Containers]:
-    """Every verb but those of sessions."""
+    """Every verb except those of sessions; RunPodSandbox comes with `pods`."""
     describer = Describer(
-        paths=node.paths, files=containers.files, node=node.facts, fs=base.executors.fs
+        paths=node.paths, files=containers.files, node=node.facts, fs=shared.executors.fs
     )
-    stopper = ContainerStopper(store=base.stores.containers, ending=containers.ending)
+    stopper = ContainerStopper(store=shared.stores.containers, ending=containers.ending)
     remover = ContainerRemover(
-        store=base.stores.containers,
-        endings=base.work.endings,
+        store=shared.stores.containers,
+        endings=shared.work.endings,
         stopper=stopper,
         erasure=containers.erasure,
     )
-    creator = _creator(base, node, image=image, pods=pods, containers=containers)
+    creator = _creator(shared, node, image=image, pods=pods, containers=containers)
     return (
-        _sandboxes(base, pods, describer=describer, stopper=stopper, remover=remover),
+        _sandboxes(shared, pods, describer=describer, stopper=stopper, remover=remover),
         Containers(
-            store=base.stores.containers,
+            store=shared.stores.containers,
             create=creator.create,
-            start=_starter(base, node, containers).start,
+            start=_starter(shared, node, containers).start,
             stop=stopper.stop,
             remove=remover.remove,
-            update=_updater(base, node, containers).update,
-            reopen=_reopener(base, node).reopen,
+            update=_updater(shared, node, containers).update,
+            reopen=_reopener(shared, node).reopen,
             describe=describer.container,
         ),
     )
 
 
 def _sandboxes(
-    base: Shared,
+    shared: Shared,
     pods: PodParts,
     *,
     describer: Describer,
@@ -77,23 +78,23 @@ def _sandboxes(
     remover: ContainerRemover,
 ) -> Sandboxes:
     sandbox_stopper = SandboxStopper(
-        store=base.stores.sandboxes,
-        containers=base.stores.containers,
-        making=base.work.container_creations,
-        endings=base.work.endings,
+        store=shared.stores.sandboxes,
+        containers=shared.stores.containers,
+        making=shared.work.container_creations,
+        endings=shared.work.endings,
         stopper=stopper,
         teardown=pods.teardown,
     )
     sandbox_remover = SandboxRemover(
-        store=base.stores.sandboxes,
-        containers=base.stores.containers,
-        endings=base.work.endings,
+        store=shared.stores.sandboxes,
+        containers=shared.stores.containers,
+        endings=shared.work.endings,
         stopper=sandbox_stopper,
         remover=remover,
         teardown=pods.teardown,
     )
     return Sandboxes(
-        store=base.stores.sandboxes,
+        store=shared.stores.sandboxes,
         run=pods.runner.run,
         stop=sandbox_stopper.stop,
         remove=sandbox_remover.remove,
@@ -102,23 +103,23 @@ def _sandboxes(
 
 
 def _creator(
-    base: Shared,
+    shared: Shared,
     node: NodeParts,
     *,
     image: ImageParts,
     pods: PodParts,
     containers: ContainerParts,
 ) -> ContainerCreator:
-    section, fs, files = base.config.runtime, base.executors.fs, containers.files
+    section, fs, files = shared.config.runtime, shared.executors.fs, containers.files
     volumes = ImageVolumes(images=image.images, snapshots=image.snapshots, paths=node.paths, fs=fs)
-    namespaces = ContainerNamespacePaths(base.stores.containers, pods.namespaces)
+    namespaces = ContainerNamespacePaths(shared.stores.containers, pods.namespaces)
     bundles = ContainerBundles(
         files=files,
         volumes=volumes,
         declared=DeclaredVolumes(
             mode=section.image_volumes, paths=node.paths, snapshots=image.snapshots, fs=fs
         ),
-        gatherer=_gatherer(base, node, namespaces),
+        gatherer=_gatherer(shared, node, namespaces),
         selinux=node.selinux,
         fs=fs,
     )
@@ -130,15 +131,15 @@ def _creator(
         fs=fs,
     )
     return ContainerCreator(
-        sandboxes=base.stores.sandboxes,
-        store=base.stores.containers,
-        making=base.work.container_creations,
+        sandboxes=shared.stores.sandboxes,
+        store=shared.stores.containers,
+        making=shared.work.container_creations,
         new=NewContainers(
             images=image.images,
             volumes=volumes,
             handlers=node.handlers,
             driver=node.driver,
-            identities=base.identities,
+            identities=shared.identities,
         ),
         files=files,
         bundles=bundles,
@@ -149,12 +150,12 @@ def _creator(
             files=files,
             exits=containers.exits,
         ),
-        identities=base.identities,
+        identities=shared.identities,
     )
 
 
-def _gatherer(base: Shared, node: NodeParts, namespaces: ContainerNamespacePaths) -> SpecGatherer:
-    section, fs = base.config.runtime, base.executors.fs
+def _gatherer(shared: Shared, node: NodeParts, namespaces: ContainerNamespacePaths) -> SpecGatherer:
+    section, fs = shared.config.runtime, shared.executors.fs
     return SpecGatherer(
         namespaces=namespaces,
         mounts=HostMounts(
@@ -178,30 +179,30 @@ def _gatherer(base: Shared, node: NodeParts, namespaces: ContainerNamespacePaths
     )
 
 
-def _starter(base: Shared, node: NodeParts, containers: ContainerParts) -> ContainerStarter:
+def _starter(shared: Shared, node: NodeParts, containers: ContainerParts) -> ContainerStarter:
     return ContainerStarter(
-        store=base.stores.containers,
-        sandboxes=base.stores.sandboxes,
-        starts=base.work.starts,
+        store=shared.stores.containers,
+        sandboxes=shared.stores.sandboxes,
+        starts=shared.work.starts,
         runtimes=node.runtimes,
         transitions=containers.transitions,
-        clock=base.clock,
+        clock=shared.clock,
     )
 
 
-def _updater(base: Shared, node: NodeParts, containers: ContainerParts) -> ResourceUpdater:
+def _updater(shared: Shared, node: NodeParts, containers: ContainerParts) -> ResourceUpdater:
     return ResourceUpdater(
-        store=base.stores.containers,
+        store=shared.stores.containers,
         transitions=containers.transitions,
         runtimes=node.runtimes,
         node=node.facts,
     )
 
 
-def _reopener(base: Shared, node: NodeParts) -> LogReopener:
+def _reopener(shared: Shared, node: NodeParts) -> LogReopener:
     return LogReopener(
-        store=base.stores.containers,
+        store=shared.stores.containers,
         paths=node.paths,
-        reopenings=base.work.reopenings,
-        fs=base.executors.fs,
+        reopenings=shared.work.reopenings,
+        fs=shared.executors.fs,
     )

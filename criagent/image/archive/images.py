@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Rows of the images whose blobs an archive brought."""
 
 from __future__ import annotations

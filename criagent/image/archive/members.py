@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Members of a tar file by name, found with the limited header reader and read in place.
 
 Nothing is extracted to a path of the archive's choosing: members are found by exact names.

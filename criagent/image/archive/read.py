@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Read an archive: take the blobs of every image for this machine. Runs in the unpack worker.
 
 A bad entry affects no other: the result names it and the reason why it was skipped.

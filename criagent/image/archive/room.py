@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Free disk space for foreign data: checked before it is used up."""
 
 from __future__ import annotations

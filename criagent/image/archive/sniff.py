@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Whether a stream can be an image archive, judged by its first bytes before any is stored."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Images written as one archive that is both an OCI layout and a Docker archive."""
 
 from __future__ import annotations

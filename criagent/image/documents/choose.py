@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The manifest of an index for this machine, chosen like containerd (core/images, Manifest).
 
 Entries with a fitting platform come first, the best one only. Entries without a platform are judged

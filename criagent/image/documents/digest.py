@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Content digests (OCI image specification, descriptor.md): parsed once, never strings again."""
 
 from __future__ import annotations

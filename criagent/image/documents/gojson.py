@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """JSON as Go's encoding/json reads it (version 1 semantics, Go 1.26), with limits.
 
 Registries serve what Go programs took, so the letter of RFC 8259 is not enough: keys match in any

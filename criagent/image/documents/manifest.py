@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Manifests, indexes and image configurations: OCI and Docker documents, decoded with limits.
 
 What encoding/json of Go takes is taken (`gojson`), what containerd refuses as ambiguous is refused;

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Platforms: how they are spelt, which of them run here, and which of those is best.
 
 The rules are those of github.com/containerd/platforms (Normalize, Only), so that an index means the

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Image references, in the grammar that containerd and Docker share (distribution/reference).
 
 A short name means docker.io, and a name without a slash its `library`. The repository is at most

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Credentials for registries: those of the CRI call, else docker's config.json.
 
 Credentials never appear in a repr, and belong to one registry host.

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """hosts.toml: which servers stand for a registry (containerd's format, docs/hosts.md there).
 
 Read again for each pull. A directory is named after the registry, `host_port_` or `host:port`, else

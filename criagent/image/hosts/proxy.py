@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The proxy of a registry request: the configuration's, else the environment's.
 
 NO_PROXY entries are host names (including all below them), addresses, networks or `*`.

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The registry client (OCI distribution specification), by concern:
 
 client       manifests and blobs of an image, from the hosts of hosts.toml in turn

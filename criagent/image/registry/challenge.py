@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """WWW-Authenticate (RFC 9110, section 11.6.1): which challenges a server makes.
 
 One field may hold several challenges and a server may send several fields. Beyond the grammar,

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Manifests and blobs of an image, requested from the hosts of hosts.toml in turn.
 
 A host that could not be connected moves to the end of the list for the rest of the pull, and for

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Content-Encoding (RFC 9110, section 8.4.1), decoded in chunks of bounded size.
 
 Requests ask for identity; servers and proxies that compress anyway are common.

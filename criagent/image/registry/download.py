@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Bytes of a blob from a server into its part file: resumed, and large ones in parallel ranges.
 
 A part file holds a beginning of the blob, or, with a `.ranges` file beside it, the ranges that this

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """A server's refusal as an error: its code and message reach the user, within limits.
 
 Messages are taken from the registry and its token service. Of any other server, to which a redirect

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The stall clock of a pull."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Hosts that could not be connected, across all pulls, and one dial at a time to unproven ones.
 
 A host that drops packets costs its dial timeout once: concurrent requests wait for the first

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """One host's copy of a repository: challenges are answered, refusals are errors."""
 
 from __future__ import annotations

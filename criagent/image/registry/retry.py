@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Retries: which requests, when, how often, and how long a caller waits in total.
 
 Nothing is held while it waits: no connection, and of locks only that of the blob itself.

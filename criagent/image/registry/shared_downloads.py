@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """One download of a blob for all pulls that need it, as long as it makes progress.
 
 The first pull downloads into the blob's part, which a later attempt resumes. Others wait for a

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Token services (distribution's token and OAuth 2 documents), asked as containerd asks them.
 
 With credentials a form is posted first; services that refuse it are asked by GET.

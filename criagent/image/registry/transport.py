@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Requests over one pool of connections, redirects followed by hand.
 
 Headers for every hop of a redirect and headers for one origin are separate: the second are computed

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """URLs that registries name: their origin, the target of a redirect, their form in texts.
 
 A signed URL is valid only as it was written, so nothing here decodes and re-encodes one.

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Response headers as Go's net/http takes them, for aiohttp.
 
 aiohttp's parser refuses what every Go client accepts: fields of over 8 KiB, names with blanks, a

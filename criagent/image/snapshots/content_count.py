@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The content of a layer's tree, in numbers that stay the same while it is not changed.
 
 Unlike disk usage (`tree_count.py`), they do not depend on the file system. The unpack worker counts

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """How a layer's directory differs from what was counted when the layer was unpacked."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What drivers that store snapshots as trees of files share: `<root>/<number>/{fs,volumes}`.
 
 Removal renames into `<root>/trash` first, so it needs no space and a crash leaves nothing but

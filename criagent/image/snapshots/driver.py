@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What a storage driver is: the directories and mounts of snapshots, and nothing else.
 
 A snapshot is a layer of images, or the writable layer of a container. The driver knows it by its

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Which storage driver a root directory has: the configured one, and the one it was made by."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Keys of snapshots that are neither the chain ID of a layer nor the id of a container."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Snapshots as plain directories, for any file system: `snapshots/<number>/fs`.
 
 Each is a copy of its parent, changed in place; blocks are shared where the file system has reflinks

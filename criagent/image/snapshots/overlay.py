@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Snapshots for overlayfs: `snapshots/<number>/{fs,work}`.
 
 A layer's `fs` is a lower directory, a container's is its upper directory.

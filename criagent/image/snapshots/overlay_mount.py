@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Overlays of directories below one root, also for user namespaces. Synchronous."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Snapshots as their users see them: rows in `store`, directories and mounts by a driver.
 
 A row precedes its directory. Removal moves the directory to the trash, then deletes the row; the

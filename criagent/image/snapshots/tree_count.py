@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Bytes on disk and inodes of a directory tree that another process may change, or may have built
 to do harm: counted in slices, with two open descriptors at any depth, in bounded memory.
 

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Layer bytes, decompressed and hashed on both sides in one pass. For the unpack worker.
 
 gzip members and zstd frames may follow one another (eStargz, pzstd), so each decoder starts again

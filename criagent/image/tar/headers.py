@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """tar headers: ustar, GNU long names, pax, base-256 numbers and sparse files, with limits.
 
 POSIX.1-2017 pax(1) and the GNU tar manual, "Basic Tar Format" and "Storing Sparse Files". Where

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Names that a layer or an archive chose, as errors show them."""
 
 from __future__ import annotations

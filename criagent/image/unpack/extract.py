@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Write one layer's tar stream into a directory, in overlay form. Runs in the unpack worker.
 
 No path leads out of the layer's root (`layer_tree.py`). By itself a layer becomes whiteout devices

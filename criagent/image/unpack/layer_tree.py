@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Directories of a layer that is being written: paths resolved below its root, as containerd does.
 
 A link in a path leads to its target below the root; a target that is missing is made. Each step

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Messages between the daemon and its unpack workers: one JSON document per line.
 
 A request is answered by any number of Progress and then by Done, Imported, Counted or Failed; a

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """A layer that was written alone, adapted to the layers below it. Runs in the unpack worker.
 
 The list of what depends on them is in a file beside the layer's directory, since the layer's author

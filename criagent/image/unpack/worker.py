@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The process that unpacks layers, by the messages of `protocol.py`.
 
 Started by `workers.py` with an isolated interpreter; imports only the standard library, the

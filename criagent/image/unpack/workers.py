@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Layers into snapshots, by worker processes that stay warm for a while.
 
 A worker handles one request at a time and is killed when its caller gives up. What a layer needs of

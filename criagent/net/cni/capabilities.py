@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """`runtimeConfig`: capabilities that a plugin declares and the pod requests.
 
 These are the capabilities of the CNI conventions for which the CRI has a source, passed like

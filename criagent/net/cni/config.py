@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """CNI network configurations (CNI specification 1.1.0, section 1), parsed with limits."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The CNI pod network: plugins of the node's configuration, run as child processes.
 
 The configuration that was used and its result are stored in a file from before the first ADD, and

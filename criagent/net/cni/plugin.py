@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """One run of a CNI plugin: a child process in its own session, with a time limit."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What a CNI plugin prints (CNI specification 1.1.0, section 5), read with limits.
 
 The plugins are the node's own, but their output is trusted no further than the sandbox's row:

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The OCI bundle of a new container: root file system, volumes, user, specification."""
 
 from __future__ import annotations

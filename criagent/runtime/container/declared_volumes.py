@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Volumes that an image's configuration declares (VOLUME of a Dockerfile).
 
 As in containerd, each is a directory of the node with the image's content of that path, mounted
@@ -96,9 +97,7 @@ class DeclaredVolumes:
                     )
                 place = path if is_kernel_place(path) else landing(root, path, image)
                 if is_kernel_place(place):
-                    log.info(
-                        "declared_volume_left_out", container_id=container.id, path=place[:200]
-                    )
+                    log.info("declared_volume_skipped", container_id=container.id, path=place[:200])
                 elif path not in taken and place not in taken:
                     places[place] = None
         finally:

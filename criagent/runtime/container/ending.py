@@ -1,8 +1,9 @@
+# SPDX-License-Identifier: Apache-2.0
 """The end of a running container: its stop signal, the grace period, SIGKILL to all of its cgroup.
 
-One task per container does it. A later call only moves its deadline forward, and the deadline is in
-the row, so that a restarted daemon goes on where the last one was. It is a time of CLOCK_BOOTTIME:
-setting the wall clock neither cuts a grace period short nor makes it longer.
+One task per container does it. A later call can only bring its deadline closer. The deadline is in
+the row, so that a restarted daemon continues where the last one was. It is a time of
+CLOCK_BOOTTIME: setting the wall clock neither shortens nor extends a grace period.
 """
 
 from __future__ import annotations

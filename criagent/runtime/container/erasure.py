@@ -1,11 +1,13 @@
+# SPDX-License-Identifier: Apache-2.0
 """Take a dead container's objects away from any half-state, for Remove and recovery."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Any
 
 from criagent.base import faults
-from criagent.model.container import Container
+from criagent.model.container import Container, Reason
 from criagent.runtime.container.files import ContainerFiles
 from criagent.runtime.oci.runtime import OciRuntime
 from criagent.store.containers import ContainerStore
@@ -33,3 +35,8 @@ class ContainerErasure:
         faults.reach("container-remove:files")
         await self._store.delete(container.id)
         faults.reach("container-remove:row")
+
+
+def left_for_removal(now_ns: int) -> dict[str, Any]:
+    """Fields that list a container whose undo failed as EXITED, so that the kubelet removes it."""
+    return {"finished_at_ns": now_ns, "exit_code": 255, "reason": str(Reason.UNKNOWN)}

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Exits: conmon's end makes its exit file final; the file becomes the row, the row the event.
 
 A monitor that was killed leaves no file. Its container would keep running without a reader of its

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """A container's files and kernel objects besides its process: bundle, rootfs, cgroup."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Gathers the inputs of `build_spec`: mounts, devices, namespaces and profiles of the node."""
 
 from __future__ import annotations

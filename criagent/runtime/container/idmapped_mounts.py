@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Mounts of the node's paths; ids mapped as the pod's are tried, or made in the runtime's place.
 
 crun and newer runcs map the ids of a mount themselves. An older runc silently ignores the request,

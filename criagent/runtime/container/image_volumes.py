@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Images as volumes (KEP-4639): an image's layers, mounted read-only below the container's bundle.
 
 Each volume is a separate mount at `containers/<id>/volumes/<n>`, where n is the mount's index in

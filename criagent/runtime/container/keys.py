@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What owner tasks are keyed by. Making, starting and ending have owners of their own."""
 
 from __future__ import annotations

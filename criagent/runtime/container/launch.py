@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The processes of a new container: conmon, and below it the OCI runtime's `create`."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """OOM kills: the last memory.events of every live container.
 
 With the systemd driver a scope and its files are removed before the exit is seen, so one inotify

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The check with which exec, attach and similar verbs begin."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Changes of a container's row, one at a time: read, change, write under the row's lock."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The cgroup of one exec: a command that is killed takes all of its processes with it.
 
 It lies beside init's, so that killing it affects nothing else of the container.
@@ -37,7 +38,7 @@ async def _emptied(cgroup: str) -> None:
     try:
         inotify = Inotify()
     except OSError as exc:
-        log.warning("exec_not_awaited", cgroup=cgroup, error=str(exc))
+        log.warning("exec_end_not_observed", cgroup=cgroup, error=str(exc))
         return
 
     def readable() -> None:
@@ -54,7 +55,9 @@ async def _emptied(cgroup: str) -> None:
     except FileNotFoundError:
         pass  # removed, and so empty
     except TimeoutError:
-        log.warning("exec_survives", cgroup=cgroup, pids=cgroupfs.processes(cgroup, most=10))
+        log.warning(
+            "exec_processes_survived_kill", cgroup=cgroup, pids=cgroupfs.processes(cgroup, most=10)
+        )
     finally:
         loop.remove_reader(inotify.fd)
         inotify.close()

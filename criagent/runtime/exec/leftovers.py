@@ -1,7 +1,8 @@
+# SPDX-License-Identifier: Apache-2.0
 """Commands whose daemon died while they ran: no caller waits for them, so they are killed.
 
 An exec's process file exists exactly while it runs (exec/plan.py). Background children of a command
-that had ended have no such file and live on.
+that had ended have no such file and keep running.
 """
 
 from __future__ import annotations
@@ -35,4 +36,4 @@ async def end_leftovers(paths: RuntimePaths, container: Container) -> None:
             await kill_all(f"{container.cgroup}/{file.stem}")
         file.with_suffix(".pid").unlink(missing_ok=True)
         file.unlink(missing_ok=True)
-        log.info("exec_ended", container_id=container.id, exec=file.stem)
+        log.info("leftover_exec_killed", container_id=container.id, exec=file.stem)

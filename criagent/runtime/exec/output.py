@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The output of a command for ExecSync: bounded for one call, and for all calls together."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Descriptors as coroutines use them: pipes and terminals. Nothing is buffered here."""
 
 from __future__ import annotations

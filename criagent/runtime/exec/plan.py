@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """One exec, for any kind of streams: process file, cgroup, the runtime's command, its end.
 
 crun's exec ends with the command and hands our descriptors on. runc's copies them through pipes of
@@ -74,7 +75,7 @@ class Command:
     def __init__(self, stack: AsyncExitStack, plan: ExecPlan, pipes: Pipes) -> None:
         self._stack = stack
         self._plan = plan
-        self._ended = False  # by itself: its background children may live on
+        self._ended = False  # by itself: its background children may keep running
         # tmpfs and cgroupfs answer at once: a thread would cost more than the calls.
         stack.callback(plan.process_file.unlink, missing_ok=True)
         plan.process_file.write_bytes(plan.process)
@@ -88,6 +89,11 @@ class Command:
             stack.callback(self._orphan.release)
         self.runtime = spawn(plan.argv, pipes)
         stack.push_async_callback(self.runtime.end)
+
+    @property
+    def has_cgroup(self) -> bool:
+        """Whether a kill reaches everything that the command started."""
+        return bool(self._plan.cgroup)
 
     async def wait(self) -> int:
         """Exit code, 128 + number for a signal; one task may wait. Raises AgentError."""

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Capabilities by their numbers (man 7 capabilities)."""
 
 from __future__ import annotations

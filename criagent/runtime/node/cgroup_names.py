@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Names of cgroups under either driver, and owners of cgroups. Pure. Cgroup v2 only."""
 
 from __future__ import annotations

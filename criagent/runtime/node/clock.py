@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The runtime's time and ids."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Facts about this node that specifications depend on, read once at start."""
 
 from __future__ import annotations

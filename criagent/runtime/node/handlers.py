@@ -1,6 +1,7 @@
+# SPDX-License-Identifier: Apache-2.0
 """The OCI runtime handlers: version and features of each program, read once at start.
 
-`Handlers` alone decides which handler a pod gets and what it may ask of it.
+`Handlers` chooses a pod's handler; `HandlerFacts.require_…` refuses what that handler cannot do.
 """
 
 from __future__ import annotations

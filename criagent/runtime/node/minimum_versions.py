@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The oldest versions of other programs that work, and those without known security problems.
 
 A floor applies to one program. The version of another one (runsc or youki as a handler of type

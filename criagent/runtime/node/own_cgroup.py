@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Kills and removes cgroups: only those that have the name of their container or holder.
 
 A row of an older version may name whatever cgroup a runtime had put init into, even the daemon's
@@ -30,5 +31,5 @@ def _is_own(cgroup: str, object_id: str) -> bool:
         return False
     if belongs_to(cgroup, object_id):
         return True
-    log.warning("foreign_cgroup_left_alone", id=object_id, cgroup=cgroup)
+    log.warning("foreign_cgroup_ignored", id=object_id, cgroup=cgroup)
     return False

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Paths of the runtime's files; each follows from an id alone (docs/architecture.md)."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """conmon: the process that holds a container's stdio, writes its log and records its exit code.
 
 Started with `--sync` it stays a child of the daemon until a restart; its reply on the sync pipe
@@ -223,14 +224,14 @@ def monitors_cgroup() -> str:
         unit = f"{name}-monitors.service"
         if not cgroupfs.directory(unit).is_dir():
             log.warning(
-                "monitors_in_unit",
+                "monitors_share_daemon_unit",
                 reason=f"{unit} does not run: install deploy/criagent-monitors.service, or "
                 "`systemctl kill` of the daemon kills the containers",
             )
             return ""
         cgroupfs.make(f"{unit}/monitors")
     except OSError as exc:
-        log.warning("monitors_in_unit", reason=str(exc))
+        log.warning("monitors_share_daemon_unit", reason=str(exc))
         return ""
     return f"{unit}/monitors"
 

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """conmon's control FIFO, one line at a time.
 
 Of two lines that conmon (2.1.12) reads at once it takes the first twice and the second never. So a

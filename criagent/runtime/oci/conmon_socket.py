@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """conmon's attach socket: packets, whose first byte names the stream of the rest.
 
 conmon waits for a client that does not read, and with it the container and its log. So packets are

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Failed scopes: systemd keeps such a unit until it is told to forget it.
 
 crun and runc do so when they delete a container. But one that was killed while systemd created the
@@ -44,9 +45,9 @@ async def forget(ids: Sequence[str]) -> None:
     try:
         code = (await run(["systemctl", "reset-failed", *names], limit_s=_LIMIT_S)).status
     except (OSError, TimeoutError) as failure:
-        log.warning("scopes_not_forgotten", scopes=names, error=repr(failure))
+        log.warning("failed_scopes_not_reset", scopes=names, error=repr(failure))
         return
     if code:  # one of them has gone meanwhile, or systemd refuses
-        log.info("scopes_not_forgotten", scopes=names, code=code)
+        log.info("failed_scopes_not_reset", scopes=names, code=code)
     else:
-        log.info("scopes_forgotten", scopes=names)
+        log.info("failed_scopes_reset", scopes=names)

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The OCI runtime's command line (crun, runc): start, delete, state, update, exec.
 
 `create` is called by conmon (`conmon.py`). Error texts are the runtime's own, without its log

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Files of a sandbox that its containers mount: resolv.conf, hostname, hosts and /dev/shm.
 
 Containers write to them, so they lie in separate file systems of limited size: a full one affects

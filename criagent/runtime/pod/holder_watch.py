@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Watches holders of shared PID namespaces: a pod's processes end with its holder."""
 
 from __future__ import annotations

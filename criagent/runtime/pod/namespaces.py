@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The pinned net, ipc, uts and user namespaces of a sandbox.
 
 Each is a bind mount `sandboxes/<id>/ns/<kind>` below the run directory, so it lives without any

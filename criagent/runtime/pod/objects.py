@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The kernel objects of a sandbox, made one by one: namespaces, network, files, PID holder."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """PID 1 of a pod that shares its PID namespace: `catatonit -P`, as an OCI container of its own.
 
 Its root holds nothing but the static program, read-only, so a pod that looks through /proc/1/root

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Who a session belongs to, for the log: pod, container, command."""
 
 from __future__ import annotations

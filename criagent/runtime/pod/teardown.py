@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Removes a sandbox's kernel objects from any state, for Stop, Remove and recovery."""
 
 from __future__ import annotations
@@ -47,7 +48,7 @@ class SandboxTeardown:
         except AgentError as error:
             log.error("sandbox_not_listed", reason=str(error), **facts)  # noqa: TRY400 - its text is enough
             return False
-        log.warning("sandbox_kept_for_removal", **facts)
+        log.warning("sandbox_left_for_removal", **facts)
         return True
 
     async def release(self, sandbox: Sandbox) -> Sandbox:

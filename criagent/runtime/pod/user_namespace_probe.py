@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Whether pods can have user namespaces here: tried once at start, with real ones."""
 
 from __future__ import annotations

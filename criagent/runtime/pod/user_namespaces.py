@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """User namespaces of pods (KEP-127): what may be asked for, and the process that makes one.
 
 A thread of a process with several cannot make a user namespace, so a child does: unshare(1), which

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """One container after a restart: adopted, its exit written, or its unfinished creation undone."""
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ from criagent.kernel import process
 from criagent.model.common import ProcessRef
 from criagent.model.container import Container
 from criagent.runtime.container.ending import ContainerEnding
-from criagent.runtime.container.erasure import ContainerErasure
+from criagent.runtime.container.erasure import ContainerErasure, left_for_removal
 from criagent.runtime.container.exits import ExitWatcher
 from criagent.runtime.container.transitions import Transitions
 from criagent.runtime.exec.leftovers import end_leftovers
@@ -69,7 +70,7 @@ class ContainerRecovery:
         """Version 0.1 recorded the cgroup where a runtime had put init, whichever that was: it is
         no longer used, neither for limits and statistics nor for killing.
         """
-        log.warning("foreign_cgroup_forgotten", container_id=container.id, cgroup=container.cgroup)
+        log.warning("foreign_cgroup_dropped", container_id=container.id, cgroup=container.cgroup)
         return await self._transitions.apply(container.id, cgroup="") or container
 
     async def _undo(self, container: Container) -> None:
@@ -77,8 +78,13 @@ class ContainerRecovery:
         if monitor is not None:  # its death ends a runtime that is still creating
             process.send_signal(monitor, signal.SIGKILL)
         own_cgroup.kill(container.cgroup, container.id)
-        await finish(self._erasure.erase(container))
-        log.info("creation_undone", container_id=container.id)
+        try:
+            await finish(self._erasure.erase(container))
+        except Exception:
+            await self._transitions.apply(container.id, **left_for_removal(self._clock.now_ns()))
+            log.warning("container_left_for_removal", container_id=container.id)
+            raise
+        log.info("creation_rolled_back", container_id=container.id)
 
     async def _adopt(self, container: Container) -> None:
         if container.boot_id != self._boot_id or not process.alive(container.monitor):

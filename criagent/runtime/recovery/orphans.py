@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Layers, directories and scopes that no row owns: swept after everything else is recovered."""
 
 from __future__ import annotations
@@ -72,4 +73,4 @@ class Orphans:
                 if known(entry.name) is None:
                     mount.detach_below(entry)
                     shutil.rmtree(entry, ignore_errors=True)
-                    log.warning("orphan_swept", path=str(entry))
+                    log.warning("orphan_removed", path=str(entry))

@@ -1,11 +1,12 @@
+# SPDX-License-Identifier: Apache-2.0
 """Brings rows and kernel back into agreement when the daemon starts.
 
 Assumptions: every kernel object of this agent is named by an id that has a row, unless its row was
 lost; a row of another boot has no living object; containers and their monitors kept running.
 
-Each object is handled alone, under a time limit, and one that cannot be handled is marked and
-skipped, never fatal. Containers without a row are ended first, objects without a row are removed
-last. Calls are refused until then.
+Each object is handled alone, under a time limit. One that cannot be handled is logged and skipped,
+never fatal; an unfinished one is then listed, so that the kubelet removes it. Containers without a
+row are ended first, objects without a row are removed last. Until then, calls are refused.
 """
 
 from __future__ import annotations

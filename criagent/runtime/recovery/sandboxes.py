@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """One sandbox after a restart: still ready, released, or its unfinished run undone."""
 
 from __future__ import annotations

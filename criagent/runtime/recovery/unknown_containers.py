@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Containers and pods that run without a row: ended before anything of them is removed.
 
 They remain when state.db was moved, lost or restored from a copy, and when their rows could not be
@@ -76,7 +77,7 @@ class UnknownContainers:
         await run_in(self.fs, self._check_root, found)
         for one in [one for one in found if one.living]:  # before any of them ends others
             log.error(
-                "unknown_container_ended",
+                "unknown_container_killed",
                 id=one.id,
                 monitor=one.monitor.pid if one.monitor else 0,
                 cgroups=one.cgroups,

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The OCI runtime specification of a container: a pure function of facts, well under 1 ms.
 
 The structure follows containerd's CRI plug-in, so that workloads find the same environment. Nothing

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Devices of a container: nodes to create and access rules, from the host's nodes."""
 
 from __future__ import annotations

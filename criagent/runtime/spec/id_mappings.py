@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """User namespaces of pods (KEP-127): which requests are valid, and their OCI form."""
 
 from __future__ import annotations

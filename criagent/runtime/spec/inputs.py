@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The inputs of a container's OCI specification: plain facts, gathered before."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Resource limits in the form of the OCI runtime; pure. Cgroup v2 only."""
 
 from __future__ import annotations

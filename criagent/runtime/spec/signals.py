@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Stop signals: the CRI enum, an image's STOPSIGNAL text, and names of the kernel."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Sysctls of a pod: only those of its own namespaces, only one plain value each.
 
 The value is written only to the file of the name, so it cannot smuggle another one in

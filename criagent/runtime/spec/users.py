@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The user of a container: numbers, or names looked up inside the image with limits.
 
 Ids must be 0..2^31-1, wherever they come from: larger ones wrap round to root in some lower layer

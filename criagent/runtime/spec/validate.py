@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Requests checked before anything is created: impossible ones are refused with a reason."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Resource usage of a cgroup from its files, in the units of the CRI. Pure but for the reading.
 
 A file that the kernel lacks leaves its values None, never zero.

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Statistics of containers, from the kernel's files only: no fork, no directory walk in a call.
 
 A file that the kernel lacks leaves its values None, never zero. The size of the writable layer is

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The metrics of ListMetricDescriptors: names, labels and meanings of cAdvisor's series.
 
 The labels that every series has come first, in the order of `BASE_LABELS`. `id` is the id of the

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Values of the catalogue's metrics from the kernel's files, counted as cAdvisor does.
 
 A file that the kernel lacks leaves its metrics out. Synchronous; no fork. Times are whole seconds,

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Metrics of pods and their running containers: one pod at a time, without a fork."""
 
 from __future__ import annotations

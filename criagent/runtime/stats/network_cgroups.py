@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Empty cgroups through which cAdvisor finds the networks of pods.
 
 cAdvisor reads a pod's network counters from /proc/PID/net/dev, of the process that a container

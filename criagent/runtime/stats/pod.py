@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Statistics of whole pods: the pod's cgroup, its interfaces, its containers. No fork."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Where statistics are read and converted: one file thread at most is busy with them."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Sizes of writable layers, counted in the background by a separate thread and cached.
 
 A container's first count is tried at once, for a moment: most layers are small. After that a figure
@@ -179,7 +180,7 @@ class WritableLayers:
                 counted = dataclasses.replace(snapshot, used_bytes=used, inodes=inodes)
                 self._store.remember(counted)  # for the usage of the whole disk
         if not job.count.complete:
-            log.warning("writable_layer_counted_in_part", container_id=job.container_id)
+            log.warning("writable_layer_partly_counted", container_id=job.container_id)
         self._known[job.container_id] = _Known(usage, self._monotonic() + wait, job.began_ns)
 
 

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Attach: clients of the monitors of running containers.
 
 conmon takes the leaving of any client for the end of a stdin that is open once. Those who only look

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Create a container: row and writable layer, bundle, conmon and the runtime, in that order.
 
 As with sandboxes an owner task does the work, a repeat joins it or gets its result, and each undo
@@ -6,7 +7,6 @@ is pushed before its step (docs/architecture.md).
 
 from __future__ import annotations
 
-import asyncio
 import dataclasses
 from functools import partial
 from pathlib import Path
@@ -14,7 +14,7 @@ from pathlib import Path
 import structlog
 
 from criagent.base import faults
-from criagent.base.aio import Owner, Rollback
+from criagent.base.aio import Owner, Rollback, both
 from criagent.base.errors import AlreadyExistsError, NameReservedError, WrongStateError
 from criagent.image.images import Images
 from criagent.kernel import process
@@ -22,6 +22,7 @@ from criagent.model.container import Container, ContainerId, ContainerSpec, Imag
 from criagent.model.image import Image
 from criagent.model.sandbox import Sandbox
 from criagent.runtime.container.bundle import ContainerBundles
+from criagent.runtime.container.erasure import left_for_removal
 from criagent.runtime.container.files import ContainerFiles
 from criagent.runtime.container.image_volumes import ImageVolumes
 from criagent.runtime.container.keys import ContainerCreations, ContainerName
@@ -71,7 +72,8 @@ class NewContainers:
     def check(self, sandbox: Sandbox, spec: ContainerSpec) -> str:
         """The name of the handler that is to run a container of `spec`.
 
-        Raises WrongStateError, InvalidRequestError and UnsupportedError for what cannot be.
+        Raises WrongStateError, InvalidRequestError, UnsupportedError if node or handler cannot run
+        it.
         """
         handler = self._handlers.of_pod(sandbox.spec.runtime_handler)
         validate_container_spec(spec, sandbox)
@@ -83,7 +85,7 @@ class NewContainers:
         return handler.name
 
     def request(self, sandbox: Sandbox, spec: ContainerSpec, handler: str) -> _Request:
-        """Raises NotFoundError for an image that is not here, be it a volume's."""
+        """Raises NotFoundError if the image, or the image of a volume, is not on the node."""
         return _Request(
             sandbox=sandbox,
             spec=spec,
@@ -93,7 +95,7 @@ class NewContainers:
         )
 
     def container(self, request: _Request) -> Container:
-        """A row that no other container has."""
+        """A new container with an identity of its own."""
         identity, image, spec = self._identities.next(), request.image, request.spec
         log_path, of_pod = "", request.sandbox.spec
         if of_pod.log_directory and spec.log_path:
@@ -141,14 +143,15 @@ class ContainerCreator:
         self._identities = identities
 
     async def create(self, sandbox_id: str, spec: ContainerSpec) -> Container:
-        """The CREATED container of `spec` in a READY sandbox, whose own specification counts; made
-        unless that was done or is under way.
+        """Return the CREATED container of `spec`, which is created unless it exists or is being
+        created. The sandbox's stored configuration counts.
 
-        Raises NotFoundError for an unknown sandbox, and for an image that is not here, be it a
-        volume's; WrongStateError for a sandbox that is not ready, and while a program that the
-        container needs cannot be used; InvalidRequestError, UnsupportedError for what handler or
-        node cannot do, AlreadyExistsError when another container has the name, AgentError with the
-        OCI runtime's text.
+        Raises NotFoundError for an unknown sandbox, and if the image, or the image of a volume, is
+        not on the node; WrongStateError for a sandbox that is not ready, and while a program that
+        the container needs cannot be used; InvalidRequestError, UnsupportedError for what handler
+        or node cannot do; AlreadyExistsError if another container has the name, NameReservedError
+        while one of another configuration is being created; TimedOutError; AgentError with the OCI
+        runtime's text.
         """
         sandbox = self._sandboxes.resolve(sandbox_id)
         if not sandbox.ready_at_ns or sandbox.stopped_at_ns:
@@ -193,7 +196,7 @@ class ContainerCreator:
         owner.stage = "state"
         undo.push("row", partial(self._store.delete, container.id))
         undo.push("files", partial(self._files.remove, container.id, container.cgroup))
-        _, layer = await asyncio.gather(
+        _, layer = await both(
             self._store.insert(container), self._files.make_layer(container, image)
         )
         faults.reach("container-create:row")
@@ -210,14 +213,12 @@ class ContainerCreator:
         return container
 
     async def _list_for_removal(self, container: Container) -> None:
-        """List a container whose undo failed as EXITED, so that the kubelet removes it."""
+        """List a container whose undo failed."""
         left = self._store.get(container.id)
         if left is not None:
-            now = self._identities.now_ns()
-            await self._store.update(
-                dataclasses.replace(left, finished_at_ns=now, exit_code=255, reason="Unknown")
-            )
-            log.warning("container_kept_for_removal", container_id=container.id)
+            fields = left_for_removal(self._identities.now_ns())
+            await self._store.update(dataclasses.replace(left, **fields))
+            log.warning("container_left_for_removal", container_id=container.id)
 
 
 def _same(existing: Container, spec: ContainerSpec) -> Container:

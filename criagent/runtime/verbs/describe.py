@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What verbose PodSandboxStatus and ContainerStatus say beside the row."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Exec with streams: the OCI runtime's exec with pipes, or a terminal by its console socket."""
 
 from __future__ import annotations

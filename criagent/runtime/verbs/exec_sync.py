@@ -1,7 +1,8 @@
+# SPDX-License-Identifier: Apache-2.0
 """ExecSync: run a command to its end and return its output, within limits.
 
-A time limit, or a caller that leaves, kills the whole tree of the command and nothing else. A
-command that has ended leaves its background children alone.
+A time limit, or a caller that leaves, kills the command, and with `runtime.exec_cgroup` everything
+that it started. A command that has ended leaves its background children alone.
 """
 
 from __future__ import annotations
@@ -61,8 +62,8 @@ class ExecSync:
         """Run `cmd` in a running container; `timeout_s` 0 = no limit.
 
         Raises NotFoundError, WrongStateError unless it runs, InvalidRequestError for an empty
-        command, TimedOutError when the command did not end in time and all of its processes were
-        killed. The time that its output lasts beyond its end does not count.
+        command, TimedOutError when the command did not end in time and was killed. Reading its
+        remaining output afterwards does not count.
         """
         container = running(self.store, container_id)
         limit = max(min(self.message_bytes, _OUTPUT) - _OTHER_FIELDS, 0)
@@ -91,10 +92,11 @@ class ExecSync:
             try:
                 async with asyncio.timeout(timeout_s or None):
                     code = await command.wait()
-            except TimeoutError:
+            except TimeoutError:  # the stack unwinds and kills
+                killed = "its processes were" if command.has_cgroup else "it was"
                 raise TimedOutError(
                     f"command timed out after {timeout_s} s in container {request.container.id}; "
-                    "its processes were killed"
+                    f"{killed} killed"
                 ) from None
             await output.ended(self.drain_s)
             return code

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """PortForward: sockets created inside a pod's network namespace, only to its localhost."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Remove a container from any state: kill, unmount, drop the writable layer, the row last."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Remove a pod sandbox with its containers, from any half-state and any number of times."""
 
 from __future__ import annotations

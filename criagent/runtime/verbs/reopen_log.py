@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """ReopenContainerLog: conmon reopens the log under its name, after the kubelet renamed it.
 
 conmon opens `<log>.tmp` and renames it over the log, whatever is there; it dies when it cannot, and

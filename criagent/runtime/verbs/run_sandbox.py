@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Run a pod sandbox: row, namespaces, network, files, shared-PID holder, in that order.
 
 The row is written before the first kernel object exists, and every kernel object is found from
@@ -27,7 +28,7 @@ from criagent.runtime.spec.security.selinux import Selinux
 from criagent.runtime.spec.validate import validate_sandbox_spec
 from criagent.store.sandboxes import SandboxStore
 
-_UNDO_BUDGET_S = 30.0  # per step; a step that needs longer is left to recovery
+_UNDO_BUDGET_S = 30.0  # per step; a sandbox whose undo takes longer is listed as NOTREADY
 
 SandboxCreations = Owners[SandboxMetadata, Sandbox]
 
@@ -64,8 +65,8 @@ class SandboxRunner:
 
         Raises InvalidRequestError, WrongStateError while a program that its containers need cannot
         be used, UnsupportedError for what its handler cannot do, AlreadyExistsError when a sandbox
-        of another configuration or a stopped one has the name, NameReservedError while such a one
-        is being made.
+        of another configuration or a stopped one has the name, NameReservedError while one
+        of another configuration is being created.
         """
         handler = self._handlers.resolve(spec.runtime_handler)
         validate_sandbox_spec(spec)
@@ -88,7 +89,7 @@ class SandboxRunner:
     async def _run(
         self, spec: SandboxSpec, remains: Sandbox | None, owner: Owner[SandboxMetadata, Sandbox]
     ) -> Sandbox:
-        if remains is not None:  # a failed undo, on a disk that did not even accept its mark
+        if remains is not None:  # an undo failed, and the disk refused to mark the sandbox
             owner.stage = "remains of a failed attempt"
             await self._teardown.erase(remains)
         identity = self._identities.next()

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Start a created container; a repeat that finds it running succeeds."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """StopContainer: how long it may take; the stop itself is `container/ending.py`."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """UpdateContainerResources: new limits for a container, all or none."""
 
 from __future__ import annotations

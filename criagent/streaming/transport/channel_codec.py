@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """WebSocket messages of the channel protocols: a byte that names the channel, then its data.
 
 In the base64 protocols both are text: a digit (counted from "0"), then base64. Sans-IO.

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """A bounded buffer of bytes from a client to one reader."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The share of the event loop that clients' frames may take.
 
 A frame costs about the same whatever its size, and one read may hold thousands of the smallest

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """A SPDY/3.1 connection, server side, sans-IO: bytes in, events out, and bytes to send.
 
 Flow control applies to peers that use it (that sent a SETTINGS or WINDOW_UPDATE frame). The client

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """SPDY/3.1 frames: bytes to values and back, with limits. Sans-IO, stateless but for compression.
 
 SPDY protocol draft 3.1, section 2. Header blocks share one zlib stream per direction, so blocks

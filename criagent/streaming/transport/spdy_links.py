@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """SPDY streams as coroutines use them, over TCP or within a WebSocket.
 
 A peer without flow control can send more on one stream than its reader takes. The connection is

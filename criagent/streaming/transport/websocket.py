@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The server side of one WebSocket (RFC 6455), on top of the sans-IO half of `websockets`."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """A client's connection as bytes: when they last moved, and whether the client has left.
 
 A session that waits for its pod does not read from its client, and would learn late or never that

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 /* Shifts the wall clock of one process by the seconds in $CLOCK_OFFSET's file; for LD_PRELOAD.
 
    The machine's own clock is not a test's to set. CLOCK_MONOTONIC and CLOCK_BOOTTIME stay real, as

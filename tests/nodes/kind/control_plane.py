@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """control_plane.py PROGRAMS OUT.tar: the images of `kubeadm config images list`, as one archive.
 
 Run inside the test node. The Kubernetes programs, etcd and coredns come from PROGRAMS, built there

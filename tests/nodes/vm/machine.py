@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """machine.py BOOT WORK DATA: the VM itself. See `run`, which prepares what it needs.
 
 BOOT holds disk.img, vmlinuz and initrd, WORK the payload's disk image, DATA is the image with the
@@ -221,7 +222,18 @@ def first_boot(boot: Path, new: Path) -> None:
 def overlay(below: Path, file: Path) -> Path:
     """A new disk image whose unwritten blocks are those of `below`."""
     kind = "qcow2" if below.suffix == ".qcow2" else "raw"
-    command = ["qemu-img", "create", "-q", "-f", "qcow2", "-b", below, "-F", kind, file]
+    command: list[str | Path] = [
+        "qemu-img",
+        "create",
+        "-q",
+        "-f",
+        "qcow2",
+        "-b",
+        below,
+        "-F",
+        kind,
+        file,
+    ]
     subprocess.run(command, check=True)
     return file
 

@@ -1,5 +1,6 @@
-"""The fixtures of `conftest_vm`, which tests import by that name."""
+# SPDX-License-Identifier: Apache-2.0
+"""The fixtures of tests.support.vm_fixtures."""
 
-from tests.vm.suite.conftest_vm import cri, images, nothing_leaks, pods
+from tests.support.vm_fixtures import cri, images, nothing_leaks, pods
 
 __all__ = ["cri", "images", "nothing_leaks", "pods"]

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 # vm: memory=6144 limit=10800 programs=etcd,kube-apiserver,kube-controller-manager,kube-scheduler,kube-proxy,kubelet,kubectl seconds=5400
 # ruff: noqa: E402, E501, F401, F403, I001 - the order of the files is that of the tests
 """The cluster of tests/cluster in the VM: its kubelet is a service, its pods have slices."""

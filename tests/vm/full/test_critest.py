@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 # vm: limit=7200 programs= seconds=900
 """critest whole, in a random order, where every controller and AppArmor are there.
 
@@ -14,8 +15,8 @@ from pathlib import Path
 import pytest
 
 from tests.support.cri_client import Cri
+from tests.support.units import systemctl
 from tests.vm.suite.test_security import slices
-from tests.vm.suite.units import systemctl
 
 # ginkgo's own limit for the whole is an hour.
 LIMIT = "-ginkgo.timeout=1h50m"

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 # vm: limit=6000 programs=containerd,kubelet seconds=2700
 """Ten idle minutes of a kubelet with twenty pods: what it logs, and what its runtime costs.
 
@@ -14,11 +15,11 @@ from threading import Event
 
 import pytest
 
-from tests.kubelet.kubelet_node import LIMIT_S, MANIFESTS, Kubelet, ids, restarts
+from tests.support import containerd_node
 from tests.support.cri_client import Cri, api
+from tests.support.kubelet_node import LIMIT_S, MANIFESTS, Kubelet, ids, restarts
+from tests.support.units import main_pid, systemctl
 from tests.support.waiting import until
-from tests.vm.full import containerd_node
-from tests.vm.suite.units import main_pid, systemctl
 
 PODS = 20
 SETTLE_S = 90

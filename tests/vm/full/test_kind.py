@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 # vm: memory=6144 limit=7200 programs=kind,kubectl,node-image.tar seconds=1500
 """kind with podman: a cluster of deploy/kind's node image, images loaded into it, its end.
 
@@ -15,8 +16,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.vm.suite.kubeadm_node import PATCHES, SLOW, Cluster, write_patches
-from tests.vm.suite.units import systemctl
+from tests.support.kubeadm_node import PATCHES, SLOW, Cluster, write_patches
+from tests.support.units import systemctl
 
 pytestmark = pytest.mark.timeout(5400)
 

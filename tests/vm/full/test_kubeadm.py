@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 # vm: memory=6144 limit=7200 programs=kubelet,kubeadm,kubectl,control-plane.tar seconds=1500
 """kubeadm init with docs/kubeadm.md's configuration, a pod and a Service in it, kubeadm reset.
 
@@ -16,8 +17,8 @@ from pathlib import Path
 import pytest
 
 from tests.support.cri_client import BUSYBOX, Cri
-from tests.vm.suite.kubeadm_node import SLOW, Cluster, write_patches
-from tests.vm.suite.units import container_units, failed_units, systemctl
+from tests.support.kubeadm_node import SLOW, Cluster, write_patches
+from tests.support.units import container_units, failed_units, systemctl
 
 pytestmark = pytest.mark.timeout(5400)
 

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The tests of tests/kubelet once more, with statistics and events from the runtime alone."""
 
 # vm: programs=kubelet limit=7200 seconds=4000
@@ -8,14 +9,6 @@ import os
 
 import pytest
 
-from tests.kubelet.kubelet_fixtures import (
-    few_pods,
-    host_directory,
-    images,
-    kubelet,
-    nothing_leaks,
-    session_kubelet,
-)
 from tests.kubelet.test_agent import pods, test_no_container_notices
 from tests.kubelet.test_contexts import (
     test_capabilities_seccomp_and_a_sealed_root,
@@ -71,6 +64,14 @@ from tests.kubelet.test_volumes import (
     test_memory_volumes_and_the_downward_api,
     test_mounts_propagate_as_asked,
     test_sub_paths,
+)
+from tests.support.kubelet_fixtures import (
+    few_pods,
+    host_directory,
+    images,
+    kubelet,
+    nothing_leaks,
+    session_kubelet,
 )
 
 __all__ = [

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What tests/vm/suite leaves out of tests/kubelet, in the VM."""
 
 # vm: programs=kubelet limit=7200 seconds=2400
@@ -6,15 +7,6 @@ from __future__ import annotations
 
 import pytest
 
-from tests.kubelet.kubelet_fixtures import (
-    few_pods,
-    host_directory,
-    images,
-    kubelet,
-    nothing_leaks,
-    session_kubelet,
-)
-from tests.kubelet.kubelet_node import LIMIT_S, Kubelet, sleeper, until
 from tests.kubelet.test_agent import pods, test_no_container_notices
 from tests.kubelet.test_contexts import (
     test_capabilities_seccomp_and_a_sealed_root,
@@ -53,6 +45,15 @@ from tests.kubelet.test_volumes import (
     test_mounts_propagate_as_asked,
 )
 from tests.support.cri_client import BUSYBOX, DEBIAN, Cri
+from tests.support.kubelet_fixtures import (
+    few_pods,
+    host_directory,
+    images,
+    kubelet,
+    nothing_leaks,
+    session_kubelet,
+)
+from tests.support.kubelet_node import LIMIT_S, Kubelet, sleeper, until
 
 __all__ = [
     "few_pods",

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 # vm: seconds=700
 """A node with systemd that things happen to: its clock, its name, its disk, its bus, its agent."""
 
@@ -15,9 +16,9 @@ import grpc
 import pytest
 
 from tests.support.cri_client import BUSYBOX, Cri, api
+from tests.support.units import container_units, main_pid, show, systemctl
+from tests.support.vm_fixtures import VmPods, cgroup_of, sleeper
 from tests.support.waiting import until
-from tests.vm.suite.conftest_vm import VmPods, cgroup_of, sleeper
-from tests.vm.suite.units import container_units, main_pid, show, systemctl
 
 HOUR = 3600
 ROOT = Path("/var/lib/criagent")
@@ -116,7 +117,7 @@ def test_a_clock_that_jumps_changes_no_grace_period_no_time_out_and_no_order(pod
 
 def _follow(stream: object, events: list[api.ContainerEventResponse]) -> None:
     try:
-        events.extend(stream)
+        events.extend(stream)  # type: ignore[arg-type]
     except grpc.RpcError as error:
         assert error.code() is grpc.StatusCode.CANCELLED
 
@@ -230,7 +231,7 @@ def test_a_disk_that_fails_is_said_and_nothing_hangs(small_disk: VmPods) -> None
     container_id = pods.created(sleeper())
     cgroup = cgroup_of(pods.cri, container_id)
     command = ["findmnt", "--noheadings", "--output=SOURCE", ROOT]
-    device = subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+    device = subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()  # type: ignore[arg-type]
     Path("/sys/fs/ext4", Path(device).name, "trigger_fs_error").write_text("1")
     code, text = refused(pods)
     assert code is grpc.StatusCode.UNAVAILABLE, text
@@ -244,7 +245,7 @@ def test_a_disk_that_fails_is_said_and_nothing_hangs(small_disk: VmPods) -> None
     )
     with pytest.raises(grpc.RpcError) as caught:  # it cannot be written down
         pods.cri.stop(container_id)
-    assert "check dmesg" in caught.value.details()
+    assert "check dmesg" in (caught.value.details() or "")
     until(lambda: not cgroup.exists(), "the end of the container", 60)
     # What an administrator does, or a reboot.
     systemctl("stop", "criagent")
@@ -340,7 +341,7 @@ class Load:
         while True:
             cri = Cri()
             try:
-                return str(call(cri))
+                return str(call(cri))  # type: ignore[operator]
             except grpc.RpcError as failed:
                 # CANCELLED and UNKNOWN are what a connection that breaks can look like
                 if failed.code() not in {

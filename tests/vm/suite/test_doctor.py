@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 # vm: seconds=240
 """`criagent doctor` beside the service: what it finds when a part of the node is taken away."""
 
@@ -10,8 +11,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.support.units import systemctl
 from tests.support.waiting import until
-from tests.vm.suite.units import systemctl
 
 DROP_IN = Path("/etc/systemd/system/criagent.service.d/test.conf")
 PARSER = Path("/usr/sbin/apparmor_parser")

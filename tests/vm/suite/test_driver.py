@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 # vm: seconds=270
 """The systemd driver: scopes under the kubelet's slices, and what systemd thinks of them."""
 
@@ -10,9 +11,9 @@ import grpc
 import pytest
 
 from tests.support.cri_client import Cri, api
+from tests.support.units import container_units, show, systemctl
+from tests.support.vm_fixtures import CGROUPS, VmPods, cgroup_of, scope_of, sleeper
 from tests.support.waiting import until
-from tests.vm.suite.conftest_vm import CGROUPS, VmPods, cgroup_of, scope_of, sleeper
-from tests.vm.suite.units import container_units, show, systemctl
 
 HANDLERS = ("crun", "runc")
 
@@ -48,7 +49,7 @@ def test_no_unit_is_left_of_containers_that_fail(pods: VmPods, handler: str) -> 
     until(lambda: pods.cri.status(failing).state == api.CONTAINER_EXITED, "the exit", 60)
     with pytest.raises(grpc.RpcError) as caught:
         pods.created(sleeper("missing", "/no/such/program"), sandbox)
-    assert "no/such/program" in caught.value.details()
+    assert "no/such/program" in (caught.value.details() or "")
     until(lambda: container_units() == [], "the end of the scopes", 60)
 
 
@@ -67,7 +68,7 @@ def test_a_parent_that_is_no_slice_is_refused_with_its_cure(pods: VmPods) -> Non
     with pytest.raises(grpc.RpcError) as caught:
         pods.created(sleeper(), (pods.cri.run(config), config))
     assert caught.value.code() is grpc.StatusCode.INVALID_ARGUMENT
-    assert "set cgroupDriver: systemd" in caught.value.details()
+    assert "set cgroupDriver: systemd" in (caught.value.details() or "")
 
 
 @pytest.mark.parametrize("handler", HANDLERS)
@@ -128,7 +129,7 @@ def test_containers_of_a_pod_that_are_stopped_at_once(pods: VmPods, pid: int) ->
 
     def made(number: int) -> str:
         wanted = sleeper(f"c{number}", *commands[number % 2])
-        wanted.linux.security_context.namespace_options.pid = pid
+        wanted.linux.security_context.namespace_options.pid = pid  # type: ignore[assignment]
         return pods.created(wanted, sandbox)
 
     def stop(container_id: str) -> None:
@@ -138,7 +139,7 @@ def test_containers_of_a_pod_that_are_stopped_at_once(pods: VmPods, pid: int) ->
     with ThreadPoolExecutor(6) as threads:
         for _ in range(4):
             config = pods.config()
-            config.linux.security_context.namespace_options.pid = pid
+            config.linux.security_context.namespace_options.pid = pid  # type: ignore[assignment]
             sandbox = (pods.cri.run(config), config)
             container_ids = list(threads.map(made, range(6)))
             list(threads.map(stop, container_ids))

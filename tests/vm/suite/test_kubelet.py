@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 # vm: seconds=690
 """A kubelet on criagent: its cgroups, and what every pod needs; nobody notices a killed agent.
 
@@ -9,20 +10,20 @@ from __future__ import annotations
 import urllib.request
 from pathlib import Path
 
-from tests.kubelet.kubelet_fixtures import (
+from tests.kubelet.test_pods import (
+    test_a_pod_without_the_hosts_users,
+    test_init_and_sidecar_containers_run_in_their_order,
+)
+from tests.support.cri_client import Cri
+from tests.support.kubelet_fixtures import (
     host_directory,
     images,
     kubelet,
     nothing_leaks,
     session_kubelet,
 )
-from tests.kubelet.kubelet_node import Json, Kubelet, ground, ids, restarts, shell, sleeper, states
-from tests.kubelet.test_pods import (
-    test_a_pod_without_the_hosts_users,
-    test_init_and_sidecar_containers_run_in_their_order,
-)
-from tests.support.cri_client import Cri
-from tests.vm.suite.units import show
+from tests.support.kubelet_node import Json, Kubelet, ground, ids, restarts, shell, sleeper, states
+from tests.support.units import show
 
 __all__ = [
     "host_directory",

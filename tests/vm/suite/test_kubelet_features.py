@@ -1,16 +1,10 @@
+# SPDX-License-Identifier: Apache-2.0
 """What pods ask a kubelet for most often: these tests of tests/kubelet, in the VM."""
 
 # vm: programs=kubelet limit=2400 seconds=720
 
 from __future__ import annotations
 
-from tests.kubelet.kubelet_fixtures import (
-    host_directory,
-    images,
-    kubelet,
-    nothing_leaks,
-    session_kubelet,
-)
 from tests.kubelet.test_contexts import test_users_and_groups_and_a_volume_of_the_pods_group
 from tests.kubelet.test_hooks import (
     test_a_sleeping_hook_delays_the_signal,
@@ -31,6 +25,13 @@ from tests.kubelet.test_restarts import (
     test_restart_policies,
 )
 from tests.kubelet.test_volumes import test_an_image_as_a_volume, test_sub_paths
+from tests.support.kubelet_fixtures import (
+    host_directory,
+    images,
+    kubelet,
+    nothing_leaks,
+    session_kubelet,
+)
 
 __all__ = [
     "host_directory",

@@ -1,16 +1,10 @@
+# SPDX-License-Identifier: Apache-2.0
 """Metrics of a kubelet with its default gates, with every controller: tests of tests/kubelet."""
 
 # vm: programs=kubelet limit=2400 seconds=500
 
 from __future__ import annotations
 
-from tests.kubelet.kubelet_fixtures import (
-    host_directory,
-    images,
-    kubelet,
-    nothing_leaks,
-    session_kubelet,
-)
 from tests.kubelet.test_cadvisor import (
     test_a_pod_of_the_nodes_network_has_none_of_its_own,
     test_a_pod_with_a_shared_pid_namespace_has_its_network,
@@ -20,6 +14,13 @@ from tests.kubelet.test_cadvisor import (
     test_the_network_is_counted_on_when_a_container_ends,
     test_the_summary_has_network_and_processes_of_a_pod,
     writer,
+)
+from tests.support.kubelet_fixtures import (
+    host_directory,
+    images,
+    kubelet,
+    nothing_leaks,
+    session_kubelet,
 )
 
 __all__ = [

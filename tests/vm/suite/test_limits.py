@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 # vm: seconds=370
 """Limits, read back from the kernel; changes in place; who is said to be killed for memory."""
 
@@ -10,8 +11,8 @@ import grpc
 import pytest
 
 from tests.support.cri_client import api
+from tests.support.vm_fixtures import VmPods, cgroup_of, scope_of, settled, sleeper
 from tests.support.waiting import until
-from tests.vm.suite.conftest_vm import VmPods, cgroup_of, scope_of, settled, sleeper
 
 HANDLERS = ("crun", "runc")
 _EATER = "dd if=/dev/zero of=/dev/null bs=64M count=1"

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 # vm: seconds=190
 """Pods with user namespaces under systemd, with every controller, on Debian's own kernel."""
 
@@ -13,9 +14,9 @@ import pytest
 
 from tests.support.cri_client import api
 from tests.support.mapped import HOST, LENGTH, mapped, volume
+from tests.support.units import systemctl
+from tests.support.vm_fixtures import CGROUPS, VmPods, scope_of, sleeper
 from tests.support.waiting import until
-from tests.vm.suite.conftest_vm import CGROUPS, VmPods, scope_of, sleeper
-from tests.vm.suite.units import systemctl
 
 HANDLERS = ("crun", "runc")
 

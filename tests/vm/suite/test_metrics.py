@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 # vm: seconds=130
 """Metrics and pod statistics where every controller is: what critest of newer cri-tools demands."""
 
@@ -9,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from tests.support.cri_client import Cri, api
-from tests.vm.suite.conftest_vm import CGROUPS, VmPods, cgroup_of, settled, sleeper
+from tests.support.vm_fixtures import CGROUPS, VmPods, cgroup_of, settled, sleeper
 
 # The names whose values critest requires; those of IO only where the disk is counted.
 REQUIRED = """

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 # vm: seconds=350
 """A reboot: every pod of the kubelet comes back, nothing of the former boot is left.
 
@@ -13,9 +14,9 @@ from pathlib import Path
 
 import pytest
 
-from tests.kubelet.kubelet_node import MANIFESTS, Kubelet, ids, restarts
 from tests.support.cri_client import Cri, api
-from tests.vm.suite.units import container_units, show
+from tests.support.kubelet_node import MANIFESTS, Kubelet, ids, restarts
+from tests.support.units import container_units, show
 
 FACTS = Path("/var/lib/vm/before.json")
 NAMES = ("one", "two")

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 # vm: seconds=200
 """AppArmor where the kernel has it, by tests of the node tier and by critest; limits; cgroups."""
 
@@ -21,7 +22,7 @@ from tests.e2e.test_fields import test_unified_keys_and_hugepages_reach_the_kern
 from tests.e2e.test_privileged import (
     test_a_privileged_container_has_the_nodes_cgroup_tree_and_changes_no_option_of_it,
 )
-from tests.vm.suite.units import systemctl
+from tests.support.units import systemctl
 
 __all__ = [
     "deny",

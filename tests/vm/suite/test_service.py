@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 # vm: seconds=350
 """The unit: whatever happens to the service, to systemd and to its bus, containers run on."""
 
@@ -13,9 +14,9 @@ import grpc
 import pytest
 
 from tests.support.cri_client import Cri, api
+from tests.support.units import container_units, kill_agent, main_pid, show, systemctl
+from tests.support.vm_fixtures import VmPods, cgroup_of, scope_of, sleeper
 from tests.support.waiting import until
-from tests.vm.suite.conftest_vm import VmPods, cgroup_of, scope_of, sleeper
-from tests.vm.suite.units import container_units, kill_agent, main_pid, show, systemctl
 
 _BUS = ("dbus.socket", "dbus.service")
 
@@ -118,7 +119,7 @@ def test_no_container_is_lost_when_it_happens_amid_creates(
         try:
             for round_ in range(4):
                 until(
-                    lambda n=round_: len(made) > 2 * n,  # type: ignore[misc]
+                    lambda n=round_: len(made) > 2 * n,
                     "containers in between",
                     200,
                 )
@@ -155,7 +156,7 @@ def no_bus() -> object:
 def test_without_the_bus_crun_says_so_and_what_runs_runs_on(pods: VmPods, no_bus: object) -> None:
     with pytest.raises(grpc.RpcError) as caught:
         pods.created(sleeper())
-    assert "systemctl start dbus.socket" in caught.value.details()
+    assert "systemctl start dbus.socket" in (caught.value.details() or "")
 
 
 def test_the_service_is_ready_only_when_it_serves(cri: Cri) -> None:

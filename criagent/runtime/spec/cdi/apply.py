@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """CDI edits applied to an OCI specification: a pure function.
 
 As in the reference implementation: a variable, device node or mount replaces one of the same name

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """One CDI specification file: read with limits, checked, and turned into values.
 
 The Container Device Interface (versions 0.3 to 1.1) names devices "vendor/class=name" and lists for

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The directories of CDI specifications: read when a container requests a device, cached while
 nothing in them changes.
 

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """CDI devices of a container: names to edits, completed with facts of the host."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Host paths of a pod, resolved so that an unreachable server behind one blocks nothing.
 
 A path on a local file system is resolved directly. Any other (NFS, FUSE, …) is resolved by a child

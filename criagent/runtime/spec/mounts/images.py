@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Mounts of images (KEP-4639): the rules that do not depend on the image."""
 
 from __future__ import annotations

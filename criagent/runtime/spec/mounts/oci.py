@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """`mounts` of the OCI specification: kernel file systems, files of the pod, requested mounts."""
 
 from __future__ import annotations

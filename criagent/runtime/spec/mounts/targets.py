@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Mount targets of a container: resolved within its root before a runtime sees them.
 
 An image may hold symlinks on the way to a target (/var/run leads to /run in most). A runtime that

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """AppArmor: the profile of a container, and the default profile loaded into the kernel.
 
 The default profile is part of this package (criagent-default.apparmor). It is replaced at every

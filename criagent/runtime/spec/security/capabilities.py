@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Capability sets of a container (man 7 capabilities), from the request and the node.
 
 Inheritable and ambient stay empty unless requested: otherwise a non-root process would keep them

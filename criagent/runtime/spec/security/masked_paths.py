@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Paths that a container may not read or write.
 
 A list of the request is used unchanged, with one exception: the kubelet's default list is completed

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """seccomp profiles in the form of the OCI specification: RuntimeDefault, Localhost, none."""
 
 from __future__ import annotations

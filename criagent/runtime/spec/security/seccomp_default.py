@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The RuntimeDefault seccomp profile: an allow-list; everything else is EPERM.
 
 Left out on purpose: kernel modules, kexec, reboot, swap, clock setting, keyrings, io_uring, BPF and

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """SELinux labels of pods: one level (MCS) for each, process and file labels for its containers.
 
 Types come from the policy's `lxc_contexts`, as in every container engine. A request replaces its

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Tests inside the VM, against criagent as its systemd service: `make vm-test`.
 
 They see systemd, every controller of cgroup v2 and AppArmor. Each leaves the node as it found it.
@@ -16,8 +17,8 @@ import pytest
 from tests.support.cri_client import BUSYBOX, DEBIAN, Cri, api, container
 from tests.support.node_state import differences, settled_state
 from tests.support.pods import Pods  # of tests/node
+from tests.support.units import failed_units, main_pid, pod_slices, systemctl
 from tests.support.waiting import until
-from tests.vm.suite.units import failed_units, main_pid, pod_slices, systemctl
 
 CGROUPS = Path("/sys/fs/cgroup")
 

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What the kubelet logs as errors, and why: none may be left unexplained."""
 
 from __future__ import annotations

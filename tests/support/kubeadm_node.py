@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """A cluster that kubeadm makes on the emulated machine: its configuration, and what it says."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What all parts share: configuration, tables, threads, time, owners of work."""
 
 from __future__ import annotations
@@ -91,7 +92,7 @@ class Work:
 
     @classmethod
     def none(cls, create_timeout_s: float) -> Work:
-        """Nothing is; what is made may take `create_timeout_s`."""
+        """No work. A creation may take `create_timeout_s`."""
         limit_s, setting = create_timeout_s, "runtime.create_timeout_s"
         return cls(
             sandbox_creations=SandboxCreations(

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Fixtures of all tests of the kubelet, on both grounds.
 
 One kubelet serves a whole run, and pods live side by side: waiting for their start and their end
@@ -11,8 +12,9 @@ from pathlib import Path
 
 import pytest
 
-from tests.kubelet.kubelet_errors import unexplained
-from tests.kubelet.kubelet_node import (
+from tests.support.cri_client import BUSYBOX, DEBIAN, Cri
+from tests.support.kubelet_errors import unexplained
+from tests.support.kubelet_node import (
     HOST_DIRECTORIES,
     IN_VM,
     LIMIT_S,
@@ -21,9 +23,8 @@ from tests.kubelet.kubelet_node import (
     ground,
     until,
 )
-from tests.support.cri_client import BUSYBOX, DEBIAN, Cri
 from tests.support.node_state import differences, settled_state
-from tests.vm.suite.units import failed_units, pod_slices, systemctl
+from tests.support.units import failed_units, pod_slices, systemctl
 
 CADVISOR_SOCKET = "/run/containerd/containerd.sock"
 _CADVISOR = Path("/etc/criagent/config.d/cadvisor.toml")

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """systemd's units, as the tests ask for and change them."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """A standalone kubelet, its static pods, and what it says of them: one face on two grounds.
 
 In the VM it is a systemd service with cgroups for every QoS class; in the test node it is a child
@@ -24,7 +25,7 @@ from typing import Any, ClassVar
 
 from tests.support import agent
 from tests.support.cri_client import BUSYBOX, Cri, api
-from tests.vm.suite.units import kill_agent, main_pid, restart_agent, show, systemctl
+from tests.support.units import kill_agent, main_pid, restart_agent, show, systemctl
 
 Json = dict[str, Any]
 

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """containerd as a systemd service, set up as a node of Kubernetes would have it."""
 
 from __future__ import annotations
@@ -7,7 +8,7 @@ import shutil
 from pathlib import Path
 
 from tests.support.cri_client import BUSYBOX, Cri
-from tests.vm.suite.units import main_pid, systemctl
+from tests.support.units import main_pid, systemctl
 
 ENDPOINT = "unix:///run/containerd/containerd.sock"
 _CONFIG = """version = 3

@@ -1,0 +1,27 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Where the content of images is: rows, blobs and snapshots, and what of it is claimed."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from concurrent.futures import Executor
+from dataclasses import dataclass
+
+from criagent.image.blobs import BlobFiles
+from criagent.image.claims import Claims
+from criagent.image.snapshots.snapshots import Snapshots
+from criagent.store.blobs import BlobStore
+from criagent.store.images import ImageStore
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ImageContent:
+    """What pulls, imports, collections and checks share. Files are changed in `fs`."""
+
+    store: ImageStore
+    blobs: BlobStore
+    files: BlobFiles
+    snapshots: Snapshots
+    claims: Claims  # of pulls and imports, on blobs
+    fs: Executor
+    now_ns: Callable[[], int]
