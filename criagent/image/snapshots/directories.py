@@ -70,7 +70,7 @@ class DirectoryDriver:
         self.prepare()
         for entry in self.root.iterdir():
             if entry.name.isdigit() and int(entry.name) not in known:
-                log.warning("orphan_swept", path=str(entry))
+                log.warning("orphan_removed", path=str(entry))
                 self.trash(int(entry.name))
         self.empty_trash()
 
