@@ -98,14 +98,13 @@ async def build(shared: Shared) -> ImageParts:
 async def _driver(shared: Shared) -> SnapshotDriver:
     """The configured driver, which the root directory remembers before its first snapshot.
 
-    Roots of 0.2 and before remember none; all their snapshots are overlay's.
+    One that remembers none is overlay's, as all were up to 0.2. Nothing is written when nothing
+    changes: a full disk gets its space back only later in the start.
     """
     storage, stores = shared.config.storage, shared.stores
-    remembered = ""
-    if stores.snapshots.all():
-        remembered = stores.settings.get(_DRIVER_SETTING) or OverlayDriver.name
-    name = chosen(storage.driver, remembered, storage.root)
-    if name != stores.settings.get(_DRIVER_SETTING):
+    last = stores.settings.get(_DRIVER_SETTING) or OverlayDriver.name
+    name = chosen(storage.driver, last if stores.snapshots.all() else "", storage.root)
+    if name != last:
         await stores.settings.put(_DRIVER_SETTING, name)
     return DRIVERS[name](storage.root / "snapshots", shared.executors.fs)
 
