@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import subprocess
 from collections.abc import Iterator
@@ -67,6 +68,33 @@ def test_pods_run_on_copies_and_survive_a_restart(native: Pods, *, userns: bool)
     second = native.running("sleep", "1000", pod=pod)
     assert native.cri.exec(second, "ls", "/etc/file").exit_code != 0
     assert native.cri.exec(second, "ls", "/bin/ls").stdout == b"/bin/ls\n"
+
+
+@pytest.mark.parametrize("driver", ["native", "overlay"])
+def test_another_root_does_not_end_containers_on_copies(native: Pods, driver: str) -> None:
+    """A changed storage.root is no lost database."""
+    container_id = native.running("sleep", "1000")
+    agent.stop()
+    third = OTHER / "third"
+    with contextlib.suppress(AssertionError):  # it listens before it has found them, or it does not
+        agent.start(f'[storage]\nroot = "{third}"\ndriver = "{driver}"\n').close()
+    assert agent.died()
+    refusal = agent.LOG.read_text().splitlines()[-1]
+    assert container_id in refusal
+    assert "storage.root" in refusal
+    native.cri = with_driver("auto")
+    assert native.cri.exec(container_id, "echo", "alive").stdout == b"alive\n"
+
+
+def test_containers_on_copies_without_their_database_are_ended(native: Pods) -> None:
+    container_id = native.running("sleep", "1000")
+    agent.stop()
+    for file in OTHER.glob("state.db*"):
+        file.unlink()
+    native.cri = with_driver("native")
+    assert native.cri.containers() == []
+    assert not Path("/run/criagent/containers", container_id).exists()
+    assert [path for path in (OTHER / "snapshots").iterdir() if path.name.isdigit()] == []
 
 
 def test_another_driver_is_refused_until_the_root_is_empty(native: Pods) -> None:

@@ -22,6 +22,7 @@ import structlog
 
 from criagent.base.aio import run_in
 from criagent.base.errors import AgentError, UnavailableError
+from criagent.image.snapshots.mounted import elsewhere
 from criagent.kernel import cgroupfs, mount, process
 from criagent.model.common import ID_PATTERN, ProcessRef
 from criagent.model.sandbox import Sandbox, SandboxId, SandboxMetadata, SandboxSpec
@@ -114,19 +115,16 @@ class UnknownContainers:
 
     def _check_root(self, found: list[_Unknown]) -> None:
         bases = {str(self.paths.rootfs(one.id)): one for one in found}
-        own = f"{self.paths.root}/"
         for entry in mount.mountinfo():
             one = bases.get(entry.target)
-            if one is None or not one.living or entry.fstype != "overlay":
+            if one is None or not one.living:
                 continue
-            for option in entry.super_options:
-                upper = option.removeprefix("upperdir=")
-                if upper != option and not upper.startswith(own):
-                    raise UnavailableError(
-                        f"container {one.id} runs with its files in {upper}, which is not below "
-                        f"storage.root ({self.paths.root}); restore storage.root, or end the "
-                        "containers before you change it"
-                    )
+            if place := elsewhere(entry, self.paths.root):
+                raise UnavailableError(
+                    f"container {one.id} runs with its files in {place}, which is not below "
+                    f"storage.root ({self.paths.root}); restore storage.root, or end the "
+                    "containers before you change it"
+                )
 
     async def _detach(self, sandbox_id: str) -> None:
         """Let CNI plugins take back their resources; the built-in network cleans up by itself."""
