@@ -12,6 +12,8 @@ import pytest
 from criagent.base.errors import CorruptError, UnsupportedError
 from criagent.config.storage_drivers import KNOWN
 from criagent.image.snapshots.drivers import DRIVERS, chosen
+from criagent.image.snapshots.mounted import elsewhere
+from criagent.kernel.mount import MountEntry
 from tests.support.image_node import ImageNode, findings, until, until_idle
 from tests.support.pulling import Registry, digest, name
 
@@ -125,3 +127,31 @@ async def test_a_cancelled_pull_leaves_its_copies_to_the_other(
     await until_idle(node)
     assert node.layers() == {layer.chain_id for layer in image.layers}
     assert await findings(node) == []
+
+
+def mounted(target: Path, **fields: object) -> MountEntry:
+    facts: dict[str, object] = {"root": "/", "fstype": "ext4", "source": "/dev/sda", **fields}
+    return MountEntry(target=str(target), options=frozenset(), tags=(), **facts)  # type: ignore[arg-type]
+
+
+def test_files_of_an_overlay_are_where_its_upper_directory_is(tmp_path: Path) -> None:
+    own, other = "/own/snapshots/1/fs", "/other/snapshots/1/fs"
+    entries = [
+        mounted(tmp_path, fstype="overlay", super_options=("lowerdir=/x", f"upperdir={upper}"))
+        for upper in (own, other)
+    ]
+    assert [elsewhere(entry, Path("/own")) for entry in entries] == ["", other]
+    assert elsewhere(mounted(tmp_path, fstype="overlay"), Path("/own")) == ""
+
+
+@pytest.mark.parametrize("fstype", ["ext4", "overlay"])
+def test_files_of_a_bind_mount_are_found_by_their_directory(tmp_path: Path, fstype: str) -> None:
+    """On an overlay too: the mount table shows the upper directory of that one."""
+    own, trash = tmp_path / "snapshots/5/fs", tmp_path / "snapshots/trash/6/fs"
+    own.mkdir(parents=True)
+    trash.mkdir(parents=True)
+    facts = {"root": "/a/5/fs", "fstype": fstype, "super_options": ("upperdir=/disk/upper",)}
+    for target, other in ((own, "other"), (trash, "another")):
+        assert elsewhere(mounted(target, **facts), tmp_path) == ""
+        assert elsewhere(mounted(target, **facts), tmp_path / other) == "/a/5/fs of /dev/sda"
+    assert elsewhere(mounted(tmp_path / "gone", **facts), tmp_path) == ""
