@@ -18,8 +18,8 @@ def mount_readonly(
 ) -> None:
     """Mount `layers` (topmost first, below `root`) so that nobody can make the mount writable.
 
-    `empty` are two empty directories below `root`.
-    A read-only bind mount would not do: who may mount can remount it. Raises OSError.
+    A read-only bind mount would not do: who may mount can remount it. `empty` are two empty
+    directories below `root`. Raises OSError.
     """
     missing = max(0, 2 - len(layers))  # overlayfs wants two without an upper
     at.path.mkdir(parents=True, exist_ok=True)
