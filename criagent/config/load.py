@@ -153,7 +153,7 @@ def _choices(section: type, key: str, value: object) -> str:
 
 def _path(kind: type, value: object) -> Path:
     if kind is not Path or not isinstance(value, str):
-        raise NotImplementedError
+        raise NotImplementedError  # how a dec_hook of msgspec says that the type is not its own
     if not value.startswith("/") or "\0" in value:
         raise ValueError(f"must be an absolute path, not {value!r}")
     return Path(value)

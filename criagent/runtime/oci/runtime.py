@@ -182,5 +182,5 @@ def last_line(text: str) -> str:
     lines = [line for line in text.strip().splitlines() if line.strip()]
     last = lines[-1] if lines else "failed with no output"
     plain = _LOG_PREFIX.sub("", last).strip().strip('"')
-    cure = next((cure for arguments, cure in _CURES.items() if arguments in plain), "")
+    cure = next((cure for sign, cure in _CURES.items() if sign in plain), "")
     return f"{plain}; {cure}" if cure else plain
