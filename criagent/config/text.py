@@ -10,7 +10,7 @@ from dataclasses import MISSING, Field, fields, is_dataclass
 from pathlib import Path
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
-from criagent.config.keys import about
+from criagent.config.keys import about, subsections
 from criagent.config.runtime_section import Handler
 from criagent.config.sections import Config
 
@@ -53,7 +53,7 @@ def default_text() -> str:
     lines = [_HEAD]
     for section, value in _sections(Config()):
         lines += [*_comment(_summary(value)), f"[{section}]"]
-        for key in fields(value):
+        for key in _own(type(value)):
             lines += _comment(about(key).text + _choices(type(value), key, '"'))
             lines += [f"#{line}" for line in _assignments(key.name, getattr(value, key.name))]
             lines.append("")
@@ -65,7 +65,7 @@ def effective_text(config: Config, origins: dict[str, Path]) -> str:
     lines: list[str] = []
     for section, value in _sections(config):
         lines.append(f"[{section}]")
-        for key in fields(value):
+        for key in _own(type(value)):
             origin = origins.get(f"{section}.{key.name}")
             comment = f"  # {origin}" if origin else ""
             item = getattr(value, key.name)
@@ -85,8 +85,18 @@ def reference_text() -> str:
 
 
 def _sections(config: Config) -> Iterator[tuple[str, Any]]:
+    """Each section with its dotted name, those within a section behind it."""
     for section in fields(Config):
-        yield section.name, getattr(config, section.name)
+        value = getattr(config, section.name)
+        yield section.name, value
+        for name in subsections(type(value)):
+            yield f"{section.name}.{name}", getattr(value, name)
+
+
+def _own(section: type) -> list[Field[Any]]:
+    """The keys of a section that are not sections."""
+    within = subsections(section)
+    return [key for key in fields(section) if key.name not in within]
 
 
 def _summary(section: object) -> str:
@@ -106,7 +116,7 @@ def _comment(text: str) -> list[str]:
 
 def _table(section: type) -> str:
     rows = ["| key | default | what it does |", "|---|---|---|"]
-    for key in fields(section):
+    for key in _own(section):
         text = _escaped(about(key).text + _choices(section, key, "`"))
         rows.append(f"| `{key.name}` | {_default_cell(key)} | {text} |")
     return "\n".join([*rows, ""])

@@ -46,7 +46,10 @@ class _Fresh:
     snapshot: Snapshot
     written: bool = False
     result: Unpacked | None = None  # of a written one: None = it is done through its lower layers
+    entries: int = 0
+    content_bytes: int = 0
     settled: Snapshot | None = None
+    finished: bool = False  # it has its final form
 
 
 class LayerUnpacker:
@@ -155,7 +158,8 @@ class LayerUnpacker:
             if fresh.result is not None and fresh.result.unsettled:
                 written, fresh.result = fresh.result, None  # a half-settled layer is written again
                 with contextlib.suppress(NeedsLowerLayers):
-                    await self._workers.settle(self._snapshots.layer_place(fresh.snapshot, below))
+                    async with self._snapshots.layer_place(fresh.snapshot, below) as place:
+                        await self._workers.settle(place)
                     fresh.result = written
             if fresh.result is None:
                 if fresh.written:
@@ -165,6 +169,8 @@ class LayerUnpacker:
             result = fresh.result
             if result is None:
                 raise CorruptError(f"layer {layer.digest} leads through a dangling link")
+            if not self._snapshots.capabilities.settles:
+                await self._finish(fresh)  # the next layer begins with it
             fresh.settled = dataclasses.replace(
                 fresh.snapshot,
                 committed=True,
@@ -178,18 +184,48 @@ class LayerUnpacker:
         pending = [self._fresh[layer.chain_id] for layer in layers if not self.has(layer)]
         if not pending:
             return []
-        trees = [self._snapshots.layer_place(fresh.snapshot, None).root for fresh in pending]
+        uncounted = pending if self._snapshots.capabilities.settles else []
         try:
             async with asyncio.TaskGroup() as group:
                 group.create_task(self._workers.sync(self._snapshots.root))
-                counts = group.create_task(self._workers.count(trees))
+                if uncounted:
+                    group.create_task(self._count(uncounted))
         except BaseExceptionGroup as failures:
             raise _first(failures) from None
-        rows = []
-        for fresh, (entries, size) in zip(pending, counts.result(), strict=True):
-            if fresh.settled is not None:
-                rows.append(dataclasses.replace(fresh.settled, entries=entries, content_bytes=size))
-        return rows
+        for fresh in uncounted:
+            await self._finish(fresh)
+        return [
+            dataclasses.replace(
+                fresh.settled, entries=fresh.entries, content_bytes=fresh.content_bytes
+            )
+            for fresh in pending
+            if fresh.settled is not None
+        ]
+
+    async def _count(self, layers: Sequence[_Fresh]) -> None:
+        async with contextlib.AsyncExitStack() as stack:
+            trees = [
+                (
+                    await stack.enter_async_context(
+                        self._snapshots.layer_place(fresh.snapshot, None)
+                    )
+                ).root
+                for fresh in layers
+            ]
+            counts = await self._workers.count(trees)
+        for fresh, (entries, size) in zip(layers, counts, strict=True):
+            fresh.entries, fresh.content_bytes = entries, size
+
+    async def _finish(self, fresh: _Fresh) -> None:
+        """Give a layer its final form, once. When that fails nothing of it is left."""
+        if fresh.finished:
+            return
+        try:
+            await self._snapshots.commit_layer(fresh.snapshot)
+        except BaseException:
+            await finish(self._discard(fresh.snapshot.key))
+            raise
+        fresh.finished = True
 
     async def _reserved(self, layer: Layer, layers: Sequence[Layer]) -> _Fresh:
         """The layer's uncommitted snapshot, a new one when there is none; under its lock."""
@@ -198,7 +234,7 @@ class LayerUnpacker:
             return fresh
         await self._discard(key)  # the remains of a failed removal
         at = layers.index(layer)
-        snapshot = await self._snapshots.create(
+        snapshot = await self._snapshots.create_layer(
             key, parent=layers[at - 1].chain_id if at else "", created_at_ns=self._now_ns()
         )
         fresh = self._fresh[key] = _Fresh(snapshot)
@@ -216,8 +252,13 @@ class LayerUnpacker:
             diff_id=layer.diff_id,
         )
         try:
-            place = self._snapshots.layer_place(fresh.snapshot, below)
-            fresh.result = await self._workers.extract(file, place, received)
+            async with self._snapshots.layer_place(fresh.snapshot, below) as place:
+                fresh.result = await self._workers.extract(file, place, received)
+                if not self._snapshots.capabilities.settles:
+                    ((fresh.entries, fresh.content_bytes),) = await self._workers.count(
+                        [place.root]
+                    )
+                    faults.reach("pull-image:counted")
         except NeedsLowerLayers:
             fresh.result = None
         except BaseException:

@@ -13,11 +13,12 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
 from pathlib import Path
 
+from criagent.config.storage_section import Storage as StorageSection
 from criagent.image.blobs import BlobFiles
 from criagent.image.documents.digest import parse_digest
 from criagent.image.layers import LayerUnpacker
 from criagent.image.snapshots.driver import MappedIds, MountPoint
-from criagent.image.snapshots.drivers import DRIVERS
+from criagent.image.snapshots.drivers.available import DRIVERS
 from criagent.image.snapshots.snapshots import Snapshots
 from criagent.image.unpack.workers import UnpackWorkers
 from criagent.kernel import mount
@@ -73,16 +74,16 @@ class Storage:
         self.mounts.mkdir(exist_ok=True)
         self._driver = driver
         self._state = state
-        self._open()
 
-    def _open(self) -> None:
+    async def open(self) -> Storage:
+        """As at the start of the agent."""
         self._threads = ThreadPoolExecutor(4)
         self.db = Database.open(self._state / "state.db")
         self.rows = SnapshotStore(self.db)
         self.images = ImageStore(self.db, self.rows, BlobStore(self.db))
-        self.driver = DRIVERS[self._driver](self.top / "snapshots", self._threads)
+        self.driver = DRIVERS[self._driver](self.top / "snapshots", StorageSection(), self._threads)
         self.snapshots = Snapshots(self.driver, self.rows, self._threads)
-        self.snapshots.prepare()
+        await self.snapshots.prepare()
         self.files = BlobFiles(self._state / "blobs")
         self.files.prepare()
         self.workers = UnpackWorkers(2)
@@ -92,6 +93,7 @@ class Storage:
             workers=self.workers,
             now_ns=time.time_ns,
         )
+        return self
 
     async def close(self) -> None:
         await self.snapshots.close()
@@ -102,7 +104,7 @@ class Storage:
     async def reopen(self) -> None:
         """As after a restart of the agent."""
         await self.close()
-        self._open()
+        await self.open()
         await self.snapshots.sweep()
 
     async def image(self, *tars: bytes) -> Image:
@@ -124,7 +126,7 @@ class Storage:
     async def writable(self, letter: str, image: Image) -> Snapshot:
         """The writable layer of a new container."""
         top = image.layers[-1].chain_id if image.layers else ""
-        return await self.snapshots.create(letter * 64, parent=top, created_at_ns=1)
+        return await self.snapshots.create_container(letter * 64, parent=top, created_at_ns=1)
 
     @asynccontextmanager
     async def root(
@@ -148,6 +150,15 @@ class Storage:
             yield target
         finally:
             await self.snapshots.unmount(target)
+
+    async def problems(self) -> list[str]:
+        """What fsck says of each committed layer."""
+        layers = [layer for layer in self.rows.all() if layer.committed]
+        return [await self.snapshots.problem(layer) for layer in layers]
+
+    def tree(self, snapshot: Snapshot) -> Path:
+        """The files of a snapshot whose driver stores them as files."""
+        return self.snapshots.root / str(snapshot.number) / "fs"
 
     def directories(self) -> list[str]:
         """Names of what the driver has on disk, the trash included."""

@@ -10,7 +10,8 @@ from typing import Any
 import pytest
 
 from criagent.config.runtime_section import Handler, Runtime
-from criagent.config.sections import Config, Network, Storage
+from criagent.config.sections import Config, Network
+from criagent.config.storage_section import Storage
 from criagent.doctor import (
     Finding,
     cgroups,

@@ -10,16 +10,17 @@ from __future__ import annotations
 
 import errno
 import os
-from collections.abc import Sequence
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Final
 
 from criagent.base.aio import run_in
 from criagent.base.errors import AgentError, ExhaustedError, UnsupportedError
 from criagent.image.blobs import disk_full
-from criagent.image.snapshots.directories import DirectoryDriver, let_through
 from criagent.image.snapshots.driver import Capabilities, LayerPlace, MappedIds, MountPoint
-from criagent.image.snapshots.overlay_mount import mount_readonly
+from criagent.image.snapshots.drivers.directories import DirectoryDriver, let_through, no_limit
+from criagent.image.snapshots.drivers.overlay_mount import mount_readonly
 from criagent.kernel import idmap
 from criagent.process.child import Options, run
 
@@ -33,8 +34,11 @@ class NativeDriver(DirectoryDriver):
     name: Final = "native"
     capabilities: Final = Capabilities(settles=False, selinux_labels=False, shared_page_cache=False)
 
-    def userns_problem(self, ids: MappedIds) -> str:
+    async def userns_problem(self, ids: MappedIds) -> str:
         """Try an idmapped mount of the snapshots' directory."""
+        return await run_in(self._fs, self._userns_problem, ids)
+
+    def _userns_problem(self, ids: MappedIds) -> str:
         userns = os.open(ids.userns, os.O_RDONLY | os.O_CLOEXEC)
         try:
             with idmap.idmapped(self.root, userns, readonly=False):
@@ -44,7 +48,7 @@ class NativeDriver(DirectoryDriver):
         finally:
             os.close(userns)
 
-    async def create(self, number: int, parent: int | None) -> None:
+    async def create_layer(self, number: int, parent: int | None) -> None:
         """A copy of `parent`, or an empty directory."""
         await run_in(self._fs, self._make, number)
         if parent is None:
@@ -52,24 +56,36 @@ class NativeDriver(DirectoryDriver):
         else:
             await self._copy(self._tree(parent), self._tree(number))
 
-    def layer_place(self, number: int, below: Sequence[int] | None) -> LayerPlace:
+    async def create_container(self, number: int, parent: int | None, limit_bytes: int) -> None:
+        """A copy as well."""
+        no_limit(self.name, limit_bytes)
+        await self.create_layer(number, parent)
+
+    @asynccontextmanager
+    async def layer_place(
+        self, number: int, below: Sequence[int] | None
+    ) -> AsyncIterator[LayerPlace]:
         """The layer's own directory, which began as a copy of the topmost one below."""
-        return LayerPlace(
+        yield LayerPlace(
             root=self._tree(number),
             scratch=self._path(number),
             in_place=bool(below),
         )
 
-    def mount_container(self, number: int, below: Sequence[int], at: MountPoint) -> None:
+    async def mount_container(self, number: int, below: Sequence[int], at: MountPoint) -> None:
         """Bind the container's copy."""
+        await run_in(self._fs, self._mount_container, number, at)
+
+    def _mount_container(self, number: int, at: MountPoint) -> None:
         at.path.parent.mkdir(exist_ok=True, mode=0o700)
         if at.ids is not None:
             let_through(at.path.parent, at.ids)
         self._bind(self._tree(number), at)
 
-    def mount_image(self, layers: Sequence[int], at: MountPoint) -> None:
+    async def mount_image(self, layers: Sequence[int], at: MountPoint) -> None:
         """An overlay of the topmost layer alone: a bind mount could be made writable."""
-        mount_readonly(self.root, [self._tree(layer) for layer in layers[:1]], self._fillers, at)
+        trees = [self._tree(layer) for layer in layers[:1]]
+        await run_in(self._fs, mount_readonly, self.root, trees, self._fillers, at)
 
     def _make(self, number: int) -> None:
         with disk_full(self.root):
@@ -83,7 +99,8 @@ class NativeDriver(DirectoryDriver):
     async def _copy(self, source: Path, target: Path) -> None:
         """By cp of coreutils: owners, times, links, attributes, holes, reflinks; without a limit in
         time, since the size of the tree decides."""
-        argv: list[str | Path] = ["cp", "-a", "-T", "--reflink=auto", source, target]
+        reflink = f"--reflink={self._section.native.reflink}"
+        argv: list[str | Path] = ["cp", "-a", "-T", reflink, source, target]
         try:
             ended = await run(argv, limit_s=None, keep=4096, options=_IN_ENGLISH)
         except OSError as exc:
