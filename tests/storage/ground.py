@@ -1,19 +1,16 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A file system of its own with one storage driver on it, and images unpacked by real workers."""
+"""One storage driver on a file system of its own, and images unpacked by real workers."""
 
 from __future__ import annotations
 
-import contextlib
 import gzip
 import hashlib
-import subprocess
 import time
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
 from pathlib import Path
 
-from criagent.config.storage_section import Storage as StorageSection
 from criagent.image.blobs import BlobFiles
 from criagent.image.documents.digest import parse_digest
 from criagent.image.layers import LayerUnpacker
@@ -21,26 +18,12 @@ from criagent.image.snapshots.driver import MappedIds, MountPoint
 from criagent.image.snapshots.drivers.available import DRIVERS
 from criagent.image.snapshots.snapshots import Snapshots
 from criagent.image.unpack.workers import UnpackWorkers
-from criagent.kernel import mount
 from criagent.model.image import Image, ImageConfig, Layer, Snapshot
 from criagent.store.blobs import BlobStore
 from criagent.store.db import Database
 from criagent.store.images import ImageStore
 from criagent.store.snapshots import SnapshotStore
-
-SIZE = 64 << 20  # of the file system in bytes
-
-
-@contextlib.contextmanager
-def file_system(top: Path) -> Iterator[Path]:
-    """A tmpfs of `SIZE` bytes: it has all that layers need, and it fills up soon."""
-    top.mkdir()
-    subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={SIZE}", "storage", top], check=True)
-    try:
-        yield top
-    finally:
-        mount.detach_below(top)
-        top.rmdir()
+from tests.storage.grounds import ground
 
 
 def layers_of(*tars: bytes) -> tuple[Layer, ...]:
@@ -81,7 +64,9 @@ class Storage:
         self.db = Database.open(self._state / "state.db")
         self.rows = SnapshotStore(self.db)
         self.images = ImageStore(self.db, self.rows, BlobStore(self.db))
-        self.driver = DRIVERS[self._driver](self.top / "snapshots", StorageSection(), self._threads)
+        self.driver = DRIVERS[self._driver](
+            self.top / "snapshots", ground(self._driver).section, self._threads
+        )
         self.snapshots = Snapshots(self.driver, self.rows, self._threads)
         await self.snapshots.prepare()
         self.files = BlobFiles(self._state / "blobs")
@@ -156,8 +141,16 @@ class Storage:
         layers = [layer for layer in self.rows.all() if layer.committed]
         return [await self.snapshots.problem(layer) for layer in layers]
 
+    async def damage(self, layer: Snapshot, name: str) -> None:
+        """Delete the file `name` of a committed layer, or spoil its image."""
+        if (spoil := ground(self._driver).damage) is not None:
+            spoil(self.snapshots.root, layer.number, name)
+            return
+        async with self.snapshots.layer_place(layer, []) as place:
+            (place.root / name).unlink()
+
     def tree(self, snapshot: Snapshot) -> Path:
-        """The files of a snapshot whose driver stores them as files."""
+        """The files of a snapshot: for tests of one driver, which knows where it has them."""
         return self.snapshots.root / str(snapshot.number) / "fs"
 
     def directories(self) -> list[str]:
