@@ -238,6 +238,7 @@ async def test_a_damaged_layer_is_found(storage: Storage) -> None:
     image = await storage.image(BASE)
     (layer,) = storage.rows.all()
     assert await storage.problems() == [""]
+    storage.writable_again(layer)
     (storage.tree(layer) / "d/low").unlink()
     assert "instead of" in await storage.snapshots.problem(layer)
     await storage.snapshots.remove(image.layers[0].chain_id)
