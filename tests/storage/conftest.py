@@ -22,11 +22,18 @@ _REASONS: dict[str, str] = {}
 
 
 @pytest.fixture(params=_COLUMNS)
-def place(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[tuple[str, Path]]:
-    """A driver's name, and an empty file system for it."""
+def column(request: pytest.FixtureRequest) -> tuple[str, str]:
+    """A driver and the kind of its file system."""
     driver, kind = _COLUMNS[request.param]
     if reason := absent(driver):
         pytest.skip(reason)
+    return driver, kind
+
+
+@pytest.fixture
+def place(column: tuple[str, str], tmp_path: Path) -> Iterator[tuple[str, Path]]:
+    """A driver's name, and an empty file system for it."""
+    driver, kind = column
     with file_system(tmp_path / "disk", driver, kind) as top:
         yield driver, top
 

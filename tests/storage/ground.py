@@ -108,17 +108,20 @@ class Storage:
         async with self._unpacker.unpacked(layers, fetch, lambda _: None) as snapshots:
             return await self.images.put(image, snapshots)
 
-    async def writable(self, letter: str, image: Image) -> Snapshot:
-        """The writable layer of a new container."""
+    async def writable(self, name: str, image: Image, *, limit_bytes: int = 0) -> Snapshot:
+        """The writable layer of a new container, whose id is `name` again and again."""
         top = image.layers[-1].chain_id if image.layers else ""
-        return await self.snapshots.create_container(letter * 64, parent=top, created_at_ns=1)
+        key = name * (64 // len(name))
+        return await self.snapshots.create_container(
+            key, parent=top, created_at_ns=1, limit_bytes=limit_bytes
+        )
 
     @asynccontextmanager
     async def root(
         self, snapshot: Snapshot, image: Image, ids: MappedIds | None = None
     ) -> AsyncIterator[Path]:
         """The root file system of a container, mounted for the block."""
-        target = self.mounts / snapshot.key[:1] / "rootfs"
+        target = self.mounts / snapshot.key[:8] / "rootfs"
         await self.snapshots.mount_container(snapshot, image, MountPoint(path=target, ids=ids))
         try:
             yield target
