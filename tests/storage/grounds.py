@@ -151,7 +151,12 @@ def file_system(top: Path, driver: str, kind: str = "", size: int = SIZE) -> Ite
         _MOUNTED[kind or mine.on[0]](top, size + mine.extra)
         yield top
     finally:
-        mount.detach_below(top / "mounts")
+        mount.detach_below(mounts_of(top))
         mine.dismantle(top)
         mount.detach_below(top)
         top.rmdir()
+
+
+def mounts_of(top: Path) -> Path:
+    """Where containers and volumes of the snapshots below `top` are mounted: never on its disk."""
+    return top.with_name(f"{top.name}-mounts")
