@@ -31,8 +31,8 @@ async def storage(
 
 def pytest_runtest_logreport(report: pytest.TestReport) -> None:
     """Note the outcome of each case for each driver."""
-    case, bracket, driver = report.location[2].partition("[")
-    if bracket and (report.when == "call" or report.outcome != "passed"):
+    case, _, driver = report.location[2].partition("[")
+    if driver.rstrip("]") in DRIVERS and (report.when == "call" or report.outcome != "passed"):
         row = _RESULTS.setdefault(case.removeprefix("test_").replace("_", " "), {})
         name = driver.rstrip("]")
         row[name] = "FAILED" if "FAILED" in (report.outcome.upper(), row.get(name)) else "ok"
