@@ -6,6 +6,7 @@ from __future__ import annotations
 import contextlib
 import gzip
 import hashlib
+import os
 import subprocess
 import time
 from collections.abc import AsyncIterator, Iterator
@@ -181,16 +182,18 @@ class Storage:
         layers = [layer for layer in self.rows.all() if layer.committed]
         return [await self.snapshots.problem(layer) for layer in layers]
 
-    def tree(self, snapshot: Snapshot) -> Path:
-        """The files of a snapshot whose driver stores them as files."""
-        return self.snapshots.root / str(snapshot.number) / "fs"
-
-    def writable_again(self, layer: Snapshot) -> None:
-        """Let the test damage a committed layer."""
+    def damage(self, layer: Snapshot, name: str) -> None:
+        """Delete the file `name` of a committed layer, or change its image."""
+        directory = self.snapshots.root / str(layer.number)
         if self._driver == "btrfs":
-            subvolume = str(self.tree(layer).parent)
-            command = ["btrfs", "property", "set", "-ts", subvolume, "ro", "false"]
+            command = ["btrfs", "property", "set", "-ts", str(directory), "ro", "false"]
             subprocess.run(command, check=True)
+        if (directory / "fs").exists():
+            (directory / "fs" / name).unlink()
+        else:
+            with (directory / "image").open("r+b") as image:
+                image.seek(-1, os.SEEK_END)
+                image.write(b"?")
 
     def directories(self) -> list[str]:
         """Names of what the driver has on disk, the trash included."""
