@@ -46,7 +46,7 @@ def test_a_root_of_another_driver_is_refused_with_the_cure() -> None:
     text = str(caught.value)
     assert 'set storage.driver = "overlay"' in text
     assert "set another storage.root" in text
-    assert "remove all pods and images" in text
+    assert "criagent storage migrate --to native" in text
 
 
 def test_a_root_of_a_driver_that_this_version_lacks_is_refused() -> None:

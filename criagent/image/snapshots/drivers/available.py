@@ -36,8 +36,8 @@ def chosen(configured: str, remembered: str, root: Path) -> str:
     if remembered and wanted != remembered:
         raise UnsupportedError(
             f'storage.driver is "{wanted}", but the driver "{remembered}" made the layers in '
-            f'{root}; set storage.driver = "{remembered}", set another storage.root, or remove '
-            f'all pods and images with the driver "{remembered}" first'
+            f'{root}; set storage.driver = "{remembered}", set another storage.root, or run '
+            f"`criagent storage migrate --to {wanted}`"
         )
     if wanted not in DRIVERS:
         raise UnsupportedError(
