@@ -68,9 +68,10 @@ class Storage:
     )
     driver: str = key(
         "How layers are stored: overlay joins them when it mounts them, erofs makes an image file "
-        "of each and joins those, native copies them, for "
-        "file systems that cannot hold overlay's layers. auto is the driver that made the layers "
-        "in storage.root, or overlay. Change it only while no container and no image exists.",
+        "of each and joins those, fuse-overlayfs joins them without the kernel's overlayfs, native "
+        "copies them, for file systems that cannot hold overlay's layers. auto is the driver that "
+        "made the layers in storage.root, or overlay. Change it only while no container and no "
+        "image exists.",
         default="auto",
         check=storage_driver,
     )

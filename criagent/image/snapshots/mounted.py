@@ -13,10 +13,12 @@ from criagent.kernel.mount import MountEntry
 def elsewhere(entry: MountEntry, root: Path) -> str:
     """Where the root file system `entry` has its files, if not below the storage root `root`.
 
-    "" when they are below it, and when the mount does not say. An overlay names its upper
-    directory. A bind mount shows the directory itself, which is found by its device and inode,
-    since the mount table has its path only within its file system.
+    "" when they are below it, and when the mount does not say, as one of fuse-overlayfs. An overlay
+    names its upper directory. A bind mount shows the directory itself, which is found by its device
+    and inode, since the mount table has its path only within its file system.
     """
+    if entry.fstype.startswith("fuse."):
+        return ""
     whole = entry.fstype == "overlay" and entry.root == "/"
     if whole:
         uppers = [o for o in entry.super_options if o.startswith("upperdir=")]

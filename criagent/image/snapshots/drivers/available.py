@@ -12,6 +12,7 @@ from criagent.config.storage_drivers import AUTO, DEFAULT, canonical
 from criagent.config.storage_section import Storage
 from criagent.image.snapshots.driver import SnapshotDriver
 from criagent.image.snapshots.drivers.erofs.driver import ErofsDriver
+from criagent.image.snapshots.drivers.fuse_overlayfs import FuseOverlayfsDriver
 from criagent.image.snapshots.drivers.native import NativeDriver
 from criagent.image.snapshots.drivers.overlay import OverlayDriver
 
@@ -19,6 +20,7 @@ DRIVERS: Mapping[str, Callable[[Path, Storage, Executor], SnapshotDriver]] = {
     OverlayDriver.name: OverlayDriver,
     NativeDriver.name: NativeDriver,
     ErofsDriver.name: ErofsDriver,
+    FuseOverlayfsDriver.name: FuseOverlayfsDriver,
 }
 
 

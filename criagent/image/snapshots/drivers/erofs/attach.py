@@ -102,7 +102,7 @@ def seen_as(layers: Sequence[Path], ids: MappedIds | None) -> Iterator[Sequence[
         return
     top = ids.lower_layers
     mount.detach(top)
-    top.mkdir(exist_ok=True, mode=0o700)
+    top.mkdir(exist_ok=True, parents=True, mode=0o700)
     mount.mount("tmpfs", top, "tmpfs", mount.MS_NOSUID | mount.MS_NODEV, "mode=700")
     try:
         mount.make_private(top)

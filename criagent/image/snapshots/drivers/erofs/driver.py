@@ -175,7 +175,7 @@ class ErofsDriver(DirectoryDriver):
             faults.reach("erofs:image-renamed")
 
     async def _drop_tree(self, number: int) -> None:
-        """Remove the tree of a layer that has its image, unless somebody uses it."""
+        """Remove the tree of a layer that has its image, unless a worker uses it."""
         if self._written[number] <= 0:
             del self._written[number]
             await run_in(self._fs, self._remove_tree, number)

@@ -42,7 +42,7 @@ class Description:
 
 
 async def make(tree: Path, image: Path, layout: Sequence[str]) -> None:
-    """Write the image of `tree` to the file `image`, anew if there is one; `layout` is `layout`'s.
+    """Write the image of `tree` to the file `image`, again if there is one; `layout` is `layout`'s.
 
     A file system that is full, or would be, is ExhaustedError; without mkfs.erofs UnsupportedError.
     """
