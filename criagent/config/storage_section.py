@@ -67,11 +67,11 @@ class Storage:
         default=Path("/var/lib/criagent"),
     )
     driver: str = key(
-        "How layers are stored: overlay joins them when it mounts them, erofs makes an image file "
-        "of each and joins those, fuse-overlayfs joins them without the kernel's overlayfs, native "
-        "copies them, for file systems that cannot hold overlay's layers. auto is the driver that "
-        "made the layers in storage.root, or overlay. Change it only while no container and no "
-        "image exists.",
+        "How layers are stored: overlay joins them when it mounts them; btrfs makes each of them a "
+        "snapshot of the one below; erofs makes an image file of each and joins those; "
+        "fuse-overlayfs joins them without the kernel's overlayfs; native copies them, for file "
+        "systems that cannot hold overlay's layers. auto is the driver that made the layers in "
+        "storage.root, or overlay. Change it only while no container and no image exists.",
         default="auto",
         check=storage_driver,
     )

@@ -11,6 +11,7 @@ from criagent.base.errors import UnsupportedError
 from criagent.config.storage_drivers import AUTO, DEFAULT, canonical
 from criagent.config.storage_section import Storage
 from criagent.image.snapshots.driver import SnapshotDriver
+from criagent.image.snapshots.drivers.btrfs import BtrfsDriver
 from criagent.image.snapshots.drivers.erofs.driver import ErofsDriver
 from criagent.image.snapshots.drivers.fuse_overlayfs import FuseOverlayfsDriver
 from criagent.image.snapshots.drivers.native import NativeDriver
@@ -21,6 +22,7 @@ DRIVERS: Mapping[str, Callable[[Path, Storage, Executor], SnapshotDriver]] = {
     NativeDriver.name: NativeDriver,
     ErofsDriver.name: ErofsDriver,
     FuseOverlayfsDriver.name: FuseOverlayfsDriver,
+    BtrfsDriver.name: BtrfsDriver,
 }
 
 

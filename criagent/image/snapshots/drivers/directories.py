@@ -89,9 +89,13 @@ class DirectoryDriver:
     def _empty_trash(self) -> None:
         for entry in self._trash.iterdir():
             try:
-                remove_tree(entry)
+                self._delete(entry)
             except OSError as exc:
                 log.warning("trash_not_deleted", path=str(entry), error=str(exc))
+
+    def _delete(self, entry: Path) -> None:
+        """Delete one entry of the trash, some of which may be gone. Raises OSError."""
+        remove_tree(entry)
 
     async def sweep(self, known: frozenset[int]) -> None:
         """Delete the directories of other numbers, and the trash."""

@@ -67,10 +67,10 @@ def finish(image: Path, *, with_verity: bool) -> Description:
     """Make what `make` wrote durable, and tell what it is; synchronous. Raises OSError."""
     with open(image, "rb") as file:
         os.fsync(file.fileno())
-        faults.reach("erofs:image-synced")
+        faults.reach("storage-erofs:image-synced")
         if with_verity:
             verity.enable(file.fileno())
-            faults.reach("erofs:verity-enabled")
+            faults.reach("storage-erofs:verity-enabled")
         return Description(
             size=os.fstat(file.fileno()).st_size,
             sha256=hashlib.file_digest(file, "sha256").hexdigest(),
