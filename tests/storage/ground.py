@@ -66,7 +66,22 @@ def _btrfs(top: Path) -> Iterator[None]:
         image.unlink()
 
 
-_BACKING = {"btrfs": _btrfs}
+@contextlib.contextmanager
+def _ext4(top: Path) -> Iterator[None]:
+    """An image of erofs on it can be mounted without a loop device, on tmpfs it cannot."""
+    image = top.with_name("image")
+    with image.open("wb") as file:
+        file.truncate(SIZE)
+    subprocess.run(["mkfs.ext4", "-q", image], check=True)
+    subprocess.run(["mount", "-o", "loop", image, top], check=True)
+    (top / "lost+found").rmdir()
+    try:
+        yield
+    finally:
+        image.unlink()
+
+
+_BACKING = {"btrfs": _btrfs, "erofs": _ext4}
 
 
 def layers_of(*tars: bytes) -> tuple[Layer, ...]:
@@ -93,8 +108,11 @@ def layers_of(*tars: bytes) -> tuple[Layer, ...]:
 class Storage:
     """What an agent has of its root directory; `reopen` is its restart."""
 
-    def __init__(self, top: Path, driver: str, state: Path) -> None:
+    def __init__(
+        self, top: Path, driver: str, state: Path, section: StorageSection | None = None
+    ) -> None:
         """The database is in `state`, so that a full file system is the driver's matter alone."""
+        self._section = section or StorageSection()
         self.top = top
         self.mounts = top / "mounts"
         self.mounts.mkdir(exist_ok=True)
@@ -107,12 +125,12 @@ class Storage:
         self.db = Database.open(self._state / "state.db")
         self.rows = SnapshotStore(self.db)
         self.images = ImageStore(self.db, self.rows, BlobStore(self.db))
-        self.driver = DRIVERS[self._driver](self.top / "snapshots", StorageSection(), self._threads)
+        self.driver = DRIVERS[self._driver](self.top / "snapshots", self._section, self._threads)
         self.snapshots = Snapshots(self.driver, self.rows, self._threads)
+        self.workers = UnpackWorkers(2)
         await self.snapshots.prepare()
         self.files = BlobFiles(self._state / "blobs")
         self.files.prepare()
-        self.workers = UnpackWorkers(2)
         self._unpacker = LayerUnpacker(
             snapshots=self.snapshots,
             files=self.files,
