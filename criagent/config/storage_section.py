@@ -67,13 +67,17 @@ class Storage:
         default=Path("/var/lib/criagent"),
     )
     driver: str = key(
-        "How layers are stored: overlay joins them when it mounts them; btrfs makes each of them a "
-        "snapshot of the one below; erofs makes an image file of each and joins those; "
-        "fuse-overlayfs joins them without the kernel's overlayfs; native copies them, for file "
-        "systems that cannot hold overlay's layers. auto is the driver that made the layers in "
-        "storage.root, or overlay. Change it only while no container and no image exists.",
+        "How layers are stored: overlay, btrfs, erofs, fuse-overlayfs or native (docs/storage.md "
+        "compares them). auto is the driver that made the layers in storage.root, or overlay. "
+        "Change it only while no container and no image exists.",
         default="auto",
         check=storage_driver,
+    )
+    keep_blobs: bool = key(
+        "Keep the compressed layers of images after they are unpacked. They take about a third of "
+        "the space of images; without them an image cannot be exported, and a damaged layer is "
+        "pulled again.",
+        default=True,
     )
     run_dir: Path = key(
         "Directory of what a reboot must clear: namespaces, mounts and bundles of running pods. "

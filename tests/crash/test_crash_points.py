@@ -16,6 +16,7 @@ import grpc
 import pytest
 
 from criagent._proto import admin_pb2, admin_pb2_grpc
+from criagent.config.storage_drivers import KNOWN
 from tests.support import agent
 from tests.support.cri_client import BUSYBOX, Cri, api, container, pod
 from tests.support.node_state import differences, settled_state
@@ -27,17 +28,15 @@ _REACH = re.compile(r'faults\.reach\("([^"]+)"\)')
 _TRAP = "trap 'exit 7' TERM; : > /trapped; while :; do sleep 0.05; done"
 # Reached only by a pod with a user namespace, with a runtime that maps the ids of no volume.
 _MAPPED = re.compile("user-namespace|idmapped")
-# Reached only with one of the other storage drivers: tests/storage kills there.
-_OF_DRIVERS = "storage-"
 # Reached only when the grace period is over before the container is.
 _WITHOUT_GRACE = {"container-stop:killed"}
 
 
 def points() -> list[str]:
-    """Every point that the source names, but those of other storage drivers than overlay."""
+    """Every point that the source names, but those of storage drivers: `tests/storage`."""
     source = Path(__file__).parents[2] / "criagent"
     found = {p for f in source.rglob("*.py") for p in _REACH.findall(f.read_text())}
-    return sorted(point for point in found if not point.startswith(_OF_DRIVERS))
+    return sorted(p for p in found if p.partition(":")[0] not in KNOWN)
 
 
 class Life:

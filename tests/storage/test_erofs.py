@@ -18,7 +18,8 @@ from criagent.config.storage_section import StorageErofs
 from criagent.kernel import mount
 from criagent.model.image import Image, Snapshot
 from criagent.process.child import run
-from tests.storage.ground import SIZE, Storage, file_system
+from tests.storage.ground import Storage
+from tests.storage.grounds import SIZE, file_system
 from tests.support.unpack_place import Member, directory, hard, listed, member, tar
 
 pytestmark = pytest.mark.root

@@ -20,9 +20,9 @@ from criagent.image.snapshots.drivers.overlay import OverlayDriver
 DRIVERS: Mapping[str, Callable[[Path, Storage, Executor], SnapshotDriver]] = {
     OverlayDriver.name: OverlayDriver,
     NativeDriver.name: NativeDriver,
+    BtrfsDriver.name: BtrfsDriver,
     ErofsDriver.name: ErofsDriver,
     FuseOverlayfsDriver.name: FuseOverlayfsDriver,
-    BtrfsDriver.name: BtrfsDriver,
 }
 
 

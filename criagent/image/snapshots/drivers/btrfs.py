@@ -93,12 +93,12 @@ class BtrfsDriver(DirectoryDriver):
         with disk_full(self.root), _opened(self.root) as place:
             if parent is None:
                 btrfs.create(place, str(number))
-                faults.reach("storage-btrfs:subvolume")
+                faults.reach("btrfs:subvolume")
                 self._tree(number).mkdir()
                 self._tree(number).chmod(0o755)  # without the umask: this is the image's "/"
             else:
                 self._snapshot(place, number, parent)
-        faults.reach("storage-btrfs:created")
+        faults.reach("btrfs:created")
 
     def _snapshot(self, place: int, number: int, parent: int) -> None:
         try:
@@ -130,7 +130,7 @@ class BtrfsDriver(DirectoryDriver):
     def _commit(self, number: int) -> None:
         with disk_full(self.root), _opened(self._path(number)) as subvolume:
             btrfs.set_readonly(subvolume, wanted=True)
-        faults.reach("storage-btrfs:readonly")
+        faults.reach("btrfs:readonly")
 
     async def mount_container(self, number: int, below: Sequence[int], at: MountPoint) -> None:
         """Bind the container's snapshot."""
@@ -170,7 +170,7 @@ class BtrfsDriver(DirectoryDriver):
             if path.stat().st_ino == btrfs.TOP_INODE:
                 with _opened(path) as subvolume:
                     btrfs.set_readonly(subvolume, wanted=False)  # or it cannot be renamed
-                faults.reach("storage-btrfs:writable")
+                faults.reach("btrfs:writable")
             path.rename(self._trash / str(number))
         except FileNotFoundError:
             return
@@ -192,7 +192,7 @@ class BtrfsDriver(DirectoryDriver):
                 self._deleted += btrfs.destroy_all(place, number)
             else:
                 remove_tree(entry)
-        faults.reach("storage-btrfs:deleted")
+        faults.reach("btrfs:deleted")
 
     async def _freed(self) -> None:
         """Wait for the kernel's thread that frees deleted subvolumes, but not for mounted ones."""

@@ -135,12 +135,12 @@ class FuseOverlayfsDriver(DirectoryDriver):
             return
         target = directory / "mnt"
         await self._join([self._tree(lower) for lower in below], directory, target)
-        faults.reach("storage-fuse-overlayfs:layer-mounted")
+        faults.reach("fuse-overlayfs:layer-mounted")
         try:
             yield LayerPlace(root=target, scratch=directory, in_place=True)
         finally:
             await finish(run_in(self._fs, _unmount, target))
-        faults.reach("storage-fuse-overlayfs:layer-unmounted")
+        faults.reach("fuse-overlayfs:layer-unmounted")
 
     async def commit_layer(self, number: int) -> Taken | None:
         """Count what is of this layer alone; the worker saw those below too."""
@@ -153,7 +153,7 @@ class FuseOverlayfsDriver(DirectoryDriver):
         used_bytes, inodes = count.usage
         with disk_full(self.root):
             self._count_file(number).write_text(json.dumps(content_count(tree)))
-        faults.reach("storage-fuse-overlayfs:layer-counted")
+        faults.reach("fuse-overlayfs:layer-counted")
         return Taken(used_bytes=used_bytes, inodes=inodes)
 
     async def problem(self, layer: Snapshot) -> str:

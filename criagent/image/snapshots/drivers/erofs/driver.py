@@ -160,7 +160,7 @@ class ErofsDriver(DirectoryDriver):
                 self._fs, image_file.layout, self._tree(number), self._keys.compression
             )
             await image_file.make(self._tree(number), part, layout)
-            faults.reach("storage-erofs:image-made")
+            faults.reach("erofs:image-made")
             await run_in(self._fs, self._finish, directory)
         await self._drop_tree(number)
         return Taken(used_bytes=image.stat().st_blocks * 512, inodes=2)
@@ -169,10 +169,10 @@ class ErofsDriver(DirectoryDriver):
         with disk_full(self.root):
             description = image_file.finish(directory / PART, with_verity=self._verified)
             image_file.describe(directory, description)
-            faults.reach("storage-erofs:image-described")
+            faults.reach("erofs:image-described")
             (directory / PART).rename(directory / IMAGE)
             _sync(directory)
-            faults.reach("storage-erofs:image-renamed")
+            faults.reach("erofs:image-renamed")
 
     async def _drop_tree(self, number: int) -> None:
         """Remove the tree of a layer that has its image, unless a worker uses it."""
@@ -262,7 +262,7 @@ class ErofsDriver(DirectoryDriver):
             raise _damaged(
                 number, f"{directory / IMAGE} cannot be mounted: {exc.strerror}"
             ) from exc
-        faults.reach("storage-erofs:layer-mounted")
+        faults.reach("erofs:layer-mounted")
 
     def _verity_problem(self, directory: Path) -> str:
         try:
@@ -285,7 +285,7 @@ class ErofsDriver(DirectoryDriver):
     def _trash_one(self, number: int) -> None:
         """Overlays have clones of the mount, which keep the image alive while they live."""
         mount.detach(self._path(number) / "mnt")
-        faults.reach("storage-erofs:layer-unmounted")
+        faults.reach("erofs:layer-unmounted")
         super()._trash_one(number)
 
     def _sweep(self, known: frozenset[int]) -> None:

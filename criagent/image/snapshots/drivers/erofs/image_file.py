@@ -42,7 +42,7 @@ class Description:
 
 
 async def make(tree: Path, image: Path, layout: Sequence[str]) -> None:
-    """Write the image of `tree` to the file `image`, again if there is one; `layout` is `layout`'s.
+    """Write the image of `tree` to the file `image`, over an existing one; `layout` is `layout`'s.
 
     A file system that is full, or would be, is ExhaustedError; without mkfs.erofs UnsupportedError.
     """
@@ -67,10 +67,10 @@ def finish(image: Path, *, with_verity: bool) -> Description:
     """Make what `make` wrote durable, and tell what it is; synchronous. Raises OSError."""
     with open(image, "rb") as file:
         os.fsync(file.fileno())
-        faults.reach("storage-erofs:image-synced")
+        faults.reach("erofs:image-synced")
         if with_verity:
             verity.enable(file.fileno())
-            faults.reach("storage-erofs:verity-enabled")
+            faults.reach("erofs:verity-enabled")
         return Description(
             size=os.fstat(file.fileno()).st_size,
             sha256=hashlib.file_digest(file, "sha256").hexdigest(),
