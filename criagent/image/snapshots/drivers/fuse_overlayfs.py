@@ -10,6 +10,7 @@ each mount and ends with it.
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import json
 import math
 import os
@@ -23,6 +24,7 @@ from criagent.base.aio import finish, run_in
 from criagent.base.errors import AgentError, UnsupportedError
 from criagent.image.blobs import disk_full
 from criagent.image.snapshots.content_count import content_count
+from criagent.image.snapshots.content_problem import content_problem
 from criagent.image.snapshots.driver import (
     Capabilities,
     LayerPlace,
@@ -158,26 +160,18 @@ class FuseOverlayfsDriver(DirectoryDriver):
 
     async def problem(self, layer: Snapshot) -> str:
         """Compare the files of this layer with their count."""
-        return await run_in(self._fs, self._problem, layer.number)
+        return await run_in(self._fs, self._problem, layer)
 
-    def _problem(self, number: int) -> str:
-        if not self._tree(number).exists():
+    def _problem(self, layer: Snapshot) -> str:
+        tree = self._tree(layer.number)
+        if not tree.exists():
             return "the layer's directory is missing"
         try:
-            expected = tuple(json.loads(self._count_file(number).read_bytes()))
-            found = content_count(self._tree(number))
-        except FileNotFoundError:
-            return "the layer's count of files is missing"
-        except ValueError:
-            return "the layer's count of files is damaged"
-        except OSError as exc:
-            return f"the layer cannot be read: {exc.strerror}"
-        if found != expected:
-            return (
-                f"the layer has {found[0]} files and directories with {found[1]} bytes instead of "
-                f"{expected}"
-            )
-        return ""
+            entries, size = json.loads(self._count_file(layer.number).read_bytes())
+        except (OSError, ValueError, TypeError) as exc:
+            return f"the layer's count of files cannot be read: {exc}"
+        counted = dataclasses.replace(layer, entries=entries, content_bytes=size)
+        return content_problem(counted, tree)
 
     def _count_file(self, number: int) -> Path:
         return self._path(number) / "count.json"
