@@ -275,6 +275,27 @@ async def test_without_mkfs_the_package_is_named(
                 pass
 
 
+async def test_an_old_mkfs_is_refused(top: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    bare = top / "bin"
+    bare.mkdir()
+    (bare / "prlimit").symlink_to("/usr/bin/prlimit")
+    program = bare / "mkfs.erofs"
+    program.write_text("#!/bin/sh\necho 'mkfs.erofs (erofs-utils) 1.5'\n")
+    program.chmod(0o755)
+    monkeypatch.setenv("PATH", str(bare))
+    with pytest.raises(UnsupportedError, match=r"needs erofs-utils 1\.6"):
+        async with opened(top):
+            pass
+
+
+async def test_what_an_operator_may_want_to_know(top: Path) -> None:
+    async with opened(top, compression="zstd") as storage:
+        facts = await storage.driver.facts()
+        assert facts["erofs-utils"].startswith("1.")
+        assert facts["compression of new layers"] == "zstd"
+        assert facts["layers mounted from"].startswith("files")
+
+
 async def test_fs_verity_where_the_file_system_has_none(top: Path) -> None:
     with pytest.raises(UnsupportedError, match="tune2fs -O verity"):
         async with opened(top, verity="fs-verity"):
