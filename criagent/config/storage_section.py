@@ -67,9 +67,9 @@ class Storage:
         default=Path("/var/lib/criagent"),
     )
     driver: str = key(
-        "How layers are stored: overlay, btrfs, erofs or native (docs/storage.md compares them). "
-        "auto is the driver that made the layers in storage.root, or overlay. Change it only while "
-        "no container and no image exists.",
+        "How layers are stored: overlay, btrfs, erofs, fuse-overlayfs or native (docs/storage.md "
+        "compares them). auto is the driver that made the layers in storage.root, or overlay. "
+        "Change it only while no container and no image exists.",
         default="auto",
         check=storage_driver,
     )

@@ -39,6 +39,15 @@ def _xfs(top: Path, size: int) -> None:
     _loop(top, max(size, 300 << 20), "mkfs.xfs", "-q")
 
 
+def _overlay(top: Path, size: int) -> None:
+    """A file system that overlayfs cannot have its upper layers on."""
+    _ext4(top, size)
+    lower, upper, work = (top / name for name in ("lower", "upper", "work"))
+    for directory in (lower, upper, work):
+        directory.mkdir()
+    mount.overlay([lower], upper, work, top)
+
+
 def _loop(top: Path, size: int, *mkfs: str) -> None:
     """The loop device goes with the last mount, the file at once."""
     image = top.with_name(f"{loop_mark()}-{top.name}")
@@ -70,6 +79,7 @@ _MOUNTED: dict[str, Callable[[Path, int], None]] = {
     "ext4": _ext4,
     "btrfs": _btrfs,
     "xfs": _xfs,
+    "overlay": _overlay,
 }
 
 
@@ -116,7 +126,7 @@ GROUNDS = {
     "overlay": Ground(on=("tmpfs", "ext4")),
     "btrfs": Ground(on=("btrfs",), damage=_spoil_btrfs),
     "erofs": Ground(on=("ext4", "tmpfs"), damage=_spoil_erofs, unreached=_VERITY),
-    "fuse-overlayfs": Ground(on=("ext4",)),
+    "fuse-overlayfs": Ground(on=("ext4", "overlay")),
 }
 
 

@@ -35,13 +35,14 @@ class Capabilities:
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class MappedIds:
-    """For a container in a user namespace: its pin, its root's ids on the node, and where the
-    layers may be attached while they are mounted."""
+    """For a container in a user namespace: its pin, its root's ids on the node with how many follow
+    them, and where the layers may be attached while they are mounted."""
 
     userns: Path
     uid: int
     gid: int
     lower_layers: Path
+    length: int = 65536
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
