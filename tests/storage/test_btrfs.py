@@ -47,6 +47,11 @@ def sh(*argv: str | Path) -> None:
     subprocess.run(argv, check=True, capture_output=True)
 
 
+def tree_of(storage: Storage, snapshot: Snapshot) -> Path:
+    """The files of a snapshot."""
+    return storage.snapshots.root / str(snapshot.number) / "fs"
+
+
 def subvolumes(top: Path) -> list[str]:
     """Paths of all subvolumes, as btrfs-progs list them."""
     command = ["btrfs", "subvolume", "list", str(top)]
@@ -85,16 +90,16 @@ async def limited(storage: Storage, size: int) -> tuple[Snapshot, Path]:
     snapshot = await storage.snapshots.create_container(
         "a" * 64, parent=image.layers[-1].chain_id, created_at_ns=1, limit_bytes=size
     )
-    return snapshot, storage.tree(snapshot)
+    return snapshot, tree_of(storage, snapshot)
 
 
 async def test_layers_are_read_only_and_containers_are_not(storage: Storage) -> None:
     image = await storage.image(*LAYERS)
     for layer in storage.rows.all():
         with pytest.raises(OSError, match="Read-only file system"):
-            (storage.tree(layer) / "new").touch()
+            (tree_of(storage, layer) / "new").touch()
     snapshot = await storage.writable("a", image)
-    (storage.tree(snapshot) / "new").touch()
+    (tree_of(storage, snapshot) / "new").touch()
     assert subvolumes(storage.top) == [f"snapshots/{number}" for number in (1, 2, 3)]
 
 
@@ -105,7 +110,7 @@ async def test_a_snapshot_shares_the_blocks_of_its_image(storage: Storage) -> No
     before = os.statvfs(storage.top).f_bfree
     for letter in "abcdefghij":
         snapshot = await storage.writable(letter, image)
-        with (storage.tree(snapshot) / "big").open("r+b") as file:
+        with (tree_of(storage, snapshot) / "big").open("r+b") as file:
             file.write(b"one block")
     os.sync()
     facts = os.statvfs(storage.top)
@@ -127,7 +132,7 @@ async def test_two_hundred_containers_at_once(storage: Storage) -> None:
     made = await asyncio.gather(
         *(storage.snapshots.create_container(k, parent=top, created_at_ns=1) for k in keys)
     )
-    assert all((storage.tree(one) / "low").read_text() == "low" for one in made)
+    assert all((tree_of(storage, one) / "low").read_text() == "low" for one in made)
     await asyncio.gather(*(storage.snapshots.remove(key) for key in keys))
     await storage.snapshots.empty_trash()
     assert subvolumes(storage.top) == ["snapshots/1"]
@@ -138,7 +143,7 @@ async def test_subvolumes_that_a_container_made_are_removed_with_it(storage: Sto
     snapshot = await storage.writable("a", image)
     volumes = storage.snapshots.volumes(snapshot)
     volumes.mkdir()
-    with opened(storage.tree(snapshot).parent) as own, opened(volumes) as volume:
+    with opened(tree_of(storage, snapshot).parent) as own, opened(volumes) as volume:
         async with storage.root(snapshot, image) as root:
             with opened(root) as fd:
                 btrfs.snapshot(own, fd, "of-itself")
@@ -165,7 +170,7 @@ async def test_the_space_of_what_was_removed_is_free_at_once(storage: Storage) -
     image = await storage.image(BASE)
     before = free()
     snapshot = await storage.writable("a", image)
-    (storage.tree(snapshot) / "file").write_bytes(os.urandom(16 << 20))
+    (tree_of(storage, snapshot) / "file").write_bytes(os.urandom(16 << 20))
     assert before - free() > 15 << 20
     await storage.snapshots.remove(snapshot.key)
     await storage.snapshots.empty_trash()
@@ -198,7 +203,7 @@ async def test_a_full_container_is_removed_with_its_limit(storage: Storage) -> N
         (tree / "file").write_bytes(os.urandom(6 << 20))
     assert len(groups(storage.top)) == 1
     other = await storage.snapshots.create_container("b" * 64, parent="", created_at_ns=1)
-    (storage.tree(other) / "file").write_bytes(os.urandom(6 << 20))
+    (tree_of(storage, other) / "file").write_bytes(os.urandom(6 << 20))
     await storage.snapshots.remove(snapshot.key)
     await storage.snapshots.empty_trash()
     assert groups(storage.top) == []
@@ -212,7 +217,7 @@ async def test_full_quotas_do_not_limit_a_container(storage: Storage) -> None:
     await storage.snapshots.remove("a" * 64)
     sh("btrfs", "quota", "disable", storage.top)
     snapshot, _ = await limited(storage, 4 << 20)
-    fd = os.open(storage.tree(snapshot), os.O_RDONLY)
+    fd = os.open(tree_of(storage, snapshot), os.O_RDONLY)
     assert btrfs_quota.mode(fd) == "simple"
     os.close(fd)
 
@@ -282,7 +287,7 @@ async def test_a_file_system_full_of_small_files_is_emptied(storage: Storage) ->
     """Metadata takes all the space: nothing can be renamed, and removal still works."""
     image = await storage.image(BASE)
     snapshot = await storage.writable("a", image)
-    tree, made = storage.tree(snapshot), 0
+    tree, made = tree_of(storage, snapshot), 0
     with contextlib.suppress(OSError):
         while True:
             (tree / f"{made}").write_bytes(b"x" * 2000)  # in the tree itself
@@ -295,7 +300,7 @@ async def test_a_file_system_full_of_small_files_is_emptied(storage: Storage) ->
     await storage.snapshots.empty_trash()
     assert storage.directories() == ["1"]
     again = await storage.writable("a", image)
-    (storage.tree(again) / "file").write_bytes(os.urandom(1 << 20))
+    (tree_of(storage, again) / "file").write_bytes(os.urandom(1 << 20))
 
 
 async def many(storage: Storage) -> None:
