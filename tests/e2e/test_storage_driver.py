@@ -14,7 +14,7 @@ import pytest
 
 from criagent.kernel import btrfs
 from criagent.kernel.mount import mountinfo
-from tests.storage.ground import file_system
+from tests.storage.grounds import file_system
 from tests.support import agent
 from tests.support.cri_client import BUSYBOX, Cri, api
 from tests.support.mapped import mapped

@@ -18,7 +18,8 @@ import pytest
 from criagent.base.errors import AgentError, ExhaustedError, UnsupportedError
 from criagent.kernel import btrfs, btrfs_quota, mount
 from criagent.model.image import Snapshot
-from tests.storage.ground import Storage, file_system
+from tests.storage.ground import Storage
+from tests.storage.grounds import file_system
 from tests.storage.life import LAYERS, life
 from tests.support.unpack_place import member, tar
 
