@@ -5,22 +5,22 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import math
 import os
 import re
 import signal
 import subprocess
-import sys
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 
 import pytest
 
 from criagent.base.errors import AgentError, ExhaustedError, UnsupportedError
-from criagent.kernel import btrfs, btrfs_quota, mount
+from criagent.kernel import btrfs, btrfs_quota
 from criagent.model.image import Snapshot
 from tests.storage.ground import Storage
 from tests.storage.grounds import file_system
-from tests.storage.life import LAYERS, life
+from tests.storage.killed import LAYERS, Lives, lives
 from tests.support.unpack_place import member, tar
 
 pytestmark = pytest.mark.root
@@ -35,6 +35,12 @@ def place(tmp_path: Path) -> Iterator[Path]:
     """An empty file system of btrfs."""
     with file_system(tmp_path / "disk", "btrfs") as top:
         yield top
+
+
+@pytest.fixture(scope="module")
+def living() -> Iterator[Lives]:
+    with lives() as one:
+        yield one
 
 
 @pytest.fixture
@@ -179,6 +185,63 @@ async def test_the_space_of_what_was_removed_is_free_at_once(storage: Storage) -
     assert before - facts.f_bfree * facts.f_bsize < 1 << 20
 
 
+async def test_usage_is_what_was_allocated(storage: Storage) -> None:
+    """A changed block of a large file of the image is no more than that, a hole nothing."""
+    image = await storage.image(BASE)
+    snapshot = await storage.writable("a", image)
+    tree = tree_of(storage, snapshot)
+
+    def used() -> tuple[int, int]:
+        os.sync()
+        count = storage.snapshots.counted(snapshot, tree).count()
+        assert count.advance(math.inf)
+        count.close()
+        return count.usage
+
+    assert used() == (0, 0)
+    with (tree / "big").open("r+b") as big:
+        big.write(b"changed")
+    os.chown(tree / "low", 5, 5)
+    assert used() == (4096, 0)
+    with (tree / "hole").open("wb") as file:
+        file.truncate(1 << 30)
+        file.write(bytes(8192))
+    assert used() == (4096 + 8192, 1)
+    (tree / "hole").unlink()
+    (tree / "small").write_bytes(b"x" * 100)
+    assert used() == (4096 + 100, 1)
+    with opened(tree) as fd:
+        own = nest(fd, "own")
+        os.close(nest(own, "inner"))
+        os.close(own)
+    (tree / "own/file").write_bytes(os.urandom(1 << 20))
+    assert used() == (4096 + 100 + (1 << 20) + len("nested"), 1 + 4)
+    volumes = storage.snapshots.volumes(snapshot)
+    volumes.mkdir()
+    (volumes / "file").write_bytes(os.urandom(1 << 20))
+    assert used()[1] == 1 + 4 + 1
+    sh("btrfs", "subvolume", "delete", tree.parent / "fs/own/inner")
+    assert used()[1] == 1 + 4 + 1 - 2
+    await storage.snapshots.remove(snapshot.key)
+    gone = storage.snapshots.counted(snapshot, tree).count()
+    with pytest.raises(FileNotFoundError):
+        gone.advance(math.inf)
+
+
+async def test_many_changes_are_counted_in_slices(storage: Storage) -> None:
+    image = await storage.image(BASE)
+    snapshot = await storage.writable("a", image)
+    for n in range(5000):
+        (tree_of(storage, snapshot) / f"{n}").touch()
+    os.sync()
+    count, slices = storage.snapshots.counted(snapshot, Path()).count(), 1
+    while not count.advance(0):
+        slices += 1
+    assert count.usage == (0, 5000)
+    assert slices > 10
+    assert count.complete
+
+
 async def test_a_limit_holds_for_all_that_a_container_writes(storage: Storage) -> None:
     """Its root, its declared volumes, and subvolumes that it makes."""
     snapshot, tree = await limited(storage, 8 << 20)
@@ -257,7 +320,6 @@ async def test_a_container_that_somebody_deleted_is_removed(storage: Storage) ->
     image = await storage.image(BASE)
     snapshot = await storage.writable("a", image)
     sh("btrfs", "subvolume", "delete", storage.top / f"snapshots/{snapshot.number}")
-    assert storage.snapshots.counted(snapshot, storage.top / "nowhere").tops
     with pytest.raises(AgentError, match="No such file or directory"):
         async with storage.root(snapshot, image):
             pass
@@ -309,28 +371,10 @@ async def many(storage: Storage) -> None:
         await storage.snapshots.create_container(f"{n:064x}", parent="", created_at_ns=1)
 
 
-def killed(place: Path, point: str) -> int:
-    """The status of a life that was to die at `point`."""
-    argv = [sys.executable, "-m", "tests.storage.life", str(place), str(place.parent), "btrfs"]
-    return subprocess.run([*argv, point], cwd=SOURCE.parents[4], timeout=60, check=False).returncode
-
-
-@pytest.mark.parametrize("point", [*POINTS, "snapshot-remove:trash"])
-async def test_a_crash_leaves_nothing(place: Path, point: str) -> None:
-    assert killed(place, point) == -signal.SIGKILL, f"nothing reaches {point}"
-    mount.detach_below(place / "mounts")
-    storage = Storage(place, "btrfs", place.parent)
-    for _ in range(2):
-        await storage.open()
-        await storage.snapshots.sweep()
-        used = {layer.chain_id for image in storage.images.all() for layer in image.layers}
-        for row in storage.rows.all():
-            if row.key not in used:
-                await storage.snapshots.remove(row.key)
-        assert await storage.problems() == [""] * len(used)
-        await storage.close()
-    await storage.open()
-    await life(storage)
-    assert (storage.rows.all(), storage.directories()) == ([], [])
+@pytest.mark.parametrize("point", POINTS)
+async def test_a_crash_leaves_no_subvolume_and_no_limit(
+    place: Path, living: Lives, point: str
+) -> None:
+    assert living.run(place, "btrfs", f"{point}#1") == -signal.SIGKILL
+    assert living.run(place, "btrfs") == 0, living.output(place)
     assert (subvolumes(place), groups(place)) == ([], [])
-    await storage.close()

@@ -36,6 +36,7 @@ from criagent.image.snapshots.driver import (
     MountPoint,
 )
 from criagent.image.snapshots.drivers.bind_mount import bind, userns_problem
+from criagent.image.snapshots.drivers.btrfs_count import SubvolumeCount
 from criagent.image.snapshots.drivers.directories import DirectoryDriver
 from criagent.image.snapshots.drivers.overlay_mount import mount_readonly
 from criagent.kernel import btrfs, btrfs_quota
@@ -180,12 +181,9 @@ class BtrfsDriver(DirectoryDriver):
         return ""
 
     def counted(self, number: int, rootfs: Path) -> Counted:
-        """What was changed since the snapshot was made."""
-        made_at_ns = 0
-        with contextlib.suppress(OSError), _opened(self._path(number)) as subvolume:
-            made_at_ns = btrfs.info(subvolume).made_at_ns
-        tops = super().counted(number, rootfs).tops
-        return Counted(tops=tops, changed_after_ns=made_at_ns)
+        """What was allocated since the snapshot was made."""
+        path, fixed = self._path(number), (self._tree(number), self.volumes(number))
+        return Counted(tops=(), own=lambda: SubvolumeCount(path, fixed))
 
     async def problem(self, layer: Snapshot) -> str:
         """Compare the subvolume and its files with the layer's row."""
