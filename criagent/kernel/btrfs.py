@@ -25,6 +25,9 @@ _NAME_BYTES = 255
 _ROOT_TREE = 1
 _ROOT_ITEM, _ROOT_BACKREF, _ROOT_REF = 132, 144, 156  # types of keys in the tree of roots
 _READONLY = 1 << 1
+_PURPOSES = {1: "data", 4: "metadata"}  # of chunks of disk; small file systems have both in one
+_RESERVE = 1 << 49
+_SPACES = 16
 _ARGS_BYTES = 4096
 _SEARCH_KEY = struct.Struct("=7Q3I4x4Q")
 _SEARCH_ITEM = struct.Struct("=3Q2I")
@@ -44,6 +47,7 @@ def request(direction: int, number: int, size: int) -> int:
 _READ, _WRITE = 2, 1
 _SYNC = request(0, 8, 0)
 _TREE_SEARCH_V2 = request(_READ | _WRITE, 17, 112)
+_SPACE_INFO = request(_READ | _WRITE, 20, 16)
 _SNAP_CREATE_V2 = request(_WRITE, 23, _ARGS_BYTES)
 _SUBVOL_CREATE_V2 = request(_WRITE, 24, _ARGS_BYTES)
 _SUBVOL_GETFLAGS = request(_READ, 25, 8)
@@ -154,6 +158,21 @@ def destroy_all(place: int, number: int) -> list[int]:
         waiting.append((one, True))
         waiting += [(child, False) for child in inside]
     return gone
+
+
+def space(place: int) -> dict[str, tuple[int, int]]:
+    """Bytes that data and metadata use, and that are set aside for them, before copies (DUP)."""
+    found: dict[str, tuple[int, int]] = {}
+    buffer = bytearray(16 + 24 * _SPACES)
+    struct.pack_into("=Q", buffer, 0, _SPACES)
+    answer = ioctl(place, _SPACE_INFO, buffer)
+    (count,) = struct.unpack_from("=Q", answer, 8)
+    for at in range(count):
+        flags, total, used = struct.unpack_from("=3Q", answer, 16 + 24 * at)
+        names = [name for bit, name in _PURPOSES.items() if flags & bit]
+        if names and not flags & _RESERVE:
+            found[" and ".join(names)] = (used, total)
+    return found
 
 
 def sync(place: int) -> None:

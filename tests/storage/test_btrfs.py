@@ -266,11 +266,19 @@ async def test_a_full_container_is_removed_with_its_limit(storage: Storage) -> N
     with pytest.raises(OSError, match="Disk quota exceeded"):
         (tree / "file").write_bytes(os.urandom(6 << 20))
     assert len(groups(storage.top)) == 1
+    facts = await storage.snapshots.facts()
+    assert facts["quotas"] == "simple, limited containers: 1"
+    assert facts["data and metadata"].endswith("MB set aside")
     other = await storage.snapshots.create_container("b" * 64, parent="", created_at_ns=1)
     (tree_of(storage, other) / "file").write_bytes(os.urandom(6 << 20))
     await storage.snapshots.remove(snapshot.key)
     await storage.snapshots.empty_trash()
     assert groups(storage.top) == []
+
+
+async def test_no_quotas_are_switched_on_without_a_limit(storage: Storage) -> None:
+    await storage.writable("a", await storage.image(BASE))
+    assert (await storage.snapshots.facts())["quotas"] == "off"
 
 
 async def test_full_quotas_do_not_limit_a_container(storage: Storage) -> None:

@@ -15,7 +15,7 @@ import asyncio
 import contextlib
 import errno
 import os
-from collections.abc import AsyncIterator, Iterator, Sequence
+from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
 from concurrent.futures import Executor
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -179,6 +179,21 @@ class BtrfsDriver(DirectoryDriver):
                 "and mount it again"
             )
         return ""
+
+    async def facts(self) -> Mapping[str, str]:
+        """Its quotas, and what the file system has set aside for data and metadata."""
+        return await run_in(self._fs, self._facts)
+
+    def _facts(self) -> dict[str, str]:
+        with _opened(self.root) as place:
+            quotas = btrfs_quota.mode(place)
+            limits = len(btrfs_quota.limits(place))
+            space = btrfs.space(place)
+        text = f"{quotas}, limited containers: {limits}" if limits else str(quotas)
+        return {"quotas": text} | {
+            name: f"{used / 1e6:.1f} of {total / 1e6:.1f} MB set aside"
+            for name, (used, total) in space.items()
+        }
 
     def counted(self, number: int, rootfs: Path) -> Counted:
         """What was allocated since the snapshot was made."""
