@@ -24,7 +24,7 @@ from criagent.store.blobs import BlobStore
 from criagent.store.db import Database
 from criagent.store.images import ImageStore
 from criagent.store.snapshots import SnapshotStore
-from tests.storage.grounds import ground
+from tests.storage.grounds import ground, mounts_of
 
 
 def layers_of(*tars: bytes) -> tuple[Layer, ...]:
@@ -57,7 +57,7 @@ class Storage:
         """The database is in `state`, so that a full file system is the driver's matter alone."""
         self._section = section or ground(driver).section
         self.top = top
-        self.mounts = top / "mounts"
+        self.mounts = mounts_of(top)
         self.mounts.mkdir(exist_ok=True)
         self._driver = driver
         self._state = state
