@@ -11,6 +11,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
 from pathlib import Path
 
+from criagent.config.storage_section import Storage as StorageSection
 from criagent.image.blobs import BlobFiles
 from criagent.image.documents.digest import parse_digest
 from criagent.image.layers import LayerUnpacker
@@ -50,8 +51,11 @@ def layers_of(*tars: bytes) -> tuple[Layer, ...]:
 class Storage:
     """What an agent has of its root directory; `reopen` is its restart."""
 
-    def __init__(self, top: Path, driver: str, state: Path) -> None:
+    def __init__(
+        self, top: Path, driver: str, state: Path, section: StorageSection | None = None
+    ) -> None:
         """The database is in `state`, so that a full file system is the driver's matter alone."""
+        self._section = section or ground(driver).section
         self.top = top
         self.mounts = mounts_of(top)
         self.mounts.mkdir(exist_ok=True)
@@ -64,14 +68,12 @@ class Storage:
         self.db = Database.open(self._state / "state.db")
         self.rows = SnapshotStore(self.db)
         self.images = ImageStore(self.db, self.rows, BlobStore(self.db))
-        self.driver = DRIVERS[self._driver](
-            self.top / "snapshots", ground(self._driver).section, self._threads
-        )
+        self.driver = DRIVERS[self._driver](self.top / "snapshots", self._section, self._threads)
         self.snapshots = Snapshots(self.driver, self.rows, self._threads)
+        self.workers = UnpackWorkers(2)
         await self.snapshots.prepare()
         self.files = BlobFiles(self._state / "blobs")
         self.files.prepare()
-        self.workers = UnpackWorkers(2)
         self._unpacker = LayerUnpacker(
             snapshots=self.snapshots,
             files=self.files,

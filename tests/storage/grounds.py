@@ -40,6 +40,15 @@ def _xfs(top: Path, size: int) -> None:
     _loop(top, max(size, 300 << 20), "mkfs.xfs", "-q")
 
 
+def _overlay(top: Path, size: int) -> None:
+    """A file system that overlayfs cannot have its upper layers on."""
+    _ext4(top, size)
+    lower, upper, work = (top / name for name in ("lower", "upper", "work"))
+    for directory in (lower, upper, work):
+        directory.mkdir()
+    mount.overlay([lower], upper, work, top)
+
+
 def _loop(top: Path, size: int, *mkfs: str) -> None:
     """The loop device goes with the last mount, the file at once."""
     image = top.with_name(f"{loop_mark()}-{top.name}")
@@ -71,6 +80,7 @@ _MOUNTED: dict[str, Callable[[Path, int], None]] = {
     "ext4": _ext4,
     "btrfs": _btrfs,
     "xfs": _xfs,
+    "overlay": _overlay,
 }
 
 
@@ -134,7 +144,7 @@ GROUNDS = {
         tools={"mkfs.erofs": "erofs-utils"},
         unreached=_VERITY,
     ),
-    "fuse-overlayfs": Ground(on=("ext4",), tools={"fuse-overlayfs": "fuse-overlayfs"}),
+    "fuse-overlayfs": Ground(on=("ext4", "overlay"), tools={"fuse-overlayfs": "fuse-overlayfs"}),
 }
 
 
