@@ -51,7 +51,7 @@ def disk(driver: str) -> Iterator[None]:
         file.truncate(30 << 30)
     mkfs = "mkfs.btrfs -q" if driver == "btrfs" else "mkfs.ext4 -q -m 0 -E lazy_itable_init=0"
     subprocess.run([*mkfs.split(), str(image)], check=True, stdout=subprocess.DEVNULL)
-    command = ["losetup", "--find", "--show", "--direct-io=on", image]
+    command = ["losetup", "--find", "--show", "--direct-io=on", str(image)]
     loop = subprocess.run(command, check=True, capture_output=True, text=True).stdout.strip()
     try:
         subprocess.run(["mount", loop, ROOT], check=True)
