@@ -13,6 +13,7 @@ import pytest
 
 from criagent.image.snapshots.drivers.available import DRIVERS
 from tests.storage.ground import Storage, file_system
+from tests.storage.stores import absent
 
 _RESULTS: dict[str, dict[str, str]] = {}
 
@@ -23,8 +24,10 @@ async def storage(
 ) -> AsyncIterator[Storage]:
     """One driver on an empty file system."""
     place: Path = tmp_path_factory.mktemp("storage")
-    with file_system(place / "disk") as top:
-        one = await Storage(top, request.param, place).open()
+    if reason := absent(request.param):
+        pytest.skip(reason)
+    with file_system(place / "disk", request.param) as section:
+        one = await Storage(place / "disk", request.param, place, section).open()
         yield one
         await one.close()
 
@@ -35,7 +38,8 @@ def pytest_runtest_logreport(report: pytest.TestReport) -> None:
     if bracket and (report.when == "call" or report.outcome != "passed"):
         row = _RESULTS.setdefault(case.removeprefix("test_").replace("_", " "), {})
         name = driver.rstrip("]")
-        row[name] = "FAILED" if "FAILED" in (report.outcome.upper(), row.get(name)) else "ok"
+        outcome = {"passed": "ok", "skipped": "absent"}.get(report.outcome, "FAILED")
+        row[name] = "FAILED" if row.get(name) == "FAILED" else outcome
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:

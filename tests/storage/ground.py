@@ -27,17 +27,23 @@ from criagent.store.blobs import BlobStore
 from criagent.store.db import Database
 from criagent.store.images import ImageStore
 from criagent.store.snapshots import SnapshotStore
+from tests.storage.stores import SIZE, store
 
-SIZE = 64 << 20  # of the file system in bytes
+OVERHEAD = {"devmapper": 16 << 20, "zfs": 2 * SIZE}  # bytes of the stores themselves
 
 
 @contextlib.contextmanager
-def file_system(top: Path) -> Iterator[Path]:
-    """A tmpfs of `SIZE` bytes: it has all that layers need, and it fills up soon."""
+def file_system(top: Path, driver: str) -> Iterator[StorageSection]:
+    """A tmpfs with `SIZE` bytes for snapshots: it has all that layers need, and fills up soon.
+
+    Yields the settings of `driver` for it.
+    """
     top.mkdir()
-    subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={SIZE}", "storage", top], check=True)
+    size = SIZE + OVERHEAD.get(driver, 0)
+    subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={size}", "storage", top], check=True)
     try:
-        yield top
+        with store(driver, top) as section:
+            yield section
     finally:
         mount.detach_below(top)
         top.rmdir()
@@ -67,12 +73,13 @@ def layers_of(*tars: bytes) -> tuple[Layer, ...]:
 class Storage:
     """What an agent has of its root directory; `reopen` is its restart."""
 
-    def __init__(self, top: Path, driver: str, state: Path) -> None:
+    def __init__(self, top: Path, driver: str, state: Path, section: StorageSection) -> None:
         """The database is in `state`, so that a full file system is the driver's matter alone."""
         self.top = top
         self.mounts = top / "mounts"
         self.mounts.mkdir(exist_ok=True)
         self._driver = driver
+        self._section = section
         self._state = state
 
     async def open(self) -> Storage:
@@ -81,7 +88,8 @@ class Storage:
         self.db = Database.open(self._state / "state.db")
         self.rows = SnapshotStore(self.db)
         self.images = ImageStore(self.db, self.rows, BlobStore(self.db))
-        self.driver = DRIVERS[self._driver](self.top / "snapshots", StorageSection(), self._threads)
+        make = DRIVERS[self._driver]
+        self.driver = make(self.top / "snapshots", self._section, self._threads)
         self.snapshots = Snapshots(self.driver, self.rows, self._threads)
         await self.snapshots.prepare()
         self.files = BlobFiles(self._state / "blobs")
@@ -156,9 +164,11 @@ class Storage:
         layers = [layer for layer in self.rows.all() if layer.committed]
         return [await self.snapshots.problem(layer) for layer in layers]
 
-    def tree(self, snapshot: Snapshot) -> Path:
-        """The files of a snapshot whose driver stores them as files."""
-        return self.snapshots.root / str(snapshot.number) / "fs"
+    @asynccontextmanager
+    async def tree(self, snapshot: Snapshot) -> AsyncIterator[Path]:
+        """The files of a layer, as a worker writes them."""
+        async with self.snapshots.layer_place(snapshot, []) as place:
+            yield place.root
 
     def directories(self) -> list[str]:
         """Names of what the driver has on disk, the trash included."""

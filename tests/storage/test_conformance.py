@@ -18,7 +18,8 @@ from criagent.model.common import IdMapping, NamespaceMode, UserNamespace
 from criagent.process.child import Options
 from criagent.process.child import run as run_child
 from criagent.runtime.pod.user_namespaces import namespace_maker
-from tests.storage.ground import SIZE, Storage
+from tests.storage.ground import Storage
+from tests.storage.stores import SIZE
 from tests.support.unpack_place import (
     CHAR,
     FIFO,
@@ -193,6 +194,7 @@ async def test_removal_while_mounted(storage: Storage) -> None:
         await storage.snapshots.remove(snapshot.key)
         await storage.snapshots.empty_trash()
         assert file.read() == "open"
+    await storage.snapshots.empty_trash()  # a volume that is in use stays until then
     assert storage.rows.get(snapshot.key) is None
     assert len(storage.directories()) == 1  # the layer
     again = await storage.writable("a", image)
@@ -238,7 +240,8 @@ async def test_a_damaged_layer_is_found(storage: Storage) -> None:
     image = await storage.image(BASE)
     (layer,) = storage.rows.all()
     assert await storage.problems() == [""]
-    (storage.tree(layer) / "d/low").unlink()
+    async with storage.tree(layer) as tree:
+        (tree / "d/low").unlink()
     assert "instead of" in await storage.snapshots.problem(layer)
     await storage.snapshots.remove(image.layers[0].chain_id)
     assert "missing" in await storage.snapshots.problem(layer)
@@ -297,7 +300,8 @@ async def test_user_namespaces(storage: Storage) -> None:
         async with storage.volume(image, mapped) as volume:
             assert (volume / "big").stat().st_uid == HOST
     (layer,) = [layer for layer in storage.rows.all() if layer.committed]
-    assert (storage.tree(layer) / "big").stat().st_uid == 0
+    async with storage.tree(layer) as tree:
+        assert (tree / "big").stat().st_uid == 0
 
 
 async def test_selinux_labels_or_a_clear_refusal(storage: Storage) -> None:
