@@ -29,11 +29,11 @@ SECTOR = 512
 
 @dataclass(frozen=True, slots=True)
 class Target:
-    """One line of a device's table: its type and the type's own words; lengths in sectors."""
+    """One line of a device's table: its type and the type's own arguments; lengths in sectors."""
 
     length: int
     kind: str
-    words: str
+    arguments: str
     start: int = 0
 
 
@@ -76,10 +76,10 @@ def load(name: str, targets: Sequence[Target], *, readonly: bool = False) -> Non
     """Give a device another table, which `resume` makes the active one. Raises OSError."""
     specs = b""
     for target in targets:
-        words = target.words.encode() + b"\0"
-        words += b"\0" * (-len(words) % 8)
-        size = _SPEC.size + len(words)
-        specs += _SPEC.pack(target.start, target.length, 0, size, target.kind.encode()) + words
+        arguments = target.arguments.encode() + b"\0"
+        arguments += b"\0" * (-len(arguments) % 8)
+        size = _SPEC.size + len(arguments)
+        specs += _SPEC.pack(target.start, target.length, 0, size, target.kind.encode()) + arguments
     _call(_LOAD, name, specs, flags=_READONLY if readonly else 0, count=len(targets))
 
 
@@ -121,9 +121,9 @@ def status(name: str, *, table: bool = False) -> list[Target]:
     found, at = [], 0
     for _ in range(head[5]):
         start, length, _, following, kind = _SPEC.unpack_from(data, at)
-        words = data[at + _SPEC.size :].partition(b"\0")[0].decode(errors="replace")
+        arguments = data[at + _SPEC.size :].partition(b"\0")[0].decode(errors="replace")
         kind_name = kind.rstrip(b"\0").decode()
-        found.append(Target(length=length, kind=kind_name, words=words, start=start))
+        found.append(Target(length=length, kind=kind_name, arguments=arguments, start=start))
         at = following
     return found
 

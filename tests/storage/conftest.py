@@ -26,8 +26,8 @@ async def storage(
     place: Path = tmp_path_factory.mktemp("storage")
     if reason := absent(request.param):
         pytest.skip(reason)
-    with file_system(place / "disk", request.param) as section:
-        one = await Storage(place / "disk", request.param, place, section).open()
+    with file_system(place / "disk", request.param) as top:
+        one = await Storage(top, request.param, place).open()
         yield one
         await one.close()
 

@@ -6,6 +6,7 @@ from __future__ import annotations
 import contextlib
 import gzip
 import hashlib
+import os
 import subprocess
 import time
 from collections.abc import AsyncIterator, Iterator
@@ -19,6 +20,7 @@ from criagent.image.documents.digest import parse_digest
 from criagent.image.layers import LayerUnpacker
 from criagent.image.snapshots.driver import MappedIds, MountPoint
 from criagent.image.snapshots.drivers.available import DRIVERS
+from criagent.image.snapshots.drivers.volumes import VolumeDriver
 from criagent.image.snapshots.snapshots import Snapshots
 from criagent.image.unpack.workers import UnpackWorkers
 from criagent.kernel import mount
@@ -27,26 +29,44 @@ from criagent.store.blobs import BlobStore
 from criagent.store.db import Database
 from criagent.store.images import ImageStore
 from criagent.store.snapshots import SnapshotStore
-from tests.storage.stores import SIZE, store
-
-OVERHEAD = {"devmapper": 16 << 20, "zfs": 2 * SIZE}  # bytes of the stores themselves
+from tests.storage.stores import SIZE, section, take_snapshot_again, thin_pool, zfs_pool
 
 
 @contextlib.contextmanager
-def file_system(top: Path, driver: str) -> Iterator[StorageSection]:
-    """A tmpfs with `SIZE` bytes for snapshots: it has all that layers need, and fills up soon.
-
-    Yields the settings of `driver` for it.
-    """
+def file_system(top: Path, driver: str) -> Iterator[Path]:
+    """A file system of `SIZE` bytes that `driver` can use: it fills up soon."""
     top.mkdir()
-    size = SIZE + OVERHEAD.get(driver, 0)
-    subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={size}", "storage", top], check=True)
     try:
-        with store(driver, top) as section:
-            yield section
+        with contextlib.ExitStack() as stack:
+            stack.enter_context(_BACKING.get(driver, _tmpfs)(top))
+            yield top
+            mount.detach_below(top)
     finally:
         mount.detach_below(top)
         top.rmdir()
+
+
+@contextlib.contextmanager
+def _tmpfs(top: Path) -> Iterator[None]:
+    """It has all that layers need."""
+    subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={SIZE}", "storage", top], check=True)
+    yield
+
+
+@contextlib.contextmanager
+def _btrfs(top: Path) -> Iterator[None]:
+    image = top.with_name("image")
+    with image.open("wb") as file:
+        file.truncate(SIZE)
+    subprocess.run(["mkfs.btrfs", "-q", "--mixed", str(image)], check=True)
+    subprocess.run(["mount", "-o", "loop", image, top], check=True)
+    try:
+        yield
+    finally:
+        image.unlink()
+
+
+_BACKING = {"btrfs": _btrfs, "devmapper": thin_pool, "zfs": zfs_pool}
 
 
 def layers_of(*tars: bytes) -> tuple[Layer, ...]:
@@ -73,13 +93,15 @@ def layers_of(*tars: bytes) -> tuple[Layer, ...]:
 class Storage:
     """What an agent has of its root directory; `reopen` is its restart."""
 
-    def __init__(self, top: Path, driver: str, state: Path, section: StorageSection) -> None:
+    def __init__(
+        self, top: Path, driver: str, state: Path, settings: StorageSection | None = None
+    ) -> None:
         """The database is in `state`, so that a full file system is the driver's matter alone."""
         self.top = top
         self.mounts = top / "mounts"
         self.mounts.mkdir(exist_ok=True)
         self._driver = driver
-        self._section = section
+        self._section = settings or section(driver, top)
         self._state = state
 
     async def open(self) -> Storage:
@@ -164,11 +186,27 @@ class Storage:
         layers = [layer for layer in self.rows.all() if layer.committed]
         return [await self.snapshots.problem(layer) for layer in layers]
 
-    @asynccontextmanager
-    async def tree(self, snapshot: Snapshot) -> AsyncIterator[Path]:
-        """The files of a layer, as a worker writes them."""
-        async with self.snapshots.layer_place(snapshot, []) as place:
-            yield place.root
+    async def damage(self, layer: Snapshot, name: str) -> None:
+        """Delete the file `name` of a committed layer, or change its image."""
+        if isinstance(self.driver, VolumeDriver):
+            async with self.snapshots.layer_place(layer, []) as place:
+                (place.root / name).unlink()
+            if self._driver == "zfs":
+                take_snapshot_again(self._section.zfs.dataset, layer.number)
+            return
+        self._damage_files(layer, name)
+
+    def _damage_files(self, layer: Snapshot, name: str) -> None:
+        directory = self.snapshots.root / str(layer.number)
+        if self._driver == "btrfs":
+            command = ["btrfs", "property", "set", "-ts", str(directory), "ro", "false"]
+            subprocess.run(command, check=True)
+        if (directory / "fs").exists():
+            (directory / "fs" / name).unlink()
+        else:
+            with (directory / "image").open("r+b") as image:
+                image.seek(-1, os.SEEK_END)
+                image.write(b"?")
 
     def directories(self) -> list[str]:
         """Names of what the driver has on disk, the trash included."""

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
@@ -27,27 +28,25 @@ def absent(driver: str) -> str:
     return ""
 
 
-@contextlib.contextmanager
-def store(driver: str, top: Path) -> Iterator[StorageSection]:
-    """The settings of `driver` for a root directory in `top`, with what they name.
+def section(driver: str, top: Path) -> StorageSection:
+    """The settings of `driver` for a root directory in `top`."""
+    thin = StorageDevmapper(loop_size_bytes=SIZE, base_size_bytes=4 * SIZE)
+    return StorageSection(devmapper=thin, zfs=StorageZfs(dataset=f"{_pool(top)}/criagent"))
 
-    `top` is a file system of its own. Nothing is left of it but files there.
-    """
-    if driver == "devmapper":
-        settings = StorageDevmapper(loop_size_bytes=SIZE, base_size_bytes=4 * SIZE)
-        try:
-            yield StorageSection(devmapper=settings)
-        finally:
-            remove_pool(top)
-    elif driver == "zfs":
-        with zfs_pool(top) as dataset:
-            yield StorageSection(zfs=StorageZfs(dataset=dataset))
-    else:
-        yield StorageSection()
+
+@contextlib.contextmanager
+def thin_pool(top: Path) -> Iterator[None]:
+    """Room for a thin pool on files; removes that of the root directory in `top`."""
+    size = SIZE + (16 << 20)  # its metadata, and some
+    run("mount", "-t", "tmpfs", "-o", f"size={size}", "storage", top)
+    try:
+        yield
+    finally:
+        remove_pool(top)
 
 
 def remove_pool(top: Path) -> None:
-    """Remove the thin pool of the root directory `top`, and its loop devices."""
+    """Remove the thin pool of the root directory in `top`, and its loop devices."""
     for place in (top / "mounts", top / "snapshots"):
         mount.detach_below(place)
     pool = pool_name(top / "snapshots")
@@ -60,20 +59,30 @@ def remove_pool(top: Path) -> None:
 
 
 @contextlib.contextmanager
-def zfs_pool(top: Path) -> Iterator[str]:
-    """A pool on a file in `top`; yields a dataset of `SIZE` bytes."""
-    name = f"test-{abs(hash(top)) % 1_000_000}"
-    file = top / "vdev"
+def zfs_pool(top: Path) -> Iterator[None]:
+    """A pool on a file in `top`, with a dataset of `SIZE` bytes."""
+    run("mount", "-t", "tmpfs", "-o", f"size={3 * SIZE}", "storage", top)
+    file, name = top / "vdev", _pool(top)
     with file.open("wb") as new:
         new.truncate(4 * SIZE)
     run("zpool", "create", "-o", "cachefile=none", "-O", "mountpoint=none", name, file)
     try:
         run("zfs", "create", "-o", "mountpoint=legacy", "-o", f"quota={SIZE}", f"{name}/criagent")
-        yield f"{name}/criagent"
+        yield
     finally:
         for place in (top / "mounts", top / "snapshots"):
             mount.detach_below(place)
         run("zpool", "destroy", "-f", name)
+
+
+def take_snapshot_again(dataset: str, number: int) -> None:
+    """Make the dataset of a layer, as it is now, what it was committed as."""
+    run("zfs", "destroy", f"{dataset}/{number}@layer")
+    run("zfs", "snapshot", f"{dataset}/{number}@layer")
+
+
+def _pool(top: Path) -> str:
+    return "test-" + hashlib.sha256(bytes(top)).hexdigest()[:8]
 
 
 def run(*argv: str | Path) -> str:

@@ -20,7 +20,7 @@ def test_a_status_line_of_linux_6_12() -> None:
 
 
 @pytest.mark.parametrize(
-    ("words", "full", "told"),
+    ("arguments", "full", "told"),
     [
         (GOOD.replace("20/", "900/"), "", "data of the thin pool pool is 90 % full"),
         (GOOD.replace("111/", "1000/"), "", "metadata of the thin pool pool is 98 % full"),
@@ -31,9 +31,9 @@ def test_a_status_line_of_linux_6_12() -> None:
         ("Error", "metadata", "has failed"),
     ],
 )
-def test_a_pool_that_is_full_or_broken(words: str, full: str, told: str) -> None:
-    assert parse(words).full == full
-    assert told in pool_status.problem("pool", parse(words), 90)
+def test_a_pool_that_is_full_or_broken(arguments: str, full: str, told: str) -> None:
+    assert parse(arguments).full == full
+    assert told in pool_status.problem("pool", parse(arguments), 90)
 
 
 def test_what_is_no_status_line_is_refused() -> None:

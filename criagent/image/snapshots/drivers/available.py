@@ -11,7 +11,9 @@ from criagent.base.errors import UnsupportedError
 from criagent.config.storage_drivers import AUTO, DEFAULT, canonical
 from criagent.config.storage_section import Storage
 from criagent.image.snapshots.driver import SnapshotDriver
+from criagent.image.snapshots.drivers.btrfs import BtrfsDriver
 from criagent.image.snapshots.drivers.devmapper.driver import DevmapperDriver
+from criagent.image.snapshots.drivers.erofs.driver import ErofsDriver
 from criagent.image.snapshots.drivers.native import NativeDriver
 from criagent.image.snapshots.drivers.overlay import OverlayDriver
 from criagent.image.snapshots.drivers.zfs import ZfsDriver
@@ -21,6 +23,8 @@ DRIVERS: Mapping[str, Callable[[Path, Storage, Executor], SnapshotDriver]] = {
     NativeDriver.name: NativeDriver,
     DevmapperDriver.name: DevmapperDriver,
     ZfsDriver.name: ZfsDriver,
+    BtrfsDriver.name: BtrfsDriver,
+    ErofsDriver.name: ErofsDriver,
 }
 
 

@@ -21,10 +21,11 @@ import structlog
 
 from criagent.base.aio import KeyedLocks, finish, run_in
 from criagent.base.errors import AgentError, ExhaustedError
-from criagent.image.snapshots.driver import Counted, LayerPlace, MappedIds, MountPoint
+from criagent.image.snapshots.driver import Counted, LayerPlace, MountPoint
+from criagent.image.snapshots.drivers.bind_mount import bind_mapped
 from criagent.image.snapshots.drivers.directories import DirectoryDriver, let_through
 from criagent.image.snapshots.drivers.overlay_mount import mount_readonly
-from criagent.kernel import idmap, mount
+from criagent.kernel import mount
 from criagent.kernel.syscalls import check, libc
 from criagent.kernel.trees import remove_tree
 from criagent.model.image import Snapshot
@@ -85,14 +86,7 @@ class VolumeDriver(DirectoryDriver, abc.ABC):
         """Bind the files of the container's file system."""
         async with self._locks.hold(str(number)):
             await self._attach(number, label=at.label)
-            await run_in(self._fs, self._mount_container, number, at)
-
-    def _mount_container(self, number: int, at: MountPoint) -> None:
-        at.path.parent.mkdir(exist_ok=True, mode=0o700)
-        if at.ids is not None:
-            let_through(at.path.parent, at.ids)
-        at.path.mkdir(exist_ok=True)
-        bind(self._tree(number), at, readonly=False)
+            await run_in(self._fs, _bind_rootfs, self._tree(number), at)
 
     async def mount_image(self, layers: Sequence[int], at: MountPoint) -> None:
         """Bind the files of the topmost layer, whose file system is mounted read-only."""
@@ -100,11 +94,7 @@ class VolumeDriver(DirectoryDriver, abc.ABC):
             await run_in(self._fs, mount_readonly, self.root, [], self._fillers, at)
             return
         async with self._attached(layers[0], label=at.label):
-            await run_in(self._fs, self._mount_image, layers[0], at)
-
-    def _mount_image(self, number: int, at: MountPoint) -> None:
-        at.path.mkdir(parents=True, exist_ok=True)
-        bind(self._tree(number), at, readonly=True)
+            await run_in(self._fs, _bind_volume, self._tree(layers[0]), at)
 
     def volumes(self, number: int) -> Path:
         """`<number>/disk/volumes`: its limit is theirs."""
@@ -189,18 +179,17 @@ class VolumeDriver(DirectoryDriver, abc.ABC):
         return self._disk(number) / "fs"
 
 
-def bind(source: Path, at: MountPoint, *, readonly: bool) -> None:
-    """Attach a clone of the mount at `source`, with the ids of `at`. Raises OSError."""
-    if at.ids is None:
-        with idmap.cloned(source) as tree:
-            idmap.attach(tree, at.path)
-        return
-    userns = os.open(at.ids.userns, os.O_RDONLY | os.O_CLOEXEC)
-    try:
-        with idmap.idmapped(source, userns, readonly=readonly) as tree:
-            idmap.attach(tree, at.path)
-    finally:
-        os.close(userns)
+def _bind_rootfs(source: Path, at: MountPoint) -> None:
+    at.path.parent.mkdir(exist_ok=True, mode=0o700)
+    if at.ids is not None:
+        let_through(at.path.parent, at.ids)
+    at.path.mkdir(exist_ok=True)
+    bind_mapped(source, at)
+
+
+def _bind_volume(source: Path, at: MountPoint) -> None:
+    at.path.mkdir(parents=True, exist_ok=True)
+    bind_mapped(source, at)
 
 
 def unmount(disk: Path) -> None:
@@ -208,18 +197,6 @@ def unmount(disk: Path) -> None:
     mount.detach(disk)
     with contextlib.suppress(FileNotFoundError):
         disk.rmdir()
-
-
-def id_mapping_problem(disk: Path, ids: MappedIds) -> str:
-    """Why the file system mounted at `disk` can't have other ids in a mount; "" = it can."""
-    userns = os.open(ids.userns, os.O_RDONLY | os.O_CLOEXEC)
-    try:
-        with idmap.idmapped(disk, userns, readonly=False):
-            return ""
-    except OSError as exc:
-        return f"the file system of the snapshots does not support id mapping: {exc.strerror}"
-    finally:
-        os.close(userns)
 
 
 def _mount_point(disk: Path) -> bool:

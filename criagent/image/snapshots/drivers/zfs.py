@@ -27,9 +27,10 @@ from criagent.base.errors import AgentError, ExhaustedError, UnsupportedError
 from criagent.config.storage_section import Storage
 from criagent.image.blobs import disk_full
 from criagent.image.snapshots.driver import Capabilities, MappedIds
+from criagent.image.snapshots.drivers.bind_mount import userns_problem
 from criagent.image.snapshots.drivers.claim import Claim, write_durably
 from criagent.image.snapshots.drivers.tools import tool
-from criagent.image.snapshots.drivers.volumes import VolumeDriver, id_mapping_problem, unmount
+from criagent.image.snapshots.drivers.volumes import VolumeDriver, unmount
 from criagent.kernel import mount
 
 log: structlog.stdlib.BoundLogger = structlog.get_logger(__name__)
@@ -137,7 +138,7 @@ class ZfsDriver(VolumeDriver):
 
     async def userns_problem(self, ids: MappedIds) -> str:
         """Try an idmapped mount of the dataset."""
-        return await run_in(self._fs, id_mapping_problem, self.root, ids)
+        return await run_in(self._fs, userns_problem, self.root, ids)
 
     async def create_layer(self, number: int, parent: int | None) -> None:
         """A clone of `parent`, or of the base."""
@@ -267,13 +268,13 @@ class ZfsDriver(VolumeDriver):
     def _name(self, name: str | int) -> str:
         return f"{self._dataset}/{name}"
 
-    async def _zfs(self, *words: str) -> str:
+    async def _zfs(self, *arguments: str) -> str:
         """Run the command; its output. Raises AgentError with what it says."""
         try:
-            ended = await tool(["zfs", *words], PACKAGE, limit_s=_LIMIT_S, keep=16 << 20)
+            ended = await tool(["zfs", *arguments], PACKAGE, limit_s=_LIMIT_S, keep=16 << 20)
         except TimeoutError as exc:
             raise AgentError(
-                f"zfs {' '.join(words)} did not end within {_LIMIT_S:.0f} s; "
+                f"zfs {' '.join(arguments)} did not end within {_LIMIT_S:.0f} s; "
                 f"{self._health() or f'see `zpool status {self._pool}`'}"
             ) from exc
         if ended.status == 0:
@@ -289,4 +290,4 @@ class ZfsDriver(VolumeDriver):
             cure = "; run `criagent image fsck --repair`, then pull the image again"
         elif not await run_in(self._fs, (_KSTAT / self._pool).exists):
             cure = f"; `zpool import {self._pool}`, then restart criagent"
-        raise AgentError(f"zfs {words[0]}: {said}{cure}")
+        raise AgentError(f"zfs {arguments[0]}: {said}{cure}")

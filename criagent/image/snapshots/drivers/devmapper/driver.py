@@ -23,10 +23,11 @@ from criagent.base.errors import AgentError, ExhaustedError
 from criagent.config.storage_section import Storage
 from criagent.image.blobs import disk_full
 from criagent.image.snapshots.driver import Capabilities, MappedIds
+from criagent.image.snapshots.drivers.bind_mount import userns_problem
 from criagent.image.snapshots.drivers.devmapper import file_systems, pool_status
 from criagent.image.snapshots.drivers.devmapper.pool import Pool
 from criagent.image.snapshots.drivers.devmapper.thin_volumes import BASE, ThinVolumes, Volume
-from criagent.image.snapshots.drivers.volumes import VolumeDriver, id_mapping_problem, unmount
+from criagent.image.snapshots.drivers.volumes import VolumeDriver, unmount
 from criagent.kernel import devicemapper as dm
 
 log: structlog.stdlib.BoundLogger = structlog.get_logger(__name__)
@@ -97,7 +98,7 @@ class DevmapperDriver(VolumeDriver):
             try:
                 disk.mkdir(exist_ok=True)
                 await run_in(self._fs, partial(self._mount, BASE, base, disk, readonly=True))
-                return await run_in(self._fs, id_mapping_problem, disk, ids)
+                return await run_in(self._fs, userns_problem, disk, ids)
             except (OSError, AgentError) as exc:
                 return f"the base volume cannot be mounted: {exc}"
             finally:

@@ -100,11 +100,11 @@ async def _attach(file: Path) -> Path:
     return Path(made.output.strip())
 
 
-async def _run(*words: str | Path) -> Ended:
-    ended = await tool(["losetup", *words], "util-linux", limit_s=_LIMIT_S)
+async def _run(*arguments: str | Path) -> Ended:
+    ended = await tool(["losetup", *arguments], "util-linux", limit_s=_LIMIT_S)
     if ended.status:
         raise AgentError(
-            f"losetup {' '.join(map(str, words))}: {ended.errors.strip()[-300:]}; "
+            f"losetup {' '.join(map(str, arguments))}: {ended.errors.strip()[-300:]}; "
             "loop devices need the module loop (modprobe loop)"
         )
     return ended

@@ -98,7 +98,7 @@ class Pool:
             (target,) = dm.status(self.name)
         except (OSError, ValueError):
             return None
-        return pool_status.parse(target.words) if target.kind == "thin-pool" else None
+        return pool_status.parse(target.arguments) if target.kind == "thin-pool" else None
 
     def metadata_device(self) -> Path:
         """The block device of its metadata. Raises OSError."""
@@ -123,7 +123,7 @@ class Pool:
             raise AgentError(f"thin pool {self.name}: {text}: {exc.strerror}") from exc
 
     def full_text(self) -> str:
-        """What a caller is told when no block can be had."""
+        """what a caller is told when the pool has no free block."""
         return (
             f"no space left in the thin pool {self.name}; remove pods and images, or enlarge it "
             "(docs/storage.md, devmapper)"
@@ -156,7 +156,7 @@ class Pool:
             ) from exc
 
     async def _devices(self) -> tuple[Path, Path] | None:
-        """Metadata and data device; None = the pool is somebody else's to activate."""
+        """Metadata and data device; None = another program activates the pool."""
         section = self._section
         if self.on_files:
             made = await self.loops.attached(expected=bool(self.record.id))
@@ -184,11 +184,11 @@ class Pool:
             await self._check(metadata)
         faults.reach("devmapper-pool:checked")
         size = dm.sectors(data)
-        words = f"{metadata} {data} {BLOCK_SECTORS} 0 1 error_if_no_space"
+        arguments = f"{metadata} {data} {BLOCK_SECTORS} 0 1 error_if_no_space"
         if (left := dm.find(self.name)) is not None:  # a create that a crash has interrupted
             dm.remove(left.name)
         try:
-            made = dm.create(self.name, [dm.Target(size, "thin-pool", words)])
+            made = dm.create(self.name, [dm.Target(size, "thin-pool", arguments)])
         except OSError as exc:
             raise self._activation_error(exc, metadata, data) from exc
         faults.reach("devmapper-pool:activated")
@@ -223,7 +223,7 @@ class Pool:
 
     def _table(self) -> list[str]:
         (target,) = dm.status(self.name, table=True)
-        return target.words.split()
+        return target.arguments.split()
 
     def _compare(self, metadata: Path, data: Path) -> None:
         """An active pool of that name must be on these devices."""
@@ -241,7 +241,7 @@ class Pool:
         (target,) = dm.status(self.name, table=True)
         size = dm.sectors(data)
         if size > target.length:
-            dm.load(self.name, [dm.Target(size, target.kind, target.words)])
+            dm.load(self.name, [dm.Target(size, target.kind, target.arguments)])
             dm.suspend(self.name, flush=False)
             dm.resume(self.name)
             log.info("storage_pool_grown", pool=self.name, bytes=size * dm.SECTOR)

@@ -24,7 +24,7 @@ class PoolStatus:
 
     @property
     def full(self) -> str:
-        """Why no block can be had any more: "data" or "metadata"; "" = one can."""
+        """What has run out: "data" or "metadata"; "" = neither."""
         if self.mode == OUT_OF_DATA or self.used_data >= self.data:
             return "data"
         if self.mode in {READ_ONLY, FAILED} or self.used_metadata >= self.metadata:
@@ -42,13 +42,13 @@ class PoolStatus:
         return 100 * self.used_metadata / self.metadata
 
 
-def parse(words: str) -> PoolStatus:
-    """The status in the words of a thin-pool target. Raises ValueError."""
-    fields = words.split()
+def parse(arguments: str) -> PoolStatus:
+    """The status in the arguments of a thin-pool target. Raises ValueError."""
+    fields = arguments.split()
     if fields[:1] in (["Fail"], ["Error"]):
         return PoolStatus(mode=FAILED)
     if len(fields) < _FIELDS:
-        raise ValueError(f"status of a thin pool: {words!r}")
+        raise ValueError(f"status of a thin pool: {arguments!r}")
     (used_metadata, metadata), (used_data, data) = (_pair(field) for field in fields[1:3])
     return PoolStatus(
         mode=fields[4],

@@ -105,8 +105,8 @@ class ThinVolumes:
             if there.active and there.readonly == readonly:
                 return there
             dm.remove(name)
-        words = f"{self._pool.number} {volume.id}"
-        return dm.create(name, [dm.Target(volume.sectors, "thin", words)], readonly=readonly)
+        arguments = f"{self._pool.number} {volume.id}"
+        return dm.create(name, [dm.Target(volume.sectors, "thin", arguments)], readonly=readonly)
 
     def end_with_mount(self, number: int) -> None:
         """Let the device go once it is not mounted any more."""
