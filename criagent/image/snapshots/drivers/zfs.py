@@ -222,6 +222,11 @@ class ZfsDriver(VolumeDriver):
             )
         return ""
 
+    def used_shares(self) -> Mapping[str, float]:
+        """What the dataset may have of the pool."""
+        facts = os.statvfs(self.root)
+        return {"data": 1 - facts.f_bavail / facts.f_blocks if facts.f_blocks else 1.0}
+
     async def facts(self) -> Mapping[str, str]:
         """The dataset and the state of its pool."""
         return {"dataset": self._dataset, "pool": await self.health() or "usable"}

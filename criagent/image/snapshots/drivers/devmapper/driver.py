@@ -183,6 +183,13 @@ class DevmapperDriver(VolumeDriver):
             return reason
         return pool_status.problem(self.pool.name, status, self._settings.watermark_percent)
 
+    def used_shares(self) -> Mapping[str, float]:
+        """Data and metadata of the pool."""
+        status = self.pool.status()
+        if status is None:
+            return {}
+        return {"data": status.data_percent / 100, "metadata": status.metadata_percent / 100}
+
     async def facts(self) -> Mapping[str, str]:
         """The pool and how full it is."""
         facts = {"pool": self.pool.name, "file system": self.pool.record.filesystem}
