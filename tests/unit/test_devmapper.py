@@ -5,6 +5,10 @@ from __future__ import annotations
 
 import pytest
 
+from criagent.config.sections import Config
+from criagent.config.storage_section import Storage, StorageDevmapper, StorageZfs
+from criagent.doctor import storage_pools
+from criagent.doctor.storage_pools import PoolFacts
 from criagent.image.snapshots.drivers.devmapper import file_systems, pool_status
 from criagent.image.snapshots.drivers.devmapper.pool_status import PoolStatus, parse
 
@@ -50,3 +54,37 @@ def test_a_volume_for_a_limit_has_room_for_the_image_and_the_limit() -> None:
     sectors = file_systems.sectors_for(1 << 30, below)
     assert sectors * 512 > (1 << 30) + below * 512
     assert sectors % 128 == 0
+
+
+def test_doctor_finds_what_a_thin_pool_lacks() -> None:
+    devices = StorageDevmapper(data_device="/dev/sdx", metadata_device="/dev/sdy")
+    there = frozenset({"/dev/sdx", "/dev/sdy"})
+    for facts, settings, level, part in (
+        ({"devices": there}, devices, "ok", "/dev/sdx"),
+        ({"devices": there - {"/dev/sdy"}}, devices, "error", "/dev/sdy: no such block device"),
+        ({}, StorageDevmapper(data_device="/dev/sdx"), "error", "no thin pool is configured"),
+        ({}, StorageDevmapper(), "error", "loop_size_bytes"),
+        ({}, StorageDevmapper(pool="vg-thin"), "ok", "vg-thin"),
+        ({}, StorageDevmapper(loop_size_bytes=1 << 30), "ok", "for trials"),
+        ({"modules": frozenset()}, devices, "error", "modprobe dm_thin_pool"),
+        ({"programs": frozenset()}, devices, "error", "thin-provisioning-tools"),
+    ):
+        config = Config(storage=Storage(driver="devmapper", devmapper=settings))
+        (finding,) = storage_pools.judge(PoolFacts(**facts), config)  # type: ignore[arg-type]
+        assert (finding.level, part in finding.text + finding.cure) == (level, True), finding
+
+
+def test_doctor_finds_what_zfs_lacks() -> None:
+    for facts, dataset, level, part in (
+        ({}, "tank/criagent", "ok", "tank/criagent"),
+        ({}, "", "error", "mountpoint=legacy"),
+        ({"modules": frozenset()}, "tank", "error", "zfs-dkms"),
+        ({"programs": frozenset()}, "tank", "error", "zfsutils-linux"),
+    ):
+        config = Config(storage=Storage(driver="zfs", zfs=StorageZfs(dataset=dataset)))
+        (finding,) = storage_pools.judge(PoolFacts(**facts), config)  # type: ignore[arg-type]
+        assert (finding.level, part in finding.text + finding.cure) == (level, True), finding
+
+
+def test_doctor_says_nothing_of_pools_with_another_driver() -> None:
+    assert list(storage_pools.judge(PoolFacts(), Config())) == []
