@@ -76,7 +76,7 @@ def _devmapper(facts: PoolFacts, storage: Storage) -> Finding:
     if len(devices) == 1 or not (devices or settings.pool):
         return error(
             name,
-            "no thin pool is configured",
+            "there is no thin pool in the configuration",
             "set storage.devmapper.data_device and metadata_device, or pool for one that exists, "
             "or loop_size_bytes to try it on files",
         )

@@ -19,7 +19,7 @@ from criagent.process.child import Options
 from criagent.process.child import run as run_child
 from criagent.runtime.pod.user_namespaces import namespace_maker
 from tests.storage.ground import Storage
-from tests.storage.stores import SIZE
+from tests.storage.grounds import SIZE
 from tests.support.unpack_place import (
     CHAR,
     FIFO,
@@ -195,7 +195,7 @@ async def test_removal_while_mounted(storage: Storage) -> None:
         await storage.snapshots.remove(snapshot.key)
         await storage.snapshots.empty_trash()
         assert file.read() == "open"
-    await storage.snapshots.empty_trash()  # a volume that is in use stays until then
+    await storage.snapshots.empty_trash()  # a volume in use stays until then
     assert storage.rows.get(snapshot.key) is None
     assert len(storage.directories()) == 1  # the layer
     again = await storage.writable("a", image)

@@ -8,36 +8,26 @@ from __future__ import annotations
 
 import contextlib
 import os
-import re
-import shutil
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
 
-from criagent.base import faults
 from criagent.base.errors import AgentError, ExhaustedError, UnsupportedError
 from criagent.config.storage_section import Storage as StorageSection
 from criagent.config.storage_section import StorageDevmapper
 from criagent.image.snapshots.drivers.devmapper.driver import DevmapperDriver
 from criagent.image.snapshots.drivers.devmapper.pool import pool_name
 from criagent.kernel import devicemapper as dm
-from tests.storage.ground import Storage, file_system
-from tests.storage.stores import SIZE, absent, run
+from tests.storage.ground import Storage
+from tests.storage.grounds import absent, file_system
+from tests.storage.pools import SIZE, ZFS, run
 from tests.support.unpack_place import member, tar
 
 pytestmark = pytest.mark.root
 
 BASE = tar(member("file", b"content"), member("big", b"x" * 100_000))
-THIN = StorageSection(devmapper=StorageDevmapper(loop_size_bytes=SIZE, base_size_bytes=4 * SIZE))
-DRIVERS = Path(__file__).parents[2] / "criagent/image/snapshots/drivers"
-
-
-def points(name: str) -> list[str]:
-    """The points at which the driver `name` may die."""
-    found = DRIVERS.rglob("*.py")
-    texts = [path.read_text() for path in found if name in str(path.relative_to(DRIVERS))]
-    return sorted(set(re.findall(r'faults\.reach\("([^"]+)"\)', "".join(texts))))
+DATASET = ZFS.zfs.dataset
 
 
 @pytest.fixture
@@ -49,6 +39,17 @@ async def thin(tmp_path: Path) -> AsyncIterator[Storage]:
         one = await Storage(top, "devmapper", tmp_path).open()
         yield one
         await one.close()
+
+
+def write_synced(file: Path, megabytes: int) -> None:
+    """Write that much, each megabyte as far as the disk."""
+    fd = os.open(file, os.O_WRONLY | os.O_CREAT)
+    try:
+        for _ in range(megabytes):
+            os.write(fd, os.urandom(1 << 20))
+            os.fsync(fd)
+    finally:
+        os.close(fd)
 
 
 def pool_of(storage: Storage) -> str:
@@ -69,13 +70,7 @@ async def test_a_pool_that_runs_full_refuses_and_recovers(thin: Storage) -> None
     hog = await thin.writable("a", image)
     async with thin.root(hog, image) as root:
         with contextlib.suppress(OSError):
-            fd = os.open(root / "hog", os.O_WRONLY | os.O_CREAT)
-            try:
-                for _ in range(2 * SIZE >> 20):
-                    os.write(fd, os.urandom(1 << 20))
-                    os.fsync(fd)
-            finally:
-                os.close(fd)
+            write_synced(root / "hog", 2 * SIZE >> 20)
         assert thin.snapshots.used_shares()["data"] > 0.95
         told = await thin.snapshots.health()
         assert "full" in told
@@ -129,22 +124,6 @@ async def test_a_deactivated_pool_is_told_and_active_after_a_restart(thin: Stora
     assert await thin.problems() == [""]
 
 
-async def test_a_pool_that_needs_a_check_gets_it_at_the_start(thin: Storage) -> None:
-    """The kernel sets the flag when metadata could not be written."""
-    image = await thin.image(BASE)
-    pool = pool_of(thin)
-    metadata = Path("/dev/block") / dm.status(pool, table=True)[0].arguments.split()[0]
-    await thin.close()
-    run("dmsetup", "remove", pool)
-    # As a kernel leaves it that could not write: flags of the super block, thin_metadata's format.
-    dump = run("thin_dump", metadata)
-    (thin.top / "dump.xml").write_text(dump.replace("<superblock ", '<superblock flags="1" ', 1))
-    await thin.open()
-    assert await thin.snapshots.health() == ""
-    async with thin.root(await thin.writable("a", image), image) as root:
-        assert (root / "file").read_text() == "content"
-
-
 async def test_damaged_metadata_are_refused_with_the_cure(thin: Storage) -> None:
     await thin.image(BASE)
     await thin.close()
@@ -155,7 +134,6 @@ async def test_damaged_metadata_are_refused_with_the_cure(thin: Storage) -> None
         file.write(os.urandom((1 << 20) - 4096))
     with pytest.raises(AgentError, match="thin_repair"):
         await thin.open()
-    await thin.release()
     with (thin.snapshots.root / "loop/metadata").open("r+b") as file:
         file.write(good)
     await thin.open()
@@ -170,7 +148,6 @@ async def test_a_loop_file_that_vanished_is_told(thin: Storage) -> None:
     await thin.close()
     with pytest.raises(UnsupportedError, match="is gone, and the layers with it; restore it"):
         await thin.open()
-    await thin.release()
     (thin.top / "away").rename(data)
     await thin.open()
     assert await thin.problems() == [""]
@@ -185,30 +162,28 @@ async def test_two_agents_on_one_pool_are_refused(thin: Storage, tmp_path: Path)
     )
     given = StorageDevmapper(data_device=data, metadata_device=metadata)
     by_name = StorageDevmapper(pool=pool_of(thin))
-    for number, (settings, told) in enumerate(
-        ((given, "is in use"), (by_name, "another agent uses the thin pool"))
-    ):
-        top, state = thin.top / f"other-{number}", tmp_path / f"other-{number}"
-        top.mkdir()
-        state.mkdir()
-        other = Storage(top, "devmapper", state, StorageSection(devmapper=settings))
+    top, state = thin.top / "other", tmp_path / "other"
+    top.mkdir()
+    state.mkdir()
+    others = [
+        Storage(top, "devmapper", state, StorageSection(devmapper=settings))
+        for settings in (given, by_name)
+    ]
+    for other, told in zip(others, ("in use", "another agent uses the thin pool"), strict=True):
         with pytest.raises(UnsupportedError, match=told):
             await other.open()
-        await other.release()
     await thin.close()
-    other = Storage(top, "devmapper", state, StorageSection(devmapper=by_name))
     with pytest.raises(UnsupportedError, match="does not belong to"):
-        await other.open()
-    await other.release()
+        await others[1].open()
     await thin.open()
     assert await thin.problems() == [""]
 
 
-async def test_a_pool_grows_with_its_file(thin: Storage) -> None:
+async def test_a_pool_grows_with_its_file(thin: Storage, tmp_path: Path) -> None:
     image = await thin.image(BASE)
     await thin.close()
     larger = StorageDevmapper(loop_size_bytes=2 * SIZE, base_size_bytes=4 * SIZE)
-    again = Storage(thin.top, "devmapper", thin.state, StorageSection(devmapper=larger))
+    again = Storage(thin.top, "devmapper", tmp_path, StorageSection(devmapper=larger))
     await again.open()
     (target,) = dm.status(pool_of(again), table=True)
     assert target.length * 512 == 2 * SIZE
@@ -290,7 +265,7 @@ async def test_a_dataset_that_was_destroyed_is_found(zfs: Storage) -> None:
     image = await zfs.image(BASE)
     layer = zfs.rows.get(image.layers[0].chain_id)
     assert layer is not None
-    run("zfs", "destroy", "-r", f"{zfs.section.zfs.dataset}/{layer.number}")
+    run("zfs", "destroy", "-r", f"{DATASET}/{layer.number}")
     (problem,) = await zfs.problems()
     assert "does not exist" in problem
     with pytest.raises(AgentError, match=r"does not exist.*fsck --repair"):
@@ -308,14 +283,12 @@ async def test_two_agents_on_one_dataset_are_refused(zfs: Storage, tmp_path: Pat
     top, state = zfs.top / "other", tmp_path / "other"
     top.mkdir()
     state.mkdir()
-    other = Storage(top, "zfs", state, zfs.section)
+    other = Storage(top, "zfs", state, ZFS)
     with pytest.raises(UnsupportedError, match="another agent uses the dataset"):
         await other.open()
-    await other.release()
     await zfs.close()
     with pytest.raises(UnsupportedError, match="does not belong to"):
         await other.open()
-    await other.release()
     await zfs.open()
 
 
@@ -327,13 +300,11 @@ async def test_a_limit_is_a_quota_beyond_the_image(zfs: Storage) -> None:
     async with zfs.root(limited, image) as root:
         (root / "first").write_bytes(os.urandom(4 << 20))
         with pytest.raises(OSError, match="quota"):
-            for number in range(8):
-                (root / f"more-{number}").write_bytes(os.urandom(4 << 20))
-                os.sync()
+            write_synced(root / "more", 32)
 
 
 async def test_a_pool_that_is_exported_is_told(zfs: Storage) -> None:
-    pool = zfs.section.zfs.dataset.partition("/")[0]
+    pool = DATASET.partition("/")[0]
     await zfs.image(BASE)
     await zfs.close()
     run("umount", zfs.snapshots.root)
@@ -341,41 +312,6 @@ async def test_a_pool_that_is_exported_is_told(zfs: Storage) -> None:
     assert "is not imported" in await zfs.snapshots.health()
     with pytest.raises(AgentError, match=f"zpool import {pool}"):
         await zfs.open()
-    await zfs.release()
     run("zpool", "import", "-d", zfs.top, "-o", "cachefile=none", pool)
     await zfs.open()
     assert await zfs.problems() == [""]
-
-
-@pytest.mark.parametrize("driver", ["devmapper", "zfs"])
-async def test_a_failure_at_each_point_leaves_nothing(driver: str, tmp_path: Path) -> None:
-    """As SIGKILL there: the agent starts again, sweeps, and does the same."""
-    if reason := absent(driver):
-        pytest.skip(reason)
-    assert points(driver)
-    for number, point in enumerate(points(driver)):
-        state = tmp_path / str(number)
-        state.mkdir()
-        with file_system(state / "disk", driver) as top:
-            storage = Storage(top, driver, state)
-            with _armed(point):
-                status = await _in_child(storage)
-            assert status == -9, f"{point} is not reached"
-            await storage.open()
-            await storage.snapshots.sweep()
-            image = await _life(storage)
-            assert storage.directories() == [], point
-            assert [row.key for row in storage.rows.all()] == [], (point, image)
-            await storage.close()
-
-
-@contextlib.contextmanager
-def _armed(point: str) -> Iterator[None]:
-    faults.arm(point)
-    try:
-        yield
-    finally:
-        faults.arm(None)
-
-
-shutil.which("dmsetup")

@@ -62,7 +62,7 @@ def test_doctor_finds_what_a_thin_pool_lacks() -> None:
     for facts, settings, level, part in (
         ({"devices": there}, devices, "ok", "/dev/sdx"),
         ({"devices": there - {"/dev/sdy"}}, devices, "error", "/dev/sdy: no such block device"),
-        ({}, StorageDevmapper(data_device="/dev/sdx"), "error", "no thin pool is configured"),
+        ({}, StorageDevmapper(data_device="/dev/sdx"), "error", "no thin pool in the configuration"),
         ({}, StorageDevmapper(), "error", "loop_size_bytes"),
         ({}, StorageDevmapper(pool="vg-thin"), "ok", "vg-thin"),
         ({}, StorageDevmapper(loop_size_bytes=1 << 30), "ok", "for trials"),
@@ -70,19 +70,20 @@ def test_doctor_finds_what_a_thin_pool_lacks() -> None:
         ({"programs": frozenset()}, devices, "error", "thin-provisioning-tools"),
     ):
         config = Config(storage=Storage(driver="devmapper", devmapper=settings))
-        (finding,) = storage_pools.judge(PoolFacts(**facts), config)  # type: ignore[arg-type]
+        (finding,) = storage_pools.judge(PoolFacts(**facts), config)
         assert (finding.level, part in finding.text + finding.cure) == (level, True), finding
 
 
 def test_doctor_finds_what_zfs_lacks() -> None:
-    for facts, dataset, level, part in (
+    cases: tuple[tuple[dict[str, frozenset[str]], str, str, str], ...] = (
         ({}, "tank/criagent", "ok", "tank/criagent"),
         ({}, "", "error", "mountpoint=legacy"),
         ({"modules": frozenset()}, "tank", "error", "zfs-dkms"),
         ({"programs": frozenset()}, "tank", "error", "zfsutils-linux"),
-    ):
+    )
+    for facts, dataset, level, part in cases:
         config = Config(storage=Storage(driver="zfs", zfs=StorageZfs(dataset=dataset)))
-        (finding,) = storage_pools.judge(PoolFacts(**facts), config)  # type: ignore[arg-type]
+        (finding,) = storage_pools.judge(PoolFacts(**facts), config)
         assert (finding.level, part in finding.text + finding.cure) == (level, True), finding
 
 

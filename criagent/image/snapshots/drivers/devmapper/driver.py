@@ -45,7 +45,7 @@ class DevmapperDriver(VolumeDriver):
         super().__init__(root, section, fs)
         self._settings = section.devmapper
         self.pool = Pool(root, section.devmapper)
-        self._thin = ThinVolumes(root, self.pool)
+        self.thin = ThinVolumes(root, self.pool)
         discard = section.devmapper.discard
         self._discard = discard == "always" or (discard == "auto" and self.pool.on_files)
 
@@ -53,8 +53,8 @@ class DevmapperDriver(VolumeDriver):
         """Activate the pool, and make the base volume unless it is complete."""
         await super().prepare()
         await self.pool.open()
-        await run_in(self._fs, self._thin.load)
-        await run_in(self._fs, self._thin.remove_unused_devices)
+        await run_in(self._fs, self.thin.load)
+        await run_in(self._fs, self.thin.remove_unused_devices)
         if not self.pool.record.base_sectors:
             await self._make_base()
 
@@ -67,12 +67,12 @@ class DevmapperDriver(VolumeDriver):
         filesystem, size = self._settings.filesystem, self._settings.base_size_bytes
         disk = self.root / "base"
         await run_in(self._fs, unmount, disk)
-        await self._thin.delete(BASE, BASE, discard=False)
+        await self.thin.delete(BASE, BASE, discard=False)
         volume = Volume(id=BASE, sectors=size // dm.SECTOR)
-        await run_in(self._fs, self._thin.create, BASE, None)
-        device = await run_in(self._fs, self._thin.activate, BASE, volume)
+        await run_in(self._fs, self.thin.create, BASE, None)
+        device = await run_in(self._fs, self.thin.activate, BASE, volume)
         await file_systems.make(filesystem, device.node)
-        faults.reach("devmapper-base:formatted")
+        faults.reach("devmapper:base-formatted")
         kept = msgspec.structs.replace(
             self.pool.record, base_sectors=volume.sectors, filesystem=filesystem
         )
@@ -80,7 +80,7 @@ class DevmapperDriver(VolumeDriver):
             await run_in(self._fs, self._fill_base, device.node, disk, filesystem)
         finally:
             await finish(run_in(self._fs, unmount, disk))
-            self._thin.end_with_mount(BASE)
+            self.thin.end_with_mount(BASE)
         await self.settled(BASE)
         await run_in(self._fs, self.pool.keep, kept)
 
@@ -103,7 +103,7 @@ class DevmapperDriver(VolumeDriver):
                 return f"the base volume cannot be mounted: {exc}"
             finally:
                 await finish(run_in(self._fs, unmount, disk))
-                await self._thin.gone(BASE)
+                await self.thin.gone(BASE)
 
     async def create_layer(self, number: int, parent: int | None) -> None:
         """A snapshot of `parent`, or of the base volume."""
@@ -130,18 +130,18 @@ class DevmapperDriver(VolumeDriver):
         origin = (
             Volume(id=BASE, sectors=self.pool.record.base_sectors)
             if parent is None
-            else self._thin.find(parent)
+            else self.thin.find(parent)
         )
         sectors = origin.sectors
         if limit_bytes:  # the whole volume below the layer, and as much again as it may grow
             sectors = max(sectors, file_systems.sectors_for(limit_bytes, origin.sectors))
-        volume = self._thin.record(number, sectors)
+        volume = self.thin.record(number, sectors)
         faults.reach("devmapper:recorded")
-        self._thin.create(volume.id, origin.id)
+        self.thin.create(volume.id, origin.id)
 
     async def attach(self, number: int, disk: Path, *, label: str, readonly: bool) -> None:
         """Mount its volume, whose device ends with the mount."""
-        volume = await run_in(self._fs, self._thin.find, number)
+        volume = await run_in(self._fs, self.thin.find, number)
         await run_in(
             self._fs, partial(self._mount, number, volume, disk, label=label, readonly=readonly)
         )
@@ -150,17 +150,17 @@ class DevmapperDriver(VolumeDriver):
         self, number: int, volume: Volume, disk: Path, *, label: str = "", readonly: bool = False
     ) -> None:
         try:
-            device = self._thin.activate(number, volume, readonly=readonly)
+            device = self.thin.activate(number, volume, readonly=readonly)
             faults.reach("devmapper:activated")
             filesystem = self.pool.record.filesystem
             file_systems.attach(filesystem, device.node, disk, label=label, readonly=readonly)
             faults.reach("devmapper:mounted")
         finally:
-            self._thin.end_with_mount(number)
+            self.thin.end_with_mount(number)
 
     async def settled(self, number: int) -> None:
         """Wait for the end of its device: then the file system is whole."""
-        if not await self._thin.gone(number):
+        if not await self.thin.gone(number):
             raise AgentError(
                 f"the device of snapshot {number} is still in use, by a mount in another mount "
                 "namespace perhaps; try again once that has ended"
@@ -202,18 +202,18 @@ class DevmapperDriver(VolumeDriver):
 
     async def destroy(self, number: int) -> None:
         """Delete its volume from the pool."""
-        thin_id = self._thin.thin_id(number)
+        thin_id = self.thin.thin_id(number)
         if thin_id is not None:
-            await self._thin.delete(number, thin_id, discard=self._discard)
+            await self.thin.delete(number, thin_id, discard=self._discard)
 
     async def sweep(self, known: frozenset[int]) -> None:
         """Also delete volumes that no snapshot names."""
         await super().sweep(known)
         try:
-            ids = await self._thin.ids_in_pool()
+            ids = await self.thin.ids_in_pool()
         except (OSError, AgentError) as exc:
             log.warning("storage_pool_not_listed", pool=self.pool.name, error=str(exc))
             return
-        for thin_id in sorted(set(ids) - self._thin.known_ids()):
+        for thin_id in sorted(set(ids) - self.thin.known_ids()):
             log.warning("orphan_removed", path=f"{self.pool.name}/{thin_id}")
             await run_in(self._fs, self.pool.tell, f"delete {thin_id}")

@@ -182,7 +182,7 @@ class Pool:
     async def _activate(self, metadata: Path, data: Path) -> dm.Device:
         if self.record.id:
             await self._check(metadata)
-        faults.reach("devmapper-pool:checked")
+        faults.reach("devmapper:pool-checked")
         size = dm.sectors(data)
         arguments = f"{metadata} {data} {BLOCK_SECTORS} 0 1 error_if_no_space"
         if (left := dm.find(self.name)) is not None:  # a create that a crash has interrupted
@@ -191,7 +191,7 @@ class Pool:
             made = dm.create(self.name, [dm.Target(size, "thin-pool", arguments)])
         except OSError as exc:
             raise self._activation_error(exc, metadata, data) from exc
-        faults.reach("devmapper-pool:activated")
+        faults.reach("devmapper:pool-activated")
         return made
 
     def _activation_error(self, exc: OSError, metadata: Path, data: Path) -> AgentError:
@@ -263,7 +263,7 @@ class Pool:
             )
         if not self.record.id:
             self.keep(PoolRecord(id=secrets.randbits(47) + 1))
-        faults.reach("devmapper-pool:recorded")
+        faults.reach("devmapper:pool-recorded")
         self.tell(f"set_transaction_id 0 {self.record.id}")
 
 
