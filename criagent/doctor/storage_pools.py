@@ -70,20 +70,20 @@ def _devmapper(facts: PoolFacts, storage: Storage) -> Finding:
     if settings.loop_size_bytes:
         if "loop" not in facts.modules or "losetup" not in facts.programs:
             return error(
-                name, "there are no loop devices", "`modprobe loop`, and install util-linux"
+                name, "loop devices are not available", "`modprobe loop`, and install util-linux"
             )
         return fine(name, "a thin pool on files, which is for trials")
     if len(devices) == 1 or not (devices or settings.pool):
         return error(
             name,
-            "there is no thin pool in the configuration",
+            "the configuration names no thin pool",
             "set storage.devmapper.data_device and metadata_device, or pool for one that exists, "
             "or loop_size_bytes to try it on files",
         )
     if missing := sorted(set(devices) - facts.devices):
         return error(
             name,
-            f"{' and '.join(missing)}: no such block device",
+            f"{' and '.join(missing)}: not a block device",
             "attach it, or correct storage.devmapper",
         )
     return fine(name, " and ".join(devices) or f"the thin pool {settings.pool}")

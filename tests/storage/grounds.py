@@ -114,7 +114,6 @@ class Ground:
 
 
 _THIN = Ground(
-    extra=32 << 20,
     section=pools.THIN,
     absent=pools.no_thin_pools,
     dismantle=pools.remove_thin_pool,

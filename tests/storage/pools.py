@@ -17,7 +17,10 @@ from criagent.kernel import mount
 SIZE = 64 << 20
 ZPOOL = "criagent-test"
 ZFS_MODULES = Path("/opt/tools/bin/zfs-modules.tar")  # `# vm: programs=zfs-modules.tar`
-THIN = StorageSection(devmapper=StorageDevmapper(loop_size_bytes=SIZE, base_size_bytes=4 * SIZE))
+POOL_BYTES = 3 * SIZE // 4  # the rest of the file system has the metadata, and some
+THIN = StorageSection(
+    devmapper=StorageDevmapper(loop_size_bytes=POOL_BYTES, base_size_bytes=4 * SIZE)
+)
 ZFS = StorageSection(zfs=StorageZfs(dataset=f"{ZPOOL}/criagent"))
 
 

@@ -61,8 +61,8 @@ def test_doctor_finds_what_a_thin_pool_lacks() -> None:
     there = frozenset({"/dev/sdx", "/dev/sdy"})
     for facts, settings, level, part in (
         ({"devices": there}, devices, "ok", "/dev/sdx"),
-        ({"devices": there - {"/dev/sdy"}}, devices, "error", "/dev/sdy: no such block device"),
-        ({}, StorageDevmapper(data_device="/dev/sdx"), "error", "no thin pool in the configuration"),
+        ({"devices": there - {"/dev/sdy"}}, devices, "error", "/dev/sdy: not a block device"),
+        ({}, StorageDevmapper(data_device="/dev/sdx"), "error", "names no thin pool"),
         ({}, StorageDevmapper(), "error", "loop_size_bytes"),
         ({}, StorageDevmapper(pool="vg-thin"), "ok", "vg-thin"),
         ({}, StorageDevmapper(loop_size_bytes=1 << 30), "ok", "for trials"),
