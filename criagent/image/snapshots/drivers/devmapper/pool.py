@@ -30,6 +30,7 @@ from criagent.kernel import devicemapper as dm
 log: structlog.stdlib.BoundLogger = structlog.get_logger(__name__)
 
 BLOCK_SECTORS = 128  # 64 KiB: what a first write to a shared block copies
+_METADATA_BLOCK, _METADATA_BLOCKS = 4096, 255 * ((1 << 14) - 64)  # the kernel uses no more
 _TOOLS = "thin-provisioning-tools (Fedora: device-mapper-persistent-data)"
 
 
@@ -84,7 +85,7 @@ class Pool:
             active = await self._activate(*devices)
         elif devices:
             self._compare(*devices)
-            self._grow(devices[1])
+            self._grow(*devices)
         self.number = active.number
         self._claim()
 
@@ -236,11 +237,12 @@ class Pool:
                 "storage.devmapper.pool, or the devices that it is on"
             )
 
-    def _grow(self, data: Path) -> None:
-        """Use a data device that was enlarged; the metadata device grows by itself on a reload."""
+    def _grow(self, metadata: Path, data: Path) -> None:
+        """Use devices that were enlarged: the kernel looks at both when the pool is resumed."""
         (target,) = dm.status(self.name, table=True)
-        size = dm.sectors(data)
-        if size > target.length:
+        status, size = self.status(), max(dm.sectors(data), target.length)
+        blocks = min(dm.sectors(metadata) * dm.SECTOR // _METADATA_BLOCK, _METADATA_BLOCKS)
+        if size > target.length or (status is not None and blocks > status.metadata):
             dm.load(self.name, [dm.Target(size, target.kind, target.arguments)])
             dm.suspend(self.name, flush=False)
             dm.resume(self.name)
