@@ -204,6 +204,10 @@ class SnapshotDriver(Protocol):
     async def health(self) -> str:
         """Why the node must not get more pods, with the cure; "" = it may."""
 
+    def used_shares(self) -> Mapping[str, float]:
+        """How full the driver's own store is, 0 to 1, by part; none when it has no store beside the
+        file system of `root`. Synchronous and short: a thread of the metrics calls it."""
+
     async def facts(self) -> Mapping[str, str]:
         """For `criagent storage info`: names and values of what an operator may want to know."""
 

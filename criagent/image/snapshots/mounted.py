@@ -31,7 +31,8 @@ def elsewhere(entry: MountEntry, root: Path) -> str:
     except OSError:
         return ""
     snapshots = root / "snapshots"
-    for tree in (*snapshots.glob("*/fs"), *snapshots.glob("trash/*/fs")):
+    patterns = ("*/fs", "trash/*/fs", "*/disk/fs")
+    for tree in (found for pattern in patterns for found in snapshots.glob(pattern)):
         with contextlib.suppress(OSError):
             if os.path.samestat(mounted, tree.stat()):
                 return ""

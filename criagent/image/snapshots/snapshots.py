@@ -168,6 +168,10 @@ class Snapshots:
         """Why the node must not get more pods, with the cure; "" = it may."""
         return await self._driver.health()
 
+    def used_shares(self) -> Mapping[str, float]:
+        """How full the driver's own store is, by part."""
+        return self._driver.used_shares()
+
     async def facts(self) -> Mapping[str, str]:
         """What the driver tells `criagent storage info`."""
         return await self._driver.facts()
