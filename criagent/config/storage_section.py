@@ -73,6 +73,14 @@ class Storage:
         default="auto",
         check=storage_driver,
     )
+    containers_root: str = key(
+        "Directory for the writable layers of containers and the volumes that images declare, on "
+        "another file system than storage.root; empty = in storage.root. Mount that file system "
+        "before the agent starts. For the storage drivers overlay, native and erofs. Change it "
+        "only while no container exists.",
+        default="",
+        check=checks.optional_path,
+    )
     run_dir: Path = key(
         "Directory of what a reboot must clear: namespaces, mounts and bundles of running pods. "
         "Leave it on tmpfs. It must differ from storage.root.",
