@@ -81,6 +81,12 @@ class Storage:
         default="",
         check=checks.optional_path,
     )
+    keep_blobs: bool = key(
+        "Keep the compressed layers of images after they are unpacked. They take about a third of "
+        "the space of images; without them an image cannot be exported, and a damaged layer is "
+        "pulled again.",
+        default=True,
+    )
     run_dir: Path = key(
         "Directory of what a reboot must clear: namespaces, mounts and bundles of running pods. "
         "Leave it on tmpfs. It must differ from storage.root.",

@@ -18,7 +18,8 @@ from criagent.model.common import IdMapping, NamespaceMode, UserNamespace
 from criagent.process.child import Options
 from criagent.process.child import run as run_child
 from criagent.runtime.pod.user_namespaces import namespace_maker
-from tests.storage.ground import SIZE, Storage
+from tests.storage.ground import Storage
+from tests.storage.grounds import SIZE
 from tests.support.unpack_place import (
     CHAR,
     FIFO,
@@ -239,7 +240,7 @@ async def test_a_damaged_layer_is_found(storage: Storage) -> None:
     image = await storage.image(BASE)
     (layer,) = storage.rows.all()
     assert await storage.problems() == [""]
-    storage.damage(layer, "d/low")
+    await storage.damage(layer, "d/low")
     assert "instead of" in await storage.snapshots.problem(layer)
     await storage.snapshots.remove(image.layers[0].chain_id)
     assert "missing" in await storage.snapshots.problem(layer)

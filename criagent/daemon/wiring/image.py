@@ -72,6 +72,7 @@ async def build(shared: Shared) -> ImageParts:
         claims=Claims(),
         fs=fs,
         now_ns=now_ns,
+        keep_blobs=config.storage.keep_blobs,
     )
     client = _client(registry, content.files, fs)
     workers = UnpackWorkers(registry.unpack_workers)
