@@ -142,10 +142,15 @@ def socket_path(path: Path) -> None:
         raise ValueError(f"is {size} bytes long; a socket's path has room for {limit}")
 
 
+def optional_path(path: str) -> None:
+    """An absolute path, or nothing."""
+    if path and (not path.startswith("/") or "\0" in path):
+        raise ValueError(f"must be an absolute path, not {path!r}")
+
+
 def optional_socket_path(path: str) -> None:
     """The absolute path of a socket, or nothing."""
-    if path and not path.startswith("/"):
-        raise ValueError(f"must be an absolute path, not {path!r}")
+    optional_path(path)
     socket_path(Path(path))
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import dataclasses
 from concurrent.futures import Executor
+from pathlib import Path
 
 import structlog
 
@@ -60,7 +61,12 @@ async def build(shared: Shared, snapshots: Snapshots) -> NodeParts:
     section = config.runtime
     handlers = await _handlers(shared, snapshots)
     driver = detected_driver(section.cgroup_driver)
-    paths = RuntimePaths(root=config.storage.root, run_dir=config.storage.run_dir)
+    apart = config.storage.containers_root
+    paths = RuntimePaths(
+        root=config.storage.root,
+        run_dir=config.storage.run_dir,
+        containers_root=Path(apart) if apart else None,
+    )
     facts = read_node_facts(
         nofile=(section.nofile_soft, section.nofile_hard),
         missing_controllers=section.missing_controllers,

@@ -159,7 +159,7 @@ def _gatherer(shared: Shared, node: NodeParts, namespaces: ContainerNamespacePat
     return SpecGatherer(
         namespaces=namespaces,
         mounts=HostMounts(
-            host_paths=HostPaths(fs=fs, own=(node.paths.root, node.paths.run_dir)),
+            host_paths=HostPaths(fs=fs, own=(*node.paths.roots, node.paths.run_dir)),
             handlers=node.handlers,
             paths=node.paths,
             fs=fs,
