@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import tomllib
 from collections.abc import Mapping
-from dataclasses import Field, fields
+from dataclasses import Field, fields, is_dataclass
 from pathlib import Path
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
@@ -107,6 +107,9 @@ def problems_of(document: Mapping[str, object], whole: type = Config) -> list[st
 def _merged(name: str, earlier: dict[str, Any], later: dict[str, Any]) -> dict[str, Any]:
     """A section of two files: later keys win; handlers are merged by name."""
     merged = {**earlier, **later}
+    for key, value in later.items():  # a table within the section
+        if isinstance(value, dict) and isinstance(earlier.get(key), dict):
+            merged[key] = {**earlier[key], **value}
     if name == "runtime" and "handlers" in later:
         merged["handlers"] = handlers.merged(earlier.get("handlers"), later["handlers"])
     return merged
@@ -114,6 +117,7 @@ def _merged(name: str, earlier: dict[str, Any], later: dict[str, Any]) -> dict[s
 
 def _section_problems(name: str, kind: type, section: Mapping[str, object]) -> list[str]:
     known = {f.name: f for f in fields(kind)}
+    kinds = get_type_hints(kind)
     found = []
     for key, value in section.items():
         if key not in known:
@@ -122,6 +126,9 @@ def _section_problems(name: str, kind: type, section: Mapping[str, object]) -> l
         if kind is Runtime and key == "handlers" and isinstance(value, dict):
             found += handlers.problems(f"{name}.{key}", value)
             value = handlers.with_defaults(value)  # noqa: PLW2901 - as it will be
+        if is_dataclass(kinds[key]) and isinstance(value, dict):
+            found += _section_problems(f"{name}.{key}", kinds[key], value)
+            continue
         try:
             _check(kind, known[key], value)
         except ValueError as exc:  # msgspec's ValidationError is one
