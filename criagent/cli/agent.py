@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 
 from criagent.cli.common import config_path
 from criagent.config.load import files
-from criagent.config.sections import Storage
+from criagent.config.storage_section import Storage
 
 if TYPE_CHECKING:
     import grpc

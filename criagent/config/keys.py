@@ -4,8 +4,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import Field, dataclass, field
-from typing import Any, TypeVar
+from dataclasses import Field, dataclass, field, fields, is_dataclass
+from typing import Any, TypeVar, get_type_hints
 
 T = TypeVar("T")
 
@@ -35,6 +35,12 @@ def key(text: str, *, default: T, check: Callable[[T], None] | None = None) -> T
 def metadata(text: str, *, check: Check | None = None) -> Mapping[str, About]:
     """The metadata of a field that needs dataclasses.field itself."""
     return {_ABOUT: About(text, check)}
+
+
+def subsections(section: type) -> dict[str, type]:
+    """The fields of a section that are sections themselves, such as [storage.native]."""
+    hints = get_type_hints(section)
+    return {f.name: hints[f.name] for f in fields(section) if is_dataclass(hints[f.name])}
 
 
 def about(field: Field[Any]) -> About:

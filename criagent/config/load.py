@@ -8,8 +8,8 @@ reported at once, with file and key.
 from __future__ import annotations
 
 import tomllib
-from collections.abc import Mapping
-from dataclasses import Field, fields, is_dataclass
+from collections.abc import Iterator, Mapping
+from dataclasses import Field, fields
 from pathlib import Path
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
@@ -18,7 +18,7 @@ import msgspec
 from criagent.config import handlers
 from criagent.config.contradictions import contradictions
 from criagent.config.hints import meant
-from criagent.config.keys import about
+from criagent.config.keys import about, subsections
 from criagent.config.runtime_section import Runtime
 from criagent.config.sections import Config
 
@@ -54,9 +54,9 @@ def load_with_origins(path: Path) -> tuple[Config, dict[str, Path]]:
             continue
         problems += [f"{file}: {text}" for text in problems_of(document)]
         for name, section in document.items():
-            if isinstance(section, dict):
+            if isinstance(section, dict) and name in get_type_hints(Config):
                 values[name] = _merged(name, values.get(name, {}), section)
-                origins |= {f"{name}.{key}": file for key in section}
+                origins |= dict.fromkeys(_keys(name, get_type_hints(Config)[name], section), file)
     if problems:
         raise ConfigError(problems)
     if (runtime := values.get("runtime")) and "handlers" in runtime:
@@ -105,30 +105,43 @@ def problems_of(document: Mapping[str, object], whole: type = Config) -> list[st
 
 
 def _merged(name: str, earlier: dict[str, Any], later: dict[str, Any]) -> dict[str, Any]:
-    """A section of two files: later keys win; handlers are merged by name."""
+    """A section of two files: later keys win, those of a section within it too."""
     merged = {**earlier, **later}
-    for key, value in later.items():  # a table within the section
-        if isinstance(value, dict) and isinstance(earlier.get(key), dict):
-            merged[key] = {**earlier[key], **value}
+    for key in later.keys() & earlier.keys():
+        if isinstance(earlier[key], dict) and isinstance(later[key], dict):
+            merged[key] = {**earlier[key], **later[key]}
     if name == "runtime" and "handlers" in later:
         merged["handlers"] = handlers.merged(earlier.get("handlers"), later["handlers"])
     return merged
 
 
+def _keys(name: str, kind: type, section: Mapping[str, Any]) -> Iterator[str]:
+    """Dotted names of the keys of a section, and of those of sections within it."""
+    within = subsections(kind)
+    for key, value in section.items():
+        if key in within and isinstance(value, dict):
+            yield from _keys(f"{name}.{key}", within[key], value)
+        else:
+            yield f"{name}.{key}"
+
+
 def _section_problems(name: str, kind: type, section: Mapping[str, object]) -> list[str]:
     known = {f.name: f for f in fields(kind)}
-    kinds = get_type_hints(kind)
-    found = []
+    within = subsections(kind)
+    found: list[str] = []
     for key, value in section.items():
         if key not in known:
             found.append(f"{name}.{key}: unknown key{meant(key, known)}")
             continue
+        if key in within:
+            if isinstance(value, dict):
+                found += _section_problems(f"{name}.{key}", within[key], value)
+            else:
+                found.append(f"{name}.{key}: must be a section, not a value")
+            continue
         if kind is Runtime and key == "handlers" and isinstance(value, dict):
             found += handlers.problems(f"{name}.{key}", value)
             value = handlers.with_defaults(value)  # noqa: PLW2901 - as it will be
-        if is_dataclass(kinds[key]) and isinstance(value, dict):
-            found += _section_problems(f"{name}.{key}", kinds[key], value)
-            continue
         try:
             _check(kind, known[key], value)
         except ValueError as exc:  # msgspec's ValidationError is one

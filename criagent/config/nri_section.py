@@ -15,7 +15,7 @@ class DefaultValidator:
     """The built-in validator of what NRI plugins change in containers."""
 
     enable: bool = key(
-        "Validate every new container, also while there is no plugin.",
+        "Validate every new container, even without a plugin.",
         default=False,
     )
     reject_oci_hook_adjustment: bool = key(

@@ -8,7 +8,7 @@ change it. Comments here give the reasons for the numbers.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
@@ -16,37 +16,7 @@ from criagent.config import checks
 from criagent.config.keys import key
 from criagent.config.nri_section import Nri
 from criagent.config.runtime_section import Runtime
-from criagent.config.storage_drivers import storage_driver
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Storage:
-    """Directories and the socket of the agent."""
-
-    root: Path = key(
-        "Directory of what survives a reboot: the database, image layers, blobs and the writable "
-        "layers of containers. The storage driver overlay needs ext4, btrfs, or xfs with ftype=1. "
-        "Change it only while no container exists.",
-        default=Path("/var/lib/criagent"),
-    )
-    driver: str = key(
-        "How layers are stored: overlay joins them when it mounts them, native copies them, for "
-        "file systems that cannot hold overlay's layers. auto is the driver that made the layers "
-        "in storage.root, or overlay. Change it only while no container and no image exists.",
-        default="auto",
-        check=storage_driver,
-    )
-    run_dir: Path = key(
-        "Directory of what a reboot must clear: namespaces, mounts and bundles of running pods. "
-        "Leave it on tmpfs. It must differ from storage.root.",
-        default=Path("/run/criagent"),
-    )
-    socket: Path = key(
-        "Unix socket of the CRI, for the kubelet's containerRuntimeEndpoint. The path may be at "
-        "most 107 bytes long.",
-        default=Path("/run/criagent/criagent.sock"),
-        check=checks.socket_path,
-    )
+from criagent.config.storage_section import Storage
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -281,7 +251,7 @@ class Debug:
 class Config:
     """All sections."""
 
-    storage: Storage = Storage()
+    storage: Storage = field(default_factory=Storage)
     network: Network = Network()
     registry: Registry = Registry()
     runtime: Runtime = Runtime()

@@ -10,7 +10,7 @@ from dataclasses import MISSING, Field, fields, is_dataclass
 from pathlib import Path
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
-from criagent.config.keys import about
+from criagent.config.keys import about, subsections
 from criagent.config.runtime_section import Handler
 from criagent.config.sections import Config
 
@@ -53,9 +53,9 @@ def default_text() -> str:
     lines = [_HEAD]
     for section, value in _sections(Config()):
         lines += [*_comment(_summary(value)), f"[{section}]"]
-        for kind, key, name, item in _keys(value):
-            lines += _comment(about(key).text + _choices(kind, key, '"'))
-            lines += [f"#{line}" for line in _assignments(name, item)]
+        for key in _own(type(value)):
+            lines += _comment(about(key).text + _choices(type(value), key, '"'))
+            lines += [f"#{line}" for line in _assignments(key.name, getattr(value, key.name))]
             lines.append("")
     return "\n".join(lines)
 
@@ -65,10 +65,11 @@ def effective_text(config: Config, origins: dict[str, Path]) -> str:
     lines: list[str] = []
     for section, value in _sections(config):
         lines.append(f"[{section}]")
-        for _, _, name, item in _keys(value):
-            origin = origins.get(f"{section}.{name.partition('.')[0]}")
+        for key in _own(type(value)):
+            origin = origins.get(f"{section}.{key.name}")
             comment = f"  # {origin}" if origin else ""
-            lines += [f"{line}{comment}" for line in _assignments(name, item)]
+            item = getattr(value, key.name)
+            lines += [f"{line}{comment}" for line in _assignments(key.name, item)]
         lines.append("")
     return "\n".join(lines)
 
@@ -80,32 +81,22 @@ def reference_text() -> str:
         parts += [f"## [{section}]\n", f"{_summary(value)}\n", _table(type(value))]
         if section == "runtime":
             parts += [_HANDLERS_HEAD, _table(Handler)]
-        for key in fields(value):
-            table = getattr(value, key.name)
-            if is_dataclass(table):
-                head = f"## [{section}.{key.name}]\n"
-                parts += [head, f"{_summary(table)}\n", _table(type(table))]
     return "\n".join(parts)
 
 
 def _sections(config: Config) -> Iterator[tuple[str, Any]]:
+    """Each section with its dotted name, those within a section behind it."""
     for section in fields(Config):
-        yield section.name, getattr(config, section.name)
+        value = getattr(config, section.name)
+        yield section.name, value
+        for name in subsections(type(value)):
+            yield f"{section.name}.{name}", getattr(value, name)
 
 
-def _keys(section: Any) -> Iterator[tuple[type, Field[Any], str, Any]]:
-    """Each key with the class that has it, its name within the section, and its value.
-
-    Keys of a table within the section are called TABLE.KEY.
-    """
-    for key in fields(section):
-        value = getattr(section, key.name)
-        if is_dataclass(value):
-            for inner in fields(value):
-                name = f"{key.name}.{inner.name}"
-                yield type(value), inner, name, getattr(value, inner.name)
-        else:
-            yield type(section), key, key.name, value
+def _own(section: type) -> list[Field[Any]]:
+    """The keys of a section that are not sections."""
+    within = subsections(section)
+    return [key for key in fields(section) if key.name not in within]
 
 
 def _summary(section: object) -> str:
@@ -125,9 +116,7 @@ def _comment(text: str) -> list[str]:
 
 def _table(section: type) -> str:
     rows = ["| key | default | what it does |", "|---|---|---|"]
-    for key in fields(section):
-        if is_dataclass(key.default):
-            continue  # has a table of its own
+    for key in _own(section):
         text = _escaped(about(key).text + _choices(section, key, "`"))
         rows.append(f"| `{key.name}` | {_default_cell(key)} | {text} |")
     return "\n".join([*rows, ""])

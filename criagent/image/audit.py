@@ -8,7 +8,7 @@ deleted, added or truncated is found, one whose content was changed in place is 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 from criagent.image.blobs import BlobFiles
@@ -60,6 +60,11 @@ class State:
     snapshots: list[Snapshot]
     unowned: frozenset[str] = frozenset()
 
+    @property
+    def layers(self) -> dict[str, Snapshot]:
+        """The committed layers that a pull would find, by chain ID."""
+        return {s.key: s for s in self.snapshots if s.committed and not damaged_origin(s.key)}
+
 
 @dataclass(slots=True)
 class Broken:
@@ -74,8 +79,8 @@ class Broken:
         self.findings.append(Finding(problem=problem, object=name, key=key))
 
 
-def check(state: State, files: BlobFiles, layer_problem: Callable[[Snapshot], str]) -> Broken:
-    """Every problem of images, blobs and layers; `layer_problem` knows those of one layer."""
+def check(state: State, files: BlobFiles, layer_problems: Mapping[str, str]) -> Broken:
+    """Every problem of images, blobs and layers; `layer_problems` by chain ID, "" = none."""
     broken = Broken()
     for blob in state.blobs:
         problem = _blob_problem(blob, files)
@@ -87,9 +92,9 @@ def check(state: State, files: BlobFiles, layer_problem: Callable[[Snapshot], st
     for digest, _ in files.all():
         if str(digest) not in expected:
             broken.add("the blob belongs to no image", f"blob {digest}")
-    layers = {s.key: s for s in state.snapshots if s.committed and not damaged_origin(s.key)}
+    layers = state.layers
     for key, snapshot in layers.items():
-        if problem := layer_problem(snapshot):
+        if problem := layer_problems[key]:
             broken.add(problem, f"snapshot {snapshot.number} ({key})", key)
             broken.snapshots.add(key)
     for image in state.images:

@@ -240,12 +240,12 @@ class Images:
 
         def call() -> None:
             self.content.files.prepare()
-            self.content.snapshots.prepare()
             self.incoming().mkdir(exist_ok=True, mode=0o700)
             for entry in self.incoming().iterdir():
                 entry.unlink()
 
         await run_in(self.content.fs, call)
+        await self.content.snapshots.prepare()
         for snapshot in self.content.snapshots.store.all():
             if not snapshot.committed and snapshot.key.startswith("sha"):
                 await self.content.snapshots.remove(snapshot.key)
@@ -338,9 +338,11 @@ class Images:
             snapshots=self.content.snapshots.store.all(),
             unowned=frozenset(map(str, self.content.files.sizes())),
         )
-        broken = await run_in(
-            self.content.fs, audit.check, state, self.content.files, self.content.snapshots.problem
-        )
+        problems = {
+            layer.key: await self.content.snapshots.problem(layer)
+            for layer in state.layers.values()
+        }
+        broken = await run_in(self.content.fs, audit.check, state, self.content.files, problems)
         findings = [
             finding.used_by(self.collector.users(finding.key))
             if finding.key in broken.snapshots

@@ -46,7 +46,10 @@ class _Fresh:
     snapshot: Snapshot
     written: bool = False
     result: Unpacked | None = None  # of a written one: None = it is done through its lower layers
+    entries: int = 0
+    content_bytes: int = 0
     settled: Snapshot | None = None
+    finished: bool = False  # it has its final form
 
 
 class LayerUnpacker:
@@ -155,7 +158,8 @@ class LayerUnpacker:
             if fresh.result is not None and fresh.result.unsettled:
                 written, fresh.result = fresh.result, None  # a half-settled layer is written again
                 with contextlib.suppress(NeedsLowerLayers):
-                    await self._workers.settle(self._snapshots.layer_place(fresh.snapshot, below))
+                    async with self._snapshots.layer_place(fresh.snapshot, below) as place:
+                        await self._workers.settle(place)
                     fresh.result = written
             if fresh.result is None:
                 if fresh.written:
@@ -172,24 +176,67 @@ class LayerUnpacker:
                 used_bytes=result.used_bytes,
                 inodes=result.inodes,
             )
+            if not self._snapshots.capabilities.settles:  # the next layer begins with it
+                try:
+                    await self._finish(fresh)
+                except BaseException:
+                    await finish(self._discard(layer.chain_id))
+                    raise
 
     async def _durable(self, layers: Sequence[Layer]) -> list[Snapshot]:
-        """Sync what is not committed, and count it meanwhile; the rows to commit."""
-        pending = [self._fresh[layer.chain_id] for layer in layers if not self.has(layer)]
-        if not pending:
-            return []
-        trees = [self._snapshots.layer_place(fresh.snapshot, None).root for fresh in pending]
-        try:
-            async with asyncio.TaskGroup() as group:
-                group.create_task(self._workers.sync(self._snapshots.root))
-                counts = group.create_task(self._workers.count(trees))
-        except BaseExceptionGroup as failures:
-            raise _first(failures) from None
-        rows = []
-        for fresh, (entries, size) in zip(pending, counts.result(), strict=True):
-            if fresh.settled is not None:
-                rows.append(dataclasses.replace(fresh.settled, entries=entries, content_bytes=size))
-        return rows
+        """Sync what is not committed, and count it meanwhile; the rows to commit.
+
+        Under the locks of those layers, from the lowest on: what another pull finishes is not
+        counted.
+        """
+        async with contextlib.AsyncExitStack() as stack:
+            for layer in layers:
+                await stack.enter_async_context(self._locks.hold(layer.chain_id))
+            pending = [self._fresh[layer.chain_id] for layer in layers if not self.has(layer)]
+            if not pending:
+                return []
+            unfinished = [fresh for fresh in pending if not fresh.finished]
+            try:
+                async with asyncio.TaskGroup() as group:
+                    group.create_task(self._workers.sync(self._snapshots.root))
+                    if unfinished:
+                        group.create_task(self._count(unfinished))
+            except BaseExceptionGroup as failures:
+                raise _first(failures) from None
+            for fresh in unfinished:
+                await self._finish(fresh)
+        return [
+            dataclasses.replace(
+                fresh.settled, entries=fresh.entries, content_bytes=fresh.content_bytes
+            )
+            for fresh in pending
+            if fresh.settled is not None
+        ]
+
+    async def _count(self, layers: Sequence[_Fresh]) -> None:
+        async with contextlib.AsyncExitStack() as stack:
+            trees = [
+                (
+                    await stack.enter_async_context(
+                        self._snapshots.layer_place(fresh.snapshot, None)
+                    )
+                ).root
+                for fresh in layers
+            ]
+            counts = await self._workers.count(trees)
+        for fresh, (entries, size) in zip(layers, counts, strict=True):
+            fresh.entries, fresh.content_bytes = entries, size
+
+    async def _finish(self, fresh: _Fresh) -> None:
+        """Give a settled layer its final form, once. Under its lock."""
+        if fresh.finished or fresh.settled is None:
+            return
+        taken = await self._snapshots.commit_layer(fresh.snapshot)
+        if taken is not None:
+            fresh.settled = dataclasses.replace(
+                fresh.settled, used_bytes=taken.used_bytes, inodes=taken.inodes
+            )
+        fresh.finished = True
 
     async def _reserved(self, layer: Layer, layers: Sequence[Layer]) -> _Fresh:
         """The layer's uncommitted snapshot, a new one when there is none; under its lock."""
@@ -198,7 +245,7 @@ class LayerUnpacker:
             return fresh
         await self._discard(key)  # the remains of a failed removal
         at = layers.index(layer)
-        snapshot = await self._snapshots.create(
+        snapshot = await self._snapshots.create_layer(
             key, parent=layers[at - 1].chain_id if at else "", created_at_ns=self._now_ns()
         )
         fresh = self._fresh[key] = _Fresh(snapshot)
@@ -216,8 +263,13 @@ class LayerUnpacker:
             diff_id=layer.diff_id,
         )
         try:
-            place = self._snapshots.layer_place(fresh.snapshot, below)
-            fresh.result = await self._workers.extract(file, place, received)
+            async with self._snapshots.layer_place(fresh.snapshot, below) as place:
+                fresh.result = await self._workers.extract(file, place, received)
+                if not self._snapshots.capabilities.settles:
+                    ((fresh.entries, fresh.content_bytes),) = await self._workers.count(
+                        [place.root]
+                    )
+                    faults.reach("pull-image:counted")
         except NeedsLowerLayers:
             fresh.result = None
         except BaseException:

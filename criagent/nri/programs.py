@@ -42,26 +42,26 @@ class Program:
 
     async def _run(self) -> None:
         """Start it, and kill it when its connection ends."""
-        ours, theirs = socket.socketpair()
+        local, remote = socket.socketpair()
         environment = {
             "NRI_PLUGIN_NAME": self._identity.name,
             "NRI_PLUGIN_IDX": self._identity.index,
-            "NRI_PLUGIN_SOCKET": str(theirs.fileno()),
+            "NRI_PLUGIN_SOCKET": str(remote.fileno()),
         }
         with Pipes() as pipes:
-            pipes.pass_fds = (theirs.fileno(),)
+            pipes.pass_fds = (remote.fileno(),)
             errors = pipes.errors(up_to(_ERRORS_MOST))
             try:
                 child = spawn([self._path], pipes, Options(env=environment, new_session=True))
             except OSError as error:
-                ours.close()
+                local.close()
                 reason = f"it cannot be executed: {error.strerror}"
                 log.error("nri_program_ignored", path=str(self._path), reason=reason)  # noqa: TRY400
                 return
             finally:
-                theirs.close()
+                remote.close()
             async with killed_on_exit(child, group=True):
-                streams = await asyncio.open_unix_connection(sock=ours)
+                streams = await asyncio.open_unix_connection(sock=local)
                 self.session = Session(
                     self._host,
                     streams,

@@ -189,6 +189,6 @@ _OCI_CPU = {
 
 def _set(message: object, found: OciObject, names: dict[str, str]) -> None:
     """Set the optional fields of `message` that `found` has under OCI's names."""
-    for theirs, ours in names.items():
-        if (value := found.get(theirs)) is not None:
-            getattr(message, ours).value = value
+    for oci_name, nri_name in names.items():
+        if (value := found.get(oci_name)) is not None:
+            getattr(message, nri_name).value = value

@@ -66,18 +66,18 @@ class NodeState:
         self, unlisted: Unlisted
     ) -> tuple[list[nri_pb2.PodSandbox], list[nri_pb2.Container]]:
         """Pods, and containers that have not exited, with those that are about to be listed."""
-        listed = {sandbox.id: sandbox for sandbox in self.sandboxes.all() if sandbox.visible}
-        rows = [container for container in self.containers.all() if container.visible]
-        shown = {container.id for container in rows}
+        pods = {sandbox.id: sandbox for sandbox in self.sandboxes.all() if sandbox.visible}
+        listed = [container for container in self.containers.all() if container.visible]
+        shown = {container.id for container in listed}
         made = [
             container_message(container, spec)
             for container, spec in unlisted.containers.values()
             if container.id not in shown
         ]
-        found = [row for row in rows if row.state is not ContainerState.EXITED]
+        found = [one for one in listed if one.state is not ContainerState.EXITED]
         for at in range(0, len(found), _AT_ONCE):
             made += await run_in(self.fs, self._messages, found[at : at + _AT_ONCE])
-        return [self.pod(sandbox) for sandbox in (unlisted.pods | listed).values()], made
+        return [self.pod(sandbox) for sandbox in (unlisted.pods | pods).values()], made
 
     def _messages(self, containers: list[Container]) -> list[nri_pb2.Container]:
         made = []

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from criagent.image.snapshots.drivers import DRIVERS
+from criagent.image.snapshots.drivers.available import DRIVERS
 from tests.storage.ground import Storage, file_system
 
 _RESULTS: dict[str, dict[str, str]] = {}
@@ -23,8 +23,8 @@ async def storage(
 ) -> AsyncIterator[Storage]:
     """One driver on an empty file system."""
     place: Path = tmp_path_factory.mktemp("storage")
-    with file_system(place / "disk") as top:
-        one = Storage(top, request.param, place)
+    with file_system(place / "disk", request.param) as top:
+        one = await Storage(top, request.param, place).open()
         yield one
         await one.close()
 

@@ -6,6 +6,7 @@ from __future__ import annotations
 import contextlib
 import gzip
 import hashlib
+import os
 import subprocess
 import time
 from collections.abc import AsyncIterator, Iterator
@@ -13,11 +14,12 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
 from pathlib import Path
 
+from criagent.config.storage_section import Storage as StorageSection
 from criagent.image.blobs import BlobFiles
 from criagent.image.documents.digest import parse_digest
 from criagent.image.layers import LayerUnpacker
 from criagent.image.snapshots.driver import MappedIds, MountPoint
-from criagent.image.snapshots.drivers import DRIVERS
+from criagent.image.snapshots.drivers.available import DRIVERS
 from criagent.image.snapshots.snapshots import Snapshots
 from criagent.image.unpack.workers import UnpackWorkers
 from criagent.kernel import mount
@@ -31,15 +33,40 @@ SIZE = 64 << 20  # of the file system in bytes
 
 
 @contextlib.contextmanager
-def file_system(top: Path) -> Iterator[Path]:
-    """A tmpfs of `SIZE` bytes: it has all that layers need, and it fills up soon."""
+def file_system(top: Path, driver: str) -> Iterator[Path]:
+    """A file system of `SIZE` bytes that `driver` can use: it fills up soon."""
     top.mkdir()
-    subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={SIZE}", "storage", top], check=True)
     try:
-        yield top
+        with contextlib.ExitStack() as stack:
+            stack.enter_context(_BACKING.get(driver, _tmpfs)(top))
+            yield top
+            mount.detach_below(top)
     finally:
         mount.detach_below(top)
         top.rmdir()
+
+
+@contextlib.contextmanager
+def _tmpfs(top: Path) -> Iterator[None]:
+    """It has all that layers need."""
+    subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={SIZE}", "storage", top], check=True)
+    yield
+
+
+@contextlib.contextmanager
+def _btrfs(top: Path) -> Iterator[None]:
+    image = top.with_name("image")
+    with image.open("wb") as file:
+        file.truncate(SIZE)
+    subprocess.run(["mkfs.btrfs", "-q", "--mixed", str(image)], check=True)
+    subprocess.run(["mount", "-o", "loop", image, top], check=True)
+    try:
+        yield
+    finally:
+        image.unlink()
+
+
+_BACKING = {"btrfs": _btrfs}
 
 
 def layers_of(*tars: bytes) -> tuple[Layer, ...]:
@@ -73,16 +100,16 @@ class Storage:
         self.mounts.mkdir(exist_ok=True)
         self._driver = driver
         self._state = state
-        self._open()
 
-    def _open(self) -> None:
+    async def open(self) -> Storage:
+        """As at the start of the agent."""
         self._threads = ThreadPoolExecutor(4)
         self.db = Database.open(self._state / "state.db")
         self.rows = SnapshotStore(self.db)
         self.images = ImageStore(self.db, self.rows, BlobStore(self.db))
-        self.driver = DRIVERS[self._driver](self.top / "snapshots", self._threads)
+        self.driver = DRIVERS[self._driver](self.top / "snapshots", StorageSection(), self._threads)
         self.snapshots = Snapshots(self.driver, self.rows, self._threads)
-        self.snapshots.prepare()
+        await self.snapshots.prepare()
         self.files = BlobFiles(self._state / "blobs")
         self.files.prepare()
         self.workers = UnpackWorkers(2)
@@ -92,6 +119,7 @@ class Storage:
             workers=self.workers,
             now_ns=time.time_ns,
         )
+        return self
 
     async def close(self) -> None:
         await self.snapshots.close()
@@ -102,7 +130,7 @@ class Storage:
     async def reopen(self) -> None:
         """As after a restart of the agent."""
         await self.close()
-        self._open()
+        await self.open()
         await self.snapshots.sweep()
 
     async def image(self, *tars: bytes) -> Image:
@@ -124,7 +152,7 @@ class Storage:
     async def writable(self, letter: str, image: Image) -> Snapshot:
         """The writable layer of a new container."""
         top = image.layers[-1].chain_id if image.layers else ""
-        return await self.snapshots.create(letter * 64, parent=top, created_at_ns=1)
+        return await self.snapshots.create_container(letter * 64, parent=top, created_at_ns=1)
 
     @asynccontextmanager
     async def root(
@@ -148,6 +176,24 @@ class Storage:
             yield target
         finally:
             await self.snapshots.unmount(target)
+
+    async def problems(self) -> list[str]:
+        """What fsck says of each committed layer."""
+        layers = [layer for layer in self.rows.all() if layer.committed]
+        return [await self.snapshots.problem(layer) for layer in layers]
+
+    def damage(self, layer: Snapshot, name: str) -> None:
+        """Delete the file `name` of a committed layer, or change its image."""
+        directory = self.snapshots.root / str(layer.number)
+        if self._driver == "btrfs":
+            command = ["btrfs", "property", "set", "-ts", str(directory), "ro", "false"]
+            subprocess.run(command, check=True)
+        if (directory / "fs").exists():
+            (directory / "fs" / name).unlink()
+        else:
+            with (directory / "image").open("r+b") as image:
+                image.seek(-1, os.SEEK_END)
+                image.write(b"?")
 
     def directories(self) -> list[str]:
         """Names of what the driver has on disk, the trash included."""

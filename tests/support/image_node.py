@@ -13,6 +13,7 @@ from pathlib import Path
 
 from criagent.base.aio import finish
 from criagent.base.errors import CorruptError
+from criagent.config.storage_section import Storage
 from criagent.image.blobs import BlobFiles
 from criagent.image.claims import Claims
 from criagent.image.collect import Collector
@@ -26,7 +27,7 @@ from criagent.image.pull import Puller
 from criagent.image.registry import RegistryClient
 from criagent.image.snapshots.content_count import content_count
 from criagent.image.snapshots.driver import LayerPlace
-from criagent.image.snapshots.drivers import DRIVERS
+from criagent.image.snapshots.drivers.available import DRIVERS
 from criagent.image.snapshots.snapshots import Snapshots
 from criagent.image.unpack.workers import LayerFile, NeedsLowerLayers, Unpacked
 from criagent.model.container import Container, ContainerId, ContainerMetadata, ContainerSpec
@@ -97,7 +98,7 @@ class ImageNode:
         self.workers = PlainWorkers()
         self.db = Database.open(top / "state.db")
         self._threads = ThreadPoolExecutor(4)
-        directories = DRIVERS[driver](top / "snapshots", self._threads)
+        directories = DRIVERS[driver](top / "snapshots", Storage(), self._threads)
         self.snapshots = Snapshots(directories, SnapshotStore(self.db), self._threads)
         self.blobs, self.sandboxes = BlobStore(self.db), SandboxStore(self.db)
         self.containers = ContainerStore(self.db)
@@ -175,7 +176,7 @@ class ImageNode:
 
     def tree(self, snapshot: Snapshot) -> Path:
         """The files of a layer."""
-        return self.snapshots.layer_place(snapshot, None).root
+        return self.snapshots.root / str(snapshot.number) / "fs"
 
     def layers(self) -> set[str]:
         """Chain IDs of what is unpacked and committed."""
@@ -246,5 +247,5 @@ async def keep(node: ImageNode, top: str) -> Container:
     )
     await node.sandboxes.insert(sandbox)
     await node.containers.insert(container)
-    await node.snapshots.create(container.id, parent=top, created_at_ns=1)
+    await node.snapshots.create_container(container.id, parent=top, created_at_ns=1)
     return container

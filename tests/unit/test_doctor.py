@@ -10,7 +10,8 @@ from typing import Any
 import pytest
 
 from criagent.config.runtime_section import Handler, Runtime
-from criagent.config.sections import Config, Network, Storage
+from criagent.config.sections import Config, Network
+from criagent.config.storage_section import Storage
 from criagent.doctor import (
     Finding,
     cgroups,
@@ -147,6 +148,14 @@ def test_copies_of_layers_need_no_file_system_for_overlay() -> None:
     config = Config(storage=Storage(driver="native"))
     facts = storage.StorageFacts(fstype="nfs4")
     judged(one(storage.judge(facts, config), "storage.root"), "ok", "nfs4")
+
+
+@pytest.mark.parametrize(("fstype", "level"), [("btrfs", "ok"), ("ext4", "error")])
+def test_subvolumes_need_btrfs(fstype: str, level: str) -> None:
+    config = Config(storage=Storage(driver="btrfs"))
+    facts = storage.StorageFacts(fstype=fstype)
+    part = "mkfs.btrfs" if level == "error" else "(btrfs)"
+    judged(one(storage.judge(facts, config), "storage.root"), level, part)
 
 
 @pytest.mark.parametrize(

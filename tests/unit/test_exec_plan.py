@@ -14,7 +14,8 @@ from pathlib import Path
 import pytest
 
 from criagent.base.errors import InvalidRequestError, WrongStateError
-from criagent.image.snapshots.overlay import OverlayDriver
+from criagent.config.storage_section import Storage
+from criagent.image.snapshots.drivers.overlay import OverlayDriver
 from criagent.image.snapshots.snapshots import Snapshots
 from criagent.model.container import Container, ContainerId, ContainerMetadata, ContainerSpec
 from criagent.model.sandbox import SandboxId
@@ -59,7 +60,7 @@ def planner(tmp_path: Path) -> Iterator[ExecPlanner]:
     )
     database = Database.open(tmp_path / "db")
     with ThreadPoolExecutor(1) as fs:
-        driver = OverlayDriver(tmp_path / "snapshots", fs)
+        driver = OverlayDriver(tmp_path / "snapshots", Storage(), fs)
         snapshots = Snapshots(driver, SnapshotStore(database), fs)
         files = ContainerFiles(paths=paths, snapshots=snapshots, fs=fs)
         yield ExecPlanner(files=files, paths=paths, runtimes=runtimes)

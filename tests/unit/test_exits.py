@@ -20,7 +20,8 @@ import pytest
 import structlog
 
 from criagent.base.aio import KeyedLocks
-from criagent.image.snapshots.overlay import OverlayDriver
+from criagent.config.storage_section import Storage
+from criagent.image.snapshots.drivers.overlay import OverlayDriver
 from criagent.image.snapshots.snapshots import Snapshots
 from criagent.kernel import cgroupfs
 from criagent.kernel.process import alive, process_ref
@@ -159,7 +160,7 @@ class Ground:
 
     def erasure(self, runtimes: Runtimes) -> ContainerErasure:
         """Takes dead containers away over these handlers."""
-        driver = OverlayDriver(self.paths.root, self.fs)
+        driver = OverlayDriver(self.paths.root, Storage(), self.fs)
         snapshots = Snapshots(driver, SnapshotStore(self.db), self.fs)
         return ContainerErasure(
             store=self.store,

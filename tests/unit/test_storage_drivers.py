@@ -11,7 +11,7 @@ import pytest
 
 from criagent.base.errors import CorruptError, UnsupportedError
 from criagent.config.storage_drivers import KNOWN
-from criagent.image.snapshots.drivers import DRIVERS, chosen
+from criagent.image.snapshots.drivers.available import DRIVERS, chosen
 from criagent.image.snapshots.mounted import elsewhere
 from criagent.kernel.mount import MountEntry
 from tests.support.image_node import ImageNode, findings, until, until_idle

@@ -12,7 +12,8 @@ from typing import Any
 
 import pytest_asyncio
 
-from criagent.image.snapshots.overlay import OverlayDriver
+from criagent.config.storage_section import Storage
+from criagent.image.snapshots.drivers.overlay import OverlayDriver
 from criagent.image.snapshots.snapshots import Snapshots
 from criagent.model.container import Container, ContainerId, ContainerMetadata, ContainerSpec
 from criagent.model.sandbox import SandboxId
@@ -31,15 +32,14 @@ class Node:
         self.pool = ThreadPoolExecutor(2)
         self.db = Database.open(root / "state.db")
         self.rows = SnapshotStore(self.db)
-        driver = OverlayDriver(root / "snapshots", self.pool)
+        driver = OverlayDriver(root / "snapshots", Storage(), self.pool)
         self.snapshots = Snapshots(driver, self.rows, self.pool)
-        self.snapshots.prepare()
         self.layers = self.counts(first_s=60.0)
 
     def counts(self, **limits: float) -> WritableLayers:
         return WritableLayers(
             snapshots=self.snapshots,
-            store=self.rows,
+            rootfs=lambda _: Path("/"),
             fs=self.pool,
             counting=self.pool,
             now_ns=lambda: int(self.now * 1e9),
@@ -57,7 +57,7 @@ class Node:
             handler="crun",
             **fields,
         )
-        await self.snapshots.create(container.id, parent="", created_at_ns=1)
+        await self.snapshots.create_container(container.id, parent="", created_at_ns=1)
         self.write(container, files)
         return container
 
@@ -69,7 +69,7 @@ class Node:
     def tree(self, container: Container) -> Path:
         snapshot = self.snapshots.store.get(container.id)
         assert snapshot is not None
-        return self.snapshots.layer_place(snapshot, None).root
+        return self.snapshots.root / str(snapshot.number) / "fs"
 
     def inodes(self, container: Container) -> int | None:
         usage = self.layers.usage(container.id)
@@ -79,6 +79,7 @@ class Node:
 @pytest_asyncio.fixture
 async def node(tmp_path: Path) -> AsyncIterator[Node]:
     one = Node(tmp_path)
+    await one.snapshots.prepare()
     yield one
     await one.layers.close()
     one.pool.shutdown()

@@ -20,8 +20,8 @@ from criagent.image.layers import LayerUnpacker
 from criagent.image.pull import Puller
 from criagent.image.registry import RegistryClient
 from criagent.image.snapshots.driver import SnapshotDriver
-from criagent.image.snapshots.drivers import DRIVERS, chosen
-from criagent.image.snapshots.overlay import OverlayDriver
+from criagent.image.snapshots.drivers.available import DRIVERS, chosen
+from criagent.image.snapshots.drivers.overlay import OverlayDriver
 from criagent.image.snapshots.snapshots import Snapshots
 from criagent.image.unpack.workers import UnpackWorkers
 
@@ -106,7 +106,7 @@ async def _driver(shared: Shared) -> SnapshotDriver:
     name = chosen(storage.driver, last if stores.snapshots.all() else "", storage.root)
     if name != last:
         await stores.settings.put(_DRIVER_SETTING, name)
-    return DRIVERS[name](storage.root / "snapshots", shared.executors.fs)
+    return DRIVERS[name](storage.root / "snapshots", storage, shared.executors.fs)
 
 
 def _client(registry: Registry, files: BlobFiles, fs: Executor) -> RegistryClient:

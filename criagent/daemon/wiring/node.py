@@ -8,7 +8,6 @@ from concurrent.futures import Executor
 
 import structlog
 
-from criagent.base.aio import run_in
 from criagent.base.errors import UnsupportedError
 from criagent.config.runtime_section import Runtime as RuntimeSection
 from criagent.daemon.wiring import nri
@@ -110,10 +109,9 @@ async def _handlers(shared: Shared, snapshots: Snapshots) -> Handlers:
 
 async def _probed(shared: Shared, snapshots: Snapshots) -> list[HandlerFacts]:
     """What each OCI runtime is, and whether it can have pods with user namespaces."""
-    fs = shared.executors.fs
-    await run_in(fs, snapshots.prepare)  # the probe mounts a layer that lies where layers do
+    await snapshots.prepare()  # the probe mounts a layer that lies where layers do
     scratch = shared.config.storage.run_dir / "userns-probe"
-    lacking = await probe_user_namespaces(snapshots.userns_problem, scratch, fs)
+    lacking = await probe_user_namespaces(snapshots.userns_problem, scratch)
     if lacking:
         log.info("no_user_namespaces", problem=lacking)
     found = []
@@ -139,7 +137,7 @@ def _runtimes(section: RuntimeSection, paths: RuntimePaths, driver: CgroupDriver
             name,
             OciRuntime(
                 name=name,
-                program=SealedProgram(handler.path),
+                program=SealedProgram(handler.path, own_name=handler.path.name != handler.type),
                 type=handler.type,
                 root=paths.runtime_root(name),
                 driver=driver,

@@ -23,7 +23,7 @@ def build(
     stores, executors = shared.stores, shared.executors
     layers = WritableLayers(
         snapshots=image.snapshots,
-        store=stores.snapshots,
+        rootfs=node.paths.rootfs,
         fs=executors.fs,
         counting=executors.counting,
     )

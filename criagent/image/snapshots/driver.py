@@ -3,13 +3,20 @@
 
 A snapshot is a layer of images, or the writable layer of a container. The driver knows it by its
 number alone; rows, keys and the order of removal are those of `snapshots.py`, which every driver
-shares. Methods that are not coroutines run in a thread for files.
+shares.
+
+    create_layer ─▶ layer_place (written by a worker) ─▶ commit_layer ─▶ mounted by any number
+    create_container ─▶ mount_container ─▶ unmounted by its user ─▶ trash ─▶ empty_trash
+
+Who mounts with a driver unmounts without it (man 2 umount2, MNT_DETACH): what is behind a mount has
+to end with it.
 """
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from contextlib import AbstractAsyncContextManager
 from pathlib import Path
 from typing import Protocol
 
@@ -18,11 +25,12 @@ from criagent.model.image import Snapshot
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class Capabilities:
-    """What a driver can do, and what its users have to know of it."""
+    """What a driver can do on its file system, and what its users have to know of it."""
 
     settles: bool  # layers are written side by side, then fitted to those below; else bottom-up
     selinux_labels: bool  # a mount can carry an SELinux label
     shared_page_cache: bool  # containers that read a file of their image share its memory
+    size_limits: bool = False  # it can limit the size of a writable layer
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -63,6 +71,26 @@ class LayerPlace:
     in_place: bool = False
 
 
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class Counted:
+    """What a writable layer is charged with: what lies below `tops`, in bytes on disk and inodes.
+
+    With `changed_after_ns` only inodes whose status changed after that time of the epoch: the
+    others came with the image.
+    """
+
+    tops: Sequence[Path]
+    changed_after_ns: int = 0
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class Taken:
+    """Bytes on disk and inodes of a committed layer."""
+
+    used_bytes: int
+    inodes: int
+
+
 class SnapshotDriver(Protocol):
     """One way to store snapshots. Lists of numbers have the topmost layer first."""
 
@@ -78,34 +106,57 @@ class SnapshotDriver(Protocol):
     def capabilities(self) -> Capabilities:
         """What it can do."""
 
-    def prepare(self) -> None:
-        """Make the fixed directories; idempotent. Raises UnsupportedError when it can't work."""
+    async def prepare(self) -> None:
+        """Make what it needs on disk; idempotent. Raises UnsupportedError when it can't work."""
 
-    def userns_problem(self, ids: MappedIds) -> str:
+    async def close(self) -> None:
+        """End what it has begun. Mounts stay: containers use them."""
+
+    async def userns_problem(self, ids: MappedIds) -> str:
         """Why a user namespace like that of `ids` can't have its mounts; "" = it can.
 
         `ids.lower_layers` is a scratch directory, which does not exist before and after.
         """
 
-    async def create(self, number: int, parent: int | None) -> None:
-        """Make the directories of a snapshot over the finished `parent`; None = there is no such.
+    async def create_layer(self, number: int, parent: int | None) -> None:
+        """Make an empty layer over the committed `parent`; None = it is the lowest.
 
         A driver that settles ignores `parent`. What an interruption leaves is for `trash`. Raises
         ExhaustedError, AgentError.
         """
 
-    def layer_place(self, number: int, below: Sequence[int] | None) -> LayerPlace:
-        """Where and over what a worker writes the layer; `below` = None: they are not all there."""
+    def layer_place(
+        self, number: int, below: Sequence[int] | None
+    ) -> AbstractAsyncContextManager[LayerPlace]:
+        """Where and over what a worker writes the layer, valid within the block.
 
-    def mount_container(self, number: int, below: Sequence[int], at: MountPoint) -> None:
+        `below` = None: they are not all there.
+        """
+
+    async def commit_layer(self, number: int) -> Taken | None:
+        """Nothing more is written to it: give it its final form, and tell what that takes.
+
+        None = what the worker found. What the driver writes is on stable storage when it returns;
+        the worker's own files are by syncfs of `root`. When it fails it may be called again if the
+        driver settles. Raises ExhaustedError, AgentError.
+        """
+
+    async def create_container(self, number: int, parent: int | None, limit_bytes: int) -> None:
+        """Make a writable layer over the committed `parent`; None = the image has no layers.
+
+        It can grow by `limit_bytes`; 0 = without a limit. Raises as `create_layer`, and
+        UnsupportedError for a limit without `capabilities.size_limits`.
+        """
+
+    async def mount_container(self, number: int, below: Sequence[int], at: MountPoint) -> None:
         """Mount the layers `below` with the writable layer `number`.
 
         The parent of the mount point is made so that only the node's root passes through it, and
-        the root of the user namespace of `at`. Raises OSError.
+        the root of the user namespace of `at`. Raises OSError, AgentError.
         """
 
-    def mount_image(self, layers: Sequence[int], at: MountPoint) -> None:
-        """Mount `layers`, which may be none, read-only for everyone. Raises OSError."""
+    async def mount_image(self, layers: Sequence[int], at: MountPoint) -> None:
+        """Mount `layers`, which may be none, read-only for everyone. Raises OSError, AgentError."""
 
     def volumes(self, number: int) -> Path:
         """The directory beside a writable layer for the volumes that its image declares.
@@ -113,17 +164,23 @@ class SnapshotDriver(Protocol):
         It may not exist. It is removed with the layer.
         """
 
-    def counted(self, number: int) -> Sequence[Path]:
-        """The directories whose content is the usage of the writable layer."""
+    def counted(self, number: int, rootfs: Path) -> Counted:
+        """What the usage of the writable layer is, which is mounted at `rootfs` if at all."""
 
-    def problem(self, layer: Snapshot) -> str:
+    async def problem(self, layer: Snapshot) -> str:
         """How a committed layer on disk differs from its row; "" when it does not."""
 
-    def trash(self, number: int) -> None:
+    async def health(self) -> str:
+        """Why the node must not get more pods, with the cure; "" = it may."""
+
+    async def facts(self) -> Mapping[str, str]:
+        """For `criagent storage info`: names and values of what an operator may want to know."""
+
+    async def trash(self, number: int) -> None:
         """Take the snapshot away so that `empty_trash` deletes it; needs no space. Idempotent."""
 
-    def empty_trash(self) -> None:
+    async def empty_trash(self) -> None:
         """Delete what is in the trash. Logs what can't be deleted."""
 
-    def sweep(self, known: frozenset[int]) -> None:
+    async def sweep(self, known: frozenset[int]) -> None:
         """After a crash: delete what belongs to no number in `known`, and the trash."""

@@ -8,8 +8,9 @@ trash is emptied in the background and at start.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
 from concurrent.futures import Executor
+from contextlib import asynccontextmanager
 from pathlib import Path
 
 import structlog
@@ -19,10 +20,12 @@ from criagent.base.aio import Background, run_in
 from criagent.base.errors import AgentError, NotFoundError
 from criagent.image.snapshots.driver import (
     Capabilities,
+    Counted,
     LayerPlace,
     MappedIds,
     MountPoint,
     SnapshotDriver,
+    Taken,
 )
 from criagent.kernel import mount
 from criagent.model.image import Image, Snapshot
@@ -32,7 +35,7 @@ log: structlog.stdlib.BoundLogger = structlog.get_logger(__name__)
 
 
 class Snapshots:
-    """The snapshots in `store`, stored by `driver`; files are changed in `fs`."""
+    """The snapshots in `store`, stored by `driver`; what it mounts is unmounted in `fs`."""
 
     def __init__(self, driver: SnapshotDriver, store: SnapshotStore, fs: Executor) -> None:
         self.store = store
@@ -57,33 +60,57 @@ class Snapshots:
         """What the driver can do."""
         return self._driver.capabilities
 
-    def prepare(self) -> None:
-        """Make the fixed directories; idempotent, synchronous. Raises UnsupportedError."""
-        self._driver.prepare()
+    async def prepare(self) -> None:
+        """Make what the driver needs on disk; idempotent. Raises UnsupportedError."""
+        await self._driver.prepare()
 
-    def userns_problem(self, ids: MappedIds) -> str:
-        """Why user namespaces cannot have these mounts; synchronous. See `SnapshotDriver`."""
-        return self._driver.userns_problem(ids)
+    async def userns_problem(self, ids: MappedIds) -> str:
+        """Why user namespaces cannot have these mounts. See `SnapshotDriver`."""
+        return await self._driver.userns_problem(ids)
 
-    async def create(self, key: str, *, parent: str, created_at_ns: int) -> Snapshot:
-        """A new uncommitted snapshot with its directories, over the layer `parent` ("" = none).
+    async def create_layer(self, chain_id: str, *, parent: str, created_at_ns: int) -> Snapshot:
+        """A new uncommitted layer over the layer `parent` ("" = it is the lowest).
 
         Raises AlreadyExistsError, NotFoundError for a layer that is not there, ExhaustedError.
         """
-        below = self.store.get(parent)
-        if parent and below is None and not self.capabilities.settles:
-            raise _not_unpacked(parent)
-        snapshot = await self.store.reserve(key, parent=parent, created_at_ns=created_at_ns)
-        await self._driver.create(snapshot.number, below.number if below else None)
+        below = self._below(parent)
+        snapshot = await self.store.reserve(chain_id, parent=parent, created_at_ns=created_at_ns)
+        await self._driver.create_layer(snapshot.number, below)
         return snapshot
 
-    def layer_place(self, layer: Snapshot, below: Sequence[str] | None) -> LayerPlace:
-        """Where and over what a worker writes `layer`.
+    async def create_container(
+        self, container_id: str, *, parent: str, created_at_ns: int, limit_bytes: int = 0
+    ) -> Snapshot:
+        """A new writable layer over the layer `parent` ("" = the image has none).
+
+        It can grow by `limit_bytes`, 0 = without a limit. Raises as `create_layer`, and
+        UnsupportedError for a limit that the driver can't keep.
+        """
+        below = self._below(parent)
+        snapshot = await self.store.reserve(
+            container_id, parent=parent, created_at_ns=created_at_ns
+        )
+        await self._driver.create_container(snapshot.number, below, limit_bytes)
+        return snapshot
+
+    @asynccontextmanager
+    async def layer_place(
+        self, layer: Snapshot, below: Sequence[str] | None
+    ) -> AsyncIterator[LayerPlace]:
+        """Where and over what a worker writes `layer`, within the block.
 
         `below` are the chain IDs below it, lowest first, all written; None when they are not.
         """
         numbers = None if below is None else self._written(below)
-        return self._driver.layer_place(layer.number, numbers)
+        async with self._driver.layer_place(layer.number, numbers) as place:
+            yield place
+
+    async def commit_layer(self, layer: Snapshot) -> Taken | None:
+        """Give a layer that was written its final form; its row is committed with its image.
+
+        What that takes on disk, None = what the worker found.
+        """
+        return await self._driver.commit_layer(layer.number)
 
     async def mount_container(self, snapshot: Snapshot, image: Image, at: MountPoint) -> None:
         """Mount the image's layers with the container's writable layer.
@@ -93,14 +120,10 @@ class Snapshots:
         missing, AgentError.
         """
         below = self._committed([layer.chain_id for layer in image.layers])
-
-        def call() -> None:
-            try:
-                self._driver.mount_container(snapshot.number, below, at)
-            except OSError as exc:
-                raise AgentError(f"{self._driver.name} of {image.id} at {at.path}: {exc}") from exc
-
-        await run_in(self._fs, call)
+        try:
+            await self._driver.mount_container(snapshot.number, below, at)
+        except OSError as exc:
+            raise AgentError(f"{self._driver.name} of {image.id} at {at.path}: {exc}") from exc
 
     async def mount_image(self, top: str, at: MountPoint) -> None:
         """Mount the committed layers up to `top` ("" = none), read-only for everyone.
@@ -108,14 +131,10 @@ class Snapshots:
         Raises NotFoundError when a layer is missing, AgentError.
         """
         layers = self._committed(self._chain(top))
-
-        def call() -> None:
-            try:
-                self._driver.mount_image(layers, at)
-            except OSError as exc:
-                raise AgentError(f"{self._driver.name} of image volume {at.path}: {exc}") from exc
-
-        await run_in(self._fs, call)
+        try:
+            await self._driver.mount_image(layers, at)
+        except OSError as exc:
+            raise AgentError(f"{self._driver.name} of image volume {at.path}: {exc}") from exc
 
     async def unmount(self, target: Path) -> None:
         """Remove every mount at `target`; idempotent."""
@@ -125,27 +144,35 @@ class Snapshots:
         """The directory for declared volumes beside a writable layer; it may not exist."""
         return self._driver.volumes(snapshot.number)
 
-    def counted(self, snapshot: Snapshot) -> Sequence[Path]:
-        """The directories whose content is the usage of a writable layer."""
-        return self._driver.counted(snapshot.number)
+    def counted(self, snapshot: Snapshot, rootfs: Path) -> Counted:
+        """What the usage of a writable layer is, which is mounted at `rootfs` if at all."""
+        return self._driver.counted(snapshot.number, rootfs)
 
-    def problem(self, layer: Snapshot) -> str:
-        """How a committed layer on disk differs from its row; synchronous, reads all names."""
-        return self._driver.problem(layer)
+    async def problem(self, layer: Snapshot) -> str:
+        """How a committed layer on disk differs from its row; reads all names."""
+        return await self._driver.problem(layer)
+
+    async def health(self) -> str:
+        """Why the node must not get more pods, with the cure; "" = it may."""
+        return await self._driver.health()
+
+    async def facts(self) -> Mapping[str, str]:
+        """What the driver tells `criagent storage info`."""
+        return await self._driver.facts()
 
     async def remove(self, key: str) -> None:
         """Delete the snapshot; `empty_soon` or `empty_trash` frees its space. Idempotent."""
         snapshot = self.store.get(key)
         if snapshot is None:
             return
-        await run_in(self._fs, self._driver.trash, snapshot.number)
+        await self._driver.trash(snapshot.number)
         faults.reach("snapshot-remove:trash")
         await self.store.delete(key)
 
     async def empty_trash(self) -> None:
         """Delete what removals moved away; it is gone when this returns."""
         async with self._emptying:
-            await run_in(self._fs, self._driver.empty_trash)
+            await self._driver.empty_trash()
 
     def empty_soon(self) -> None:
         """Empty the trash in the background."""
@@ -153,13 +180,14 @@ class Snapshots:
         self._emptier.start(self._empty_all)
 
     async def close(self) -> None:
-        """Finish the work of `empty_soon`."""
+        """Finish the work of `empty_soon`, and what the driver has begun."""
         await self._emptier.wait()
+        await self._driver.close()
 
     async def sweep(self) -> None:
         """After a crash: drop directories without a row and the trash. Rows stay."""
         known = frozenset(snapshot.number for snapshot in self.store.all())
-        await run_in(self._fs, self._driver.sweep, known)
+        await self._driver.sweep(known)
 
     async def _empty_all(self) -> None:
         try:
@@ -168,6 +196,13 @@ class Snapshots:
                 await self.empty_trash()
         except OSError as exc:
             log.warning("trash_not_deleted", path=str(self.root / "trash"), error=str(exc))
+
+    def _below(self, parent: str) -> int | None:
+        """The number of the layer `parent`, None for "" and for one that is yet to be made."""
+        below = self.store.get(parent)
+        if parent and below is None and not self.capabilities.settles:
+            raise _not_unpacked(parent)
+        return None if below is None else below.number
 
     def _chain(self, top: str) -> list[str]:
         """Chain IDs of the layers up to `top`, lowest first; none for ""."""

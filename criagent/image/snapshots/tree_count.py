@@ -31,14 +31,16 @@ class _Level:
 class TreeCount:
     """Counts what is below each of `tops`, which do not count themselves, in `busy_s` seconds.
 
-    A file with several names is divided among them, so that no list of inodes is kept. `complete`
+    With `changed_after_ns` only inodes count whose status changed after that time of the epoch. A
+    file with several names is divided among them, so that no list of inodes is kept. `complete`
     turns False when directories had to be left out because too many were waiting.
     """
 
-    def __init__(self, *tops: Path, waiting: int = _WAITING) -> None:
+    def __init__(self, *tops: Path, changed_after_ns: int = 0, waiting: int = _WAITING) -> None:
         self.complete = True
         self.busy_s = 0.0
         self._tops = list(tops)
+        self._since = changed_after_ns
         self._top = Path()  # the one that is being counted
         self._room = waiting
         self._levels: list[_Level] = []
@@ -117,7 +119,9 @@ class TreeCount:
                     level.waiting.append(entry.name)
                 else:
                     self.complete = False
-            elif facts.st_nlink > 1:
+            if facts.st_ctime_ns <= self._since:
+                return
+            if facts.st_nlink > 1 and not stat.S_ISDIR(facts.st_mode):
                 blocks, names = self._shared.get(facts.st_nlink, (0, 0))
                 self._shared[facts.st_nlink] = blocks + facts.st_blocks, names + 1
                 return

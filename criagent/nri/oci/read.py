@@ -21,9 +21,9 @@ HOOKS = {
 def hooks(found: OciObject) -> nri_pb2.Hooks:
     """`hooks`."""
     message = nri_pb2.Hooks()
-    for theirs, ours in HOOKS.items():
-        for hook in found.get(theirs) or ():
-            made = getattr(message, ours).add(
+    for oci_name, nri_name in HOOKS.items():
+        for hook in found.get(oci_name) or ():
+            made = getattr(message, nri_name).add(
                 path=hook["path"], args=hook.get("args") or (), env=hook.get("env") or ()
             )
             if (timeout := hook.get("timeout")) is not None:
@@ -41,9 +41,9 @@ def devices(found: list[OciObject]) -> list[nri_pb2.LinuxDevice]:
             major=device.get("major", 0),
             minor=device.get("minor", 0),
         )
-        for theirs, ours in (("fileMode", "file_mode"), ("uid", "uid"), ("gid", "gid")):
-            if (value := device.get(theirs)) is not None:
-                getattr(message, ours).value = value
+        for oci_name, nri_name in (("fileMode", "file_mode"), ("uid", "uid"), ("gid", "gid")):
+            if (value := device.get(oci_name)) is not None:
+                getattr(message, nri_name).value = value
         made.append(message)
     return made
 

@@ -50,8 +50,8 @@ def write_rlimits(process: OciObject, given: Iterable[nri_pb2.POSIXRlimit]) -> N
 
 def write_hooks(spec: OciObject, given: nri_pb2.Hooks) -> None:
     """Hooks are appended."""
-    for theirs, ours in HOOKS.items():
-        for hook in getattr(given, ours):
+    for oci_name, nri_name in HOOKS.items():
+        for hook in getattr(given, nri_name):
             made: OciObject = {"path": hook.path}
             if hook.args:
                 made["args"] = list(hook.args)
@@ -59,7 +59,7 @@ def write_hooks(spec: OciObject, given: nri_pb2.Hooks) -> None:
                 made["env"] = list(hook.env)
             if hook.HasField("timeout"):
                 made["timeout"] = hook.timeout.value
-            spec.setdefault("hooks", {}).setdefault(theirs, []).append(made)
+            spec.setdefault("hooks", {}).setdefault(oci_name, []).append(made)
 
 
 def write_devices(linux: OciObject, given: Iterable[nri_pb2.LinuxDevice]) -> None:
@@ -72,9 +72,9 @@ def write_devices(linux: OciObject, given: Iterable[nri_pb2.LinuxDevice]) -> Non
         node: OciObject = {"path": one.path, "type": one.type}
         if one.type != "p":
             node |= {"major": one.major, "minor": one.minor}
-        for theirs, ours in (("fileMode", "file_mode"), ("uid", "uid"), ("gid", "gid")):
-            if one.HasField(ours):
-                node[theirs] = getattr(one, ours).value
+        for oci_name, nri_name in (("fileMode", "file_mode"), ("uid", "uid"), ("gid", "gid")):
+            if one.HasField(nri_name):
+                node[oci_name] = getattr(one, nri_name).value
         nodes[one.path] = node
         if one.type != "p":
             access = "rwm" if one.type == "b" else "rw"
@@ -163,7 +163,7 @@ def seccomp(given: nri_pb2.LinuxSeccomp) -> OciObject:
     made: OciObject = {"defaultAction": given.default_action}
     if given.HasField("default_errno"):
         made["defaultErrnoRet"] = given.default_errno.value
-    for theirs, value in (
+    for oci_name, value in (
         ("architectures", list(given.architectures)),
         ("flags", list(given.flags)),
         ("listenerPath", given.listener_path),
@@ -171,7 +171,7 @@ def seccomp(given: nri_pb2.LinuxSeccomp) -> OciObject:
         ("syscalls", [_syscall(rule) for rule in given.syscalls]),
     ):
         if value:
-            made[theirs] = value
+            made[oci_name] = value
     return made
 
 

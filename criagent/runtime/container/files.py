@@ -45,7 +45,7 @@ class ContainerFiles:
     async def make_layer(self, container: Container, image: Image) -> Snapshot:
         """The new writable layer. Raises AlreadyExistsError."""
         parent = image.layers[-1].chain_id if image.layers else ""
-        return await self.snapshots.create(
+        return await self.snapshots.create_container(
             container.id, parent=parent, created_at_ns=container.created_at_ns
         )
 

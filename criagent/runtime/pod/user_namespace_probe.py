@@ -3,11 +3,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from concurrent.futures import Executor
+from collections.abc import Awaitable, Callable
 from pathlib import Path
 
-from criagent.base.aio import run_in
 from criagent.base.errors import AgentError
 from criagent.image.snapshots.driver import MappedIds
 from criagent.model.common import IdMapping, NamespaceMode, UserNamespace
@@ -19,17 +17,17 @@ _TRIED = UserNamespace(mode=NamespaceMode.POD, uids=_IDS, gids=_IDS)
 
 
 async def probe_user_namespaces(
-    problem: Callable[[MappedIds], str], scratch: Path, fs: Executor
+    problem: Callable[[MappedIds], Awaitable[str]], scratch: Path
 ) -> str:
     """ "" when they work with the layers of this node, otherwise the reason.
 
-    `problem` tries a mount for the ids it is given, in `fs`. `scratch` must not exist, and does not
+    `problem` tries a mount for the ids it is given. `scratch` must not exist, and does not
     afterwards.
     """
     try:
         async with namespace_maker(_TRIED) as pid:
             userns = Path(f"/proc/{pid}/ns/user")
             ids = MappedIds(userns=userns, uid=_HOST_ID, gid=_HOST_ID, lower_layers=scratch)
-            return await run_in(fs, problem, ids)
+            return await problem(ids)
     except (AgentError, OSError) as exc:
         return str(exc)

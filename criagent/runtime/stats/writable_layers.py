@@ -14,6 +14,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import Executor
+from pathlib import Path
 
 import structlog
 
@@ -21,7 +22,6 @@ from criagent.base.aio import Background, run_in
 from criagent.image.snapshots.snapshots import Snapshots
 from criagent.image.snapshots.tree_count import TreeCount
 from criagent.model.container import Container
-from criagent.store.snapshots import SnapshotStore
 
 _EVERY_S = 15.0  # half of the kubelet's interval for local storage
 _SHARE = 20
@@ -60,13 +60,16 @@ class _Known:
 
 
 class WritableLayers:
-    """Figures by container id. `fs` runs first counts, `counting` the others."""
+    """Figures by container id, whose root file system is at `rootfs`.
+
+    `fs` runs first counts, `counting` the others.
+    """
 
     def __init__(
         self,
         *,
         snapshots: Snapshots,
-        store: SnapshotStore,
+        rootfs: Callable[[str], Path],
         fs: Executor,
         counting: Executor,
         now_ns: Callable[[], int] = time.time_ns,
@@ -76,7 +79,8 @@ class WritableLayers:
     ) -> None:
         self.mountpoint = str(snapshots.root)
         self._snapshots = snapshots
-        self._store = store
+        self._rootfs = rootfs
+        self._store = snapshots.store
         self._fs = fs
         self._counting = counting
         self._now_ns = now_ns
@@ -138,7 +142,8 @@ class WritableLayers:
         snapshot = self._store.get(container_id)
         if snapshot is None:
             return None
-        count = TreeCount(*self._snapshots.counted(snapshot))
+        charged = self._snapshots.counted(snapshot, self._rootfs(container_id))
+        count = TreeCount(*charged.tops, changed_after_ns=charged.changed_after_ns)
         job = _Job(container_id, snapshot.number, count, self._now_ns())
         self._jobs[container_id] = job
         return job

@@ -9,15 +9,16 @@ from __future__ import annotations
 import contextlib
 import os
 import shutil
-from collections.abc import Sequence
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Final
 
 from criagent.base.aio import run_in
 from criagent.image.blobs import disk_full
-from criagent.image.snapshots.directories import DirectoryDriver, let_through
 from criagent.image.snapshots.driver import Capabilities, LayerPlace, MappedIds, MountPoint
-from criagent.image.snapshots.overlay_mount import mount_readonly, seen_as
+from criagent.image.snapshots.drivers.directories import DirectoryDriver, let_through, no_limit
+from criagent.image.snapshots.drivers.overlay_mount import mount_readonly, seen_as
 from criagent.kernel import idmap, mount
 
 
@@ -27,8 +28,11 @@ class OverlayDriver(DirectoryDriver):
     name: Final = "overlay"
     capabilities: Final = Capabilities(settles=True, selinux_labels=True, shared_page_cache=True)
 
-    def userns_problem(self, ids: MappedIds) -> str:
+    async def userns_problem(self, ids: MappedIds) -> str:
         """Try an overlay of the snapshots' directory with mapped ids."""
+        return await run_in(self._fs, self._userns_problem, ids)
+
+    def _userns_problem(self, ids: MappedIds) -> str:
         scratch = ids.lower_layers
         _clear(scratch)
         mapped, empty, merged = (scratch / name for name in _SCRATCH)
@@ -52,20 +56,31 @@ class OverlayDriver(DirectoryDriver):
             _clear(scratch)
         return ""
 
-    async def create(self, number: int, parent: int | None) -> None:
+    async def create_layer(self, number: int, parent: int | None) -> None:
         """Empty directories: layers are joined when they are mounted."""
         await run_in(self._fs, self._make, number)
 
-    def layer_place(self, number: int, below: Sequence[int] | None) -> LayerPlace:
+    async def create_container(self, number: int, parent: int | None, limit_bytes: int) -> None:
+        """Empty directories as well."""
+        no_limit(self.name, limit_bytes)
+        await run_in(self._fs, self._make, number)
+
+    @asynccontextmanager
+    async def layer_place(
+        self, number: int, below: Sequence[int] | None
+    ) -> AsyncIterator[LayerPlace]:
         """The layer's own directory; the worker mounts the lower ones if it needs them."""
-        return LayerPlace(
+        yield LayerPlace(
             root=self._tree(number),
             scratch=self._path(number),
             lower_layers=None if below is None else tuple(map(self._tree, below)),
         )
 
-    def mount_container(self, number: int, below: Sequence[int], at: MountPoint) -> None:
+    async def mount_container(self, number: int, below: Sequence[int], at: MountPoint) -> None:
         """An overlay with the container's upper directory, which its root then owns."""
+        await run_in(self._fs, self._mount_container, number, below, at)
+
+    def _mount_container(self, number: int, below: Sequence[int], at: MountPoint) -> None:
         at.path.parent.mkdir(exist_ok=True, mode=0o700)
         at.path.mkdir(exist_ok=True)
         upper, work = self._tree(number), self._work(number)
@@ -77,9 +92,10 @@ class OverlayDriver(DirectoryDriver):
         with seen_as(self.root, lower_layers, at.ids) as seen:
             mount.overlay(seen, upper, work, at.path, at.label)
 
-    def mount_image(self, layers: Sequence[int], at: MountPoint) -> None:
+    async def mount_image(self, layers: Sequence[int], at: MountPoint) -> None:
         """An overlay without an upper directory."""
-        mount_readonly(self.root, [self._tree(layer) for layer in layers], self._fillers, at)
+        trees = [self._tree(layer) for layer in layers]
+        await run_in(self._fs, mount_readonly, self.root, trees, self._fillers, at)
 
     def _work(self, number: int) -> Path:
         return self._path(number) / "work"

@@ -10,17 +10,18 @@ from __future__ import annotations
 
 import errno
 import os
-from collections.abc import Sequence
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Final
 
 from criagent.base.aio import run_in
-from criagent.base.errors import AgentError, ExhaustedError, UnsupportedError
+from criagent.base.errors import AgentError, ExhaustedError
 from criagent.image.blobs import disk_full
-from criagent.image.snapshots.directories import DirectoryDriver, let_through
 from criagent.image.snapshots.driver import Capabilities, LayerPlace, MappedIds, MountPoint
-from criagent.image.snapshots.overlay_mount import mount_readonly
-from criagent.kernel import idmap
+from criagent.image.snapshots.drivers.bind_mount import bind, userns_problem
+from criagent.image.snapshots.drivers.directories import DirectoryDriver, no_limit
+from criagent.image.snapshots.drivers.overlay_mount import mount_readonly
 from criagent.process.child import Options, run
 
 _FULL = (os.strerror(errno.ENOSPC), os.strerror(errno.EDQUOT))
@@ -33,18 +34,11 @@ class NativeDriver(DirectoryDriver):
     name: Final = "native"
     capabilities: Final = Capabilities(settles=False, selinux_labels=False, shared_page_cache=False)
 
-    def userns_problem(self, ids: MappedIds) -> str:
+    async def userns_problem(self, ids: MappedIds) -> str:
         """Try an idmapped mount of the snapshots' directory."""
-        userns = os.open(ids.userns, os.O_RDONLY | os.O_CLOEXEC)
-        try:
-            with idmap.idmapped(self.root, userns, readonly=False):
-                return ""
-        except OSError as exc:
-            return f"the file system of {self.root} does not support id mapping: {exc.strerror}"
-        finally:
-            os.close(userns)
+        return await run_in(self._fs, userns_problem, self.root, ids)
 
-    async def create(self, number: int, parent: int | None) -> None:
+    async def create_layer(self, number: int, parent: int | None) -> None:
         """A copy of `parent`, or an empty directory."""
         await run_in(self._fs, self._make, number)
         if parent is None:
@@ -52,24 +46,30 @@ class NativeDriver(DirectoryDriver):
         else:
             await self._copy(self._tree(parent), self._tree(number))
 
-    def layer_place(self, number: int, below: Sequence[int] | None) -> LayerPlace:
+    async def create_container(self, number: int, parent: int | None, limit_bytes: int) -> None:
+        """A copy as well."""
+        no_limit(self.name, limit_bytes)
+        await self.create_layer(number, parent)
+
+    @asynccontextmanager
+    async def layer_place(
+        self, number: int, below: Sequence[int] | None
+    ) -> AsyncIterator[LayerPlace]:
         """The layer's own directory, which began as a copy of the topmost one below."""
-        return LayerPlace(
+        yield LayerPlace(
             root=self._tree(number),
             scratch=self._path(number),
             in_place=bool(below),
         )
 
-    def mount_container(self, number: int, below: Sequence[int], at: MountPoint) -> None:
+    async def mount_container(self, number: int, below: Sequence[int], at: MountPoint) -> None:
         """Bind the container's copy."""
-        at.path.parent.mkdir(exist_ok=True, mode=0o700)
-        if at.ids is not None:
-            let_through(at.path.parent, at.ids)
-        self._bind(self._tree(number), at)
+        await run_in(self._fs, bind, self._tree(number), at, self.name)
 
-    def mount_image(self, layers: Sequence[int], at: MountPoint) -> None:
+    async def mount_image(self, layers: Sequence[int], at: MountPoint) -> None:
         """An overlay of the topmost layer alone: a bind mount could be made writable."""
-        mount_readonly(self.root, [self._tree(layer) for layer in layers[:1]], self._fillers, at)
+        trees = [self._tree(layer) for layer in layers[:1]]
+        await run_in(self._fs, mount_readonly, self.root, trees, self._fillers, at)
 
     def _make(self, number: int) -> None:
         with disk_full(self.root):
@@ -83,7 +83,8 @@ class NativeDriver(DirectoryDriver):
     async def _copy(self, source: Path, target: Path) -> None:
         """By cp of coreutils: owners, times, links, attributes, holes, reflinks; without a limit in
         time, since the size of the tree decides."""
-        argv: list[str | Path] = ["cp", "-a", "-T", "--reflink=auto", source, target]
+        reflink = f"--reflink={self._section.native.reflink}"
+        argv: list[str | Path] = ["cp", "-a", "-T", reflink, source, target]
         try:
             ended = await run(argv, limit_s=None, keep=4096, options=_IN_ENGLISH)
         except OSError as exc:
@@ -95,21 +96,3 @@ class NativeDriver(DirectoryDriver):
                     f"no space left below {self.root}; remove images or enlarge the disk"
                 )
             raise AgentError(f"copy of snapshot {source}: {output}")
-
-    def _bind(self, source: Path, at: MountPoint) -> None:
-        if at.label:
-            raise UnsupportedError(
-                "the storage driver native has no SELinux labels; "
-                'set runtime.selinux = "off" or storage.driver = "overlay"'
-            )
-        at.path.mkdir(exist_ok=True)
-        if at.ids is None:
-            with idmap.cloned(source) as tree:
-                idmap.attach(tree, at.path)
-            return
-        userns = os.open(at.ids.userns, os.O_RDONLY | os.O_CLOEXEC)
-        try:
-            with idmap.idmapped(source, userns, readonly=False) as tree:
-                idmap.attach(tree, at.path)
-        finally:
-            os.close(userns)

@@ -9,14 +9,17 @@ from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping
 from concurrent.futures import Executor
 from pathlib import Path
 
 import structlog
 
+from criagent.base.aio import run_in
+from criagent.base.errors import UnsupportedError
+from criagent.config.storage_section import Storage
 from criagent.image.snapshots.content_problem import content_problem
-from criagent.image.snapshots.driver import MappedIds
+from criagent.image.snapshots.driver import Counted, MappedIds, Taken
 from criagent.kernel.trees import remove_tree
 from criagent.model.image import Snapshot
 
@@ -26,14 +29,33 @@ log: structlog.stdlib.BoundLogger = structlog.get_logger(__name__)
 class DirectoryDriver:
     """One directory for each number below `root`: the part of a driver that all of them share."""
 
-    def __init__(self, root: Path, fs: Executor) -> None:
+    def __init__(self, root: Path, section: Storage, fs: Executor) -> None:
         self.root = root
+        self._section = section
         self._fs = fs
         self._trash = root / "trash"
         self._fillers = (root / "empty", root / "empty-too")  # stay empty, for overlays
 
-    def prepare(self) -> None:
+    async def prepare(self) -> None:
         """Make the fixed directories."""
+        await run_in(self._fs, self._prepare)
+
+    async def close(self) -> None:
+        """There is nothing to end."""
+
+    async def commit_layer(self, number: int) -> Taken | None:
+        """Its files are its final form."""
+        return None
+
+    async def health(self) -> str:
+        """Whether there is space is the kubelet's question."""
+        return ""
+
+    async def facts(self) -> Mapping[str, str]:
+        """Nothing but what all file systems have."""
+        return {}
+
+    def _prepare(self) -> None:
         self.root.mkdir(parents=True, exist_ok=True, mode=0o700)
         self._trash.mkdir(exist_ok=True, mode=0o700)
         for filler in self._fillers:
@@ -43,42 +65,64 @@ class DirectoryDriver:
         """`<number>/volumes`."""
         return self._path(number) / "volumes"
 
-    def counted(self, number: int) -> Sequence[Path]:
+    def counted(self, number: int, rootfs: Path) -> Counted:
         """The files and the volumes."""
         volumes = self.volumes(number)
-        return [self._tree(number), *([volumes] if volumes.exists() else [])]
+        return Counted(tops=[self._tree(number), *([volumes] if volumes.exists() else [])])
 
-    def problem(self, layer: Snapshot) -> str:
+    async def problem(self, layer: Snapshot) -> str:
         """Compare the files with the layer's row."""
-        return content_problem(layer, self._tree(layer.number))
+        return await run_in(self._fs, content_problem, layer, self._tree(layer.number))
 
-    def trash(self, number: int) -> None:
+    async def trash(self, number: int) -> None:
         """Rename into the trash."""
+        await run_in(self._fs, self._trash_one, number)
+
+    def _trash_one(self, number: int) -> None:
         with contextlib.suppress(FileNotFoundError):
             self._path(number).rename(self._trash / str(number))
 
-    def empty_trash(self) -> None:
+    async def empty_trash(self) -> None:
         """Delete what was renamed away."""
+        await run_in(self._fs, self._empty_trash)
+
+    def _empty_trash(self) -> None:
         for entry in self._trash.iterdir():
             try:
-                remove_tree(entry)
+                self._delete(entry)
             except OSError as exc:
                 log.warning("trash_not_deleted", path=str(entry), error=str(exc))
 
-    def sweep(self, known: frozenset[int]) -> None:
+    def _delete(self, entry: Path) -> None:
+        """Delete one entry of the trash, some of which may be gone. Raises OSError."""
+        remove_tree(entry)
+
+    async def sweep(self, known: frozenset[int]) -> None:
         """Delete the directories of other numbers, and the trash."""
-        self.prepare()
+        await run_in(self._fs, self._sweep, known)
+
+    def _sweep(self, known: frozenset[int]) -> None:
+        self._prepare()
         for entry in self.root.iterdir():
             if entry.name.isdigit() and int(entry.name) not in known:
                 log.warning("orphan_removed", path=str(entry))
-                self.trash(int(entry.name))
-        self.empty_trash()
+                self._trash_one(int(entry.name))
+        self._empty_trash()
 
     def _path(self, number: int) -> Path:
         return self.root / str(number)
 
     def _tree(self, number: int) -> Path:
         return self._path(number) / "fs"
+
+
+def no_limit(driver: str, limit_bytes: int) -> None:
+    """Raises UnsupportedError for a limit, which `driver` can't keep."""
+    if limit_bytes:
+        raise UnsupportedError(
+            f"the storage driver {driver} cannot limit the size of a writable layer on this file "
+            "system; set no limit, or choose another storage.driver"
+        )
 
 
 def let_through(bundle: Path, ids: MappedIds) -> None:
