@@ -18,6 +18,7 @@ from pathlib import Path
 from criagent.config.storage_section import Storage as StorageSection
 from criagent.image.snapshots.drivers.available import DRIVERS
 from criagent.kernel import mount
+from tests.storage import pools
 
 SIZE = 64 << 20  # of the space for snapshots in bytes
 
@@ -81,6 +82,7 @@ _MOUNTED: dict[str, Callable[[Path, int], None]] = {
     "btrfs": _btrfs,
     "xfs": _xfs,
     "overlay": _overlay,
+    "zpool": pools.make_zpool,
 }
 
 
@@ -133,6 +135,19 @@ class Ground:
     )
 
 
+_THIN = Ground(
+    section=pools.THIN,
+    absent=pools.no_thin_pools,
+    dismantle=pools.remove_thin_pool,
+)
+_ZFS = Ground(
+    on=("zpool",),
+    extra=2 * SIZE,
+    section=pools.ZFS,
+    absent=pools.no_zfs,
+    damage=pools.spoil_dataset,
+    dismantle=pools.remove_zpool,
+)
 _VERITY = frozenset({"erofs:verity-enabled"})
 GROUNDS = {
     "overlay": Ground(on=("ext4", "tmpfs")),
@@ -145,6 +160,8 @@ GROUNDS = {
         unreached=_VERITY,
     ),
     "fuse-overlayfs": Ground(on=("ext4", "overlay"), tools={"fuse-overlayfs": "fuse-overlayfs"}),
+    "devmapper": _THIN,
+    "zfs": _ZFS,
 }
 
 

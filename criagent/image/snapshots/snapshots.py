@@ -57,6 +57,11 @@ class Snapshots:
         return self._driver.root
 
     @property
+    def containers_root(self) -> Path:
+        """A directory on the file system of writable layers and declared volumes."""
+        return self._driver.containers_root
+
+    @property
     def driver(self) -> str:
         """The driver's name."""
         return self._driver.name
@@ -167,6 +172,10 @@ class Snapshots:
     async def health(self) -> str:
         """Why the node must not get more pods, with the cure; "" = it may."""
         return await self._driver.health()
+
+    def used_shares(self) -> Mapping[str, float]:
+        """How full the driver's own store is, by part."""
+        return self._driver.used_shares()
 
     async def facts(self) -> Mapping[str, str]:
         """What the driver tells `criagent storage info`."""
