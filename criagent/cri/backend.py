@@ -52,6 +52,7 @@ class Containers:
     remove: Callable[[str], Awaitable[None]]  # ContainerRemover.remove
     update: Callable[[str, Resources], Awaitable[None]]  # ResourceUpdater.update
     reopen: Callable[[str], Awaitable[None]]  # LogReopener.reopen
+    checkpoint: Callable[[str, str, int], Awaitable[None]]  # ContainerCheckpoint.checkpoint
     describe: Callable[[Container], Awaitable[Mapping[str, Any]]]  # Describer.container
 
 

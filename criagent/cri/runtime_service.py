@@ -184,6 +184,12 @@ class RuntimeService(api_pb2_grpc.RuntimeServiceServicer):
         await self._containers.reopen(request.container_id)
         return api_pb2.ReopenContainerLogResponse()
 
+    async def CheckpointContainer(
+        self, request: api_pb2.CheckpointContainerRequest, context: Context
+    ) -> api_pb2.CheckpointContainerResponse:
+        await self._containers.checkpoint(request.container_id, request.location, request.timeout)
+        return api_pb2.CheckpointContainerResponse()
+
     async def ExecSync(
         self, request: api_pb2.ExecSyncRequest, context: Context
     ) -> api_pb2.ExecSyncResponse:
@@ -318,11 +324,6 @@ class RuntimeService(api_pb2_grpc.RuntimeServiceServicer):
             yield piece
 
     # Not in this release.
-
-    async def CheckpointContainer(
-        self, request: api_pb2.CheckpointContainerRequest, context: Context
-    ) -> api_pb2.CheckpointContainerResponse:
-        raise UnsupportedError("CheckpointContainer is not implemented in this release")
 
     async def CheckpointPod(
         self, request: api_pb2.CheckpointPodRequest, context: Context

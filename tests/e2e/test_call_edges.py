@@ -163,7 +163,7 @@ def test_ports_out_of_range_are_refused(pods: Pods, port: int) -> None:
 
 
 @pytest.mark.parametrize("options", [{}, {"unknown": "option"}, {"tcp-established": "perhaps"}])
-def test_checkpoints_are_refused_whatever_their_options(
+def test_checkpoints_of_pods_are_refused_whatever_their_options(
     pods: Pods, options: dict[str, str], tmp_path: Path
 ) -> None:
     sandbox, config = pods.sandbox()
@@ -171,12 +171,8 @@ def test_checkpoints_are_refused_whatever_their_options(
     out = tmp_path / "out"
     out.mkdir()
     runtime = pods.cri.runtime
-    one = api.CheckpointContainerRequest(
-        container_id=container_id, location=str(out / "one"), timeout=-1
-    )
     pod = api.CheckpointPodRequest(pod_sandbox_id=sandbox, output_path=str(out), options=options)
     back = api.RestorePodRequest(checkpoint_path=str(out), config=config, options=options)
-    refused(lambda: runtime.CheckpointContainer(one), UNSUPPORTED, "CheckpointContainer")
     refused(lambda: runtime.CheckpointPod(pod), UNSUPPORTED, "CheckpointPod")
     refused(lambda: runtime.RestorePod(back), UNSUPPORTED, "RestorePod")
     assert list(out.iterdir()) == []

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+from criagent.daemon.wiring.checkpoints import leftovers
 from criagent.daemon.wiring.containers import ContainerParts
 from criagent.daemon.wiring.image import ImageParts
 from criagent.daemon.wiring.node import NodeParts
@@ -58,6 +59,7 @@ def build(
             has_row=orphans.has_row, networks=pods.networks, paths=node.paths, fs=fs
         ),
         orphans=orphans,
+        checkpoints=leftovers(shared, node),
         networks=pods.networks,
         clock=shared.clock,
     )

@@ -31,6 +31,8 @@ class Capabilities:
     selinux_labels: bool  # a mount can carry an SELinux label
     shared_page_cache: bool  # containers that read a file of their image share its memory
     size_limits: bool = False  # it can limit the size of a writable layer
+    # The first of `counted().tops` is an overlay's upper directory, with the changes and no more.
+    upper_directories: bool = False
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)

@@ -26,7 +26,9 @@ class OverlayDriver(DirectoryDriver):
     """Lower and upper directories below `root`, mounted with the kernel's overlayfs."""
 
     name: Final = "overlay"
-    capabilities: Final = Capabilities(settles=True, selinux_labels=True, shared_page_cache=True)
+    capabilities: Final = Capabilities(
+        settles=True, selinux_labels=True, shared_page_cache=True, upper_directories=True
+    )
 
     async def userns_problem(self, ids: MappedIds) -> str:
         """Try an overlay of the snapshots' directory with mapped ids."""

@@ -1,0 +1,92 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What a checkpoint in progress has on the node, and how it goes away: also after a crash.
+
+Its directory comes first and goes last, so it names every container that may be frozen.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from concurrent.futures import Executor
+from pathlib import Path
+
+import structlog
+
+from criagent.base.aio import run_in
+from criagent.kernel import mount
+from criagent.kernel.process import process_ref
+from criagent.kernel.trees import remove_tree
+from criagent.model.common import ProcessRef
+from criagent.process.child import ended
+from criagent.runtime.checkpoint import freezer
+from criagent.runtime.node.paths import RuntimePaths
+from criagent.store.containers import ContainerStore
+
+_MARK = b"--image-path"
+
+log: structlog.stdlib.BoundLogger = structlog.get_logger(__name__)
+
+
+class CheckpointLeftovers:
+    """Takes checkpoints in progress away."""
+
+    def __init__(self, *, containers: ContainerStore, paths: RuntimePaths, fs: Executor) -> None:
+        self._containers = containers
+        self._paths = paths
+        self._fs = fs
+
+    async def clear(self, container_id: str) -> None:
+        """Let the container go on, and remove what its checkpoint has on disk; idempotent.
+
+        Raises OSError.
+        """
+        directory = self._paths.checkpoint(container_id)
+        if (container := self._containers.get(container_id)) is not None:
+            freezer.thaw(container)
+        await run_in(self._fs, _remove, directory)
+
+    async def clear_all(self) -> None:
+        """After a crash: the same for every checkpoint. Logs what cannot be removed.
+
+        A CRIU that the last daemon has started still works. It must not be killed, since it has
+        put code of its own into the processes, and it freezes them again at its end.
+        """
+        try:
+            found = sorted(self._paths.checkpoints.iterdir())
+        except FileNotFoundError:
+            return
+        for directory in found:
+            if (container := self._containers.get(directory.name)) is not None:
+                freezer.thaw(container)
+            for runtime in _runtimes_at_work(directory):
+                await ended(runtime)
+            try:
+                await self.clear(directory.name)
+            except OSError as exc:
+                log.warning("checkpoint_not_removed", path=str(directory), error=str(exc))
+            else:
+                log.info("checkpoint_rolled_back", container_id=directory.name)
+
+
+def _remove(directory: Path) -> None:
+    mount.detach_below(directory)
+    with contextlib.suppress(FileNotFoundError):
+        remove_tree(directory)
+
+
+def _runtimes_at_work(directory: Path) -> list[ProcessRef]:
+    """OCI runtimes that write a checkpoint to `directory`, from /proc."""
+    found = []
+    mark = str(directory).encode()
+    for entry in Path("/proc").iterdir():
+        if not entry.name.isdigit():
+            continue
+        try:
+            argv = (entry / "cmdline").read_bytes().split(b"\0")
+        except OSError:
+            continue
+        if _MARK in argv and any(argument.startswith(mark) for argument in argv):
+            ref = process_ref(int(entry.name))
+            if ref is not None:
+                found.append(ref)
+    return found
