@@ -1706,6 +1706,21 @@ class ImageServiceStub:
                 request_serializer=api__pb2.ImageFsInfoRequest.SerializeToString,
                 response_deserializer=api__pb2.ImageFsInfoResponse.FromString,
                 _registered_method=True)
+        self.PullSecurityProfile = channel.unary_unary(
+                '/runtime.v1.ImageService/PullSecurityProfile',
+                request_serializer=api__pb2.PullSecurityProfileRequest.SerializeToString,
+                response_deserializer=api__pb2.PullSecurityProfileResponse.FromString,
+                _registered_method=True)
+        self.ListSecurityProfiles = channel.unary_unary(
+                '/runtime.v1.ImageService/ListSecurityProfiles',
+                request_serializer=api__pb2.ListSecurityProfilesRequest.SerializeToString,
+                response_deserializer=api__pb2.ListSecurityProfilesResponse.FromString,
+                _registered_method=True)
+        self.RemoveSecurityProfile = channel.unary_unary(
+                '/runtime.v1.ImageService/RemoveSecurityProfile',
+                request_serializer=api__pb2.RemoveSecurityProfileRequest.SerializeToString,
+                response_deserializer=api__pb2.RemoveSecurityProfileResponse.FromString,
+                _registered_method=True)
 
 
 class ImageServiceServicer:
@@ -1752,6 +1767,26 @@ class ImageServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def PullSecurityProfile(self, request, context):
+        """Pulls a security profile, an OCI artifact that is no image (KEP-6061). Idempotent.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ListSecurityProfiles(self, request, context):
+        """Missing associated documentation comment in .proto file."""
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def RemoveSecurityProfile(self, request, context):
+        """Containers that run with the profile keep it. Idempotent.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_ImageServiceServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -1784,6 +1819,21 @@ def add_ImageServiceServicer_to_server(servicer, server):
                     servicer.ImageFsInfo,
                     request_deserializer=api__pb2.ImageFsInfoRequest.FromString,
                     response_serializer=api__pb2.ImageFsInfoResponse.SerializeToString,
+            ),
+            'PullSecurityProfile': grpc.unary_unary_rpc_method_handler(
+                    servicer.PullSecurityProfile,
+                    request_deserializer=api__pb2.PullSecurityProfileRequest.FromString,
+                    response_serializer=api__pb2.PullSecurityProfileResponse.SerializeToString,
+            ),
+            'ListSecurityProfiles': grpc.unary_unary_rpc_method_handler(
+                    servicer.ListSecurityProfiles,
+                    request_deserializer=api__pb2.ListSecurityProfilesRequest.FromString,
+                    response_serializer=api__pb2.ListSecurityProfilesResponse.SerializeToString,
+            ),
+            'RemoveSecurityProfile': grpc.unary_unary_rpc_method_handler(
+                    servicer.RemoveSecurityProfile,
+                    request_deserializer=api__pb2.RemoveSecurityProfileRequest.FromString,
+                    response_serializer=api__pb2.RemoveSecurityProfileResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -1949,6 +1999,87 @@ class ImageService:
             '/runtime.v1.ImageService/ImageFsInfo',
             api__pb2.ImageFsInfoRequest.SerializeToString,
             api__pb2.ImageFsInfoResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def PullSecurityProfile(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/runtime.v1.ImageService/PullSecurityProfile',
+            api__pb2.PullSecurityProfileRequest.SerializeToString,
+            api__pb2.PullSecurityProfileResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ListSecurityProfiles(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/runtime.v1.ImageService/ListSecurityProfiles',
+            api__pb2.ListSecurityProfilesRequest.SerializeToString,
+            api__pb2.ListSecurityProfilesResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def RemoveSecurityProfile(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/runtime.v1.ImageService/RemoveSecurityProfile',
+            api__pb2.RemoveSecurityProfileRequest.SerializeToString,
+            api__pb2.RemoveSecurityProfileResponse.FromString,
             options,
             channel_credentials,
             insecure,

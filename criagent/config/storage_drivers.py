@@ -7,7 +7,7 @@ from criagent.config.hints import meant
 
 AUTO = "auto"
 DEFAULT = "overlay"
-KNOWN = ("overlay", "native")
+KNOWN = ("overlay", "native", "btrfs", "erofs")
 _ALIASES = {"overlay2": "overlay", "overlayfs": "overlay"}
 
 

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
@@ -24,6 +25,37 @@ class StorageNative:
     )
 
 
+def _compression(value: str) -> None:
+    if value and not re.fullmatch(r"[a-z0-9]+(,[a-z]+=[0-9]+|,[0-9]+)*", value):
+        raise ValueError(
+            f"must be an algorithm of mkfs.erofs -z with its options, such as 'lz4hc' or "
+            f"'zstd,level=3', not {value[:80]!r}"
+        )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StorageErofs:
+    """The storage driver erofs."""
+
+    compression: str = key(
+        "How the images of new layers are compressed: an algorithm of mkfs.erofs -z with its "
+        'options, such as "lz4hc" or "zstd,level=3"; empty = not at all.',
+        default="",
+        check=_compression,
+    )
+    verity: Literal["off", "fs-verity"] = key(
+        "fs-verity makes the kernel check every block of a layer that is read, and refuses to "
+        "mount a layer that was changed. It needs ext4 with its feature verity, or btrfs. Layers "
+        "that were unpacked without it are refused.",
+        default="off",
+    )
+    backing: Literal["auto", "file", "loop"] = key(
+        "How the image of a layer is mounted: from its file (Linux 6.12), or by a loop device; "
+        "auto uses the file where the kernel can.",
+        default="auto",
+    )
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Storage:
     """Directories and the socket of the agent."""
@@ -35,9 +67,9 @@ class Storage:
         default=Path("/var/lib/criagent"),
     )
     driver: str = key(
-        "How layers are stored: overlay joins them when it mounts them, native copies them, for "
-        "file systems that cannot hold overlay's layers. auto is the driver that made the layers "
-        "in storage.root, or overlay. Change it only while no container and no image exists.",
+        "How layers are stored: overlay, btrfs, erofs or native (docs/storage.md compares them). "
+        "auto is the driver that made the layers in storage.root, or overlay. Change it only while "
+        "no container and no image exists.",
         default="auto",
         check=storage_driver,
     )
@@ -53,3 +85,4 @@ class Storage:
         check=checks.socket_path,
     )
     native: StorageNative = field(default_factory=StorageNative)
+    erofs: StorageErofs = field(default_factory=StorageErofs)

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import grpc
 
 from criagent._proto import api_pb2, api_pb2_grpc
+from criagent.base.errors import UnsupportedError
 from criagent.cri.convert.common import required
 from criagent.cri.convert.image import filesystem_usage, image_message, registry_auth
 from criagent.cri.listing import Messages, pieces
@@ -92,6 +93,23 @@ class ImageService(api_pb2_grpc.ImageServiceServicer):
             image_filesystems=[filesystem_usage(self._images.fs_usage())],
             container_filesystems=[filesystem_usage(self._images.container_fs_usage())],
         )
+
+    # Not in this release.
+
+    async def PullSecurityProfile(
+        self, request: api_pb2.PullSecurityProfileRequest, context: Context
+    ) -> api_pb2.PullSecurityProfileResponse:
+        raise UnsupportedError("PullSecurityProfile is not implemented in this release")
+
+    async def ListSecurityProfiles(
+        self, request: api_pb2.ListSecurityProfilesRequest, context: Context
+    ) -> api_pb2.ListSecurityProfilesResponse:
+        raise UnsupportedError("ListSecurityProfiles is not implemented in this release")
+
+    async def RemoveSecurityProfile(
+        self, request: api_pb2.RemoveSecurityProfileRequest, context: Context
+    ) -> api_pb2.RemoveSecurityProfileResponse:
+        raise UnsupportedError("RemoveSecurityProfile is not implemented in this release")
 
     def _name(self, spec: api_pb2.ImageSpec) -> str:
         """The reference or id of the image. Raises InvalidRequestError."""

@@ -60,7 +60,12 @@ class NodeCalls:
                 ]
             ),
             runtime_handlers=self._handlers(),
-            features=api_pb2.RuntimeFeatures(supplemental_groups_policy=True, mount_options=True),
+            features=api_pb2.RuntimeFeatures(
+                supplemental_groups_policy=True,
+                user_namespaces_host_network=True,
+                mount_options=True,
+                cgroup_mount_mode=True,
+            ),
         )
         if request.verbose:
             response.info["config"] = json.dumps(self._config())
@@ -87,6 +92,7 @@ class NodeCalls:
             features = api_pb2.RuntimeHandlerFeatures(
                 recursive_read_only_mounts=facts.recursive_read_only,
                 user_namespaces=facts.user_namespaces,
+                cgroup_namespaces=True,
             )
             for name in ("", facts.name) if facts.name == default else (facts.name,):
                 found.append(api_pb2.RuntimeHandler(name=name, features=features))

@@ -89,13 +89,20 @@ def _root(facts: StorageFacts, config: Config) -> Finding:
         )
     if not facts.writable:
         return error(name, f"{facts.existing} is not writable", "run as root")
-    overlay = canonical(config.storage.driver) in {AUTO, "overlay"}
-    if overlay and facts.fstype not in _UPPERDIRS:
+    driver = canonical(config.storage.driver)
+    if driver in {AUTO, "overlay"} and facts.fstype not in _UPPERDIRS:
         return error(
             name,
             f"{root} is on {facts.fstype}, which does not support overlay's upper layers",
             'put storage.root on ext4, xfs (ftype=1) or btrfs, or set storage.driver = "native" '
             "before the first pull",
+        )
+    if driver == "btrfs" and facts.fstype != "btrfs":
+        return error(
+            name,
+            f"{root} is on {facts.fstype}, and the storage driver btrfs needs btrfs",
+            "mount a btrfs file system there (mkfs.btrfs of btrfs-progs), or set "
+            'storage.driver = "overlay" before the first pull',
         )
     if "noexec" in facts.options:
         return error(

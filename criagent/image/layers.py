@@ -169,8 +169,6 @@ class LayerUnpacker:
             result = fresh.result
             if result is None:
                 raise CorruptError(f"layer {layer.digest} leads through a dangling link")
-            if not self._snapshots.capabilities.settles:
-                await self._finish(fresh)  # the next layer begins with it
             fresh.settled = dataclasses.replace(
                 fresh.snapshot,
                 committed=True,
@@ -178,22 +176,35 @@ class LayerUnpacker:
                 used_bytes=result.used_bytes,
                 inodes=result.inodes,
             )
+            if not self._snapshots.capabilities.settles:  # the next layer begins with it
+                try:
+                    await self._finish(fresh)
+                except BaseException:
+                    await finish(self._discard(layer.chain_id))
+                    raise
 
     async def _durable(self, layers: Sequence[Layer]) -> list[Snapshot]:
-        """Sync what is not committed, and count it meanwhile; the rows to commit."""
-        pending = [self._fresh[layer.chain_id] for layer in layers if not self.has(layer)]
-        if not pending:
-            return []
-        uncounted = pending if self._snapshots.capabilities.settles else []
-        try:
-            async with asyncio.TaskGroup() as group:
-                group.create_task(self._workers.sync(self._snapshots.root))
-                if uncounted:
-                    group.create_task(self._count(uncounted))
-        except BaseExceptionGroup as failures:
-            raise _first(failures) from None
-        for fresh in uncounted:
-            await self._finish(fresh)
+        """Sync what is not committed, and count it meanwhile; the rows to commit.
+
+        Under the locks of those layers, from the lowest on: what another pull finishes is not
+        counted.
+        """
+        async with contextlib.AsyncExitStack() as stack:
+            for layer in layers:
+                await stack.enter_async_context(self._locks.hold(layer.chain_id))
+            pending = [self._fresh[layer.chain_id] for layer in layers if not self.has(layer)]
+            if not pending:
+                return []
+            unfinished = [fresh for fresh in pending if not fresh.finished]
+            try:
+                async with asyncio.TaskGroup() as group:
+                    group.create_task(self._workers.sync(self._snapshots.root))
+                    if unfinished:
+                        group.create_task(self._count(unfinished))
+            except BaseExceptionGroup as failures:
+                raise _first(failures) from None
+            for fresh in unfinished:
+                await self._finish(fresh)
         return [
             dataclasses.replace(
                 fresh.settled, entries=fresh.entries, content_bytes=fresh.content_bytes
@@ -217,14 +228,14 @@ class LayerUnpacker:
             fresh.entries, fresh.content_bytes = entries, size
 
     async def _finish(self, fresh: _Fresh) -> None:
-        """Give a layer its final form, once. When that fails nothing of it is left."""
-        if fresh.finished:
+        """Give a settled layer its final form, once. Under its lock."""
+        if fresh.finished or fresh.settled is None:
             return
-        try:
-            await self._snapshots.commit_layer(fresh.snapshot)
-        except BaseException:
-            await finish(self._discard(fresh.snapshot.key))
-            raise
+        taken = await self._snapshots.commit_layer(fresh.snapshot)
+        if taken is not None:
+            fresh.settled = dataclasses.replace(
+                fresh.settled, used_bytes=taken.used_bytes, inodes=taken.inodes
+            )
         fresh.finished = True
 
     async def _reserved(self, layer: Layer, layers: Sequence[Layer]) -> _Fresh:

@@ -8,6 +8,8 @@ import errno
 import os
 from pathlib import Path
 
+from criagent.kernel import mount
+
 ROOT = Path("/sys/fs/cgroup")
 UNLIMITED = -1
 _FILE = 1 << 16  # more than any of its files holds; seq_file returns it in one read
@@ -16,6 +18,14 @@ _FILE = 1 << 16  # more than any of its files holds; seq_file returns it in one 
 def unified() -> bool:
     """Whether only cgroup v2 is mounted on /sys/fs/cgroup."""
     return (ROOT / "cgroup.controllers").exists()
+
+
+def has_nsdelegate() -> bool:
+    """Whether a cgroup namespace bounds its processes: they cannot change the limits of its root
+    (Documentation/admin-guide/cgroup-v2.rst, "Model of Delegation").
+    """
+    table = [entry for entry in mount.mountinfo() if entry.target == str(ROOT)]
+    return bool(table) and "nsdelegate" in table[-1].super_options
 
 
 def directory(cgroup: str) -> Path:

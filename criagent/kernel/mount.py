@@ -24,6 +24,7 @@ MS_BIND = 0x1000
 MS_REC = 0x4000
 MS_PRIVATE = 0x40000
 MS_SLAVE = 0x80000
+MS_SHARED = 0x100000
 MNT_DETACH = 0x2
 UMOUNT_NOFOLLOW = 0x8
 
@@ -32,6 +33,7 @@ _MOUNT_SETATTR = 442
 _FSOPEN_CLOEXEC = 1
 _FSMOUNT_CLOEXEC = 1
 _FSCONFIG_SET_FLAG, _FSCONFIG_SET_STRING, _FSCONFIG_CMD_CREATE = 0, 1, 6
+_MOUNT_ATTR_RDONLY, _MOUNT_ATTR_NOSUID, _MOUNT_ATTR_NODEV = 0x1, 0x2, 0x4
 _MOVE_MOUNT_F_EMPTY_PATH = 0x4
 _AT_FDCWD = -100
 
@@ -117,11 +119,47 @@ def overlay(
         _set_string(context, b"source", b"overlay")
         if label:
             _set_string(context, b"context", label.encode())
-        with _kernel_messages(context, target):
-            syscall(_FSCONFIG, "fsconfig", context, c_uint(_FSCONFIG_CMD_CREATE), None, None, 0)
-            tree = syscall(_FSMOUNT, "fsmount", context, c_uint(_FSMOUNT_CLOEXEC), c_uint(0))
+        _create_at(context, target, attributes=0)
     finally:
         os.close(context)
+
+
+def image(fstype: str, source: Path, target: Path, flags: Iterable[str] = ()) -> None:
+    """Mount the file system in `source`, a file or a block device, read-only at `target`.
+
+    Neither devices nor setuid programs work in it. `flags` are options of the file system. An
+    OSError carries the kernel's message if there is one; ENODEV = the kernel does not have it.
+    """
+    context = syscall(_FSOPEN, "fsopen", fstype.encode(), c_uint(_FSOPEN_CLOEXEC), source=fstype)
+    try:
+        _set_string(context, b"source", os.fsencode(source))
+        for flag in ("ro", *flags):
+            with _kernel_messages(context, flag):
+                _fsconfig(context, _FSCONFIG_SET_FLAG, flag.encode())
+        attributes = _MOUNT_ATTR_RDONLY | _MOUNT_ATTR_NOSUID | _MOUNT_ATTR_NODEV
+        _create_at(context, target, attributes=attributes)
+    finally:
+        os.close(context)
+
+
+def share(directory: Path) -> None:
+    """Make later mounts below `directory` reach the mount namespaces that are slaves of this one.
+
+    It becomes a mount point unless it lies on a shared mount already; idempotent.
+    """
+    where = directory.resolve()
+    entry = holding(where, mountinfo())
+    if entry is not None and entry.shared:
+        return
+    if entry is None or entry.target != str(where):
+        mount(where, where, flags=MS_BIND)
+    mount("none", where, flags=MS_SHARED)
+
+
+def _create_at(context: int, target: Path, *, attributes: int) -> None:
+    with _kernel_messages(context, target):
+        _fsconfig(context, _FSCONFIG_CMD_CREATE, None)
+        tree = syscall(_FSMOUNT, "fsmount", context, c_uint(_FSMOUNT_CLOEXEC), c_uint(attributes))
     try:
         syscall(
             _MOVE_MOUNT,
@@ -135,6 +173,10 @@ def overlay(
         )
     finally:
         os.close(tree)
+
+
+def _fsconfig(context: int, command: int, key: bytes | None) -> None:
+    syscall(_FSCONFIG, "fsconfig", context, c_uint(command), key, None, 0)
 
 
 def has_recursive_attributes() -> bool:

@@ -17,6 +17,14 @@ class NamespaceMode(enum.IntEnum):
     TARGET = 3
 
 
+class CgroupMount(enum.IntEnum):
+    """How a container sees /sys/fs/cgroup; numbers of the CRI's CgroupMountMode."""
+
+    DEFAULT = 0  # writable for privileged containers alone
+    READ_ONLY = 1
+    READ_WRITE = 2
+
+
 class Protocol(enum.IntEnum):
     TCP = 0
     UDP = 1
@@ -71,6 +79,7 @@ class NamespaceOptions:
     ipc: NamespaceMode = NamespaceMode.POD
     target_id: str = ""
     userns: UserNamespace | None = None
+    cgroup: NamespaceMode | None = None  # of a container; None = its own, privileged: the node's
 
     @property
     def pod_userns(self) -> UserNamespace | None:

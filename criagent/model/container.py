@@ -16,6 +16,7 @@ import enum
 from typing import NewType
 
 from criagent.model.common import (
+    CgroupMount,
     GroupsPolicy,
     IdMapping,
     MountPropagation,
@@ -115,6 +116,7 @@ class ContainerSecurity:
     readonly_paths: tuple[str, ...] = ()
     seccomp: SecurityProfile | None = None
     apparmor: SecurityProfile | None = None
+    cgroup_mount: CgroupMount = CgroupMount.DEFAULT
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)

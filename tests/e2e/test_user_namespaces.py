@@ -438,7 +438,6 @@ BAD: dict[str, tuple[Callable[[api.PodSandboxConfig], None], str]] = {
     "length 0": (mapped(length=0), "length 0"),
     "root of the node": (mapped(host=0), "root"),
     "too far": (mapped(host=4294967290), "exceed"),
-    "network of the node": (mapped(network=api.NODE), "network"),
     "processes of the node": (mapped(pid=api.NODE), "pid"),
     "IPC of the node": (mapped(ipc=api.NODE), "ipc"),
 }

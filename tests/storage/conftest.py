@@ -23,7 +23,7 @@ async def storage(
 ) -> AsyncIterator[Storage]:
     """One driver on an empty file system."""
     place: Path = tmp_path_factory.mktemp("storage")
-    with file_system(place / "disk") as top:
+    with file_system(place / "disk", request.param) as top:
         one = await Storage(top, request.param, place).open()
         yield one
         await one.close()

@@ -6,6 +6,7 @@ from __future__ import annotations
 import contextlib
 import gzip
 import hashlib
+import os
 import subprocess
 import time
 from collections.abc import AsyncIterator, Iterator
@@ -32,15 +33,40 @@ SIZE = 64 << 20  # of the file system in bytes
 
 
 @contextlib.contextmanager
-def file_system(top: Path) -> Iterator[Path]:
-    """A tmpfs of `SIZE` bytes: it has all that layers need, and it fills up soon."""
+def file_system(top: Path, driver: str) -> Iterator[Path]:
+    """A file system of `SIZE` bytes that `driver` can use: it fills up soon."""
     top.mkdir()
-    subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={SIZE}", "storage", top], check=True)
     try:
-        yield top
+        with contextlib.ExitStack() as stack:
+            stack.enter_context(_BACKING.get(driver, _tmpfs)(top))
+            yield top
+            mount.detach_below(top)
     finally:
         mount.detach_below(top)
         top.rmdir()
+
+
+@contextlib.contextmanager
+def _tmpfs(top: Path) -> Iterator[None]:
+    """It has all that layers need."""
+    subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={SIZE}", "storage", top], check=True)
+    yield
+
+
+@contextlib.contextmanager
+def _btrfs(top: Path) -> Iterator[None]:
+    image = top.with_name("image")
+    with image.open("wb") as file:
+        file.truncate(SIZE)
+    subprocess.run(["mkfs.btrfs", "-q", "--mixed", str(image)], check=True)
+    subprocess.run(["mount", "-o", "loop", image, top], check=True)
+    try:
+        yield
+    finally:
+        image.unlink()
+
+
+_BACKING = {"btrfs": _btrfs}
 
 
 def layers_of(*tars: bytes) -> tuple[Layer, ...]:
@@ -156,9 +182,18 @@ class Storage:
         layers = [layer for layer in self.rows.all() if layer.committed]
         return [await self.snapshots.problem(layer) for layer in layers]
 
-    def tree(self, snapshot: Snapshot) -> Path:
-        """The files of a snapshot whose driver stores them as files."""
-        return self.snapshots.root / str(snapshot.number) / "fs"
+    def damage(self, layer: Snapshot, name: str) -> None:
+        """Delete the file `name` of a committed layer, or change its image."""
+        directory = self.snapshots.root / str(layer.number)
+        if self._driver == "btrfs":
+            command = ["btrfs", "property", "set", "-ts", str(directory), "ro", "false"]
+            subprocess.run(command, check=True)
+        if (directory / "fs").exists():
+            (directory / "fs" / name).unlink()
+        else:
+            with (directory / "image").open("r+b") as image:
+                image.seek(-1, os.SEEK_END)
+                image.write(b"?")
 
     def directories(self) -> list[str]:
         """Names of what the driver has on disk, the trash included."""

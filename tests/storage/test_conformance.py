@@ -91,7 +91,8 @@ async def test_files_have_all_they_had_in_the_layer(storage: Storage) -> None:
         assert os.getxattr(root / "capable", "security.capability") == CAPABILITY
         hollow = (root / "sparse").stat()
         assert hollow.st_size == 8 << 20
-        assert hollow.st_blocks * 512 < 1 << 20
+        with (root / "sparse").open("rb") as file:  # erofs counts blocks that it does not have
+            assert os.lseek(file.fileno(), 0, os.SEEK_DATA) > 7 << 20
         assert (root / "sparse").read_bytes()[-5:] == b"\0tail"
         assert (root / "null").stat().st_rdev == os.makedev(1, 3)
         assert stat.S_ISFIFO((root / "pipe").stat().st_mode)
@@ -238,7 +239,7 @@ async def test_a_damaged_layer_is_found(storage: Storage) -> None:
     image = await storage.image(BASE)
     (layer,) = storage.rows.all()
     assert await storage.problems() == [""]
-    (storage.tree(layer) / "d/low").unlink()
+    storage.damage(layer, "d/low")
     assert "instead of" in await storage.snapshots.problem(layer)
     await storage.snapshots.remove(image.layers[0].chain_id)
     assert "missing" in await storage.snapshots.problem(layer)
@@ -296,8 +297,8 @@ async def test_user_namespaces(storage: Storage) -> None:
             assert (root / "new").stat().st_uid == HOST
         async with storage.volume(image, mapped) as volume:
             assert (volume / "big").stat().st_uid == HOST
-    (layer,) = [layer for layer in storage.rows.all() if layer.committed]
-    assert (storage.tree(layer) / "big").stat().st_uid == 0
+    async with storage.volume(image) as volume:
+        assert (volume / "big").stat().st_uid == 0
 
 
 async def test_selinux_labels_or_a_clear_refusal(storage: Storage) -> None:

@@ -29,6 +29,9 @@ from criagent.model.sandbox import Sandbox, SandboxId
 
 def filled(message: Message, number: int = 1) -> Any:
     """`message` with a value in every field: none can be lost without being seen."""
+    if isinstance(message, api.SecurityProfile):  # its other fields belong to a type not supported
+        message.profile_type, message.localhost_ref = message.Localhost, f"localhost-{number}"
+        return message
     for field in message.DESCRIPTOR.fields:
         value: Any
         if field.message_type is not None and field.message_type.GetOptions().map_entry:
@@ -287,6 +290,18 @@ def test_a_sandbox_without_its_names_is_refused_by_field(field: str) -> None:
         (
             lambda c: c.linux.security_context.seccomp.__setattr__("profile_type", 7),
             "seccomp has the unknown value 7",
+        ),
+        (
+            lambda c: c.linux.security_context.apparmor.__setattr__("profile_type", 3),
+            "apparmor: a profile from a registry is for seccomp only",
+        ),
+        (
+            lambda c: c.linux.security_context.seccomp.__setattr__("oci_ref", "r@sha256:1"),
+            "oci_ref and base_profile belong to profile type OCI",
+        ),
+        (
+            lambda c: c.linux.security_context.__setattr__("cgroup_mount_mode", 4),
+            "cgroup_mount_mode has the unknown value 4",
         ),
         (
             lambda c: c.linux.security_context.__setattr__("apparmor_profile", "odd"),

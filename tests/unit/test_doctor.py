@@ -150,6 +150,14 @@ def test_copies_of_layers_need_no_file_system_for_overlay() -> None:
     judged(one(storage.judge(facts, config), "storage.root"), "ok", "nfs4")
 
 
+@pytest.mark.parametrize(("fstype", "level"), [("btrfs", "ok"), ("ext4", "error")])
+def test_subvolumes_need_btrfs(fstype: str, level: str) -> None:
+    config = Config(storage=Storage(driver="btrfs"))
+    facts = storage.StorageFacts(fstype=fstype)
+    part = "mkfs.btrfs" if level == "error" else "(btrfs)"
+    judged(one(storage.judge(facts, config), "storage.root"), level, part)
+
+
 @pytest.mark.parametrize(
     ("facts", "name", "level", "part"),
     [

@@ -10,15 +10,18 @@ from pathlib import Path
 
 import pytest
 
-from criagent.cri.convert.metrics import descriptors
+from criagent.cri.convert.metrics import descriptors, pod_metrics
 from criagent.kernel import cgroupfs
-from criagent.runtime.stats.metric_catalogue import BASE_LABELS, CATALOGUE
+from criagent.model.sandbox import Sandbox, SandboxId, SandboxMetadata, SandboxSpec
+from criagent.runtime.stats.metric_catalogue import BASE_LABELS, CATALOGUE, CPU_USAGE, PROCESSES
 from criagent.runtime.stats.metric_values import (
     Devices,
+    Value,
     cgroup_values,
     filesystem_values,
     process_values,
 )
+from criagent.runtime.stats.metrics import PodMetrics
 
 PAGE = (Path(__file__).parents[2] / "docs" / "metrics.md").read_text()
 # What critest requires, and what it does not yet require.
@@ -109,11 +112,11 @@ def test_values_of_a_cgroup_with_every_controller(cgroup: Path) -> None:
         (cgroup / name).write_text(text)
     assert told(shares=1024) == {
         "cpu_user_seconds_total": 5,
-        "cpu_system_seconds_total": 2,
-        "cpu_usage_seconds_total total": 7,
+        "cpu_system_seconds_total": 2.9,
+        "cpu_usage_seconds_total total": 7.9,
         "cpu_cfs_periods_total": 40,
         "cpu_cfs_throttled_periods_total": 4,
-        "cpu_cfs_throttled_seconds_total": 2,
+        "cpu_cfs_throttled_seconds_total": 2.5,
         "spec_cpu_shares": 1024,
         "spec_cpu_period": 100000,
         "spec_cpu_quota": 20000,
@@ -142,8 +145,8 @@ def test_values_of_a_cgroup_with_every_controller(cgroup: Path) -> None:
         "blkio_device_usage_total 259:0 259 0 Write": 8192,
         "threads": 6,
         "threads_max": 0,
-        "pressure_cpu_stalled_seconds_total": 1,
-        "pressure_cpu_waiting_seconds_total": 2,
+        "pressure_cpu_stalled_seconds_total": 1.5,
+        "pressure_cpu_waiting_seconds_total": 2.5,
     }
 
 
@@ -163,7 +166,7 @@ def test_without_a_quota_there_is_no_throttling_to_tell(cgroup: Path) -> None:
     (cgroup / "cpu.max").write_text("max 100000\n")
     (cgroup / "cpu.weight").write_text("100\n")
     assert told() == {
-        "cpu_usage_seconds_total total": 0,
+        "cpu_usage_seconds_total total": 1e-06,
         "spec_cpu_period": 100000,
         "spec_cpu_shares": 2597,
     }
@@ -209,3 +212,17 @@ def test_the_filesystem_is_named_and_has_room(tmp_path: Path) -> None:
     assert values["container_fs_limit_bytes"].number == facts.f_blocks * facts.f_frsize
     assert values["container_fs_inodes_total"].number == facts.f_files
     assert Devices().holding(Path("/proc")) == "proc"
+
+
+def test_a_time_has_its_fraction_beside_its_whole_seconds() -> None:
+    sandbox = Sandbox(
+        id=SandboxId("1" * 64),
+        spec=SandboxSpec(metadata=SandboxMetadata(name="p", uid="u", namespace="n")),
+        created_at_ns=1,
+        boot_id="b",
+    )
+    values = (Value(CPU_USAGE, 7.9, ("total",)), Value(PROCESSES, 3))
+    found = PodMetrics(sandbox=sandbox, values=values, containers=())
+    seconds, processes = pod_metrics(found).metrics
+    assert (seconds.value.value, seconds.double_value.value) == (7, 7.9)
+    assert (processes.value.value, processes.HasField("double_value")) == (3, False)

@@ -75,7 +75,6 @@ def test_what_the_kubelet_sends_is_taken(options: NamespaceOptions) -> None:
         (NamespaceOptions(userns=mapped(host_id=0)), "the node's root"),
         (NamespaceOptions(userns=mapped(host_id=2**32 - 65536)), "exceed"),
         (NamespaceOptions(userns=mapped(host_id=2**32 - 1, length=1)), "exceed"),
-        (dataclasses.replace(MAPPED, network=NamespaceMode.NODE), "network namespace"),
         (dataclasses.replace(MAPPED, pid=NamespaceMode.NODE), "pid namespace"),
         (dataclasses.replace(MAPPED, ipc=NamespaceMode.NODE), "ipc namespace"),
     ],

@@ -6,7 +6,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping
 
 from criagent._proto import api_pb2
-from criagent.base.errors import InvalidRequestError
+from criagent.base.errors import InvalidRequestError, UnsupportedError
 from criagent.model.common import (
     HugepageLimit,
     IdMapping,
@@ -56,6 +56,9 @@ def namespaces(message: api_pb2.NamespaceOption) -> NamespaceOptions:
         ipc=mode(message.ipc, "namespace_options.ipc"),
         target_id=message.target_id,
         userns=userns,
+        cgroup=mode(message.cgroupns_options.mode, "cgroupns_options.mode")
+        if message.HasField("cgroupns_options")
+        else None,
     )
 
 
@@ -79,6 +82,8 @@ def namespaces_message(options: NamespaceOptions) -> api_pb2.NamespaceOption:
         message.userns_options.mode = userns.mode  # type: ignore[assignment] # CRI's number
         message.userns_options.uids.extend(mappings_message(userns.uids))
         message.userns_options.gids.extend(mappings_message(userns.gids))
+    if options.cgroup is not None:
+        message.cgroupns_options.mode = options.cgroup  # type: ignore[assignment] # CRI's number
     return message
 
 
@@ -93,6 +98,7 @@ def profile(
 ) -> SecurityProfile | None:
     """A security profile from its message, or from the deprecated string."""
     if message is not None:
+        _refuse_oci(message, field)
         kind = ProfileType(enumerated(message.profile_type, ProfileType, field))
         return SecurityProfile(type=kind, localhost_ref=message.localhost_ref)
     match legacy:
@@ -106,6 +112,20 @@ def profile(
         raise InvalidRequestError(f"{field}: {legacy[:200]!r} is not a profile")
     reference = legacy.removeprefix("localhost/")
     return SecurityProfile(type=ProfileType.LOCALHOST, localhost_ref=reference)
+
+
+def _refuse_oci(message: api_pb2.SecurityProfile, field: str) -> None:
+    """What SecurityProfile says of profiles from registries (KEP-6061)."""
+    if message.profile_type == api_pb2.SecurityProfile.OCI:
+        if field == "apparmor":
+            raise InvalidRequestError("apparmor: a profile from a registry is for seccomp only")
+        raise UnsupportedError(
+            f"{field}: this release has no profiles from registries; use type Localhost"
+        )
+    if message.oci_ref or message.HasField("base_profile"):
+        raise InvalidRequestError(
+            f"{field}: oci_ref and base_profile belong to profile type OCI; leave them out"
+        )
 
 
 def selinux(message: api_pb2.SELinuxOption) -> SELinuxOptions:

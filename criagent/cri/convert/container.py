@@ -7,7 +7,7 @@ from collections.abc import Iterable
 
 from criagent._proto import api_pb2
 from criagent.cri.convert import common
-from criagent.model.common import GroupsPolicy, MountPropagation
+from criagent.model.common import CgroupMount, GroupsPolicy, MountPropagation
 from criagent.model.container import (
     Container,
     ContainerMetadata,
@@ -204,4 +204,7 @@ def _security(message: api_pb2.LinuxContainerSecurityContext) -> ContainerSecuri
         readonly_paths=tuple(message.readonly_paths),
         seccomp=common.profile(seccomp, message.seccomp_profile_path, "seccomp"),
         apparmor=common.profile(apparmor, message.apparmor_profile, "apparmor"),
+        cgroup_mount=CgroupMount(
+            common.enumerated(message.cgroup_mount_mode, CgroupMount, "cgroup_mount_mode")
+        ),
     )

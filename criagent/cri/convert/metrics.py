@@ -53,7 +53,10 @@ def _metrics(values: Iterable[Value], base: tuple[str, ...]) -> list[api_pb2.Met
             timestamp=value.at_ns,  # 0 means "just now"
             metric_type=api_pb2.COUNTER if value.metric.counter else api_pb2.GAUGE,
             label_values=(*base, *value.labels),
-            value=api_pb2.UInt64Value(value=value.number),
+            value=api_pb2.UInt64Value(value=int(value.number)),
+            double_value=api_pb2.DoubleValue(value=value.number)
+            if isinstance(value.number, float)
+            else None,
         )
         for value in values
     ]

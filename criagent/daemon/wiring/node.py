@@ -135,7 +135,7 @@ def _runtimes(section: RuntimeSection, paths: RuntimePaths, driver: CgroupDriver
             name,
             OciRuntime(
                 name=name,
-                program=SealedProgram(handler.path),
+                program=SealedProgram(handler.path, own_name=handler.path.name != handler.type),
                 type=handler.type,
                 root=paths.runtime_root(name),
                 driver=driver,

@@ -85,6 +85,14 @@ class Counted:
     changed_after_ns: int = 0
 
 
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class Taken:
+    """Bytes on disk and inodes of a committed layer."""
+
+    used_bytes: int
+    inodes: int
+
+
 class SnapshotDriver(Protocol):
     """One way to store snapshots. Lists of numbers have the topmost layer first."""
 
@@ -127,11 +135,12 @@ class SnapshotDriver(Protocol):
         `below` = None: they are not all there.
         """
 
-    async def commit_layer(self, number: int) -> None:
-        """Nothing more is written to it: give it its final form.
+    async def commit_layer(self, number: int) -> Taken | None:
+        """Nothing more is written to it: give it its final form, and tell what that takes.
 
-        What the driver writes for that is on stable storage when it returns; the worker's own files
-        are by syncfs of `root`. Raises ExhaustedError, AgentError.
+        None = what the worker found. What the driver writes is on stable storage when it returns;
+        the worker's own files are by syncfs of `root`. When it fails it may be called again if the
+        driver settles. Raises ExhaustedError, AgentError.
         """
 
     async def create_container(self, number: int, parent: int | None, limit_bytes: int) -> None:

@@ -25,6 +25,7 @@ from criagent.image.snapshots.driver import (
     MappedIds,
     MountPoint,
     SnapshotDriver,
+    Taken,
 )
 from criagent.kernel import mount
 from criagent.model.image import Image, Snapshot
@@ -104,9 +105,12 @@ class Snapshots:
         async with self._driver.layer_place(layer.number, numbers) as place:
             yield place
 
-    async def commit_layer(self, layer: Snapshot) -> None:
-        """Give a layer that was written its final form; its row is committed with its image."""
-        await self._driver.commit_layer(layer.number)
+    async def commit_layer(self, layer: Snapshot) -> Taken | None:
+        """Give a layer that was written its final form; its row is committed with its image.
+
+        What that takes on disk, None = what the worker found.
+        """
+        return await self._driver.commit_layer(layer.number)
 
     async def mount_container(self, snapshot: Snapshot, image: Image, at: MountPoint) -> None:
         """Mount the image's layers with the container's writable layer.

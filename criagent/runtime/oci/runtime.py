@@ -41,16 +41,20 @@ class SealedProgram:
 
     crun and runc guard against a container that overwrites them (CVE-2019-5736) by copying
     themselves into such a file and executing that, at every call. Started from one they skip it,
-    which saves about 1 ms per call (docs/adr/0004-sealed-runtimes.md).
+    which saves about 1 ms per call (docs/adr/0004-sealed-runtimes.md). A program that
+    looks at its `own_name`, as crun does when it is called crun-wasm, is executed by its path.
     """
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, *, own_name: bool = False) -> None:
         self.path = path
+        self._own_name = own_name
         self._facts: tuple[int, int, int] | None = None
         self._fd = -1
 
     def executable(self) -> Path:
         """A path to execute now; the file on disk itself where memory files do not work."""
+        if self._own_name:
+            return self.path
         try:
             facts = self.path.stat()
             seen = (facts.st_ino, facts.st_mtime_ns, facts.st_size)

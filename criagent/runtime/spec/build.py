@@ -26,7 +26,7 @@ from criagent.runtime.spec.inputs import (
     SpecInputs,
 )
 from criagent.runtime.spec.limits import resources_to_oci
-from criagent.runtime.spec.mounts.oci import oci_mounts, rootfs_propagation
+from criagent.runtime.spec.mounts.oci import oci_mounts, own_cgroup_namespace, rootfs_propagation
 from criagent.runtime.spec.security.capabilities import capability_sets
 from criagent.runtime.spec.security.masked_paths import masked_paths, readonly_paths
 
@@ -132,10 +132,8 @@ def _linux(inputs: SpecInputs) -> OciObject:
     resources["devices"] = device_rules(inputs.devices, all_devices=inputs.all_devices)
     linux: OciObject = {
         "cgroupsPath": inputs.cgroups_path,
-        # Like containerd: a privileged container sees the node's whole cgroup tree. In a user
-        # namespace it could not mount that.
         "namespaces": oci_namespaces(
-            inputs.namespaces, cgroup=not security.privileged or userns is not None
+            inputs.namespaces, cgroup=own_cgroup_namespace(security, userns)
         ),
         "resources": resources,
         "devices": device_nodes(inputs.devices),

@@ -25,7 +25,7 @@ def validate_pod(what: str, namespaces: NamespaceOptions) -> None:
     _validate(what, namespaces.userns)
     if namespaces.pod_userns is None:
         return
-    for kind in ("network", "pid", "ipc"):
+    for kind in ("pid", "ipc"):
         if getattr(namespaces, kind) is NamespaceMode.NODE:
             raise InvalidRequestError(
                 f"{what}: a pod with a user namespace cannot use the node's {kind} namespace"

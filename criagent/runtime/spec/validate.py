@@ -9,7 +9,13 @@ from ipaddress import ip_address
 from pathlib import PurePosixPath
 
 from criagent.base.errors import InvalidRequestError
-from criagent.model.common import MountPropagation, NamespaceMode, ProfileType, SecurityProfile
+from criagent.model.common import (
+    CgroupMount,
+    MountPropagation,
+    NamespaceMode,
+    ProfileType,
+    SecurityProfile,
+)
 from criagent.model.container import ContainerSecurity, ContainerSpec, Mount
 from criagent.model.sandbox import Sandbox, SandboxMetadata, SandboxSpec
 from criagent.net.resolv import resolv_conf
@@ -47,6 +53,10 @@ def validate_sandbox_spec(spec: SandboxSpec) -> None:
     namespaces = spec.security.namespaces
     _namespaces(what, namespaces.network, namespaces.ipc, namespaces.pid)
     id_mappings.validate_pod(what, namespaces)
+    if namespaces.cgroup is not None:
+        raise InvalidRequestError(
+            f"{what}: cgroupns_options are for containers; leave them out of the sandbox"
+        )
     _profiles(what, spec.security.seccomp, spec.security.apparmor)
     _ids(
         what,
@@ -109,11 +119,34 @@ def _security(what: str, security: ContainerSecurity, sandbox: Sandbox) -> None:
     if security.namespaces.pid is NamespaceMode.TARGET and not security.namespaces.target_id:
         raise InvalidRequestError(f"{what}: PID mode TARGET needs target_id")
     id_mappings.validate_container(what, security.namespaces, sandbox.spec.security.namespaces)
+    _cgroups(what, security, sandbox)
     _profiles(what, security.seccomp, security.apparmor)
     validate_selinux(what, security.selinux)
     capability_sets(security, frozenset(NAMES))  # raises for unknown names
     for path in (*security.masked_paths, *security.readonly_paths):
         _absolute(f"{what}: masked or readonly path", path)
+
+
+def _cgroups(what: str, security: ContainerSecurity, sandbox: Sandbox) -> None:
+    """What the CRI forbids of CgroupNamespace and CgroupMountMode."""
+    mode, mount = security.namespaces.cgroup, security.cgroup_mount
+    if mode not in (None, NamespaceMode.CONTAINER, NamespaceMode.NODE):
+        raise InvalidRequestError(f"{what}: cgroupns_options.mode must be CONTAINER or NODE")
+    if mode is NamespaceMode.NODE and sandbox.spec.security.namespaces.pod_userns is not None:
+        raise InvalidRequestError(
+            f"{what}: a container of a pod with a user namespace cannot use the node's cgroup "
+            "namespace"
+        )
+    if security.privileged and mount is CgroupMount.READ_ONLY:
+        raise InvalidRequestError(
+            f"{what}: a privileged container's cgroup file system is always writable; "
+            "leave cgroup_mount_mode out"
+        )
+    if not security.privileged and mode is NamespaceMode.NODE and mount is CgroupMount.READ_WRITE:
+        raise InvalidRequestError(
+            f"{what}: only a privileged container can write the node's cgroups; set "
+            "cgroupns_options.mode to CONTAINER"
+        )
 
 
 def _ids(what: str, *numbers: int | None) -> None:

@@ -1,8 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Values of the catalogue's metrics from the kernel's files, counted as cAdvisor does.
 
-A file that the kernel lacks leaves its metrics out. Synchronous; no fork. Times are whole seconds,
-because a value of the CRI is an integer.
+A file that the kernel lacks leaves its metrics out. Synchronous; no fork. Times are seconds.
 """
 
 from __future__ import annotations
@@ -30,7 +29,7 @@ class Value:
     """One sample. `labels` belong to the metric's own label keys; `at_ns` 0 = read just now."""
 
     metric: Metric
-    number: int
+    number: int | float  # a float has a fraction, as times do
     labels: tuple[str, ...] = ()
     at_ns: int = 0
 
@@ -80,8 +79,8 @@ def cgroup_values(files: cgroupfs.Reader, devices: Devices, shares: int = 0) -> 
     for kind, (stalled, waiting) in names.PRESSURE.items():
         pair = pressure(files, kind)
         if pair is not None:
-            yield Value(stalled, pair.full.total_us // _US)
-            yield Value(waiting, pair.some.total_us // _US)
+            yield Value(stalled, pair.full.total_us / _US)
+            yield Value(waiting, pair.some.total_us / _US)
 
 
 def process_values(cgroup: str, init_pid: int) -> Iterator[Value]:
@@ -129,7 +128,7 @@ def _cpu(files: cgroupfs.Reader, shares: int) -> Iterator[Value]:
         (names.CPU_USAGE, b"usage_usec", ("total",)),
     ):
         if key in stat:
-            yield Value(metric, stat[key] // _US, labels)
+            yield Value(metric, stat[key] / _US, labels)
     weight = files.number("cpu.weight")
     if weight is not None:
         yield Value(names.SPEC_CPU_SHARES, shares or 2 + (weight - 1) * 262142 // 9999)
@@ -141,7 +140,7 @@ def _cpu(files: cgroupfs.Reader, shares: int) -> Iterator[Value]:
             yield from _some(names.CFS_PERIODS, stat.get(b"nr_periods"))
             yield from _some(names.CFS_THROTTLED, stat.get(b"nr_throttled"))
             if b"throttled_usec" in stat:
-                yield Value(names.CFS_SECONDS, stat[b"throttled_usec"] // _US)
+                yield Value(names.CFS_SECONDS, stat[b"throttled_usec"] / _US)
 
 
 def _memory(files: cgroupfs.Reader) -> Iterator[Value]:

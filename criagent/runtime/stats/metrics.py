@@ -148,4 +148,4 @@ def _container(container: Container, devices: Devices) -> Iterator[Value]:
 
 def _times(started_ns: int) -> Iterator[Value]:
     yield Value(names.LAST_SEEN, int(time.time()))
-    yield Value(names.START_TIME, started_ns // 10**9)
+    yield Value(names.START_TIME, started_ns / 10**9)

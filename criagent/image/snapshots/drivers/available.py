@@ -11,12 +11,16 @@ from criagent.base.errors import UnsupportedError
 from criagent.config.storage_drivers import AUTO, DEFAULT, canonical
 from criagent.config.storage_section import Storage
 from criagent.image.snapshots.driver import SnapshotDriver
+from criagent.image.snapshots.drivers.btrfs import BtrfsDriver
+from criagent.image.snapshots.drivers.erofs.driver import ErofsDriver
 from criagent.image.snapshots.drivers.native import NativeDriver
 from criagent.image.snapshots.drivers.overlay import OverlayDriver
 
 DRIVERS: Mapping[str, Callable[[Path, Storage, Executor], SnapshotDriver]] = {
     OverlayDriver.name: OverlayDriver,
     NativeDriver.name: NativeDriver,
+    BtrfsDriver.name: BtrfsDriver,
+    ErofsDriver.name: ErofsDriver,
 }
 
 

@@ -19,7 +19,7 @@ from criagent.base.aio import run_in
 from criagent.base.errors import UnsupportedError
 from criagent.config.storage_section import Storage
 from criagent.image.snapshots.content_problem import content_problem
-from criagent.image.snapshots.driver import Counted, MappedIds
+from criagent.image.snapshots.driver import Counted, MappedIds, Taken
 from criagent.kernel.trees import remove_tree
 from criagent.model.image import Snapshot
 
@@ -43,8 +43,9 @@ class DirectoryDriver:
     async def close(self) -> None:
         """There is nothing to end."""
 
-    async def commit_layer(self, number: int) -> None:
+    async def commit_layer(self, number: int) -> Taken | None:
         """Its files are its final form."""
+        return None
 
     async def health(self) -> str:
         """Whether there is space is the kubelet's question."""
@@ -88,9 +89,13 @@ class DirectoryDriver:
     def _empty_trash(self) -> None:
         for entry in self._trash.iterdir():
             try:
-                remove_tree(entry)
+                self._delete(entry)
             except OSError as exc:
                 log.warning("trash_not_deleted", path=str(entry), error=str(exc))
+
+    def _delete(self, entry: Path) -> None:
+        """Delete one entry of the trash, some of which may be gone. Raises OSError."""
+        remove_tree(entry)
 
     async def sweep(self, known: frozenset[int]) -> None:
         """Delete the directories of other numbers, and the trash."""

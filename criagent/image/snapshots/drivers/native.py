@@ -16,12 +16,12 @@ from pathlib import Path
 from typing import Final
 
 from criagent.base.aio import run_in
-from criagent.base.errors import AgentError, ExhaustedError, UnsupportedError
+from criagent.base.errors import AgentError, ExhaustedError
 from criagent.image.blobs import disk_full
 from criagent.image.snapshots.driver import Capabilities, LayerPlace, MappedIds, MountPoint
-from criagent.image.snapshots.drivers.directories import DirectoryDriver, let_through, no_limit
+from criagent.image.snapshots.drivers.bind_mount import bind, userns_problem
+from criagent.image.snapshots.drivers.directories import DirectoryDriver, no_limit
 from criagent.image.snapshots.drivers.overlay_mount import mount_readonly
-from criagent.kernel import idmap
 from criagent.process.child import Options, run
 
 _FULL = (os.strerror(errno.ENOSPC), os.strerror(errno.EDQUOT))
@@ -36,17 +36,7 @@ class NativeDriver(DirectoryDriver):
 
     async def userns_problem(self, ids: MappedIds) -> str:
         """Try an idmapped mount of the snapshots' directory."""
-        return await run_in(self._fs, self._userns_problem, ids)
-
-    def _userns_problem(self, ids: MappedIds) -> str:
-        userns = os.open(ids.userns, os.O_RDONLY | os.O_CLOEXEC)
-        try:
-            with idmap.idmapped(self.root, userns, readonly=False):
-                return ""
-        except OSError as exc:
-            return f"the file system of {self.root} does not support id mapping: {exc.strerror}"
-        finally:
-            os.close(userns)
+        return await run_in(self._fs, userns_problem, self.root, ids)
 
     async def create_layer(self, number: int, parent: int | None) -> None:
         """A copy of `parent`, or an empty directory."""
@@ -74,13 +64,7 @@ class NativeDriver(DirectoryDriver):
 
     async def mount_container(self, number: int, below: Sequence[int], at: MountPoint) -> None:
         """Bind the container's copy."""
-        await run_in(self._fs, self._mount_container, number, at)
-
-    def _mount_container(self, number: int, at: MountPoint) -> None:
-        at.path.parent.mkdir(exist_ok=True, mode=0o700)
-        if at.ids is not None:
-            let_through(at.path.parent, at.ids)
-        self._bind(self._tree(number), at)
+        await run_in(self._fs, bind, self._tree(number), at, self.name)
 
     async def mount_image(self, layers: Sequence[int], at: MountPoint) -> None:
         """An overlay of the topmost layer alone: a bind mount could be made writable."""
@@ -112,21 +96,3 @@ class NativeDriver(DirectoryDriver):
                     f"no space left below {self.root}; remove images or enlarge the disk"
                 )
             raise AgentError(f"copy of snapshot {source}: {output}")
-
-    def _bind(self, source: Path, at: MountPoint) -> None:
-        if at.label:
-            raise UnsupportedError(
-                "the storage driver native has no SELinux labels; "
-                'set runtime.selinux = "off" or storage.driver = "overlay"'
-            )
-        at.path.mkdir(exist_ok=True)
-        if at.ids is None:
-            with idmap.cloned(source) as tree:
-                idmap.attach(tree, at.path)
-            return
-        userns = os.open(at.ids.userns, os.O_RDONLY | os.O_CLOEXEC)
-        try:
-            with idmap.idmapped(source, userns, readonly=False) as tree:
-                idmap.attach(tree, at.path)
-        finally:
-            os.close(userns)

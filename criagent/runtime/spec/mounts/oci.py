@@ -5,7 +5,10 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
+from criagent.base.errors import UnsupportedError
 from criagent.kernel import cgroupfs
+from criagent.model.common import CgroupMount, NamespaceMode, UserNamespace
+from criagent.model.container import ContainerSecurity
 from criagent.runtime.spec.id_mappings import oci_mappings
 from criagent.runtime.spec.inputs import OciObject, ResolvedMount, SpecInputs
 from criagent.runtime.spec.mounts.targets import cleaned
@@ -46,6 +49,7 @@ def rootfs_propagation(mounts: Iterable[ResolvedMount]) -> str:
 def _kernel(inputs: SpecInputs) -> list[OciObject]:
     security = inputs.container.spec.security
     access = "rw" if security.privileged else "ro"
+    own_network = inputs.namespaces.network is not None
     userns = inputs.sandbox.spec.security.namespaces.pod_userns
     terminals = ["nosuid", "noexec", "newinstance", "ptmxmode=0666", "mode=0620"]
     if userns is None or userns.gids[0].length > _TTY:
@@ -55,19 +59,49 @@ def _kernel(inputs: SpecInputs) -> list[OciObject]:
         _mount("/dev", "tmpfs", "tmpfs", ["nosuid", "strictatime", "mode=755", "size=65536k"]),
         _mount("/dev/pts", "devpts", "devpts", terminals),
         _mount("/dev/mqueue", "mqueue", "mqueue", _SAFE),
-        _mount("/sys", "sysfs", "sysfs", [*_SAFE, access]),
-        _cgroups(access, nodes=security.privileged and userns is None),
+        _sysfs(access, nodes=userns is not None and not own_network),
+        _cgroups(inputs),
     ]
 
 
-def _cgroups(access: str, *, nodes: bool) -> OciObject:
+def own_cgroup_namespace(security: ContainerSecurity, userns: UserNamespace | None) -> bool:
+    """Whether the container gets a cgroup namespace.
+
+    By default all do but privileged ones, which see the node's tree (as with containerd): in a user
+    namespace they could not mount that.
+    """
+    if (mode := security.namespaces.cgroup) is not None:
+        return mode is NamespaceMode.CONTAINER
+    return not security.privileged or userns is not None
+
+
+def _sysfs(access: str, *, nodes: bool) -> OciObject:
+    """A user namespace cannot mount a sysfs of a network that it does not own: it has the node's,
+    never writable.
+    """
+    if nodes:
+        return _mount("/sys", "bind", "/sys", ["rbind", "rprivate", *_SAFE, "rro", "ro"])
+    return _mount("/sys", "sysfs", "sysfs", [*_SAFE, access])
+
+
+def _cgroups(inputs: SpecInputs) -> OciObject:
     """The container's own cgroup, or the node's tree where it has no cgroup namespace.
 
+    Raises UnsupportedError for a writable one without nsdelegate: it could raise its own limits.
     That tree is bound: a mount of it outside of all namespaces sets the options of the only super
     block there is, so the node would lose nsdelegate and memory_recursiveprot (cgroup v2,
     "Mounting").
     """
-    if nodes:
+    security = inputs.container.spec.security
+    own = own_cgroup_namespace(security, inputs.sandbox.spec.security.namespaces.pod_userns)
+    writable = security.privileged or security.cgroup_mount is CgroupMount.READ_WRITE
+    if writable and not security.privileged and not inputs.node.nsdelegate:
+        raise UnsupportedError(
+            "cgroup_mount_mode READ_WRITE needs nsdelegate on the node's /sys/fs/cgroup; run "
+            "`mount -o remount,nsdelegate /sys/fs/cgroup`, then restart criagent"
+        )
+    access = "rw" if writable else "ro"
+    if not own:
         tree = str(cgroupfs.ROOT)
         options = ["rbind", "rprivate", *_SAFE, "relatime", access]
         return _mount("/sys/fs/cgroup", "bind", tree, options)

@@ -1,0 +1,224 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Snapshots as subvolumes of btrfs: `snapshots/<number>`, whose directory `fs` has the files.
+
+Each is a snapshot of its parent, changed in place; committed layers are read-only. A root file
+system is a bind mount of `fs`, in a user namespace an idmapped one. The declared volumes of a
+container lie in its subvolume too, so one deletion ends both, and one limit holds for both.
+
+A container may make subvolumes of its own in its root, without any capability: they are deleted
+with it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import errno
+import os
+from collections.abc import AsyncIterator, Iterator, Sequence
+from concurrent.futures import Executor
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Final
+
+import structlog
+
+from criagent.base import faults
+from criagent.base.aio import run_in
+from criagent.base.errors import AgentError, UnsupportedError
+from criagent.config.storage_section import Storage
+from criagent.image.blobs import disk_full
+from criagent.image.snapshots.driver import (
+    Capabilities,
+    Counted,
+    LayerPlace,
+    MappedIds,
+    MountPoint,
+)
+from criagent.image.snapshots.drivers.bind_mount import bind, userns_problem
+from criagent.image.snapshots.drivers.directories import DirectoryDriver, no_limit
+from criagent.image.snapshots.drivers.overlay_mount import mount_readonly
+from criagent.kernel import btrfs
+from criagent.kernel.trees import remove_tree
+from criagent.model.image import Snapshot
+
+log: structlog.stdlib.BoundLogger = structlog.get_logger(__name__)
+
+# Pauses while waiting for the space of deleted subvolumes, 10 s in all; mounted ones keep it.
+_PAUSES_S = tuple(0.005 * 2**n for n in range(11))
+_CANNOT_RENAME = frozenset({errno.ENOSPC, errno.EDQUOT})
+
+
+class BtrfsDriver(DirectoryDriver):
+    """Subvolumes below `root`."""
+
+    name: Final = "btrfs"
+    capabilities: Final = Capabilities(settles=False, selinux_labels=False, shared_page_cache=False)
+
+    def __init__(self, root: Path, section: Storage, fs: Executor) -> None:
+        super().__init__(root, section, fs)
+        self._deleted: list[int] = []  # subvolumes whose space may not have returned yet
+
+    def _prepare(self) -> None:
+        self.root.mkdir(parents=True, exist_ok=True, mode=0o700)
+        if not btrfs.is_btrfs(self.root):
+            raise UnsupportedError(
+                f"{self.root} is not on btrfs, which the storage driver btrfs needs; mount a btrfs "
+                'file system (mkfs.btrfs of btrfs-progs) there, or set storage.driver = "overlay"'
+            )
+        super()._prepare()
+        with _opened(self.root) as place:
+            try:
+                any(btrfs.nested(place, btrfs.info(place).id))
+            except OSError as exc:
+                raise UnsupportedError(
+                    f"subvolumes below {self.root} cannot be listed: {exc}; run the agent with "
+                    "CAP_SYS_ADMIN in the node's own user namespace"
+                ) from exc
+
+    async def userns_problem(self, ids: MappedIds) -> str:
+        """Try an idmapped mount of the snapshots' directory."""
+        return await run_in(self._fs, userns_problem, self.root, ids)
+
+    async def create_layer(self, number: int, parent: int | None) -> None:
+        """A snapshot of `parent`, or an empty subvolume."""
+        await run_in(self._fs, self._create, number, parent)
+
+    async def create_container(self, number: int, parent: int | None, limit_bytes: int) -> None:
+        """A snapshot as well."""
+        no_limit(self.name, limit_bytes)
+        await run_in(self._fs, self._create, number, parent)
+
+    def _create(self, number: int, parent: int | None) -> None:
+        with disk_full(self.root), _opened(self.root) as place:
+            if parent is None:
+                btrfs.create(place, str(number))
+                faults.reach("btrfs:subvolume")
+                self._tree(number).mkdir()
+                self._tree(number).chmod(0o755)  # without the umask: this is the image's "/"
+            else:
+                self._snapshot(place, number, parent)
+        faults.reach("btrfs:created")
+
+    def _snapshot(self, place: int, number: int, parent: int) -> None:
+        try:
+            with _opened(self._path(parent)) as source:
+                btrfs.snapshot(source, place, str(number))
+        except OSError as exc:
+            if problem := self._lost(parent):
+                raise AgentError(
+                    f"{self._path(parent)}: {problem}; run `criagent image fsck --repair`, then "
+                    "pull the image again"
+                ) from exc
+            raise
+
+    @asynccontextmanager
+    async def layer_place(
+        self, number: int, below: Sequence[int] | None
+    ) -> AsyncIterator[LayerPlace]:
+        """The layer's own directory, which began as a snapshot of the topmost one below."""
+        yield LayerPlace(
+            root=self._tree(number),
+            scratch=self._path(number),
+            in_place=bool(below),
+        )
+
+    async def commit_layer(self, number: int) -> None:
+        """Make it read-only: it is on stable storage with the files, by syncfs of `root`."""
+        await run_in(self._fs, self._commit, number)
+
+    def _commit(self, number: int) -> None:
+        with disk_full(self.root), _opened(self._path(number)) as subvolume:
+            btrfs.set_readonly(subvolume, wanted=True)
+        faults.reach("btrfs:readonly")
+
+    async def mount_container(self, number: int, below: Sequence[int], at: MountPoint) -> None:
+        """Bind the container's snapshot."""
+        await run_in(self._fs, bind, self._tree(number), at, self.name)
+
+    async def mount_image(self, layers: Sequence[int], at: MountPoint) -> None:
+        """An overlay of the topmost layer alone: a bind mount could be made writable."""
+        trees = [self._tree(layer) for layer in layers[:1]]
+        await run_in(self._fs, mount_readonly, self.root, trees, self._fillers, at)
+
+    def counted(self, number: int, rootfs: Path) -> Counted:
+        """What was changed since the snapshot was made."""
+        made_at_ns = 0
+        with contextlib.suppress(OSError), _opened(self._path(number)) as subvolume:
+            made_at_ns = btrfs.info(subvolume).made_at_ns
+        tops = super().counted(number, rootfs).tops
+        return Counted(tops=tops, changed_after_ns=made_at_ns)
+
+    async def problem(self, layer: Snapshot) -> str:
+        """Compare the subvolume and its files with the layer's row."""
+        lost = await run_in(self._fs, self._lost, layer.number)
+        return lost or await super().problem(layer)
+
+    def _lost(self, number: int) -> str:
+        """How a layer is no longer a subvolume; "" = it is one."""
+        try:
+            inode = self._path(number).stat().st_ino
+        except FileNotFoundError:
+            return "the layer's subvolume is missing"
+        except OSError as exc:
+            return f"the layer's subvolume cannot be read: {exc.strerror}"
+        return "" if inode == btrfs.TOP_INODE else "the layer is a directory and not a subvolume"
+
+    def _trash_one(self, number: int) -> None:
+        path = self._path(number)
+        try:
+            if path.stat().st_ino == btrfs.TOP_INODE:
+                with _opened(path) as subvolume:
+                    btrfs.set_readonly(subvolume, wanted=False)  # or it cannot be renamed
+                faults.reach("btrfs:writable")
+            path.rename(self._trash / str(number))
+        except FileNotFoundError:
+            return
+        except OSError as exc:
+            if exc.errno not in _CANNOT_RENAME:
+                raise
+            self._delete(path)  # which has a reserve of the file system
+
+    async def empty_trash(self) -> None:
+        """Delete what was renamed away, and wait until its space is free."""
+        await super().empty_trash()
+        await self._freed()
+
+    def _delete(self, entry: Path) -> None:
+        with _opened(self.root) as place:
+            if entry.stat().st_ino == btrfs.TOP_INODE:
+                with _opened(entry) as subvolume:
+                    number = btrfs.info(subvolume).id
+                self._deleted += btrfs.destroy_all(place, number)
+            else:
+                remove_tree(entry)
+        faults.reach("btrfs:deleted")
+
+    async def _freed(self) -> None:
+        """Wait for the kernel's thread that frees deleted subvolumes, but not for mounted ones."""
+        deleted, self._deleted = self._deleted, []
+        if not deleted:
+            return
+        await run_in(self._fs, self._sync)
+        for pause_s in _PAUSES_S:
+            deleted = await run_in(self._fs, self._left, deleted)
+            if not deleted:
+                return
+            await asyncio.sleep(pause_s)
+
+    def _sync(self) -> None:
+        with _opened(self.root) as place:
+            btrfs.sync(place)
+
+    def _left(self, deleted: Sequence[int]) -> list[int]:
+        with _opened(self.root) as place:
+            return [number for number in deleted if btrfs.exists(place, number)]
+
+
+@contextlib.contextmanager
+def _opened(directory: Path) -> Iterator[int]:
+    fd = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
+    try:
+        yield fd
+    finally:
+        os.close(fd)
