@@ -52,8 +52,14 @@ class Containers:
     remove: Callable[[str], Awaitable[None]]  # ContainerRemover.remove
     update: Callable[[str, Resources], Awaitable[None]]  # ResourceUpdater.update
     reopen: Callable[[str], Awaitable[None]]  # LogReopener.reopen
-    checkpoint: Callable[[str, str, int], Awaitable[None]]  # ContainerCheckpoint.checkpoint
     describe: Callable[[Container], Awaitable[Mapping[str, Any]]]  # Describer.container
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class Checkpoints:
+    """Checkpoints of containers. Ids may be unique prefixes."""
+
+    container: Callable[[str, str, int], Awaitable[None]]  # ContainerCheckpoint.checkpoint
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)

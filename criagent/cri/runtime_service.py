@@ -11,7 +11,7 @@ import grpc
 
 from criagent._proto import api_pb2, api_pb2_grpc
 from criagent.base.errors import InvalidRequestError, UnsupportedError
-from criagent.cri.backend import Containers, Sandboxes, Sessions
+from criagent.cri.backend import Checkpoints, Containers, Sandboxes, Sessions
 from criagent.cri.convert.common import resources
 from criagent.cri.convert.container import (
     container_message,
@@ -42,6 +42,7 @@ class RuntimeService(api_pb2_grpc.RuntimeServiceServicer):
         *,
         sandboxes: Sandboxes,
         containers: Containers,
+        checkpoints: Checkpoints,
         sessions: Sessions,
         streaming: StreamingServer,
         events: Events,
@@ -50,6 +51,7 @@ class RuntimeService(api_pb2_grpc.RuntimeServiceServicer):
     ) -> None:
         self._sandboxes = sandboxes
         self._containers = containers
+        self._checkpoints = checkpoints
         self._sessions = sessions
         self._streaming = streaming
         self._events = events
@@ -187,7 +189,7 @@ class RuntimeService(api_pb2_grpc.RuntimeServiceServicer):
     async def CheckpointContainer(
         self, request: api_pb2.CheckpointContainerRequest, context: Context
     ) -> api_pb2.CheckpointContainerResponse:
-        await self._containers.checkpoint(request.container_id, request.location, request.timeout)
+        await self._checkpoints.container(request.container_id, request.location, request.timeout)
         return api_pb2.CheckpointContainerResponse()
 
     async def ExecSync(

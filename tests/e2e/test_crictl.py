@@ -331,7 +331,8 @@ def test_update_changes_the_resources_that_are_told(pod: Pod) -> None:
 
 
 def test_a_checkpoint_is_written_once(pod: Pod, tmp_path: Path) -> None:
-    pod.start()
+    # Not sleep, which ends when CRIU interrupts it.
+    pod.start(command=["sh", "-c", "while :; do sleep 0.05; done"])
     export = f"--export={tmp_path}/out.tar"
     assert pod.container_id in crictl("checkpoint", export, pod.container_id)
     assert tarfile.is_tarfile(tmp_path / "out.tar")

@@ -3,22 +3,22 @@
 
 from __future__ import annotations
 
+from criagent.cri.backend import Checkpoints
 from criagent.daemon.wiring.containers import ContainerParts
 from criagent.daemon.wiring.image import ImageParts
 from criagent.daemon.wiring.node import NodeParts
 from criagent.daemon.wiring.shared import Shared
 from criagent.runtime.checkpoint.capture import Capture
 from criagent.runtime.checkpoint.container import ContainerCheckpoint
-from criagent.runtime.checkpoint.leftovers import CheckpointLeftovers
 from criagent.runtime.checkpoint.subjects import Subjects
 
 
 def build(
     shared: Shared, node: NodeParts, *, image: ImageParts, containers: ContainerParts
-) -> ContainerCheckpoint:
-    """The verb."""
+) -> Checkpoints:
+    """The verbs."""
     fs, work = shared.executors.fs, shared.executors.checkpoints
-    return ContainerCheckpoint(
+    of_container = ContainerCheckpoint(
         subjects=Subjects(
             containers=shared.stores.containers,
             sandboxes=shared.stores.sandboxes,
@@ -35,15 +35,9 @@ def build(
             now_ns=shared.clock.now_ns,
             work=work,
         ),
-        leftovers=leftovers(shared, node),
+        leftovers=containers.checkpoints,
         paths=node.paths,
         fs=fs,
         work=work,
     )
-
-
-def leftovers(shared: Shared, node: NodeParts) -> CheckpointLeftovers:
-    """What takes checkpoints in progress away."""
-    return CheckpointLeftovers(
-        containers=shared.stores.containers, paths=node.paths, fs=shared.executors.fs
-    )
+    return Checkpoints(container=of_container.checkpoint)

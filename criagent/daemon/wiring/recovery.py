@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-from criagent.daemon.wiring.checkpoints import leftovers
 from criagent.daemon.wiring.containers import ContainerParts
 from criagent.daemon.wiring.image import ImageParts
 from criagent.daemon.wiring.node import NodeParts
@@ -31,6 +30,7 @@ def build(
         containers=stores.containers,
         layers=stores.snapshots,
         snapshots=image.snapshots,
+        checkpoints=containers.checkpoints,
         paths=node.paths,
         fs=fs,
     )
@@ -59,7 +59,6 @@ def build(
             has_row=orphans.has_row, networks=pods.networks, paths=node.paths, fs=fs
         ),
         orphans=orphans,
-        checkpoints=leftovers(shared, node),
         networks=pods.networks,
         clock=shared.clock,
     )

@@ -4,7 +4,6 @@
 from __future__ import annotations
 
 from criagent.cri.backend import Containers, Sandboxes
-from criagent.daemon.wiring import checkpoints
 from criagent.daemon.wiring.containers import ContainerParts
 from criagent.daemon.wiring.image import ImageParts
 from criagent.daemon.wiring.node import NodeParts
@@ -65,9 +64,6 @@ def build(
             remove=remover.remove,
             update=_updater(shared, node, containers).update,
             reopen=_reopener(shared, node).reopen,
-            checkpoint=checkpoints.build(
-                shared, node, image=image, containers=containers
-            ).checkpoint,
             describe=describer.container,
         ),
     )

@@ -70,6 +70,7 @@ class ContainerCheckpoint:
         if timeout_s < 0:
             raise InvalidRequestError(f"timeout {timeout_s} is negative")
         container = self._subjects.running(container_id)
+        self._leftovers.check(container.id)
         limit_s = timeout_s or _DEFAULT_S
         path = await run_in(self._fs, check_location, location, self._paths)
         owner = self._checkpoints.get(container.id)

@@ -6,13 +6,15 @@ Its directory comes first and goes last, so it names every container that may be
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 from concurrent.futures import Executor
 from pathlib import Path
 
 import structlog
 
-from criagent.base.aio import run_in
+from criagent.base.aio import run_in, supervised
+from criagent.base.errors import WrongStateError
 from criagent.kernel import mount
 from criagent.kernel.process import process_ref
 from criagent.kernel.trees import remove_tree
@@ -23,6 +25,7 @@ from criagent.runtime.node.paths import RuntimePaths
 from criagent.store.containers import ContainerStore
 
 _MARK = b"--image-path"
+_WAIT_S = 5.0
 
 log: structlog.stdlib.BoundLogger = structlog.get_logger(__name__)
 
@@ -34,6 +37,15 @@ class CheckpointLeftovers:
         self._containers = containers
         self._paths = paths
         self._fs = fs
+        self._recovering: set[str] = set()
+
+    def check(self, container_id: str) -> None:
+        """Raises WrongStateError while one of an earlier daemon is still in progress."""
+        if container_id in self._recovering:
+            raise WrongStateError(
+                f"CRIU still works for an earlier checkpoint of container {container_id}; try "
+                "again when it has ended"
+            )
 
     async def clear(self, container_id: str) -> None:
         """Let the container go on, and remove what its checkpoint has on disk; idempotent.
@@ -46,26 +58,34 @@ class CheckpointLeftovers:
         await run_in(self._fs, _remove, directory)
 
     async def clear_all(self) -> None:
-        """After a crash: the same for every checkpoint. Logs what cannot be removed.
+        """After a crash: the same for every checkpoint, in the background if it takes long.
 
         A CRIU that the last daemon has started still works. It must not be killed, since it has
         put code of its own into the processes, and it freezes them again at its end.
         """
+        found = sorted(self._paths.checkpoints.iterdir())
+        self._recovering = {directory.name for directory in found}
+        tasks = [
+            supervised(self._recover(directory), name=f"checkpoint:{directory.name}")
+            for directory in found
+        ]
+        if tasks:
+            await asyncio.wait(tasks, timeout=_WAIT_S)
+
+    async def _recover(self, directory: Path) -> None:
+        container_id = directory.name
         try:
-            found = sorted(self._paths.checkpoints.iterdir())
-        except FileNotFoundError:
-            return
-        for directory in found:
-            if (container := self._containers.get(directory.name)) is not None:
+            if (container := self._containers.get(container_id)) is not None:
                 freezer.thaw(container)
-            for runtime in _runtimes_at_work(directory):
+            for runtime in await run_in(self._fs, _runtimes_at_work, directory):
                 await ended(runtime)
-            try:
-                await self.clear(directory.name)
-            except OSError as exc:
-                log.warning("checkpoint_not_removed", path=str(directory), error=str(exc))
-            else:
-                log.info("checkpoint_rolled_back", container_id=directory.name)
+            await self.clear(container_id)
+        except OSError as exc:
+            log.warning("checkpoint_not_removed", path=str(directory), error=str(exc))
+        else:
+            log.info("checkpoint_rolled_back", container_id=container_id)
+        finally:
+            self._recovering.discard(container_id)
 
 
 def _remove(directory: Path) -> None:

@@ -20,7 +20,6 @@ import structlog
 from criagent.model.container import Container
 from criagent.model.sandbox import Sandbox
 from criagent.net.pod_network import Networks
-from criagent.runtime.checkpoint.leftovers import CheckpointLeftovers
 from criagent.runtime.node.clock import Clock
 from criagent.runtime.recovery.containers import ContainerRecovery
 from criagent.runtime.recovery.orphans import Orphans
@@ -49,7 +48,6 @@ class Recovery:
         sandbox_recovery: SandboxRecovery,
         unknown: UnknownContainers,
         orphans: Orphans,
-        checkpoints: CheckpointLeftovers,
         networks: Networks,
         clock: Clock,
     ) -> None:
@@ -59,7 +57,6 @@ class Recovery:
         self._sandbox_recovery = sandbox_recovery
         self._unknown = unknown
         self._orphans = orphans
-        self._checkpoints = checkpoints
         self._networks = networks
         self._clock = clock
 
@@ -71,7 +68,6 @@ class Recovery:
         self._raise_clock()
         await self._unknown.end()
         unfinished = [sandbox for sandbox in self._sandboxes.all() if not sandbox.visible]
-        await self._checkpoints.clear_all()
         recovery = self._sandbox_recovery
         await _each("container", self._containers.all(), self._container_recovery.recover)
         await _each("sandbox", unfinished, recovery.undo)  # one that cannot be undone is listed
