@@ -214,6 +214,19 @@ class RuntimeService(api_pb2_grpc.RuntimeServiceServicer):
         self._sandboxes.store.resolve(request.pod_sandbox_id)
         return api_pb2.UpdatePodSandboxResourcesResponse()
 
+    async def CheckpointPod(
+        self, request: api_pb2.CheckpointPodRequest, context: Context
+    ) -> api_pb2.CheckpointPodResponse:
+        limit_s = context.time_remaining()
+        if limit_s is None:
+            raise InvalidRequestError("CheckpointPod needs a deadline")
+        if request.options:
+            names = ", ".join(sorted(request.options))
+            raise InvalidRequestError(f"CheckpointPod knows no options, but got: {names}")
+        ids = list(request.container_ids)
+        await self._checkpoints.pod(request.pod_sandbox_id, request.output_path, ids, limit_s)
+        return api_pb2.CheckpointPodResponse()
+
     async def GetContainerEvents(
         self, request: api_pb2.GetEventsRequest, context: Context
     ) -> AsyncIterator[api_pb2.ContainerEventResponse]:
@@ -326,11 +339,6 @@ class RuntimeService(api_pb2_grpc.RuntimeServiceServicer):
             yield piece
 
     # Not in this release.
-
-    async def CheckpointPod(
-        self, request: api_pb2.CheckpointPodRequest, context: Context
-    ) -> api_pb2.CheckpointPodResponse:
-        raise UnsupportedError("CheckpointPod is not implemented in this release")
 
     async def RestorePod(
         self, request: api_pb2.RestorePodRequest, context: Context

@@ -73,6 +73,7 @@ class Life:
         yield self.rotate
         if self.checkpointed:
             yield self.checkpoint
+            yield self.checkpoint_pod
         yield self.stop
         yield lambda: self.cri.remove(self.container_id)
         yield lambda: self.cri.stop_pod(self.sandbox)
@@ -146,6 +147,22 @@ class Life:
             shutil.rmtree(archives)
         assert all(complete)
 
+    def checkpoint_pod(self) -> None:
+        """As the kubelet: into an empty directory, which may have nothing after a failure."""
+        output = Path("/tmp/crash-pod-checkpoint")
+        output.mkdir(exist_ok=True, mode=0o700)
+        assert not list(output.iterdir())
+        request = api.CheckpointPodRequest(
+            pod_sandbox_id=self.sandbox,
+            output_path=str(output),
+            container_ids=[self.container_id],
+        )
+        self.cri.runtime.CheckpointPod(request, timeout=60)
+        found = {path.name for path in output.iterdir()}
+        assert found == {"pod.json", "devshm-checkpoint.tar", f"{self.container_id}.tar"}
+        assert self.cri.exec(self.container_id, "echo", "alive").stdout == b"alive\n"
+        shutil.rmtree(output)
+
     def stop(self) -> None:
         self.cri.stop(self.container_id, self.grace)
         status = self.cri.status(self.container_id)
@@ -181,7 +198,7 @@ def test_crash_is_survived_without_loss_or_leak(
         agent.start(f'[debug]\nkill_at = "{point}"\n'),
         0 if point in _WITHOUT_GRACE else 20,
         mapped=_MAPPED.search(point) is not None,
-        checkpointed=point.startswith("checkpoint:"),
+        checkpointed=point.startswith("checkpoint"),
     )
     died = False
     for step in life.steps():

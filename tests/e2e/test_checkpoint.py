@@ -3,7 +3,9 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
+import subprocess
 import tarfile
 import threading
 from collections.abc import Iterator
@@ -12,7 +14,7 @@ from pathlib import Path
 import grpc
 import pytest
 
-from tests.support.cri_client import api
+from tests.support.cri_client import BUSYBOX, api
 from tests.support.pods import Pods
 from tests.support.refusals import refused
 from tests.support.waiting import until
@@ -20,6 +22,7 @@ from tests.support.waiting import until
 pytestmark = pytest.mark.root
 
 _COUNT = "i=0; while :; do i=$((i+1)); echo $i > /count; sleep 0.05; done"
+_COUNT_UNTIL_GO = "i=0; while [ ! -e /go ]; do i=$((i+1)); echo $i > /count; sleep 0.05; done"
 _OWN = Path("/var/lib/criagent/checkpoints")
 
 
@@ -46,7 +49,7 @@ def count(pods: Pods, container_id: str) -> int:
         said = pods.cri.exec(container_id, "cat", "/count").stdout
         return bool(said)
 
-    until(read, "the count")
+    until(read, "the count", 60)
     return int(said)
 
 
@@ -54,6 +57,11 @@ def goes_on(pods: Pods, container_id: str) -> None:
     """The container counts, from where it was."""
     before = count(pods, container_id)
     until(lambda: count(pods, container_id) > before, "the next number")
+
+
+def ctl(*arguments: str | Path) -> str:
+    command = ["checkpointctl", *map(str, arguments)]
+    return subprocess.run(command, capture_output=True, text=True, check=True).stdout
 
 
 def members(archive: Path) -> dict[str, tarfile.TarInfo]:
@@ -98,6 +106,43 @@ def test_the_container_goes_on_and_the_archive_has_every_part(
     assert isinstance(config, dict)
     assert config["id"] == counter
     assert not list(_OWN.iterdir())
+
+
+def test_checkpointctl_shows_it(pods: Pods, counter: str, tmp_path: Path) -> None:
+    """The field's own tool finds the container, its pod, its processes and its size."""
+    checkpoint(pods, counter, tmp_path / "x.tar")
+    shown = ctl("show", tmp_path / "x.tar")
+    assert counter[:12] in shown
+    assert BUSYBOX in shown
+    tree = ctl("inspect", "--all", tmp_path / "x.tar")
+    for expected in (f"ID: {counter}", "Process tree", "[1]", "Root FS diff size", "Frozen time"):
+        assert expected in tree, tree
+
+
+def test_memory_of_256_mb(pods: Pods, tmp_path: Path) -> None:
+    """All of it is in the archive, and as before afterwards: tail has it until somebody reads."""
+    size, line = 256 << 20, b"0123456\n"
+    script = (
+        f"yes 0123456 | head -c {size} | tail -c {size} | {{ read first; {_COUNT_UNTIL_GO}; "
+        "md5sum > /sum; while :; do sleep 0.05; done; }"
+    )
+    container_id = pods.running("sh", "-c", script)
+    until(lambda: count(pods, container_id), "256 MB", 60)
+    archive = tmp_path / "x.tar"
+    checkpoint(pods, container_id, archive)
+    assert archive.stat().st_size > size
+    goes_on(pods, container_id)
+    pods.cri.exec(container_id, "touch", "/go")
+    rest = hashlib.md5(line * (size // len(line) - 1), usedforsecurity=False).hexdigest()
+    said = b""
+
+    def read() -> bool:
+        nonlocal said
+        said = pods.cri.exec(container_id, "cat", "/sum").stdout
+        return bool(said)
+
+    until(read, "the sum", 60)
+    assert said.split()[0].decode() == rest
 
 
 def test_two_checkpoints_one_after_the_other(pods: Pods, counter: str, tmp_path: Path) -> None:

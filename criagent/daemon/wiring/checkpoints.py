@@ -10,6 +10,8 @@ from criagent.daemon.wiring.node import NodeParts
 from criagent.daemon.wiring.shared import Shared
 from criagent.runtime.checkpoint.capture import Capture
 from criagent.runtime.checkpoint.container import ContainerCheckpoint
+from criagent.runtime.checkpoint.manifest import ManifestKey
+from criagent.runtime.checkpoint.pod import PodCheckpoint
 from criagent.runtime.checkpoint.subjects import Subjects
 
 
@@ -18,26 +20,36 @@ def build(
 ) -> Checkpoints:
     """The verbs."""
     fs, work = shared.executors.fs, shared.executors.checkpoints
-    of_container = ContainerCheckpoint(
-        subjects=Subjects(
-            containers=shared.stores.containers,
-            sandboxes=shared.stores.sandboxes,
-            endings=shared.work.endings,
-            handlers=node.handlers,
-            files=containers.files,
-            fs=fs,
-        ),
-        checkpoints=shared.work.checkpoints,
-        capture=Capture(
-            runtimes=node.runtimes,
-            snapshots=image.snapshots,
-            paths=node.paths,
-            now_ns=shared.clock.now_ns,
-            work=work,
-        ),
-        leftovers=containers.checkpoints,
-        paths=node.paths,
+    subjects = Subjects(
+        containers=shared.stores.containers,
+        sandboxes=shared.stores.sandboxes,
+        endings=shared.work.endings,
+        handlers=node.handlers,
+        files=containers.files,
         fs=fs,
+    )
+    capture = Capture(
+        runtimes=node.runtimes,
+        snapshots=image.snapshots,
+        paths=node.paths,
+        now_ns=shared.clock.now_ns,
         work=work,
     )
-    return Checkpoints(container=of_container.checkpoint)
+    of_container = ContainerCheckpoint(
+        subjects=subjects,
+        checkpoints=shared.work.checkpoints,
+        capture=capture,
+        leftovers=containers.checkpoints,
+        paths=node.paths,
+        work=work,
+    )
+    of_pod = PodCheckpoint(
+        subjects=subjects,
+        checkpoints=shared.work.checkpoints,
+        capture=capture,
+        leftovers=containers.checkpoints,
+        key=ManifestKey(shared.stores.settings),
+        paths=node.paths,
+        work=work,
+    )
+    return Checkpoints(container=of_container.checkpoint, pod=of_pod.checkpoint)

@@ -43,14 +43,14 @@ class Executors:
 
     @classmethod
     def start(cls) -> Executors:
-        """One thread for netlink and nftables, a few for files, one that counts files, and one that
-        writes checkpoints.
+        """One thread for netlink and nftables, a few for files, one that counts files, and one for
+        each checkpoint at a time.
         """
         return cls(
             net=ThreadPoolExecutor(1, "net", initializer=raise_new_thread),
             fs=ThreadPoolExecutor(4, "fs", initializer=raise_new_thread),
             counting=ThreadPoolExecutor(1, "counting", initializer=raise_new_thread),
-            checkpoints=ThreadPoolExecutor(1, "checkpoints", initializer=raise_new_thread),
+            checkpoints=ThreadPoolExecutor(4, "checkpoints", initializer=raise_new_thread),
         )
 
     def shutdown(self) -> None:

@@ -11,6 +11,7 @@ config.dump …     `documents.py`
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import dataclasses
 import os
@@ -44,6 +45,7 @@ from criagent.runtime.oci.runtime import OciRuntime
 
 IMAGES: Final = "checkpoint"
 _OPEN = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
+_AT_ONCE = 4  # threads of `work`
 _LOG_MOST = 256 << 20  # kubelets rotate long before
 _MEMORY = (b"RssAnon:", b"RssShmem:", b"VmSwap:")
 
@@ -63,8 +65,10 @@ class Capture:
         self._runtimes = runtimes
         self._snapshots = snapshots
         self._paths = paths
-        self._now_ns = now_ns
+        self.now_ns = now_ns
         self._work = work
+        # A frozen container must not wait for the archive of another: one thread for each.
+        self.slots = asyncio.Semaphore(_AT_ONCE)
 
     async def processes(self, container: Container, top: Path) -> None:
         """Save the processes below `top`. Raises AgentError with CRIU's own errors."""
@@ -102,7 +106,7 @@ class Capture:
     ) -> None:
         container = about.container
         with disk_full(top):
-            write_documents(top, about, self._now_ns())
+            write_documents(top, about, self.now_ns())
             if container.log_path:
                 _copy_log(Path(container.log_path), top / "container.log")
             userns = about.sandbox.spec.security.namespaces.pod_userns

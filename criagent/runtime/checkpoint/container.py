@@ -48,7 +48,6 @@ class ContainerCheckpoint:
         capture: Capture,
         leftovers: CheckpointLeftovers,
         paths: RuntimePaths,
-        fs: Executor,
         work: Executor,
     ) -> None:
         self._subjects = subjects
@@ -56,7 +55,6 @@ class ContainerCheckpoint:
         self._capture = capture
         self._leftovers = leftovers
         self._paths = paths
-        self._fs = fs
         self._work = work
 
     async def checkpoint(self, container_id: str, location: str, timeout_s: int) -> None:
@@ -72,7 +70,7 @@ class ContainerCheckpoint:
         container = self._subjects.running(container_id)
         self._leftovers.check(container.id)
         limit_s = timeout_s or _DEFAULT_S
-        path = await run_in(self._fs, check_location, location, self._paths)
+        path = await run_in(self._work, check_location, location, self._paths)
         owner = self._checkpoints.get(container.id)
         if owner is not None and owner.fingerprint != path:
             raise WrongStateError(
@@ -82,25 +80,15 @@ class ContainerCheckpoint:
         if owner is None:
             work = partial(self._checkpoint, container, path, limit_s)
             owner = self._checkpoints.start(container.id, path, work)
-        try:
-            async with asyncio.timeout(limit_s):
-                await self._checkpoints.join(owner)
-        except TimeoutError:  # CRIU may have to finish first
-            raise _too_late(container, limit_s, owner.stage) from None
-        except asyncio.CancelledError:
-            if owner.task is None or not owner.task.cancelled():
-                raise
-            raise WrongStateError(f"container {container.id} was stopped meanwhile") from None
+        await joined(self._checkpoints, owner, f"container {container.id}", limit_s)
 
     async def _checkpoint(
         self, container: Container, path: Path, limit_s: float, owner: Owner[ContainerId, None]
     ) -> None:
         interrupted = interruption()
         try:
-            async with asyncio.timeout(limit_s):
+            async with asyncio.timeout(limit_s), self._capture.slots:
                 await self._make(container, path, interrupted, owner)
-        except TimeoutError:
-            raise _too_late(container, limit_s, owner.stage) from None
         finally:
             await finish(self._leftovers.clear(container.id))
             faults.reach("checkpoint:cleared")
@@ -129,7 +117,7 @@ class ContainerCheckpoint:
         faults.reach("checkpoint:files")
         freezer.thaw(container)
         owner.stage = "archive"
-        await run_in(self._work, _archive, top, path, interrupted)
+        await run_in(self._work, write_archive, top, path, interrupted)
 
 
 def interruption() -> Interrupted:
@@ -143,11 +131,26 @@ def interruption() -> Interrupted:
     return check
 
 
-def _too_late(container: Container, limit_s: float, stage: str) -> TimedOutError:
-    return TimedOutError(
-        f"checkpoint of container {container.id} was not done within {limit_s:g} s and is given up "
-        f"at the stage: {stage}; ask for a longer timeout"
-    )
+async def joined(
+    checkpoints: Checkpoints, owner: Owner[ContainerId, None], what: str, limit_s: float
+) -> None:
+    """Wait for the checkpoint of `what`.
+
+    Raises TimedOutError after `limit_s`, although CRIU may have to finish first; WrongStateError
+    when a stop has ended it.
+    """
+    try:
+        async with asyncio.timeout(limit_s):
+            await checkpoints.join(owner)
+    except TimeoutError:
+        raise TimedOutError(
+            f"checkpoint of {what} was not done within {limit_s:g} s and is given up at the "
+            f"stage: {owner.stage}; ask for a longer timeout"
+        ) from None
+    except asyncio.CancelledError:
+        if owner.task is None or not owner.task.cancelled():
+            raise
+        raise WrongStateError(f"{what} was stopped meanwhile") from None
 
 
 def _prepare(top: Path, path: Path, container: Container) -> None:
@@ -163,7 +166,8 @@ def _prepare(top: Path, path: Path, container: Container) -> None:
         Room(path.parent).take(size)
 
 
-def _archive(top: Path, path: Path, interrupted: Interrupted) -> None:
+def write_archive(top: Path, path: Path, interrupted: Interrupted) -> None:
+    """Archive the parts below `top` as `path`, which appears when it is complete; synchronous."""
     with disk_full(path.parent), new_file(path) as file:
         _write(top, file, Room(path.parent), interrupted)
         interrupted()

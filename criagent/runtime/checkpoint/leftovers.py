@@ -21,10 +21,10 @@ from criagent.kernel.trees import remove_tree
 from criagent.model.common import ProcessRef
 from criagent.process.child import ended
 from criagent.runtime.checkpoint import freezer
+from criagent.runtime.checkpoint.record import read_record
 from criagent.runtime.node.paths import RuntimePaths
 from criagent.store.containers import ContainerStore
 
-_MARK = b"--image-path"
 _WAIT_S = 5.0
 
 log: structlog.stdlib.BoundLogger = structlog.get_logger(__name__)
@@ -57,6 +57,20 @@ class CheckpointLeftovers:
             freezer.thaw(container)
         await run_in(self._fs, _remove, directory)
 
+    async def clear_pod(self, sandbox_id: str, *, complete: bool) -> None:
+        """Let the pod's containers go on, and remove what its checkpoint has on disk; idempotent.
+
+        A `complete` one stays in the caller's directory. Raises OSError.
+        """
+        directory = self._paths.checkpoint(sandbox_id)
+        record = await run_in(self._fs, read_record, directory)
+        for container_id in () if record is None else record.containers:
+            if (container := self._containers.get(container_id)) is not None:
+                freezer.thaw(container)
+        if record is not None and not complete:
+            await run_in(self._fs, record.remove_files)
+        await run_in(self._fs, _remove, directory)
+
     async def clear_all(self) -> None:
         """After a crash: the same for every checkpoint, in the background if it takes long.
 
@@ -64,7 +78,9 @@ class CheckpointLeftovers:
         put code of its own into the processes, and it freezes them again at its end.
         """
         found = sorted(self._paths.checkpoints.iterdir())
-        self._recovering = {directory.name for directory in found}
+        records = await run_in(self._fs, lambda: [read_record(one) for one in found])
+        for directory, record in zip(found, records, strict=True):
+            self._recovering |= {directory.name} if record is None else {*record.containers}
         tasks = [
             supervised(self._recover(directory), name=f"checkpoint:{directory.name}")
             for directory in found
@@ -73,19 +89,25 @@ class CheckpointLeftovers:
             await asyncio.wait(tasks, timeout=_WAIT_S)
 
     async def _recover(self, directory: Path) -> None:
-        container_id = directory.name
+        record = await run_in(self._fs, read_record, directory)
+        container_ids = (directory.name,) if record is None else record.containers
         try:
-            if (container := self._containers.get(container_id)) is not None:
-                freezer.thaw(container)
-            for runtime in await run_in(self._fs, _runtimes_at_work, directory):
-                await ended(runtime)
-            await self.clear(container_id)
+            for container_id in container_ids:
+                if (container := self._containers.get(container_id)) is not None:
+                    freezer.thaw(container)
+            for container_id in container_ids:
+                for runtime in await run_in(self._fs, _runtimes_at_work, container_id):
+                    await ended(runtime)
+            if record is None:
+                await self.clear(directory.name)
+            else:
+                await self.clear_pod(directory.name, complete=False)
         except OSError as exc:
             log.warning("checkpoint_not_removed", path=str(directory), error=str(exc))
         else:
-            log.info("checkpoint_rolled_back", container_id=container_id)
+            log.info("checkpoint_rolled_back", id=directory.name)
         finally:
-            self._recovering.discard(container_id)
+            self._recovering.difference_update(container_ids)
 
 
 def _remove(directory: Path) -> None:
@@ -94,10 +116,10 @@ def _remove(directory: Path) -> None:
         remove_tree(directory)
 
 
-def _runtimes_at_work(directory: Path) -> list[ProcessRef]:
-    """OCI runtimes that write a checkpoint to `directory`, from /proc."""
+def _runtimes_at_work(container_id: str) -> list[ProcessRef]:
+    """OCI runtimes that write a checkpoint of the container, from /proc."""
     found = []
-    mark = str(directory).encode()
+    marks = {container_id.encode(), b"checkpoint", b"--image-path"}
     for entry in Path("/proc").iterdir():
         if not entry.name.isdigit():
             continue
@@ -105,7 +127,7 @@ def _runtimes_at_work(directory: Path) -> list[ProcessRef]:
             argv = (entry / "cmdline").read_bytes().split(b"\0")
         except OSError:
             continue
-        if _MARK in argv and any(argument.startswith(mark) for argument in argv):
+        if marks.issubset(argv):
             ref = process_ref(int(entry.name))
             if ref is not None:
                 found.append(ref)
