@@ -40,6 +40,11 @@ class AdminStub:
                 request_serializer=admin__pb2.InfoRequest.SerializeToString,
                 response_deserializer=admin__pb2.InfoResponse.FromString,
                 _registered_method=True)
+        self.StorageInfo = channel.unary_unary(
+                '/criagent.v1.Admin/StorageInfo',
+                request_serializer=admin__pb2.StorageInfoRequest.SerializeToString,
+                response_deserializer=admin__pb2.StorageInfoResponse.FromString,
+                _registered_method=True)
         self.ImportImages = channel.stream_unary(
                 '/criagent.v1.Admin/ImportImages',
                 request_serializer=admin__pb2.ImportImagesRequest.SerializeToString,
@@ -77,6 +82,13 @@ class AdminServicer:
 
     def Info(self, request, context):
         """Facts of the running daemon as one JSON document.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def StorageInfo(self, request, context):
+        """How images and containers are stored, as one JSON document.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -131,6 +143,11 @@ def add_AdminServicer_to_server(servicer, server):
                     servicer.Info,
                     request_deserializer=admin__pb2.InfoRequest.FromString,
                     response_serializer=admin__pb2.InfoResponse.SerializeToString,
+            ),
+            'StorageInfo': grpc.unary_unary_rpc_method_handler(
+                    servicer.StorageInfo,
+                    request_deserializer=admin__pb2.StorageInfoRequest.FromString,
+                    response_serializer=admin__pb2.StorageInfoResponse.SerializeToString,
             ),
             'ImportImages': grpc.stream_unary_rpc_method_handler(
                     servicer.ImportImages,
@@ -190,6 +207,33 @@ class Admin:
             '/criagent.v1.Admin/Info',
             admin__pb2.InfoRequest.SerializeToString,
             admin__pb2.InfoResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def StorageInfo(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/criagent.v1.Admin/StorageInfo',
+            admin__pb2.StorageInfoRequest.SerializeToString,
+            admin__pb2.StorageInfoResponse.FromString,
             options,
             channel_credentials,
             insecure,

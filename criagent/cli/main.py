@@ -20,6 +20,7 @@ COMMANDS = {
     "info": "show handlers, storage, network and counts of the running agent",
     "config": "print or check the configuration",
     "image": "pull, list, import, export, check and prune images",
+    "storage": "show how images and containers are stored",
     "version": "print the version",
     "completion": "print a completion script for bash, zsh or fish",
 }

@@ -19,6 +19,7 @@ from criagent.image.archive.room import Room
 from criagent.image.archive.sniff import START, check_start
 from criagent.image.blobs import disk_full
 from criagent.image.images import Images, temporary
+from criagent.image.storage_report import storage_report
 
 if TYPE_CHECKING:
     Context = grpc.aio.ServicerContext[Any, Any]
@@ -26,7 +27,7 @@ _CHUNK = 1 << 20
 
 
 class AdminService(admin_pb2_grpc.AdminServicer):
-    """Serves info, import, export, tag, fsck and prune."""
+    """Serves info, storage info, import, export, tag, fsck and prune."""
 
     def __init__(self, report: AgentReport, images: Images, fs: Executor) -> None:
         self._report = report
@@ -38,6 +39,12 @@ class AdminService(admin_pb2_grpc.AdminServicer):
     ) -> admin_pb2.InfoResponse:
         document = await self._report.document()
         return admin_pb2.InfoResponse(json=json.dumps(document))
+
+    async def StorageInfo(
+        self, request: admin_pb2.StorageInfoRequest, context: Context
+    ) -> admin_pb2.StorageInfoResponse:
+        document = await storage_report(self._images.content)
+        return admin_pb2.StorageInfoResponse(json=json.dumps(document))
 
     async def ImportImages(
         self, request_iterator: AsyncIterator[admin_pb2.ImportImagesRequest], context: Context

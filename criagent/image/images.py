@@ -144,10 +144,12 @@ class Images:
             raise InvalidRequestError(f"{text[:80]!r} is an image id, not a reference to pull")
         reference = parse_reference(text).with_default_tag()
         try:
-            return await self.puller.pull(reference, auth)
+            image = await self.puller.pull(reference, auth)
         except ExhaustedError:
             await self.collector.collect()  # its downloads take space that others need
             raise
+        await self.collector.drop_spare(image)
+        return image
 
     async def tag(self, text: str, tag: str) -> Image:
         """Add a tag to an image, which moves there from any other; returns what is stored.
@@ -281,7 +283,10 @@ class Images:
                         self.content.fs, archived_images, contents.images, self.content.files
                     )
                     await claim.add(*(blob.digest for entry in found for blob in entry.blobs))
-                return await self._import_all(found, contents.skipped)
+                imported = await self._import_all(found, contents.skipped)
+            for image in imported.images:
+                await self.collector.drop_spare(image)
+            return imported
         finally:
             await finish(self._import_ended(path))
 

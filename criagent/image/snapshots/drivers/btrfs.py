@@ -15,7 +15,7 @@ import asyncio
 import contextlib
 import errno
 import os
-from collections.abc import AsyncIterator, Iterator, Sequence
+from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
 from concurrent.futures import Executor
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -36,16 +36,18 @@ from criagent.image.snapshots.driver import (
     MountPoint,
 )
 from criagent.image.snapshots.drivers.bind_mount import bind, userns_problem
-from criagent.image.snapshots.drivers.directories import DirectoryDriver, no_limit
+from criagent.image.snapshots.drivers.btrfs_count import SubvolumeCount
+from criagent.image.snapshots.drivers.directories import DirectoryDriver
 from criagent.image.snapshots.drivers.overlay_mount import mount_readonly
-from criagent.kernel import btrfs
+from criagent.kernel import btrfs, btrfs_quota
+from criagent.kernel.btrfs_quota import Mode
 from criagent.kernel.trees import remove_tree
 from criagent.model.image import Snapshot
 
 log: structlog.stdlib.BoundLogger = structlog.get_logger(__name__)
 
-# Pauses while waiting for the space of deleted subvolumes, 10 s in all; mounted ones keep it.
-_PAUSES_S = tuple(0.005 * 2**n for n in range(11))
+# Pauses while waiting for the space of deleted subvolumes, 5 s in all; mounted ones keep it.
+_PAUSES_S = tuple(0.005 * 2**n for n in range(10))
 _CANNOT_RENAME = frozenset({errno.ENOSPC, errno.EDQUOT})
 
 
@@ -53,7 +55,9 @@ class BtrfsDriver(DirectoryDriver):
     """Subvolumes below `root`."""
 
     name: Final = "btrfs"
-    capabilities: Final = Capabilities(settles=False, selinux_labels=False, shared_page_cache=False)
+    capabilities: Final = Capabilities(
+        settles=False, selinux_labels=False, shared_page_cache=False, size_limits=True
+    )
 
     def __init__(self, root: Path, section: Storage, fs: Executor) -> None:
         super().__init__(root, section, fs)
@@ -86,8 +90,27 @@ class BtrfsDriver(DirectoryDriver):
 
     async def create_container(self, number: int, parent: int | None, limit_bytes: int) -> None:
         """A snapshot as well."""
-        no_limit(self.name, limit_bytes)
+        if limit_bytes:
+            await run_in(self._fs, self._enable_limits)
         await run_in(self._fs, self._create, number, parent)
+        if limit_bytes:
+            await run_in(self._fs, self._limit, number, limit_bytes)
+
+    def _enable_limits(self) -> None:
+        with disk_full(self.root), _opened(self.root) as place:
+            btrfs_quota.enable(place)
+            faults.reach("storage-btrfs:quotas")
+            if btrfs_quota.mode(place) is Mode.FULL:
+                raise UnsupportedError(
+                    f"the file system of {self.root} has full quotas, which a container leaves by "
+                    f"making subvolumes; run `btrfs quota disable {self.root}`, and the agent "
+                    "switches simple quotas on, or set no limit"
+                )
+
+    def _limit(self, number: int, limit_bytes: int) -> None:
+        with disk_full(self.root), _opened(self._path(number)) as subvolume:
+            btrfs_quota.limit(subvolume, btrfs.info(subvolume).id, limit_bytes)
+        faults.reach("storage-btrfs:limited")
 
     def _create(self, number: int, parent: int | None) -> None:
         with disk_full(self.root), _opened(self.root) as place:
@@ -141,13 +164,41 @@ class BtrfsDriver(DirectoryDriver):
         trees = [self._tree(layer) for layer in layers[:1]]
         await run_in(self._fs, mount_readonly, self.root, trees, self._fillers, at)
 
+    async def health(self) -> str:
+        """Whether the kernel still lets it be written."""
+        return await run_in(self._fs, self._health)
+
+    def _health(self) -> str:
+        try:
+            flags = os.statvfs(self.root).f_flag
+        except OSError as exc:
+            return f"{self.root} cannot be read: {exc.strerror}; check the disk and dmesg"
+        if flags & os.ST_RDONLY:
+            return (
+                f"the file system of {self.root} is read-only; look for errors of btrfs in dmesg, "
+                "and mount it again"
+            )
+        return ""
+
+    async def facts(self) -> Mapping[str, str]:
+        """Its quotas, and what the file system has set aside for data and metadata."""
+        return await run_in(self._fs, self._facts)
+
+    def _facts(self) -> dict[str, str]:
+        with _opened(self.root) as place:
+            quotas = btrfs_quota.mode(place)
+            limits = len(btrfs_quota.limits(place))
+            space = btrfs.space(place)
+        text = f"{quotas}, limited containers: {limits}" if limits else str(quotas)
+        return {"quotas": text} | {
+            name: f"{used / 1e6:.1f} of {total / 1e6:.1f} MB set aside"
+            for name, (used, total) in space.items()
+        }
+
     def counted(self, number: int, rootfs: Path) -> Counted:
-        """What was changed since the snapshot was made."""
-        made_at_ns = 0
-        with contextlib.suppress(OSError), _opened(self._path(number)) as subvolume:
-            made_at_ns = btrfs.info(subvolume).made_at_ns
-        tops = super().counted(number, rootfs).tops
-        return Counted(tops=tops, changed_after_ns=made_at_ns)
+        """What was allocated since the snapshot was made."""
+        path, fixed = self._path(number), (self._tree(number), self.volumes(number))
+        return Counted(tops=(), own=lambda: SubvolumeCount(path, fixed))
 
     async def problem(self, layer: Snapshot) -> str:
         """Compare the subvolume and its files with the layer's row."""
@@ -203,8 +254,16 @@ class BtrfsDriver(DirectoryDriver):
         for pause_s in _PAUSES_S:
             deleted = await run_in(self._fs, self._left, deleted)
             if not deleted:
-                return
+                break
             await asyncio.sleep(pause_s)
+        await run_in(self._fs, self._sync)  # blocks can be used again after a commit
+        await run_in(self._fs, self._forget_limits)
+
+    def _forget_limits(self) -> None:
+        with _opened(self.root) as place:
+            for subvolume in btrfs_quota.limits(place):
+                if not btrfs.exists(place, subvolume):
+                    btrfs_quota.unlimit(place, subvolume)
 
     def _sync(self) -> None:
         with _opened(self.root) as place:

@@ -51,6 +51,10 @@ class DirectoryDriver:
         """Whether there is space is the kubelet's question."""
         return ""
 
+    def used_shares(self) -> Mapping[str, float]:
+        """There is no other store."""
+        return {}
+
     async def facts(self) -> Mapping[str, str]:
         """Nothing but what all file systems have."""
         return {}
