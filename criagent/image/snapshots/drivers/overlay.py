@@ -27,7 +27,11 @@ class OverlayDriver(DirectoryDriver):
 
     name: Final = "overlay"
     capabilities: Final = Capabilities(
-        settles=True, selinux_labels=True, shared_page_cache=True, separate_containers=True
+        settles=True,
+        selinux_labels=True,
+        shared_page_cache=True,
+        separate_containers=True,
+        upper_directories=True,
     )
 
     async def facts(self) -> Mapping[str, str]:
