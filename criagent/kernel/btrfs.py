@@ -46,6 +46,8 @@ def request(direction: int, number: int, size: int) -> int:
 
 _READ, _WRITE = 2, 1
 _SYNC = request(0, 8, 0)
+_WAIT_SYNC = request(_WRITE, 22, 8)
+_START_SYNC = request(_READ, 24, 8)
 _TREE_SEARCH_V2 = request(_READ | _WRITE, 17, 112)
 _SPACE_INFO = request(_READ | _WRITE, 20, 16)
 _SNAP_CREATE_V2 = request(_WRITE, 23, _ARGS_BYTES)
@@ -175,12 +177,19 @@ def space(place: int) -> dict[str, tuple[int, int]]:
     return found
 
 
+def commit(place: int) -> None:
+    """Commit the running transaction and wait for it: metadata, and no data of files.
+
+    The kernel's thread that does it wakes the one that frees deleted subvolumes, but does nothing
+    when the last transaction is committed already.
+    """
+    transaction = ioctl(place, _START_SYNC, bytearray(8))
+    ioctl(place, _WAIT_SYNC, transaction)
+
+
 def sync(place: int) -> None:
-    """Commit what was changed, and wake the kernel's thread that frees deleted subvolumes."""
-    try:
-        fcntl.ioctl(place, _SYNC)
-    except OSError as exc:
-        raise OSError(exc.errno, f"ioctl of btrfs: {exc.strerror}") from exc
+    """Write all dirty files, commit, and wake the thread that frees deleted subvolumes."""
+    ioctl(place, _SYNC, bytearray(8))
 
 
 def _make_writable(place: int, number: int) -> None:

@@ -15,7 +15,7 @@ import asyncio
 import contextlib
 import errno
 import os
-from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Executor
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -48,6 +48,7 @@ log: structlog.stdlib.BoundLogger = structlog.get_logger(__name__)
 
 # Pauses while waiting for the space of deleted subvolumes, 5 s in all; mounted ones keep it.
 _PAUSES_S = tuple(0.005 * 2**n for n in range(10))
+_IMPATIENT_S = _PAUSES_S[6]  # after which the kernel is asked to free them by a whole sync
 _CANNOT_RENAME = frozenset({errno.ENOSPC, errno.EDQUOT})
 
 
@@ -250,13 +251,15 @@ class BtrfsDriver(DirectoryDriver):
         deleted, self._deleted = self._deleted, []
         if not deleted:
             return
-        await run_in(self._fs, self._sync)
+        await run_in(self._fs, self._at_root, btrfs.commit)
         for pause_s in _PAUSES_S:
             deleted = await run_in(self._fs, self._left, deleted)
             if not deleted:
                 break
             await asyncio.sleep(pause_s)
-        await run_in(self._fs, self._sync)  # blocks can be used again after a commit
+            if pause_s == _IMPATIENT_S:
+                await run_in(self._fs, self._at_root, btrfs.sync)
+        await run_in(self._fs, self._at_root, btrfs.commit)  # which makes the space usable
         await run_in(self._fs, self._forget_limits)
 
     def _forget_limits(self) -> None:
@@ -265,9 +268,9 @@ class BtrfsDriver(DirectoryDriver):
                 if not btrfs.exists(place, subvolume):
                     btrfs_quota.unlimit(place, subvolume)
 
-    def _sync(self) -> None:
+    def _at_root(self, call: Callable[[int], None]) -> None:
         with _opened(self.root) as place:
-            btrfs.sync(place)
+            call(place)
 
     def _left(self, deleted: Sequence[int]) -> list[int]:
         with _opened(self.root) as place:
