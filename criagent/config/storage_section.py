@@ -148,6 +148,14 @@ class Storage:
         default="auto",
         check=storage_driver,
     )
+    containers_root: str = key(
+        "Directory for the writable layers of containers and the volumes that images declare, on "
+        "another file system than storage.root; empty = in storage.root. Mount that file system "
+        "before the agent starts. For the storage drivers overlay, native and erofs. Change it "
+        "only while no container exists.",
+        default="",
+        check=checks.optional_path,
+    )
     keep_blobs: bool = key(
         "Keep the compressed layers of images after they are unpacked. They take about a third of "
         "the space of images; without them an image cannot be exported, and a damaged layer is "

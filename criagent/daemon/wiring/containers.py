@@ -54,6 +54,7 @@ def build(shared: Shared, node: NodeParts, image: ImageParts) -> ContainerParts:
             checkpoints=shared.work.checkpoints,
             exits=exits,
             transitions=transitions,
+            plugins=node.nri.plugins,
             fs=fs,
         ),
         erasure=ContainerErasure(store=store, runtimes=node.runtimes, files=files),

@@ -57,6 +57,11 @@ class Snapshots:
         return self._driver.root
 
     @property
+    def containers_root(self) -> Path:
+        """A directory on the file system of writable layers and declared volumes."""
+        return self._driver.containers_root
+
+    @property
     def driver(self) -> str:
         """The driver's name."""
         return self._driver.name

@@ -26,6 +26,7 @@ from criagent.runtime.container.exits import ExitWatcher
 from criagent.runtime.container.keys import Act, Checkpoints, Ending, Endings
 from criagent.runtime.container.transitions import Transitions
 from criagent.runtime.node import own_cgroup
+from criagent.runtime.nri.door import Plugins
 from criagent.runtime.spec.signals import signal_number
 
 _KILL_LIMIT_S = 60.0  # a process in uninterruptible sleep does not die at once
@@ -43,12 +44,14 @@ class ContainerEnding:
         checkpoints: Checkpoints,
         exits: ExitWatcher,
         transitions: Transitions,
+        plugins: Plugins,
         fs: Executor,
     ) -> None:
         self._endings = endings
         self._checkpoints = checkpoints
         self._exits = exits
         self._transitions = transitions
+        self._plugins = plugins
         self._fs = fs
         self._deadlines: dict[str, int] = {}
         self._earlier: dict[str, asyncio.Event] = {}
@@ -81,6 +84,9 @@ class ContainerEnding:
         finally:
             del self._earlier[container.id]
             self._deadlines.pop(container.id, None)
+        if self._plugins.active:
+            owner.stage = "NRI plugins"
+            await self._plugins.container_stopped(container.id)
         log.info("container_stopped", container_id=container.id)
 
     async def _end(

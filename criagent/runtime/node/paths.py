@@ -11,10 +11,19 @@ from pathlib import Path
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class RuntimePaths:
-    """`root` survives a reboot, `run_dir` does not."""
+    """`root` survives a reboot, `run_dir` does not.
+
+    `containers_root` has the writable layers if they are not below `root`.
+    """
 
     root: Path
     run_dir: Path
+    containers_root: Path | None = None
+
+    @property
+    def roots(self) -> tuple[Path, ...]:
+        """What survives a reboot."""
+        return (self.root,) if self.containers_root is None else (self.root, self.containers_root)
 
     def prepare(self) -> None:
         """Create the fixed directories with their modes; idempotent.

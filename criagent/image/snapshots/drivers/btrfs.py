@@ -222,7 +222,7 @@ class BtrfsDriver(DirectoryDriver):
                 with _opened(path) as subvolume:
                     btrfs.set_readonly(subvolume, wanted=False)  # or it cannot be renamed
                 faults.reach("btrfs:writable")
-            path.rename(self._trash / str(number))
+            path.rename(self.root / "trash" / str(number))
         except FileNotFoundError:
             return
         except OSError as exc:
