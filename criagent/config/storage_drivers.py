@@ -7,7 +7,7 @@ from criagent.config.hints import meant
 
 AUTO = "auto"
 DEFAULT = "overlay"
-KNOWN = ("overlay", "native", "btrfs", "erofs", "devmapper", "zfs")
+KNOWN = ("overlay", "native", "btrfs", "devmapper", "zfs", "erofs", "fuse-overlayfs")
 _ALIASES = {"overlay2": "overlay", "overlayfs": "overlay"}
 
 

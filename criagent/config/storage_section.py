@@ -14,6 +14,18 @@ from criagent.config.storage_drivers import storage_driver
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class StorageOverlay:
+    """The storage driver overlay."""
+
+    volatile: bool = key(
+        "Whether fsync and sync in a container, and the end of its root file system, write nothing "
+        "to the disk (mount option volatile): faster, and what a container wrote to its root may "
+        "be lost when the node crashes. Volumes are not affected.",
+        default=False,
+    )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class StorageNative:
     """The storage driver native."""
 
@@ -130,9 +142,9 @@ class Storage:
         default=Path("/var/lib/criagent"),
     )
     driver: str = key(
-        "How layers are stored: overlay, btrfs, devmapper, zfs, erofs or native (docs/storage.md "
-        "compares them). auto is the driver that made the layers in storage.root, or overlay. "
-        "Change it only while no container and no image exists.",
+        "How layers are stored: overlay, btrfs, devmapper, zfs, erofs, fuse-overlayfs or native "
+        "(docs/storage.md compares them). auto is the driver that made the layers in storage.root, "
+        "or overlay. To change it, run criagent storage migrate.",
         default="auto",
         check=storage_driver,
     )
@@ -153,6 +165,7 @@ class Storage:
         default=Path("/run/criagent/criagent.sock"),
         check=checks.socket_path,
     )
+    overlay: StorageOverlay = field(default_factory=StorageOverlay)
     native: StorageNative = field(default_factory=StorageNative)
     devmapper: StorageDevmapper = field(default_factory=StorageDevmapper)
     zfs: StorageZfs = field(default_factory=StorageZfs)

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,6 +19,9 @@ _UPPERDIRS = frozenset({"ext4", "xfs", "btrfs", "tmpfs", "f2fs", "bcachefs"})
 # Below these the kubelet evicts pods (its defaults for imagefs.available and nodefs.inodesFree).
 _LOW_SPACE, _LOW_INODES = 0.15, 0.05
 _NO_SPACE, _NO_INODES = 100 << 20, 1000
+
+_PACKAGES = {"mkfs.erofs": "erofs-utils", "fuse-overlayfs": "fuse-overlayfs"}
+_PROGRAMS = {"erofs": "mkfs.erofs", "fuse-overlayfs": "fuse-overlayfs"}  # by driver
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -34,6 +38,8 @@ class StorageFacts:
     total_inodes: int = 0  # 0 = the file system has no fixed number
     free_inodes: int = 0
     run_fstype: str = "tmpfs"  # of storage.run_dir
+    programs: frozenset[str] = frozenset(_PACKAGES)  # of storage drivers, that are on PATH
+    fuse: bool = True  # /dev/fuse exists
     set_aside_rows: int = 0
 
 
@@ -53,6 +59,8 @@ def read(config: Config) -> StorageFacts:
         total_inodes=size.f_files,
         free_inodes=size.f_favail,
         run_fstype=run.fstype if run else "",
+        programs=frozenset(filter(shutil.which, _PACKAGES)),
+        fuse=Path("/dev/fuse").exists(),
         set_aside_rows=set_aside.count(config.storage.root / "state.db"),
     )
 
@@ -60,6 +68,7 @@ def read(config: Config) -> StorageFacts:
 def judge(facts: StorageFacts, config: Config) -> Iterator[Finding]:
     """Findings on `facts`."""
     yield _root(facts, config)
+    yield _driver(facts, config)
     yield _space(facts)
     yield _inodes(facts)
     if facts.set_aside_rows:
@@ -118,6 +127,25 @@ def _root(facts: StorageFacts, config: Config) -> Finding:
             "remount it without these options",
         )
     return fine(name, f"{root} ({facts.fstype})")
+
+
+def _driver(facts: StorageFacts, config: Config) -> Finding:
+    name, driver = "storage.driver", canonical(config.storage.driver)
+    program = _PROGRAMS.get(driver, "")
+    if program and program not in facts.programs:
+        package = _PACKAGES[program]
+        return error(
+            name,
+            f"the storage driver {driver} needs {program}, which is not on PATH",
+            f"install {package} (Debian, Ubuntu, Fedora)",
+        )
+    if driver == "fuse-overlayfs" and not facts.fuse:
+        return error(
+            name,
+            "the storage driver fuse-overlayfs needs /dev/fuse, which does not exist",
+            "modprobe fuse; echo fuse > /etc/modules-load.d/criagent-fuse.conf",
+        )
+    return fine(name, driver)
 
 
 def _space(facts: StorageFacts) -> Finding:

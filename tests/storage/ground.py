@@ -24,7 +24,7 @@ from criagent.store.blobs import BlobStore
 from criagent.store.db import Database
 from criagent.store.images import ImageStore
 from criagent.store.snapshots import SnapshotStore
-from tests.storage.grounds import ground
+from tests.storage.grounds import ground, mounts_of
 
 
 def layers_of(*tars: bytes) -> tuple[Layer, ...]:
@@ -60,7 +60,7 @@ class Storage:
         """
         self._section = section or ground(driver).section
         self.top = top
-        self.mounts = top / "mounts"
+        self.mounts = mounts_of(top)
         self.mounts.mkdir(exist_ok=True)
         self._driver = driver
         self._state = state
@@ -74,6 +74,7 @@ class Storage:
         make = DRIVERS[self._driver]
         self.driver = make(self.top / "snapshots", self._section, self._threads)
         self.snapshots = Snapshots(self.driver, self.rows, self._threads)
+        self.workers = UnpackWorkers(2)
         try:
             await self.snapshots.prepare()
         except BaseException:
@@ -83,7 +84,6 @@ class Storage:
             raise
         self.files = BlobFiles(self._state / "blobs")
         self.files.prepare()
-        self.workers = UnpackWorkers(2)
         self._unpacker = LayerUnpacker(
             snapshots=self.snapshots,
             files=self.files,

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import asyncio
+import subprocess
 from collections.abc import AsyncIterator
 from pathlib import Path
 
@@ -46,7 +47,7 @@ def test_a_root_of_another_driver_is_refused_with_the_cure() -> None:
     text = str(caught.value)
     assert 'set storage.driver = "overlay"' in text
     assert "set another storage.root" in text
-    assert "remove all pods and images" in text
+    assert "criagent storage migrate --to native" in text
 
 
 def test_a_root_of_a_driver_that_this_version_lacks_is_refused() -> None:
@@ -155,3 +156,17 @@ def test_files_of_a_bind_mount_are_found_by_their_directory(tmp_path: Path, fsty
         assert elsewhere(mounted(target, **facts), tmp_path) == ""
         assert elsewhere(mounted(target, **facts), tmp_path / other) == "/a/5/fs of /dev/sda"
     assert elsewhere(mounted(tmp_path / "gone", **facts), tmp_path) == ""
+
+
+def test_the_program_behind_a_mount_names_its_upper_directory(tmp_path: Path) -> None:
+    entry = mounted(tmp_path, fstype="fuse.fuse-overlayfs", source="fuse-overlayfs")
+    assert elsewhere(entry, Path("/own")) == ""
+    options = "lowerdir=/other/snapshots/1/fs,upperdir=/other/snapshots/2/fs"
+    argv = ["fuse-overlayfs", "-c", "echo; read end", "-o", options, str(tmp_path)]
+    pipe = subprocess.PIPE
+    with subprocess.Popen(argv, executable="/bin/sh", stdin=pipe, stdout=pipe) as program:
+        assert program.stdout is not None
+        program.stdout.readline()  # it runs
+        assert elsewhere(entry, Path("/own")) == "/other/snapshots/2/fs"
+        assert elsewhere(entry, Path("/other")) == ""
+        program.communicate(b"\n")

@@ -7,6 +7,7 @@ import dataclasses
 import os
 from concurrent.futures import Executor
 
+from criagent.base.errors import WrongStateError
 from criagent.config.sections import Registry
 from criagent.daemon.wiring.shared import Shared
 from criagent.image.blobs import BlobFiles
@@ -25,7 +26,8 @@ from criagent.image.snapshots.drivers.overlay import OverlayDriver
 from criagent.image.snapshots.snapshots import Snapshots
 from criagent.image.unpack.workers import UnpackWorkers
 
-_DRIVER_SETTING = "storage.driver"
+DRIVER_SETTING = "storage.driver"  # that made the layers
+MIGRATION_SETTING = "storage.migration"  # the new driver of one that has not ended, or ""
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -46,8 +48,17 @@ class ImageParts:
         await self.client.close()
 
 
-async def build(shared: Shared) -> ImageParts:
-    """Everything about images. Raises UnsupportedError for a root of another storage driver."""
+async def build(shared: Shared, *, migrating: bool = False) -> ImageParts:
+    """Everything about images. Raises UnsupportedError for a root of another storage driver.
+
+    Raises WrongStateError for one whose migration has not ended, unless `migrating`.
+    """
+    to = shared.stores.settings.get(MIGRATION_SETTING)
+    if to and not migrating:
+        raise WrongStateError(
+            f"a migration of the layers in {shared.config.storage.root} to {to} has not ended; run "
+            f"`criagent storage migrate --to {to}` again"
+        )
     config, stores, fs, now_ns = (
         shared.config,
         shared.stores,
@@ -103,10 +114,10 @@ async def _driver(shared: Shared) -> SnapshotDriver:
     changes: a full disk gets its space back only later in the start.
     """
     storage, stores = shared.config.storage, shared.stores
-    last = stores.settings.get(_DRIVER_SETTING) or OverlayDriver.name
+    last = stores.settings.get(DRIVER_SETTING) or OverlayDriver.name
     name = chosen(storage.driver, last if stores.snapshots.all() else "", storage.root)
     if name != last:
-        await stores.settings.put(_DRIVER_SETTING, name)
+        await stores.settings.put(DRIVER_SETTING, name)
     return DRIVERS[name](storage.root / "snapshots", storage, shared.executors.fs)
 
 
