@@ -73,6 +73,8 @@ class DevmapperDriver(VolumeDriver):
         filesystem, size = self._settings.filesystem, self._settings.base_size_bytes
         disk = self.root / "base"
         await run_in(self._fs, unmount, disk)
+        self.thin.end_with_mount(BASE)
+        await self.settled(BASE)
         volume = Volume(id=BASE, sectors=size // dm.SECTOR)
         await run_in(self._fs, self.thin.create, BASE, None)
         device = await run_in(self._fs, self.thin.activate, BASE, volume)
