@@ -70,6 +70,7 @@ class Agent:
         under that of an older version. Pods and containers last.
         """
         await self.image.images.prepare()
+        self.image.check_limits()
         await self.background.networks.start()
         await self.apparmor.prepare()
         await self.recovery.run()

@@ -10,6 +10,7 @@ from concurrent.futures import Executor
 from criagent.base.aio import run_in
 from criagent.base.errors import UnsupportedError
 from criagent.config.sections import Registry
+from criagent.config.storage_section import Storage
 from criagent.daemon.wiring.shared import Shared
 from criagent.image.blobs import BlobFiles
 from criagent.image.claims import Claims
@@ -43,6 +44,20 @@ class ImageParts:
     workers: UnpackWorkers
     client: RegistryClient
     apart: ContainersRoot
+    limited_by: str  # the key that wants limits of writable layers, "" = none
+
+    def check_limits(self) -> None:
+        """Raises UnsupportedError when limits are wanted that no container can have.
+
+        The storage driver is prepared by now.
+        """
+        can = self.snapshots.capabilities
+        if self.limited_by and not can.size_limits:
+            why = can.no_size_limits or "choose another storage.driver"
+            raise UnsupportedError(
+                f"{self.limited_by} is set, but the storage driver {self.snapshots.driver} cannot "
+                f"limit writable layers: {why}, or remove the key"
+            )
 
     async def close(self) -> None:
         """Stop pulls, workers and connections."""
@@ -107,7 +122,14 @@ async def build(shared: Shared) -> ImageParts:
         workers=workers,
         client=client,
         apart=apart,
+        limited_by=_limited_by(config.storage),
     )
+
+
+def _limited_by(storage: Storage) -> str:
+    if storage.container_limit_bytes:
+        return "storage.container_limit_bytes"
+    return "storage.allowed_annotations" if storage.allowed_annotations else ""
 
 
 async def _driver(shared: Shared) -> SnapshotDriver:
