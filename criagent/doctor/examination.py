@@ -15,6 +15,7 @@ from criagent.doctor import (
     programs,
     security,
     storage,
+    storage_pools,
     system,
     unit,
 )
@@ -30,6 +31,7 @@ def _all(config: Config) -> Iterator[Finding]:
     yield from system.judge(system.read(config))
     yield from cgroups.judge(cgroups.read(), config)
     yield from storage.judge(storage.read(config), config)
+    yield from storage_pools.judge(storage_pools.read(config), config)
     yield from programs.judge(programs.read(config), config)
     yield from network.judge(network.read(config), config)
     yield from devices.judge(devices.read(config))

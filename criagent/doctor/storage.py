@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,6 +20,9 @@ _UPPERDIRS = frozenset({"ext4", "xfs", "btrfs", "tmpfs", "f2fs", "bcachefs"})
 # Below these the kubelet evicts pods (its defaults for imagefs.available and nodefs.inodesFree).
 _LOW_SPACE, _LOW_INODES = 0.15, 0.05
 _NO_SPACE, _NO_INODES = 100 << 20, 1000
+
+_PACKAGES = {"mkfs.erofs": "erofs-utils", "fuse-overlayfs": "fuse-overlayfs"}
+_PROGRAMS = {"erofs": "mkfs.erofs", "fuse-overlayfs": "fuse-overlayfs"}  # by driver
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -49,6 +53,8 @@ class StorageFacts:
     total_inodes: int = 0  # 0 = the file system has no fixed number
     free_inodes: int = 0
     run_fstype: str = "tmpfs"  # of storage.run_dir
+    programs: frozenset[str] = frozenset(_PACKAGES)  # of storage drivers, that are on PATH
+    fuse: bool = True  # /dev/fuse exists
     set_aside_rows: int = 0
     containers: PlaceFacts | None = None  # of storage.containers_root
     size_limits: bool = True  # writable layers lie on a file system with project quotas
@@ -70,6 +76,8 @@ def read(config: Config) -> StorageFacts:
         total_inodes=size.f_files,
         free_inodes=size.f_favail,
         run_fstype=run.fstype if run else "",
+        programs=frozenset(filter(shutil.which, _PACKAGES)),
+        fuse=Path("/dev/fuse").exists(),
         set_aside_rows=set_aside.count(config.storage.root / "state.db"),
         containers=_containers(config.storage.containers_root, existing),
         size_limits=_size_limits(Path(config.storage.containers_root or config.storage.root)),
@@ -104,6 +112,7 @@ def _size_limits(place: Path) -> bool:
 def judge(facts: StorageFacts, config: Config) -> Iterator[Finding]:
     """Findings on `facts`."""
     yield _root(facts, config)
+    yield _driver(facts, config)
     yield _space("disk space", facts, "images cannot be pulled")
     yield _inodes("inodes", facts, "images cannot be pulled")
     if facts.containers is not None:
@@ -167,6 +176,25 @@ def _root(facts: StorageFacts, config: Config) -> Finding:
             "remount it without these options",
         )
     return fine(name, f"{root} ({facts.fstype})")
+
+
+def _driver(facts: StorageFacts, config: Config) -> Finding:
+    name, driver = "storage.driver", canonical(config.storage.driver)
+    program = _PROGRAMS.get(driver, "")
+    if program and program not in facts.programs:
+        package = _PACKAGES[program]
+        return error(
+            name,
+            f"the storage driver {driver} needs {program}, which is not on PATH",
+            f"install {package} (Debian, Ubuntu, Fedora)",
+        )
+    if driver == "fuse-overlayfs" and not facts.fuse:
+        return error(
+            name,
+            "the storage driver fuse-overlayfs needs /dev/fuse, which does not exist",
+            "modprobe fuse; echo fuse > /etc/modules-load.d/criagent-fuse.conf",
+        )
+    return fine(name, driver)
 
 
 def _containers_root(facts: PlaceFacts, config: Config) -> Finding:

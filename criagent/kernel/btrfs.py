@@ -25,13 +25,18 @@ _NAME_BYTES = 255
 _ROOT_TREE = 1
 _ROOT_ITEM, _ROOT_BACKREF, _ROOT_REF = 132, 144, 156  # types of keys in the tree of roots
 _READONLY = 1 << 1
+_PURPOSES = {1: "data", 4: "metadata"}  # of chunks of disk; small file systems have both in one
+_RESERVE = 1 << 49
+_SPACES = 16
 _ARGS_BYTES = 4096
 _SEARCH_KEY = struct.Struct("=7Q3I4x4Q")
 _SEARCH_ITEM = struct.Struct("=3Q2I")
 _HANDLE = struct.Struct("=IiQQI")
 _HANDLE_BYTES, _HANDLE_TYPE = 20, 0x4D  # FILEID_BTRFS_WITHOUT_PARENT
 _REFERENCE = struct.Struct("<QQH")  # and the name
-_LAST = 2**64 - 1
+_LAST, _BYTE = 2**64 - 1, 255
+_SEARCH_BYTES = 65536  # no block of a tree is larger, so no item is
+_Key = tuple[int, int, int]  # object, type, offset
 
 
 def request(direction: int, number: int, size: int) -> int:
@@ -41,7 +46,8 @@ def request(direction: int, number: int, size: int) -> int:
 
 _READ, _WRITE = 2, 1
 _SYNC = request(0, 8, 0)
-_TREE_SEARCH = request(_READ | _WRITE, 17, _ARGS_BYTES)
+_TREE_SEARCH_V2 = request(_READ | _WRITE, 17, 112)
+_SPACE_INFO = request(_READ | _WRITE, 20, 16)
 _SNAP_CREATE_V2 = request(_WRITE, 23, _ARGS_BYTES)
 _SUBVOL_CREATE_V2 = request(_WRITE, 24, _ARGS_BYTES)
 _SUBVOL_GETFLAGS = request(_READ, 25, 8)
@@ -52,10 +58,10 @@ _SNAP_DESTROY_V2 = request(_WRITE, 63, _ARGS_BYTES)
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Subvolume:
-    """What the kernel tells of a subvolume; `made_at_ns` is since the epoch."""
+    """What the kernel tells of a subvolume: `made_by` is the transaction that made it."""
 
     id: int
-    made_at_ns: int
+    made_by: int
 
 
 def is_btrfs(path: Path) -> bool:
@@ -79,8 +85,8 @@ def info(subvolume: int) -> Subvolume:
     """What the subvolume is that holds the open file. Raises OSError."""
     answer = ioctl(subvolume, _SUBVOL_INFO, bytearray(504))
     (number,) = struct.unpack_from("=Q", answer)
-    seconds, nanoseconds = struct.unpack_from("=QI", answer, 392)
-    return Subvolume(id=number, made_at_ns=seconds * 10**9 + nanoseconds)
+    (made_by,) = struct.unpack_from("=Q", answer, 352)
+    return Subvolume(id=number, made_by=made_by)
 
 
 def readonly(subvolume: int) -> bool:
@@ -154,6 +160,21 @@ def destroy_all(place: int, number: int) -> list[int]:
     return gone
 
 
+def space(place: int) -> dict[str, tuple[int, int]]:
+    """Bytes that data and metadata use, and that are set aside for them, before copies (DUP)."""
+    found: dict[str, tuple[int, int]] = {}
+    buffer = bytearray(16 + 24 * _SPACES)
+    struct.pack_into("=Q", buffer, 0, _SPACES)
+    answer = ioctl(place, _SPACE_INFO, buffer)
+    (count,) = struct.unpack_from("=Q", answer, 8)
+    for at in range(count):
+        flags, total, used = struct.unpack_from("=3Q", answer, 16 + 24 * at)
+        names = [name for bit, name in _PURPOSES.items() if flags & bit]
+        if names and not flags & _RESERVE:
+            found[" and ".join(names)] = (used, total)
+    return found
+
+
 def sync(place: int) -> None:
     """Commit what was changed, and wake the kernel's thread that frees deleted subvolumes."""
     try:
@@ -182,12 +203,11 @@ def _named(name: str | bytes, source: int = 0) -> bytearray:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Item:
-    """An item of one of the file system's trees; `transid` is that of the block it was in."""
+    """An item of one of the file system's trees."""
 
     kind: int
     object: int
     offset: int
-    transid: int
     data: bytes
 
 
@@ -198,26 +218,44 @@ def search(place: int, key: tuple[int, int, int], *, first: int = 0) -> Iterator
     """
     tree, number, kind = key
     while True:
-        buffer = bytearray(_ARGS_BYTES)
-        wanted = (tree, number, number, first, _LAST, 0, _LAST, kind, kind, 4096, 0, 0, 0, 0)
-        _SEARCH_KEY.pack_into(buffer, 0, *wanted)
-        answer = ioctl(place, _TREE_SEARCH, buffer)
-        found = _SEARCH_KEY.unpack_from(answer)[9]
-        at = _SEARCH_KEY.size
-        for _ in range(found):
-            transid, item, first, found_kind, length = _SEARCH_ITEM.unpack_from(answer, at)
-            at += _SEARCH_ITEM.size
-            yield Item(
-                kind=found_kind,
-                object=item,
-                offset=first,
-                transid=transid,
-                data=bytes(answer[at : at + length]),
-            )
-            at += length
-        if not found or first == _LAST:
+        found = _search(place, tree, (number, kind, first), (number, kind, _LAST))
+        yield from found
+        if not found or found[-1].offset == _LAST:
             return
-        first += 1
+        first = found[-1].offset + 1
+
+
+def batches(place: int, tree: int, first: int, transid: int) -> Iterator[list[Item]]:
+    """Items of the tree from the object `first` on, a few at a time, but none of blocks that are
+    older than the transaction `transid`. Raises OSError, ENOENT when there is no such tree.
+    """
+    key = (first, 0, 0)
+    while found := _search(place, tree, key, (_LAST, _BYTE, _LAST), transid):
+        yield found
+        last = found[-1]
+        if last.offset < _LAST:
+            key = (last.object, last.kind, last.offset + 1)
+        elif last.kind < _BYTE:
+            key = (last.object, last.kind + 1, 0)
+        else:
+            key = (last.object + 1, 0, 0)
+
+
+def _search(place: int, tree: int, first: _Key, last: _Key, transid: int = 0) -> list[Item]:
+    """Some items with keys from `first` to `last`, in their order; none = there are no more."""
+    buffer = bytearray(_SEARCH_KEY.size + 8 + _SEARCH_BYTES)
+    ends = (first[0], last[0], first[2], last[2], transid, _LAST, first[1], last[1])
+    _SEARCH_KEY.pack_into(buffer, 0, tree, *ends, 1 << 20, 0, 0, 0, 0)
+    struct.pack_into("=Q", buffer, _SEARCH_KEY.size, _SEARCH_BYTES)
+    answer = ioctl(place, _TREE_SEARCH_V2, buffer)
+    at, found = _SEARCH_KEY.size + 8, []
+    for _ in range(_SEARCH_KEY.unpack_from(answer)[9]):
+        _, number, offset, kind, length = _SEARCH_ITEM.unpack_from(answer, at)
+        at += _SEARCH_ITEM.size
+        data = bytes(answer[at : at + length])
+        found.append(Item(kind=kind, object=number, offset=offset, data=data))
+        at += length
+    return found
 
 
 def ioctl(fd: int, request: int, buffer: bytearray, what: str | None = None) -> bytearray:

@@ -150,8 +150,8 @@ def test_nothing_is_left_of_subvolumes(other: Pods) -> None:
     for image in other.cri.images():
         other.cri.remove_image(image.id)
     until(lambda: numbers(snapshots) == [], "the removal of subvolumes")
-    done = subprocess.run(["btrfs", "subvolume", "list", OTHER], capture_output=True, check=True)
     until(lambda: not list((snapshots / "trash").iterdir()), "the trash")
+    done = subprocess.run(["btrfs", "subvolume", "list", OTHER], capture_output=True, check=True)
     assert done.stdout == b""
 
 

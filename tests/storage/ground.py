@@ -11,6 +11,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
 from pathlib import Path
 
+from criagent.config.storage_section import Storage as StorageSection
 from criagent.image.blobs import BlobFiles
 from criagent.image.documents.digest import parse_digest
 from criagent.image.layers import LayerUnpacker
@@ -23,7 +24,7 @@ from criagent.store.blobs import BlobStore
 from criagent.store.db import Database
 from criagent.store.images import ImageStore
 from criagent.store.snapshots import SnapshotStore
-from tests.storage.grounds import ground
+from tests.storage.grounds import ground, mounts_of
 
 
 def layers_of(*tars: bytes) -> tuple[Layer, ...]:
@@ -50,10 +51,16 @@ def layers_of(*tars: bytes) -> tuple[Layer, ...]:
 class Storage:
     """What an agent has of its root directory; `reopen` is its restart."""
 
-    def __init__(self, top: Path, driver: str, state: Path) -> None:
-        """The database is in `state`, so that a full file system is the driver's matter alone."""
+    def __init__(
+        self, top: Path, driver: str, state: Path, section: StorageSection | None = None
+    ) -> None:
+        """The database is in `state`, so that a full file system is the driver's matter alone.
+
+        The keys of the driver are those of its ground unless `section` has others.
+        """
+        self._section = section or ground(driver).section
         self.top = top
-        self.mounts = top / "mounts"
+        self.mounts = mounts_of(top)
         self.mounts.mkdir(exist_ok=True)
         self._driver = driver
         self._state = state
@@ -64,14 +71,19 @@ class Storage:
         self.db = Database.open(self._state / "state.db")
         self.rows = SnapshotStore(self.db)
         self.images = ImageStore(self.db, self.rows, BlobStore(self.db))
-        self.driver = DRIVERS[self._driver](
-            self.top / "snapshots", ground(self._driver).section, self._threads
-        )
+        make = DRIVERS[self._driver]
+        self.driver = make(self.top / "snapshots", self._section, self._threads)
         self.snapshots = Snapshots(self.driver, self.rows, self._threads)
-        await self.snapshots.prepare()
+        self.workers = UnpackWorkers(2)
+        try:
+            await self.snapshots.prepare()
+        except BaseException:
+            await self.snapshots.close()
+            self.db.close()
+            self._threads.shutdown()
+            raise
         self.files = BlobFiles(self._state / "blobs")
         self.files.prepare()
-        self.workers = UnpackWorkers(2)
         self._unpacker = LayerUnpacker(
             snapshots=self.snapshots,
             files=self.files,

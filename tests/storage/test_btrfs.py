@@ -5,22 +5,22 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import math
 import os
 import re
 import signal
 import subprocess
-import sys
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 
 import pytest
 
 from criagent.base.errors import AgentError, ExhaustedError, UnsupportedError
-from criagent.kernel import btrfs, btrfs_quota, mount
+from criagent.kernel import btrfs, btrfs_quota
 from criagent.model.image import Snapshot
 from tests.storage.ground import Storage
 from tests.storage.grounds import file_system
-from tests.storage.life import LAYERS, life
+from tests.storage.killed import LAYERS, Lives, lives
 from tests.support.unpack_place import member, tar
 
 pytestmark = pytest.mark.root
@@ -37,6 +37,12 @@ def place(tmp_path: Path) -> Iterator[Path]:
         yield top
 
 
+@pytest.fixture(scope="module")
+def living() -> Iterator[Lives]:
+    with lives() as one:
+        yield one
+
+
 @pytest.fixture
 async def storage(place: Path) -> AsyncIterator[Storage]:
     one = await Storage(place, "btrfs", place.parent).open()
@@ -46,6 +52,11 @@ async def storage(place: Path) -> AsyncIterator[Storage]:
 
 def sh(*argv: str | Path) -> None:
     subprocess.run(argv, check=True, capture_output=True)
+
+
+def tree_of(storage: Storage, snapshot: Snapshot) -> Path:
+    """The files of a snapshot."""
+    return storage.snapshots.root / str(snapshot.number) / "fs"
 
 
 def subvolumes(top: Path) -> list[str]:
@@ -86,16 +97,16 @@ async def limited(storage: Storage, size: int) -> tuple[Snapshot, Path]:
     snapshot = await storage.snapshots.create_container(
         "a" * 64, parent=image.layers[-1].chain_id, created_at_ns=1, limit_bytes=size
     )
-    return snapshot, storage.tree(snapshot)
+    return snapshot, tree_of(storage, snapshot)
 
 
 async def test_layers_are_read_only_and_containers_are_not(storage: Storage) -> None:
     image = await storage.image(*LAYERS)
     for layer in storage.rows.all():
         with pytest.raises(OSError, match="Read-only file system"):
-            (storage.tree(layer) / "new").touch()
+            (tree_of(storage, layer) / "new").touch()
     snapshot = await storage.writable("a", image)
-    (storage.tree(snapshot) / "new").touch()
+    (tree_of(storage, snapshot) / "new").touch()
     assert subvolumes(storage.top) == [f"snapshots/{number}" for number in (1, 2, 3)]
 
 
@@ -106,7 +117,7 @@ async def test_a_snapshot_shares_the_blocks_of_its_image(storage: Storage) -> No
     before = os.statvfs(storage.top).f_bfree
     for letter in "abcdefghij":
         snapshot = await storage.writable(letter, image)
-        with (storage.tree(snapshot) / "big").open("r+b") as file:
+        with (tree_of(storage, snapshot) / "big").open("r+b") as file:
             file.write(b"one block")
     os.sync()
     facts = os.statvfs(storage.top)
@@ -128,7 +139,7 @@ async def test_two_hundred_containers_at_once(storage: Storage) -> None:
     made = await asyncio.gather(
         *(storage.snapshots.create_container(k, parent=top, created_at_ns=1) for k in keys)
     )
-    assert all((storage.tree(one) / "low").read_text() == "low" for one in made)
+    assert all((tree_of(storage, one) / "low").read_text() == "low" for one in made)
     await asyncio.gather(*(storage.snapshots.remove(key) for key in keys))
     await storage.snapshots.empty_trash()
     assert subvolumes(storage.top) == ["snapshots/1"]
@@ -139,7 +150,7 @@ async def test_subvolumes_that_a_container_made_are_removed_with_it(storage: Sto
     snapshot = await storage.writable("a", image)
     volumes = storage.snapshots.volumes(snapshot)
     volumes.mkdir()
-    with opened(storage.tree(snapshot).parent) as own, opened(volumes) as volume:
+    with opened(tree_of(storage, snapshot).parent) as own, opened(volumes) as volume:
         async with storage.root(snapshot, image) as root:
             with opened(root) as fd:
                 btrfs.snapshot(own, fd, "of-itself")
@@ -166,12 +177,69 @@ async def test_the_space_of_what_was_removed_is_free_at_once(storage: Storage) -
     image = await storage.image(BASE)
     before = free()
     snapshot = await storage.writable("a", image)
-    (storage.tree(snapshot) / "file").write_bytes(os.urandom(16 << 20))
+    (tree_of(storage, snapshot) / "file").write_bytes(os.urandom(16 << 20))
     assert before - free() > 15 << 20
     await storage.snapshots.remove(snapshot.key)
     await storage.snapshots.empty_trash()
     facts = os.statvfs(storage.top)
     assert before - facts.f_bfree * facts.f_bsize < 1 << 20
+
+
+async def test_usage_is_what_was_allocated(storage: Storage) -> None:
+    """A changed block of a large file of the image is no more than that, a hole nothing."""
+    image = await storage.image(BASE)
+    snapshot = await storage.writable("a", image)
+    tree = tree_of(storage, snapshot)
+
+    def used() -> tuple[int, int]:
+        os.sync()
+        count = storage.snapshots.counted(snapshot, tree).count()
+        assert count.advance(math.inf)
+        count.close()
+        return count.usage
+
+    assert used() == (0, 0)
+    with (tree / "big").open("r+b") as big:
+        big.write(b"changed")
+    os.chown(tree / "low", 5, 5)
+    assert used() == (4096, 0)
+    with (tree / "hole").open("wb") as file:
+        file.truncate(1 << 30)
+        file.write(bytes(8192))
+    assert used() == (4096 + 8192, 1)
+    (tree / "hole").unlink()
+    (tree / "small").write_bytes(b"x" * 100)
+    assert used() == (4096 + 100, 1)
+    with opened(tree) as fd:
+        own = nest(fd, "own")
+        os.close(nest(own, "inner"))
+        os.close(own)
+    (tree / "own/file").write_bytes(os.urandom(1 << 20))
+    assert used() == (4096 + 100 + (1 << 20) + len("nested"), 1 + 4)
+    volumes = storage.snapshots.volumes(snapshot)
+    volumes.mkdir()
+    (volumes / "file").write_bytes(os.urandom(1 << 20))
+    assert used()[1] == 1 + 4 + 1
+    sh("btrfs", "subvolume", "delete", tree.parent / "fs/own/inner")
+    assert used()[1] == 1 + 4 + 1 - 2
+    await storage.snapshots.remove(snapshot.key)
+    gone = storage.snapshots.counted(snapshot, tree).count()
+    with pytest.raises(FileNotFoundError):
+        gone.advance(math.inf)
+
+
+async def test_many_changes_are_counted_in_slices(storage: Storage) -> None:
+    image = await storage.image(BASE)
+    snapshot = await storage.writable("a", image)
+    for n in range(5000):
+        (tree_of(storage, snapshot) / f"{n}").touch()
+    os.sync()
+    count, slices = storage.snapshots.counted(snapshot, Path()).count(), 1
+    while not count.advance(0):
+        slices += 1
+    assert count.usage == (0, 5000)
+    assert slices > 10
+    assert count.complete
 
 
 async def test_a_limit_holds_for_all_that_a_container_writes(storage: Storage) -> None:
@@ -198,11 +266,19 @@ async def test_a_full_container_is_removed_with_its_limit(storage: Storage) -> N
     with pytest.raises(OSError, match="Disk quota exceeded"):
         (tree / "file").write_bytes(os.urandom(6 << 20))
     assert len(groups(storage.top)) == 1
+    facts = await storage.snapshots.facts()
+    assert facts["quotas"] == "simple, limited containers: 1"
+    assert facts["data and metadata"].endswith("MB set aside")
     other = await storage.snapshots.create_container("b" * 64, parent="", created_at_ns=1)
-    (storage.tree(other) / "file").write_bytes(os.urandom(6 << 20))
+    (tree_of(storage, other) / "file").write_bytes(os.urandom(6 << 20))
     await storage.snapshots.remove(snapshot.key)
     await storage.snapshots.empty_trash()
     assert groups(storage.top) == []
+
+
+async def test_no_quotas_are_switched_on_without_a_limit(storage: Storage) -> None:
+    await storage.writable("a", await storage.image(BASE))
+    assert (await storage.snapshots.facts())["quotas"] == "off"
 
 
 async def test_full_quotas_do_not_limit_a_container(storage: Storage) -> None:
@@ -213,7 +289,7 @@ async def test_full_quotas_do_not_limit_a_container(storage: Storage) -> None:
     await storage.snapshots.remove("a" * 64)
     sh("btrfs", "quota", "disable", storage.top)
     snapshot, _ = await limited(storage, 4 << 20)
-    fd = os.open(storage.tree(snapshot), os.O_RDONLY)
+    fd = os.open(tree_of(storage, snapshot), os.O_RDONLY)
     assert btrfs_quota.mode(fd) == "simple"
     os.close(fd)
 
@@ -252,7 +328,6 @@ async def test_a_container_that_somebody_deleted_is_removed(storage: Storage) ->
     image = await storage.image(BASE)
     snapshot = await storage.writable("a", image)
     sh("btrfs", "subvolume", "delete", storage.top / f"snapshots/{snapshot.number}")
-    assert storage.snapshots.counted(snapshot, storage.top / "nowhere").tops
     with pytest.raises(AgentError, match="No such file or directory"):
         async with storage.root(snapshot, image):
             pass
@@ -283,7 +358,7 @@ async def test_a_file_system_full_of_small_files_is_emptied(storage: Storage) ->
     """Metadata takes all the space: nothing can be renamed, and removal still works."""
     image = await storage.image(BASE)
     snapshot = await storage.writable("a", image)
-    tree, made = storage.tree(snapshot), 0
+    tree, made = tree_of(storage, snapshot), 0
     with contextlib.suppress(OSError):
         while True:
             (tree / f"{made}").write_bytes(b"x" * 2000)  # in the tree itself
@@ -296,7 +371,7 @@ async def test_a_file_system_full_of_small_files_is_emptied(storage: Storage) ->
     await storage.snapshots.empty_trash()
     assert storage.directories() == ["1"]
     again = await storage.writable("a", image)
-    (storage.tree(again) / "file").write_bytes(os.urandom(1 << 20))
+    (tree_of(storage, again) / "file").write_bytes(os.urandom(1 << 20))
 
 
 async def many(storage: Storage) -> None:
@@ -304,28 +379,10 @@ async def many(storage: Storage) -> None:
         await storage.snapshots.create_container(f"{n:064x}", parent="", created_at_ns=1)
 
 
-def killed(place: Path, point: str) -> int:
-    """The status of a life that was to die at `point`."""
-    argv = [sys.executable, "-m", "tests.storage.life", str(place), str(place.parent), "btrfs"]
-    return subprocess.run([*argv, point], cwd=SOURCE.parents[4], timeout=60, check=False).returncode
-
-
-@pytest.mark.parametrize("point", [*POINTS, "snapshot-remove:trash"])
-async def test_a_crash_leaves_nothing(place: Path, point: str) -> None:
-    assert killed(place, point) == -signal.SIGKILL, f"nothing reaches {point}"
-    mount.detach_below(place / "mounts")
-    storage = Storage(place, "btrfs", place.parent)
-    for _ in range(2):
-        await storage.open()
-        await storage.snapshots.sweep()
-        used = {layer.chain_id for image in storage.images.all() for layer in image.layers}
-        for row in storage.rows.all():
-            if row.key not in used:
-                await storage.snapshots.remove(row.key)
-        assert await storage.problems() == [""] * len(used)
-        await storage.close()
-    await storage.open()
-    await life(storage)
-    assert (storage.rows.all(), storage.directories()) == ([], [])
+@pytest.mark.parametrize("point", POINTS)
+async def test_a_crash_leaves_no_subvolume_and_no_limit(
+    place: Path, living: Lives, point: str
+) -> None:
+    assert living.run(place, "btrfs", f"{point}#1") == -signal.SIGKILL
+    assert living.run(place, "btrfs") == 0, living.output(place)
     assert (subvolumes(place), groups(place)) == ([], [])
-    await storage.close()

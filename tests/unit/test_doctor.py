@@ -144,6 +144,24 @@ def test_storage(facts: dict[str, Any], name: str, level: str, part: str) -> Non
     judged(one(storage.judge(storage.StorageFacts(**facts), Config()), name), level, part)
 
 
+@pytest.mark.parametrize(
+    ("driver", "facts", "level", "part"),
+    [
+        ("auto", {"programs": frozenset(), "fuse": False}, "ok", "auto"),
+        ("erofs", {}, "ok", "erofs"),
+        ("erofs", {"programs": frozenset()}, "error", "install erofs-utils"),
+        ("fuse-overlayfs", {"programs": frozenset()}, "error", "install fuse-overlayfs"),
+        ("fuse-overlayfs", {"fuse": False}, "error", "modprobe fuse"),
+    ],
+)
+def test_what_a_storage_driver_needs(
+    driver: str, facts: dict[str, Any], level: str, part: str
+) -> None:
+    config = Config(storage=Storage(driver=driver))
+    found = one(storage.judge(storage.StorageFacts(**facts), config), "storage.driver")
+    judged(found, level, part)
+
+
 def test_copies_of_layers_need_no_file_system_for_overlay() -> None:
     config = Config(storage=Storage(driver="native"))
     facts = storage.StorageFacts(fstype="nfs4")

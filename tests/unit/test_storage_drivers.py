@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import asyncio
+import subprocess
 from collections.abc import AsyncIterator
 from pathlib import Path
 
@@ -47,7 +48,7 @@ def test_a_root_of_another_driver_is_refused_with_the_cure() -> None:
     text = str(caught.value)
     assert 'set storage.driver = "overlay"' in text
     assert "set another storage.root" in text
-    assert "remove all pods and images" in text
+    assert "criagent storage migrate --to native" in text
 
 
 def test_a_root_of_a_driver_that_this_version_lacks_is_refused() -> None:
@@ -196,3 +197,17 @@ def test_a_start_that_was_killed_leaves_an_empty_id_file(tmp_path: Path) -> None
     (tmp_path / ID_FILE).touch()
     claimed(ROOT, tmp_path, "").close()
     assert (tmp_path / ID_FILE).read_text().splitlines()[1] == str(ROOT)
+
+
+def test_the_program_behind_a_mount_names_its_upper_directory(tmp_path: Path) -> None:
+    entry = mounted(tmp_path, fstype="fuse.fuse-overlayfs", source="fuse-overlayfs")
+    assert elsewhere(entry, Path("/own")) == ""
+    options = "lowerdir=/other/snapshots/1/fs,upperdir=/other/snapshots/2/fs"
+    argv = ["fuse-overlayfs", "-c", "echo; read end", "-o", options, str(tmp_path)]
+    pipe = subprocess.PIPE
+    with subprocess.Popen(argv, executable="/bin/sh", stdin=pipe, stdout=pipe) as program:
+        assert program.stdout is not None
+        program.stdout.readline()  # it runs
+        assert elsewhere(entry, Path("/own")) == "/other/snapshots/2/fs"
+        assert elsewhere(entry, Path("/other")) == ""
+        program.communicate(b"\n")

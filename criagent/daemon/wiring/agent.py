@@ -114,7 +114,7 @@ async def build(shared: Shared) -> Agent:
             layers=layers,
         ),
         backend=Backend(
-            node=_node_calls(shared, node_parts, networks),
+            node=_node_calls(shared, node_parts, networks, image_parts),
             sandboxes=sandbox_calls,
             containers=container_calls,
             sessions=sessions.build(shared, node_parts, pod_parts, container_parts),
@@ -123,8 +123,15 @@ async def build(shared: Shared) -> Agent:
     )
 
 
-def _node_calls(shared: Shared, parts: node.NodeParts, networks: Networks) -> Node:
-    conditions = Conditions(handlers=parts.handlers, db=shared.stores.db, network=networks.default)
+def _node_calls(
+    shared: Shared, parts: node.NodeParts, networks: Networks, image_parts: ImageParts
+) -> Node:
+    conditions = Conditions(
+        handlers=parts.handlers,
+        db=shared.stores.db,
+        network=networks.default,
+        snapshots=image_parts.snapshots,
+    )
     return Node(
         conditions=conditions,
         handlers=parts.handlers,

@@ -8,7 +8,7 @@ import os
 from concurrent.futures import Executor
 
 from criagent.base.aio import run_in
-from criagent.base.errors import UnsupportedError
+from criagent.base.errors import UnsupportedError, WrongStateError
 from criagent.config.sections import Registry
 from criagent.config.storage_section import Storage
 from criagent.daemon.wiring.shared import Shared
@@ -30,7 +30,8 @@ from criagent.image.snapshots.keys import is_writable
 from criagent.image.snapshots.snapshots import Snapshots
 from criagent.image.unpack.workers import UnpackWorkers
 
-_DRIVER_SETTING = "storage.driver"
+DRIVER_SETTING = "storage.driver"  # that made the layers
+MIGRATION_SETTING = "storage.migration"  # the new driver of one that has not ended, or ""
 _CONTAINERS_ROOT_SETTING = "storage.containers_root"
 
 
@@ -68,8 +69,17 @@ class ImageParts:
         self.apart.close()
 
 
-async def build(shared: Shared) -> ImageParts:
-    """Everything about images. Raises UnsupportedError for a root of another storage driver."""
+async def build(shared: Shared, *, migrating: bool = False) -> ImageParts:
+    """Everything about images. Raises UnsupportedError for a root of another storage driver.
+
+    Raises WrongStateError for one whose migration has not ended, unless `migrating`.
+    """
+    to = shared.stores.settings.get(MIGRATION_SETTING)
+    if to and not migrating:
+        raise WrongStateError(
+            f"a migration of the layers in {shared.config.storage.root} to {to} has not ended; run "
+            f"`criagent storage migrate --to {to}` again"
+        )
     config, stores, fs, now_ns = (
         shared.config,
         shared.stores,
@@ -139,10 +149,10 @@ async def _driver(shared: Shared) -> SnapshotDriver:
     changes: a full disk gets its space back only later in the start.
     """
     storage, stores = shared.config.storage, shared.stores
-    last = stores.settings.get(_DRIVER_SETTING) or OverlayDriver.name
+    last = stores.settings.get(DRIVER_SETTING) or OverlayDriver.name
     name = chosen(storage.driver, last if stores.snapshots.all() else "", storage.root)
     if name != last:
-        await stores.settings.put(_DRIVER_SETTING, name)
+        await stores.settings.put(DRIVER_SETTING, name)
     return DRIVERS[name](storage.root / "snapshots", storage, shared.executors.fs)
 
 

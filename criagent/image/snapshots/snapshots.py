@@ -17,7 +17,13 @@ import structlog
 
 from criagent.base import faults
 from criagent.base.aio import Background, run_in
-from criagent.base.errors import AgentError, NotFoundError
+from criagent.base.errors import (
+    AgentError,
+    CorruptError,
+    ExhaustedError,
+    NotFoundError,
+    UnsupportedError,
+)
 from criagent.image.snapshots.driver import (
     Capabilities,
     Counted,
@@ -80,7 +86,8 @@ class Snapshots:
         """
         below = self._below(parent)
         snapshot = await self.store.reserve(chain_id, parent=parent, created_at_ns=created_at_ns)
-        await self._driver.create_layer(snapshot.number, below)
+        async with self._over([parent]):
+            await self._driver.create_layer(snapshot.number, below)
         return snapshot
 
     async def create_container(
@@ -95,7 +102,8 @@ class Snapshots:
         snapshot = await self.store.reserve(
             container_id, parent=parent, created_at_ns=created_at_ns
         )
-        await self._driver.create_container(snapshot.number, below, limit_bytes)
+        async with self._over([parent]):
+            await self._driver.create_container(snapshot.number, below, limit_bytes)
         return snapshot
 
     @asynccontextmanager
@@ -124,9 +132,11 @@ class Snapshots:
         the files: there may be setuid programs among them. Raises NotFoundError when a layer is
         missing, AgentError.
         """
-        below = self._committed([layer.chain_id for layer in image.layers])
+        chain = [layer.chain_id for layer in image.layers]
+        below = self._committed(chain)
         try:
-            await self._driver.mount_container(snapshot.number, below, at)
+            async with self._over(chain):
+                await self._driver.mount_container(snapshot.number, below, at)
         except OSError as exc:
             raise AgentError(f"{self._driver.name} of {image.id} at {at.path}: {exc}") from exc
 
@@ -135,9 +145,11 @@ class Snapshots:
 
         Raises NotFoundError when a layer is missing, AgentError.
         """
-        layers = self._committed(self._chain(top))
+        chain = self._chain(top)
+        layers = self._committed(chain)
         try:
-            await self._driver.mount_image(layers, at)
+            async with self._over(chain):
+                await self._driver.mount_image(layers, at)
         except OSError as exc:
             raise AgentError(f"{self._driver.name} of image volume {at.path}: {exc}") from exc
 
@@ -160,6 +172,10 @@ class Snapshots:
     async def health(self) -> str:
         """Why the node must not get more pods, with the cure; "" = it may."""
         return await self._driver.health()
+
+    def used_shares(self) -> Mapping[str, float]:
+        """How full the driver's own store is, by part."""
+        return self._driver.used_shares()
 
     async def facts(self) -> Mapping[str, str]:
         """What the driver tells `criagent storage info`."""
@@ -202,6 +218,23 @@ class Snapshots:
         except OSError as exc:
             log.warning("trash_not_deleted", path=str(self.root / "trash"), error=str(exc))
 
+    @asynccontextmanager
+    async def _over(self, chain: Sequence[str]) -> AsyncIterator[None]:
+        """For a block that uses the layers `chain`: if it fails since one of them is damaged, that
+        is what it says. Raises CorruptError for that.
+        """
+        try:
+            yield
+        except (OSError, AgentError) as exc:
+            if isinstance(exc, ExhaustedError | UnsupportedError | CorruptError):
+                raise
+            for layer in map(self.store.get, chain):
+                if layer is None or not layer.committed:
+                    continue
+                if problem := await self._driver.problem(layer):
+                    raise _damaged(layer, problem) from exc
+            raise
+
     def _below(self, parent: str) -> int | None:
         """The number of the layer `parent`, None for "" and for one that is yet to be made."""
         below = self.store.get(parent)
@@ -238,4 +271,11 @@ def _not_unpacked(chain_id: str) -> NotFoundError:
     return NotFoundError(
         f"layer {chain_id} is not unpacked; run `criagent image fsck --repair`, "
         "then pull the image again"
+    )
+
+
+def _damaged(layer: Snapshot, problem: str) -> CorruptError:
+    return CorruptError(
+        f"layer {layer.key} is damaged: {problem}; run `criagent image fsck --repair`, then pull "
+        "the image again"
     )

@@ -25,6 +25,7 @@ from criagent.base.errors import AgentError, ExhaustedError, InvalidRequestError
 from criagent.image.blobs import disk_full
 from criagent.image.snapshots.snapshots import Snapshots
 from criagent.kernel.paths import RESOLVE_IN_ROOT, RESOLVE_NO_SYMLINKS, open_in_root, openat2
+from criagent.kernel.process import owning
 from criagent.model.container import Container, Mount
 from criagent.model.image import Snapshot
 from criagent.model.sandbox import Sandbox
@@ -171,8 +172,9 @@ class DeclaredVolumes:
             uid, gid = userns.root_uid + uid, userns.root_gid + gid
         root = os.open(self.paths.rootfs(container.id), os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
         try:
-            for place in places:
-                _make_below(root, place, (uid, gid))
+            with owning(uid, gid):
+                for place in places:
+                    _make_below(root, place, (uid, gid))
         except NotADirectoryError as exc:
             raise InvalidRequestError(
                 f"image {container.spec.image[:200]} declares a volume at or below "

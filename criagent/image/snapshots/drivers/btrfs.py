@@ -15,7 +15,7 @@ import asyncio
 import contextlib
 import errno
 import os
-from collections.abc import AsyncIterator, Iterator, Sequence
+from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
 from concurrent.futures import Executor
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -36,6 +36,7 @@ from criagent.image.snapshots.driver import (
     MountPoint,
 )
 from criagent.image.snapshots.drivers.bind_mount import bind, userns_problem
+from criagent.image.snapshots.drivers.btrfs_count import SubvolumeCount
 from criagent.image.snapshots.drivers.directories import DirectoryDriver
 from criagent.image.snapshots.drivers.overlay_mount import mount_readonly
 from criagent.kernel import btrfs, btrfs_quota
@@ -179,13 +180,25 @@ class BtrfsDriver(DirectoryDriver):
             )
         return ""
 
+    async def facts(self) -> Mapping[str, str]:
+        """Its quotas, and what the file system has set aside for data and metadata."""
+        return await run_in(self._fs, self._facts)
+
+    def _facts(self) -> dict[str, str]:
+        with _opened(self.root) as place:
+            quotas = btrfs_quota.mode(place)
+            limits = len(btrfs_quota.limits(place))
+            space = btrfs.space(place)
+        text = f"{quotas}, limited containers: {limits}" if limits else str(quotas)
+        return {"quotas": text} | {
+            name: f"{used / 1e6:.1f} of {total / 1e6:.1f} MB set aside"
+            for name, (used, total) in space.items()
+        }
+
     def counted(self, number: int, rootfs: Path) -> Counted:
-        """What was changed since the snapshot was made."""
-        made_at_ns = 0
-        with contextlib.suppress(OSError), _opened(self._path(number)) as subvolume:
-            made_at_ns = btrfs.info(subvolume).made_at_ns
-        tops = super().counted(number, rootfs).tops
-        return Counted(tops=tops, changed_after_ns=made_at_ns)
+        """What was allocated since the snapshot was made."""
+        path, fixed = self._path(number), (self._tree(number), self.volumes(number))
+        return Counted(tops=(), own=lambda: SubvolumeCount(path, fixed))
 
     async def problem(self, layer: Snapshot) -> str:
         """Compare the subvolume and its files with the layer's row."""

@@ -38,6 +38,7 @@ class DirectoryDriver:
         own = section.containers_root
         self.containers_root = Path(own) / "snapshots" if own else root
         self._tops = (root,) if self.containers_root == root else (root, self.containers_root)
+        self._trash = root / "trash"
         self._fillers = (root / "empty", root / "empty-too")  # stay empty, for overlays
 
     @property
@@ -60,6 +61,10 @@ class DirectoryDriver:
         """Whether the directories are there; whether there is space is the kubelet's question."""
         gone = [top for top in self._tops if not await run_in(self._fs, top.exists)]
         return f"{gone[0]} is gone; mount its file system again" if gone else ""
+
+    def used_shares(self) -> Mapping[str, float]:
+        """There is no other store."""
+        return {}
 
     async def facts(self) -> Mapping[str, str]:
         """Nothing but what all file systems have."""

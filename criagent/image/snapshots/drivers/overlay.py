@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 import os
 import shutil
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Final
@@ -30,6 +30,13 @@ class OverlayDriver(LimitedDirectoryDriver):
     capabilities = Capabilities(
         settles=True, selinux_labels=True, shared_page_cache=True, separate_containers=True
     )
+
+    async def facts(self) -> Mapping[str, str]:
+        """Options of its mounts, which do not depend on the parameters of the kernel's module."""
+        return {
+            **mount.overlay_facts(),
+            "volatile": "on" if self._section.overlay.volatile else "off",
+        }
 
     async def userns_problem(self, ids: MappedIds) -> str:
         """Try an overlay of the snapshots' directory with mapped ids."""
@@ -95,8 +102,9 @@ class OverlayDriver(LimitedDirectoryDriver):
             for directory in (upper, work):
                 os.chown(directory, at.ids.uid, at.ids.gid)
         lower_layers = [self._tree(lower) for lower in below] or [self._fillers[0]]
+        options = mount.OverlayOptions(label=at.label, volatile=self._section.overlay.volatile)
         with seen_as(self.root, lower_layers, at.ids) as seen:
-            mount.overlay(seen, upper, work, at.path, at.label)
+            mount.overlay(seen, upper, work, at.path, options)
 
     async def mount_image(self, layers: Sequence[int], at: MountPoint) -> None:
         """An overlay without an upper directory."""

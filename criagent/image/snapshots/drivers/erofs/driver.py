@@ -223,7 +223,13 @@ class ErofsDriver(LimitedDirectoryDriver):
             for directory in (upper, work):
                 os.chown(directory, at.ids.uid, at.ids.gid)
         with seen_as(layers, at.ids) as seen:
-            mount.overlay([*seen] or [self._fillers[0]], upper, work, at.path, at.label)
+            mount.overlay(
+                [*seen] or [self._fillers[0]],
+                upper,
+                work,
+                at.path,
+                mount.OverlayOptions(label=at.label),
+            )
 
     async def mount_image(self, layers: Sequence[int], at: MountPoint) -> None:
         """An overlay without an upper directory."""
@@ -234,7 +240,13 @@ class ErofsDriver(LimitedDirectoryDriver):
         missing = max(0, 2 - len(layers))  # overlayfs wants two without an upper
         at.path.mkdir(parents=True, exist_ok=True)
         with seen_as(layers, at.ids) as seen:
-            mount.overlay([*seen, *self._fillers[:missing]], None, None, at.path, at.label)
+            mount.overlay(
+                [*seen, *self._fillers[:missing]],
+                None,
+                None,
+                at.path,
+                mount.OverlayOptions(label=at.label),
+            )
 
     async def _attached(self, numbers: Sequence[int]) -> list[Path]:
         """Where the files of these layers are; images that are not mounted are by now."""
