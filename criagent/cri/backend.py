@@ -38,6 +38,8 @@ class Sandboxes:
     run: Callable[[SandboxSpec], Awaitable[Sandbox]]  # SandboxRunner.run
     stop: Callable[[str], Awaitable[None]]  # SandboxStopper.stop
     remove: Callable[[str], Awaitable[None]]  # SandboxRemover.remove
+    # SandboxResizer.update, with overhead and resources
+    update: Callable[[str, Resources | None, Resources | None], Awaitable[None]]
     describe: Callable[[Sandbox], Mapping[str, Any]]  # Describer.sandbox
 
 

@@ -202,8 +202,11 @@ class RuntimeService(api_pb2_grpc.RuntimeServiceServicer):
     async def UpdatePodSandboxResources(
         self, request: api_pb2.UpdatePodSandboxResourcesRequest, context: Context
     ) -> api_pb2.UpdatePodSandboxResourcesResponse:
-        # The kubelet writes the pod's cgroup itself; an error here would make it refuse the resize.
-        self._sandboxes.store.resolve(request.pod_sandbox_id)
+        await self._sandboxes.update(
+            request.pod_sandbox_id,
+            resources(request.overhead) if request.HasField("overhead") else None,
+            resources(request.resources) if request.HasField("resources") else None,
+        )
         return api_pb2.UpdatePodSandboxResourcesResponse()
 
     async def GetContainerEvents(

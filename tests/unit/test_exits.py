@@ -44,6 +44,7 @@ from criagent.runtime.container.transitions import Transitions
 from criagent.runtime.node.cgroup_names import CgroupDriver
 from criagent.runtime.node.clock import Clock
 from criagent.runtime.node.paths import RuntimePaths
+from criagent.runtime.nri.door import NoPlugins
 from criagent.runtime.oci.runtime import OciRuntime, Runtimes, SealedProgram
 from criagent.runtime.recovery.containers import ContainerRecovery
 from criagent.runtime.verbs.remove_container import ContainerRemover
@@ -107,7 +108,11 @@ class Ground:
             boot_id="this",
         )
         self.ending = ContainerEnding(
-            endings=self.endings, exits=self.exits, transitions=transitions, fs=self.fs
+            endings=self.endings,
+            exits=self.exits,
+            transitions=transitions,
+            plugins=NoPlugins(),
+            fs=self.fs,
         )
         self.stopper = ContainerStopper(store=self.store, ending=self.ending)
         self.monitors: list[asyncio.subprocess.Process] = []
@@ -170,6 +175,7 @@ class Ground:
             endings=self.endings,
             stopper=self.stopper,
             erasure=self.erasure(runtimes),
+            plugins=NoPlugins(),
         )
 
     @property

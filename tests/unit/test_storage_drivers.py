@@ -159,6 +159,20 @@ def test_files_of_a_bind_mount_are_found_by_their_directory(tmp_path: Path, fsty
     assert elsewhere(mounted(tmp_path / "gone", **facts), tmp_path) == ""
 
 
+def test_the_program_behind_a_mount_names_its_upper_directory(tmp_path: Path) -> None:
+    entry = mounted(tmp_path, fstype="fuse.fuse-overlayfs", source="fuse-overlayfs")
+    assert elsewhere(entry, Path("/own")) == ""
+    options = "lowerdir=/other/snapshots/1/fs,upperdir=/other/snapshots/2/fs"
+    argv = ["fuse-overlayfs", "-c", "echo; read end", "-o", options, str(tmp_path)]
+    pipe = subprocess.PIPE
+    with subprocess.Popen(argv, executable="/bin/sh", stdin=pipe, stdout=pipe) as program:
+        assert program.stdout is not None
+        program.stdout.readline()  # it runs
+        assert elsewhere(entry, Path("/own")) == "/other/snapshots/2/fs"
+        assert elsewhere(entry, Path("/other")) == ""
+        program.communicate(b"\n")
+
+
 def claimed(root: Path, place: Path, remembered: str, users: int = 0) -> ContainersRoot:
     found = take(Claim.of(remembered, str(place), users=users), root)
     found.mark()
@@ -197,17 +211,3 @@ def test_a_start_that_was_killed_leaves_an_empty_id_file(tmp_path: Path) -> None
     (tmp_path / ID_FILE).touch()
     claimed(ROOT, tmp_path, "").close()
     assert (tmp_path / ID_FILE).read_text().splitlines()[1] == str(ROOT)
-
-
-def test_the_program_behind_a_mount_names_its_upper_directory(tmp_path: Path) -> None:
-    entry = mounted(tmp_path, fstype="fuse.fuse-overlayfs", source="fuse-overlayfs")
-    assert elsewhere(entry, Path("/own")) == ""
-    options = "lowerdir=/other/snapshots/1/fs,upperdir=/other/snapshots/2/fs"
-    argv = ["fuse-overlayfs", "-c", "echo; read end", "-o", options, str(tmp_path)]
-    pipe = subprocess.PIPE
-    with subprocess.Popen(argv, executable="/bin/sh", stdin=pipe, stdout=pipe) as program:
-        assert program.stdout is not None
-        program.stdout.readline()  # it runs
-        assert elsewhere(entry, Path("/own")) == "/other/snapshots/2/fs"
-        assert elsewhere(entry, Path("/other")) == ""
-        program.communicate(b"\n")

@@ -48,7 +48,11 @@ def build(shared: Shared, node: NodeParts, image: ImageParts) -> ContainerParts:
         transitions=transitions,
         exits=exits,
         ending=ContainerEnding(
-            endings=shared.work.endings, exits=exits, transitions=transitions, fs=fs
+            endings=shared.work.endings,
+            exits=exits,
+            transitions=transitions,
+            plugins=node.nri.plugins,
+            fs=fs,
         ),
         erasure=ContainerErasure(store=store, runtimes=node.runtimes, files=files),
     )

@@ -74,31 +74,13 @@ async def build(shared: Shared, *, migrating: bool = False) -> ImageParts:
 
     Raises WrongStateError for one whose migration has not ended, unless `migrating`.
     """
-    to = shared.stores.settings.get(MIGRATION_SETTING)
-    if to and not migrating:
-        raise WrongStateError(
-            f"a migration of the layers in {shared.config.storage.root} to {to} has not ended; run "
-            f"`criagent storage migrate --to {to}` again"
-        )
-    config, stores, fs, now_ns = (
-        shared.config,
-        shared.stores,
-        shared.executors.fs,
-        shared.clock.now_ns,
-    )
+    if not migrating:
+        _refuse_migration(shared)
+    config, fs, now_ns = shared.config, shared.executors.fs, shared.clock.now_ns
     root, registry = config.storage.root, config.registry
     driver = await _driver(shared)
     apart = await _containers_root(shared, driver)
-    content = ImageContent(
-        store=stores.images,
-        blobs=stores.blobs,
-        files=BlobFiles(root / "blobs"),
-        snapshots=Snapshots(driver, stores.snapshots, fs),
-        claims=Claims(),
-        fs=fs,
-        now_ns=now_ns,
-        keep_blobs=config.storage.keep_blobs,
-    )
+    content = _content(shared, driver)
     client = _client(registry, content.files, fs)
     workers = UnpackWorkers(registry.unpack_workers)
     unpacker = LayerUnpacker(
@@ -118,7 +100,7 @@ async def build(shared: Shared, *, migrating: bool = False) -> ImageParts:
         puller=puller,
         collector=Collector(
             content=content,
-            containers=stores.containers,
+            containers=shared.stores.containers,
             unpacker=unpacker,
             retention_s=registry.retry_retention_s,
         ),
@@ -136,10 +118,33 @@ async def build(shared: Shared, *, migrating: bool = False) -> ImageParts:
     )
 
 
+def _content(shared: Shared, driver: SnapshotDriver) -> ImageContent:
+    storage, stores, fs = shared.config.storage, shared.stores, shared.executors.fs
+    return ImageContent(
+        store=stores.images,
+        blobs=stores.blobs,
+        files=BlobFiles(storage.root / "blobs"),
+        snapshots=Snapshots(driver, stores.snapshots, fs),
+        claims=Claims(),
+        fs=fs,
+        now_ns=shared.clock.now_ns,
+        keep_blobs=storage.keep_blobs,
+    )
+
+
 def _limited_by(storage: Storage) -> str:
     if storage.container_limit_bytes:
         return "storage.container_limit_bytes"
     return "storage.allowed_annotations" if storage.allowed_annotations else ""
+
+
+def _refuse_migration(shared: Shared) -> None:
+    to = shared.stores.settings.get(MIGRATION_SETTING)
+    if to:
+        raise WrongStateError(
+            f"a migration of the layers in {shared.config.storage.root} to {to} has not ended; run "
+            f"`criagent storage migrate --to {to}` again"
+        )
 
 
 async def _driver(shared: Shared) -> SnapshotDriver:

@@ -11,6 +11,8 @@ import structlog
 
 from criagent.base.errors import UnsupportedError
 from criagent.config.runtime_section import Runtime as RuntimeSection
+from criagent.daemon.wiring import nri
+from criagent.daemon.wiring.nri import NriParts
 from criagent.daemon.wiring.shared import Shared
 from criagent.image.snapshots.snapshots import Snapshots
 from criagent.kernel import cgroupfs
@@ -37,6 +39,7 @@ class NodeParts:
     runtimes: Runtimes
     selinux: Selinux
     apparmor: AppArmor
+    nri: NriParts
 
     def prepare(self) -> None:
         """Create the fixed directories and the cgroup of pods that name no parent; synchronous.
@@ -85,6 +88,7 @@ async def build(shared: Shared, snapshots: Snapshots) -> NodeParts:
         runtimes=_runtimes(section, paths, driver),
         selinux=_selinux(section.selinux, facts, fs),
         apparmor=AppArmor(available=facts.apparmor, fs=fs),
+        nri=nri.build(shared, facts=facts, handlers=handlers, driver=driver, paths=paths),
     )
 
 

@@ -10,6 +10,7 @@ from criagent.daemon.wiring.image import ImageParts
 from criagent.daemon.wiring.node import NodeParts
 from criagent.daemon.wiring.pods import PodParts
 from criagent.daemon.wiring.shared import Shared
+from criagent.nri.effects import Verbs
 from criagent.runtime.container.bundle import ContainerBundles
 from criagent.runtime.container.declared_volumes import DeclaredVolumes
 from criagent.runtime.container.gather import (
@@ -54,7 +55,10 @@ def build(
         endings=shared.work.endings,
         stopper=stopper,
         erasure=containers.erasure,
+        plugins=node.nri.plugins,
     )
+    updater = _updater(shared, node, containers)
+    node.nri.effects.use(Verbs(update=updater.apply, stop=stopper.stop))
     creator = _creator(shared, node, image=image, pods=pods, containers=containers)
     return (
         _sandboxes(shared, pods, describer=describer, stopper=stopper, remover=remover),
@@ -64,7 +68,7 @@ def build(
             start=_starter(shared, node, containers).start,
             stop=stopper.stop,
             remove=remover.remove,
-            update=_updater(shared, node, containers).update,
+            update=updater.update,
             reopen=_reopener(shared, node).reopen,
             describe=describer.container,
         ),
@@ -100,6 +104,7 @@ def _sandboxes(
         run=pods.runner.run,
         stop=sandbox_stopper.stop,
         remove=sandbox_remover.remove,
+        update=pods.resizer.update,
         describe=describer.sandbox,
     )
 
@@ -123,6 +128,7 @@ def _creator(
         ),
         gatherer=_gatherer(shared, node, namespaces),
         selinux=node.selinux,
+        plugins=node.nri.plugins,
         fs=fs,
     )
     conmon = Conmon(
@@ -157,7 +163,7 @@ def _creator(
             files=files,
             exits=containers.exits,
         ),
-        identities=shared.identities,
+        plugins=node.nri.plugins,
     )
 
 
@@ -193,6 +199,7 @@ def _starter(shared: Shared, node: NodeParts, containers: ContainerParts) -> Con
         starts=shared.work.starts,
         runtimes=node.runtimes,
         transitions=containers.transitions,
+        plugins=node.nri.plugins,
         clock=shared.clock,
     )
 
@@ -203,6 +210,7 @@ def _updater(shared: Shared, node: NodeParts, containers: ContainerParts) -> Res
         transitions=containers.transitions,
         runtimes=node.runtimes,
         node=node.facts,
+        plugins=node.nri.plugins,
     )
 
 

@@ -20,24 +20,25 @@ def elsewhere(entry: MountEntry, *roots: Path) -> str:
     mount shows the directory itself, which is found by its device and inode, since the mount table
     has its path only within its file system.
     """
-    below = tuple(f"{root}/" for root in roots)
     if entry.fstype.startswith("fuse."):
         upper = _upper_of_program(entry.target)
-        return "" if upper.startswith(below) else upper
+        return "" if any(upper.startswith(f"{root}/") for root in roots) else upper
     whole = entry.fstype == "overlay" and entry.root == "/"
     if whole:
         uppers = [o for o in entry.super_options if o.startswith("upperdir=")]
         upper = uppers[0].removeprefix("upperdir=") if uppers else ""
-        return "" if upper.startswith(below) else upper
+        return "" if upper.startswith(tuple(f"{root}/" for root in roots)) else upper
     try:
         mounted = os.stat(entry.target)
     except OSError:
         return ""
     patterns = ("*/fs", "trash/*/fs", "*/disk/fs")
-    for tree in (tree for root in roots for p in patterns for tree in (root / "snapshots").glob(p)):
-        with contextlib.suppress(OSError):
-            if os.path.samestat(mounted, tree.stat()):
-                return ""
+    for root in roots:
+        snapshots = root / "snapshots"
+        for tree in (found for pattern in patterns for found in snapshots.glob(pattern)):
+            with contextlib.suppress(OSError):
+                if os.path.samestat(mounted, tree.stat()):
+                    return ""
     return f"{entry.root} of {entry.source}"
 
 

@@ -34,6 +34,7 @@ class HandlerFacts:
     net_devices: bool = False
     intel_rdt: bool = False
     intel_rdt_schemata: bool = False
+    memory_policy: bool = False
     idmapped_mounts: bool = False  # it maps the ids of a mount itself
     host_devices: bool = True  # privileged containers get the node's devices
     userns_problem: str = (
@@ -194,6 +195,7 @@ async def probe(name: str, path: Path, kind: str, *, limit_s: float = _LIMIT_S) 
         net_devices=_has(linux, "netDevices", "enabled"),
         intel_rdt=_has(linux, "intelRdt", "enabled"),
         intel_rdt_schemata=_has(linux, "intelRdt", "schemata"),
+        memory_policy=bool(linux.get("memoryPolicy")),  # lists of modes and flags
         idmapped_mounts=_has(linux, "mountExtensions", "idmap", "enabled"),
         userns_problem=""
         if "user" in (linux.get("namespaces") or ())

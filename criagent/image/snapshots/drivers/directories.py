@@ -38,7 +38,6 @@ class DirectoryDriver:
         own = section.containers_root
         self.containers_root = Path(own) / "snapshots" if own else root
         self._tops = (root,) if self.containers_root == root else (root, self.containers_root)
-        self._trash = root / "trash"
         self._fillers = (root / "empty", root / "empty-too")  # stay empty, for overlays
 
     @property
