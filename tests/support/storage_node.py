@@ -21,7 +21,7 @@ def service_on(driver: str, size: int = 1 << 30) -> Iterator[None]:
     ROOT.mkdir()
     section = f'[storage]\nroot = "{ROOT}"\ndriver = "{driver}"\n[storage.{driver}]\n'
     if driver == "devmapper":
-        section += f"loop_size_bytes = {size}\nbase_size_bytes = {size}\n"
+        section += f"loop_size_bytes = {size}\nbase_size_bytes = {max(size, 1 << 30)}\n"
     else:
         assert pools.no_zfs() == ""
         pools.make_zpool(ROOT, size, size, size)

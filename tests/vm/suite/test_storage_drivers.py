@@ -46,7 +46,7 @@ def test_the_conformance_suite(driver: str) -> None:
 def on_driver(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[tuple[str, VmPods]]:
     """The service with a root directory of its own, on that driver."""
     driver = request.param
-    with service_on(driver):
+    with service_on(driver, 256 << 20):
         cri = Cri()
         yield driver, VmPods(cri, tmp_path, f"on-{driver}")
         for pod in cri.pods():
