@@ -4,7 +4,9 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import math
+import mmap
 import os
 import stat
 from pathlib import Path
@@ -143,6 +145,28 @@ async def test_containers_do_not_see_each_others_changes(storage: Storage) -> No
     async with storage.root(third, image) as root:
         assert listed(root) == before
     assert await storage.problems() == ["", ""]
+
+
+@pytest.mark.long
+async def test_copies_up_show_or_do_not(storage: Storage, column: tuple[str, str]) -> None:
+    """Where a first write copies the file, directories of the image cannot be renamed. With the
+    kernel's overlayfs a mapping of the file stays the old one; a descriptor does not."""
+    image = await storage.image(BASE)
+    async with storage.root(await storage.writable("a", image), image) as root:
+        try:
+            (root / "whole").rename(root / "moved")
+            renamed = True
+        except OSError as error:
+            assert error.errno == errno.EXDEV
+            renamed = False
+        with (root / "d/low").open("rb") as before:
+            mapped = mmap.mmap(before.fileno(), 3, prot=mmap.PROT_READ)
+            (root / "d/low").write_bytes(b"new")
+            assert before.read() == b"new"
+            fresh = mapped[:] == b"new"
+            mapped.close()
+    copies_up = column[0] in {"overlay", "erofs", "fuse-overlayfs"}
+    assert (renamed, fresh) == (not copies_up, column[0] not in {"overlay", "erofs"})
 
 
 async def test_an_image_without_layers(storage: Storage) -> None:
