@@ -21,6 +21,7 @@ from criagent.process.child import run as run_child
 from criagent.runtime.pod.user_namespaces import namespace_maker
 from tests.storage.ground import Storage
 from tests.storage.grounds import SIZE
+from tests.support.page_cache import held
 from tests.support.unpack_place import (
     CHAR,
     FIFO,
@@ -167,6 +168,22 @@ async def test_copies_up_show_or_do_not(storage: Storage, column: tuple[str, str
             mapped.close()
     copies_up = column[0] in {"overlay", "erofs", "fuse-overlayfs"}
     assert (renamed, fresh) == (not copies_up, column[0] not in {"overlay", "erofs"})
+
+
+async def test_the_page_cache_is_shared_or_not(storage: Storage, column: tuple[str, str]) -> None:
+    """By containers of one image, as the driver says."""
+    if column[1] == "tmpfs":
+        pytest.skip("files on tmpfs are memory: there is no page cache to compare")
+    size = 8 << 20
+    image = await storage.image(tar(member("large", os.urandom(size))))
+    os.sync()
+    containers = [await storage.writable(letter, image) for letter in "abc"]
+    async with contextlib.AsyncExitStack() as stack:
+        roots = [await stack.enter_async_context(storage.root(one, image)) for one in containers]
+        for root in roots:
+            assert len((root / "large").read_bytes()) == size
+        shared = storage.snapshots.capabilities.shared_page_cache
+        assert held([root / "large" for root in roots]) == size * (1 if shared else 3)
 
 
 async def test_an_image_without_layers(storage: Storage) -> None:
