@@ -172,7 +172,8 @@ async def test_copies_up_show_or_do_not(storage: Storage, column: tuple[str, str
 
 async def test_the_page_cache_is_shared_or_not(storage: Storage, column: tuple[str, str]) -> None:
     """By containers of one image, as the driver says."""
-    if column[1] == "tmpfs":
+    driver, kind = column
+    if kind == "tmpfs" and driver != "devmapper":
         pytest.skip("files on tmpfs are memory: there is no page cache to compare")
     size = 8 << 20
     image = await storage.image(tar(member("large", os.urandom(size))))
@@ -182,8 +183,10 @@ async def test_the_page_cache_is_shared_or_not(storage: Storage, column: tuple[s
         roots = [await stack.enter_async_context(storage.root(one, image)) for one in containers]
         for root in roots:
             assert len((root / "large").read_bytes()) == size
-        shared = storage.snapshots.capabilities.shared_page_cache
-        assert held([root / "large" for root in roots]) == size * (1 if shared else 3)
+        copies = 1 if storage.snapshots.capabilities.shared_page_cache else 3
+        found = held([root / "large" for root in roots])
+        # zfs reads into its own cache, the ARC, which is not the page cache.
+        assert found == copies * size or (driver == "zfs" and found == 0)
 
 
 async def test_an_image_without_layers(storage: Storage) -> None:
