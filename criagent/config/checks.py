@@ -30,6 +30,24 @@ def from_zero(number: float) -> None:
         raise ValueError(f"must be 0 or greater, not {number}")
 
 
+def percent(number: int) -> None:
+    """From 1 to 100."""
+    if not 1 <= number <= 100:
+        raise ValueError(f"must be 1 to 100, not {number}")
+
+
+def dm_name(name: str) -> None:
+    """A name of device-mapper that leaves room for the numbers of volumes, or nothing."""
+    if name and not re.fullmatch(r"[A-Za-z0-9_.+][A-Za-z0-9_.+-]{0,99}", name):
+        raise ValueError(f"must be letters, digits and . _ + -, at most 100, not {name[:120]!r}")
+
+
+def zfs_dataset(name: str) -> None:
+    """A pool or a dataset (man 7 zfsconcepts), or nothing."""
+    if name and not re.fullmatch(r"[A-Za-z][A-Za-z0-9_.:-]*(/[A-Za-z0-9][A-Za-z0-9_.:-]*)*", name):
+        raise ValueError(f"must be a dataset such as tank/criagent, not {name[:120]!r}")
+
+
 def retention(seconds: float) -> None:
     """So long that it ends within a day."""
     if not 0 <= seconds <= _LONGEST_RETENTION_S:
@@ -124,11 +142,32 @@ def socket_path(path: Path) -> None:
         raise ValueError(f"is {size} bytes long; a socket's path has room for {limit}")
 
 
+def optional_path(path: str) -> None:
+    """An absolute path, or nothing."""
+    if path and (not path.startswith("/") or "\0" in path):
+        raise ValueError(f"must be an absolute path, not {path!r}")
+
+
 def optional_socket_path(path: str) -> None:
     """The absolute path of a socket, or nothing."""
-    if path and not path.startswith("/"):
-        raise ValueError(f"must be an absolute path, not {path!r}")
+    optional_path(path)
     socket_path(Path(path))
+
+
+def duration(text: str) -> None:
+    """A length of time above 0, as Go writes it."""
+    if seconds(text) <= 0:
+        raise ValueError(f"must be longer than 0, not {text!r}")
+
+
+def seconds(text: str) -> float:
+    """A length of time such as "2s", "500ms" or "1m30s". Raises ValueError for anything else."""
+    units = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0}
+    number = r"[0-9]{1,9}(?:\.[0-9]{1,9})?"
+    if not re.fullmatch(rf"(?:{number}(?:ms|s|m|h))+", text):
+        raise ValueError(f'{text[:80]!r} is not a duration such as "2s" or "500ms"')
+    parts = re.findall(rf"({number})(ms|s|m|h)", text)
+    return sum(float(amount) * units[unit] for amount, unit in parts)
 
 
 def fault_points(entries: Sequence[str]) -> None:

@@ -69,6 +69,69 @@ class StorageErofs:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class StorageDevmapper:
+    """The storage driver devmapper. It needs devices, the name of a pool, or a size of files."""
+
+    data_device: str = key(
+        "Block device that holds the data of the thin pool. The agent activates the pool at its "
+        "start. It must not be in use.",
+        default="",
+    )
+    metadata_device: str = key(
+        "Block device that holds the metadata of the thin pool, about a thousandth of the data. "
+        "That of a new pool must begin with zeros.",
+        default="",
+    )
+    pool: str = key(
+        "Name of the thin pool in device-mapper. Without devices it is a pool that something else "
+        "activates, LVM for example, and that no other program makes volumes in. Empty is a name "
+        "that belongs to storage.root.",
+        default="",
+        check=checks.dm_name,
+    )
+    loop_size_bytes: int = key(
+        "For trials: size of a sparse file in storage.root that holds the data of the thin pool, "
+        "beside one for its metadata. 0 is without files. It can be raised later.",
+        default=0,
+        check=checks.from_zero,
+    )
+    base_size_bytes: int = key(
+        "Size of the file system of each container, image included, unless a limit says "
+        "otherwise. Blocks are allocated when they are written. A change applies to a new "
+        "storage.root.",
+        default=10 << 30,
+        check=checks.above_zero,
+    )
+    filesystem: Literal["ext4", "xfs"] = key(
+        "File system of the volumes. A change applies to a new storage.root.", default="ext4"
+    )
+    watermark_percent: int = key(
+        "From this part of the pool's data or metadata on, RuntimeReady is false, so that no more "
+        "pods come: a full pool fails the writes of running containers.",
+        default=90,
+        check=checks.percent,
+    )
+    discard: Literal["auto", "always", "never"] = key(
+        "Whether the blocks of a deleted volume are discarded on the pool's devices as well: auto "
+        "does with files, which shrink.",
+        default="auto",
+    )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StorageZfs:
+    """The storage driver zfs. It needs a dataset."""
+
+    dataset: str = key(
+        "ZFS dataset for the agent alone, with mountpoint=legacy: `zfs create -o mountpoint=legacy "
+        "POOL/criagent`. Snapshots are datasets below it. Change it only while no container and no "
+        "image exists.",
+        default="",
+        check=checks.zfs_dataset,
+    )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Storage:
     """Directories and the socket of the agent."""
 
@@ -79,11 +142,19 @@ class Storage:
         default=Path("/var/lib/criagent"),
     )
     driver: str = key(
-        "How layers are stored: overlay, btrfs, erofs, fuse-overlayfs or native (docs/storage.md "
-        "compares them). auto is the driver that made the layers in storage.root, or overlay. "
-        "Change it only while no container and no image exists.",
+        "How layers are stored: overlay, btrfs, devmapper, zfs, erofs, fuse-overlayfs or native "
+        "(docs/storage.md compares them). auto is the driver that made the layers in storage.root, "
+        "or overlay. To change it, run criagent storage migrate.",
         default="auto",
         check=storage_driver,
+    )
+    containers_root: str = key(
+        "Directory for the writable layers of containers and the volumes that images declare, on "
+        "another file system than storage.root; empty = in storage.root. Mount that file system "
+        "before the agent starts. For the storage drivers overlay, native and erofs. Change it "
+        "only while no container exists.",
+        default="",
+        check=checks.optional_path,
     )
     keep_blobs: bool = key(
         "Keep the compressed layers of images after they are unpacked. They take about a third of "
@@ -104,4 +175,6 @@ class Storage:
     )
     overlay: StorageOverlay = field(default_factory=StorageOverlay)
     native: StorageNative = field(default_factory=StorageNative)
+    devmapper: StorageDevmapper = field(default_factory=StorageDevmapper)
+    zfs: StorageZfs = field(default_factory=StorageZfs)
     erofs: StorageErofs = field(default_factory=StorageErofs)

@@ -19,6 +19,7 @@ from criagent.cri.events import Events
 from criagent.daemon.readiness import Readiness
 from criagent.image.images import Images
 from criagent.image.pull import Puller
+from criagent.image.snapshots.snapshots import Snapshots
 from criagent.model.container import Container, ContainerState, Reason
 from criagent.model.sandbox import Sandbox, SandboxState
 from criagent.store.containers import ContainerStore
@@ -156,8 +157,15 @@ def register_pods(to: Telemetry, sandboxes: SandboxStore, containers: ContainerS
     )
 
 
-def register_images(to: Telemetry, images: Images, puller: Puller) -> None:
+def register_images(to: Telemetry, images: Images, puller: Puller, snapshots: Snapshots) -> None:
     """Images, pulls and what both take of the disk."""
+    to.gauge(
+        "criagent_storage_used_ratio",
+        "How full the store of the storage driver is: data and metadata of a thin pool, or what a "
+        "ZFS dataset may take. None with drivers that store files below storage.root.",
+        snapshots.used_shares,
+        label="part",
+    )
     to.gauge("criagent_images", "Images.", lambda: len(images.all()))
     to.gauge(
         "criagent_image_fs_used_bytes",

@@ -17,6 +17,7 @@ from pathlib import Path
 
 from criagent.kernel.syscalls import Name, check, libc, syscall
 
+MS_RDONLY = 0x1
 MS_NOSUID = 0x2
 MS_NODEV = 0x4
 MS_NOEXEC = 0x8
@@ -75,6 +76,17 @@ def make_private(target: Name) -> None:
     except OSError as exc:
         if exc.errno != errno.EINVAL:  # not a mount point
             raise
+
+
+def make_shared(directory: Path) -> None:
+    """Let what is mounted below `directory` later be seen by mount namespaces that are slaves.
+
+    Where the mount that holds it is not shared, it is bound onto itself. Raises OSError.
+    """
+    entry = holding(directory.resolve(), mountinfo())
+    if entry is None or not entry.shared:
+        mount(directory, directory, flags=MS_BIND | MS_REC)
+        mount("none", directory, flags=MS_SHARED)
 
 
 def umount2(target: Name, flags: int = 0) -> None:

@@ -32,7 +32,7 @@ pytestmark = pytest.mark.root
 
 INVALID = grpc.StatusCode.INVALID_ARGUMENT
 EXHAUSTED = grpc.StatusCode.RESOURCE_EXHAUSTED
-DRIVER = os.environ.get("CRIAGENT_DRIVER", "overlay")
+DRIVER = os.environ.get("CRIAGENT_STORAGE", "overlay")
 SMALL = Path("/mnt/small-volumes")
 handlers = pytest.mark.parametrize("handler", HANDLERS)
 

@@ -13,7 +13,8 @@ import pytest
 
 from criagent.kernel.mount import mountinfo
 from tests.storage.ground import Storage
-from tests.storage.grounds import absent, columns, file_system, loops
+from tests.storage.grounds import absent, columns, file_system, first_columns, loops
+from tests.storage.killed import Lives, lives
 from tests.support.waiting import until
 
 _COLUMNS = {f"{driver}/{kind}": (driver, kind) for driver, kind in columns()}
@@ -21,13 +22,28 @@ _RESULTS: dict[str, dict[str, str]] = {}
 _REASONS: dict[str, str] = {}
 
 
-@pytest.fixture(params=_COLUMNS)
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    """With the mark `long` a test runs once for each driver, else on all of its file systems."""
+    if "column" in metafunc.fixturenames:
+        long = metafunc.definition.get_closest_marker("long")
+        names = [f"{driver}/{kind}" for driver, kind in (first_columns() if long else columns())]
+        metafunc.parametrize("column", names, indirect=True)
+
+
+@pytest.fixture
 def column(request: pytest.FixtureRequest) -> tuple[str, str]:
     """A driver and the kind of its file system."""
     driver, kind = _COLUMNS[request.param]
     if reason := absent(driver):
         pytest.skip(reason)
     return driver, kind
+
+
+@pytest.fixture(scope="session")
+def living() -> Iterator[Lives]:
+    """Processes with lives that may end early."""
+    with lives() as one:
+        yield one
 
 
 @pytest.fixture
@@ -58,9 +74,9 @@ def nothing_is_left(tmp_path: Path) -> Iterator[None]:
 
 def pytest_runtest_logreport(report: pytest.TestReport) -> None:
     """Note the outcome of each case for each driver."""
-    case, _, column = report.location[2].partition("[")
-    column = column.rstrip("]")
-    if column in _COLUMNS and (report.when == "call" or report.outcome != "passed"):
+    case, _, parameters = report.location[2].partition("[")
+    column = next((name for name in _COLUMNS if name in parameters), "")
+    if column and (report.when == "call" or report.outcome != "passed"):
         row = _RESULTS.setdefault(case.removeprefix("test_").replace("_", " "), {})
         outcome = {"passed": "ok", "skipped": "-"}.get(report.outcome, "FAILED")
         row[column] = "FAILED" if row.get(column) == "FAILED" else outcome

@@ -24,7 +24,7 @@ from criagent.store.blobs import BlobStore
 from criagent.store.db import Database
 from criagent.store.images import ImageStore
 from criagent.store.snapshots import SnapshotStore
-from tests.storage.grounds import ground
+from tests.storage.grounds import ground, mounts_of
 
 
 def layers_of(*tars: bytes) -> tuple[Layer, ...]:
@@ -54,10 +54,13 @@ class Storage:
     def __init__(
         self, top: Path, driver: str, state: Path, section: StorageSection | None = None
     ) -> None:
-        """The database is in `state`, so that a full file system is the driver's matter alone."""
+        """The database is in `state`, so that a full file system is the driver's matter alone.
+
+        The keys of the driver are those of its ground unless `section` has others.
+        """
         self._section = section or ground(driver).section
         self.top = top
-        self.mounts = top / "mounts"
+        self.mounts = mounts_of(top)
         self.mounts.mkdir(exist_ok=True)
         self._driver = driver
         self._state = state
@@ -68,10 +71,17 @@ class Storage:
         self.db = Database.open(self._state / "state.db")
         self.rows = SnapshotStore(self.db)
         self.images = ImageStore(self.db, self.rows, BlobStore(self.db))
-        self.driver = DRIVERS[self._driver](self.top / "snapshots", self._section, self._threads)
+        make = DRIVERS[self._driver]
+        self.driver = make(self.top / "snapshots", self._section, self._threads)
         self.snapshots = Snapshots(self.driver, self.rows, self._threads)
         self.workers = UnpackWorkers(2)
-        await self.snapshots.prepare()
+        try:
+            await self.snapshots.prepare()
+        except BaseException:
+            await self.snapshots.close()
+            self.db.close()
+            self._threads.shutdown()
+            raise
         self.files = BlobFiles(self._state / "blobs")
         self.files.prepare()
         self._unpacker = LayerUnpacker(

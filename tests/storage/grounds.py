@@ -9,14 +9,16 @@ from __future__ import annotations
 
 import contextlib
 import os
+import shutil
 import subprocess
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from criagent.config.storage_section import Storage as StorageSection
 from criagent.image.snapshots.drivers.available import DRIVERS
 from criagent.kernel import mount
+from tests.storage import pools
 
 SIZE = 64 << 20  # of the space for snapshots in bytes
 
@@ -80,6 +82,7 @@ _MOUNTED: dict[str, Callable[[Path, int], None]] = {
     "btrfs": _btrfs,
     "xfs": _xfs,
     "overlay": _overlay,
+    "zpool": pools.make_zpool,
 }
 
 
@@ -96,6 +99,15 @@ def _spoil_btrfs(root: Path, number: int, name: str) -> None:
     layer = root / str(number)
     subprocess.run(["btrfs", "property", "set", "-ts", layer, "ro", "false"], check=True)
     (layer / "fs" / name).unlink()
+
+
+def _destroy_btrfs(root: Path, number: int) -> None:
+    subprocess.run(["btrfs", "subvolume", "delete", root / str(number)], check=True)
+
+
+def _destroy_tree(root: Path, number: int) -> None:
+    mount.detach_below(root / str(number))
+    shutil.rmtree(root / str(number))
 
 
 def _spoil_erofs(root: Path, number: int, _: str) -> None:
@@ -115,18 +127,41 @@ class Ground:
     # Called with the root of snapshots, the number of a committed layer and a name; None = the file
     # can be deleted where a worker wrote it.
     damage: Callable[[Path, int, str], None] | None = None
+    destroy: Callable[[Path, int], None] = _destroy_tree  # take away a committed layer by force
+    tools: Mapping[str, str] = field(default_factory=dict)  # programs, and the packages they are in
     unreached: frozenset[str] = frozenset()  # crash points that no life of `killed.py` has
     dismantle: Callable[[Path], None] = (
         _nothing  # of the directory above the root, when all is over
     )
 
 
+_THIN = Ground(
+    section=pools.THIN,
+    absent=pools.no_thin_pools,
+    dismantle=pools.remove_thin_pool,
+)
+_ZFS = Ground(
+    on=("zpool",),
+    extra=2 * SIZE,
+    section=pools.ZFS,
+    absent=pools.no_zfs,
+    damage=pools.spoil_dataset,
+    dismantle=pools.remove_zpool,
+)
 _VERITY = frozenset({"erofs:verity-enabled"})
 GROUNDS = {
-    "overlay": Ground(on=("tmpfs", "ext4")),
-    "btrfs": Ground(on=("btrfs",), damage=_spoil_btrfs),
-    "erofs": Ground(on=("ext4", "tmpfs"), damage=_spoil_erofs, unreached=_VERITY),
-    "fuse-overlayfs": Ground(on=("ext4", "overlay")),
+    "overlay": Ground(on=("ext4", "tmpfs")),
+    "native": Ground(on=("tmpfs",), tools={"cp": "coreutils"}),
+    "btrfs": Ground(on=("btrfs",), damage=_spoil_btrfs, destroy=_destroy_btrfs),
+    "erofs": Ground(
+        on=("ext4", "tmpfs"),
+        damage=_spoil_erofs,
+        tools={"mkfs.erofs": "erofs-utils"},
+        unreached=_VERITY,
+    ),
+    "fuse-overlayfs": Ground(on=("ext4", "overlay"), tools={"fuse-overlayfs": "fuse-overlayfs"}),
+    "devmapper": _THIN,
+    "zfs": _ZFS,
 }
 
 
@@ -142,6 +177,11 @@ def columns() -> list[tuple[str, str]]:
     """
     wanted = os.environ.get("STORAGE_DRIVERS", " ".join(DRIVERS)).split()
     return [(name, kind) for name in DRIVERS if name in wanted for kind in ground(name).on]
+
+
+def first_columns() -> list[tuple[str, str]]:
+    """Each driver once, for what does not depend on the file system and takes long."""
+    return [(name, kind) for name, kind in columns() if kind == ground(name).on[0]]
 
 
 def absent(driver: str) -> str:
@@ -161,7 +201,12 @@ def file_system(top: Path, driver: str, kind: str = "", size: int = SIZE) -> Ite
         _MOUNTED[kind or mine.on[0]](top, size + mine.extra)
         yield top
     finally:
-        mount.detach_below(top / "mounts")
+        mount.detach_below(mounts_of(top))
         mine.dismantle(top)
         mount.detach_below(top)
         top.rmdir()
+
+
+def mounts_of(top: Path) -> Path:
+    """Where containers and volumes of the snapshots below `top` are mounted: never on its disk."""
+    return top.with_name(f"{top.name}-mounts")

@@ -12,6 +12,7 @@ import contextlib
 import json
 import os
 import signal
+import stat
 import subprocess
 import sys
 import traceback
@@ -19,6 +20,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from criagent.base import faults
+from criagent.kernel import mount
+from criagent.kernel.namespaces import CLONE_NEWNS, unshare
 from criagent.model.image import Image
 from tests.storage.ground import Storage
 from tests.support.unpack_place import directory, listed, member, tar
@@ -127,6 +130,8 @@ def _run(order: dict[str, str]) -> None:
     with open(order["output"], "a") as output:
         os.dup2(output.fileno(), 1)
         os.dup2(output.fileno(), 2)
+    if order["without"]:
+        _hide(order["without"], Path(order["state"]))
     try:
         asyncio.run(_live(Path(order["top"]), order["driver"], Path(order["state"])))
     except BaseException:
@@ -135,6 +140,18 @@ def _run(order: dict[str, str]) -> None:
         os._exit(1)
     (Path(order["state"]) / "reached").write_text("\n".join(reached))
     os._exit(0)
+
+
+def _hide(program: str, state: Path) -> None:
+    """As if it were not installed, in a mount namespace of this process's own."""
+    unshare(CLONE_NEWNS)
+    subprocess.run(["mount", "--make-rslave", "/"], check=True)
+    for place in (Path("/usr/bin"), Path("/usr/sbin")):
+        upper, work = (state / name / place.name for name in ("upper", "work"))
+        upper.mkdir(parents=True)
+        work.mkdir(parents=True)
+        os.mknod(upper / program, stat.S_IFCHR, 0)
+        mount.overlay([place], upper, work, place)
 
 
 def _serve() -> None:
@@ -152,15 +169,17 @@ class Lives:
     def __init__(self, process: subprocess.Popen[str]) -> None:
         self._process = process
 
-    def run(self, top: Path, driver: str, point: str = "") -> int:
+    def run(self, top: Path, driver: str, point: str = "", *, without: str = "") -> int:
         """The exit status of a life at `top`, negative for a signal; its state is beside `top`.
 
-        `point` is "NAME#N": it dies when it reaches it the N-th time.
+        `point` is "NAME#N": it dies when it reaches it the N-th time. `without` is the name of a
+        program that it does not have.
         """
         state = top.with_name(f"{top.name}-state")
         state.mkdir(exist_ok=True)
         output = state / "output"
         order = {"top": top, "driver": driver, "state": state, "point": point, "output": output}
+        order["without"] = without
         assert self._process.stdin is not None
         assert self._process.stdout is not None
         self._process.stdin.write(json.dumps(order, default=str) + "\n")

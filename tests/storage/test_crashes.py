@@ -11,7 +11,6 @@ import os
 import re
 import signal
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -19,17 +18,11 @@ import pytest
 from criagent.image.snapshots.drivers.available import DRIVERS
 from criagent.kernel.mount import mountinfo
 from tests.storage.grounds import file_system, ground
-from tests.storage.killed import Lives, lives
+from tests.storage.killed import Lives
 
 pytestmark = pytest.mark.root
 
 _REACH = re.compile(r'faults\.reach\("([^"]+)"\)')
-
-
-@pytest.fixture(scope="module")
-def living() -> Iterator[Lives]:
-    with lives() as one:
-        yield one
 
 
 def points_of(driver: str) -> set[str]:
@@ -45,6 +38,7 @@ def mounts_below(top: Path) -> list[str]:
     return [m.target for m in mountinfo() if m.target.startswith(f"{top}/")]
 
 
+@pytest.mark.long
 @pytest.mark.timeout(1200)
 def test_sigkill_at_every_crash_point(
     column: tuple[str, str], living: Lives, tmp_path: Path

@@ -7,7 +7,8 @@ import dataclasses
 import os
 from concurrent.futures import Executor
 
-from criagent.base.errors import WrongStateError
+from criagent.base.aio import run_in
+from criagent.base.errors import UnsupportedError, WrongStateError
 from criagent.config.sections import Registry
 from criagent.daemon.wiring.shared import Shared
 from criagent.image.blobs import BlobFiles
@@ -20,14 +21,17 @@ from criagent.image.images import Images
 from criagent.image.layers import LayerUnpacker
 from criagent.image.pull import Puller
 from criagent.image.registry import RegistryClient
+from criagent.image.snapshots.containers_root import Claim, ContainersRoot, take
 from criagent.image.snapshots.driver import SnapshotDriver
 from criagent.image.snapshots.drivers.available import DRIVERS, chosen
 from criagent.image.snapshots.drivers.overlay import OverlayDriver
+from criagent.image.snapshots.keys import is_writable
 from criagent.image.snapshots.snapshots import Snapshots
 from criagent.image.unpack.workers import UnpackWorkers
 
 DRIVER_SETTING = "storage.driver"  # that made the layers
 MIGRATION_SETTING = "storage.migration"  # the new driver of one that has not ended, or ""
+_CONTAINERS_ROOT_SETTING = "storage.containers_root"
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -39,6 +43,7 @@ class ImageParts:
     snapshots: Snapshots
     workers: UnpackWorkers
     client: RegistryClient
+    apart: ContainersRoot
 
     async def close(self) -> None:
         """Stop pulls, workers and connections."""
@@ -46,6 +51,7 @@ class ImageParts:
         await self.snapshots.close()
         await self.workers.close()
         await self.client.close()
+        self.apart.close()
 
 
 async def build(shared: Shared, *, migrating: bool = False) -> ImageParts:
@@ -53,12 +59,8 @@ async def build(shared: Shared, *, migrating: bool = False) -> ImageParts:
 
     Raises WrongStateError for one whose migration has not ended, unless `migrating`.
     """
-    to = shared.stores.settings.get(MIGRATION_SETTING)
-    if to and not migrating:
-        raise WrongStateError(
-            f"a migration of the layers in {shared.config.storage.root} to {to} has not ended; run "
-            f"`criagent storage migrate --to {to}` again"
-        )
+    if not migrating:
+        _refuse_migration(shared)
     config, stores, fs, now_ns = (
         shared.config,
         shared.stores,
@@ -66,11 +68,13 @@ async def build(shared: Shared, *, migrating: bool = False) -> ImageParts:
         shared.clock.now_ns,
     )
     root, registry = config.storage.root, config.registry
+    driver = await _driver(shared)
+    apart = await _containers_root(shared, driver)
     content = ImageContent(
         store=stores.images,
         blobs=stores.blobs,
         files=BlobFiles(root / "blobs"),
-        snapshots=Snapshots(await _driver(shared), stores.snapshots, fs),
+        snapshots=Snapshots(driver, stores.snapshots, fs),
         claims=Claims(),
         fs=fs,
         now_ns=now_ns,
@@ -103,8 +107,22 @@ async def build(shared: Shared, *, migrating: bool = False) -> ImageParts:
         pinned=registry.pinned_images,
     )
     return ImageParts(
-        images=images, puller=puller, snapshots=content.snapshots, workers=workers, client=client
+        images=images,
+        puller=puller,
+        snapshots=content.snapshots,
+        workers=workers,
+        client=client,
+        apart=apart,
     )
+
+
+def _refuse_migration(shared: Shared) -> None:
+    to = shared.stores.settings.get(MIGRATION_SETTING)
+    if to:
+        raise WrongStateError(
+            f"a migration of the layers in {shared.config.storage.root} to {to} has not ended; run "
+            f"`criagent storage migrate --to {to}` again"
+        )
 
 
 async def _driver(shared: Shared) -> SnapshotDriver:
@@ -119,6 +137,27 @@ async def _driver(shared: Shared) -> SnapshotDriver:
     if name != last:
         await stores.settings.put(DRIVER_SETTING, name)
     return DRIVERS[name](storage.root / "snapshots", storage, shared.executors.fs)
+
+
+async def _containers_root(shared: Shared, driver: SnapshotDriver) -> ContainersRoot:
+    """Where writable layers are, remembered before the first of them is made.
+
+    Raises UnsupportedError, UnavailableError.
+    """
+    storage, stores = shared.config.storage, shared.stores
+    wanted = storage.containers_root
+    if wanted and not driver.capabilities.separate_containers:
+        raise UnsupportedError(
+            f"the storage driver {driver.name} keeps writable layers where the layers of images "
+            f"are; remove storage.containers_root ({wanted}), or set another storage.driver"
+        )
+    users = sum(map(is_writable, stores.snapshots.all()))
+    claim = Claim.of(stores.settings.get(_CONTAINERS_ROOT_SETTING) or "", wanted, users=users)
+    taken = await run_in(shared.executors.fs, take, claim, storage.root)
+    if taken.remembered != (stores.settings.get(_CONTAINERS_ROOT_SETTING) or ""):
+        await stores.settings.put(_CONTAINERS_ROOT_SETTING, taken.remembered)
+    await run_in(shared.executors.fs, taken.mark)
+    return taken
 
 
 def _client(registry: Registry, files: BlobFiles, fs: Executor) -> RegistryClient:

@@ -32,6 +32,9 @@ class Capabilities:
     selinux_labels: bool  # a mount can carry an SELinux label
     shared_page_cache: bool  # containers that read a file of their image share its memory
     size_limits: bool = False  # it can limit the size of a writable layer
+    separate_containers: bool = False  # writable layers can be on a file system of their own
+    # The first of `counted().tops` is an overlay's upper directory, with the changes and no more.
+    upper_directories: bool = False
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -134,6 +137,10 @@ class SnapshotDriver(Protocol):
         """A directory on the file system that holds the snapshots; it exists after `prepare`."""
 
     @property
+    def containers_root(self) -> Path:
+        """The same of writable layers; it is `root` unless they are on another file system."""
+
+    @property
     def capabilities(self) -> Capabilities:
         """What it can do."""
 
@@ -203,6 +210,10 @@ class SnapshotDriver(Protocol):
 
     async def health(self) -> str:
         """Why the node must not get more pods, with the cure; "" = it may."""
+
+    def used_shares(self) -> Mapping[str, float]:
+        """How full the driver's own store is, 0 to 1, by part; none when it has no store beside the
+        file system of `root`. Synchronous and short: a thread of the metrics calls it."""
 
     async def facts(self) -> Mapping[str, str]:
         """For `criagent storage info`: names and values of what an operator may want to know."""

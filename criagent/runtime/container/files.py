@@ -67,10 +67,8 @@ class ContainerFiles:
             target.write_bytes(msgspec.json.encode(spec))
 
     def spec(self, container_id: str) -> OciObject:
-        """config.json as given to the runtime; synchronous. Raises FileNotFoundError."""
-        data = (self.paths.container(container_id) / "config.json").read_bytes()
-        document: OciObject = msgspec.json.decode(data)
-        return document
+        """As `read_spec`."""
+        return read_spec(self.paths, container_id)
 
     def process(self, container_id: str) -> OciObject:
         """The process object of config.json; the rest is not parsed."""
@@ -105,3 +103,10 @@ class ContainerFiles:
         self.paths.exit_file(container_id).unlink(missing_ok=True)
         own_cgroup.kill(cgroup, container_id)
         own_cgroup.remove(cgroup, container_id)
+
+
+def read_spec(paths: RuntimePaths, container_id: str) -> OciObject:
+    """config.json as given to the runtime; synchronous. Raises FileNotFoundError."""
+    data = (paths.container(container_id) / "config.json").read_bytes()
+    document: OciObject = msgspec.json.decode(data)
+    return document

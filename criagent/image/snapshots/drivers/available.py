@@ -12,14 +12,18 @@ from criagent.config.storage_drivers import AUTO, DEFAULT, canonical
 from criagent.config.storage_section import Storage
 from criagent.image.snapshots.driver import SnapshotDriver
 from criagent.image.snapshots.drivers.btrfs import BtrfsDriver
+from criagent.image.snapshots.drivers.devmapper.driver import DevmapperDriver
 from criagent.image.snapshots.drivers.erofs.driver import ErofsDriver
 from criagent.image.snapshots.drivers.fuse_overlayfs import FuseOverlayfsDriver
 from criagent.image.snapshots.drivers.native import NativeDriver
 from criagent.image.snapshots.drivers.overlay import OverlayDriver
+from criagent.image.snapshots.drivers.zfs import ZfsDriver
 
 DRIVERS: Mapping[str, Callable[[Path, Storage, Executor], SnapshotDriver]] = {
     OverlayDriver.name: OverlayDriver,
     NativeDriver.name: NativeDriver,
+    DevmapperDriver.name: DevmapperDriver,
+    ZfsDriver.name: ZfsDriver,
     BtrfsDriver.name: BtrfsDriver,
     ErofsDriver.name: ErofsDriver,
     FuseOverlayfsDriver.name: FuseOverlayfsDriver,

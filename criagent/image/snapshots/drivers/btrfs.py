@@ -218,7 +218,7 @@ class BtrfsDriver(DirectoryDriver):
     def counted(self, number: int, rootfs: Path) -> Counted:
         """What was allocated since the snapshot was made."""
         path, fixed = self._path(number), (self._tree(number), self.volumes(number))
-        return Counted(tops=(), own=lambda: SubvolumeCount(path, fixed))
+        return Counted(tops=[fixed[0]], own=lambda: SubvolumeCount(path, fixed))
 
     async def problem(self, layer: Snapshot) -> str:
         """Compare the subvolume and its files with the layer's row."""
@@ -242,7 +242,7 @@ class BtrfsDriver(DirectoryDriver):
                 with _opened(path) as subvolume:
                     btrfs.set_readonly(subvolume, wanted=False)  # or it cannot be renamed
                 faults.reach("btrfs:writable")
-            path.rename(self._trash / str(number))
+            path.rename(self.root / "trash" / str(number))
         except FileNotFoundError:
             return
         except OSError as exc:

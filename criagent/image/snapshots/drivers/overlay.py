@@ -26,7 +26,13 @@ class OverlayDriver(DirectoryDriver):
     """Lower and upper directories below `root`, mounted with the kernel's overlayfs."""
 
     name: Final = "overlay"
-    capabilities: Final = Capabilities(settles=True, selinux_labels=True, shared_page_cache=True)
+    capabilities: Final = Capabilities(
+        settles=True,
+        selinux_labels=True,
+        shared_page_cache=True,
+        separate_containers=True,
+        upper_directories=True,
+    )
 
     async def facts(self) -> Mapping[str, str]:
         """Options of its mounts, which do not depend on the parameters of the kernel's module."""
@@ -70,7 +76,7 @@ class OverlayDriver(DirectoryDriver):
     async def create_container(self, number: int, parent: int | None, limit_bytes: int) -> None:
         """Empty directories as well."""
         no_limit(self.name, limit_bytes)
-        await run_in(self._fs, self._make, number)
+        await run_in(self._fs, self._make_container, number, "work")
 
     @asynccontextmanager
     async def layer_place(
@@ -90,7 +96,7 @@ class OverlayDriver(DirectoryDriver):
     def _mount_container(self, number: int, below: Sequence[int], at: MountPoint) -> None:
         at.path.parent.mkdir(exist_ok=True, mode=0o700)
         at.path.mkdir(exist_ok=True)
-        upper, work = self._tree(number), self._work(number)
+        upper, work = self._upper(number), self._container(number) / "work"
         if at.ids is not None:
             let_through(at.path.parent, at.ids)
             for directory in (upper, work):
@@ -105,15 +111,12 @@ class OverlayDriver(DirectoryDriver):
         trees = [self._tree(layer) for layer in layers]
         await run_in(self._fs, mount_readonly, self.root, trees, self._fillers, at)
 
-    def _work(self, number: int) -> Path:
-        return self._path(number) / "work"
-
     def _make(self, number: int) -> None:
         with disk_full(self.root):
             tree = self._tree(number)
             tree.mkdir(parents=True, mode=0o755)
             tree.chmod(0o755)  # the umask does not apply: this is the image's "/"
-            self._work(number).mkdir()
+            (self._path(number) / "work").mkdir()
 
 
 _SCRATCH = ("mapped", "empty", "merged")

@@ -54,7 +54,9 @@ class ErofsDriver(DirectoryDriver):
     """Images below `root`, mounted with erofs and joined with overlayfs."""
 
     name: Final = "erofs"
-    capabilities: Final = Capabilities(settles=True, selinux_labels=True, shared_page_cache=True)
+    capabilities: Final = Capabilities(
+        settles=True, selinux_labels=True, shared_page_cache=True, separate_containers=True
+    )
 
     def __init__(self, root: Path, section: Storage, fs: Executor) -> None:
         super().__init__(root, section, fs)
@@ -128,7 +130,7 @@ class ErofsDriver(DirectoryDriver):
 
     async def create_layer(self, number: int, parent: int | None) -> None:
         """Empty directories: layers are joined when they are mounted."""
-        await run_in(self._fs, self._make, number, "mnt")
+        await run_in(self._fs, self._make, number)
 
     @asynccontextmanager
     async def layer_place(
@@ -200,7 +202,7 @@ class ErofsDriver(DirectoryDriver):
     async def create_container(self, number: int, parent: int | None, limit_bytes: int) -> None:
         """Empty directories as well."""
         no_limit(self.name, limit_bytes)
-        await run_in(self._fs, self._make, number, "work")
+        await run_in(self._fs, self._make_container, number, "work")
 
     async def mount_container(self, number: int, below: Sequence[int], at: MountPoint) -> None:
         """An overlay with the container's upper directory, which its root then owns."""
@@ -210,7 +212,7 @@ class ErofsDriver(DirectoryDriver):
     def _mount_container(self, number: int, layers: Sequence[Path], at: MountPoint) -> None:
         at.path.parent.mkdir(exist_ok=True, mode=0o700)
         at.path.mkdir(exist_ok=True)
-        upper, work = self._tree(number), self._path(number) / "work"
+        upper, work = self._upper(number), self._container(number) / "work"
         if at.ids is not None:
             let_through(at.path.parent, at.ids)
             for directory in (upper, work):
@@ -287,12 +289,12 @@ class ErofsDriver(DirectoryDriver):
 
     # Removal.
 
-    def _make(self, number: int, beside: str) -> None:
+    def _make(self, number: int) -> None:
         with disk_full(self.root):
             tree = self._tree(number)
             tree.mkdir(parents=True, mode=0o755)
             tree.chmod(0o755)  # the umask does not apply: this is the image's "/"
-            (self._path(number) / beside).mkdir()
+            (self._path(number) / "mnt").mkdir()
 
     def _trash_one(self, number: int) -> None:
         """Overlays have clones of the mount, which keep the image alive while they live."""
