@@ -65,6 +65,7 @@ class Life:
             userns.gids.extend(self.ids)
         self.sandbox = self.container_id = ""
         self.archives = 0
+        self.outputs: list[Path] = []
 
     def steps(self) -> Iterator[Callable[[], None]]:
         yield self.pull
@@ -150,20 +151,24 @@ class Life:
         assert all(complete)
 
     def checkpoint_pod(self) -> None:
-        """As the kubelet: into an empty directory, which may have nothing after a failure."""
-        output = Path("/tmp/crash-pod-checkpoint")
-        output.mkdir(exist_ok=True, mode=0o700)
-        assert not list(output.iterdir())
+        """As the kubelet: into an empty directory, another one each time."""
+        self.archives += 1
+        output = Path(f"/tmp/crash-pod-checkpoint-{self.archives}")
+        output.mkdir(mode=0o700)
+        self.outputs.append(output)
         request = api.CheckpointPodRequest(
             pod_sandbox_id=self.sandbox,
             output_path=str(output),
             container_ids=[self.container_id],
         )
         self.cri.runtime.CheckpointPod(request, timeout=60)
-        found = {path.name for path in output.iterdir()}
-        assert found == {"pod.json", "devshm-checkpoint.tar", f"{self.container_id}.tar"}
+        complete = {"pod.json", "devshm-checkpoint.tar", f"{self.container_id}.tar"}
+        found = [{path.name for path in output.iterdir()} for output in self.outputs]
+        for output in self.outputs:
+            shutil.rmtree(output)
+        assert found[-1] == complete
+        assert all(names in (set(), complete) for names in found)
         assert self.cri.exec(self.container_id, "echo", "alive").stdout == b"alive\n"
-        shutil.rmtree(output)
 
     def stop(self) -> None:
         self.cri.stop(self.container_id, self.grace)

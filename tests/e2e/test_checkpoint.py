@@ -14,6 +14,7 @@ from pathlib import Path
 import grpc
 import pytest
 
+from tests.support import agent
 from tests.support.cri_client import BUSYBOX, api
 from tests.support.pods import Pods
 from tests.support.refusals import refused
@@ -23,6 +24,8 @@ pytestmark = pytest.mark.root
 
 _COUNT = "i=0; while :; do i=$((i+1)); echo $i > /count; sleep 0.05; done"
 _COUNT_UNTIL_GO = "i=0; while [ ! -e /go ]; do i=$((i+1)); echo $i > /count; sleep 0.05; done"
+_IDS = [api.IDMapping(host_id=65536, length=65536)]
+_USERNS = api.UserNamespace(mode=api.POD, uids=_IDS, gids=_IDS)
 _OWN = Path("/var/lib/criagent/checkpoints")
 
 
@@ -57,6 +60,10 @@ def goes_on(pods: Pods, container_id: str) -> None:
     """The container counts, from where it was."""
     before = count(pods, container_id)
     until(lambda: count(pods, container_id) > before, "the next number")
+
+
+def _with_users(config: api.ContainerConfig) -> None:
+    config.linux.security_context.namespace_options.userns_options.CopyFrom(_USERNS)
 
 
 def ctl(*arguments: str | Path) -> str:
@@ -143,6 +150,58 @@ def test_memory_of_256_mb(pods: Pods, tmp_path: Path) -> None:
 
     until(read, "the sum", 60)
     assert said.split()[0].decode() == rest
+
+
+def test_an_agent_killed_while_criu_works(pods: Pods, tmp_path: Path) -> None:
+    """CRIU is left alone, the container goes on, and nothing of it is left."""
+    script = f"yes | head -c {128 << 20} | tail -c {128 << 20} | {{ read first; {_COUNT}; }}"
+    container_id = pods.running("sh", "-c", script)
+    until(lambda: count(pods, container_id), "128 MB", 60)
+    location = tmp_path / "x.tar"
+    request = api.CheckpointContainerRequest(container_id=container_id, location=str(location))
+    call = pods.cri.runtime.CheckpointContainer.future(request, timeout=60)
+    until(lambda: any(_OWN.glob("*/checkpoint/*.img")) or call.done(), "CRIU")
+    agent.kill()
+    assert isinstance(call.exception(), grpc.RpcError)
+    pods.cri.close()
+    pods.cri = agent.start()
+    until(lambda: not list(_OWN.iterdir()), "the end of the checkpoint")
+    goes_on(pods, container_id)
+    assert not location.exists()
+    checkpoint(pods, container_id, location)
+    assert "checkpoint/inventory.img" in members(location)
+    pods.cri.stop(container_id)
+
+
+def test_a_user_namespace(pods: Pods, tmp_path: Path) -> None:
+    """runc can, and owners are those that the container sees; crun 1.21 says why it cannot."""
+    for handler in ("runc", "crun"):
+        config = pods.config()
+        config.linux.security_context.namespace_options.userns_options.CopyFrom(_USERNS)
+        sandbox = pods.cri.run(config, handler=handler)
+        container_id = pods.running(
+            "sh",
+            "-c",
+            f"touch /owned; chown 7:8 /owned; {_COUNT}",
+            pod=(sandbox, config),
+            change=_with_users,
+        )
+        count(pods, container_id)
+        location = tmp_path / f"{handler}.tar"
+        if handler == "crun":
+            internal = grpc.StatusCode.INTERNAL
+            refused(lambda: checkpoint(pods, container_id, location), internal, "CRIU")  # noqa: B023
+            assert not location.exists()
+        else:
+            checkpoint(pods, container_id, location)
+            with (
+                tarfile.open(location) as tar,
+                tarfile.open(fileobj=tar.extractfile("rootfs-diff.tar")) as diff,
+            ):
+                owned = diff.getmember("owned")
+                assert (owned.uid, owned.gid) == (7, 8)
+                assert not [member.name for member in diff if member.uid > 65535]
+        goes_on(pods, container_id)
 
 
 def test_two_checkpoints_one_after_the_other(pods: Pods, counter: str, tmp_path: Path) -> None:

@@ -80,7 +80,12 @@ class Capture:
             )
         except AgentError as exc:
             reason = await run_in(self._work, last_errors, top / "dump.log")
-            raise AgentError(f"{exc}: {reason}" if reason else str(exc)) from exc
+            if not reason:
+                raise
+            raise AgentError(
+                f"container {container.id} cannot be checkpointed: CRIU, called by "
+                f"{container.handler}: {reason}"
+            ) from exc
 
     async def files(self, about: Subject, top: Path, interrupted: Interrupted) -> None:
         """Save what is not in memory below `top`. Raises AgentError, OSError."""
