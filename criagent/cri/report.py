@@ -68,6 +68,7 @@ class AgentReport:
                     "path": str(facts.path),
                     "version": facts.version,
                     "problem": facts.problem,
+                    "checkpoints": facts.checkpoint_problem or "yes",
                 }
                 for facts in self._node.handlers.by_name.values()
             ],

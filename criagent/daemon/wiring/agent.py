@@ -6,9 +6,10 @@ from __future__ import annotations
 import dataclasses
 
 from criagent.base.aio import run_in
-from criagent.cri.backend import Containers, Node, Sandboxes, Sessions, Stats
+from criagent.cri.backend import Checkpoints, Containers, Node, Sandboxes, Sessions, Stats
 from criagent.cri.conditions import Conditions
 from criagent.daemon.wiring import (
+    checkpoints,
     containers,
     image,
     network,
@@ -37,6 +38,7 @@ class Backend:
     node: Node
     sandboxes: Sandboxes
     containers: Containers
+    checkpoints: Checkpoints
     sessions: Sessions
     stats: Stats
 
@@ -125,6 +127,9 @@ async def build(shared: Shared) -> Agent:
             node=_node_calls(shared, node_parts, networks, image_parts),
             sandboxes=sandbox_calls,
             containers=container_calls,
+            checkpoints=checkpoints.build(
+                shared, node_parts, image=image_parts, containers=container_parts
+            ),
             sessions=sessions.build(shared, node_parts, pod_parts, container_parts),
             stats=stats_calls,
         ),

@@ -34,6 +34,8 @@ class Capabilities:
     size_limits: bool = False  # it can limit the size of a writable layer
     no_size_limits: str = ""  # why it can't on this file system, with the cure
     separate_containers: bool = False  # writable layers can be on a file system of their own
+    # The first of `counted().tops` is an overlay's upper directory, with the changes and no more.
+    upper_directories: bool = False
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)

@@ -28,7 +28,11 @@ class OverlayDriver(LimitedDirectoryDriver):
 
     name: Final = "overlay"
     capabilities = Capabilities(
-        settles=True, selinux_labels=True, shared_page_cache=True, separate_containers=True
+        settles=True,
+        selinux_labels=True,
+        shared_page_cache=True,
+        separate_containers=True,
+        upper_directories=True,
     )
 
     async def facts(self) -> Mapping[str, str]:
