@@ -61,6 +61,7 @@ class AgentReport:
                 "ready": condition.ready,
                 "message": condition.message,
             },
+            "nri": self._node.nri(),
             "handlers": [
                 {
                     "name": facts.name,
