@@ -4,7 +4,8 @@ CACHE := $(or $(XDG_CACHE_HOME),$(HOME)/.cache)/criagent
 VENV  := $(CACHE)/venv-$(shell sha256sum requirements-dev.lock 2>/dev/null | sha256sum | cut -c1-16)
 PY    := $(VENV)/bin/python
 
-.PHONY: help proto reference venv demo bench test unit unit-matrix coverage fuzz node storage install-test nri critest conformance kubernetes check \
+.PHONY: help proto reference venv demo bench test unit unit-matrix coverage fuzz node storage install-test nri critest critest-storage \
+	conformance kubernetes check bench-storage \
 	vm-test vm-test-full
 
 help:  ## list the targets
@@ -32,6 +33,9 @@ demo:  ## bare machine: a real image and real pods through crictl, then a clean 
 
 bench:  ## figures of docs/architecture.md as a table and as build/bench.json
 	CRIAGENT_ARGS="--log-level warning" tests/node/up python3 tests/bench/measure.py
+
+bench-storage:  ## the storage drivers beside each other, as a table and build/bench-storage.json
+	CRIAGENT_ARGS="--log-level warning" tests/node/up python3 -m tests.bench.storage
 
 # Bytecode outside the checkout, whatever the caller's environment says; temporary files in memory, in
 # a directory of each run: pytest's own numbering removes those of a run beside it.
@@ -81,6 +85,12 @@ install-test:  ## the README's install steps, typed into a bare Debian 13; needs
 critest:  ## critest whole with each default handler (HANDLER="crun runc", SEED=), judged by expected.toml
 	status=0; for handler in $(or $(HANDLER),crun runc); do \
 	    CRIAGENT_HANDLER=$$handler CRIAGENT_ARGS="--log-level warning" \
+	        tests/node/up tests/conformance/run || status=1; \
+	done; exit $$status
+
+critest-storage:  ## critest whole with each storage driver of this node (DRIVER="btrfs erofs")
+	status=0; for driver in $(or $(DRIVER),overlay native btrfs erofs fuse-overlayfs); do \
+	    CRIAGENT_STORAGE=$$driver CRIAGENT_ARGS="--log-level warning" \
 	        tests/node/up tests/conformance/run || status=1; \
 	done; exit $$status
 

@@ -30,6 +30,24 @@ def from_zero(number: float) -> None:
         raise ValueError(f"must be 0 or greater, not {number}")
 
 
+def percent(number: int) -> None:
+    """From 1 to 100."""
+    if not 1 <= number <= 100:
+        raise ValueError(f"must be 1 to 100, not {number}")
+
+
+def dm_name(name: str) -> None:
+    """A name of device-mapper that leaves room for the numbers of volumes, or nothing."""
+    if name and not re.fullmatch(r"[A-Za-z0-9_.+][A-Za-z0-9_.+-]{0,99}", name):
+        raise ValueError(f"must be letters, digits and . _ + -, at most 100, not {name[:120]!r}")
+
+
+def zfs_dataset(name: str) -> None:
+    """A pool or a dataset (man 7 zfsconcepts), or nothing."""
+    if name and not re.fullmatch(r"[A-Za-z][A-Za-z0-9_.:-]*(/[A-Za-z0-9][A-Za-z0-9_.:-]*)*", name):
+        raise ValueError(f"must be a dataset such as tank/criagent, not {name[:120]!r}")
+
+
 def retention(seconds: float) -> None:
     """So long that it ends within a day."""
     if not 0 <= seconds <= _LONGEST_RETENTION_S:
@@ -124,10 +142,15 @@ def socket_path(path: Path) -> None:
         raise ValueError(f"is {size} bytes long; a socket's path has room for {limit}")
 
 
+def optional_path(path: str) -> None:
+    """An absolute path, or nothing."""
+    if path and (not path.startswith("/") or "\0" in path):
+        raise ValueError(f"must be an absolute path, not {path!r}")
+
+
 def optional_socket_path(path: str) -> None:
     """The absolute path of a socket, or nothing."""
-    if path and not path.startswith("/"):
-        raise ValueError(f"must be an absolute path, not {path!r}")
+    optional_path(path)
     socket_path(Path(path))
 
 

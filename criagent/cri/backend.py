@@ -58,6 +58,14 @@ class Containers:
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class Checkpoints:
+    """Checkpoints of containers and pods. Ids may be unique prefixes."""
+
+    container: Callable[[str, str, int], Awaitable[None]]  # ContainerCheckpoint.checkpoint
+    pod: Callable[[str, str, Sequence[str], float], Awaitable[None]]  # PodCheckpoint.checkpoint
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class Sessions:
     """Commands in containers, and streams to containers and pods."""
 

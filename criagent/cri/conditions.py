@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+from criagent.image.snapshots.snapshots import Snapshots
 from criagent.net.pod_network import NetworkCondition, PodNetwork
 from criagent.runtime.node.handlers import Handlers
 from criagent.store.db import Database
@@ -11,16 +12,21 @@ from criagent.store.db import Database
 class Conditions:
     """RuntimeReady and NetworkReady."""
 
-    def __init__(self, *, handlers: Handlers, db: Database, network: PodNetwork) -> None:
+    def __init__(
+        self, *, handlers: Handlers, db: Database, network: PodNetwork, snapshots: Snapshots
+    ) -> None:
         self._handlers = handlers
         self._db = db
         self._network = network
+        self._snapshots = snapshots
 
     async def unready(self) -> tuple[str, str]:
         """Reason and message of a false RuntimeReady; both empty when it is true."""
         if problem := self._handlers.problem:
             return "ProgramNotUsable", problem
         if failure := await self._db.failure():
+            return "StorageFailing", failure
+        if failure := await self._snapshots.health():
             return "StorageFailing", failure
         return "", ""
 

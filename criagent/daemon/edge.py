@@ -55,7 +55,9 @@ class Edge:
         operator_metrics.register_calls(metrics, boundary, self._events, self._streaming)
         operator_metrics.register_pods(metrics, stores.sandboxes, stores.containers)
         operator_metrics.register_nri(metrics, agent.nri.registry, agent.nri.tally)
-        operator_metrics.register_images(metrics, agent.image.images, agent.image.puller)
+        operator_metrics.register_images(
+            metrics, agent.image.images, agent.image.puller, agent.image.snapshots
+        )
 
     async def listen(self) -> None:
         """Take calls on the socket."""
@@ -122,6 +124,7 @@ def _add_services(
     runtime_service = RuntimeService(
         sandboxes=backend.sandboxes,
         containers=backend.containers,
+        checkpoints=backend.checkpoints,
         sessions=backend.sessions,
         streaming=streaming,
         events=events,

@@ -8,13 +8,9 @@ never touches the first one's state. Containers and their monitors outlive the d
 from __future__ import annotations
 
 import asyncio
-import contextlib
-import fcntl
 import os
 import signal
 import sys
-from collections.abc import Iterator
-from pathlib import Path
 
 import structlog
 
@@ -29,6 +25,7 @@ from criagent.cri.cadvisor import Cadvisor
 from criagent.daemon.edge import Edge, cadvisor
 from criagent.daemon.garbage import collect_now_and_then
 from criagent.daemon.readiness import Readiness
+from criagent.daemon.root_lock import locked
 from criagent.daemon.service_notify import notify
 from criagent.daemon.wiring import agent as wiring
 from criagent.daemon.wiring.agent import Agent
@@ -47,7 +44,7 @@ log: structlog.stdlib.BoundLogger = structlog.get_logger(__name__)
 def serve(config: Config) -> int:
     """Run until SIGTERM or SIGINT; returns the exit status, 1 when it cannot start."""
     try:
-        with _lock(config.storage.root):
+        with locked(config.storage.root):
             return asyncio.run(_serve(config))
     except AgentError as error:
         log.error("not_started", error=str(error))  # noqa: TRY400 - a clear text, no traceback
@@ -147,27 +144,6 @@ class _Daemon:
         await edge.stop(0)
         await stopping
         edge.gone()
-
-
-@contextlib.contextmanager
-def _lock(root: Path) -> Iterator[None]:
-    try:
-        root.mkdir(parents=True, exist_ok=True, mode=0o700)
-        root.chmod(0o700)
-        fd = os.open(root / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-    except OSError as exc:
-        raise UnavailableError(f"root directory {root} cannot be used: {exc.strerror}") from exc
-    try:
-        try:
-            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise UnavailableError(
-                f"another criagent serves with root directory {root}; stop it, or give this one a "
-                "storage.root of its own"
-            ) from None
-        yield
-    finally:
-        os.close(fd)
 
 
 def _own_cgroup() -> None:

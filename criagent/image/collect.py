@@ -94,8 +94,30 @@ class Collector:
         return sum(sizes) + parts.used_bytes, len(sizes) + parts.files
 
     def needed_blobs(self) -> set[str]:
-        """Digests that images name."""
-        return {digest for image in self.content.store.all() for digest in blobs_of(image)}
+        """Digests that images name; without those of unpacked layers where they are not kept."""
+        return {
+            digest
+            for image in self.content.store.all()
+            for digest in blobs_of(image) - self._spare(image)
+        }
+
+    async def drop_spare(self, image: Image) -> None:
+        """Drop the blobs of the image's unpacked layers that need not be kept."""
+        spare = self._spare(image)
+        if not spare:
+            return
+        for digest in sorted(spare):
+            async with self.content.claims.removing(digest) as free:
+                if free and digest not in self.needed_blobs():
+                    await self._forget_blob(parse_digest(digest))
+        await run_in(self.content.fs, self.content.files.count)
+
+    def _spare(self, image: Image) -> set[str]:
+        """Digests of the layers that can do without their blobs, where these are not kept."""
+        if self.content.keep_blobs:
+            return set()
+        documents = {image.id, image.manifest_digest}
+        return {layer.digest for layer in image.layers if self.unpacker.has(layer)} - documents
 
     async def drop_layer(self, key: str) -> bool:
         """Drop a damaged layer, so that the next pull unpacks it again; False = a pull uses it.

@@ -25,3 +25,4 @@ class ImageContent:
     claims: Claims  # of pulls and imports, on blobs
     fs: Executor
     now_ns: Callable[[], int]
+    keep_blobs: bool = True  # of unpacked layers

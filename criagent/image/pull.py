@@ -142,9 +142,11 @@ class Puller:
             image = _image(chosen, top.digest, reference, self._content.now_ns())
             await claim.add(*(layer.digest for layer in image.layers))
             rows = self._documents(top, chosen)
-            rows += [
-                Blob(digest=x.digest, size=x.size, media_type=x.media_type) for x in image.layers
-            ]
+            if self._content.keep_blobs:
+                rows += [
+                    Blob(digest=x.digest, size=x.size, media_type=x.media_type)
+                    for x in image.layers
+                ]
             sources = {str(layer.parsed): layer for layer in chosen.document.layers or ()}
 
             async def fetch(layer: Layer) -> None:
@@ -155,7 +157,8 @@ class Puller:
             gate = asyncio.Semaphore(self._parallel)
             async with self._unpacker.unpacked(image.layers, fetch, progress.received) as snapshots:
                 # A layer that a container kept may have outlived its blob, which an export needs.
-                for layer in await run_in(self._content.fs, self._without_blob, image.layers):
+                kept = image.layers if self._content.keep_blobs else ()
+                for layer in await run_in(self._content.fs, self._without_blob, kept):
                     await fetch(layer)
                 faults.reach("pull-image:unpacked")
                 image = await self._content.store.put(image, snapshots, rows)

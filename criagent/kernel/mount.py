@@ -17,6 +17,7 @@ from pathlib import Path
 
 from criagent.kernel.syscalls import Name, check, libc, syscall
 
+MS_RDONLY = 0x1
 MS_NOSUID = 0x2
 MS_NODEV = 0x4
 MS_NOEXEC = 0x8
@@ -37,6 +38,17 @@ _MOUNT_ATTR_RDONLY, _MOUNT_ATTR_NOSUID, _MOUNT_ATTR_NODEV = 0x1, 0x2, 0x4
 _MOVE_MOUNT_F_EMPTY_PATH = 0x4
 _AT_FDCWD = -100
 
+# What the parameters of the kernel's module would decide otherwise, so that a layer is the same on
+# every node. A directory or file that names another place of the layers below it is for layers that
+# are trusted: the kernel neither makes such ones nor follows them. Hard links need no index, since
+# no file is written through two of them in layers that others use.
+_OVERLAY = {
+    b"source": b"overlay",
+    b"index": b"off",
+    b"nfs_export": b"off",
+    b"metacopy": b"off",
+    b"redirect_dir": b"nofollow",
+}
 _MOUNTINFO = Path("/proc/thread-self/mountinfo")
 _OCTAL = re.compile(r"\\([0-7]{3})")
 
@@ -64,6 +76,17 @@ def make_private(target: Name) -> None:
     except OSError as exc:
         if exc.errno != errno.EINVAL:  # not a mount point
             raise
+
+
+def make_shared(directory: Path) -> None:
+    """Let what is mounted below `directory` later be seen by mount namespaces that are slaves.
+
+    Where the mount that holds it is not shared, it is bound onto itself. Raises OSError.
+    """
+    entry = holding(directory.resolve(), mountinfo())
+    if entry is None or not entry.shared:
+        mount(directory, directory, flags=MS_BIND | MS_REC)
+        mount("none", directory, flags=MS_SHARED)
 
 
 def umount2(target: Name, flags: int = 0) -> None:
@@ -94,16 +117,24 @@ def detach_below(directory: Path) -> None:
         detach(entry.target)
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class OverlayOptions:
+    """With `label` every file has that SELinux label. With `volatile` nothing is synced, and what
+    was written is lost with the node: the kernel does not mount the upper directory again.
+    """
+
+    label: str = ""
+    volatile: bool = False
+
+
 def overlay(
     lower_layers: Sequence[Path],
     upper: Path | None,
     work: Path | None,
     target: Path,
-    label: str = "",
+    options: OverlayOptions = OverlayOptions(),
 ) -> None:
     """Mount an overlay of `lower_layers` (topmost first); writable with `upper` and `work`.
-
-    With `label`, every file in it has that SELinux label.
 
     Uses `lowerdir+` (Linux 6.7), which does not limit the length of the list. An OSError carries
     the kernel's message if there is one.
@@ -115,13 +146,21 @@ def overlay(
         if upper is not None and work is not None:
             _set_string(context, b"upperdir", os.fsencode(upper))
             _set_string(context, b"workdir", os.fsencode(work))
-        _set_string(context, b"index", b"off")  # hard links across layers need no index here
-        _set_string(context, b"source", b"overlay")
-        if label:
-            _set_string(context, b"context", label.encode())
+        for name, value in _OVERLAY.items():
+            _set_string(context, name, value)
+        if options.label:
+            _set_string(context, b"context", options.label.encode())
+        if options.volatile:
+            with _kernel_messages(context, "volatile"):
+                _fsconfig(context, _FSCONFIG_SET_FLAG, b"volatile")
         _create_at(context, target, attributes=0)
     finally:
         os.close(context)
+
+
+def overlay_facts() -> dict[str, str]:
+    """Options that every overlay is mounted with."""
+    return {name.decode(): value.decode() for name, value in _OVERLAY.items() if name != b"source"}
 
 
 def image(fstype: str, source: Path, target: Path, flags: Iterable[str] = ()) -> None:

@@ -3,11 +3,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import errno
 import os
 import signal
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from criagent.kernel.syscalls import check, libc
@@ -120,3 +121,24 @@ def keep_capabilities(kept: Iterable[int]) -> None:
         data[half].effective = data[half].permitted
         data[half].inheritable = 0
     check(libc.capset(ctypes.byref(header), data), "capset")
+
+
+@contextlib.contextmanager
+def owning(uid: int, gid: int) -> Iterator[None]:
+    """Within the block this thread creates files as `uid` and `gid`, with the capabilities it has.
+
+    The kernel refuses to create a file through an idmapped mount for an id that it does not map
+    (EOVERFLOW), and root's own is one (man 2 setfsuid).
+    """
+    header = _CapHeader(_CAPABILITY_VERSION_3, 0)
+    data = (_CapData * 2)()
+    check(libc.capget(ctypes.byref(header), data), "capget")
+    before = libc.setfsuid(-1), libc.setfsgid(-1)
+    libc.setfsgid(gid)
+    libc.setfsuid(uid)  # which takes capabilities of files away, unless it is root's
+    try:
+        check(libc.capset(ctypes.byref(header), data), "capset")
+        yield
+    finally:
+        libc.setfsuid(before[0])
+        libc.setfsgid(before[1])

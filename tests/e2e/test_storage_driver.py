@@ -5,16 +5,21 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
+from criagent.kernel import btrfs
+from criagent.kernel.mount import mountinfo
+from tests.storage.grounds import file_system
 from tests.support import agent
-from tests.support.cri_client import BUSYBOX, Cri
+from tests.support.cri_client import BUSYBOX, Cri, api
 from tests.support.mapped import mapped
 from tests.support.pods import Pods
+from tests.support.waiting import until
 
 pytestmark = pytest.mark.root
 
@@ -27,22 +32,30 @@ def with_driver(name: str) -> Cri:
     return agent.start(f'[storage]\nroot = "{OTHER}"\ndriver = "{name}"\n')
 
 
+@pytest.fixture(params=["native", "btrfs"])
+def driver(request: pytest.FixtureRequest) -> str:
+    """A driver whose root file systems are bind mounts."""
+    name: str = request.param
+    return name
+
+
 @pytest.fixture
-def native(pods: Pods) -> Iterator[Pods]:
-    """Pods of an agent whose layers are copies."""
+def other(pods: Pods, driver: str) -> Iterator[Pods]:
+    """Pods of an agent with that driver, on a file system of its own."""
     agent.stop()
-    OTHER.mkdir(exist_ok=True)
-    subprocess.run(["mount", "-t", "tmpfs", "other", OTHER], check=True)
-    pods.cri = with_driver("native")
-    pods.cri.pull(BUSYBOX)
-    yield pods
-    for sandbox in pods.cri.pods():
-        pods.cri.remove_pod(sandbox.id)
-    pods.cri.close()
-    agent.stop()
-    subprocess.run(["umount", OTHER], check=True)
-    OTHER.rmdir()
+    with file_system(OTHER, driver):
+        pods.cri = with_driver(driver)
+        pods.cri.pull(BUSYBOX)
+        yield pods
+        for sandbox in pods.cri.pods():
+            pods.cri.remove_pod(sandbox.id)
+        pods.cri.close()
+        agent.stop()
     pods.cri = agent.start()
+
+
+def numbers(snapshots: Path) -> list[str]:
+    return sorted(path.name for path in snapshots.iterdir() if path.name.isdigit())
 
 
 def info() -> str:
@@ -53,51 +66,51 @@ def info() -> str:
 
 
 @pytest.mark.parametrize("userns", [False, True])
-def test_pods_run_on_copies_and_survive_a_restart(native: Pods, *, userns: bool) -> None:
-    config = native.config()
+def test_pods_run_and_survive_a_restart(other: Pods, driver: str, *, userns: bool) -> None:
+    config = other.config()
     if userns:
         mapped()(config)
-    pod = native.cri.run(config), config
-    container_id = native.running("sleep", "1000", pod=pod)
-    native.cri.exec(container_id, "sh", "-c", "echo written > /etc/file; rm /bin/ls")
-    assert native.cri.exec(container_id, "stat", "-c", "%u", "/etc/file").stdout == b"0\n"
+    pod = other.cri.run(config), config
+    container_id = other.running("sleep", "1000", pod=pod)
+    other.cri.exec(container_id, "sh", "-c", "echo written > /etc/file; rm /bin/ls")
+    assert other.cri.exec(container_id, "stat", "-c", "%u", "/etc/file").stdout == b"0\n"
     agent.kill()
-    native.cri = with_driver("auto")
-    assert info() == "native"
-    assert native.cri.exec(container_id, "cat", "/etc/file").stdout == b"written\n"
-    second = native.running("sleep", "1000", pod=pod)
-    assert native.cri.exec(second, "ls", "/etc/file").exit_code != 0
-    assert native.cri.exec(second, "ls", "/bin/ls").stdout == b"/bin/ls\n"
+    other.cri = with_driver("auto")
+    assert info() == driver
+    assert other.cri.exec(container_id, "cat", "/etc/file").stdout == b"written\n"
+    second = other.running("sleep", "1000", pod=pod)
+    assert other.cri.exec(second, "ls", "/etc/file").exit_code != 0
+    assert other.cri.exec(second, "ls", "/bin/ls").stdout == b"/bin/ls\n"
 
 
-@pytest.mark.parametrize("driver", ["native", "overlay"])
-def test_another_root_does_not_end_containers_on_copies(native: Pods, driver: str) -> None:
+@pytest.mark.parametrize("another", ["native", "overlay"])
+def test_another_root_does_not_end_containers(other: Pods, another: str) -> None:
     """A changed storage.root is no lost database."""
-    container_id = native.running("sleep", "1000")
+    container_id = other.running("sleep", "1000")
     agent.stop()
     third = OTHER / "third"
     with contextlib.suppress(AssertionError):  # it listens before it has found them, or it does not
-        agent.start(f'[storage]\nroot = "{third}"\ndriver = "{driver}"\n').close()
+        agent.start(f'[storage]\nroot = "{third}"\ndriver = "{another}"\n').close()
     assert agent.died()
     refusal = agent.LOG.read_text().splitlines()[-1]
     assert container_id in refusal
     assert "storage.root" in refusal
-    native.cri = with_driver("auto")
-    assert native.cri.exec(container_id, "echo", "alive").stdout == b"alive\n"
+    other.cri = with_driver("auto")
+    assert other.cri.exec(container_id, "echo", "alive").stdout == b"alive\n"
 
 
-def test_containers_on_copies_without_their_database_are_ended(native: Pods) -> None:
-    container_id = native.running("sleep", "1000")
+def test_containers_without_their_database_are_ended(other: Pods, driver: str) -> None:
+    container_id = other.running("sleep", "1000")
     agent.stop()
     for file in OTHER.glob("state.db*"):
         file.unlink()
-    native.cri = with_driver("native")
-    assert native.cri.containers() == []
+    other.cri = with_driver(driver)
+    assert other.cri.containers() == []
     assert not Path("/run/criagent/containers", container_id).exists()
-    assert [path for path in (OTHER / "snapshots").iterdir() if path.name.isdigit()] == []
+    assert numbers(OTHER / "snapshots") == []
 
 
-def test_another_driver_is_refused_until_the_root_is_empty(native: Pods) -> None:
+def test_another_driver_is_refused_until_the_root_is_empty(other: Pods, driver: str) -> None:
     agent.stop()
     config = OTHER / "config.toml"
     config.write_text(
@@ -109,11 +122,46 @@ def test_another_driver_is_refused_until_the_root_is_empty(native: Pods) -> None
     assert done.returncode == 1
     events = [json.loads(line) for line in done.stderr.splitlines()]
     (reason,) = [event["error"] for event in events if event["event"] == "not_started"]
-    assert 'set storage.driver = "native"' in reason
-    assert "remove all pods and images" in reason
-    native.cri = with_driver("auto")
-    for image in native.cri.images():
-        native.cri.remove_image(image.id)
+    assert f'set storage.driver = "{driver}"' in reason
+    assert "criagent storage migrate" in reason
+    other.cri = with_driver("auto")
+    for image in other.cri.images():
+        other.cri.remove_image(image.id)
     agent.stop()
-    native.cri = with_driver("overlay")
+    other.cri = with_driver("overlay")
     assert info() == "overlay"
+
+
+@pytest.mark.parametrize("driver", ["btrfs"])
+def test_nothing_is_left_of_subvolumes(other: Pods) -> None:
+    """Neither of those of pods and images, nor of one that somebody made in a container."""
+    pod = other.sandbox()
+    container_id = other.running("sleep", "1000", pod=pod)
+    (rootfs,) = [
+        entry.target for entry in mountinfo() if f"containers/{container_id}" in entry.target
+    ]
+    fd = os.open(rootfs, os.O_RDONLY)
+    btrfs.create(fd, "own")
+    os.close(fd)
+    other.cri.exec(container_id, "touch", "/own/file")
+    snapshots = OTHER / "snapshots"
+    assert len(numbers(snapshots)) == 2
+    other.cri.remove_pod(pod[0])
+    for image in other.cri.images():
+        other.cri.remove_image(image.id)
+    until(lambda: numbers(snapshots) == [], "the removal of subvolumes")
+    until(lambda: not list((snapshots / "trash").iterdir()), "the trash")
+    done = subprocess.run(["btrfs", "subvolume", "list", OTHER], capture_output=True, check=True)
+    assert done.stdout == b""
+
+
+def test_an_image_volume_is_read_only_and_a_removed_image_leaves_it(other: Pods) -> None:
+    pod = other.sandbox()
+
+    def volume(config: api.ContainerConfig) -> None:
+        mount = config.mounts.add(container_path="/volume", readonly=True)
+        mount.image.image = BUSYBOX
+
+    container_id = other.running("sleep", "1000", pod=pod, change=volume)
+    assert other.cri.exec(container_id, "ls", "/volume/bin/ls").exit_code == 0
+    assert other.cri.exec(container_id, "touch", "/volume/new").exit_code == 1

@@ -6,44 +6,91 @@ They need root in a test node, and no agent.
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 
 import pytest
 
-from criagent.image.snapshots.drivers.available import DRIVERS
-from tests.storage.ground import Storage, file_system
+from criagent.kernel.mount import mountinfo
+from tests.storage.ground import Storage
+from tests.storage.grounds import absent, columns, file_system, first_columns, loops
+from tests.storage.killed import Lives, lives
+from tests.support.waiting import until
 
+_COLUMNS = {f"{driver}/{kind}": (driver, kind) for driver, kind in columns()}
 _RESULTS: dict[str, dict[str, str]] = {}
+_REASONS: dict[str, str] = {}
 
 
-@pytest.fixture(params=sorted(DRIVERS))
-async def storage(
-    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
-) -> AsyncIterator[Storage]:
-    """One driver on an empty file system."""
-    place: Path = tmp_path_factory.mktemp("storage")
-    with file_system(place / "disk", request.param) as top:
-        one = await Storage(top, request.param, place).open()
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    """With the mark `long` a test runs once for each driver, else on all of its file systems."""
+    if "column" in metafunc.fixturenames:
+        long = metafunc.definition.get_closest_marker("long")
+        names = [f"{driver}/{kind}" for driver, kind in (first_columns() if long else columns())]
+        metafunc.parametrize("column", names, indirect=True)
+
+
+@pytest.fixture
+def column(request: pytest.FixtureRequest) -> tuple[str, str]:
+    """A driver and the kind of its file system."""
+    driver, kind = _COLUMNS[request.param]
+    if reason := absent(driver):
+        pytest.skip(reason)
+    return driver, kind
+
+
+@pytest.fixture(scope="session")
+def living() -> Iterator[Lives]:
+    """Processes with lives that may end early."""
+    with lives() as one:
         yield one
-        await one.close()
+
+
+@pytest.fixture
+def place(column: tuple[str, str], tmp_path: Path) -> Iterator[tuple[str, Path]]:
+    """A driver's name, and an empty file system for it."""
+    driver, kind = column
+    with file_system(tmp_path / "disk", driver, kind) as top:
+        yield driver, top
+
+
+@pytest.fixture
+async def storage(place: tuple[str, Path]) -> AsyncIterator[Storage]:
+    """One driver on an empty file system."""
+    driver, top = place
+    one = await Storage(top, driver, top.parent).open()
+    yield one
+    await one.close()
+
+
+@pytest.fixture(autouse=True)
+def nothing_is_left(tmp_path: Path) -> Iterator[None]:
+    """Neither a mount nor a loop device of the test stays."""
+    yield
+    left = [entry.target for entry in mountinfo() if entry.target.startswith(f"{tmp_path}/")]
+    assert left == []
+    until(lambda: not loops(), "the loop devices to be gone")
 
 
 def pytest_runtest_logreport(report: pytest.TestReport) -> None:
     """Note the outcome of each case for each driver."""
-    case, bracket, driver = report.location[2].partition("[")
-    if bracket and (report.when == "call" or report.outcome != "passed"):
+    case, _, parameters = report.location[2].partition("[")
+    column = next((name for name in _COLUMNS if name in parameters), "")
+    if column and (report.when == "call" or report.outcome != "passed"):
         row = _RESULTS.setdefault(case.removeprefix("test_").replace("_", " "), {})
-        name = driver.rstrip("]")
-        row[name] = "FAILED" if "FAILED" in (report.outcome.upper(), row.get(name)) else "ok"
+        outcome = {"passed": "ok", "skipped": "-"}.get(report.outcome, "FAILED")
+        row[column] = "FAILED" if row.get(column) == "FAILED" else outcome
+        if report.outcome == "skipped" and isinstance(report.longrepr, tuple):
+            _REASONS[column] = report.longrepr[2].removeprefix("Skipped: ")
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
     """Print the table."""
-    drivers = sorted({driver for row in _RESULTS.values() for driver in row})
     width = max(map(len, _RESULTS), default=0)
     terminalreporter.section("storage drivers")
-    terminalreporter.line(f"{'case':{width}}  " + "  ".join(f"{name:8}" for name in drivers))
+    terminalreporter.line(f"{'case':{width}}  " + "  ".join(_COLUMNS))
     for case, row in _RESULTS.items():
-        cells = "  ".join(f"{row.get(name, '-'):8}" for name in drivers)
-        terminalreporter.line(f"{case:{width}}  {cells}")
+        cells = "  ".join(f"{row.get(name, ''):{len(name)}}" for name in _COLUMNS)
+        terminalreporter.line(f"{case:{width}}  {cells}".rstrip())
+    for name, reason in _REASONS.items():
+        terminalreporter.line(f"- {name}: {reason}")

@@ -1,15 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A file system of its own with one storage driver on it, and images unpacked by real workers."""
+"""One storage driver on a file system of its own, and images unpacked by real workers."""
 
 from __future__ import annotations
 
-import contextlib
 import gzip
 import hashlib
-import os
-import subprocess
 import time
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -22,51 +19,12 @@ from criagent.image.snapshots.driver import MappedIds, MountPoint
 from criagent.image.snapshots.drivers.available import DRIVERS
 from criagent.image.snapshots.snapshots import Snapshots
 from criagent.image.unpack.workers import UnpackWorkers
-from criagent.kernel import mount
 from criagent.model.image import Image, ImageConfig, Layer, Snapshot
 from criagent.store.blobs import BlobStore
 from criagent.store.db import Database
 from criagent.store.images import ImageStore
 from criagent.store.snapshots import SnapshotStore
-
-SIZE = 64 << 20  # of the file system in bytes
-
-
-@contextlib.contextmanager
-def file_system(top: Path, driver: str) -> Iterator[Path]:
-    """A file system of `SIZE` bytes that `driver` can use: it fills up soon."""
-    top.mkdir()
-    try:
-        with contextlib.ExitStack() as stack:
-            stack.enter_context(_BACKING.get(driver, _tmpfs)(top))
-            yield top
-            mount.detach_below(top)
-    finally:
-        mount.detach_below(top)
-        top.rmdir()
-
-
-@contextlib.contextmanager
-def _tmpfs(top: Path) -> Iterator[None]:
-    """It has all that layers need."""
-    subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={SIZE}", "storage", top], check=True)
-    yield
-
-
-@contextlib.contextmanager
-def _btrfs(top: Path) -> Iterator[None]:
-    image = top.with_name("image")
-    with image.open("wb") as file:
-        file.truncate(SIZE)
-    subprocess.run(["mkfs.btrfs", "-q", "--mixed", str(image)], check=True)
-    subprocess.run(["mount", "-o", "loop", image, top], check=True)
-    try:
-        yield
-    finally:
-        image.unlink()
-
-
-_BACKING = {"btrfs": _btrfs}
+from tests.storage.grounds import ground, mounts_of
 
 
 def layers_of(*tars: bytes) -> tuple[Layer, ...]:
@@ -93,10 +51,16 @@ def layers_of(*tars: bytes) -> tuple[Layer, ...]:
 class Storage:
     """What an agent has of its root directory; `reopen` is its restart."""
 
-    def __init__(self, top: Path, driver: str, state: Path) -> None:
-        """The database is in `state`, so that a full file system is the driver's matter alone."""
+    def __init__(
+        self, top: Path, driver: str, state: Path, section: StorageSection | None = None
+    ) -> None:
+        """The database is in `state`, so that a full file system is the driver's matter alone.
+
+        The keys of the driver are those of its ground unless `section` has others.
+        """
+        self._section = section or ground(driver).section
         self.top = top
-        self.mounts = top / "mounts"
+        self.mounts = mounts_of(top)
         self.mounts.mkdir(exist_ok=True)
         self._driver = driver
         self._state = state
@@ -107,12 +71,19 @@ class Storage:
         self.db = Database.open(self._state / "state.db")
         self.rows = SnapshotStore(self.db)
         self.images = ImageStore(self.db, self.rows, BlobStore(self.db))
-        self.driver = DRIVERS[self._driver](self.top / "snapshots", StorageSection(), self._threads)
+        make = DRIVERS[self._driver]
+        self.driver = make(self.top / "snapshots", self._section, self._threads)
         self.snapshots = Snapshots(self.driver, self.rows, self._threads)
-        await self.snapshots.prepare()
+        self.workers = UnpackWorkers(2)
+        try:
+            await self.snapshots.prepare()
+        except BaseException:
+            await self.snapshots.close()
+            self.db.close()
+            self._threads.shutdown()
+            raise
         self.files = BlobFiles(self._state / "blobs")
         self.files.prepare()
-        self.workers = UnpackWorkers(2)
         self._unpacker = LayerUnpacker(
             snapshots=self.snapshots,
             files=self.files,
@@ -149,17 +120,20 @@ class Storage:
         async with self._unpacker.unpacked(layers, fetch, lambda _: None) as snapshots:
             return await self.images.put(image, snapshots)
 
-    async def writable(self, letter: str, image: Image) -> Snapshot:
-        """The writable layer of a new container."""
+    async def writable(self, name: str, image: Image, *, limit_bytes: int = 0) -> Snapshot:
+        """The writable layer of a new container, whose id is `name` again and again."""
         top = image.layers[-1].chain_id if image.layers else ""
-        return await self.snapshots.create_container(letter * 64, parent=top, created_at_ns=1)
+        key = name * (64 // len(name))
+        return await self.snapshots.create_container(
+            key, parent=top, created_at_ns=1, limit_bytes=limit_bytes
+        )
 
     @asynccontextmanager
     async def root(
         self, snapshot: Snapshot, image: Image, ids: MappedIds | None = None
     ) -> AsyncIterator[Path]:
         """The root file system of a container, mounted for the block."""
-        target = self.mounts / snapshot.key[:1] / "rootfs"
+        target = self.mounts / snapshot.key[:8] / "rootfs"
         await self.snapshots.mount_container(snapshot, image, MountPoint(path=target, ids=ids))
         try:
             yield target
@@ -182,18 +156,17 @@ class Storage:
         layers = [layer for layer in self.rows.all() if layer.committed]
         return [await self.snapshots.problem(layer) for layer in layers]
 
-    def damage(self, layer: Snapshot, name: str) -> None:
-        """Delete the file `name` of a committed layer, or change its image."""
-        directory = self.snapshots.root / str(layer.number)
-        if self._driver == "btrfs":
-            command = ["btrfs", "property", "set", "-ts", str(directory), "ro", "false"]
-            subprocess.run(command, check=True)
-        if (directory / "fs").exists():
-            (directory / "fs" / name).unlink()
-        else:
-            with (directory / "image").open("r+b") as image:
-                image.seek(-1, os.SEEK_END)
-                image.write(b"?")
+    async def damage(self, layer: Snapshot, name: str) -> None:
+        """Delete the file `name` of a committed layer, or spoil its image."""
+        if (spoil := ground(self._driver).damage) is not None:
+            spoil(self.snapshots.root, layer.number, name)
+            return
+        async with self.snapshots.layer_place(layer, []) as place:
+            (place.root / name).unlink()
+
+    def tree(self, snapshot: Snapshot) -> Path:
+        """The files of a snapshot: for tests of one driver, which knows where it has them."""
+        return self.snapshots.root / str(snapshot.number) / "fs"
 
     def directories(self) -> list[str]:
         """Names of what the driver has on disk, the trash included."""

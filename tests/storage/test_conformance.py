@@ -13,12 +13,12 @@ import pytest
 
 from criagent.base.errors import AgentError, ExhaustedError, UnsupportedError
 from criagent.image.snapshots.driver import MappedIds, MountPoint
-from criagent.image.snapshots.tree_count import TreeCount
 from criagent.model.common import IdMapping, NamespaceMode, UserNamespace
 from criagent.process.child import Options
 from criagent.process.child import run as run_child
 from criagent.runtime.pod.user_namespaces import namespace_maker
-from tests.storage.ground import SIZE, Storage
+from tests.storage.ground import Storage
+from tests.storage.grounds import SIZE
 from tests.support.unpack_place import (
     CHAR,
     FIFO,
@@ -91,8 +91,9 @@ async def test_files_have_all_they_had_in_the_layer(storage: Storage) -> None:
         assert os.getxattr(root / "capable", "security.capability") == CAPABILITY
         hollow = (root / "sparse").stat()
         assert hollow.st_size == 8 << 20
-        with (root / "sparse").open("rb") as file:  # erofs counts blocks that it does not have
-            assert os.lseek(file.fileno(), 0, os.SEEK_DATA) > 7 << 20
+        with (root / "sparse").open("rb") as file:
+            data = os.lseek(file.fileno(), 0, os.SEEK_DATA)  # FUSE has no holes, erofs no blocks
+        assert data > 7 << 20 or hollow.st_blocks * 512 < 1 << 20
         assert (root / "sparse").read_bytes()[-5:] == b"\0tail"
         assert (root / "null").stat().st_rdev == os.makedev(1, 3)
         assert stat.S_ISFIFO((root / "pipe").stat().st_mode)
@@ -170,8 +171,7 @@ async def test_usage_grows_with_what_is_written(storage: Storage) -> None:
 
         def used() -> tuple[int, int]:
             os.sync()  # file systems count blocks that were allocated
-            charged = storage.snapshots.counted(snapshot, root)
-            count = TreeCount(*charged.tops, changed_after_ns=charged.changed_after_ns)
+            count = storage.snapshots.counted(snapshot, root).count()
             assert count.advance(math.inf)
             return count.usage
 
@@ -194,6 +194,7 @@ async def test_removal_while_mounted(storage: Storage) -> None:
         await storage.snapshots.remove(snapshot.key)
         await storage.snapshots.empty_trash()
         assert file.read() == "open"
+    await storage.snapshots.empty_trash()  # a volume in use stays until then
     assert storage.rows.get(snapshot.key) is None
     assert len(storage.directories()) == 1  # the layer
     again = await storage.writable("a", image)
@@ -239,7 +240,7 @@ async def test_a_damaged_layer_is_found(storage: Storage) -> None:
     image = await storage.image(BASE)
     (layer,) = storage.rows.all()
     assert await storage.problems() == [""]
-    storage.damage(layer, "d/low")
+    await storage.damage(layer, "d/low")
     assert "instead of" in await storage.snapshots.problem(layer)
     await storage.snapshots.remove(image.layers[0].chain_id)
     assert "missing" in await storage.snapshots.problem(layer)
@@ -287,6 +288,7 @@ async def test_user_namespaces(storage: Storage) -> None:
             gid=HOST,
             lower_layers=storage.mounts / "lower",
         )
+        assert await storage.driver.userns_problem(mapped) == ""
         async with storage.root(snapshot, image, mapped) as root:
             assert (root / "big").stat().st_uid == HOST
             assert (root / "d").stat().st_uid == HOST + 5

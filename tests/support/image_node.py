@@ -90,7 +90,12 @@ class ImageNode:
     """Pulls, collects and checks below `top`; its clock is `later_s` ahead."""
 
     def __init__(
-        self, top: Path, *, retention_s: float = RETENTION_S, driver: str = "overlay"
+        self,
+        top: Path,
+        *,
+        retention_s: float = RETENTION_S,
+        driver: str = "overlay",
+        keep_blobs: bool = True,
     ) -> None:
         self.top = top
         self.later_s = 0.0
@@ -126,6 +131,7 @@ class ImageNode:
             claims=self.claims,
             fs=self._threads,
             now_ns=self.now_ns,
+            keep_blobs=keep_blobs,
         )
         puller = Puller(
             client=self.client,

@@ -6,6 +6,7 @@ from __future__ import annotations
 import subprocess
 from pathlib import Path
 
+from criagent.kernel.mount import mountinfo
 from tests.support.cri_client import api
 from tests.support.pods import Pods
 
@@ -19,6 +20,19 @@ def upper(container_id: str) -> Path:
             )
             return Path(options["upperdir"])
     raise AssertionError(f"{container_id} has no root")
+
+
+def snapshot(container_id: str) -> Path:
+    """The host's directory of the container's snapshot, with any driver that mounts directories."""
+    (entry,) = [one for one in mountinfo() if one.target == str(rootfs(container_id))]
+    if entry.fstype == "overlay":
+        return upper(container_id).parent
+    return Path("/var/lib/criagent/snapshots", Path(entry.root).parent.name)
+
+
+def rootfs(container_id: str) -> Path:
+    """Where the host sees the root of a container, without the mounts in it."""
+    return Path("/run/criagent/containers", container_id, "rootfs")
 
 
 def du(top: Path) -> tuple[int, int]:

@@ -16,6 +16,7 @@ from criagent.config.storage_section import Storage
 from criagent.doctor import (
     Finding,
     cgroups,
+    checkpoints,
     devices,
     limits,
     neighbours,
@@ -146,6 +147,24 @@ def test_storage(facts: dict[str, Any], name: str, level: str, part: str) -> Non
     judged(one(storage.judge(storage.StorageFacts(**facts), Config()), name), level, part)
 
 
+@pytest.mark.parametrize(
+    ("driver", "facts", "level", "part"),
+    [
+        ("auto", {"programs": frozenset(), "fuse": False}, "ok", "auto"),
+        ("erofs", {}, "ok", "erofs"),
+        ("erofs", {"programs": frozenset()}, "error", "install erofs-utils"),
+        ("fuse-overlayfs", {"programs": frozenset()}, "error", "install fuse-overlayfs"),
+        ("fuse-overlayfs", {"fuse": False}, "error", "modprobe fuse"),
+    ],
+)
+def test_what_a_storage_driver_needs(
+    driver: str, facts: dict[str, Any], level: str, part: str
+) -> None:
+    config = Config(storage=Storage(driver=driver))
+    found = one(storage.judge(storage.StorageFacts(**facts), config), "storage.driver")
+    judged(found, level, part)
+
+
 def test_copies_of_layers_need_no_file_system_for_overlay() -> None:
     config = Config(storage=Storage(driver="native"))
     facts = storage.StorageFacts(fstype="nfs4")
@@ -201,6 +220,26 @@ def test_subvolumes_need_btrfs(fstype: str, level: str) -> None:
 def test_programs(facts: dict[str, Any], name: str, level: str, part: str) -> None:
     found = programs.judge(programs.ProgramFacts(**{"handlers": GOOD, **facts}), Config())
     judged(one(found, name), level, part)
+
+
+CRIU = {"version": "Version: 4.1.1\n", "libraries": "libcriu.so.2 (libc6,x86-64) => /x"}
+
+
+@pytest.mark.parametrize(
+    ("facts", "level", "part"),
+    [
+        ({}, "ok", "4.1.1"),
+        ({"version": None}, "ok", "criu is not installed"),
+        ({"version": "Version: 3.15\n"}, "warning", "3.16.0"),
+        ({"version": "Version: 3.15\nGitID: v4.0\n"}, "warning", "3.16.0"),
+        ({"libraries": "libc.so.6 => /x"}, "warning", "libcriu2"),
+        ({"libraries": None}, "ok", "4.1.1"),
+        ({"check": "the kernel lacks something"}, "warning", "lacks something"),
+    ],
+)
+def test_checkpoints(facts: dict[str, Any], level: str, part: str) -> None:
+    found = checkpoints.judge(checkpoints.CheckpointFacts(**{**CRIU, **facts}), Config())
+    judged(one(found, "checkpoints"), level, part)
 
 
 @pytest.mark.parametrize(

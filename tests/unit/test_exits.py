@@ -38,7 +38,7 @@ from criagent.runtime.container.ending import ContainerEnding
 from criagent.runtime.container.erasure import ContainerErasure
 from criagent.runtime.container.exits import ExitWatcher
 from criagent.runtime.container.files import ContainerFiles
-from criagent.runtime.container.keys import Endings, Starts
+from criagent.runtime.container.keys import Checkpoints, Endings, Starts
 from criagent.runtime.container.oom import OomWatch
 from criagent.runtime.container.transitions import Transitions
 from criagent.runtime.node.cgroup_names import CgroupDriver
@@ -109,6 +109,7 @@ class Ground:
         )
         self.ending = ContainerEnding(
             endings=self.endings,
+            checkpoints=Checkpoints(limit_s=60),
             exits=self.exits,
             transitions=transitions,
             plugins=NoPlugins(),

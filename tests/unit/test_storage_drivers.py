@@ -4,13 +4,15 @@
 from __future__ import annotations
 
 import asyncio
+import subprocess
 from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
 
-from criagent.base.errors import CorruptError, UnsupportedError
+from criagent.base.errors import CorruptError, UnavailableError, UnsupportedError
 from criagent.config.storage_drivers import KNOWN
+from criagent.image.snapshots.containers_root import ID_FILE, Claim, ContainersRoot, take
 from criagent.image.snapshots.drivers.available import DRIVERS, chosen
 from criagent.image.snapshots.mounted import elsewhere
 from criagent.kernel.mount import MountEntry
@@ -46,7 +48,7 @@ def test_a_root_of_another_driver_is_refused_with_the_cure() -> None:
     text = str(caught.value)
     assert 'set storage.driver = "overlay"' in text
     assert "set another storage.root" in text
-    assert "remove all pods and images" in text
+    assert "criagent storage migrate --to native" in text
 
 
 def test_a_root_of_a_driver_that_this_version_lacks_is_refused() -> None:
@@ -155,3 +157,57 @@ def test_files_of_a_bind_mount_are_found_by_their_directory(tmp_path: Path, fsty
         assert elsewhere(mounted(target, **facts), tmp_path) == ""
         assert elsewhere(mounted(target, **facts), tmp_path / other) == "/a/5/fs of /dev/sda"
     assert elsewhere(mounted(tmp_path / "gone", **facts), tmp_path) == ""
+
+
+def test_the_program_behind_a_mount_names_its_upper_directory(tmp_path: Path) -> None:
+    entry = mounted(tmp_path, fstype="fuse.fuse-overlayfs", source="fuse-overlayfs")
+    assert elsewhere(entry, Path("/own")) == ""
+    options = "lowerdir=/other/snapshots/1/fs,upperdir=/other/snapshots/2/fs"
+    argv = ["fuse-overlayfs", "-c", "echo; read end", "-o", options, str(tmp_path)]
+    pipe = subprocess.PIPE
+    with subprocess.Popen(argv, executable="/bin/sh", stdin=pipe, stdout=pipe) as program:
+        assert program.stdout is not None
+        program.stdout.readline()  # it runs
+        assert elsewhere(entry, Path("/own")) == "/other/snapshots/2/fs"
+        assert elsewhere(entry, Path("/other")) == ""
+        program.communicate(b"\n")
+
+
+def claimed(root: Path, place: Path, remembered: str, users: int = 0) -> ContainersRoot:
+    found = take(Claim.of(remembered, str(place), users=users), root)
+    found.mark()
+    return found
+
+
+def test_a_directory_of_containers_is_known_by_its_id(tmp_path: Path) -> None:
+    place = tmp_path / "apart"
+    first = claimed(ROOT, place, "")
+    with pytest.raises(UnavailableError, match="another criagent serves"):
+        claimed(ROOT, place, first.remembered)
+    first.close()
+    second = claimed(ROOT, place, first.remembered, users=3)
+    assert second.remembered == first.remembered
+    second.close()
+    with pytest.raises(UnavailableError, match=f"agent with storage.root {ROOT};"):
+        claimed(Path("/other"), place, "")
+    (place / ID_FILE).unlink()
+    with pytest.raises(UnavailableError, match="3 containers have their writable layers") as caught:
+        claimed(ROOT, place, first.remembered, users=3)
+    assert f"`echo {first.remembered.split()[0]} > {place / ID_FILE}`" in str(caught.value)
+    assert list(place.iterdir()) == []
+    claimed(ROOT, place, first.remembered).close()  # nothing can be lost: it is marked again
+
+
+@pytest.mark.parametrize(("remembered", "wanted"), [("", "/new"), ("id /old", ""), ("id /a", "/b")])
+def test_another_directory_of_containers_waits_for_the_last_of_them(
+    remembered: str, wanted: str
+) -> None:
+    with pytest.raises(UnsupportedError, match="crictl rmp -a -f"):
+        Claim.of(remembered, wanted, users=1)
+    assert Claim.of(remembered, wanted, users=0).place == wanted
+
+
+def test_a_start_that_was_killed_leaves_an_empty_id_file(tmp_path: Path) -> None:
+    (tmp_path / ID_FILE).touch()
+    claimed(ROOT, tmp_path, "").close()
+    assert (tmp_path / ID_FILE).read_text().splitlines()[1] == str(ROOT)

@@ -6,9 +6,10 @@ from __future__ import annotations
 import dataclasses
 
 from criagent.base.aio import run_in
-from criagent.cri.backend import Containers, Node, Sandboxes, Sessions, Stats
+from criagent.cri.backend import Checkpoints, Containers, Node, Sandboxes, Sessions, Stats
 from criagent.cri.conditions import Conditions
 from criagent.daemon.wiring import (
+    checkpoints,
     containers,
     image,
     network,
@@ -37,6 +38,7 @@ class Backend:
     node: Node
     sandboxes: Sandboxes
     containers: Containers
+    checkpoints: Checkpoints
     sessions: Sessions
     stats: Stats
 
@@ -73,6 +75,7 @@ class Agent:
         last; no pod is made without the ones that the agent starts.
         """
         await self.image.images.prepare()
+        self.image.check_limits()
         await self.background.networks.start()
         await self.apparmor.prepare()
         await self.recovery.run()
@@ -121,17 +124,27 @@ async def build(shared: Shared) -> Agent:
             layers=layers,
         ),
         backend=Backend(
-            node=_node_calls(shared, node_parts, networks),
+            node=_node_calls(shared, node_parts, networks, image_parts),
             sandboxes=sandbox_calls,
             containers=container_calls,
+            checkpoints=checkpoints.build(
+                shared, node_parts, image=image_parts, containers=container_parts
+            ),
             sessions=sessions.build(shared, node_parts, pod_parts, container_parts),
             stats=stats_calls,
         ),
     )
 
 
-def _node_calls(shared: Shared, parts: node.NodeParts, networks: Networks) -> Node:
-    conditions = Conditions(handlers=parts.handlers, db=shared.stores.db, network=networks.default)
+def _node_calls(
+    shared: Shared, parts: node.NodeParts, networks: Networks, image_parts: ImageParts
+) -> Node:
+    conditions = Conditions(
+        handlers=parts.handlers,
+        db=shared.stores.db,
+        network=networks.default,
+        snapshots=image_parts.snapshots,
+    )
     return Node(
         conditions=conditions,
         handlers=parts.handlers,

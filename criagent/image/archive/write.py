@@ -62,7 +62,10 @@ def write_archive(chosen: Sequence[tuple[Image, str | None]], files: BlobFiles, 
 
 def _path(files: BlobFiles, digest: Digest) -> Path:
     if not files.has(digest):
-        raise NotFoundError(f"blob {digest} is not on this node; pull the image again")
+        raise NotFoundError(
+            f"blob {digest} is not on this node; set storage.keep_blobs = true if it is false, "
+            "then pull the image again"
+        )
     return files.path(digest)
 
 

@@ -15,11 +15,12 @@ to end with it.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager
 from pathlib import Path
 from typing import Protocol
 
+from criagent.image.snapshots.tree_count import TreeCount
 from criagent.model.image import Snapshot
 
 
@@ -31,17 +32,22 @@ class Capabilities:
     selinux_labels: bool  # a mount can carry an SELinux label
     shared_page_cache: bool  # containers that read a file of their image share its memory
     size_limits: bool = False  # it can limit the size of a writable layer
+    no_size_limits: str = ""  # why it can't on this file system, with the cure
+    separate_containers: bool = False  # writable layers can be on a file system of their own
+    # The first of `counted().tops` is an overlay's upper directory, with the changes and no more.
+    upper_directories: bool = False
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class MappedIds:
-    """For a container in a user namespace: its pin, its root's ids on the node, and where the
-    layers may be attached while they are mounted."""
+    """For a container in a user namespace: its pin, its root's ids on the node with how many follow
+    them, and where the layers may be attached while they are mounted."""
 
     userns: Path
     uid: int
     gid: int
     lower_layers: Path
+    length: int = 65536
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -71,16 +77,45 @@ class LayerPlace:
     in_place: bool = False
 
 
+class Count(Protocol):
+    """Bytes and inodes, counted in slices."""
+
+    @property
+    def complete(self) -> bool:
+        """Nothing had to be left out."""
+
+    @property
+    def busy_s(self) -> float:
+        """How long it has taken so far."""
+
+    @property
+    def usage(self) -> tuple[int, int]:
+        """Bytes on disk and inodes found so far."""
+
+    def advance(self, until: float) -> bool:
+        """Count on until time.monotonic() passes `until`; True = done. Raises OSError."""
+
+    def close(self) -> None:
+        """Give descriptors back; idempotent."""
+
+
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class Counted:
     """What a writable layer is charged with: what lies below `tops`, in bytes on disk and inodes.
 
     With `changed_after_ns` only inodes whose status changed after that time of the epoch: the
-    others came with the image.
+    others came with the image. A driver that knows without a walk has a count of its `own`.
     """
 
     tops: Sequence[Path]
     changed_after_ns: int = 0
+    own: Callable[[], Count] | None = None
+
+    def count(self) -> Count:
+        """A new count of it."""
+        if self.own is not None:
+            return self.own()
+        return TreeCount(*self.tops, changed_after_ns=self.changed_after_ns)
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -101,6 +136,10 @@ class SnapshotDriver(Protocol):
     @property
     def root(self) -> Path:
         """A directory on the file system that holds the snapshots; it exists after `prepare`."""
+
+    @property
+    def containers_root(self) -> Path:
+        """The same of writable layers; it is `root` unless they are on another file system."""
 
     @property
     def capabilities(self) -> Capabilities:
@@ -172,6 +211,10 @@ class SnapshotDriver(Protocol):
 
     async def health(self) -> str:
         """Why the node must not get more pods, with the cure; "" = it may."""
+
+    def used_shares(self) -> Mapping[str, float]:
+        """How full the driver's own store is, 0 to 1, by part; none when it has no store beside the
+        file system of `root`. Synchronous and short: a thread of the metrics calls it."""
 
     async def facts(self) -> Mapping[str, str]:
         """For `criagent storage info`: names and values of what an operator may want to know."""

@@ -17,7 +17,13 @@ import structlog
 
 from criagent.base import faults
 from criagent.base.aio import Background, run_in
-from criagent.base.errors import AgentError, NotFoundError
+from criagent.base.errors import (
+    AgentError,
+    CorruptError,
+    ExhaustedError,
+    NotFoundError,
+    UnsupportedError,
+)
 from criagent.image.snapshots.driver import (
     Capabilities,
     Counted,
@@ -51,6 +57,11 @@ class Snapshots:
         return self._driver.root
 
     @property
+    def containers_root(self) -> Path:
+        """A directory on the file system of writable layers and declared volumes."""
+        return self._driver.containers_root
+
+    @property
     def driver(self) -> str:
         """The driver's name."""
         return self._driver.name
@@ -75,7 +86,8 @@ class Snapshots:
         """
         below = self._below(parent)
         snapshot = await self.store.reserve(chain_id, parent=parent, created_at_ns=created_at_ns)
-        await self._driver.create_layer(snapshot.number, below)
+        async with self._over([parent]):
+            await self._driver.create_layer(snapshot.number, below)
         return snapshot
 
     async def create_container(
@@ -90,7 +102,8 @@ class Snapshots:
         snapshot = await self.store.reserve(
             container_id, parent=parent, created_at_ns=created_at_ns
         )
-        await self._driver.create_container(snapshot.number, below, limit_bytes)
+        async with self._over([parent]):
+            await self._driver.create_container(snapshot.number, below, limit_bytes)
         return snapshot
 
     @asynccontextmanager
@@ -119,9 +132,11 @@ class Snapshots:
         the files: there may be setuid programs among them. Raises NotFoundError when a layer is
         missing, AgentError.
         """
-        below = self._committed([layer.chain_id for layer in image.layers])
+        chain = [layer.chain_id for layer in image.layers]
+        below = self._committed(chain)
         try:
-            await self._driver.mount_container(snapshot.number, below, at)
+            async with self._over(chain):
+                await self._driver.mount_container(snapshot.number, below, at)
         except OSError as exc:
             raise AgentError(f"{self._driver.name} of {image.id} at {at.path}: {exc}") from exc
 
@@ -130,9 +145,11 @@ class Snapshots:
 
         Raises NotFoundError when a layer is missing, AgentError.
         """
-        layers = self._committed(self._chain(top))
+        chain = self._chain(top)
+        layers = self._committed(chain)
         try:
-            await self._driver.mount_image(layers, at)
+            async with self._over(chain):
+                await self._driver.mount_image(layers, at)
         except OSError as exc:
             raise AgentError(f"{self._driver.name} of image volume {at.path}: {exc}") from exc
 
@@ -148,6 +165,15 @@ class Snapshots:
         """What the usage of a writable layer is, which is mounted at `rootfs` if at all."""
         return self._driver.counted(snapshot.number, rootfs)
 
+    def upper(self, snapshot: Snapshot) -> Path | None:
+        """The upper directory of a writable layer, which has its changes and no more.
+
+        None when the driver has none: the changes show in comparison with the image.
+        """
+        if not self.capabilities.upper_directories:
+            return None
+        return Path(self._driver.counted(snapshot.number, self.root).tops[0])
+
     async def problem(self, layer: Snapshot) -> str:
         """How a committed layer on disk differs from its row; reads all names."""
         return await self._driver.problem(layer)
@@ -155,6 +181,10 @@ class Snapshots:
     async def health(self) -> str:
         """Why the node must not get more pods, with the cure; "" = it may."""
         return await self._driver.health()
+
+    def used_shares(self) -> Mapping[str, float]:
+        """How full the driver's own store is, by part."""
+        return self._driver.used_shares()
 
     async def facts(self) -> Mapping[str, str]:
         """What the driver tells `criagent storage info`."""
@@ -197,6 +227,23 @@ class Snapshots:
         except OSError as exc:
             log.warning("trash_not_deleted", path=str(self.root / "trash"), error=str(exc))
 
+    @asynccontextmanager
+    async def _over(self, chain: Sequence[str]) -> AsyncIterator[None]:
+        """For a block that uses the layers `chain`: if it fails since one of them is damaged, that
+        is what it says. Raises CorruptError for that.
+        """
+        try:
+            yield
+        except (OSError, AgentError) as exc:
+            if isinstance(exc, ExhaustedError | UnsupportedError | CorruptError):
+                raise
+            for layer in map(self.store.get, chain):
+                if layer is None or not layer.committed:
+                    continue
+                if problem := await self._driver.problem(layer):
+                    raise _damaged(layer, problem) from exc
+            raise
+
     def _below(self, parent: str) -> int | None:
         """The number of the layer `parent`, None for "" and for one that is yet to be made."""
         below = self.store.get(parent)
@@ -233,4 +280,11 @@ def _not_unpacked(chain_id: str) -> NotFoundError:
     return NotFoundError(
         f"layer {chain_id} is not unpacked; run `criagent image fsck --repair`, "
         "then pull the image again"
+    )
+
+
+def _damaged(layer: Snapshot, problem: str) -> CorruptError:
+    return CorruptError(
+        f"layer {layer.key} is damaged: {problem}; run `criagent image fsck --repair`, then pull "
+        "the image again"
     )

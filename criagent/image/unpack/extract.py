@@ -154,6 +154,7 @@ class Extractor:
         if directory.path not in self._tree.times:
             self._tree.remember(directory.path)
         self._tree.times[directory.path] = entry.mtime_ns
+        self._tree.modes.pop(directory.path, None)
 
     def _set_times(self) -> None:
         for path, mtime_ns in self._tree.times.items():
@@ -164,6 +165,9 @@ class Extractor:
                     continue  # a later entry replaced the directory
                 raise
             try:
+                mode = self._tree.modes.get(path)
+                if mode is not None and stat.S_IMODE(os.fstat(fd).st_mode) != mode:
+                    os.fchmod(fd, mode)
                 os.utime(fd, ns=_times(mtime_ns))
             finally:
                 os.close(fd)

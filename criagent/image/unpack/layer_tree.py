@@ -60,7 +60,8 @@ class LayerTree:
     """The tree below the directory `root`.
 
     `implied` has directories that only paths imply, and whether only paths of whiteouts do. `times`
-    is for the modification times of directories in nanoseconds, to be set at the end. `charge` is
+    is for the modification times of directories in nanoseconds, to be set at the end, `modes` for
+    the modes of those of lower layers: fuse-overlayfs changes them when it copies them. `charge` is
     called before anything is made without an entry of its own.
     """
 
@@ -68,6 +69,7 @@ class LayerTree:
         self.below = below
         self.implied: dict[bytes, bool] = {}
         self.times: dict[bytes, int] = {}
+        self.modes: dict[bytes, int] = {}
         self.root = Directory(os.open(root, DIRECTORY_FLAGS), b"")
         self._charge = charge
         self._open: dict[bytes, Directory] = {}
@@ -125,7 +127,9 @@ class LayerTree:
         if found is None:
             return None
         if self.below is Below.MERGED and found.path not in self.times:
-            self.times[self.remember(found.path)] = os.fstat(found.fd).st_mtime_ns
+            facts = os.fstat(found.fd)
+            self.times[self.remember(found.path)] = facts.st_mtime_ns
+            self.modes[found.path] = stat.S_IMODE(facts.st_mode)
         if len(self._open) >= _OPEN_DIRECTORIES:
             self._forget()
         self._open[path] = found
@@ -210,6 +214,7 @@ class LayerTree:
         os.mkdir(name, 0o755, dir_fd=here.fd)
         path = here.child(name)
         self.times.pop(path, None)
+        self.modes.pop(path, None)
         if not only_whiteouts:
             self._has_content(here.path)
         if self.below is Below.UNKNOWN:

@@ -25,6 +25,7 @@ from criagent.base.errors import AgentError, ExhaustedError, InvalidRequestError
 from criagent.image.blobs import disk_full
 from criagent.image.snapshots.snapshots import Snapshots
 from criagent.kernel.paths import RESOLVE_IN_ROOT, RESOLVE_NO_SYMLINKS, open_in_root, openat2
+from criagent.kernel.process import owning
 from criagent.model.container import Container, Mount
 from criagent.model.image import Snapshot
 from criagent.model.sandbox import Sandbox
@@ -112,7 +113,7 @@ class DeclaredVolumes:
         content = self._content(container, place)
         userns = sandbox.spec.security.namespaces.pod_userns
         owner, mode = (0, 0) if userns is None else (userns.root_uid, userns.root_gid), 0o755
-        with disk_full(self.snapshots.root):
+        with disk_full(self.snapshots.containers_root):
             directory.parent.mkdir(exist_ok=True, mode=0o700)
             if content is not None:
                 try:
@@ -144,7 +145,8 @@ class DeclaredVolumes:
             image = container.spec.image[:200]
             text = f"image {image}: copying volume {place[:200]!r} failed: {output}"
             if any(reason in output for reason in _FULL):
-                raise ExhaustedError(f"{text}; free space on the disk of storage.root")
+                where = self.snapshots.containers_root
+                raise ExhaustedError(f"{text}; free space on the disk of {where}")
             raise AgentError(text)
 
     def _content(self, container: Container, place: str) -> int | None:
@@ -170,8 +172,9 @@ class DeclaredVolumes:
             uid, gid = userns.root_uid + uid, userns.root_gid + gid
         root = os.open(self.paths.rootfs(container.id), os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
         try:
-            for place in places:
-                _make_below(root, place, (uid, gid))
+            with owning(uid, gid):
+                for place in places:
+                    _make_below(root, place, (uid, gid))
         except NotADirectoryError as exc:
             raise InvalidRequestError(
                 f"image {container.spec.image[:200]} declares a volume at or below "

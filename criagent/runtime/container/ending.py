@@ -23,7 +23,7 @@ from criagent.base.errors import TimedOutError
 from criagent.kernel import process
 from criagent.model.container import Container
 from criagent.runtime.container.exits import ExitWatcher
-from criagent.runtime.container.keys import Act, Ending, Endings
+from criagent.runtime.container.keys import Act, Checkpoints, Ending, Endings
 from criagent.runtime.container.transitions import Transitions
 from criagent.runtime.node import own_cgroup
 from criagent.runtime.nri.door import Plugins
@@ -41,12 +41,14 @@ class ContainerEnding:
         self,
         *,
         endings: Endings,
+        checkpoints: Checkpoints,
         exits: ExitWatcher,
         transitions: Transitions,
         plugins: Plugins,
         fs: Executor,
     ) -> None:
         self._endings = endings
+        self._checkpoints = checkpoints
         self._exits = exits
         self._transitions = transitions
         self._plugins = plugins
@@ -74,7 +76,10 @@ class ContainerEnding:
     async def _stop(self, container: Container, owner: Owner[Ending, None]) -> None:
         earlier = self._earlier[container.id] = asyncio.Event()
         try:
-            async with alongside(self._exits.exited(container)) as exited:
+            async with (
+                alongside(self._exits.exited(container)) as exited,
+                alongside(self._checkpoints.cancel(container.id.__eq__)),
+            ):
                 await self._end(container, owner, exited, earlier)
         finally:
             del self._earlier[container.id]

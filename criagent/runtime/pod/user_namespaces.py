@@ -39,6 +39,7 @@ def mapped_ids(paths: RuntimePaths, sandbox: Sandbox, container_id: str) -> Mapp
         uid=userns.root_uid,
         gid=userns.root_gid,
         lower_layers=paths.lower_layers(container_id),
+        length=min(userns.uids[0].length, userns.gids[0].length),
     )
 
 

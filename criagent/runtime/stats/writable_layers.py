@@ -19,8 +19,8 @@ from pathlib import Path
 import structlog
 
 from criagent.base.aio import Background, run_in
+from criagent.image.snapshots.driver import Count
 from criagent.image.snapshots.snapshots import Snapshots
-from criagent.image.snapshots.tree_count import TreeCount
 from criagent.model.container import Container
 
 _EVERY_S = 15.0  # half of the kubelet's interval for local storage
@@ -46,7 +46,7 @@ class LayerUsage:
 class _Job:
     container_id: str
     number: int  # of the snapshot
-    count: TreeCount
+    count: Count
     began_ns: int
     done: bool = False
     error: OSError | None = None
@@ -77,7 +77,7 @@ class WritableLayers:
         first_s: float = _FIRST_S,
         slice_s: float = _SLICE_S,
     ) -> None:
-        self.mountpoint = str(snapshots.root)
+        self.mountpoint = str(snapshots.containers_root)
         self._snapshots = snapshots
         self._rootfs = rootfs
         self._store = snapshots.store
@@ -143,8 +143,7 @@ class WritableLayers:
         if snapshot is None:
             return None
         charged = self._snapshots.counted(snapshot, self._rootfs(container_id))
-        count = TreeCount(*charged.tops, changed_after_ns=charged.changed_after_ns)
-        job = _Job(container_id, snapshot.number, count, self._now_ns())
+        job = _Job(container_id, snapshot.number, charged.count(), self._now_ns())
         self._jobs[container_id] = job
         return job
 

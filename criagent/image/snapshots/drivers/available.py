@@ -12,15 +12,21 @@ from criagent.config.storage_drivers import AUTO, DEFAULT, canonical
 from criagent.config.storage_section import Storage
 from criagent.image.snapshots.driver import SnapshotDriver
 from criagent.image.snapshots.drivers.btrfs import BtrfsDriver
+from criagent.image.snapshots.drivers.devmapper.driver import DevmapperDriver
 from criagent.image.snapshots.drivers.erofs.driver import ErofsDriver
+from criagent.image.snapshots.drivers.fuse_overlayfs import FuseOverlayfsDriver
 from criagent.image.snapshots.drivers.native import NativeDriver
 from criagent.image.snapshots.drivers.overlay import OverlayDriver
+from criagent.image.snapshots.drivers.zfs import ZfsDriver
 
 DRIVERS: Mapping[str, Callable[[Path, Storage, Executor], SnapshotDriver]] = {
     OverlayDriver.name: OverlayDriver,
     NativeDriver.name: NativeDriver,
+    DevmapperDriver.name: DevmapperDriver,
+    ZfsDriver.name: ZfsDriver,
     BtrfsDriver.name: BtrfsDriver,
     ErofsDriver.name: ErofsDriver,
+    FuseOverlayfsDriver.name: FuseOverlayfsDriver,
 }
 
 
@@ -36,8 +42,8 @@ def chosen(configured: str, remembered: str, root: Path) -> str:
     if remembered and wanted != remembered:
         raise UnsupportedError(
             f'storage.driver is "{wanted}", but the driver "{remembered}" made the layers in '
-            f'{root}; set storage.driver = "{remembered}", set another storage.root, or remove '
-            f'all pods and images with the driver "{remembered}" first'
+            f'{root}; set storage.driver = "{remembered}", set another storage.root, or run '
+            f"`criagent storage migrate --to {wanted}`"
         )
     if wanted not in DRIVERS:
         raise UnsupportedError(

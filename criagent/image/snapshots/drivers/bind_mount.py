@@ -30,6 +30,11 @@ def bind(source: Path, at: MountPoint, driver: str) -> None:
             'set runtime.selinux = "off" or storage.driver = "overlay"'
         )
     at.path.mkdir(exist_ok=True)
+    bind_mapped(source, at)
+
+
+def bind_mapped(source: Path, at: MountPoint) -> None:
+    """Mount `source` with the ids of `at`, whose directory exists. Raises OSError."""
     if at.ids is None:
         with idmap.cloned(source) as tree:
             idmap.attach(tree, at.path)

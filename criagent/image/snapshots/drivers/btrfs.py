@@ -15,7 +15,7 @@ import asyncio
 import contextlib
 import errno
 import os
-from collections.abc import AsyncIterator, Iterator, Sequence
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Executor
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -36,16 +36,20 @@ from criagent.image.snapshots.driver import (
     MountPoint,
 )
 from criagent.image.snapshots.drivers.bind_mount import bind, userns_problem
-from criagent.image.snapshots.drivers.directories import DirectoryDriver, no_limit
+from criagent.image.snapshots.drivers.btrfs_count import SubvolumeCount
+from criagent.image.snapshots.drivers.directories import DirectoryDriver
 from criagent.image.snapshots.drivers.overlay_mount import mount_readonly
-from criagent.kernel import btrfs
+from criagent.kernel import btrfs, btrfs_quota
+from criagent.kernel.btrfs_quota import Mode
 from criagent.kernel.trees import remove_tree
 from criagent.model.image import Snapshot
 
 log: structlog.stdlib.BoundLogger = structlog.get_logger(__name__)
 
-# Pauses while waiting for the space of deleted subvolumes, 10 s in all; mounted ones keep it.
-_PAUSES_S = tuple(0.005 * 2**n for n in range(11))
+# Pauses while waiting for the space of deleted subvolumes, 5 s in all; mounted ones keep it.
+_PAUSES_S = tuple(0.005 * 2**n for n in range(10))
+_IMPATIENT_S = _PAUSES_S[6]  # after which the kernel is asked to free them by a whole sync
+_METADATA_BYTES = 64 << 20  # less is reported, if it is a quarter of what there is as well
 _CANNOT_RENAME = frozenset({errno.ENOSPC, errno.EDQUOT})
 
 
@@ -53,7 +57,9 @@ class BtrfsDriver(DirectoryDriver):
     """Subvolumes below `root`."""
 
     name: Final = "btrfs"
-    capabilities: Final = Capabilities(settles=False, selinux_labels=False, shared_page_cache=False)
+    capabilities: Final = Capabilities(
+        settles=False, selinux_labels=False, shared_page_cache=False, size_limits=True
+    )
 
     def __init__(self, root: Path, section: Storage, fs: Executor) -> None:
         super().__init__(root, section, fs)
@@ -86,8 +92,27 @@ class BtrfsDriver(DirectoryDriver):
 
     async def create_container(self, number: int, parent: int | None, limit_bytes: int) -> None:
         """A snapshot as well."""
-        no_limit(self.name, limit_bytes)
+        if limit_bytes:
+            await run_in(self._fs, self._enable_limits)
         await run_in(self._fs, self._create, number, parent)
+        if limit_bytes:
+            await run_in(self._fs, self._limit, number, limit_bytes)
+
+    def _enable_limits(self) -> None:
+        with disk_full(self.root), _opened(self.root) as place:
+            btrfs_quota.enable(place)
+            faults.reach("storage-btrfs:quotas")
+            if btrfs_quota.mode(place) is Mode.FULL:
+                raise UnsupportedError(
+                    f"the file system of {self.root} has full quotas, which a container leaves by "
+                    f"making subvolumes; run `btrfs quota disable {self.root}`, and the agent "
+                    "switches simple quotas on, or set no limit"
+                )
+
+    def _limit(self, number: int, limit_bytes: int) -> None:
+        with disk_full(self.root), _opened(self._path(number)) as subvolume:
+            btrfs_quota.limit(subvolume, btrfs.info(subvolume).id, limit_bytes)
+        faults.reach("storage-btrfs:limited")
 
     def _create(self, number: int, parent: int | None) -> None:
         with disk_full(self.root), _opened(self.root) as place:
@@ -141,13 +166,59 @@ class BtrfsDriver(DirectoryDriver):
         trees = [self._tree(layer) for layer in layers[:1]]
         await run_in(self._fs, mount_readonly, self.root, trees, self._fillers, at)
 
+    async def health(self) -> str:
+        """Whether the kernel still lets it be written."""
+        return await run_in(self._fs, self._health)
+
+    def _health(self) -> str:
+        try:
+            flags = os.statvfs(self.root).f_flag
+        except OSError as exc:
+            return f"{self.root} cannot be read: {exc.strerror}; check the disk and dmesg"
+        if flags & os.ST_RDONLY:
+            return (
+                f"the file system of {self.root} is read-only; look for errors of btrfs in dmesg, "
+                "then unmount it and mount it again"
+            )
+        room = self._metadata_room()
+        if room < _METADATA_BYTES:
+            return (
+                f"the file system of {self.root} has room for {room >> 20} MiB more of metadata; "
+                f"run `btrfs balance start -dusage=50 {self.root}`, remove images, or enlarge it"
+            )
+        return ""
+
+    def _metadata_room(self) -> int:
+        """Bytes that metadata can still take: beyond them nothing can be created, although the
+        file system may have space for data."""
+        with _opened(self.root) as place:
+            space, unallocated = btrfs.space(place), btrfs.unallocated(place)
+        if "metadata" not in space:  # small file systems have one room for both
+            return _METADATA_BYTES
+        used, total = space["metadata"]
+        room = total - used - space.get("reserve", (0, 0))[1] + unallocated // 2  # DUP
+        return max(room, 0) if room < total // 4 else _METADATA_BYTES
+
+    async def facts(self) -> Mapping[str, str]:
+        """Its quotas, and what the file system has set aside for data and metadata."""
+        return await run_in(self._fs, self._facts)
+
+    def _facts(self) -> dict[str, str]:
+        with _opened(self.root) as place:
+            quotas = btrfs_quota.mode(place)
+            limits = len(btrfs_quota.limits(place))
+            space = btrfs.space(place)
+        text = f"{quotas}, limited containers: {limits}" if limits else str(quotas)
+        return {"quotas": text} | {
+            name: f"{used / 1e6:.1f} of {total / 1e6:.1f} MB set aside"
+            for name, (used, total) in space.items()
+            if name != "reserve"
+        }
+
     def counted(self, number: int, rootfs: Path) -> Counted:
-        """What was changed since the snapshot was made."""
-        made_at_ns = 0
-        with contextlib.suppress(OSError), _opened(self._path(number)) as subvolume:
-            made_at_ns = btrfs.info(subvolume).made_at_ns
-        tops = super().counted(number, rootfs).tops
-        return Counted(tops=tops, changed_after_ns=made_at_ns)
+        """What was allocated since the snapshot was made."""
+        path, fixed = self._path(number), (self._tree(number), self.volumes(number))
+        return Counted(tops=(), own=lambda: SubvolumeCount(path, fixed))
 
     async def problem(self, layer: Snapshot) -> str:
         """Compare the subvolume and its files with the layer's row."""
@@ -171,7 +242,7 @@ class BtrfsDriver(DirectoryDriver):
                 with _opened(path) as subvolume:
                     btrfs.set_readonly(subvolume, wanted=False)  # or it cannot be renamed
                 faults.reach("btrfs:writable")
-            path.rename(self._trash / str(number))
+            path.rename(self.root / "trash" / str(number))
         except FileNotFoundError:
             return
         except OSError as exc:
@@ -199,16 +270,26 @@ class BtrfsDriver(DirectoryDriver):
         deleted, self._deleted = self._deleted, []
         if not deleted:
             return
-        await run_in(self._fs, self._sync)
+        await run_in(self._fs, self._at_root, btrfs.commit)
         for pause_s in _PAUSES_S:
             deleted = await run_in(self._fs, self._left, deleted)
             if not deleted:
-                return
+                break
             await asyncio.sleep(pause_s)
+            if pause_s == _IMPATIENT_S:
+                await run_in(self._fs, self._at_root, btrfs.sync)
+        await run_in(self._fs, self._at_root, btrfs.commit)  # which makes the space usable
+        await run_in(self._fs, self._forget_limits)
 
-    def _sync(self) -> None:
+    def _forget_limits(self) -> None:
         with _opened(self.root) as place:
-            btrfs.sync(place)
+            for subvolume in btrfs_quota.limits(place):
+                if not btrfs.exists(place, subvolume):
+                    btrfs_quota.unlimit(place, subvolume)
+
+    def _at_root(self, call: Callable[[int], None]) -> None:
+        with _opened(self.root) as place:
+            call(place)
 
     def _left(self, deleted: Sequence[int]) -> list[int]:
         with _opened(self.root) as place:

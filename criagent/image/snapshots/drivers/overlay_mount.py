@@ -24,7 +24,7 @@ def mount_readonly(
     missing = max(0, 2 - len(layers))  # overlayfs wants two without an upper
     at.path.mkdir(parents=True, exist_ok=True)
     with seen_as(root, [*layers, *empty[:missing]], at.ids) as seen:
-        mount.overlay(seen, None, None, at.path, at.label)
+        mount.overlay(seen, None, None, at.path, mount.OverlayOptions(label=at.label))
 
 
 @contextlib.contextmanager

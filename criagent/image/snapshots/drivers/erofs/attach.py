@@ -49,7 +49,7 @@ async def attach(image: Path, target: Path, way: Way, fs: Executor) -> None:
     env = {"PATH": os.environ.get("PATH", os.defpath), "LC_ALL": "C"}
     ended = await run(argv, limit_s=_MOUNT_LIMIT_S, keep=4096, options=Options(env=env))
     if ended.status:
-        raise OSError(errno.EIO, ended.errors.strip()[-300:], str(image))
+        raise OSError(errno.EIO, " ".join(ended.errors.split())[:300], str(image))
 
 
 async def chosen(backing: str, image: Path, place: Path, fs: Executor) -> Way:
@@ -102,7 +102,7 @@ def seen_as(layers: Sequence[Path], ids: MappedIds | None) -> Iterator[Sequence[
         return
     top = ids.lower_layers
     mount.detach(top)
-    top.mkdir(exist_ok=True, mode=0o700)
+    top.mkdir(exist_ok=True, parents=True, mode=0o700)
     mount.mount("tmpfs", top, "tmpfs", mount.MS_NOSUID | mount.MS_NODEV, "mode=700")
     try:
         mount.make_private(top)

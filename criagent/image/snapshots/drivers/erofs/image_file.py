@@ -11,6 +11,7 @@ import dataclasses
 import hashlib
 import json
 import os
+import re
 import stat
 from collections.abc import Sequence
 from pathlib import Path
@@ -28,6 +29,8 @@ _SPARE = 1 << 20  # bytes of the disk that no layer may take
 _HOLE = 64 << 10  # bytes of a hole that is worth an index of chunks
 _MOST_CHUNKS = 1 << 20  # of one file, 8 bytes each in memory
 _SMALLEST_CHUNK = 4096
+_OLDEST = (1, 6)  # of erofs-utils that leaves holes out of chunks
+_VERSION = re.compile(r"([0-9]+)\.([0-9]+)[0-9a-z.]*")
 _FULL = ("No space left on device", "Disk quota exceeded")
 _TOO_LARGE = -25  # SIGXFSZ
 
@@ -133,10 +136,17 @@ def verity_problem(fd: int, expected: Description, *, with_verity: bool) -> str:
 
 
 async def version() -> str:
-    """What mkfs.erofs says of itself. Raises UnsupportedError when there is none."""
+    """That of mkfs.erofs. Raises UnsupportedError when there is none, or one that is too old."""
     ended = await _run(["mkfs.erofs", "-V"], Path("/"))
-    lines = (ended.output + ended.errors).split("\n")
-    return lines[0].strip().removeprefix("mkfs.erofs").strip(" ()")
+    found = _VERSION.search(ended.output + ended.errors)
+    if found is None:
+        raise UnsupportedError(f"mkfs.erofs -V says no version: {ended.output[:80]!r}; {PACKAGES}")
+    if (int(found[1]), int(found[2])) < _OLDEST:
+        raise UnsupportedError(
+            f"mkfs.erofs {found[0]} would store the holes of files; the storage driver erofs needs "
+            f"erofs-utils {_OLDEST[0]}.{_OLDEST[1]} or newer"
+        )
+    return found[0]
 
 
 def layout(tree: Path, compression: str) -> list[str]:

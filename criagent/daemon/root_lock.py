@@ -1,0 +1,37 @@
+# SPDX-License-Identifier: Apache-2.0
+"""One process at a time works with a root directory."""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+from criagent.base.errors import UnavailableError
+
+
+@contextlib.contextmanager
+def locked(root: Path) -> Iterator[None]:
+    """Have the root directory alone, made when there is none.
+
+    Raises UnavailableError while another process has it, and when it cannot be used.
+    """
+    try:
+        root.mkdir(parents=True, exist_ok=True, mode=0o700)
+        root.chmod(0o700)
+        fd = os.open(root / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    except OSError as exc:
+        raise UnavailableError(f"root directory {root} cannot be used: {exc.strerror}") from exc
+    try:
+        try:
+            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise UnavailableError(
+                f"another criagent serves with root directory {root}; stop it, or give this one a "
+                "storage.root of its own"
+            ) from None
+        yield
+    finally:
+        os.close(fd)

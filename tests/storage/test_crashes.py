@@ -1,0 +1,63 @@
+# SPDX-License-Identifier: Apache-2.0
+"""SIGKILL at every crash point that the life of an image and a container reaches with a driver.
+
+Each is killed twice in a row at the point, then lives to its end: nothing is lost meanwhile, and
+nothing is left then.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import signal
+import sys
+from pathlib import Path
+
+import pytest
+
+from criagent.image.snapshots.drivers.available import DRIVERS
+from criagent.kernel.mount import mountinfo
+from tests.storage.grounds import file_system, ground
+from tests.storage.killed import Lives
+
+pytestmark = pytest.mark.root
+
+_REACH = re.compile(r'faults\.reach\("([^"]+)"\)')
+
+
+def points_of(driver: str) -> set[str]:
+    """Those that the driver's own source names: its module's, or its package's."""
+    own = sys.modules[DRIVERS[driver].__module__]
+    assert own.__file__ is not None
+    file = Path(own.__file__)
+    files = file.parent.glob("*.py") if file.name == "driver.py" else [file]
+    return {point for one in files for point in _REACH.findall(one.read_text())}
+
+
+def mounts_below(top: Path) -> list[str]:
+    return [m.target for m in mountinfo() if m.target.startswith(f"{top}/")]
+
+
+@pytest.mark.long
+@pytest.mark.timeout(1200)
+def test_sigkill_at_every_crash_point(
+    column: tuple[str, str], living: Lives, tmp_path: Path
+) -> None:
+    driver, kind = column
+    with file_system(tmp_path / "whole", driver, kind) as top:
+        assert living.run(top, driver) == 0, living.output(top)
+        points = living.reached(top)
+        after = [path.removeprefix(str(top)) for path in mounts_below(top)]
+    reached = {point.partition("#")[0] for point in points}
+    assert points_of(driver) - reached <= ground(driver).unreached
+    if not os.environ.get("STORAGE_ALL"):
+        points = [point for point in points if point.endswith("#1")]
+    for number, point in enumerate(points):
+        with file_system(tmp_path / f"disk-{number}", driver, kind) as top:
+            told = f"{driver}/{kind} at {point}"
+            assert living.run(top, driver, point) == -signal.SIGKILL, told + living.output(top)
+            again = living.run(top, driver, point)  # which may not reach it any more
+            assert again in {0, -signal.SIGKILL}, told + living.output(top)
+            assert living.run(top, driver) == 0, told + living.output(top)
+            left = [path.removeprefix(str(top)) for path in mounts_below(top)]
+            assert left == after, told
