@@ -149,6 +149,15 @@ def optional_socket_path(path: str) -> None:
     socket_path(Path(path))
 
 
+def stores(paths: Sequence[Path]) -> None:
+    """Absolute directories, each once."""
+    for path in paths:
+        if not path.is_absolute():
+            raise ValueError(f"must have absolute paths, not {str(path)!r}")
+        if paths.count(path) > 1:
+            raise ValueError(f"has {str(path)!r} twice")
+
+
 def fault_points(entries: Sequence[str]) -> None:
     """Points of `criagent.base.faults` that fail."""
     for entry in entries:

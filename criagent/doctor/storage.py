@@ -9,11 +9,13 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from criagent.base.errors import AgentError
 from criagent.config.sections import Config
 from criagent.config.storage_drivers import AUTO, canonical
 from criagent.doctor.finding import Finding, error, fine, warning
 from criagent.kernel.mount import MountEntry, holding, mountinfo
 from criagent.store import set_aside
+from criagent.store.read_only import stored_images
 
 _UPPERDIRS = frozenset({"ext4", "xfs", "btrfs", "tmpfs", "f2fs", "bcachefs"})
 # Below these the kubelet evicts pods (its defaults for imagefs.available and nodefs.inodesFree).
@@ -41,6 +43,7 @@ class StorageFacts:
     programs: frozenset[str] = frozenset(_PACKAGES)  # of storage drivers, that are on PATH
     fuse: bool = True  # /dev/fuse exists
     set_aside_rows: int = 0
+    store_problems: tuple[str, ...] = ()  # of additional stores that cannot be used
 
 
 def read(config: Config) -> StorageFacts:
@@ -62,7 +65,16 @@ def read(config: Config) -> StorageFacts:
         programs=frozenset(filter(shutil.which, _PACKAGES)),
         fuse=Path("/dev/fuse").exists(),
         set_aside_rows=set_aside.count(config.storage.root / "state.db"),
+        store_problems=tuple(filter(None, map(_store_problem, config.storage.additional_stores))),
     )
+
+
+def _store_problem(root: Path) -> str:
+    try:
+        stored_images(root / "state.db")
+    except (AgentError, OSError) as exc:
+        return str(exc)
+    return ""
 
 
 def judge(facts: StorageFacts, config: Config) -> Iterator[Finding]:
@@ -71,6 +83,12 @@ def judge(facts: StorageFacts, config: Config) -> Iterator[Finding]:
     yield _driver(facts, config)
     yield _space(facts)
     yield _inodes(facts)
+    for problem in facts.store_problems:
+        yield warning(
+            "storage.additional_stores",
+            f"the agent starts without one: {problem}",
+            "repair it, or take it out of storage.additional_stores",
+        )
     if facts.set_aside_rows:
         yield warning(
             "state database",

@@ -7,9 +7,11 @@ import dataclasses
 import os
 from concurrent.futures import Executor
 
+from criagent.base.aio import run_in
 from criagent.base.errors import WrongStateError
 from criagent.config.sections import Registry
 from criagent.daemon.wiring.shared import Shared
+from criagent.image.additional_stores import opened
 from criagent.image.blobs import BlobFiles
 from criagent.image.claims import Claims
 from criagent.image.collect import Collector
@@ -59,27 +61,15 @@ async def build(shared: Shared, *, migrating: bool = False) -> ImageParts:
             f"a migration of the layers in {shared.config.storage.root} to {to} has not ended; run "
             f"`criagent storage migrate --to {to}` again"
         )
-    config, stores, fs, now_ns = (
-        shared.config,
-        shared.stores,
-        shared.executors.fs,
-        shared.clock.now_ns,
-    )
-    root, registry = config.storage.root, config.registry
-    content = ImageContent(
-        store=stores.images,
-        blobs=stores.blobs,
-        files=BlobFiles(root / "blobs"),
-        snapshots=Snapshots(await _driver(shared), stores.snapshots, fs),
-        claims=Claims(),
-        fs=fs,
-        now_ns=now_ns,
-        keep_blobs=config.storage.keep_blobs,
-    )
+    config, registry, fs = shared.config, shared.config.registry, shared.executors.fs
+    content = await _content(shared)
     client = _client(registry, content.files, fs)
     workers = UnpackWorkers(registry.unpack_workers)
     unpacker = LayerUnpacker(
-        snapshots=content.snapshots, files=content.files, workers=workers, now_ns=now_ns
+        snapshots=content.snapshots,
+        files=content.files,
+        workers=workers,
+        now_ns=shared.clock.now_ns,
     )
     puller = Puller(
         client=client,
@@ -95,15 +85,33 @@ async def build(shared: Shared, *, migrating: bool = False) -> ImageParts:
         puller=puller,
         collector=Collector(
             content=content,
-            containers=stores.containers,
+            containers=shared.stores.containers,
             unpacker=unpacker,
             retention_s=registry.retry_retention_s,
         ),
-        root=root,
+        root=config.storage.root,
         pinned=registry.pinned_images,
     )
     return ImageParts(
         images=images, puller=puller, snapshots=content.snapshots, workers=workers, client=client
+    )
+
+
+async def _content(shared: Shared) -> ImageContent:
+    storage, stores, fs = shared.config.storage, shared.stores, shared.executors.fs
+    driver = await _driver(shared)
+    additional = await run_in(fs, opened, storage.additional_stores, driver.name)
+    stores.snapshots.lend(additional.layers())
+    return ImageContent(
+        store=stores.images,
+        blobs=stores.blobs,
+        files=BlobFiles(storage.root / "blobs"),
+        snapshots=Snapshots(driver, stores.snapshots, fs),
+        claims=Claims(),
+        fs=fs,
+        now_ns=shared.clock.now_ns,
+        keep_blobs=storage.keep_blobs,
+        additional=additional,
     )
 
 
