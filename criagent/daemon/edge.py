@@ -123,6 +123,7 @@ def _add_services(
     runtime_service = RuntimeService(
         sandboxes=backend.sandboxes,
         containers=backend.containers,
+        checkpoints=backend.checkpoints,
         sessions=backend.sessions,
         streaming=streaming,
         events=events,

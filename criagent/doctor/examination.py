@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from criagent.config.sections import Config
 from criagent.doctor import (
     cgroups,
+    checkpoints,
     devices,
     limits,
     neighbours,
@@ -33,6 +34,7 @@ def _all(config: Config) -> Iterator[Finding]:
     yield from storage.judge(storage.read(config), config)
     yield from storage_pools.judge(storage_pools.read(config), config)
     yield from programs.judge(programs.read(config), config)
+    yield from checkpoints.judge(checkpoints.read(), config)
     yield from network.judge(network.read(config), config)
     yield from devices.judge(devices.read(config))
     yield from security.judge(security.read())

@@ -47,6 +47,7 @@ from criagent.image.documents.reference import is_image_id, parse_reference
 from criagent.image.hosts.credentials import RegistryAuth
 from criagent.image.layers import LayerUnpacker
 from criagent.image.pull import Puller
+from criagent.image.snapshots.keys import is_writable
 from criagent.image.unpack.workers import UnpackWorkers
 from criagent.model.image import Image, Layer, Snapshot
 
@@ -240,18 +241,23 @@ class Images:
         blobs = self.content.blobs.all()
         used, files = self.collector.unowned()
         return self._usage(
+            self.content.snapshots.root,
             [s for s in self.content.snapshots.store.all() if s.committed],
-            used + sum(blob.size for blob in blobs),
-            files + len(blobs),
+            (used + sum(blob.size for blob in blobs), files + len(blobs)),
         )
 
     def container_fs_usage(self) -> FsUsage:
         """Disk usage of containers' writable layers at their last count."""
-        return self._usage([s for s in self.content.snapshots.store.all() if not s.committed], 0, 0)
+        snapshots = self.content.snapshots
+        written = [s for s in snapshots.store.all() if not s.committed]
+        return self._usage(snapshots.containers_root, written, (0, 0))
 
-    def _usage(self, snapshots: list[Snapshot], used: int, inodes: int) -> FsUsage:
+    def _usage(
+        self, directory: Path, snapshots: list[Snapshot], beside: tuple[int, int]
+    ) -> FsUsage:
+        used, inodes = beside
         return FsUsage(
-            mountpoint=str(self.content.snapshots.root),
+            mountpoint=str(directory),
             used_bytes=used + sum(s.used_bytes for s in snapshots),
             inodes_used=inodes + sum(s.inodes for s in snapshots),
             timestamp_ns=self.content.now_ns(),
@@ -275,7 +281,7 @@ class Images:
         await run_in(self.content.fs, call)
         await self.content.snapshots.prepare()
         for snapshot in self.content.snapshots.store.all():
-            if not snapshot.committed and snapshot.key.startswith("sha"):
+            if not snapshot.committed and not is_writable(snapshot):
                 await self.content.snapshots.remove(snapshot.key)
         await self.collector.collect()
         self.collecting.start(self.collector.run)
@@ -375,9 +381,7 @@ class Images:
         if not repair:
             return findings
         busy = {key for key in broken.snapshots if not await self.collector.drop_layer(key)}
-        faults.reach("image-fsck:layers")
         busy |= {d for d in broken.blobs if not await self.collector.drop_blob(parse_digest(d))}
-        faults.reach("image-fsck:blobs")
         lost = {
             image_id: why
             for image_id in sorted(broken.images)

@@ -15,6 +15,7 @@ from criagent.config.storage_section import Storage
 from criagent.doctor import (
     Finding,
     cgroups,
+    checkpoints,
     devices,
     limits,
     neighbours,
@@ -223,6 +224,26 @@ def test_subvolumes_need_btrfs(fstype: str, level: str) -> None:
 def test_programs(facts: dict[str, Any], name: str, level: str, part: str) -> None:
     found = programs.judge(programs.ProgramFacts(**{"handlers": GOOD, **facts}), Config())
     judged(one(found, name), level, part)
+
+
+CRIU = {"version": "Version: 4.1.1\n", "libraries": "libcriu.so.2 (libc6,x86-64) => /x"}
+
+
+@pytest.mark.parametrize(
+    ("facts", "level", "part"),
+    [
+        ({}, "ok", "4.1.1"),
+        ({"version": None}, "ok", "criu is not installed"),
+        ({"version": "Version: 3.15\n"}, "warning", "3.16.0"),
+        ({"version": "Version: 3.15\nGitID: v4.0\n"}, "warning", "3.16.0"),
+        ({"libraries": "libc.so.6 => /x"}, "warning", "libcriu2"),
+        ({"libraries": None}, "ok", "4.1.1"),
+        ({"check": "the kernel lacks something"}, "warning", "lacks something"),
+    ],
+)
+def test_checkpoints(facts: dict[str, Any], level: str, part: str) -> None:
+    found = checkpoints.judge(checkpoints.CheckpointFacts(**{**CRIU, **facts}), Config())
+    judged(one(found, "checkpoints"), level, part)
 
 
 @pytest.mark.parametrize(
