@@ -165,6 +165,12 @@ def test_what_a_storage_driver_needs(
     judged(found, level, part)
 
 
+def test_an_additional_store_that_is_missing(tmp_path: Path) -> None:
+    config = Config(storage=Storage(root=tmp_path, additional_stores=(tmp_path / "store",)))
+    found = one(storage.judge(storage.read(config), config), "storage.additional_stores")
+    judged(found, "warning", "does not exist")
+
+
 def test_copies_of_layers_need_no_file_system_for_overlay() -> None:
     config = Config(storage=Storage(driver="native"))
     facts = storage.StorageFacts(fstype="nfs4")
