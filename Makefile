@@ -34,6 +34,9 @@ demo:  ## bare machine: a real image and real pods through crictl, then a clean 
 bench:  ## figures of docs/architecture.md as a table and as build/bench.json
 	CRIAGENT_ARGS="--log-level warning" tests/node/up python3 tests/bench/measure.py
 
+bench-storage:  ## the storage drivers beside each other, as a table and build/bench-storage.json
+	CRIAGENT_ARGS="--log-level warning" tests/node/up python3 -m tests.bench.storage
+
 # Bytecode outside the checkout, whatever the caller's environment says; temporary files in memory, in
 # a directory of each run: pytest's own numbering removes those of a run beside it.
 unit: $(PY)  ## pure tests, no root needed

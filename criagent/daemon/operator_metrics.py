@@ -8,6 +8,9 @@ anyway: nothing here is counted on the way of a call but exits and starts, one a
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import functools
+import os
 from collections import Counter
 
 from grpc import StatusCode
@@ -187,6 +190,14 @@ def register_images(to: Telemetry, images: Images, puller: Puller, snapshots: Sn
         "Their inodes, as in ImageFsInfo.",
         lambda: images.container_fs_usage().inodes_used,
     )
+    for name, text, field in (
+        ("size_bytes", "Sizes of the file systems of images and of containers.", "f_blocks"),
+        ("free_bytes", "What is free on them.", "f_bavail"),
+        ("inodes", "Their inodes, 0 without a fixed number.", "f_files"),
+        ("free_inodes", "Free ones.", "f_favail"),
+    ):
+        ask = functools.partial(_disks, images, field)
+        to.gauge(f"criagent_storage_{name}", text, ask, label="of")
     to.gauge("criagent_pulls_in_flight", "Pulls in progress.", lambda: puller.running)
     to.counter(
         "criagent_pulls",
@@ -208,6 +219,18 @@ def _conditions(loop: asyncio.AbstractEventLoop, conditions: Conditions) -> dict
         return asyncio.run_coroutine_threadsafe(ask(), loop).result(_LOOP_S)
     except TimeoutError:
         return {}
+
+
+def _disks(images: Images, field: str) -> dict[str, float]:
+    """A field of statvfs(2) for each file system, bytes for blocks; nothing for one that fails."""
+    snapshots = images.content.snapshots
+    found: dict[str, float] = {}
+    for of, place in (("images", snapshots.root), ("containers", snapshots.containers_root)):
+        with contextlib.suppress(OSError):
+            facts = os.statvfs(place)
+            unit = facts.f_frsize if field in {"f_blocks", "f_bavail"} else 1
+            found[of] = float(getattr(facts, field) * unit)
+    return found
 
 
 def _sandboxes(sandboxes: SandboxStore) -> dict[str, float]:

@@ -51,6 +51,15 @@ class Finding:
         )
 
 
+def removed(image_id: str, why: str) -> Finding:
+    """An image that a repair could not restore."""
+    return Finding(
+        problem=f"it could not be restored ({why}), and was removed; pull or import it again",
+        object=f"image {image_id}",
+        repaired=True,
+    )
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class State:
     """The rows to compare with the disk; `unowned` blobs wait for a retry or a collection."""

@@ -339,10 +339,39 @@ class Images:
             await run_in(self.content.fs, write_archive, chosen, self.content.files, path)
 
     async def fsck(self, *, repair: bool) -> list[Finding]:
-        """Compare rows with the disk; `repair` drops what is broken, for the next pull to fetch.
+        """Compare rows with the disk; `repair` drops what is broken and makes it again.
 
-        What a pull uses is not dropped. Containers keep the rest of their damaged layers.
+        From the blobs that are kept, else by a pull without the caller's credentials. An image that
+        neither restores is removed, for the next pull to fetch. What a pull uses is not dropped.
+        Containers keep the rest of their damaged layers.
         """
+        broken = await self._broken()
+        findings = [
+            finding.used_by(self.collector.users(finding.key))
+            if finding.key in broken.snapshots
+            else finding
+            for finding in broken.findings
+        ]
+        if not repair:
+            return findings
+        busy = {key for key in broken.snapshots if not await self.collector.drop_layer(key)}
+        faults.reach("image-fsck:layers")
+        busy |= {d for d in broken.blobs if not await self.collector.drop_blob(parse_digest(d))}
+        faults.reach("image-fsck:blobs")
+        lost = {
+            image_id: why
+            for image_id in sorted(broken.images)
+            if (why := await self._anew(image_id))
+        }
+        for image_id in lost:
+            await self.content.store.delete(image_id)
+        await self.prune()
+        return [
+            *(finding.repaired_unless(busy) for finding in findings),
+            *(audit.removed(image_id, why) for image_id, why in lost.items()),
+        ]
+
+    async def _broken(self) -> audit.Broken:
         state = audit.State(
             images=self.all(),
             blobs=self.content.blobs.all(),
@@ -353,21 +382,47 @@ class Images:
             layer.key: await self.content.snapshots.problem(layer)
             for layer in state.layers.values()
         }
-        broken = await run_in(self.content.fs, audit.check, state, self.content.files, problems)
-        findings = [
-            finding.used_by(self.collector.users(finding.key))
-            if finding.key in broken.snapshots
-            else finding
-            for finding in broken.findings
-        ]
-        if not repair:
-            return findings
-        busy = {key for key in broken.snapshots if not await self.collector.drop_layer(key)}
-        busy |= {d for d in broken.blobs if not await self.collector.drop_blob(parse_digest(d))}
-        for image_id in broken.images:
-            await self.content.store.delete(image_id)
-        await self.prune()
-        return [finding.repaired_unless(busy) for finding in findings]
+        return await run_in(self.content.fs, audit.check, state, self.content.files, problems)
+
+    async def _anew(self, image_id: str) -> str:
+        """Unpack what is missing of the image again, or pull it; why that failed, "" = it did not.
+
+        Its row stays meanwhile, so that a pull gives back the same image with all its names.
+        """
+        image = self.content.store.find(image_id)
+        if image is None:
+            return ""  # it was removed meanwhile
+        try:
+            if not await run_in(self.content.fs, self._absent, image):
+                await self._unpack_again(image)
+                return ""
+        except AgentError as exc:
+            return str(exc)
+        why = "it is of an archive"
+        for digest in image.repo_digests:
+            try:
+                await self.pull(digest, None)
+            except AgentError as exc:
+                why = str(exc)
+            else:
+                return ""
+        return why
+
+    def _absent(self, image: Image) -> bool:
+        """Whether a document or the blob of a layer that is not unpacked is missing."""
+        layers = (x.digest for x in image.layers if not self.unpacker.has(x))
+        digests = (image.id, image.manifest_digest, *layers)
+        return not all(self.content.files.has(parse_digest(digest)) for digest in digests)
+
+    async def _unpack_again(self, image: Image) -> None:
+        async def fetch(_: Layer) -> None:
+            """The blob is already there."""
+
+        async with (
+            self.content.claims.hold(blobs_of(image)),
+            self.unpacker.unpacked(image.layers, fetch, lambda _: None) as snapshots,
+        ):
+            await self.content.store.put(image, snapshots)
 
     async def close(self) -> None:
         """Stop pulls and background work."""

@@ -42,7 +42,7 @@ def mount(place: Path, megabytes: int) -> None:
     subprocess.run(["mount", "-t", "tmpfs", "-o", options, "disk", place], check=True)
 
 
-@pytest.fixture(params=["overlay", "native", "erofs"])
+@pytest.fixture(params=["overlay", "native", "erofs", "fuse-overlayfs"])
 def split(pods: Pods, request: pytest.FixtureRequest) -> Iterator[Pods]:
     """Pods of an agent with two disks."""
     agent.stop()

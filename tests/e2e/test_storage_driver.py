@@ -149,7 +149,7 @@ def test_another_driver_is_refused_until_the_root_is_empty(other: Pods, driver: 
     events = [json.loads(line) for line in done.stderr.splitlines()]
     (reason,) = [event["error"] for event in events if event["event"] == "not_started"]
     assert f'set storage.driver = "{driver}"' in reason
-    assert "remove all pods and images" in reason
+    assert "criagent storage migrate" in reason
     other.cri = with_driver("auto")
     for image in other.cri.images():
         other.cri.remove_image(image.id)

@@ -75,6 +75,7 @@ class Agent:
         last; no pod is made without the ones that the agent starts.
         """
         await self.image.images.prepare()
+        self.image.check_limits()
         await self.background.networks.start()
         await self.apparmor.prepare()
         await self.recovery.run()

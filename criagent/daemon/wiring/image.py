@@ -10,6 +10,7 @@ from concurrent.futures import Executor
 from criagent.base.aio import run_in
 from criagent.base.errors import UnsupportedError, WrongStateError
 from criagent.config.sections import Registry
+from criagent.config.storage_section import Storage
 from criagent.daemon.wiring.shared import Shared
 from criagent.image.blobs import BlobFiles
 from criagent.image.claims import Claims
@@ -44,6 +45,20 @@ class ImageParts:
     workers: UnpackWorkers
     client: RegistryClient
     apart: ContainersRoot
+    limited_by: str  # the key that wants limits of writable layers, "" = none
+
+    def check_limits(self) -> None:
+        """Raises UnsupportedError when limits are wanted that no container can have.
+
+        The storage driver is prepared by now.
+        """
+        can = self.snapshots.capabilities
+        if self.limited_by and not can.size_limits:
+            why = can.no_size_limits or "choose another storage.driver"
+            raise UnsupportedError(
+                f"{self.limited_by} is set, but the storage driver {self.snapshots.driver} cannot "
+                f"limit writable layers: {why}, or remove the key"
+            )
 
     async def close(self) -> None:
         """Stop pulls, workers and connections."""
@@ -61,25 +76,11 @@ async def build(shared: Shared, *, migrating: bool = False) -> ImageParts:
     """
     if not migrating:
         _refuse_migration(shared)
-    config, stores, fs, now_ns = (
-        shared.config,
-        shared.stores,
-        shared.executors.fs,
-        shared.clock.now_ns,
-    )
+    config, fs, now_ns = shared.config, shared.executors.fs, shared.clock.now_ns
     root, registry = config.storage.root, config.registry
     driver = await _driver(shared)
     apart = await _containers_root(shared, driver)
-    content = ImageContent(
-        store=stores.images,
-        blobs=stores.blobs,
-        files=BlobFiles(root / "blobs"),
-        snapshots=Snapshots(driver, stores.snapshots, fs),
-        claims=Claims(),
-        fs=fs,
-        now_ns=now_ns,
-        keep_blobs=config.storage.keep_blobs,
-    )
+    content = _content(shared, driver)
     client = _client(registry, content.files, fs)
     workers = UnpackWorkers(registry.unpack_workers)
     unpacker = LayerUnpacker(
@@ -99,7 +100,7 @@ async def build(shared: Shared, *, migrating: bool = False) -> ImageParts:
         puller=puller,
         collector=Collector(
             content=content,
-            containers=stores.containers,
+            containers=shared.stores.containers,
             unpacker=unpacker,
             retention_s=registry.retry_retention_s,
         ),
@@ -113,7 +114,28 @@ async def build(shared: Shared, *, migrating: bool = False) -> ImageParts:
         workers=workers,
         client=client,
         apart=apart,
+        limited_by=_limited_by(config.storage),
     )
+
+
+def _content(shared: Shared, driver: SnapshotDriver) -> ImageContent:
+    storage, stores, fs = shared.config.storage, shared.stores, shared.executors.fs
+    return ImageContent(
+        store=stores.images,
+        blobs=stores.blobs,
+        files=BlobFiles(storage.root / "blobs"),
+        snapshots=Snapshots(driver, stores.snapshots, fs),
+        claims=Claims(),
+        fs=fs,
+        now_ns=shared.clock.now_ns,
+        keep_blobs=storage.keep_blobs,
+    )
+
+
+def _limited_by(storage: Storage) -> str:
+    if storage.container_limit_bytes:
+        return "storage.container_limit_bytes"
+    return "storage.allowed_annotations" if storage.allowed_annotations else ""
 
 
 def _refuse_migration(shared: Shared) -> None:

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+from criagent.config.storage_section import LIMIT_ANNOTATION
 from criagent.cri.backend import Containers, Sandboxes
 from criagent.daemon.wiring.containers import ContainerParts
 from criagent.daemon.wiring.image import ImageParts
@@ -23,6 +24,7 @@ from criagent.runtime.container.launch import ContainerLauncher
 from criagent.runtime.oci.conmon import Conmon, monitors_cgroup
 from criagent.runtime.spec.cdi.registry import CdiFolders
 from criagent.runtime.spec.cdi.resolve import CdiDevices
+from criagent.runtime.spec.layer_limits import LayerLimits
 from criagent.runtime.spec.mounts.host_paths import HostPaths
 from criagent.runtime.verbs.create_container import ContainerCreator, NewContainers
 from criagent.runtime.verbs.describe import Describer
@@ -136,6 +138,7 @@ def _creator(
         cgroup=monitors_cgroup(),
         fs=fs,
     )
+    storage = shared.config.storage
     return ContainerCreator(
         sandboxes=shared.stores.sandboxes,
         store=shared.stores.containers,
@@ -146,6 +149,10 @@ def _creator(
             handlers=node.handlers,
             driver=node.driver,
             identities=shared.identities,
+            layer_limits=LayerLimits(
+                default_bytes=storage.container_limit_bytes,
+                allowed=LIMIT_ANNOTATION in storage.allowed_annotations,
+            ),
         ),
         files=files,
         bundles=bundles,

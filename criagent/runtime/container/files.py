@@ -42,11 +42,17 @@ class ContainerFiles:
         """Where the root file system is mounted."""
         return self.paths.rootfs(container_id)
 
-    async def make_layer(self, container: Container, image: Image) -> Snapshot:
-        """The new writable layer. Raises AlreadyExistsError."""
+    async def make_layer(self, container: Container, image: Image, limit_bytes: int) -> Snapshot:
+        """The new writable layer, which can grow by `limit_bytes`; 0 = without a limit.
+
+        Raises AlreadyExistsError, UnsupportedError for a limit that the driver can't keep.
+        """
         parent = image.layers[-1].chain_id if image.layers else ""
         return await self.snapshots.create_container(
-            container.id, parent=parent, created_at_ns=container.created_at_ns
+            container.id,
+            parent=parent,
+            created_at_ns=container.created_at_ns,
+            limit_bytes=limit_bytes,
         )
 
     async def mount_rootfs(

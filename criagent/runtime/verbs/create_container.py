@@ -31,6 +31,7 @@ from criagent.runtime.node.cgroup_names import CgroupDriver, container_cgroup
 from criagent.runtime.node.clock import Identities
 from criagent.runtime.node.handlers import Handlers
 from criagent.runtime.nri.door import Plugins
+from criagent.runtime.spec.layer_limits import LayerLimits
 from criagent.runtime.spec.signals import stop_signal
 from criagent.runtime.spec.validate import validate_container_spec
 from criagent.store.containers import ContainerStore
@@ -50,6 +51,7 @@ class _Request:
     handler: str
     image: Image
     volumes: tuple[ImageVolume, ...]
+    limit_bytes: int  # of the writable layer, 0 = none
 
 
 class NewContainers:
@@ -63,7 +65,9 @@ class NewContainers:
         handlers: Handlers,
         driver: CgroupDriver,
         identities: Identities,
+        layer_limits: LayerLimits,
     ) -> None:
+        self._layer_limits = layer_limits
         self._images = images
         self._volumes = volumes
         self._handlers = handlers
@@ -90,13 +94,15 @@ class NewContainers:
         return handler.name
 
     def request(self, sandbox: Sandbox, spec: ContainerSpec, handler: str) -> _Request:
-        """Raises NotFoundError if the image, or the image of a volume, is not on the node."""
+        """Raises NotFoundError if the image, or the image of a volume, is not on the node, and
+        InvalidRequestError for an annotation that is no limit."""
         return _Request(
             sandbox=sandbox,
             spec=spec,
             handler=handler,
             image=self._images.resolve(spec.image),
             volumes=self._volumes.find(spec),
+            limit_bytes=self._layer_limits.of(sandbox.spec, spec),
         )
 
     def container(self, request: _Request) -> Container:
@@ -202,7 +208,8 @@ class ContainerCreator:
         undo.push("row", partial(self._store.delete, container.id))
         undo.push("files", partial(self._files.remove, container.id, container.cgroup))
         _, layer = await both(
-            self._store.insert(container), self._files.make_layer(container, image)
+            self._store.insert(container),
+            self._files.make_layer(container, image, request.limit_bytes),
         )
         faults.reach("container-create:row")
         if self._plugins.active:

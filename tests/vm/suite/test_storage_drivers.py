@@ -52,7 +52,7 @@ def on_driver(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[tuple[
     ROOT.mkdir()
     section = f'[storage]\nroot = "{ROOT}"\ndriver = "{driver}"\n[storage.{driver}]\n'
     if driver == "devmapper":
-        section += f"loop_size_bytes = {1 << 30}\nbase_size_bytes = {1 << 30}\n"
+        section += f"loop_size_bytes = {256 << 20}\nbase_size_bytes = {1 << 30}\n"
     else:
         assert pools.no_zfs() == ""
         pools.run("mount", "-t", "tmpfs", "storage", ROOT)
@@ -90,10 +90,23 @@ def test_pods_run_and_outlive_the_agent(on_driver: tuple[str, VmPods]) -> None:
     pods.cri.close()
     pods.cri = served()
     assert pods.cri.exec(container_id, "cat", "/kept", timeout=60).stdout == b"kept\n"
-    status = pods.cri.runtime.Status(api.StatusRequest()).status
-    assert all(found.status for found in status.conditions), status
+    assert condition(pods.cri) == (True, "")
+    if driver == "devmapper":
+        fill = "dd if=/dev/zero of=/big bs=1M count=235 && sync"
+        assert pods.cri.exec(container_id, "sh", "-c", fill, timeout=300).exit_code == 0
+        assert condition(pods.cri) == (False, "StorageFailing")
+        empty = "rm /big && sync"
+        assert pods.cri.exec(container_id, "sh", "-c", empty, timeout=60).exit_code == 0
+        until(lambda: condition(pods.cri) == (True, ""), "the discard of what was deleted", 120)
     used = pods.cri.image.ImageFsInfo(api.ImageFsInfoRequest()).image_filesystems[0]
     print(f"figure: {driver}: image file system {used.used_bytes.value} bytes")
+
+
+def condition(cri: Cri) -> tuple[bool, str]:
+    """Whether RuntimeReady is true, and the reason."""
+    conditions = cri.runtime.Status(api.StatusRequest(), timeout=60).status.conditions
+    (ready,) = [one for one in conditions if one.type == "RuntimeReady"]
+    return ready.status, ready.reason
 
 
 def served() -> Cri:

@@ -40,6 +40,11 @@ class DirectoryDriver:
         self._tops = (root,) if self.containers_root == root else (root, self.containers_root)
         self._fillers = (root / "empty", root / "empty-too")  # stay empty, for overlays
 
+    @property
+    def name(self) -> str:
+        """Of the driver itself."""
+        raise NotImplementedError
+
     async def prepare(self) -> None:
         """Make the fixed directories."""
         await run_in(self._fs, self._prepare)
@@ -136,7 +141,11 @@ class DirectoryDriver:
         """The files of a writable layer."""
         return self._container(number) / "fs"
 
-    def _make_container(self, number: int, *beside: str) -> None:
+    def _adopt(self, directory: Path, limit_bytes: int) -> None:
+        """Prepare the limit of a new writable layer, whose directory is empty."""
+        no_limit(self.name, limit_bytes)
+
+    def _make_container(self, number: int, limit_bytes: int, *beside: str) -> None:
         """An empty writable layer, and empty directories beside its files."""
         directory = self._container(number)
         with disk_full(self.containers_root):
@@ -146,6 +155,7 @@ class DirectoryDriver:
                 raise UnavailableError(
                     f"{self.containers_root} is gone; mount its file system again"
                 ) from exc
+            self._adopt(directory, limit_bytes)
             upper = self._upper(number)
             upper.mkdir()
             upper.chmod(0o755)  # the umask does not apply: this is the image's "/"
@@ -153,12 +163,12 @@ class DirectoryDriver:
                 (directory / name).mkdir()
 
 
-def no_limit(driver: str, limit_bytes: int) -> None:
-    """Raises UnsupportedError for a limit, which `driver` can't keep."""
+def no_limit(driver: str, limit_bytes: int, why: str = "") -> None:
+    """Raises UnsupportedError for a limit, which `driver` can't keep; `why` has the cure."""
     if limit_bytes:
+        why = why or "set no limit, or choose another storage.driver"
         raise UnsupportedError(
-            f"the storage driver {driver} cannot limit the size of a writable layer on this file "
-            "system; set no limit, or choose another storage.driver"
+            f"the storage driver {driver} cannot limit the size of a writable layer here: {why}"
         )
 
 

@@ -22,7 +22,7 @@ from criagent.base.errors import AgentError, ExhaustedError, UnsupportedError
 from criagent.image.blobs import disk_full
 from criagent.image.snapshots.driver import Capabilities, LayerPlace, MappedIds, MountPoint
 from criagent.image.snapshots.drivers.bind_mount import bind, userns_problem
-from criagent.image.snapshots.drivers.directories import DirectoryDriver, no_limit
+from criagent.image.snapshots.drivers.limited import LimitedDirectoryDriver
 from criagent.image.snapshots.drivers.overlay_mount import mount_readonly
 from criagent.process.child import Options, run
 
@@ -31,11 +31,11 @@ _FULL = (os.strerror(errno.ENOSPC), os.strerror(errno.EDQUOT))
 _IN_ENGLISH = Options(env={"PATH": os.defpath, "LC_ALL": "C"})
 
 
-class NativeDriver(DirectoryDriver):
+class NativeDriver(LimitedDirectoryDriver):
     """Copies below `root`."""
 
     name: Final = "native"
-    capabilities: Final = Capabilities(
+    capabilities = Capabilities(
         settles=False, selinux_labels=False, shared_page_cache=False, separate_containers=True
     )
 
@@ -70,10 +70,10 @@ class NativeDriver(DirectoryDriver):
 
     async def create_container(self, number: int, parent: int | None, limit_bytes: int) -> None:
         """A copy as well."""
-        no_limit(self.name, limit_bytes)
-        await run_in(self._fs, self._make_container, number)
+        await run_in(self._fs, self._make_container, number, limit_bytes)
         if parent is not None:
             await self._copy(self._tree(parent), self._upper(number))
+        await run_in(self._fs, self._limit, number, limit_bytes)
 
     @asynccontextmanager
     async def layer_place(

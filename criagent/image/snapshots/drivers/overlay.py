@@ -17,16 +17,17 @@ from typing import Final
 from criagent.base.aio import run_in
 from criagent.image.blobs import disk_full
 from criagent.image.snapshots.driver import Capabilities, LayerPlace, MappedIds, MountPoint
-from criagent.image.snapshots.drivers.directories import DirectoryDriver, let_through, no_limit
+from criagent.image.snapshots.drivers.directories import let_through
+from criagent.image.snapshots.drivers.limited import LimitedDirectoryDriver
 from criagent.image.snapshots.drivers.overlay_mount import mount_readonly, seen_as
 from criagent.kernel import idmap, mount
 
 
-class OverlayDriver(DirectoryDriver):
+class OverlayDriver(LimitedDirectoryDriver):
     """Lower and upper directories below `root`, mounted with the kernel's overlayfs."""
 
     name: Final = "overlay"
-    capabilities: Final = Capabilities(
+    capabilities = Capabilities(
         settles=True,
         selinux_labels=True,
         shared_page_cache=True,
@@ -75,8 +76,11 @@ class OverlayDriver(DirectoryDriver):
 
     async def create_container(self, number: int, parent: int | None, limit_bytes: int) -> None:
         """Empty directories as well."""
-        no_limit(self.name, limit_bytes)
-        await run_in(self._fs, self._make_container, number, "work")
+        await run_in(self._fs, self._make_upper, number, limit_bytes)
+
+    def _make_upper(self, number: int, limit_bytes: int) -> None:
+        self._make_container(number, limit_bytes, "work")
+        self._limit(number, limit_bytes)
 
     @asynccontextmanager
     async def layer_place(

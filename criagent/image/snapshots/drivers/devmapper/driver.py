@@ -8,6 +8,8 @@ its file system.
 
 from __future__ import annotations
 
+import errno
+import time
 from collections.abc import Mapping
 from concurrent.futures import Executor
 from functools import partial
@@ -31,6 +33,10 @@ from criagent.image.snapshots.drivers.volumes import VolumeDriver, unmount
 from criagent.kernel import devicemapper as dm
 
 log: structlog.stdlib.BoundLogger = structlog.get_logger(__name__)
+
+
+_GOING = {errno.ENOENT, errno.ENXIO, errno.ENODEV, errno.EBUSY}
+_TRIES, _PAUSE_S = 20, 0.05
 
 
 class DevmapperDriver(VolumeDriver):
@@ -67,7 +73,8 @@ class DevmapperDriver(VolumeDriver):
         filesystem, size = self._settings.filesystem, self._settings.base_size_bytes
         disk = self.root / "base"
         await run_in(self._fs, unmount, disk)
-        await self.thin.delete(BASE, BASE, discard=False)
+        self.thin.end_with_mount(BASE)
+        await self.settled(BASE)
         volume = Volume(id=BASE, sectors=size // dm.SECTOR)
         await run_in(self._fs, self.thin.create, BASE, None)
         device = await run_in(self._fs, self.thin.activate, BASE, volume)
@@ -149,14 +156,21 @@ class DevmapperDriver(VolumeDriver):
     def _mount(
         self, number: int, volume: Volume, disk: Path, *, label: str = "", readonly: bool = False
     ) -> None:
-        try:
-            device = self.thin.activate(number, volume, readonly=readonly)
-            faults.reach("devmapper:activated")
-            filesystem = self.pool.record.filesystem
-            file_systems.attach(filesystem, device.node, disk, label=label, readonly=readonly)
-            faults.reach("devmapper:mounted")
-        finally:
-            self.thin.end_with_mount(number)
+        """A device whose last mount ends just now is gone when it is opened: then once more."""
+        filesystem = self.pool.record.filesystem
+        for left in reversed(range(_TRIES)):
+            try:
+                device = self.thin.activate(number, volume, readonly=readonly)
+                faults.reach("devmapper:activated")
+                file_systems.attach(filesystem, device.node, disk, label=label, readonly=readonly)
+                faults.reach("devmapper:mounted")
+                return
+            except OSError as exc:
+                if exc.errno not in _GOING or not left:
+                    raise
+                time.sleep(_PAUSE_S)
+            finally:
+                self.thin.end_with_mount(number)
 
     async def settled(self, number: int) -> None:
         """Wait for the end of its device: then the file system is whole."""

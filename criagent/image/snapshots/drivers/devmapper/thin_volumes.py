@@ -23,7 +23,7 @@ from criagent.kernel import devicemapper as dm
 
 BASE = 0  # the id of the volume that all others descend from
 _IDS = 1 << 24
-_BUSY_S, _LOOK_S = 5.0, 0.02
+_BUSY_S, _LOOK_S = 2.0, 0.02
 _SETTLE_S = 30.0
 
 
@@ -102,7 +102,7 @@ class ThinVolumes:
         """The device of a volume, made unless it is there. Raises OSError."""
         name = self._device(number)
         if (there := dm.find(name)) is not None:
-            if there.active and there.readonly == readonly:
+            if there.active and there.open_count and there.readonly == readonly:
                 return there
             dm.remove(name)
         arguments = f"{self._pool.number} {volume.id}"

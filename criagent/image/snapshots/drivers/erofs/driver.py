@@ -32,7 +32,7 @@ from criagent.image.snapshots.driver import (
     MountPoint,
     Taken,
 )
-from criagent.image.snapshots.drivers.directories import DirectoryDriver, let_through, no_limit
+from criagent.image.snapshots.drivers.directories import let_through
 from criagent.image.snapshots.drivers.erofs import image_file
 from criagent.image.snapshots.drivers.erofs.attach import (
     Way,
@@ -43,6 +43,7 @@ from criagent.image.snapshots.drivers.erofs.attach import (
     seen_as,
 )
 from criagent.image.snapshots.drivers.erofs.image_file import IMAGE, PART
+from criagent.image.snapshots.drivers.limited import LimitedDirectoryDriver
 from criagent.kernel import mount
 from criagent.kernel.trees import remove_tree
 from criagent.model.image import Snapshot
@@ -50,11 +51,11 @@ from criagent.model.image import Snapshot
 _TRIAL = b"criagent\n" * 1000  # compressible, so that the kernel has to know the algorithm
 
 
-class ErofsDriver(DirectoryDriver):
+class ErofsDriver(LimitedDirectoryDriver):
     """Images below `root`, mounted with erofs and joined with overlayfs."""
 
     name: Final = "erofs"
-    capabilities: Final = Capabilities(
+    capabilities = Capabilities(
         settles=True, selinux_labels=True, shared_page_cache=True, separate_containers=True
     )
 
@@ -101,6 +102,7 @@ class ErofsDriver(DirectoryDriver):
     async def facts(self) -> Mapping[str, str]:
         """How layers are stored and mounted."""
         return {
+            **await super().facts(),
             "erofs-utils": self._version,
             "layers mounted from": str(self._way),
             "compression of new layers": self._keys.compression or "none",
@@ -201,8 +203,11 @@ class ErofsDriver(DirectoryDriver):
 
     async def create_container(self, number: int, parent: int | None, limit_bytes: int) -> None:
         """Empty directories as well."""
-        no_limit(self.name, limit_bytes)
-        await run_in(self._fs, self._make_container, number, "work")
+        await run_in(self._fs, self._make_upper, number, limit_bytes)
+
+    def _make_upper(self, number: int, limit_bytes: int) -> None:
+        self._make_container(number, limit_bytes, "work")
+        self._limit(number, limit_bytes)
 
     async def mount_container(self, number: int, below: Sequence[int], at: MountPoint) -> None:
         """An overlay with the container's upper directory, which its root then owns."""
