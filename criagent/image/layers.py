@@ -273,7 +273,6 @@ class LayerUnpacker:
                     ((fresh.entries, fresh.content_bytes),) = await self._workers.count(
                         [place.root]
                     )
-                    faults.reach("pull-image:counted")
         except NeedsLowerLayers:
             fresh.result = None
         except BaseException:

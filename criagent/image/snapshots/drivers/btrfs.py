@@ -101,7 +101,7 @@ class BtrfsDriver(DirectoryDriver):
     def _enable_limits(self) -> None:
         with disk_full(self.root), _opened(self.root) as place:
             btrfs_quota.enable(place)
-            faults.reach("storage-btrfs:quotas")
+            faults.reach("btrfs:quotas")
             if btrfs_quota.mode(place) is Mode.FULL:
                 raise UnsupportedError(
                     f"the file system of {self.root} has full quotas, which a container leaves by "
@@ -112,7 +112,7 @@ class BtrfsDriver(DirectoryDriver):
     def _limit(self, number: int, limit_bytes: int) -> None:
         with disk_full(self.root), _opened(self._path(number)) as subvolume:
             btrfs_quota.limit(subvolume, btrfs.info(subvolume).id, limit_bytes)
-        faults.reach("storage-btrfs:limited")
+        faults.reach("btrfs:limited")
 
     def _create(self, number: int, parent: int | None) -> None:
         with disk_full(self.root), _opened(self.root) as place:
