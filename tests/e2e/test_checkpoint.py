@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import socket
 import subprocess
 import tarfile
 import threading
@@ -202,6 +203,38 @@ def test_a_user_namespace(pods: Pods, tmp_path: Path) -> None:
                 assert (owned.uid, owned.gid) == (7, 8)
                 assert not [member.name for member in diff if member.uid > 65535]
         goes_on(pods, container_id)
+
+
+def test_a_tcp_listener_with_a_connection(pods: Pods, tmp_path: Path) -> None:
+    """It is saved, or CRIU is too old for the kernel and says so; both go on in any case."""
+    sandbox = pods.sandbox()
+    container_id = pods.running("nc", "-ll", "-p", "80", "-e", "cat", pod=sandbox)
+    address = pods.cri.pod_status(sandbox[0]).network.ip
+    listens = ("grep", "-q", ":0050 ", "/proc/net/tcp", "/proc/net/tcp6")
+    until(lambda: not pods.cri.exec(container_id, *listens).exit_code, "port 80")
+    with socket.create_connection((address, 80), timeout=20) as connection:
+        echoed(connection, b"before")
+        location = tmp_path / "x.tar"
+        try:
+            checkpoint(pods, container_id, location)
+            print("figure: a TCP listener was checkpointed")
+        except grpc.RpcError as error:
+            assert error.code() is grpc.StatusCode.INTERNAL
+            assert "install CRIU 4.2 or newer" in (error.details() or "")
+            assert not location.exists()
+        echoed(connection, b"after")
+    with socket.create_connection((address, 80), timeout=20) as another:
+        echoed(another, b"another")
+
+
+def echoed(connection: socket.socket, words: bytes) -> None:
+    connection.sendall(words)
+    found = b""
+    while len(found) < len(words):
+        piece = connection.recv(100)
+        assert piece, found
+        found += piece
+    assert found == words
 
 
 def test_two_checkpoints_one_after_the_other(pods: Pods, counter: str, tmp_path: Path) -> None:
