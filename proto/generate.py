@@ -18,7 +18,11 @@ OUT = ROOT.parent / "criagent" / "_proto"
 LICENCE = "# SPDX-License-Identifier: Apache-2.0\n"
 # Import paths of generated modules follow the proto path, so they are rewritten to the package.
 SERVICES = ("cri/v1/api.proto", "criagent/v1/admin.proto")
-MESSAGES = ("criagent/v1/containerd.proto",)  # served under names that are not their own
+MESSAGES = (
+    "criagent/v1/containerd.proto",  # served under names that are not their own
+    "nri/v1alpha1/nri.proto",  # carried by ttrpc, not by gRPC
+    "nri/v1alpha1/ttrpc.proto",
+)
 
 
 def generate(out: Path) -> int:

@@ -259,7 +259,7 @@ def _fsck(chosen: argparse.Namespace, channel: grpc.Channel) -> int:
         )
     else:
         for finding in answer.findings:
-            done = " (dropped)" if finding.repaired else ""
+            done = " (repaired)" if finding.repaired else ""
             print(f"{finding.object}: {finding.problem}{done}")
         if not answer.findings:
             print("no problem found")

@@ -80,19 +80,22 @@ def _info(chosen: argparse.Namespace) -> int:
 
 
 def _print(document: dict[str, Any]) -> None:
-    place, can = document["file_system"], document["capabilities"]
+    can, containers = document["capabilities"], document["containers_file_system"]
     rows = [
         ("Driver", document["driver"]),
         ("Root", document["root"]),
-        ("File system", f"{place['type']} on {place['source']}, mounted at {place['mountpoint']}"),
-        ("Directory entries have types", _yes(value=place["d_type"])),
-        ("Free", f"{size_text(place['free_bytes'])} of {size_text(place['total_bytes'])}"),
-        ("Free inodes", _inodes(place)),
+        *_file_system(document["file_system"]),
+        ("Containers", document["containers_root"]),
+        *(_file_system(containers) if document["containers_root"] != document["root"] else ()),
         ("SELinux labels", _yes(value=can["selinux_labels"])),
         ("Containers share page cache", _yes(value=can["shared_page_cache"])),
         ("Limits of writable layers", _yes(value=can["size_limits"])),
         *((name[:1].upper() + name[1:], text) for name, text in document["facts"].items()),
         *((f"Used by {name}", size_text(size)) for name, size in document["usage"].items()),
+        *(
+            (f"Additional store {store['root']}", store["problem"] or f"{store['images']} images")
+            for store in document["additional_stores"]
+        ),
         *([("Problem", document["problem"])] if document["problem"] else []),
     ]
     for name, text in rows:
@@ -113,6 +116,15 @@ def _print(document: dict[str, Any]) -> None:
             for image in document["images"]
         ],
     )
+
+
+def _file_system(place: dict[str, Any]) -> list[tuple[str, str]]:
+    return [
+        ("File system", f"{place['type']} on {place['source']}, mounted at {place['mountpoint']}"),
+        ("Directory entries have types", _yes(value=place["d_type"])),
+        ("Free", f"{size_text(place['free_bytes'])} of {size_text(place['total_bytes'])}"),
+        ("Free inodes", _inodes(place)),
+    ]
 
 
 def _yes(*, value: bool) -> str:

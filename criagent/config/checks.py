@@ -142,11 +142,41 @@ def socket_path(path: Path) -> None:
         raise ValueError(f"is {size} bytes long; a socket's path has room for {limit}")
 
 
+def optional_path(path: str) -> None:
+    """An absolute path, or nothing."""
+    if path and (not path.startswith("/") or "\0" in path):
+        raise ValueError(f"must be an absolute path, not {path!r}")
+
+
 def optional_socket_path(path: str) -> None:
     """The absolute path of a socket, or nothing."""
-    if path and not path.startswith("/"):
-        raise ValueError(f"must be an absolute path, not {path!r}")
+    optional_path(path)
     socket_path(Path(path))
+
+
+def stores(paths: Sequence[Path]) -> None:
+    """Absolute directories, each once."""
+    for path in paths:
+        if not path.is_absolute():
+            raise ValueError(f"must have absolute paths, not {str(path)!r}")
+        if paths.count(path) > 1:
+            raise ValueError(f"has {str(path)!r} twice")
+
+
+def duration(text: str) -> None:
+    """A length of time above 0, as Go writes it."""
+    if seconds(text) <= 0:
+        raise ValueError(f"must be longer than 0, not {text!r}")
+
+
+def seconds(text: str) -> float:
+    """A length of time such as "2s", "500ms" or "1m30s". Raises ValueError for anything else."""
+    units = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0}
+    number = r"[0-9]{1,9}(?:\.[0-9]{1,9})?"
+    if not re.fullmatch(rf"(?:{number}(?:ms|s|m|h))+", text):
+        raise ValueError(f'{text[:80]!r} is not a duration such as "2s" or "500ms"')
+    parts = re.findall(rf"({number})(ms|s|m|h)", text)
+    return sum(float(amount) * units[unit] for amount, unit in parts)
 
 
 def fault_points(entries: Sequence[str]) -> None:

@@ -3,10 +3,13 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 from criagent.config.runtime_section import Runtime
 from criagent.config.sections import Config, Streaming
+from criagent.config.storage_drivers import ONE_POOL, canonical
+from criagent.config.storage_section import Storage
 
 # The keys, and a text on the first of them.
 Contradiction = tuple[tuple[str, ...], str]
@@ -22,6 +25,33 @@ def contradictions(config: Config) -> list[Contradiction]:
     if storage.root == storage.run_dir:
         keys = ("storage.run_dir", "storage.root")
         found.append((keys, "is also the root directory; set a separate directory on tmpfs"))
+    if storage.containers_root:
+        found += _of_containers_root(storage)
+    return found
+
+
+def _of_containers_root(storage: Storage) -> list[Contradiction]:
+    found: list[Contradiction] = []
+    own, driver = Path(os.path.normpath(storage.containers_root)), canonical(storage.driver)
+    if driver in ONE_POOL:
+        text = (
+            f"the storage driver {driver} makes writable layers out of the layers of images, which "
+            'cannot leave their file system or pool; remove the key, or set storage.driver = "'
+            'overlay"'
+        )
+        found.append((("storage.containers_root", "storage.driver"), text))
+    if own == storage.root or own.is_relative_to(storage.root / "snapshots"):
+        text = "is a directory that the agent has for layers of images; set another one"
+        found.append((("storage.containers_root", "storage.root"), text))
+    if own.is_relative_to(storage.run_dir):
+        text = "is in storage.run_dir, which a reboot clears; set a directory on a disk"
+        found.append((("storage.containers_root", "storage.run_dir"), text))
+    if driver == "native" and storage.native.reflink == "always":
+        text = (
+            '"always" does not go with storage.containers_root: files of different file systems '
+            'cannot share blocks; set "auto"'
+        )
+        found.append((("storage.native.reflink", "storage.containers_root"), text))
     return found
 
 

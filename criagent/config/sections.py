@@ -14,6 +14,7 @@ from typing import Literal
 
 from criagent.config import checks
 from criagent.config.keys import key
+from criagent.config.nri_section import Nri
 from criagent.config.runtime_section import Runtime
 from criagent.config.storage_section import Storage
 
@@ -254,6 +255,7 @@ class Config:
     network: Network = Network()
     registry: Registry = Registry()
     runtime: Runtime = Runtime()
+    nri: Nri = Nri()
     streaming: Streaming = Streaming()
     limits: Limits = Limits()
     telemetry: Telemetry = Telemetry()

@@ -8,6 +8,8 @@ from criagent.config.hints import meant
 AUTO = "auto"
 DEFAULT = "overlay"
 KNOWN = ("overlay", "native", "btrfs", "devmapper", "zfs", "erofs", "fuse-overlayfs")
+# A writable layer is a snapshot of its image's: both are on one file system, or in one pool.
+ONE_POOL = frozenset({"btrfs", "devmapper", "zfs"})
 _ALIASES = {"overlay2": "overlay", "overlayfs": "overlay"}
 
 

@@ -12,6 +12,8 @@ from criagent.config import checks
 from criagent.config.keys import key
 from criagent.config.storage_drivers import storage_driver
 
+_LAST_PROJECT_IDS = 2**32 - (1 << 20)  # room for a million of them
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StorageOverlay:
@@ -66,6 +68,20 @@ class StorageErofs:
         "auto uses the file where the kernel can.",
         default="auto",
     )
+
+
+LIMIT_ANNOTATION = "storage.criagent.io/container-limit"
+
+
+def _annotations(names: tuple[str, ...]) -> None:
+    for name in names:
+        if name != LIMIT_ANNOTATION:
+            raise ValueError(f"{name[:160]!r} is unknown; the only one is {LIMIT_ANNOTATION!r}")
+
+
+def _project_id(number: int) -> None:
+    if not 0 < number < _LAST_PROJECT_IDS:
+        raise ValueError(f"must be from 1 to {_LAST_PROJECT_IDS - 1}, not {number}")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -148,11 +164,46 @@ class Storage:
         default="auto",
         check=storage_driver,
     )
+    containers_root: str = key(
+        "Directory for the writable layers of containers and the volumes that images declare, on "
+        "another file system than storage.root; empty = in storage.root. Mount that file system "
+        "before the agent starts. For the storage drivers overlay, native, erofs and "
+        "fuse-overlayfs. Change it only while no container exists.",
+        default="",
+        check=checks.optional_path,
+    )
+    container_limit_bytes: int = key(
+        "Limit in bytes of what each container may write to its writable layer and to the volumes "
+        "that its image declares; 0 = without a limit. It needs the storage driver btrfs, or xfs "
+        "or ext4 mounted with prjquota.",
+        default=0,
+        check=checks.from_zero,
+    )
+    allowed_annotations: tuple[str, ...] = key(
+        "Annotations of pods and containers that are obeyed: "
+        f'"{LIMIT_ANNOTATION}" replaces storage.container_limit_bytes. Whoever may create pods can '
+        "set them.",
+        default=(),
+        check=_annotations,
+    )
+    project_ids_from: int = key(
+        "Limits on xfs and ext4 take project ids from this one upwards. Change it when another "
+        "program of the node uses ids in that range.",
+        default=0x60000000,  # the kubelet's are from 1048577 upwards
+        check=_project_id,
+    )
     keep_blobs: bool = key(
         "Keep the compressed layers of images after they are unpacked. They take about a third of "
         "the space of images; without them an image cannot be exported, and a damaged layer is "
         "pulled again.",
         default=True,
+    )
+    additional_stores: tuple[Path, ...] = key(
+        "Root directories of other agents whose images are used without pulling them and which are "
+        "never written, in the order in which they are asked. They need the same storage driver, "
+        "overlay or native.",
+        default=(),
+        check=checks.stores,
     )
     run_dir: Path = key(
         "Directory of what a reboot must clear: namespaces, mounts and bundles of running pods. "

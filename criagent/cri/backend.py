@@ -38,6 +38,8 @@ class Sandboxes:
     run: Callable[[SandboxSpec], Awaitable[Sandbox]]  # SandboxRunner.run
     stop: Callable[[str], Awaitable[None]]  # SandboxStopper.stop
     remove: Callable[[str], Awaitable[None]]  # SandboxRemover.remove
+    # SandboxResizer.update, with overhead and resources
+    update: Callable[[str, Resources | None, Resources | None], Awaitable[None]]
     describe: Callable[[Sandbox], Mapping[str, Any]]  # Describer.sandbox
 
 
@@ -53,6 +55,14 @@ class Containers:
     update: Callable[[str, Resources], Awaitable[None]]  # ResourceUpdater.update
     reopen: Callable[[str], Awaitable[None]]  # LogReopener.reopen
     describe: Callable[[Container], Awaitable[Mapping[str, Any]]]  # Describer.container
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class Checkpoints:
+    """Checkpoints of containers and pods. Ids may be unique prefixes."""
+
+    container: Callable[[str, str, int], Awaitable[None]]  # ContainerCheckpoint.checkpoint
+    pod: Callable[[str, str, Sequence[str], float], Awaitable[None]]  # PodCheckpoint.checkpoint
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -84,3 +94,4 @@ class Node:
     network: PodNetwork
     paths: RuntimePaths
     driver: CgroupDriver
+    nri: Callable[[], Mapping[str, Any]]  # NriParts.report

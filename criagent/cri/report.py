@@ -51,6 +51,7 @@ class AgentReport:
             "storage": {
                 "driver": self._images.content.snapshots.driver,
                 "root": str(self._node.paths.root),
+                "containers_root": str(self._node.paths.containers_root or ""),
                 "run_dir": str(self._node.paths.run_dir),
                 "used_bytes": sum(usage.used_bytes for usage in usages),
             },
@@ -61,12 +62,14 @@ class AgentReport:
                 "ready": condition.ready,
                 "message": condition.message,
             },
+            "nri": self._node.nri(),
             "handlers": [
                 {
                     "name": facts.name,
                     "path": str(facts.path),
                     "version": facts.version,
                     "problem": facts.problem,
+                    "checkpoints": facts.checkpoint_problem or "yes",
                 }
                 for facts in self._node.handlers.by_name.values()
             ],

@@ -11,7 +11,7 @@ import grpc
 
 from criagent._proto import api_pb2, api_pb2_grpc
 from criagent.base.errors import InvalidRequestError, UnsupportedError
-from criagent.cri.backend import Containers, Sandboxes, Sessions
+from criagent.cri.backend import Checkpoints, Containers, Sandboxes, Sessions
 from criagent.cri.convert.common import resources
 from criagent.cri.convert.container import (
     container_message,
@@ -42,6 +42,7 @@ class RuntimeService(api_pb2_grpc.RuntimeServiceServicer):
         *,
         sandboxes: Sandboxes,
         containers: Containers,
+        checkpoints: Checkpoints,
         sessions: Sessions,
         streaming: StreamingServer,
         events: Events,
@@ -50,6 +51,7 @@ class RuntimeService(api_pb2_grpc.RuntimeServiceServicer):
     ) -> None:
         self._sandboxes = sandboxes
         self._containers = containers
+        self._checkpoints = checkpoints
         self._sessions = sessions
         self._streaming = streaming
         self._events = events
@@ -184,6 +186,12 @@ class RuntimeService(api_pb2_grpc.RuntimeServiceServicer):
         await self._containers.reopen(request.container_id)
         return api_pb2.ReopenContainerLogResponse()
 
+    async def CheckpointContainer(
+        self, request: api_pb2.CheckpointContainerRequest, context: Context
+    ) -> api_pb2.CheckpointContainerResponse:
+        await self._checkpoints.container(request.container_id, request.location, request.timeout)
+        return api_pb2.CheckpointContainerResponse()
+
     async def ExecSync(
         self, request: api_pb2.ExecSyncRequest, context: Context
     ) -> api_pb2.ExecSyncResponse:
@@ -202,9 +210,25 @@ class RuntimeService(api_pb2_grpc.RuntimeServiceServicer):
     async def UpdatePodSandboxResources(
         self, request: api_pb2.UpdatePodSandboxResourcesRequest, context: Context
     ) -> api_pb2.UpdatePodSandboxResourcesResponse:
-        # The kubelet writes the pod's cgroup itself; an error here would make it refuse the resize.
-        self._sandboxes.store.resolve(request.pod_sandbox_id)
+        await self._sandboxes.update(
+            request.pod_sandbox_id,
+            resources(request.overhead) if request.HasField("overhead") else None,
+            resources(request.resources) if request.HasField("resources") else None,
+        )
         return api_pb2.UpdatePodSandboxResourcesResponse()
+
+    async def CheckpointPod(
+        self, request: api_pb2.CheckpointPodRequest, context: Context
+    ) -> api_pb2.CheckpointPodResponse:
+        limit_s = context.time_remaining()
+        if limit_s is None:
+            raise InvalidRequestError("CheckpointPod needs a deadline")
+        if request.options:
+            names = ", ".join(sorted(request.options))
+            raise InvalidRequestError(f"CheckpointPod knows no options, but got: {names}")
+        ids = list(request.container_ids)
+        await self._checkpoints.pod(request.pod_sandbox_id, request.output_path, ids, limit_s)
+        return api_pb2.CheckpointPodResponse()
 
     async def GetContainerEvents(
         self, request: api_pb2.GetEventsRequest, context: Context
@@ -318,16 +342,6 @@ class RuntimeService(api_pb2_grpc.RuntimeServiceServicer):
             yield piece
 
     # Not in this release.
-
-    async def CheckpointContainer(
-        self, request: api_pb2.CheckpointContainerRequest, context: Context
-    ) -> api_pb2.CheckpointContainerResponse:
-        raise UnsupportedError("CheckpointContainer is not implemented in this release")
-
-    async def CheckpointPod(
-        self, request: api_pb2.CheckpointPodRequest, context: Context
-    ) -> api_pb2.CheckpointPodResponse:
-        raise UnsupportedError("CheckpointPod is not implemented in this release")
 
     async def RestorePod(
         self, request: api_pb2.RestorePodRequest, context: Context

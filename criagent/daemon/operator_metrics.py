@@ -8,7 +8,11 @@ anyway: nothing here is counted on the way of a call but exits and starts, one a
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import functools
+import os
 from collections import Counter
+from collections.abc import Callable, Mapping
 
 from grpc import StatusCode
 
@@ -22,6 +26,8 @@ from criagent.image.pull import Puller
 from criagent.image.snapshots.snapshots import Snapshots
 from criagent.model.container import Container, ContainerState, Reason
 from criagent.model.sandbox import Sandbox, SandboxState
+from criagent.nri.plugin import Tally
+from criagent.nri.registry import Registry
 from criagent.store.containers import ContainerStore
 from criagent.store.sandboxes import SandboxStore
 from criagent.streaming.server import StreamingServer
@@ -187,6 +193,14 @@ def register_images(to: Telemetry, images: Images, puller: Puller, snapshots: Sn
         "Their inodes, as in ImageFsInfo.",
         lambda: images.container_fs_usage().inodes_used,
     )
+    for name, text, field in (
+        ("size_bytes", "Sizes of the file systems of images and of containers.", "f_blocks"),
+        ("free_bytes", "What is free on them.", "f_bavail"),
+        ("inodes", "Their inodes, 0 without a fixed number.", "f_files"),
+        ("free_inodes", "Free ones.", "f_favail"),
+    ):
+        ask = functools.partial(_disks, images, field)
+        to.gauge(f"criagent_storage_{name}", text, ask, label="of")
     to.gauge("criagent_pulls_in_flight", "Pulls in progress.", lambda: puller.running)
     to.counter(
         "criagent_pulls",
@@ -194,6 +208,22 @@ def register_images(to: Telemetry, images: Images, puller: Puller, snapshots: Sn
         lambda: {result: float(puller.results[result]) for result in ("ok", "failed", "cancelled")},
         label="result",
     )
+
+
+def register_nri(to: Telemetry, registry: Registry, tally: Tally) -> None:
+    """NRI plugins and calls of them."""
+
+    def by_plugin(counts: Mapping[str, float]) -> Callable[[], dict[str, float]]:
+        return lambda: dict(list(counts.items()))
+
+    to.gauge("criagent_nri_plugins", "Registered NRI plugins.", lambda: len(registry.all))
+    for name, text, counts in (
+        ("calls", "Calls of NRI plugins.", tally.calls),
+        ("refusals", "Calls that a plugin refused.", tally.refusals),
+        ("failures", "Calls that a plugin did not answer.", tally.failures),
+        ("call_seconds", "Time that calls of NRI plugins took.", tally.seconds),
+    ):
+        to.counter(f"criagent_nri_{name}", text, by_plugin(counts), label="plugin")
 
 
 def _conditions(loop: asyncio.AbstractEventLoop, conditions: Conditions) -> dict[str, float]:
@@ -208,6 +238,18 @@ def _conditions(loop: asyncio.AbstractEventLoop, conditions: Conditions) -> dict
         return asyncio.run_coroutine_threadsafe(ask(), loop).result(_LOOP_S)
     except TimeoutError:
         return {}
+
+
+def _disks(images: Images, field: str) -> dict[str, float]:
+    """A field of statvfs(2) for each file system, bytes for blocks; nothing for one that fails."""
+    snapshots = images.content.snapshots
+    found: dict[str, float] = {}
+    for of, place in (("images", snapshots.root), ("containers", snapshots.containers_root)):
+        with contextlib.suppress(OSError):
+            facts = os.statvfs(place)
+            unit = facts.f_frsize if field in {"f_blocks", "f_bavail"} else 1
+            found[of] = float(getattr(facts, field) * unit)
+    return found
 
 
 def _sandboxes(sandboxes: SandboxStore) -> dict[str, float]:

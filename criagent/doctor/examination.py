@@ -8,10 +8,12 @@ from collections.abc import Iterator
 from criagent.config.sections import Config
 from criagent.doctor import (
     cgroups,
+    checkpoints,
     devices,
     limits,
     neighbours,
     network,
+    nri,
     programs,
     security,
     storage,
@@ -33,9 +35,11 @@ def _all(config: Config) -> Iterator[Finding]:
     yield from storage.judge(storage.read(config), config)
     yield from storage_pools.judge(storage_pools.read(config), config)
     yield from programs.judge(programs.read(config), config)
+    yield from checkpoints.judge(checkpoints.read(), config)
     yield from network.judge(network.read(config), config)
     yield from devices.judge(devices.read(config))
     yield from security.judge(security.read())
     yield from limits.judge(limits.read(), config)
     yield from unit.judge(unit.read())
     yield from neighbours.judge(neighbours.read(), config)
+    yield from nri.judge(nri.read(config), config)

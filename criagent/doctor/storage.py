@@ -9,11 +9,14 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from criagent.base.errors import AgentError
 from criagent.config.sections import Config
 from criagent.config.storage_drivers import AUTO, canonical
 from criagent.doctor.finding import Finding, error, fine, warning
+from criagent.kernel import project_quota
 from criagent.kernel.mount import MountEntry, holding, mountinfo
 from criagent.store import set_aside
+from criagent.store.read_only import stored_images
 
 _UPPERDIRS = frozenset({"ext4", "xfs", "btrfs", "tmpfs", "f2fs", "bcachefs"})
 # Below these the kubelet evicts pods (its defaults for imagefs.available and nodefs.inodesFree).
@@ -22,6 +25,20 @@ _NO_SPACE, _NO_INODES = 100 << 20, 1000
 
 _PACKAGES = {"mkfs.erofs": "erofs-utils", "fuse-overlayfs": "fuse-overlayfs"}
 _PROGRAMS = {"erofs": "mkfs.erofs", "fuse-overlayfs": "fuse-overlayfs"}  # by driver
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PlaceFacts:
+    """Facts about storage.containers_root, or about its closest parent that exists."""
+
+    fstype: str = "ext4"
+    options: frozenset[str] = frozenset()
+    read_only: bool = False
+    apart: bool = True  # on another file system than storage.root
+    total_bytes: int = 100 << 30
+    free_bytes: int = 50 << 30
+    total_inodes: int = 0
+    free_inodes: int = 0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -41,6 +58,9 @@ class StorageFacts:
     programs: frozenset[str] = frozenset(_PACKAGES)  # of storage drivers, that are on PATH
     fuse: bool = True  # /dev/fuse exists
     set_aside_rows: int = 0
+    store_problems: tuple[str, ...] = ()  # of additional stores that cannot be used
+    containers: PlaceFacts | None = None  # of storage.containers_root
+    size_limits: bool = True  # writable layers lie on a file system with project quotas
 
 
 def read(config: Config) -> StorageFacts:
@@ -62,15 +82,62 @@ def read(config: Config) -> StorageFacts:
         programs=frozenset(filter(shutil.which, _PACKAGES)),
         fuse=Path("/dev/fuse").exists(),
         set_aside_rows=set_aside.count(config.storage.root / "state.db"),
+        containers=_containers(config.storage.containers_root, existing),
+        size_limits=_size_limits(Path(config.storage.containers_root or config.storage.root)),
+        store_problems=tuple(filter(None, map(_store_problem, config.storage.additional_stores))),
     )
+
+
+def _store_problem(root: Path) -> str:
+    try:
+        stored_images(root / "state.db")
+    except (AgentError, OSError) as exc:
+        return str(exc)
+    return ""
+
+
+def _containers(place: str, root: Path) -> PlaceFacts | None:
+    if not place:
+        return None
+    existing = _existing(Path(place))
+    size, entry = os.statvfs(existing), _mount_of(existing)
+    return PlaceFacts(
+        fstype=entry.fstype if entry else "",
+        options=entry.options if entry else frozenset(),
+        read_only=bool(size.f_flag & os.ST_RDONLY),
+        apart=existing.stat().st_dev != root.stat().st_dev,
+        total_bytes=size.f_blocks * size.f_frsize,
+        free_bytes=size.f_bavail * size.f_frsize,
+        total_inodes=size.f_files,
+        free_inodes=size.f_favail,
+    )
+
+
+def _size_limits(place: Path) -> bool:
+    fd = os.open(_existing(place), os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        return project_quota.enforced(fd)
+    finally:
+        os.close(fd)
 
 
 def judge(facts: StorageFacts, config: Config) -> Iterator[Finding]:
     """Findings on `facts`."""
     yield _root(facts, config)
     yield _driver(facts, config)
-    yield _space(facts)
-    yield _inodes(facts)
+    yield _space("disk space", facts, "images cannot be pulled")
+    yield _inodes("inodes", facts, "images cannot be pulled")
+    if facts.containers is not None:
+        yield _containers_root(facts.containers, config)
+        yield _space("disk space of containers", facts.containers, "containers cannot write")
+        yield _inodes("inodes of containers", facts.containers, "containers cannot write")
+    yield from _limits(facts, config)
+    for problem in facts.store_problems:
+        yield warning(
+            "storage.additional_stores",
+            f"the agent starts without one: {problem}",
+            "repair it, or take it out of storage.additional_stores",
+        )
     if facts.set_aside_rows:
         yield warning(
             "state database",
@@ -148,26 +215,71 @@ def _driver(facts: StorageFacts, config: Config) -> Finding:
     return fine(name, driver)
 
 
-def _space(facts: StorageFacts) -> Finding:
-    name, free = "disk space", facts.free_bytes
+def _containers_root(facts: PlaceFacts, config: Config) -> Finding:
+    name, place = "storage.containers_root", config.storage.containers_root
+    if facts.read_only:
+        cure = "remount it read-write (check dmesg for disk errors), or set another directory"
+        return error(name, f"{place} is on a read-only file system", cure)
+    if canonical(config.storage.driver) != "native" and facts.fstype not in _UPPERDIRS:
+        return error(
+            name,
+            f"{place} is on {facts.fstype}, which does not support overlay's upper layers",
+            "put it on ext4, xfs (ftype=1) or btrfs",
+        )
+    if hindering := sorted({"noexec", "nosuid", "nodev"} & facts.options):
+        return warning(
+            name,
+            f"{place} is mounted {','.join(hindering)}, and so are the containers' declared "
+            "volumes, and with the driver native their root file systems",
+            "remount it without these options",
+        )
+    if not facts.apart:
+        return warning(
+            name,
+            f"{place} is on the same file system as storage.root",
+            "mount its own file system there, or remove the key",
+        )
+    return fine(name, f"{place} ({facts.fstype})")
+
+
+def _limits(facts: StorageFacts, config: Config) -> Iterator[Finding]:
+    storage = config.storage
+    if not storage.container_limit_bytes and not storage.allowed_annotations:
+        return
+    name, driver = "limits of writable layers", canonical(storage.driver)
+    by_quota = driver in {AUTO, "overlay", "native", "erofs"}
+    if not by_quota or facts.size_limits:
+        yield fine(name, "by project quota" if by_quota else f"by the storage driver {driver}")
+        return
+    place = storage.containers_root or storage.root
+    yield error(
+        name,
+        f"the file system of {place} has no project quotas, and the agent does not start",
+        "mount it with the option prjquota (xfs; ext4 after `tune2fs -O project,quota -Q prjquota "
+        "DEVICE`), or remove storage.container_limit_bytes and storage.allowed_annotations",
+    )
+
+
+def _space(name: str, facts: StorageFacts | PlaceFacts, full: str) -> Finding:
+    free = facts.free_bytes
     part = free / facts.total_bytes if facts.total_bytes else 1.0
     text = f"{free / 1e9:.1f} GB free of {facts.total_bytes / 1e9:.1f} GB"
     cure = "run `criagent image prune`, remove other files, or enlarge the disk"
     if free < _NO_SPACE:
-        return error(name, f"{text}: images cannot be pulled", cure)
+        return error(name, f"{text}: {full}", cure)
     if part < _LOW_SPACE:
         return warning(name, f"{text}: the kubelet evicts pods below {_LOW_SPACE:.0%}", cure)
     return fine(name, text)
 
 
-def _inodes(facts: StorageFacts) -> Finding:
-    name, free = "inodes", facts.free_inodes
+def _inodes(name: str, facts: StorageFacts | PlaceFacts, full: str) -> Finding:
+    free = facts.free_inodes
     if not facts.total_inodes:
         return fine(name, "no fixed number")
     text = f"{free} free of {facts.total_inodes}"
     cure = "run `criagent image prune`, or create the file system with more inodes (mkfs.ext4 -N)"
     if free < _NO_INODES:
-        return error(name, f"{text}: images cannot be pulled", cure)
+        return error(name, f"{text}: {full}", cure)
     if free / facts.total_inodes < _LOW_INODES:
         return warning(name, f"{text}: the kubelet evicts pods below {_LOW_INODES:.0%}", cure)
     return fine(name, text)

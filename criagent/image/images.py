@@ -29,12 +29,14 @@ from criagent.base.errors import (
     InvalidRequestError,
     NotFoundError,
     UnsupportedError,
+    WrongStateError,
 )
 from criagent.image import audit
 from criagent.image.archive.images import ArchivedImage, archived_images
 from criagent.image.archive.read import Skipped, plain_copy
 from criagent.image.archive.write import write_archive
 from criagent.image.audit import Finding
+from criagent.image.blobs import BlobFiles
 from criagent.image.collect import Collector, Pruned, blobs_of
 from criagent.image.content import ImageContent
 from criagent.image.documents import gojson
@@ -45,6 +47,7 @@ from criagent.image.documents.reference import is_image_id, parse_reference
 from criagent.image.hosts.credentials import RegistryAuth
 from criagent.image.layers import LayerUnpacker
 from criagent.image.pull import Puller
+from criagent.image.snapshots.keys import is_writable
 from criagent.image.unpack.workers import UnpackWorkers
 from criagent.model.image import Image, Layer, Snapshot
 
@@ -85,12 +88,14 @@ class Images:
     collecting: Background = dataclasses.field(default_factory=lambda: Background("collector"))
 
     def all(self) -> list[Image]:
-        """Every image."""
-        return self.content.store.all()
+        """Every image, first those of this root directory."""
+        own = self.content.store.all()
+        ids = {image.id for image in own}
+        return [*own, *(image for image in self.content.additional.all() if image.id not in ids)]
 
     def find(self, text: str) -> Image | None:
         """The image of a reference or id. Raises InvalidRequestError for any other text."""
-        if found := self.content.store.find(text):
+        if found := self._known(text):
             return found
         if text.startswith("sha256:"):
             parse_digest(text)
@@ -99,8 +104,25 @@ class Images:
             return None  # no image of this node
         reference = parse_reference(text).with_default_tag()
         if reference.digest is not None:
-            return self.content.store.find(f"{reference.name}@{reference.digest}")
-        return self.content.store.find(str(reference))
+            return self._known(f"{reference.name}@{reference.digest}")
+        return self._known(str(reference))
+
+    def _known(self, name: str) -> Image | None:
+        return self.content.store.find(name) or self.content.additional.find(name)
+
+    def added(self) -> list[Image]:
+        """The images that only an additional store has."""
+        return [image for image in self.all() if self.content.store.find(image.id) is None]
+
+    def _own(self, image: Image) -> Image:
+        """`image`, to change it. Raises WrongStateError when only an additional store has it."""
+        store = self.content.additional.holder(image)
+        if store is not None and self.content.store.find(image.id) is None:
+            raise WrongStateError(
+                f"image {image.id} is in the additional store {store.root}, which is read-only; "
+                "take the store out of storage.additional_stores, or pull the image first"
+            )
+        return image
 
     def resolve(self, text: str) -> Image:
         """Like `find`, but raises NotFoundError with the cure."""
@@ -126,7 +148,10 @@ class Images:
     async def configuration(self, image: Image) -> dict[str, Any]:
         """The image's configuration as its registry has it. Raises OSError, CorruptError."""
         digest = parse_digest(image.id)
-        content = await run_in(self.content.fs, self.content.files.read, digest, MAX_DOCUMENT)
+        store = self.content.additional.holder(image)
+        own = store is None or self.content.store.find(image.id) is not None
+        files = self.content.files if own or store is None else BlobFiles(store.root / "blobs")
+        content = await run_in(self.content.fs, files.read, digest, MAX_DOCUMENT)
         try:
             document: dict[str, Any] = gojson.plain(gojson.parse(content))
         except MalformedError as exc:
@@ -135,6 +160,8 @@ class Images:
 
     def is_pinned(self, image: Image) -> bool:
         """Whether a configured pattern protects it from the kubelet's image collection."""
+        if self.content.store.find(image.id) is None:
+            return True  # of an additional store, where the kubelet can't free space
         names = (*image.repo_tags, *image.repo_digests)
         return any(fnmatch.fnmatchcase(name, p) for name in names for p in self.pinned)
 
@@ -161,7 +188,7 @@ class Images:
             raise InvalidRequestError(
                 f"{tag[:160]!r} has a digest; use a name without one as the tag"
             )
-        image = await self.content.store.tag(self.resolve(text).id, reference.tagged)
+        image = await self.content.store.tag(self._own(self.resolve(text)).id, reference.tagged)
         faults.reach("tag-image:row")
         log.info("image_tagged", id=image.id, tag=reference.tagged)
         return image
@@ -173,7 +200,7 @@ class Images:
         """
         image = self.find(text)
         if image is not None:
-            await self.content.store.delete(image.id)
+            await self.content.store.delete(self._own(image).id)
             faults.reach("remove-image:row")
             log.info("image_removed", image=text, id=image.id)
         await self.collect()
@@ -184,7 +211,7 @@ class Images:
         An image is removed with its last tag, and the digests of a repository with its last tag. An
         id stands for all names. Raises NotFoundError for an unknown image.
         """
-        image = self.resolve(text)
+        image = self._own(self.resolve(text))
         left = _without(image, self.shown_name(image, text)) if self.is_name(text) else None
         if left is None:
             await self.remove(image.id)
@@ -214,18 +241,23 @@ class Images:
         blobs = self.content.blobs.all()
         used, files = self.collector.unowned()
         return self._usage(
+            self.content.snapshots.root,
             [s for s in self.content.snapshots.store.all() if s.committed],
-            used + sum(blob.size for blob in blobs),
-            files + len(blobs),
+            (used + sum(blob.size for blob in blobs), files + len(blobs)),
         )
 
     def container_fs_usage(self) -> FsUsage:
         """Disk usage of containers' writable layers at their last count."""
-        return self._usage([s for s in self.content.snapshots.store.all() if not s.committed], 0, 0)
+        snapshots = self.content.snapshots
+        written = [s for s in snapshots.store.all() if not s.committed]
+        return self._usage(snapshots.containers_root, written, (0, 0))
 
-    def _usage(self, snapshots: list[Snapshot], used: int, inodes: int) -> FsUsage:
+    def _usage(
+        self, directory: Path, snapshots: list[Snapshot], beside: tuple[int, int]
+    ) -> FsUsage:
+        used, inodes = beside
         return FsUsage(
-            mountpoint=str(self.content.snapshots.root),
+            mountpoint=str(directory),
             used_bytes=used + sum(s.used_bytes for s in snapshots),
             inodes_used=inodes + sum(s.inodes for s in snapshots),
             timestamp_ns=self.content.now_ns(),
@@ -249,7 +281,7 @@ class Images:
         await run_in(self.content.fs, call)
         await self.content.snapshots.prepare()
         for snapshot in self.content.snapshots.store.all():
-            if not snapshot.committed and snapshot.key.startswith("sha"):
+            if not snapshot.committed and not is_writable(snapshot):
                 await self.content.snapshots.remove(snapshot.key)
         await self.collector.collect()
         self.collecting.start(self.collector.run)
@@ -333,21 +365,13 @@ class Images:
             await run_in(self.content.fs, write_archive, chosen, self.content.files, path)
 
     async def fsck(self, *, repair: bool) -> list[Finding]:
-        """Compare rows with the disk; `repair` drops what is broken, for the next pull to fetch.
+        """Compare rows with the disk; `repair` drops what is broken and makes it again.
 
-        What a pull uses is not dropped. Containers keep the rest of their damaged layers.
+        From the blobs that are kept, else by a pull without the caller's credentials. An image that
+        neither restores is removed, for the next pull to fetch. What a pull uses is not dropped.
+        Containers keep the rest of their damaged layers.
         """
-        state = audit.State(
-            images=self.all(),
-            blobs=self.content.blobs.all(),
-            snapshots=self.content.snapshots.store.all(),
-            unowned=frozenset(map(str, self.content.files.sizes())),
-        )
-        problems = {
-            layer.key: await self.content.snapshots.problem(layer)
-            for layer in state.layers.values()
-        }
-        broken = await run_in(self.content.fs, audit.check, state, self.content.files, problems)
+        broken = await self._broken()
         findings = [
             finding.used_by(self.collector.users(finding.key))
             if finding.key in broken.snapshots
@@ -358,10 +382,72 @@ class Images:
             return findings
         busy = {key for key in broken.snapshots if not await self.collector.drop_layer(key)}
         busy |= {d for d in broken.blobs if not await self.collector.drop_blob(parse_digest(d))}
-        for image_id in broken.images:
+        lost = {
+            image_id: why
+            for image_id in sorted(broken.images)
+            if (why := await self._anew(image_id))
+        }
+        for image_id in lost:
             await self.content.store.delete(image_id)
         await self.prune()
-        return [finding.repaired_unless(busy) for finding in findings]
+        return [
+            *(finding.repaired_unless(busy) for finding in findings),
+            *(audit.removed(image_id, why) for image_id, why in lost.items()),
+        ]
+
+    async def _broken(self) -> audit.Broken:
+        state = audit.State(
+            images=self.content.store.all(),
+            blobs=self.content.blobs.all(),
+            snapshots=self.content.snapshots.store.all(),
+            unowned=frozenset(map(str, self.content.files.sizes())),
+            lent=self.content.snapshots.store.lent(),
+        )
+        problems = {
+            layer.key: await self.content.snapshots.problem(layer)
+            for layer in (*state.lent, *state.layers.values())
+        }
+        return await run_in(self.content.fs, audit.check, state, self.content.files, problems)
+
+    async def _anew(self, image_id: str) -> str:
+        """Unpack what is missing of the image again, or pull it; why that failed, "" = it did not.
+
+        Its row stays meanwhile, so that a pull gives back the same image with all its names.
+        """
+        image = self.content.store.find(image_id)
+        if image is None:
+            return ""  # it was removed meanwhile
+        try:
+            if not await run_in(self.content.fs, self._absent, image):
+                await self._unpack_again(image)
+                return ""
+        except AgentError as exc:
+            return str(exc)
+        why = "it is of an archive"
+        for digest in image.repo_digests:
+            try:
+                await self.pull(digest, None)
+            except AgentError as exc:
+                why = str(exc)
+            else:
+                return ""
+        return why
+
+    def _absent(self, image: Image) -> bool:
+        """Whether a document or the blob of a layer that is not unpacked is missing."""
+        layers = (x.digest for x in image.layers if not self.unpacker.has(x))
+        digests = (image.id, image.manifest_digest, *layers)
+        return not all(self.content.files.has(parse_digest(digest)) for digest in digests)
+
+    async def _unpack_again(self, image: Image) -> None:
+        async def fetch(_: Layer) -> None:
+            """The blob is already there."""
+
+        async with (
+            self.content.claims.hold(blobs_of(image)),
+            self.unpacker.unpacked(image.layers, fetch, lambda _: None) as snapshots,
+        ):
+            await self.content.store.put(image, snapshots)
 
     async def close(self) -> None:
         """Stop pulls and background work."""

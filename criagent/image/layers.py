@@ -76,6 +76,10 @@ class LayerUnpacker:
         snapshot = self._snapshots.store.get(layer.chain_id)
         return snapshot is not None and snapshot.committed
 
+    def lent(self, layer: Layer) -> bool:
+        """Whether it is the layer of an additional store."""
+        return self.has(layer) and self._snapshots.store.owned(layer.chain_id) is None
+
     def removing(self, chain_id: str) -> AbstractAsyncContextManager[bool]:
         """Whether a layer may be removed within the block: no pull counts on it."""
         return self._claims.removing(chain_id)

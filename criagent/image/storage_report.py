@@ -22,11 +22,15 @@ async def storage_report(content: ImageContent) -> dict[str, Any]:
     """
     snapshots = content.snapshots
     on_disk: FileSystem = await run_in(content.fs, file_system, snapshots.root)
+    apart = snapshots.containers_root
+    of_containers: FileSystem = await run_in(content.fs, file_system, apart)
     rows = snapshots.store.all()
     return {
         "driver": snapshots.driver,
         "root": str(snapshots.root),
         "file_system": dataclasses.asdict(on_disk),
+        "containers_root": str(apart),
+        "containers_file_system": dataclasses.asdict(of_containers),
         "capabilities": {
             "selinux_labels": snapshots.capabilities.selinux_labels,
             "shared_page_cache": snapshots.capabilities.shared_page_cache,
@@ -40,6 +44,10 @@ async def storage_report(content: ImageContent) -> dict[str, Any]:
             "blobs": sum(blob.size for blob in content.blobs.all()),
         },
         "images": _images(content),
+        "additional_stores": [
+            {"root": str(store.root), "images": len(store.images), "problem": store.problem}
+            for store in content.additional.stores
+        ],
     }
 
 

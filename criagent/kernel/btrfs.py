@@ -6,6 +6,7 @@ A subvolume is named by an id that its file system never uses again. Synchronous
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import errno
 import fcntl
@@ -46,7 +47,11 @@ def request(direction: int, number: int, size: int) -> int:
 
 _READ, _WRITE = 2, 1
 _SYNC = request(0, 8, 0)
+_WAIT_SYNC = request(_WRITE, 22, 8)
+_START_SYNC = request(_READ, 24, 8)
 _TREE_SEARCH_V2 = request(_READ | _WRITE, 17, 112)
+_DEV_INFO = request(_READ | _WRITE, 30, _ARGS_BYTES)
+_FS_INFO = request(_READ, 31, 1024)
 _SPACE_INFO = request(_READ | _WRITE, 20, 16)
 _SNAP_CREATE_V2 = request(_WRITE, 23, _ARGS_BYTES)
 _SUBVOL_CREATE_V2 = request(_WRITE, 24, _ARGS_BYTES)
@@ -161,7 +166,9 @@ def destroy_all(place: int, number: int) -> list[int]:
 
 
 def space(place: int) -> dict[str, tuple[int, int]]:
-    """Bytes that data and metadata use, and that are set aside for them, before copies (DUP)."""
+    """Bytes used and set aside, before copies (DUP), of "data", "metadata" or both in one, and of
+    the "reserve" within metadata, which the kernel keeps for deletions.
+    """
     found: dict[str, tuple[int, int]] = {}
     buffer = bytearray(16 + 24 * _SPACES)
     struct.pack_into("=Q", buffer, 0, _SPACES)
@@ -170,17 +177,41 @@ def space(place: int) -> dict[str, tuple[int, int]]:
     for at in range(count):
         flags, total, used = struct.unpack_from("=3Q", answer, 16 + 24 * at)
         names = [name for bit, name in _PURPOSES.items() if flags & bit]
-        if names and not flags & _RESERVE:
+        if flags & _RESERVE:
+            found["reserve"] = (used, total)
+        elif names:
             found[" and ".join(names)] = (used, total)
     return found
 
 
+def unallocated(place: int) -> int:
+    """Bytes of the devices that are set aside for nothing yet."""
+    highest, devices = struct.unpack_from("=QQ", ioctl(place, _FS_INFO, bytearray(1024)))
+    free = number = 0
+    while devices and number <= highest:
+        buffer = bytearray(_ARGS_BYTES)
+        struct.pack_into("=Q", buffer, 0, number)
+        number += 1
+        with contextlib.suppress(OSError):  # numbers of devices have gaps
+            used, total = struct.unpack_from("=QQ", ioctl(place, _DEV_INFO, buffer), 24)
+            free += total - used
+            devices -= 1
+    return free
+
+
+def commit(place: int) -> None:
+    """Commit the running transaction and wait for it: metadata, and no data of files.
+
+    The kernel's thread that does it wakes the one that frees deleted subvolumes, but does nothing
+    when the last transaction is committed already.
+    """
+    transaction = ioctl(place, _START_SYNC, bytearray(8))
+    ioctl(place, _WAIT_SYNC, transaction)
+
+
 def sync(place: int) -> None:
-    """Commit what was changed, and wake the kernel's thread that frees deleted subvolumes."""
-    try:
-        fcntl.ioctl(place, _SYNC)
-    except OSError as exc:
-        raise OSError(exc.errno, f"ioctl of btrfs: {exc.strerror}") from exc
+    """Write all dirty files, commit, and wake the thread that frees deleted subvolumes."""
+    ioctl(place, _SYNC, bytearray(8))
 
 
 def _make_writable(place: int, number: int) -> None:

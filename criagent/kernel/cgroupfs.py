@@ -61,6 +61,16 @@ def kill(cgroup: str) -> None:
         (directory(cgroup) / "cgroup.kill").write_text("1")
 
 
+def freeze(cgroup: str, *, frozen: bool) -> None:
+    """Stop everything in it and below, or let it go on; `is_frozen` says when it has stopped."""
+    (directory(cgroup) / "cgroup.freeze").write_text(str(int(frozen)))
+
+
+def is_frozen(cgroup: str) -> bool:
+    """Whether everything in it and below has stopped (kernel documentation, cgroup-v2)."""
+    return flat(read(cgroup, "cgroup.events")).get("frozen") == 1
+
+
 def populated(cgroup: str) -> bool:
     """Whether a process lives in it or below."""
     try:

@@ -114,6 +114,19 @@ class Sandbox:
     ready_at_ns: int = 0  # every step of RunPodSandbox is done
     stopped_at_ns: int = 0  # StopPodSandbox began, or the sandbox is lost
     released_at_ns: int = 0  # network, namespaces and holder are gone
+    # What UpdatePodSandboxResources named last; None while it was not called.
+    new_overhead: Resources | None = None
+    new_resources: Resources | None = None
+
+    @property
+    def overhead(self) -> Resources | None:
+        """The pod's overhead as the kubelet named it last."""
+        return self.spec.overhead if self.new_overhead is None else self.new_overhead
+
+    @property
+    def resources(self) -> Resources | None:
+        """The sum of the resources of its containers as the kubelet named it last."""
+        return self.spec.resources if self.new_resources is None else self.new_resources
 
     @property
     def visible(self) -> bool:

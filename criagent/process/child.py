@@ -25,7 +25,8 @@ from typing import Protocol, TypeVar
 
 from criagent.base.aio import finish
 from criagent.kernel.memfd import data_file
-from criagent.kernel.process import become_subreaper
+from criagent.kernel.process import become_subreaper, open_pidfd
+from criagent.model.common import ProcessRef
 from criagent.process.pipe_ends import up_to
 
 
@@ -239,6 +240,22 @@ class Pipes:
             raise
         self._ends.append(made)
         return made
+
+
+async def ended(ref: ProcessRef) -> None:
+    """Return when a process that need not be a child has ended."""
+    fd = open_pidfd(ref)
+    if fd is None:
+        return
+    loop = asyncio.get_running_loop()
+    readable = asyncio.Event()
+    loop.add_reader(fd, readable.set)
+    try:
+        await readable.wait()
+    finally:
+        with contextlib.suppress(OSError):
+            loop.remove_reader(fd)
+        os.close(fd)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

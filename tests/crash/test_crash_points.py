@@ -9,6 +9,8 @@ the kubelet would, the life goes on to its end, and nothing of it may be left in
 from __future__ import annotations
 
 import re
+import shutil
+import tarfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -44,9 +46,10 @@ def points() -> list[str]:
 class Life:
     """The steps of one pod's life; each may be repeated after a crash."""
 
-    def __init__(self, cri: Cri, grace: int, *, mapped: bool) -> None:
+    def __init__(self, cri: Cri, grace: int, *, mapped: bool, checkpointed: bool) -> None:
         self.cri = cri
         self.grace = grace
+        self.checkpointed = checkpointed
         self.handler = "runc" if mapped else ""
         self.ids = [api.IDMapping(host_id=65536, length=65536)] if mapped else []
         self.config = pod(
@@ -61,6 +64,8 @@ class Life:
             userns.uids.extend(self.ids)
             userns.gids.extend(self.ids)
         self.sandbox = self.container_id = ""
+        self.archives = 0
+        self.outputs: list[Path] = []
 
     def steps(self) -> Iterator[Callable[[], None]]:
         yield self.pull
@@ -69,6 +74,9 @@ class Life:
         yield self.create
         yield self.start
         yield self.rotate
+        if self.checkpointed:
+            yield self.checkpoint
+            yield self.checkpoint_pod
         yield self.stop
         yield lambda: self.cri.remove(self.container_id)
         yield lambda: self.cri.stop_pod(self.sandbox)
@@ -90,7 +98,8 @@ class Life:
 
     def create(self) -> None:
         config = container("main", ["sh", "-c", _TRAP])
-        config.linux.security_context.namespace_options.pid = api.POD
+        if not self.checkpointed:
+            config.linux.security_context.namespace_options.pid = api.POD
         mount = config.mounts.add(container_path="/volume", readonly=True, image_sub_path="etc")
         mount.image.image = BUSYBOX
         config.mounts.add(
@@ -120,6 +129,46 @@ class Life:
         )
         assert log.exists()
         assert not Path(f"{log}.tmp").exists()
+
+    def checkpoint(self) -> None:
+        """As the kubelet: an archive of another name each time."""
+        archives = Path("/tmp/crash-checkpoints")
+        archives.mkdir(exist_ok=True)
+        self.archives += 1
+        location = archives / f"{self.archives}.tar"
+        try:
+            self.cri.runtime.CheckpointContainer(
+                api.CheckpointContainerRequest(
+                    container_id=self.container_id, location=str(location)
+                ),
+                timeout=60,
+            )
+            assert tarfile.is_tarfile(location)
+            assert self.cri.exec(self.container_id, "echo", "alive").stdout == b"alive\n"
+        finally:
+            complete = [tarfile.is_tarfile(found) for found in archives.iterdir()]
+            shutil.rmtree(archives)
+        assert all(complete)
+
+    def checkpoint_pod(self) -> None:
+        """As the kubelet: into an empty directory, another one each time."""
+        self.archives += 1
+        output = Path(f"/tmp/crash-pod-checkpoint-{self.archives}")
+        output.mkdir(mode=0o700)
+        self.outputs.append(output)
+        request = api.CheckpointPodRequest(
+            pod_sandbox_id=self.sandbox,
+            output_path=str(output),
+            container_ids=[self.container_id],
+        )
+        self.cri.runtime.CheckpointPod(request, timeout=60)
+        complete = {"pod.json", "devshm-checkpoint.tar", f"{self.container_id}.tar"}
+        found = [{path.name for path in output.iterdir()} for output in self.outputs]
+        for output in self.outputs:
+            shutil.rmtree(output)
+        assert found[-1] == complete
+        assert all(names in (set(), complete) for names in found)
+        assert self.cri.exec(self.container_id, "echo", "alive").stdout == b"alive\n"
 
     def stop(self) -> None:
         self.cri.stop(self.container_id, self.grace)
@@ -156,6 +205,7 @@ def test_crash_is_survived_without_loss_or_leak(
         agent.start(f'[debug]\nkill_at = "{point}"\n'),
         0 if point in _WITHOUT_GRACE else 20,
         mapped=_MAPPED.search(point) is not None,
+        checkpointed=point.startswith("checkpoint"),
     )
     died = False
     for step in life.steps():

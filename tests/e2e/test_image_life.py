@@ -211,7 +211,7 @@ def test_a_layer_that_lost_its_programs_is_found_and_made_anew(
     assert found.returncode == 1
     assert "files and directories instead of" in found.stdout.decode()
     assert (container_id[:13] in found.stdout.decode()) == in_use
-    assert "(dropped)" in succeed("fsck", "--repair").decode()
+    assert "(repaired)" in succeed("fsck", "--repair").decode()
     assert "no problem found" in succeed("fsck").decode()
     if in_use:  # what is left stays for whoever has it mounted
         assert cri.exec(container_id, "/bin/echo", "alive").stdout == b"alive\n"

@@ -44,14 +44,31 @@ def node(tmp_path: Path) -> Iterator[SystemdNode]:
         booted.close()
 
 
-def started(cri: Cri, name: str, handler: str = "") -> tuple[str, str]:
+def started(
+    cri: Cri, name: str, handler: str = "", command: tuple[str, ...] = ("sleep", "100000")
+) -> tuple[str, str]:
     """A pod below the kubelet's slice with a running container: their ids."""
     config = pod(name, log_directory="/tmp/logs")
     config.linux.cgroup_parent = SLICE
     sandbox = cri.run(config, handler=handler)
-    container_id = cri.create(sandbox, container("main", ["sleep", "100000"], NAME), config)
+    container_id = cri.create(sandbox, container("main", command, NAME), config)
     cri.start(container_id)
     return sandbox, container_id
+
+
+def test_a_container_in_a_scope_is_checkpointed_and_goes_on(node: SystemdNode) -> None:
+    """CRIU stops and starts the cgroup that the agent has frozen."""
+    cri = node.client()
+    count = "i=0; while :; do i=$((i+1)); echo $i > /count; sleep 0.05; done"
+    for handler in ("crun", "runc"):
+        _, container_id = started(cri, f"counted-{handler}", handler, ("sh", "-c", count))
+        location = f"/var/lib/{handler}.tar"
+        request = api.CheckpointContainerRequest(container_id=container_id, location=location)
+        cri.runtime.CheckpointContainer(request, timeout=100)
+        assert "checkpoint/inventory.img" in node.run("tar", "-tf", location).splitlines()
+        before = cri.exec(container_id, "cat", "/count").stdout
+        until(lambda: cri.exec(container_id, "cat", "/count").stdout != before, "the next number")  # noqa: B023
+    cri.close()
 
 
 def test_the_service_its_driver_and_its_pods(node: SystemdNode) -> None:

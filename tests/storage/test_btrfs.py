@@ -16,7 +16,7 @@ from pathlib import Path
 import pytest
 
 from criagent.base.errors import AgentError, ExhaustedError, UnsupportedError
-from criagent.kernel import btrfs, btrfs_quota
+from criagent.kernel import btrfs, btrfs_quota, mount
 from criagent.model.image import Snapshot
 from tests.storage.ground import Storage
 from tests.storage.grounds import file_system
@@ -346,7 +346,7 @@ async def test_a_file_system_that_turned_read_only(storage: Storage) -> None:
     with pytest.raises(OSError, match="Read-only file system"):
         await storage.snapshots.remove(snapshot.key)
     assert storage.rows.get(snapshot.key) == snapshot
-    assert "read-only" in await storage.snapshots.health()
+    assert "is read-only" in await storage.snapshots.health()
     sh("mount", "-o", "remount,rw", storage.top)
     for letter in "ab":
         await storage.snapshots.remove(letter * 64)
@@ -372,6 +372,46 @@ async def test_a_file_system_full_of_small_files_is_emptied(storage: Storage) ->
     assert storage.directories() == ["1"]
     again = await storage.writable("a", image)
     (tree_of(storage, again) / "file").write_bytes(os.urandom(1 << 20))
+
+
+async def test_full_metadata_is_reported_before_it_ends_all(tmp_path: Path) -> None:
+    """The kernel calls space for data available then, and in the end turns read-only."""
+    top, image = tmp_path / "disk", tmp_path / "image"
+    top.mkdir()
+    with image.open("wb") as file:
+        file.truncate(256 << 20)
+    sh("mkfs.btrfs", "-q", image)
+    sh("mount", "-o", "loop", image, top)
+    storage = await Storage(top, "btrfs", tmp_path).open()
+    try:
+        assert await storage.snapshots.health() == ""
+        snapshot = await storage.snapshots.create_container("a" * 64, parent="", created_at_ns=1)
+        tree = tree_of(storage, snapshot)
+        with contextlib.suppress(OSError):
+            (tree / "big").write_bytes(bytes(256 << 20))
+        os.sync()
+        os.truncate(tree / "big", 100 << 20)
+        made = 0
+        while not (problem := await storage.snapshots.health()):
+            small_files(tree, made)
+            made += 500
+        assert "more of metadata" in problem
+        assert "btrfs balance start" in problem
+        facts = os.statvfs(top)
+        assert facts.f_bavail * facts.f_frsize > 20 << 20
+        await storage.snapshots.remove(snapshot.key)
+        await storage.snapshots.empty_trash()
+        assert await storage.snapshots.health() == ""
+    finally:
+        await storage.close()
+        mount.detach_below(top)
+
+
+def small_files(tree: Path, first: int) -> None:
+    """Five hundred of them, which lie in the tree of the file system itself."""
+    for n in range(first, first + 500):
+        (tree / f"{n}").write_bytes(b"x" * 2000)
+    os.sync()
 
 
 async def many(storage: Storage) -> None:

@@ -30,17 +30,17 @@ _FULL = {errno.ENOSPC, errno.EDQUOT}
 
 
 def write_until_full(file: Path) -> None:
-    """Whatever the driver says in between, the last blocks are gone too."""
+    """In smaller and smaller pieces, each to the disk: FUSE would take any into the page cache."""
     fd = os.open(file, os.O_WRONLY | os.O_CREAT, 0o600)
     try:
         for size in (1 << 20, 64 << 10, 4096):
             with contextlib.suppress(OSError):
-                while os.write(fd, os.urandom(size)):
-                    pass
-            with contextlib.suppress(OSError):
-                os.fsync(fd)
+                while True:
+                    os.write(fd, os.urandom(size))
+                    os.fdatasync(fd)
     finally:
-        os.close(fd)
+        with contextlib.suppress(OSError):  # what did not fit, again
+            os.close(fd)
 
 
 def fits(file: Path, size: int) -> bool:

@@ -183,6 +183,18 @@ def test_all_problems_of_all_files_are_listed(tmp_path: Path) -> None:
         ('runtime.conmon = "conmon"', "runtime.conmon"),
         ('network.cni_bin_dirs = ["/a", "b"]', "network.cni_bin_dirs"),
         ('storage.run_dir = "/var/lib/criagent"', "storage.run_dir"),
+        ('storage.containers_root = "apart"', "storage.containers_root"),
+        ('storage.containers_root = "/var/lib/criagent/"', "storage.containers_root"),
+        ('storage.containers_root = "/var/lib/criagent/snapshots/x"', "storage.containers_root"),
+        ('storage.containers_root = "/run/criagent/x"', "storage.containers_root"),
+        (
+            'storage.driver = "btrfs"\nstorage.containers_root = "/mnt"',
+            "storage.containers_root",
+        ),
+        (
+            '[storage]\ndriver = "native"\ncontainers_root = "/mnt"\nnative.reflink = "always"',
+            "storage.native.reflink",
+        ),
         (f'storage.socket = "/{"x" * 107}"', "storage.socket"),
     ],
 )

@@ -9,16 +9,19 @@ from typing import Any
 
 import pytest
 
+from criagent.config.nri_section import Nri
 from criagent.config.runtime_section import Handler, Runtime
 from criagent.config.sections import Config, Network
 from criagent.config.storage_section import Storage
 from criagent.doctor import (
     Finding,
     cgroups,
+    checkpoints,
     devices,
     limits,
     neighbours,
     network,
+    nri,
     programs,
     security,
     storage,
@@ -162,6 +165,12 @@ def test_what_a_storage_driver_needs(
     judged(found, level, part)
 
 
+def test_an_additional_store_that_is_missing(tmp_path: Path) -> None:
+    config = Config(storage=Storage(root=tmp_path, additional_stores=(tmp_path / "store",)))
+    found = one(storage.judge(storage.read(config), config), "storage.additional_stores")
+    judged(found, "warning", "does not exist")
+
+
 def test_copies_of_layers_need_no_file_system_for_overlay() -> None:
     config = Config(storage=Storage(driver="native"))
     facts = storage.StorageFacts(fstype="nfs4")
@@ -217,6 +226,26 @@ def test_subvolumes_need_btrfs(fstype: str, level: str) -> None:
 def test_programs(facts: dict[str, Any], name: str, level: str, part: str) -> None:
     found = programs.judge(programs.ProgramFacts(**{"handlers": GOOD, **facts}), Config())
     judged(one(found, name), level, part)
+
+
+CRIU = {"version": "Version: 4.1.1\n", "libraries": "libcriu.so.2 (libc6,x86-64) => /x"}
+
+
+@pytest.mark.parametrize(
+    ("facts", "level", "part"),
+    [
+        ({}, "ok", "4.1.1"),
+        ({"version": None}, "ok", "criu is not installed"),
+        ({"version": "Version: 3.15\n"}, "warning", "3.16.0"),
+        ({"version": "Version: 3.15\nGitID: v4.0\n"}, "warning", "3.16.0"),
+        ({"libraries": "libc.so.6 => /x"}, "warning", "libcriu2"),
+        ({"libraries": None}, "ok", "4.1.1"),
+        ({"check": "the kernel lacks something"}, "warning", "lacks something"),
+    ],
+)
+def test_checkpoints(facts: dict[str, Any], level: str, part: str) -> None:
+    found = checkpoints.judge(checkpoints.CheckpointFacts(**{**CRIU, **facts}), Config())
+    judged(one(found, "checkpoints"), level, part)
 
 
 @pytest.mark.parametrize(
@@ -363,6 +392,19 @@ def test_neighbours() -> None:
     assert found(other) == [("other runtime", "warning")]
     assert found(other, kubelet=own) == [("kubelet", "ok"), ("other runtime", "ok")]
     assert found(kubelet=other) == [("kubelet", "warning")]
+
+
+def test_nri() -> None:
+    def found(server: str, config: Config = Config()) -> list[tuple[str, str]]:  # noqa: B008
+        findings = nri.judge(nri.NriFacts(server=server), config)
+        return [(entry.level, entry.text) for entry in findings]
+
+    assert found("") == []
+    assert found("/usr/bin/python3 /usr/bin/criagent serve")[0][0] == "ok"
+    ((level, text),) = found("/usr/bin/containerd --log-level info")
+    assert level == "warning"
+    assert text.startswith("containerd serves NRI plugins on /var/run/nri/nri.sock")
+    assert found("/usr/bin/containerd", Config(nri=Nri(disable=True))) == []
 
 
 def levels(findings: list[Finding]) -> dict[str, str]:

@@ -38,12 +38,13 @@ from criagent.runtime.container.ending import ContainerEnding
 from criagent.runtime.container.erasure import ContainerErasure
 from criagent.runtime.container.exits import ExitWatcher
 from criagent.runtime.container.files import ContainerFiles
-from criagent.runtime.container.keys import Endings, Starts
+from criagent.runtime.container.keys import Checkpoints, Endings, Starts
 from criagent.runtime.container.oom import OomWatch
 from criagent.runtime.container.transitions import Transitions
 from criagent.runtime.node.cgroup_names import CgroupDriver
 from criagent.runtime.node.clock import Clock
 from criagent.runtime.node.paths import RuntimePaths
+from criagent.runtime.nri.door import NoPlugins
 from criagent.runtime.oci.runtime import OciRuntime, Runtimes, SealedProgram
 from criagent.runtime.recovery.containers import ContainerRecovery
 from criagent.runtime.verbs.remove_container import ContainerRemover
@@ -107,7 +108,12 @@ class Ground:
             boot_id="this",
         )
         self.ending = ContainerEnding(
-            endings=self.endings, exits=self.exits, transitions=transitions, fs=self.fs
+            endings=self.endings,
+            checkpoints=Checkpoints(limit_s=60),
+            exits=self.exits,
+            transitions=transitions,
+            plugins=NoPlugins(),
+            fs=self.fs,
         )
         self.stopper = ContainerStopper(store=self.store, ending=self.ending)
         self.monitors: list[asyncio.subprocess.Process] = []
@@ -170,6 +176,7 @@ class Ground:
             endings=self.endings,
             stopper=self.stopper,
             erasure=self.erasure(runtimes),
+            plugins=NoPlugins(),
         )
 
     @property

@@ -8,8 +8,9 @@ from pathlib import Path
 
 import pytest
 
+from criagent.image.documents.digest import parse_digest
 from tests.support.image_node import ImageNode, findings, keep, pulling
-from tests.support.pulling import Registry, TarPit, name
+from tests.support.pulling import Registry, TarPit, digest, name
 
 BASE, APP, OTHER, PIT = (b"%b layer " % kind * 40 for kind in (b"base", b"app", b"other", b"pit"))
 
@@ -48,7 +49,7 @@ def vanish(tree: Path) -> None:
 
 
 @pytest.mark.parametrize("damage", [lose, gain, cut, vanish])
-async def test_fsck_sees_a_damaged_layer_and_a_pull_makes_it_anew(
+async def test_fsck_sees_a_damaged_layer_and_makes_it_anew_from_its_blob(
     registry: Registry, node: ImageNode, damage: object
 ) -> None:
     registry.image(BASE, APP)
@@ -58,11 +59,47 @@ async def test_fsck_sees_a_damaged_layer_and_a_pull_makes_it_anew(
     damage(node.tree(container))  # type: ignore[operator]
     (layer, *_) = await findings(node)
     assert f"snapshot {container.number}" in layer
+    registry.asked.clear()
     assert all(f.repaired for f in await node.images.fsck(repair=True))
     assert await findings(node) == []
-    assert node.images.all() == []
-    await node.pull(name(registry))
+    assert node.images.all() == [image]
+    assert registry.asked == []
+    again = node.snapshots.store.get(container.key)
+    assert again is not None
+    assert (node.tree(again) / "content").read_bytes() == BASE
+
+
+@pytest.mark.parametrize("lost", [BASE, b"manifest", b"configuration"])
+async def test_what_its_blobs_cannot_restore_is_pulled_again(
+    registry: Registry, node: ImageNode, lost: bytes
+) -> None:
+    registry.image(BASE, APP)
+    image = await node.pull(name(registry))
+    row = node.snapshots.store.get(image.layers[0].chain_id)
+    assert row is not None
+    cut(node.tree(row))
+    named = {b"manifest": image.manifest_digest, b"configuration": image.id}
+    node.files.path(parse_digest(named.get(lost, digest(BASE)))).write_bytes(b"x")
+    assert all(f.repaired for f in await node.images.fsck(repair=True))
     assert await findings(node) == []
+    assert node.images.all() == [image]
+
+
+async def test_an_image_that_its_registry_no_longer_has_is_removed(
+    registry: Registry, node: ImageNode
+) -> None:
+    registry.image(BASE, APP)
+    image = await node.pull(name(registry))
+    row = node.snapshots.store.get(image.layers[0].chain_id)
+    assert row is not None
+    cut(node.tree(row))
+    node.files.path(parse_digest(digest(BASE))).unlink()
+    await registry.stop()
+    found = await node.images.fsck(repair=True)
+    assert (found[-1].object, found[-1].repaired) == (f"image {image.id}", True)
+    assert "could not be restored" in found[-1].problem
+    assert await findings(node) == []
+    assert node.images.all() == []
 
 
 async def test_a_damaged_layer_stays_for_the_container_that_uses_it(

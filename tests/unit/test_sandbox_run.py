@@ -14,15 +14,18 @@ import pytest_asyncio
 from structlog.testing import capture_logs
 
 from criagent.base import faults
+from criagent.base.aio import KeyedLocks
 from criagent.base.errors import AgentError, AlreadyExistsError
 from criagent.model.common import NamespaceMode, NamespaceOptions
 from criagent.model.sandbox import Sandbox, SandboxId, SandboxMetadata, SandboxSecurity, SandboxSpec
 from criagent.runtime.node.clock import Clock, Identities
 from criagent.runtime.node.handlers import HandlerFacts, Handlers
+from criagent.runtime.nri.door import NoPlugins
 from criagent.runtime.pod.objects import SandboxObjects
 from criagent.runtime.pod.teardown import SandboxTeardown
+from criagent.runtime.pod.transitions import SandboxTransitions
 from criagent.runtime.spec.security.selinux import Selinux
-from criagent.runtime.verbs.run_sandbox import SandboxCreations, SandboxRunner
+from criagent.runtime.verbs.run_sandbox import NewSandboxes, SandboxCreations, SandboxRunner
 from criagent.store.db import Database
 from criagent.store.sandboxes import SandboxStore
 
@@ -90,9 +93,20 @@ async def ground(tmp_path: Path) -> AsyncIterator[Ground]:
         handlers=Handlers([crun], default="crun", monitor=program),
         objects=objects,
         watch=part,
-        teardown=SandboxTeardown(store=store, objects=objects, clock=clock),
-        selinux=cast(Selinux, _NoLabels()),
-        identities=Identities(clock, "b", lambda: "1" * 64),
+        teardown=SandboxTeardown(
+            store=store,
+            transitions=SandboxTransitions(store=store, locks=KeyedLocks()),
+            objects=objects,
+            plugins=NoPlugins(),
+            clock=clock,
+        ),
+        new=NewSandboxes(
+            store=store,
+            objects=objects,
+            selinux=cast(Selinux, _NoLabels()),
+            identities=Identities(clock, "b", lambda: "1" * 64),
+        ),
+        plugins=NoPlugins(),
     )
     yield Ground(db, store, kernel, runner)
     faults.arm(None)

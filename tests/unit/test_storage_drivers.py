@@ -10,8 +10,9 @@ from pathlib import Path
 
 import pytest
 
-from criagent.base.errors import CorruptError, UnsupportedError
+from criagent.base.errors import CorruptError, UnavailableError, UnsupportedError
 from criagent.config.storage_drivers import KNOWN
+from criagent.image.snapshots.containers_root import ID_FILE, Claim, ContainersRoot, take
 from criagent.image.snapshots.drivers.available import DRIVERS, chosen
 from criagent.image.snapshots.mounted import elsewhere
 from criagent.kernel.mount import MountEntry
@@ -170,3 +171,43 @@ def test_the_program_behind_a_mount_names_its_upper_directory(tmp_path: Path) ->
         assert elsewhere(entry, Path("/own")) == "/other/snapshots/2/fs"
         assert elsewhere(entry, Path("/other")) == ""
         program.communicate(b"\n")
+
+
+def claimed(root: Path, place: Path, remembered: str, users: int = 0) -> ContainersRoot:
+    found = take(Claim.of(remembered, str(place), users=users), root)
+    found.mark()
+    return found
+
+
+def test_a_directory_of_containers_is_known_by_its_id(tmp_path: Path) -> None:
+    place = tmp_path / "apart"
+    first = claimed(ROOT, place, "")
+    with pytest.raises(UnavailableError, match="another criagent serves"):
+        claimed(ROOT, place, first.remembered)
+    first.close()
+    second = claimed(ROOT, place, first.remembered, users=3)
+    assert second.remembered == first.remembered
+    second.close()
+    with pytest.raises(UnavailableError, match=f"agent with storage.root {ROOT};"):
+        claimed(Path("/other"), place, "")
+    (place / ID_FILE).unlink()
+    with pytest.raises(UnavailableError, match="3 containers have their writable layers") as caught:
+        claimed(ROOT, place, first.remembered, users=3)
+    assert f"`echo {first.remembered.split()[0]} > {place / ID_FILE}`" in str(caught.value)
+    assert list(place.iterdir()) == []
+    claimed(ROOT, place, first.remembered).close()  # nothing can be lost: it is marked again
+
+
+@pytest.mark.parametrize(("remembered", "wanted"), [("", "/new"), ("id /old", ""), ("id /a", "/b")])
+def test_another_directory_of_containers_waits_for_the_last_of_them(
+    remembered: str, wanted: str
+) -> None:
+    with pytest.raises(UnsupportedError, match="crictl rmp -a -f"):
+        Claim.of(remembered, wanted, users=1)
+    assert Claim.of(remembered, wanted, users=0).place == wanted
+
+
+def test_a_start_that_was_killed_leaves_an_empty_id_file(tmp_path: Path) -> None:
+    (tmp_path / ID_FILE).touch()
+    claimed(ROOT, tmp_path, "").close()
+    assert (tmp_path / ID_FILE).read_text().splitlines()[1] == str(ROOT)

@@ -16,6 +16,7 @@ from criagent.model.sandbox import Sandbox, SandboxId, SandboxMetadata, SandboxS
 from criagent.runtime.container.transitions import Transitions
 from criagent.runtime.node.cgroup_names import CgroupDriver
 from criagent.runtime.node.facts import NodeFacts
+from criagent.runtime.nri.door import NoPlugins
 from criagent.runtime.oci.runtime import OciRuntime, SealedProgram
 from criagent.runtime.verbs.describe import in_force
 from criagent.runtime.verbs.update_container import ResourceUpdater
@@ -65,6 +66,7 @@ def updater_of(store: ContainerStore, runtimes: dict[str, OciRuntime]) -> Resour
         transitions=Transitions(store=store, locks=KeyedLocks()),
         runtimes=runtimes,
         node=NODE,
+        plugins=NoPlugins(),
     )
 
 

@@ -6,9 +6,10 @@ from __future__ import annotations
 import dataclasses
 
 from criagent.base.aio import run_in
-from criagent.cri.backend import Containers, Node, Sandboxes, Sessions, Stats
+from criagent.cri.backend import Checkpoints, Containers, Node, Sandboxes, Sessions, Stats
 from criagent.cri.conditions import Conditions
 from criagent.daemon.wiring import (
+    checkpoints,
     containers,
     image,
     network,
@@ -20,6 +21,7 @@ from criagent.daemon.wiring import (
     verbs,
 )
 from criagent.daemon.wiring.image import ImageParts
+from criagent.daemon.wiring.nri import NriParts
 from criagent.daemon.wiring.shared import Shared
 from criagent.net.pod_network import Networks
 from criagent.runtime.container.exits import ExitWatcher
@@ -36,6 +38,7 @@ class Backend:
     node: Node
     sandboxes: Sandboxes
     containers: Containers
+    checkpoints: Checkpoints
     sessions: Sessions
     stats: Stats
 
@@ -57,6 +60,7 @@ class Agent:
     shared: Shared
     image: ImageParts
     apparmor: AppArmor
+    nri: NriParts
     recovery: Recovery
     background: Background
     backend: Backend
@@ -67,12 +71,16 @@ class Agent:
         Layers first: containers stand on them, and what a crash left unfinished gives a full disk
         its space back before rows are written. Then the networks: recovery takes addresses, links
         and ports back through them. Then AppArmor's default profile, so that no container starts
-        under that of an older version. Pods and containers last.
+        under that of an older version. Then pods and containers. NRI plugins are told of those
+        last; no pod is made without the ones that the agent starts.
         """
         await self.image.images.prepare()
+        self.image.check_limits()
         await self.background.networks.start()
         await self.apparmor.prepare()
         await self.recovery.run()
+        if self.nri.service is not None:
+            await self.nri.service.start()
 
     async def stop(self, limit_s: float) -> None:
         """Finish what is under way within `limit_s`; containers and their monitors keep running.
@@ -80,6 +88,8 @@ class Agent:
         Work first, since all the rest serves it. The networks last: pods lose nothing by it.
         """
         await self.shared.work.drain(limit_s)
+        if self.nri.service is not None:
+            await self.nri.service.stop()
         await self.background.holders.close()
         await self.background.exits.close()
         await self.background.layers.close()
@@ -103,6 +113,7 @@ async def build(shared: Shared) -> Agent:
         shared=shared,
         image=image_parts,
         apparmor=node_parts.apparmor,
+        nri=node_parts.nri,
         recovery=recovery.build(
             shared, node_parts, image=image_parts, pods=pod_parts, containers=container_parts
         ),
@@ -116,6 +127,9 @@ async def build(shared: Shared) -> Agent:
             node=_node_calls(shared, node_parts, networks, image_parts),
             sandboxes=sandbox_calls,
             containers=container_calls,
+            checkpoints=checkpoints.build(
+                shared, node_parts, image=image_parts, containers=container_parts
+            ),
             sessions=sessions.build(shared, node_parts, pod_parts, container_parts),
             stats=stats_calls,
         ),
@@ -137,4 +151,5 @@ def _node_calls(
         network=networks.default,
         paths=parts.paths,
         driver=parts.driver,
+        nri=parts.nri.report,
     )

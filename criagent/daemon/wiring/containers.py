@@ -9,6 +9,7 @@ from criagent.base.aio import KeyedLocks
 from criagent.daemon.wiring.image import ImageParts
 from criagent.daemon.wiring.node import NodeParts
 from criagent.daemon.wiring.shared import Shared
+from criagent.runtime.checkpoint.leftovers import CheckpointLeftovers
 from criagent.runtime.container.ending import ContainerEnding
 from criagent.runtime.container.erasure import ContainerErasure
 from criagent.runtime.container.exits import ExitWatcher
@@ -26,6 +27,7 @@ class ContainerParts:
     exits: ExitWatcher
     ending: ContainerEnding
     erasure: ContainerErasure
+    checkpoints: CheckpointLeftovers
 
 
 def build(shared: Shared, node: NodeParts, image: ImageParts) -> ContainerParts:
@@ -48,7 +50,13 @@ def build(shared: Shared, node: NodeParts, image: ImageParts) -> ContainerParts:
         transitions=transitions,
         exits=exits,
         ending=ContainerEnding(
-            endings=shared.work.endings, exits=exits, transitions=transitions, fs=fs
+            endings=shared.work.endings,
+            checkpoints=shared.work.checkpoints,
+            exits=exits,
+            transitions=transitions,
+            plugins=node.nri.plugins,
+            fs=fs,
         ),
         erasure=ContainerErasure(store=store, runtimes=node.runtimes, files=files),
+        checkpoints=CheckpointLeftovers(containers=store, paths=node.paths, fs=fs),
     )

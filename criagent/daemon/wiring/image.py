@@ -7,9 +7,12 @@ import dataclasses
 import os
 from concurrent.futures import Executor
 
-from criagent.base.errors import WrongStateError
+from criagent.base.aio import run_in
+from criagent.base.errors import UnsupportedError, WrongStateError
 from criagent.config.sections import Registry
+from criagent.config.storage_section import Storage
 from criagent.daemon.wiring.shared import Shared
+from criagent.image.additional_stores import opened
 from criagent.image.blobs import BlobFiles
 from criagent.image.claims import Claims
 from criagent.image.collect import Collector
@@ -20,14 +23,17 @@ from criagent.image.images import Images
 from criagent.image.layers import LayerUnpacker
 from criagent.image.pull import Puller
 from criagent.image.registry import RegistryClient
+from criagent.image.snapshots.containers_root import Claim, ContainersRoot, take
 from criagent.image.snapshots.driver import SnapshotDriver
 from criagent.image.snapshots.drivers.available import DRIVERS, chosen
 from criagent.image.snapshots.drivers.overlay import OverlayDriver
+from criagent.image.snapshots.keys import is_writable
 from criagent.image.snapshots.snapshots import Snapshots
 from criagent.image.unpack.workers import UnpackWorkers
 
 DRIVER_SETTING = "storage.driver"  # that made the layers
 MIGRATION_SETTING = "storage.migration"  # the new driver of one that has not ended, or ""
+_CONTAINERS_ROOT_SETTING = "storage.containers_root"
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -39,6 +45,21 @@ class ImageParts:
     snapshots: Snapshots
     workers: UnpackWorkers
     client: RegistryClient
+    apart: ContainersRoot
+    limited_by: str  # the key that wants limits of writable layers, "" = none
+
+    def check_limits(self) -> None:
+        """Raises UnsupportedError when limits are wanted that no container can have.
+
+        The storage driver is prepared by now.
+        """
+        can = self.snapshots.capabilities
+        if self.limited_by and not can.size_limits:
+            why = can.no_size_limits or "choose another storage.driver"
+            raise UnsupportedError(
+                f"{self.limited_by} is set, but the storage driver {self.snapshots.driver} cannot "
+                f"limit writable layers: {why}, or remove the key"
+            )
 
     async def close(self) -> None:
         """Stop pulls, workers and connections."""
@@ -46,6 +67,7 @@ class ImageParts:
         await self.snapshots.close()
         await self.workers.close()
         await self.client.close()
+        self.apart.close()
 
 
 async def build(shared: Shared, *, migrating: bool = False) -> ImageParts:
@@ -53,33 +75,19 @@ async def build(shared: Shared, *, migrating: bool = False) -> ImageParts:
 
     Raises WrongStateError for one whose migration has not ended, unless `migrating`.
     """
-    to = shared.stores.settings.get(MIGRATION_SETTING)
-    if to and not migrating:
-        raise WrongStateError(
-            f"a migration of the layers in {shared.config.storage.root} to {to} has not ended; run "
-            f"`criagent storage migrate --to {to}` again"
-        )
-    config, stores, fs, now_ns = (
-        shared.config,
-        shared.stores,
-        shared.executors.fs,
-        shared.clock.now_ns,
-    )
-    root, registry = config.storage.root, config.registry
-    content = ImageContent(
-        store=stores.images,
-        blobs=stores.blobs,
-        files=BlobFiles(root / "blobs"),
-        snapshots=Snapshots(await _driver(shared), stores.snapshots, fs),
-        claims=Claims(),
-        fs=fs,
-        now_ns=now_ns,
-        keep_blobs=config.storage.keep_blobs,
-    )
+    if not migrating:
+        _refuse_migration(shared)
+    config, registry, fs = shared.config, shared.config.registry, shared.executors.fs
+    driver = await _driver(shared)
+    apart = await _containers_root(shared, driver)
+    content = await _content(shared, driver)
     client = _client(registry, content.files, fs)
     workers = UnpackWorkers(registry.unpack_workers)
     unpacker = LayerUnpacker(
-        snapshots=content.snapshots, files=content.files, workers=workers, now_ns=now_ns
+        snapshots=content.snapshots,
+        files=content.files,
+        workers=workers,
+        now_ns=shared.clock.now_ns,
     )
     puller = Puller(
         client=client,
@@ -95,16 +103,54 @@ async def build(shared: Shared, *, migrating: bool = False) -> ImageParts:
         puller=puller,
         collector=Collector(
             content=content,
-            containers=stores.containers,
+            containers=shared.stores.containers,
             unpacker=unpacker,
             retention_s=registry.retry_retention_s,
         ),
-        root=root,
+        root=config.storage.root,
         pinned=registry.pinned_images,
     )
     return ImageParts(
-        images=images, puller=puller, snapshots=content.snapshots, workers=workers, client=client
+        images=images,
+        puller=puller,
+        snapshots=content.snapshots,
+        workers=workers,
+        client=client,
+        apart=apart,
+        limited_by=_limited_by(config.storage),
     )
+
+
+async def _content(shared: Shared, driver: SnapshotDriver) -> ImageContent:
+    storage, stores, fs = shared.config.storage, shared.stores, shared.executors.fs
+    additional = await run_in(fs, opened, storage.additional_stores, driver.name)
+    stores.snapshots.lend(additional.layers())
+    return ImageContent(
+        store=stores.images,
+        blobs=stores.blobs,
+        files=BlobFiles(storage.root / "blobs"),
+        snapshots=Snapshots(driver, stores.snapshots, fs),
+        claims=Claims(),
+        fs=fs,
+        now_ns=shared.clock.now_ns,
+        keep_blobs=storage.keep_blobs,
+        additional=additional,
+    )
+
+
+def _limited_by(storage: Storage) -> str:
+    if storage.container_limit_bytes:
+        return "storage.container_limit_bytes"
+    return "storage.allowed_annotations" if storage.allowed_annotations else ""
+
+
+def _refuse_migration(shared: Shared) -> None:
+    to = shared.stores.settings.get(MIGRATION_SETTING)
+    if to:
+        raise WrongStateError(
+            f"a migration of the layers in {shared.config.storage.root} to {to} has not ended; run "
+            f"`criagent storage migrate --to {to}` again"
+        )
 
 
 async def _driver(shared: Shared) -> SnapshotDriver:
@@ -119,6 +165,27 @@ async def _driver(shared: Shared) -> SnapshotDriver:
     if name != last:
         await stores.settings.put(DRIVER_SETTING, name)
     return DRIVERS[name](storage.root / "snapshots", storage, shared.executors.fs)
+
+
+async def _containers_root(shared: Shared, driver: SnapshotDriver) -> ContainersRoot:
+    """Where writable layers are, remembered before the first of them is made.
+
+    Raises UnsupportedError, UnavailableError.
+    """
+    storage, stores = shared.config.storage, shared.stores
+    wanted = storage.containers_root
+    if wanted and not driver.capabilities.separate_containers:
+        raise UnsupportedError(
+            f"the storage driver {driver.name} keeps writable layers where the layers of images "
+            f"are; remove storage.containers_root ({wanted}), or set another storage.driver"
+        )
+    users = sum(map(is_writable, stores.snapshots.all()))
+    claim = Claim.of(stores.settings.get(_CONTAINERS_ROOT_SETTING) or "", wanted, users=users)
+    taken = await run_in(shared.executors.fs, take, claim, storage.root)
+    if taken.remembered != (stores.settings.get(_CONTAINERS_ROOT_SETTING) or ""):
+        await stores.settings.put(_CONTAINERS_ROOT_SETTING, taken.remembered)
+    await run_in(shared.executors.fs, taken.mark)
+    return taken
 
 
 def _client(registry: Registry, files: BlobFiles, fs: Executor) -> RegistryClient:

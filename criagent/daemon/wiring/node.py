@@ -5,14 +5,18 @@ from __future__ import annotations
 
 import dataclasses
 from concurrent.futures import Executor
+from pathlib import Path
 
 import structlog
 
 from criagent.base.errors import UnsupportedError
 from criagent.config.runtime_section import Runtime as RuntimeSection
+from criagent.daemon.wiring import nri
+from criagent.daemon.wiring.nri import NriParts
 from criagent.daemon.wiring.shared import Shared
 from criagent.image.snapshots.snapshots import Snapshots
 from criagent.kernel import cgroupfs
+from criagent.runtime.checkpoint.criu import write_options
 from criagent.runtime.node.cgroup_names import DEFAULT_PARENT, CgroupDriver
 from criagent.runtime.node.facts import NodeFacts, read_node_facts, systemd_manages
 from criagent.runtime.node.handlers import HandlerFacts, Handlers, monitor_problem, probe
@@ -36,6 +40,7 @@ class NodeParts:
     runtimes: Runtimes
     selinux: Selinux
     apparmor: AppArmor
+    nri: NriParts
 
     def prepare(self) -> None:
         """Create the fixed directories and the cgroup of pods that name no parent; synchronous.
@@ -48,6 +53,7 @@ class NodeParts:
                 "boot with systemd.unified_cgroup_hierarchy=1 and run `criagent doctor`"
             )
         self.paths.prepare()
+        write_options(self.paths.criu_home)
         for name in self.handlers.by_name:
             self.paths.runtime_root(name).mkdir(exist_ok=True, mode=0o700)
         if self.driver is CgroupDriver.CGROUPFS:
@@ -60,7 +66,12 @@ async def build(shared: Shared, snapshots: Snapshots) -> NodeParts:
     section = config.runtime
     handlers = await _handlers(shared, snapshots)
     driver = detected_driver(section.cgroup_driver)
-    paths = RuntimePaths(root=config.storage.root, run_dir=config.storage.run_dir)
+    apart = config.storage.containers_root
+    paths = RuntimePaths(
+        root=config.storage.root,
+        run_dir=config.storage.run_dir,
+        containers_root=Path(apart) if apart else None,
+    )
     facts = read_node_facts(
         nofile=(section.nofile_soft, section.nofile_hard),
         missing_controllers=section.missing_controllers,
@@ -79,6 +90,7 @@ async def build(shared: Shared, snapshots: Snapshots) -> NodeParts:
         runtimes=_runtimes(section, paths, driver),
         selinux=_selinux(section.selinux, facts, fs),
         apparmor=AppArmor(available=facts.apparmor, fs=fs),
+        nri=nri.build(shared, facts=facts, handlers=handlers, driver=driver, paths=paths),
     )
 
 

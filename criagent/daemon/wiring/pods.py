@@ -6,6 +6,7 @@ from __future__ import annotations
 import dataclasses
 from pathlib import Path
 
+from criagent.base.aio import KeyedLocks
 from criagent.daemon.wiring.node import NodeParts
 from criagent.daemon.wiring.shared import Shared
 from criagent.net.pod_network import Networks
@@ -15,9 +16,11 @@ from criagent.runtime.pod.holder_watch import HolderWatch
 from criagent.runtime.pod.namespaces import PodNamespaces
 from criagent.runtime.pod.objects import SandboxObjects
 from criagent.runtime.pod.pid_holder import HolderSpec, SandboxHolder
+from criagent.runtime.pod.resize import SandboxResizer
 from criagent.runtime.pod.teardown import SandboxTeardown
+from criagent.runtime.pod.transitions import SandboxTransitions
 from criagent.runtime.spec.security.seccomp import default_profile
-from criagent.runtime.verbs.run_sandbox import SandboxRunner
+from criagent.runtime.verbs.run_sandbox import NewSandboxes, SandboxRunner
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -30,6 +33,7 @@ class PodParts:
     watch: HolderWatch
     teardown: SandboxTeardown
     runner: SandboxRunner
+    resizer: SandboxResizer
 
 
 def build(shared: Shared, node: NodeParts, networks: Networks) -> PodParts:
@@ -48,7 +52,14 @@ def build(shared: Shared, node: NodeParts, networks: Networks) -> PodParts:
         files=PodFileWriter(paths=node.paths, selinux=node.selinux, fs=fs),
         holder=_holder(shared, node, namespaces),
     )
-    teardown = SandboxTeardown(store=store, objects=objects, clock=shared.clock)
+    transitions = SandboxTransitions(store=store, locks=KeyedLocks())
+    teardown = SandboxTeardown(
+        store=store,
+        transitions=transitions,
+        objects=objects,
+        plugins=node.nri.plugins,
+        clock=shared.clock,
+    )
     watch = HolderWatch(store, teardown)
     runner = SandboxRunner(
         store=store,
@@ -57,8 +68,10 @@ def build(shared: Shared, node: NodeParts, networks: Networks) -> PodParts:
         objects=objects,
         watch=watch,
         teardown=teardown,
-        selinux=node.selinux,
-        identities=shared.identities,
+        new=NewSandboxes(
+            store=store, objects=objects, selinux=node.selinux, identities=shared.identities
+        ),
+        plugins=node.nri.plugins,
     )
     return PodParts(
         networks=networks,
@@ -67,6 +80,7 @@ def build(shared: Shared, node: NodeParts, networks: Networks) -> PodParts:
         watch=watch,
         teardown=teardown,
         runner=runner,
+        resizer=SandboxResizer(store=store, transitions=transitions, plugins=node.nri.plugins),
     )
 
 

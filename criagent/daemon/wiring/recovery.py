@@ -30,6 +30,7 @@ def build(
         containers=stores.containers,
         layers=stores.snapshots,
         snapshots=image.snapshots,
+        checkpoints=containers.checkpoints,
         paths=node.paths,
         fs=fs,
     )

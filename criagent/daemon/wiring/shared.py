@@ -10,7 +10,13 @@ from pathlib import Path
 
 from criagent.config.sections import Config
 from criagent.process.priority import raise_new_thread
-from criagent.runtime.container.keys import ContainerCreations, Endings, Starts, shown_start
+from criagent.runtime.container.keys import (
+    Checkpoints,
+    ContainerCreations,
+    Endings,
+    Starts,
+    shown_start,
+)
 from criagent.runtime.node.clock import Clock, Identities, boot_id
 from criagent.runtime.verbs.reopen_log import Reopenings
 from criagent.runtime.verbs.run_sandbox import SandboxCreations
@@ -33,14 +39,18 @@ class Executors:
     net: ThreadPoolExecutor
     fs: ThreadPoolExecutor
     counting: ThreadPoolExecutor
+    checkpoints: ThreadPoolExecutor
 
     @classmethod
     def start(cls) -> Executors:
-        """One thread for netlink and nftables, a few for files, one that counts files."""
+        """One thread for netlink and nftables, a few for files, one that counts files, and one for
+        each checkpoint at a time.
+        """
         return cls(
             net=ThreadPoolExecutor(1, "net", initializer=raise_new_thread),
             fs=ThreadPoolExecutor(4, "fs", initializer=raise_new_thread),
             counting=ThreadPoolExecutor(1, "counting", initializer=raise_new_thread),
+            checkpoints=ThreadPoolExecutor(4, "checkpoints", initializer=raise_new_thread),
         )
 
     def shutdown(self) -> None:
@@ -48,6 +58,7 @@ class Executors:
         self.net.shutdown()
         self.fs.shutdown()
         self.counting.shutdown()
+        self.checkpoints.shutdown()
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -89,6 +100,7 @@ class Work:
     starts: Starts
     endings: Endings
     reopenings: Reopenings
+    checkpoints: Checkpoints
 
     @classmethod
     def none(cls, create_timeout_s: float) -> Work:
@@ -103,6 +115,7 @@ class Work:
             ),
             starts=Starts(limit_s=_ENDLESS_S, show=shown_start),
             endings=Endings(limit_s=_ENDLESS_S),
+            checkpoints=Checkpoints(limit_s=_ENDLESS_S),
             reopenings=Reopenings(limit_s=limit_s, noun="log of container", setting=setting),
         )
 
@@ -114,6 +127,7 @@ class Work:
             self.starts.drain(limit_s),
             self.endings.drain(limit_s),
             self.reopenings.drain(limit_s),
+            self.checkpoints.drain(limit_s),
         )
 
 

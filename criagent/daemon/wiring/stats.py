@@ -43,7 +43,7 @@ def build(
         pods=pod_stats,
         layers=layers,
         thread=thread,
-        root=image.snapshots.root,
+        root=image.snapshots.containers_root,
     )
 
     def forget(object_id: str, value: object) -> None:

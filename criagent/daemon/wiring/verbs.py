@@ -3,12 +3,14 @@
 
 from __future__ import annotations
 
+from criagent.config.storage_section import LIMIT_ANNOTATION
 from criagent.cri.backend import Containers, Sandboxes
 from criagent.daemon.wiring.containers import ContainerParts
 from criagent.daemon.wiring.image import ImageParts
 from criagent.daemon.wiring.node import NodeParts
 from criagent.daemon.wiring.pods import PodParts
 from criagent.daemon.wiring.shared import Shared
+from criagent.nri.effects import Verbs
 from criagent.runtime.container.bundle import ContainerBundles
 from criagent.runtime.container.declared_volumes import DeclaredVolumes
 from criagent.runtime.container.gather import (
@@ -22,6 +24,7 @@ from criagent.runtime.container.launch import ContainerLauncher
 from criagent.runtime.oci.conmon import Conmon, monitors_cgroup
 from criagent.runtime.spec.cdi.registry import CdiFolders
 from criagent.runtime.spec.cdi.resolve import CdiDevices
+from criagent.runtime.spec.layer_limits import LayerLimits
 from criagent.runtime.spec.mounts.host_paths import HostPaths
 from criagent.runtime.verbs.create_container import ContainerCreator, NewContainers
 from criagent.runtime.verbs.describe import Describer
@@ -52,7 +55,10 @@ def build(
         endings=shared.work.endings,
         stopper=stopper,
         erasure=containers.erasure,
+        plugins=node.nri.plugins,
     )
+    updater = _updater(shared, node, containers)
+    node.nri.effects.use(Verbs(update=updater.apply, stop=stopper.stop))
     creator = _creator(shared, node, image=image, pods=pods, containers=containers)
     return (
         _sandboxes(shared, pods, describer=describer, stopper=stopper, remover=remover),
@@ -62,7 +68,7 @@ def build(
             start=_starter(shared, node, containers).start,
             stop=stopper.stop,
             remove=remover.remove,
-            update=_updater(shared, node, containers).update,
+            update=updater.update,
             reopen=_reopener(shared, node).reopen,
             describe=describer.container,
         ),
@@ -98,6 +104,7 @@ def _sandboxes(
         run=pods.runner.run,
         stop=sandbox_stopper.stop,
         remove=sandbox_remover.remove,
+        update=pods.resizer.update,
         describe=describer.sandbox,
     )
 
@@ -121,6 +128,7 @@ def _creator(
         ),
         gatherer=_gatherer(shared, node, namespaces),
         selinux=node.selinux,
+        plugins=node.nri.plugins,
         fs=fs,
     )
     conmon = Conmon(
@@ -130,6 +138,7 @@ def _creator(
         cgroup=monitors_cgroup(),
         fs=fs,
     )
+    storage = shared.config.storage
     return ContainerCreator(
         sandboxes=shared.stores.sandboxes,
         store=shared.stores.containers,
@@ -140,6 +149,10 @@ def _creator(
             handlers=node.handlers,
             driver=node.driver,
             identities=shared.identities,
+            layer_limits=LayerLimits(
+                default_bytes=storage.container_limit_bytes,
+                allowed=LIMIT_ANNOTATION in storage.allowed_annotations,
+            ),
         ),
         files=files,
         bundles=bundles,
@@ -150,7 +163,7 @@ def _creator(
             files=files,
             exits=containers.exits,
         ),
-        identities=shared.identities,
+        plugins=node.nri.plugins,
     )
 
 
@@ -159,7 +172,7 @@ def _gatherer(shared: Shared, node: NodeParts, namespaces: ContainerNamespacePat
     return SpecGatherer(
         namespaces=namespaces,
         mounts=HostMounts(
-            host_paths=HostPaths(fs=fs, own=(node.paths.root, node.paths.run_dir)),
+            host_paths=HostPaths(fs=fs, own=(*node.paths.roots, node.paths.run_dir)),
             handlers=node.handlers,
             paths=node.paths,
             fs=fs,
@@ -186,6 +199,7 @@ def _starter(shared: Shared, node: NodeParts, containers: ContainerParts) -> Con
         starts=shared.work.starts,
         runtimes=node.runtimes,
         transitions=containers.transitions,
+        plugins=node.nri.plugins,
         clock=shared.clock,
     )
 
@@ -196,6 +210,7 @@ def _updater(shared: Shared, node: NodeParts, containers: ContainerParts) -> Res
         transitions=containers.transitions,
         runtimes=node.runtimes,
         node=node.facts,
+        plugins=node.nri.plugins,
     )
 
 

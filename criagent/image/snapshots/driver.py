@@ -32,6 +32,10 @@ class Capabilities:
     selinux_labels: bool  # a mount can carry an SELinux label
     shared_page_cache: bool  # containers that read a file of their image share its memory
     size_limits: bool = False  # it can limit the size of a writable layer
+    no_size_limits: str = ""  # why it can't on this file system, with the cure
+    separate_containers: bool = False  # writable layers can be on a file system of their own
+    # The first of `counted().tops` is an overlay's upper directory, with the changes and no more.
+    upper_directories: bool = False
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -132,6 +136,10 @@ class SnapshotDriver(Protocol):
     @property
     def root(self) -> Path:
         """A directory on the file system that holds the snapshots; it exists after `prepare`."""
+
+    @property
+    def containers_root(self) -> Path:
+        """The same of writable layers; it is `root` unless they are on another file system."""
 
     @property
     def capabilities(self) -> Capabilities:

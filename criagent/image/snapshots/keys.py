@@ -13,6 +13,11 @@ def damaged_key(snapshot: Snapshot) -> str:
     return f"{_DAMAGED}{snapshot.number}:{snapshot.key}"
 
 
+def is_writable(snapshot: Snapshot) -> bool:
+    """Whether it is the writable layer of a container."""
+    return not snapshot.committed and not snapshot.key.startswith("sha")
+
+
 def damaged_origin(key: str) -> str:
     """The chain ID that such a layer had; "" for any other key."""
     return key.removeprefix(_DAMAGED).partition(":")[2] if key.startswith(_DAMAGED) else ""

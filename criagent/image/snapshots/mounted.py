@@ -10,8 +10,10 @@ from pathlib import Path
 from criagent.kernel.mount import MountEntry
 
 
-def elsewhere(entry: MountEntry, root: Path) -> str:
-    """Where the root file system `entry` has its files, if not below the storage root `root`.
+def elsewhere(entry: MountEntry, *roots: Path) -> str:
+    """Where the root file system `entry` has its files, if not below `roots`.
+
+    These are storage.root, and storage.containers_root if there is one.
 
     "" when they are below it, and when the mount does not say. An overlay names its upper
     directory, and so does the command line of the program behind a mount of fuse-overlayfs. A bind
@@ -20,22 +22,23 @@ def elsewhere(entry: MountEntry, root: Path) -> str:
     """
     if entry.fstype.startswith("fuse."):
         upper = _upper_of_program(entry.target)
-        return "" if upper.startswith(f"{root}/") else upper
+        return "" if any(upper.startswith(f"{root}/") for root in roots) else upper
     whole = entry.fstype == "overlay" and entry.root == "/"
     if whole:
         uppers = [o for o in entry.super_options if o.startswith("upperdir=")]
         upper = uppers[0].removeprefix("upperdir=") if uppers else ""
-        return "" if upper.startswith(f"{root}/") else upper
+        return "" if upper.startswith(tuple(f"{root}/" for root in roots)) else upper
     try:
         mounted = os.stat(entry.target)
     except OSError:
         return ""
-    snapshots = root / "snapshots"
     patterns = ("*/fs", "trash/*/fs", "*/disk/fs")
-    for tree in (found for pattern in patterns for found in snapshots.glob(pattern)):
-        with contextlib.suppress(OSError):
-            if os.path.samestat(mounted, tree.stat()):
-                return ""
+    for root in roots:
+        snapshots = root / "snapshots"
+        for tree in (found for pattern in patterns for found in snapshots.glob(pattern)):
+            with contextlib.suppress(OSError):
+                if os.path.samestat(mounted, tree.stat()):
+                    return ""
     return f"{entry.root} of {entry.source}"
 
 

@@ -57,6 +57,11 @@ class Snapshots:
         return self._driver.root
 
     @property
+    def containers_root(self) -> Path:
+        """A directory on the file system of writable layers and declared volumes."""
+        return self._driver.containers_root
+
+    @property
     def driver(self) -> str:
         """The driver's name."""
         return self._driver.name
@@ -160,6 +165,15 @@ class Snapshots:
         """What the usage of a writable layer is, which is mounted at `rootfs` if at all."""
         return self._driver.counted(snapshot.number, rootfs)
 
+    def upper(self, snapshot: Snapshot) -> Path | None:
+        """The upper directory of a writable layer, which has its changes and no more.
+
+        None when the driver has none: the changes show in comparison with the image.
+        """
+        if not self.capabilities.upper_directories:
+            return None
+        return Path(self._driver.counted(snapshot.number, self.root).tops[0])
+
     async def problem(self, layer: Snapshot) -> str:
         """How a committed layer on disk differs from its row; reads all names."""
         return await self._driver.problem(layer)
@@ -178,7 +192,7 @@ class Snapshots:
 
     async def remove(self, key: str) -> None:
         """Delete the snapshot; `empty_soon` or `empty_trash` frees its space. Idempotent."""
-        snapshot = self.store.get(key)
+        snapshot = self.store.owned(key)
         if snapshot is None:
             return
         await self._driver.trash(snapshot.number)

@@ -17,6 +17,7 @@ from criagent.runtime.container.declared_volumes import DeclaredVolumes
 from criagent.runtime.container.files import ContainerFiles
 from criagent.runtime.container.gather import SpecGatherer
 from criagent.runtime.container.image_volumes import ImageVolumes
+from criagent.runtime.nri.door import Plugins
 from criagent.runtime.oci.conmon import make_log
 from criagent.runtime.spec.build import build_spec
 from criagent.runtime.spec.id_mappings import check_user
@@ -37,6 +38,7 @@ class ContainerBundles:
         declared: DeclaredVolumes,
         gatherer: SpecGatherer,
         selinux: Selinux,
+        plugins: Plugins,
         fs: Executor,
     ) -> None:
         self._files = files
@@ -44,6 +46,7 @@ class ContainerBundles:
         self._declared = declared
         self._gatherer = gatherer
         self._selinux = selinux
+        self._plugins = plugins
         self._fs = fs
 
     async def make(
@@ -55,7 +58,8 @@ class ContainerBundles:
         snapshot: Snapshot,
         owner: Owner[Any, Container],
     ) -> Container:
-        """Everything that the OCI runtime's `create` needs; the row with the container's user.
+        """Everything that the OCI runtime's `create` needs; the row with the container's user and
+        with what NRI plugins changed.
 
         `snapshot` is the writable layer. Raises InvalidRequestError and UnsupportedError for what
         image, node or handler cannot give, AgentError.
@@ -82,9 +86,14 @@ class ContainerBundles:
         inputs = dataclasses.replace(inputs, mounts=(*inputs.mounts, *declared), selinux=labels)
         await self._selinux.relabel(inputs.mounts, labels)
         check_user(inputs.user, userns)  # CDI devices bring groups
-        await run_in(self._fs, self._write, container, build_spec(inputs))
+        container, spec = dataclasses.replace(container, user=inputs.user), build_spec(inputs)
+        if self._plugins.active:
+            owner.stage = "NRI plugins"
+            container = await self._plugins.container_creating(container, sandbox, spec)
+        faults.reach("container-create:plugins")
+        await run_in(self._fs, self._write, container, spec)
         faults.reach("container-create:bundle")
-        return dataclasses.replace(container, user=inputs.user)
+        return container
 
     async def _labels(self, container: Container, sandbox: Sandbox) -> SelinuxLabels | None:
         security = container.spec.security

@@ -113,7 +113,7 @@ class DeclaredVolumes:
         content = self._content(container, place)
         userns = sandbox.spec.security.namespaces.pod_userns
         owner, mode = (0, 0) if userns is None else (userns.root_uid, userns.root_gid), 0o755
-        with disk_full(self.snapshots.root):
+        with disk_full(self.snapshots.containers_root):
             directory.parent.mkdir(exist_ok=True, mode=0o700)
             if content is not None:
                 try:
@@ -145,7 +145,8 @@ class DeclaredVolumes:
             image = container.spec.image[:200]
             text = f"image {image}: copying volume {place[:200]!r} failed: {output}"
             if any(reason in output for reason in _FULL):
-                raise ExhaustedError(f"{text}; free space on the disk of storage.root")
+                where = self.snapshots.containers_root
+                raise ExhaustedError(f"{text}; free space on the disk of {where}")
             raise AgentError(text)
 
     def _content(self, container: Container, place: str) -> int | None:

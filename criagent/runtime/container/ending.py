@@ -23,9 +23,10 @@ from criagent.base.errors import TimedOutError
 from criagent.kernel import process
 from criagent.model.container import Container
 from criagent.runtime.container.exits import ExitWatcher
-from criagent.runtime.container.keys import Act, Ending, Endings
+from criagent.runtime.container.keys import Act, Checkpoints, Ending, Endings
 from criagent.runtime.container.transitions import Transitions
 from criagent.runtime.node import own_cgroup
+from criagent.runtime.nri.door import Plugins
 from criagent.runtime.spec.signals import signal_number
 
 _KILL_LIMIT_S = 60.0  # a process in uninterruptible sleep does not die at once
@@ -37,11 +38,20 @@ class ContainerEnding:
     """Ends containers for Stop, Remove and recovery."""
 
     def __init__(
-        self, *, endings: Endings, exits: ExitWatcher, transitions: Transitions, fs: Executor
+        self,
+        *,
+        endings: Endings,
+        checkpoints: Checkpoints,
+        exits: ExitWatcher,
+        transitions: Transitions,
+        plugins: Plugins,
+        fs: Executor,
     ) -> None:
         self._endings = endings
+        self._checkpoints = checkpoints
         self._exits = exits
         self._transitions = transitions
+        self._plugins = plugins
         self._fs = fs
         self._deadlines: dict[str, int] = {}
         self._earlier: dict[str, asyncio.Event] = {}
@@ -66,11 +76,17 @@ class ContainerEnding:
     async def _stop(self, container: Container, owner: Owner[Ending, None]) -> None:
         earlier = self._earlier[container.id] = asyncio.Event()
         try:
-            async with alongside(self._exits.exited(container)) as exited:
+            async with (
+                alongside(self._exits.exited(container)) as exited,
+                alongside(self._checkpoints.cancel(container.id.__eq__)),
+            ):
                 await self._end(container, owner, exited, earlier)
         finally:
             del self._earlier[container.id]
             self._deadlines.pop(container.id, None)
+        if self._plugins.active:
+            owner.stage = "NRI plugins"
+            await self._plugins.container_stopped(container.id)
         log.info("container_stopped", container_id=container.id)
 
     async def _end(

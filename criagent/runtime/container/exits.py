@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import os
 import signal
 from concurrent.futures import Executor
 from functools import partial
@@ -22,9 +21,9 @@ import structlog
 
 from criagent.base.aio import detached, run_in
 from criagent.kernel import process
-from criagent.model.common import NamespaceMode, ProcessRef
+from criagent.model.common import NamespaceMode
 from criagent.model.container import Container, Reason
-from criagent.process.child import Child
+from criagent.process.child import Child, ended
 from criagent.runtime.container.keys import Starts
 from criagent.runtime.container.oom import KILLED_CODE, OomWatch
 from criagent.runtime.container.transitions import Transitions
@@ -116,7 +115,7 @@ class ExitWatcher:
         if child is not None:
             await child.wait()
         elif container.monitor is not None and container.boot_id == self._boot_id:
-            await _end(container.monitor)
+            await ended(container.monitor)
         start = self._starts.get(container.id)
         if start is not None and start.task is not None:  # its row comes first, then its event
             await asyncio.wait({start.task}, timeout=_START_LIMIT_S)
@@ -212,21 +211,6 @@ def _read_exit(file: Path) -> tuple[int | None, int]:
         return int(text), file.stat().st_mtime_ns
     except (FileNotFoundError, ValueError):
         return None, 0
-
-
-async def _end(monitor: ProcessRef) -> None:
-    fd = process.open_pidfd(monitor)
-    if fd is None:
-        return
-    loop = asyncio.get_running_loop()
-    ended = asyncio.Event()
-    loop.add_reader(fd, ended.set)
-    try:
-        await ended.wait()
-    finally:
-        with contextlib.suppress(OSError):
-            loop.remove_reader(fd)
-        os.close(fd)
 
 
 def _message(reason: str) -> str:

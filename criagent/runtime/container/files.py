@@ -42,11 +42,17 @@ class ContainerFiles:
         """Where the root file system is mounted."""
         return self.paths.rootfs(container_id)
 
-    async def make_layer(self, container: Container, image: Image) -> Snapshot:
-        """The new writable layer. Raises AlreadyExistsError."""
+    async def make_layer(self, container: Container, image: Image, limit_bytes: int) -> Snapshot:
+        """The new writable layer, which can grow by `limit_bytes`; 0 = without a limit.
+
+        Raises AlreadyExistsError, UnsupportedError for a limit that the driver can't keep.
+        """
         parent = image.layers[-1].chain_id if image.layers else ""
         return await self.snapshots.create_container(
-            container.id, parent=parent, created_at_ns=container.created_at_ns
+            container.id,
+            parent=parent,
+            created_at_ns=container.created_at_ns,
+            limit_bytes=limit_bytes,
         )
 
     async def mount_rootfs(
@@ -67,10 +73,8 @@ class ContainerFiles:
             target.write_bytes(msgspec.json.encode(spec))
 
     def spec(self, container_id: str) -> OciObject:
-        """config.json as given to the runtime; synchronous. Raises FileNotFoundError."""
-        data = (self.paths.container(container_id) / "config.json").read_bytes()
-        document: OciObject = msgspec.json.decode(data)
-        return document
+        """As `read_spec`."""
+        return read_spec(self.paths, container_id)
 
     def process(self, container_id: str) -> OciObject:
         """The process object of config.json; the rest is not parsed."""
@@ -98,10 +102,19 @@ class ContainerFiles:
         if volumes.exists():
             for volume in volumes.iterdir():
                 mount.detach(volume)
-        mount.detach(self.paths.lower_layers(container_id))
+        lower_layers = self.paths.lower_layers(container_id)
+        for place in (lower_layers, *lower_layers.parent.glob(f"{lower_layers.name}-*")):
+            mount.detach(place)
         detach_mapped(self.paths.mapped_mounts(container_id))
         with contextlib.suppress(FileNotFoundError):
             shutil.rmtree(bundle)
         self.paths.exit_file(container_id).unlink(missing_ok=True)
         own_cgroup.kill(cgroup, container_id)
         own_cgroup.remove(cgroup, container_id)
+
+
+def read_spec(paths: RuntimePaths, container_id: str) -> OciObject:
+    """config.json as given to the runtime; synchronous. Raises FileNotFoundError."""
+    data = (paths.container(container_id) / "config.json").read_bytes()
+    document: OciObject = msgspec.json.decode(data)
+    return document

@@ -43,6 +43,7 @@ class Ending(NamedTuple):
 ContainerCreations = Owners[ContainerName, Container]
 Starts = Owners[ContainerId, None]
 Endings = Owners[Ending, None]
+Checkpoints = Owners[ContainerId, None]
 
 
 def shown_start(container_id: ContainerId) -> str:

@@ -17,6 +17,7 @@ from typing import Any
 from criagent.base.errors import InvalidRequestError, UnsupportedError, WrongStateError
 from criagent.kernel.mount import has_recursive_attributes
 from criagent.process.child import run
+from criagent.runtime.node.criu import checkpoint_problem
 from criagent.runtime.node.minimum_versions import insecure, too_old
 
 _LIMIT_S = 10.0
@@ -34,10 +35,14 @@ class HandlerFacts:
     net_devices: bool = False
     intel_rdt: bool = False
     intel_rdt_schemata: bool = False
+    memory_policy: bool = False
     idmapped_mounts: bool = False  # it maps the ids of a mount itself
     host_devices: bool = True  # privileged containers get the node's devices
     userns_problem: str = (
         "not probed yet"  # why pods with a user namespace cannot run, "" = they can
+    )
+    checkpoint_problem: str = (
+        "not probed yet"  # why containers cannot be checkpointed, "" = they can
     )
     insecure: str = ""  # known security problems of the program and the cure, "" = none
     problem: str = ""
@@ -53,6 +58,14 @@ class HandlerFacts:
             raise UnsupportedError(
                 f'runtime handler "{self.name}" cannot run pods with user namespaces on this node: '
                 f"{self.userns_problem}"
+            )
+
+    def require_checkpoints(self) -> None:
+        """Raises UnsupportedError when containers cannot be checkpointed."""
+        if self.checkpoint_problem:
+            raise UnsupportedError(
+                f'runtime handler "{self.name}" cannot checkpoint containers on this node: '
+                f"{self.checkpoint_problem}"
             )
 
     def require_recursive_read_only(self, container_path: str) -> None:
@@ -194,7 +207,9 @@ async def probe(name: str, path: Path, kind: str, *, limit_s: float = _LIMIT_S) 
         net_devices=_has(linux, "netDevices", "enabled"),
         intel_rdt=_has(linux, "intelRdt", "enabled"),
         intel_rdt_schemata=_has(linux, "intelRdt", "schemata"),
+        memory_policy=bool(linux.get("memoryPolicy")),  # lists of modes and flags
         idmapped_mounts=_has(linux, "mountExtensions", "idmap", "enabled"),
+        checkpoint_problem=await checkpoint_problem(kind, version, limit_s=limit_s),
         userns_problem=""
         if "user" in (linux.get("namespaces") or ())
         else f"{path} features reports no user namespaces",

@@ -11,10 +11,19 @@ from pathlib import Path
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class RuntimePaths:
-    """`root` survives a reboot, `run_dir` does not."""
+    """`root` survives a reboot, `run_dir` does not.
+
+    `containers_root` has the writable layers if they are not below `root`.
+    """
 
     root: Path
     run_dir: Path
+    containers_root: Path | None = None
+
+    @property
+    def roots(self) -> tuple[Path, ...]:
+        """What survives a reboot."""
+        return (self.root,) if self.containers_root is None else (self.root, self.containers_root)
 
     def prepare(self) -> None:
         """Create the fixed directories with their modes; idempotent.
@@ -22,6 +31,7 @@ class RuntimePaths:
         Local users can reach only the socket. `make_sandbox` opens the way for user namespaces.
         """
         self.root.mkdir(parents=True, exist_ok=True, mode=0o700)
+        self.checkpoints.mkdir(exist_ok=True, mode=0o700)
         self.run_dir.mkdir(parents=True, exist_ok=True)
         self.run_dir.chmod(0o711)
         for name, mode in (
@@ -123,6 +133,20 @@ class RuntimePaths:
     def attach(self) -> Path:
         """conmon's --socket-dir-path; for conmon it must not be the bundle's parent."""
         return self.run_dir / "attach"
+
+    @property
+    def checkpoints(self) -> Path:
+        """One directory for each checkpoint in progress, by the id of its container or sandbox."""
+        return self.root / "checkpoints"
+
+    def checkpoint(self, object_id: str) -> Path:
+        """What a checkpoint of a container or sandbox consists of until it is archived."""
+        return self.checkpoints / object_id
+
+    @property
+    def criu_home(self) -> Path:
+        """Where CRIU finds its options that OCI runtimes do not pass on: `.criu/default.conf`."""
+        return self.run_dir / "criu"
 
     def runtime_root(self, handler: str) -> Path:
         """--root of one OCI runtime handler."""

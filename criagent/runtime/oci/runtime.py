@@ -14,9 +14,10 @@ import re
 import signal
 from pathlib import Path
 
+from criagent.base.aio import finish
 from criagent.base.errors import AgentError, TimedOutError
 from criagent.kernel.memfd import sealed_copy
-from criagent.process.child import run
+from criagent.process.child import Options, run
 from criagent.runtime.node.cgroup_names import CgroupDriver
 from criagent.runtime.node.handlers import no_longer_configured
 from criagent.runtime.oci import failed_scopes as scopes
@@ -128,6 +129,24 @@ class OciRuntime:
             "run", "--detach", "--bundle", str(bundle), "--pid-file", str(pid_file), container_id
         )
         return int(pid_file.read_text())
+
+    async def checkpoint(self, container_id: str, images: Path, work: Path, home: Path) -> None:
+        """Save the processes of a container below `images`, CRIU's log and statistics below `work`,
+        with CRIU's further options below `home`; the container keeps running.
+
+        It is never interrupted, whatever becomes of the caller: CRIU has put code of its own into
+        the processes and has to take it out again. Raises AgentError with the runtime's message.
+        """
+        argv: list[str | Path] = [
+            self.program.executable(),
+            *(*self.arguments, "checkpoint", "--leave-running"),
+            *("--tcp-established", "--file-locks"),
+            *("--image-path", images, "--work-path", work, container_id),
+        ]
+        options = Options(env={"PATH": os.environ.get("PATH", os.defpath), "HOME": str(home)})
+        ended = await finish(run(argv, limit_s=None, options=options))
+        if ended.status:
+            raise AgentError(f"{self.name} checkpoint: {last_line(ended.errors)}")
 
     @property
     def detaches_exec(self) -> bool:

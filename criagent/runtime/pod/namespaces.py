@@ -92,17 +92,8 @@ class PodNamespaces:
             await run_in(self.fs, pin, pid)
 
     def pins(self, sandbox: Sandbox) -> dict[str, Path]:
-        """The pin of each namespace of the pod's own, by kind ("net", "ipc", "uts", "user")."""
-        options = sandbox.spec.security.namespaces
-        pins: dict[str, Path] = {}
-        if options.network is not NamespaceMode.NODE:
-            pins["net"] = self.paths.netns(sandbox.id)
-            pins["uts"] = self.paths.utsns(sandbox.id)
-        if options.ipc is not NamespaceMode.NODE:
-            pins["ipc"] = self.paths.ipcns(sandbox.id)
-        if options.pod_userns is not None:
-            pins["user"] = self.paths.userns(sandbox.id)
-        return pins
+        """As `namespace_pins`."""
+        return namespace_pins(self.paths, sandbox)
 
     def netns(self, sandbox: Sandbox) -> Path:
         """Where the network namespace of `sandbox` is pinned."""
@@ -127,6 +118,20 @@ class PodNamespaces:
                 unpin(pin)
 
         await run_in(self.fs, undo)
+
+
+def namespace_pins(paths: RuntimePaths, sandbox: Sandbox) -> dict[str, Path]:
+    """The pin of each namespace of the pod's own, by kind ("net", "ipc", "uts", "user")."""
+    options = sandbox.spec.security.namespaces
+    pins: dict[str, Path] = {}
+    if options.network is not NamespaceMode.NODE:
+        pins["net"] = paths.netns(sandbox.id)
+        pins["uts"] = paths.utsns(sandbox.id)
+    if options.ipc is not NamespaceMode.NODE:
+        pins["ipc"] = paths.ipcns(sandbox.id)
+    if options.pod_userns is not None:
+        pins["user"] = paths.userns(sandbox.id)
+    return pins
 
 
 def pod_hostname(sandbox: Sandbox) -> str:

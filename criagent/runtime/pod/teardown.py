@@ -3,15 +3,15 @@
 
 from __future__ import annotations
 
-import dataclasses
-
 import structlog
 
 from criagent.base import faults
 from criagent.base.errors import AgentError
 from criagent.model.sandbox import Sandbox
 from criagent.runtime.node.clock import Clock
+from criagent.runtime.nri.door import Plugins
 from criagent.runtime.pod.objects import SandboxObjects
+from criagent.runtime.pod.transitions import SandboxTransitions
 from criagent.store.sandboxes import SandboxStore
 
 log: structlog.stdlib.BoundLogger = structlog.get_logger(__name__)
@@ -20,18 +20,26 @@ log: structlog.stdlib.BoundLogger = structlog.get_logger(__name__)
 class SandboxTeardown:
     """Each step is idempotent and finds its objects by the id."""
 
-    def __init__(self, *, store: SandboxStore, objects: SandboxObjects, clock: Clock) -> None:
+    def __init__(
+        self,
+        *,
+        store: SandboxStore,
+        transitions: SandboxTransitions,
+        objects: SandboxObjects,
+        plugins: Plugins,
+        clock: Clock,
+    ) -> None:
         self._store = store
+        self._transitions = transitions
         self._objects = objects
+        self._plugins = plugins
         self._clock = clock
 
     async def mark_stopped(self, sandbox: Sandbox) -> Sandbox:
         """Close the sandbox to new containers, for good."""
         if sandbox.stopped_at_ns:
             return sandbox
-        sandbox = dataclasses.replace(sandbox, stopped_at_ns=self._clock.now_ns())
-        await self._store.update(sandbox)
-        return sandbox
+        return await self._transitions.apply(sandbox.id, stopped_at_ns=self._clock.now_ns())
 
     async def mark_lost(self, sandbox_id: str) -> bool:
         """List a sandbox whose undo failed as NOTREADY, so that the kubelet removes it.
@@ -56,19 +64,22 @@ class SandboxTeardown:
         sandbox = await self.mark_stopped(sandbox)
         if sandbox.released_at_ns:
             return sandbox
+        if self._plugins.active:
+            await self._plugins.sandbox_stopped(sandbox)
         await self._objects.remove_holder(sandbox)
         faults.reach("sandbox-stop:holder")
         await self._objects.detach(sandbox)
         faults.reach("sandbox-stop:network")
         await self._objects.remove_namespaces(sandbox.id)
         faults.reach("sandbox-stop:namespaces")
-        sandbox = dataclasses.replace(sandbox, released_at_ns=self._clock.now_ns())
-        await self._store.update(sandbox)
+        sandbox = await self._transitions.apply(sandbox.id, released_at_ns=self._clock.now_ns())
         faults.reach("sandbox-stop:released")
         return sandbox
 
     async def erase(self, sandbox: Sandbox) -> None:
         """Remove everything, the row last."""
+        if self._plugins.active:
+            await self._plugins.sandbox_removed(sandbox)
         if not sandbox.released_at_ns:
             await self._objects.remove_holder(sandbox)
             await self._objects.detach(sandbox)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Layers, directories and scopes that no row owns: swept after everything else is recovered."""
+"""Layers, directories, scopes and unfinished checkpoints: swept when the rest is recovered."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from criagent.base.aio import run_in
 from criagent.image.snapshots.snapshots import Snapshots
 from criagent.kernel import mount
 from criagent.model.common import ID_PATTERN
+from criagent.runtime.checkpoint.leftovers import CheckpointLeftovers
 from criagent.runtime.node.paths import RuntimePaths
 from criagent.runtime.oci.failed_scopes import forget_orphans
 from criagent.store.containers import ContainerStore
@@ -31,6 +32,7 @@ class Orphans:
         containers: ContainerStore,
         layers: SnapshotStore,
         snapshots: Snapshots,
+        checkpoints: CheckpointLeftovers,
         paths: RuntimePaths,
         fs: Executor,
     ) -> None:
@@ -38,6 +40,7 @@ class Orphans:
         self._containers = containers
         self._layers = layers
         self._snapshots = snapshots
+        self._checkpoints = checkpoints
         self._paths = paths
         self._fs = fs
 
@@ -50,6 +53,7 @@ class Orphans:
 
     async def sweep(self) -> None:
         """Take them away."""
+        await self._checkpoints.clear_all()
         await self._writable_layers()
         await self._snapshots.sweep()
         await run_in(self._fs, self._directories)

@@ -119,7 +119,7 @@ class UnknownContainers:
             one = bases.get(entry.target)
             if one is None or not one.living:
                 continue
-            if place := elsewhere(entry, self.paths.root):
+            if place := elsewhere(entry, *self.paths.roots):
                 raise UnavailableError(
                     f"container {one.id} runs with its files in {place}, which is not below "
                     f"storage.root ({self.paths.root}); restore storage.root, or end the "

@@ -77,7 +77,7 @@ class WritableLayers:
         first_s: float = _FIRST_S,
         slice_s: float = _SLICE_S,
     ) -> None:
-        self.mountpoint = str(snapshots.root)
+        self.mountpoint = str(snapshots.containers_root)
         self._snapshots = snapshots
         self._rootfs = rootfs
         self._store = snapshots.store

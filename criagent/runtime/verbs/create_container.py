@@ -30,6 +30,8 @@ from criagent.runtime.container.launch import ContainerLauncher
 from criagent.runtime.node.cgroup_names import CgroupDriver, container_cgroup
 from criagent.runtime.node.clock import Identities
 from criagent.runtime.node.handlers import Handlers
+from criagent.runtime.nri.door import Plugins
+from criagent.runtime.spec.layer_limits import LayerLimits
 from criagent.runtime.spec.signals import stop_signal
 from criagent.runtime.spec.validate import validate_container_spec
 from criagent.store.containers import ContainerStore
@@ -49,6 +51,7 @@ class _Request:
     handler: str
     image: Image
     volumes: tuple[ImageVolume, ...]
+    limit_bytes: int  # of the writable layer, 0 = none
 
 
 class NewContainers:
@@ -62,12 +65,18 @@ class NewContainers:
         handlers: Handlers,
         driver: CgroupDriver,
         identities: Identities,
+        layer_limits: LayerLimits,
     ) -> None:
+        self._layer_limits = layer_limits
         self._images = images
         self._volumes = volumes
         self._handlers = handlers
         self._driver = driver
         self._identities = identities
+
+    def now_ns(self) -> int:
+        """The time for a row."""
+        return self._identities.now_ns()
 
     def check(self, sandbox: Sandbox, spec: ContainerSpec) -> str:
         """The name of the handler that is to run a container of `spec`.
@@ -85,13 +94,15 @@ class NewContainers:
         return handler.name
 
     def request(self, sandbox: Sandbox, spec: ContainerSpec, handler: str) -> _Request:
-        """Raises NotFoundError if the image, or the image of a volume, is not on the node."""
+        """Raises NotFoundError if the image, or the image of a volume, is not on the node, and
+        InvalidRequestError for an annotation that is no limit."""
         return _Request(
             sandbox=sandbox,
             spec=spec,
             handler=handler,
             image=self._images.resolve(spec.image),
             volumes=self._volumes.find(spec),
+            limit_bytes=self._layer_limits.of(sandbox.spec, spec),
         )
 
     def container(self, request: _Request) -> Container:
@@ -131,7 +142,7 @@ class ContainerCreator:
         files: ContainerFiles,
         bundles: ContainerBundles,
         launcher: ContainerLauncher,
-        identities: Identities,
+        plugins: Plugins,
     ) -> None:
         self._sandboxes = sandboxes
         self._store = store
@@ -140,7 +151,7 @@ class ContainerCreator:
         self._files = files
         self._bundles = bundles
         self._launcher = launcher
-        self._identities = identities
+        self._plugins = plugins
 
     async def create(self, sandbox_id: str, spec: ContainerSpec) -> Container:
         """Return the CREATED container of `spec`, which is created unless it exists or is being
@@ -195,28 +206,39 @@ class ContainerCreator:
         sandbox, image = request.sandbox, request.image
         owner.stage = "state"
         undo.push("row", partial(self._store.delete, container.id))
-        undo.push("files", partial(self._files.remove, container.id, container.cgroup))
+        undo.push("files", partial(self._remove_files, container))
         _, layer = await both(
-            self._store.insert(container), self._files.make_layer(container, image)
+            self._store.insert(container),
+            self._files.make_layer(container, image, request.limit_bytes),
         )
         faults.reach("container-create:row")
+        undo.push("plugins", partial(self._plugins.container_undone, container.id))
+        requested = container
         container = await self._bundles.make(
             container, sandbox, image=image, snapshot=layer, owner=owner
         )
+        if container.cgroup != requested.cgroup:  # an NRI plugin has moved it
+            await self._store.update(container)
         owner.stage = "conmon and the OCI runtime"
         undo.push("runtime", partial(self._launcher.delete, container))
         container, monitor = await self._launcher.create(container, sandbox)
-        container = dataclasses.replace(container, ready_at_ns=self._identities.now_ns())
+        container = dataclasses.replace(container, ready_at_ns=self._new.now_ns())
         await self._store.update(container)
         self._launcher.watch(container, monitor)
         faults.reach("container-create:ready")
+        if self._plugins.active:
+            await self._plugins.container_created(container)
         return container
+
+    async def _remove_files(self, container: Container) -> None:
+        now = self._store.get(container.id) or container  # an NRI plugin may have moved it
+        await self._files.remove(container.id, now.cgroup)
 
     async def _list_for_removal(self, container: Container) -> None:
         """List a container whose undo failed."""
         left = self._store.get(container.id)
         if left is not None:
-            fields = left_for_removal(self._identities.now_ns())
+            fields = left_for_removal(self._new.now_ns())
             await self._store.update(dataclasses.replace(left, **fields))
             log.warning("container_left_for_removal", container_id=container.id)
 

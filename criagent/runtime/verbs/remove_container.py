@@ -12,6 +12,7 @@ from criagent.base.errors import NotFoundError
 from criagent.model.container import ContainerId
 from criagent.runtime.container.erasure import ContainerErasure
 from criagent.runtime.container.keys import Act, Ending, Endings
+from criagent.runtime.nri.door import Plugins
 from criagent.runtime.verbs.stop_container import ContainerStopper
 from criagent.store.containers import ContainerStore
 
@@ -28,11 +29,13 @@ class ContainerRemover:
         endings: Endings,
         stopper: ContainerStopper,
         erasure: ContainerErasure,
+        plugins: Plugins,
     ) -> None:
         self._store = store
         self._endings = endings
         self._stopper = stopper
         self._erasure = erasure
+        self._plugins = plugins
 
     async def remove(self, container_id: str) -> None:
         """Return when nothing of the container is left; unknown ids are fine."""
@@ -50,6 +53,9 @@ class ContainerRemover:
         await self._stopper.stop(container_id, 0)
         container = self._store.get(container_id)
         if container is not None:
+            if self._plugins.active:
+                owner.stage = "NRI plugins"
+                await self._plugins.container_removed(container)
             owner.stage = "files"
             await self._erasure.erase(container)
             log.info("container_removed", container_id=container_id)

@@ -21,6 +21,7 @@ from criagent.model.common import NamespaceMode
 from criagent.model.sandbox import Sandbox, SandboxId, SandboxMetadata, SandboxSpec
 from criagent.runtime.node.clock import Identities
 from criagent.runtime.node.handlers import Handlers
+from criagent.runtime.nri.door import Plugins
 from criagent.runtime.pod.holder_watch import HolderWatch
 from criagent.runtime.pod.objects import SandboxObjects
 from criagent.runtime.pod.teardown import SandboxTeardown
@@ -35,6 +36,32 @@ SandboxCreations = Owners[SandboxMetadata, Sandbox]
 log: structlog.stdlib.BoundLogger = structlog.get_logger(__name__)
 
 
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class NewSandboxes:
+    """Rows of new sandboxes."""
+
+    store: SandboxStore
+    objects: SandboxObjects
+    selinux: Selinux
+    identities: Identities
+
+    def sandbox(self, spec: SandboxSpec) -> Sandbox:
+        """A sandbox that is about to be made."""
+        identity = self.identities.next()
+        return Sandbox(
+            id=SandboxId(identity.id),
+            spec=spec,
+            created_at_ns=identity.at_ns,
+            boot_id=identity.boot_id,
+            selinux_level=self.selinux.level(spec, self.store.all()),
+            network_backend=self.objects.backend(spec),
+        )
+
+    def ready(self, sandbox: Sandbox) -> Sandbox:
+        """The sandbox, complete."""
+        return dataclasses.replace(sandbox, ready_at_ns=self.identities.now_ns())
+
+
 class SandboxRunner:
     """The RunPodSandbox verb."""
 
@@ -47,8 +74,8 @@ class SandboxRunner:
         objects: SandboxObjects,
         watch: HolderWatch,
         teardown: SandboxTeardown,
-        selinux: Selinux,
-        identities: Identities,
+        new: NewSandboxes,
+        plugins: Plugins,
     ) -> None:
         self._store = store
         self._making = making
@@ -56,8 +83,8 @@ class SandboxRunner:
         self._objects = objects
         self._watch = watch
         self._teardown = teardown
-        self._selinux = selinux
-        self._identities = identities
+        self._new = new
+        self._plugins = plugins
 
     async def run(self, spec: SandboxSpec) -> Sandbox:
         """Return the READY sandbox of `spec`, which is created unless it exists or is being
@@ -92,15 +119,7 @@ class SandboxRunner:
         if remains is not None:  # an undo failed, and the disk refused to mark the sandbox
             owner.stage = "remains of a failed attempt"
             await self._teardown.erase(remains)
-        identity = self._identities.next()
-        sandbox = Sandbox(
-            id=SandboxId(identity.id),
-            spec=spec,
-            created_at_ns=identity.at_ns,
-            boot_id=identity.boot_id,
-            selinux_level=self._selinux.level(spec, self._store.all()),
-            network_backend=self._objects.backend(spec),
-        )
+        sandbox = self._new.sandbox(spec)
         structlog.contextvars.bind_contextvars(sandbox_id=sandbox.id)
         undo = Rollback("sandbox-run", step_budget_s=_UNDO_BUDGET_S)
         try:
@@ -139,8 +158,13 @@ class SandboxRunner:
             undo.push("holder", partial(self._objects.remove_holder, sandbox))
             sandbox = await self._objects.start_holder(sandbox)
             faults.reach("sandbox-run:holder")
+        undo.push("plugins", partial(self._plugins.sandbox_undone, sandbox))
+        if self._plugins.active:
+            owner.stage = "NRI plugins"
+            await self._plugins.sandbox_run(sandbox)
+        faults.reach("sandbox-run:plugins")
         owner.stage = "commit"
-        sandbox = dataclasses.replace(sandbox, ready_at_ns=self._identities.now_ns())
+        sandbox = self._new.ready(sandbox)
         await self._store.update(sandbox)
         self._watch.watch(sandbox)
         faults.reach("sandbox-run:ready")

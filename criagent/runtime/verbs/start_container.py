@@ -15,6 +15,7 @@ from criagent.model.container import Container, ContainerId, ContainerState
 from criagent.runtime.container.keys import Starts
 from criagent.runtime.container.transitions import Transitions
 from criagent.runtime.node.clock import Clock
+from criagent.runtime.nri.door import Plugins
 from criagent.runtime.oci.runtime import OciRuntime
 from criagent.store.containers import ContainerStore
 from criagent.store.sandboxes import SandboxStore
@@ -33,6 +34,7 @@ class ContainerStarter:
         starts: Starts,
         runtimes: Mapping[str, OciRuntime],
         transitions: Transitions,
+        plugins: Plugins,
         clock: Clock,
     ) -> None:
         self._store = store
@@ -40,6 +42,7 @@ class ContainerStarter:
         self._starts = starts
         self._runtimes = runtimes
         self._transitions = transitions
+        self._plugins = plugins
         self._clock = clock
 
     async def start(self, container_id: str) -> None:
@@ -59,6 +62,9 @@ class ContainerStarter:
         await self._starts.run(container.id, partial(self._start, container))
 
     async def _start(self, container: Container, owner: Owner[ContainerId, None]) -> None:
+        if self._plugins.active:
+            owner.stage = "NRI plugins"
+            await self._plugins.container_starting(container)
         owner.stage = "OCI runtime"
         started_at_ns = self._clock.now_ns()
         runtime = self._runtimes[container.handler]
@@ -71,4 +77,7 @@ class ContainerStarter:
         faults.reach("container-start:started")
         await self._transitions.apply(container.id, started_at_ns=started_at_ns)
         faults.reach("container-start:row")
+        if self._plugins.active:
+            owner.stage = "NRI plugins"
+            await self._plugins.container_started(container.id)
         log.info("container_started", container_id=container.id)

@@ -10,10 +10,12 @@ import structlog
 
 from criagent.base.errors import WrongStateError
 from criagent.model.common import Resources
-from criagent.model.container import ContainerState
+from criagent.model.container import Container, ContainerState
 from criagent.runtime.container.transitions import Transitions
 from criagent.runtime.node.facts import NodeFacts
+from criagent.runtime.nri.door import Plugins
 from criagent.runtime.oci.runtime import OciRuntime
+from criagent.runtime.spec.inputs import OciObject
 from criagent.runtime.spec.limits import resources_to_oci
 from criagent.store.containers import ContainerStore
 
@@ -30,6 +32,7 @@ class ResourceUpdater:
     transitions: Transitions
     runtimes: Mapping[str, OciRuntime]
     node: NodeFacts
+    plugins: Plugins
 
     async def update(self, container_id: str, resources: Resources) -> None:
         """Change the given limits; zero and empty ones stay as they are.
@@ -38,9 +41,19 @@ class ResourceUpdater:
         NotFoundError, WrongStateError for an exited container, UnsupportedError for a limit whose
         controller is missing, AgentError with the runtime's message.
         """
-        container = self.store.resolve(container_id)
-        if container.state is ContainerState.EXITED:
-            raise WrongStateError(f"container {container.id} has exited; its limits cannot change")
+        if not self.plugins.active:
+            await self.apply(container_id, resources, {})
+            return
+        container = self._alive(container_id)
+        resources, more = await self.plugins.container_updating(container, resources)
+        await self.apply(container.id, resources, more)
+        await self.plugins.container_updated(container.id)
+
+    async def apply(self, container_id: str, resources: Resources, more: OciObject) -> None:
+        """As `update`, without asking plugins; `more` are limits that CRI does not have, as
+        resources of OCI.
+        """
+        container = self._alive(container_id)
         resources = with_swap(container.resources, resources)
         wanted = resources_to_oci(
             resources,
@@ -48,10 +61,17 @@ class ResourceUpdater:
             missing=self.node.missing_controllers,
             swap=self.node.swap,
         )
+        wanted = joined(wanted, more)
         if wanted:
             await self.runtimes[container.handler].update(container.id, wanted)
         await self.transitions.apply(container.id, resources=merged(container.resources, resources))
         log.info("container_updated", container_id=container.id)
+
+    def _alive(self, container_id: str) -> Container:
+        container = self.store.resolve(container_id)
+        if container.state is ContainerState.EXITED:
+            raise WrongStateError(f"container {container.id} has exited; its limits cannot change")
+        return container
 
 
 def with_swap(old: Resources, new: Resources) -> Resources:
@@ -87,3 +107,8 @@ def merged(old: Resources, new: Resources) -> Resources:
         unified.pop(_SWAP_FILE, None)  # the total that came counts now
     given["unified"] = unified
     return dataclasses.replace(old, **given)
+
+
+def joined(one: OciObject, other: OciObject) -> OciObject:
+    """`linux.resources` of OCI with the entries of `other`, part by part."""
+    return {**one, **{name: {**one.get(name, {}), **part} for name, part in other.items()}}

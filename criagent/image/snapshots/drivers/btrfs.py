@@ -15,7 +15,7 @@ import asyncio
 import contextlib
 import errno
 import os
-from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Executor
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -48,6 +48,8 @@ log: structlog.stdlib.BoundLogger = structlog.get_logger(__name__)
 
 # Pauses while waiting for the space of deleted subvolumes, 5 s in all; mounted ones keep it.
 _PAUSES_S = tuple(0.005 * 2**n for n in range(10))
+_IMPATIENT_S = _PAUSES_S[6]  # after which the kernel is asked to free them by a whole sync
+_METADATA_BYTES = 64 << 20  # less is reported, if it is a quarter of what there is as well
 _CANNOT_RENAME = frozenset({errno.ENOSPC, errno.EDQUOT})
 
 
@@ -176,9 +178,26 @@ class BtrfsDriver(DirectoryDriver):
         if flags & os.ST_RDONLY:
             return (
                 f"the file system of {self.root} is read-only; look for errors of btrfs in dmesg, "
-                "and mount it again"
+                "then unmount it and mount it again"
+            )
+        room = self._metadata_room()
+        if room < _METADATA_BYTES:
+            return (
+                f"the file system of {self.root} has room for {room >> 20} MiB more of metadata; "
+                f"run `btrfs balance start -dusage=50 {self.root}`, remove images, or enlarge it"
             )
         return ""
+
+    def _metadata_room(self) -> int:
+        """Bytes that metadata can still take: beyond them nothing can be created, although the
+        file system may have space for data."""
+        with _opened(self.root) as place:
+            space, unallocated = btrfs.space(place), btrfs.unallocated(place)
+        if "metadata" not in space:  # small file systems have one room for both
+            return _METADATA_BYTES
+        used, total = space["metadata"]
+        room = total - used - space.get("reserve", (0, 0))[1] + unallocated // 2  # DUP
+        return max(room, 0) if room < total // 4 else _METADATA_BYTES
 
     async def facts(self) -> Mapping[str, str]:
         """Its quotas, and what the file system has set aside for data and metadata."""
@@ -193,12 +212,13 @@ class BtrfsDriver(DirectoryDriver):
         return {"quotas": text} | {
             name: f"{used / 1e6:.1f} of {total / 1e6:.1f} MB set aside"
             for name, (used, total) in space.items()
+            if name != "reserve"
         }
 
     def counted(self, number: int, rootfs: Path) -> Counted:
         """What was allocated since the snapshot was made."""
         path, fixed = self._path(number), (self._tree(number), self.volumes(number))
-        return Counted(tops=(), own=lambda: SubvolumeCount(path, fixed))
+        return Counted(tops=[fixed[0]], own=lambda: SubvolumeCount(path, fixed))
 
     async def problem(self, layer: Snapshot) -> str:
         """Compare the subvolume and its files with the layer's row."""
@@ -222,7 +242,7 @@ class BtrfsDriver(DirectoryDriver):
                 with _opened(path) as subvolume:
                     btrfs.set_readonly(subvolume, wanted=False)  # or it cannot be renamed
                 faults.reach("btrfs:writable")
-            path.rename(self._trash / str(number))
+            path.rename(self.root / "trash" / str(number))
         except FileNotFoundError:
             return
         except OSError as exc:
@@ -250,13 +270,15 @@ class BtrfsDriver(DirectoryDriver):
         deleted, self._deleted = self._deleted, []
         if not deleted:
             return
-        await run_in(self._fs, self._sync)
+        await run_in(self._fs, self._at_root, btrfs.commit)
         for pause_s in _PAUSES_S:
             deleted = await run_in(self._fs, self._left, deleted)
             if not deleted:
                 break
             await asyncio.sleep(pause_s)
-        await run_in(self._fs, self._sync)  # blocks can be used again after a commit
+            if pause_s == _IMPATIENT_S:
+                await run_in(self._fs, self._at_root, btrfs.sync)
+        await run_in(self._fs, self._at_root, btrfs.commit)  # which makes the space usable
         await run_in(self._fs, self._forget_limits)
 
     def _forget_limits(self) -> None:
@@ -265,9 +287,9 @@ class BtrfsDriver(DirectoryDriver):
                 if not btrfs.exists(place, subvolume):
                     btrfs_quota.unlimit(place, subvolume)
 
-    def _sync(self) -> None:
+    def _at_root(self, call: Callable[[int], None]) -> None:
         with _opened(self.root) as place:
-            btrfs.sync(place)
+            call(place)
 
     def _left(self, deleted: Sequence[int]) -> list[int]:
         with _opened(self.root) as place:

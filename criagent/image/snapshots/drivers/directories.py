@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """What drivers that store snapshots as trees of files share: `<root>/<number>/{fs,volumes}`.
 
-Removal renames into `<root>/trash` first, so it needs no space and a crash leaves nothing but
-trash.
+With `storage.containers_root` the writable layers are below that directory, on a file system of
+their own. Removal renames into `trash` beside them first, so it needs no space and a crash leaves
+nothing but trash.
 """
 
 from __future__ import annotations
@@ -16,10 +17,12 @@ from pathlib import Path
 import structlog
 
 from criagent.base.aio import run_in
-from criagent.base.errors import UnsupportedError
+from criagent.base.errors import UnavailableError, UnsupportedError
 from criagent.config.storage_section import Storage
+from criagent.image.blobs import disk_full
 from criagent.image.snapshots.content_problem import content_problem
 from criagent.image.snapshots.driver import Counted, MappedIds, Taken
+from criagent.image.snapshots.numbers import split
 from criagent.kernel.trees import remove_tree
 from criagent.model.image import Snapshot
 
@@ -33,8 +36,15 @@ class DirectoryDriver:
         self.root = root
         self._section = section
         self._fs = fs
-        self._trash = root / "trash"
+        own = section.containers_root
+        self.containers_root = Path(own) / "snapshots" if own else root
+        self._tops = (root,) if self.containers_root == root else (root, self.containers_root)
         self._fillers = (root / "empty", root / "empty-too")  # stay empty, for overlays
+
+    @property
+    def name(self) -> str:
+        """Of the driver itself."""
+        raise NotImplementedError
 
     async def prepare(self) -> None:
         """Make the fixed directories."""
@@ -48,8 +58,9 @@ class DirectoryDriver:
         return None
 
     async def health(self) -> str:
-        """Whether there is space is the kubelet's question."""
-        return ""
+        """Whether the directories are there; whether there is space is the kubelet's question."""
+        gone = [top for top in self._tops if not await run_in(self._fs, top.exists)]
+        return f"{gone[0]} is gone; mount its file system again" if gone else ""
 
     def used_shares(self) -> Mapping[str, float]:
         """There is no other store."""
@@ -60,19 +71,20 @@ class DirectoryDriver:
         return {}
 
     def _prepare(self) -> None:
-        self.root.mkdir(parents=True, exist_ok=True, mode=0o700)
-        self._trash.mkdir(exist_ok=True, mode=0o700)
+        for top in self._tops:
+            top.mkdir(parents=True, exist_ok=True, mode=0o700)
+            (top / "trash").mkdir(exist_ok=True, mode=0o700)
         for filler in self._fillers:
             filler.mkdir(exist_ok=True)
 
     def volumes(self, number: int) -> Path:
         """`<number>/volumes`."""
-        return self._path(number) / "volumes"
+        return self._container(number) / "volumes"
 
     def counted(self, number: int, rootfs: Path) -> Counted:
         """The files and the volumes."""
         volumes = self.volumes(number)
-        return Counted(tops=[self._tree(number), *([volumes] if volumes.exists() else [])])
+        return Counted(tops=[self._upper(number), *([volumes] if volumes.exists() else [])])
 
     async def problem(self, layer: Snapshot) -> str:
         """Compare the files with the layer's row."""
@@ -83,19 +95,21 @@ class DirectoryDriver:
         await run_in(self._fs, self._trash_one, number)
 
     def _trash_one(self, number: int) -> None:
-        with contextlib.suppress(FileNotFoundError):
-            self._path(number).rename(self._trash / str(number))
+        for top in self._tops:
+            with contextlib.suppress(FileNotFoundError):
+                (top / str(number)).rename(top / "trash" / str(number))
 
     async def empty_trash(self) -> None:
         """Delete what was renamed away."""
         await run_in(self._fs, self._empty_trash)
 
     def _empty_trash(self) -> None:
-        for entry in self._trash.iterdir():
-            try:
-                self._delete(entry)
-            except OSError as exc:
-                log.warning("trash_not_deleted", path=str(entry), error=str(exc))
+        for top in self._tops:
+            for entry in (top / "trash").iterdir():
+                try:
+                    self._delete(entry)
+                except OSError as exc:
+                    log.warning("trash_not_deleted", path=str(entry), error=str(exc))
 
     def _delete(self, entry: Path) -> None:
         """Delete one entry of the trash, some of which may be gone. Raises OSError."""
@@ -107,25 +121,58 @@ class DirectoryDriver:
 
     def _sweep(self, known: frozenset[int]) -> None:
         self._prepare()
-        for entry in self.root.iterdir():
-            if entry.name.isdigit() and int(entry.name) not in known:
-                log.warning("orphan_removed", path=str(entry))
-                self._trash_one(int(entry.name))
+        for top in self._tops:
+            for entry in top.iterdir():
+                if entry.name.isdigit() and int(entry.name) not in known:
+                    log.warning("orphan_removed", path=str(entry))
+                    self._trash_one(int(entry.name))
         self._empty_trash()
 
     def _path(self, number: int) -> Path:
-        return self.root / str(number)
+        store, own = split(number)
+        if store:
+            return self._section.additional_stores[store - 1] / "snapshots" / str(own)
+        return self.root / str(own)
 
     def _tree(self, number: int) -> Path:
         return self._path(number) / "fs"
 
+    def _container(self, number: int) -> Path:
+        """The directory of a writable layer."""
+        return self.containers_root / str(number)
 
-def no_limit(driver: str, limit_bytes: int) -> None:
-    """Raises UnsupportedError for a limit, which `driver` can't keep."""
+    def _upper(self, number: int) -> Path:
+        """The files of a writable layer."""
+        return self._container(number) / "fs"
+
+    def _adopt(self, directory: Path, limit_bytes: int) -> None:
+        """Prepare the limit of a new writable layer, whose directory is empty."""
+        no_limit(self.name, limit_bytes)
+
+    def _make_container(self, number: int, limit_bytes: int, *beside: str) -> None:
+        """An empty writable layer, and empty directories beside its files."""
+        directory = self._container(number)
+        with disk_full(self.containers_root):
+            try:
+                directory.mkdir()
+            except FileNotFoundError as exc:
+                raise UnavailableError(
+                    f"{self.containers_root} is gone; mount its file system again"
+                ) from exc
+            self._adopt(directory, limit_bytes)
+            upper = self._upper(number)
+            upper.mkdir()
+            upper.chmod(0o755)  # the umask does not apply: this is the image's "/"
+            for name in beside:
+                (directory / name).mkdir()
+
+
+def no_limit(driver: str, limit_bytes: int, why: str = "") -> None:
+    """Raises UnsupportedError for a limit, which `driver` can't keep; `why` has the cure."""
     if limit_bytes:
+        why = why or "set no limit, or choose another storage.driver"
         raise UnsupportedError(
-            f"the storage driver {driver} cannot limit the size of a writable layer on this file "
-            "system; set no limit, or choose another storage.driver"
+            f"the storage driver {driver} cannot limit the size of a writable layer here: {why}"
         )
 
 

@@ -32,7 +32,7 @@ from criagent.image.snapshots.driver import (
     MountPoint,
     Taken,
 )
-from criagent.image.snapshots.drivers.directories import DirectoryDriver, let_through, no_limit
+from criagent.image.snapshots.drivers.directories import DirectoryDriver, let_through
 from criagent.image.snapshots.tree_count import TreeCount
 from criagent.kernel import mount
 from criagent.kernel.trees import remove_tree
@@ -50,15 +50,18 @@ class FuseOverlayfsDriver(DirectoryDriver):
     """Lower and upper directories below `root`, mounted with fuse-overlayfs."""
 
     name: Final = "fuse-overlayfs"
-    capabilities: Final = Capabilities(settles=False, selinux_labels=False, shared_page_cache=False)
+    capabilities: Final = Capabilities(
+        settles=False, selinux_labels=False, shared_page_cache=False, separate_containers=True
+    )
 
     async def prepare(self) -> None:
         """Make the fixed directories, and try the program on their file system."""
-        if any(separator in str(self.root) for separator in _SEPARATORS):
-            raise UnsupportedError(
-                f"fuse-overlayfs takes no path with a colon, comma or backslash: {self.root}; "
-                "set another storage.root"
-            )
+        for top in self._tops:
+            if any(separator in str(top) for separator in _SEPARATORS):
+                raise UnsupportedError(
+                    f"fuse-overlayfs takes no path with a colon, comma or backslash: {top}; set "
+                    "another directory"
+                )
         if not _DEVICE.exists():
             raise UnsupportedError(
                 f"the storage driver fuse-overlayfs needs {_DEVICE}; run `modprobe fuse`"
@@ -123,8 +126,7 @@ class FuseOverlayfsDriver(DirectoryDriver):
 
     async def create_container(self, number: int, parent: int | None, limit_bytes: int) -> None:
         """Empty directories as well."""
-        no_limit(self.name, limit_bytes)
-        await run_in(self._fs, self._make, number)
+        await run_in(self._fs, self._make_container, number, limit_bytes, "work")
 
     @asynccontextmanager
     async def layer_place(
@@ -183,7 +185,7 @@ class FuseOverlayfsDriver(DirectoryDriver):
         _no_label(at)
         await run_in(self._fs, self._prepare_target, at)
         layers = [self._tree(lower) for lower in below]
-        await self._join(layers, self._path(number), at.path, at.ids)
+        await self._join(layers, self._container(number), at.path, at.ids)
 
     async def mount_image(self, layers: Sequence[int], at: MountPoint) -> None:
         """A mount without an upper directory, which the program refuses to write to."""

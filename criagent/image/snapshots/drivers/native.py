@@ -22,7 +22,7 @@ from criagent.base.errors import AgentError, ExhaustedError, UnsupportedError
 from criagent.image.blobs import disk_full
 from criagent.image.snapshots.driver import Capabilities, LayerPlace, MappedIds, MountPoint
 from criagent.image.snapshots.drivers.bind_mount import bind, userns_problem
-from criagent.image.snapshots.drivers.directories import DirectoryDriver, no_limit
+from criagent.image.snapshots.drivers.limited import LimitedDirectoryDriver
 from criagent.image.snapshots.drivers.overlay_mount import mount_readonly
 from criagent.process.child import Options, run
 
@@ -31,11 +31,13 @@ _FULL = (os.strerror(errno.ENOSPC), os.strerror(errno.EDQUOT))
 _IN_ENGLISH = Options(env={"PATH": os.defpath, "LC_ALL": "C"})
 
 
-class NativeDriver(DirectoryDriver):
+class NativeDriver(LimitedDirectoryDriver):
     """Copies below `root`."""
 
     name: Final = "native"
-    capabilities: Final = Capabilities(settles=False, selinux_labels=False, shared_page_cache=False)
+    capabilities = Capabilities(
+        settles=False, selinux_labels=False, shared_page_cache=False, separate_containers=True
+    )
 
     def _prepare(self) -> None:
         super()._prepare()
@@ -56,7 +58,7 @@ class NativeDriver(DirectoryDriver):
 
     async def userns_problem(self, ids: MappedIds) -> str:
         """Try an idmapped mount of the snapshots' directory."""
-        return await run_in(self._fs, userns_problem, self.root, ids)
+        return await run_in(self._fs, userns_problem, self.containers_root, ids)
 
     async def create_layer(self, number: int, parent: int | None) -> None:
         """A copy of `parent`, or an empty directory."""
@@ -68,8 +70,10 @@ class NativeDriver(DirectoryDriver):
 
     async def create_container(self, number: int, parent: int | None, limit_bytes: int) -> None:
         """A copy as well."""
-        no_limit(self.name, limit_bytes)
-        await self.create_layer(number, parent)
+        await run_in(self._fs, self._make_container, number, limit_bytes)
+        if parent is not None:
+            await self._copy(self._tree(parent), self._upper(number))
+        await run_in(self._fs, self._limit, number, limit_bytes)
 
     @asynccontextmanager
     async def layer_place(
@@ -84,7 +88,7 @@ class NativeDriver(DirectoryDriver):
 
     async def mount_container(self, number: int, below: Sequence[int], at: MountPoint) -> None:
         """Bind the container's copy."""
-        await run_in(self._fs, bind, self._tree(number), at, self.name)
+        await run_in(self._fs, bind, self._upper(number), at, self.name)
 
     async def mount_image(self, layers: Sequence[int], at: MountPoint) -> None:
         """An overlay of the topmost layer alone: a bind mount could be made writable."""
@@ -113,7 +117,7 @@ class NativeDriver(DirectoryDriver):
             output = ended.errors.strip()[-300:]
             if any(reason in output for reason in _FULL):
                 raise ExhaustedError(
-                    f"no space left below {self.root}; remove images or enlarge the disk"
+                    f"no space left below {target.parent.parent}; remove images or enlarge the disk"
                 )
             raise AgentError(f"copy of snapshot {source}: {output}")
 

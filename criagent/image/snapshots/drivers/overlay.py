@@ -17,16 +17,23 @@ from typing import Final
 from criagent.base.aio import run_in
 from criagent.image.blobs import disk_full
 from criagent.image.snapshots.driver import Capabilities, LayerPlace, MappedIds, MountPoint
-from criagent.image.snapshots.drivers.directories import DirectoryDriver, let_through, no_limit
+from criagent.image.snapshots.drivers.directories import let_through
+from criagent.image.snapshots.drivers.limited import LimitedDirectoryDriver
 from criagent.image.snapshots.drivers.overlay_mount import mount_readonly, seen_as
 from criagent.kernel import idmap, mount
 
 
-class OverlayDriver(DirectoryDriver):
+class OverlayDriver(LimitedDirectoryDriver):
     """Lower and upper directories below `root`, mounted with the kernel's overlayfs."""
 
     name: Final = "overlay"
-    capabilities: Final = Capabilities(settles=True, selinux_labels=True, shared_page_cache=True)
+    capabilities = Capabilities(
+        settles=True,
+        selinux_labels=True,
+        shared_page_cache=True,
+        separate_containers=True,
+        upper_directories=True,
+    )
 
     async def facts(self) -> Mapping[str, str]:
         """Options of its mounts, which do not depend on the parameters of the kernel's module."""
@@ -69,8 +76,11 @@ class OverlayDriver(DirectoryDriver):
 
     async def create_container(self, number: int, parent: int | None, limit_bytes: int) -> None:
         """Empty directories as well."""
-        no_limit(self.name, limit_bytes)
-        await run_in(self._fs, self._make, number)
+        await run_in(self._fs, self._make_upper, number, limit_bytes)
+
+    def _make_upper(self, number: int, limit_bytes: int) -> None:
+        self._make_container(number, limit_bytes, "work")
+        self._limit(number, limit_bytes)
 
     @asynccontextmanager
     async def layer_place(
@@ -90,7 +100,7 @@ class OverlayDriver(DirectoryDriver):
     def _mount_container(self, number: int, below: Sequence[int], at: MountPoint) -> None:
         at.path.parent.mkdir(exist_ok=True, mode=0o700)
         at.path.mkdir(exist_ok=True)
-        upper, work = self._tree(number), self._work(number)
+        upper, work = self._upper(number), self._container(number) / "work"
         if at.ids is not None:
             let_through(at.path.parent, at.ids)
             for directory in (upper, work):
@@ -105,15 +115,12 @@ class OverlayDriver(DirectoryDriver):
         trees = [self._tree(layer) for layer in layers]
         await run_in(self._fs, mount_readonly, self.root, trees, self._fillers, at)
 
-    def _work(self, number: int) -> Path:
-        return self._path(number) / "work"
-
     def _make(self, number: int) -> None:
         with disk_full(self.root):
             tree = self._tree(number)
             tree.mkdir(parents=True, mode=0o755)
             tree.chmod(0o755)  # the umask does not apply: this is the image's "/"
-            self._work(number).mkdir()
+            (self._path(number) / "work").mkdir()
 
 
 _SCRATCH = ("mapped", "empty", "merged")

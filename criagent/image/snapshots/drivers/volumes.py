@@ -138,6 +138,10 @@ class VolumeDriver(DirectoryDriver, abc.ABC):
         if await run_in(self._fs, _mount_point, disk):
             await self.attach(number, disk, label=label, readonly=readonly)
 
+    @property
+    def _trash(self) -> Path:
+        return self.root / "trash"
+
     async def make(self, number: int) -> None:
         """The directory of a new snapshot. Raises OSError."""
         await run_in(self._fs, self._make, number)

@@ -4,8 +4,8 @@
     fs (written by a worker, settled) ─commit─▶ image ─first use─▶ mounted at mnt, until it is trash
 
 A layer is mounted once, on first use, for all containers: so they share one super block and its
-page cache. It stays mounted when its users and the agent end, since overlays are unmounted without
-the driver, and is unmounted with the layer's removal. Containers have directories as with overlay.
+page cache. It is unmounted when the layer is removed, or when the agent stops and no overlay names
+it: overlays are unmounted without the driver. Containers have directories as with overlay.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ from criagent.image.snapshots.driver import (
     MountPoint,
     Taken,
 )
-from criagent.image.snapshots.drivers.directories import DirectoryDriver, let_through, no_limit
+from criagent.image.snapshots.drivers.directories import let_through
 from criagent.image.snapshots.drivers.erofs import image_file
 from criagent.image.snapshots.drivers.erofs.attach import (
     Way,
@@ -43,6 +43,7 @@ from criagent.image.snapshots.drivers.erofs.attach import (
     seen_as,
 )
 from criagent.image.snapshots.drivers.erofs.image_file import IMAGE, PART
+from criagent.image.snapshots.drivers.limited import LimitedDirectoryDriver
 from criagent.kernel import mount
 from criagent.kernel.trees import remove_tree
 from criagent.model.image import Snapshot
@@ -50,11 +51,13 @@ from criagent.model.image import Snapshot
 _TRIAL = b"criagent\n" * 1000  # compressible, so that the kernel has to know the algorithm
 
 
-class ErofsDriver(DirectoryDriver):
+class ErofsDriver(LimitedDirectoryDriver):
     """Images below `root`, mounted with erofs and joined with overlayfs."""
 
     name: Final = "erofs"
-    capabilities: Final = Capabilities(settles=True, selinux_labels=True, shared_page_cache=True)
+    capabilities = Capabilities(
+        settles=True, selinux_labels=True, shared_page_cache=True, separate_containers=True
+    )
 
     def __init__(self, root: Path, section: Storage, fs: Executor) -> None:
         super().__init__(root, section, fs)
@@ -79,6 +82,27 @@ class ErofsDriver(DirectoryDriver):
             await run_in(self._fs, self._try_verity, image)
         self._way = await chosen(self._keys.backing, image, trial, self._fs)
 
+    async def close(self) -> None:
+        """Unmount the layers that no overlay names, so that their disk can be unmounted."""
+        await run_in(self._fs, self._detach_unused)
+
+    def _detach_unused(self) -> None:
+        """An overlay with mapped ids names other paths: it keeps its clones of the mounts."""
+        table = mount.mountinfo()
+        used = {
+            path
+            for entry in table
+            if entry.fstype == "overlay"
+            for option in entry.super_options
+            if option.startswith("lowerdir")
+            for path in option.partition("=")[2].split(":")
+        }
+        for entry in table:
+            place = Path(entry.target)
+            own = place.name == "mnt" and place.parent.parent == self.root
+            if own and entry.fstype == "erofs" and entry.target not in used:
+                mount.detach(place)
+
     def _prepare_trial(self, trial: Path) -> None:
         detach_all(trial)  # a start was killed
         with disk_full(self.root):
@@ -99,6 +123,7 @@ class ErofsDriver(DirectoryDriver):
     async def facts(self) -> Mapping[str, str]:
         """How layers are stored and mounted."""
         return {
+            **await super().facts(),
             "erofs-utils": self._version,
             "layers mounted from": str(self._way),
             "compression of new layers": self._keys.compression or "none",
@@ -128,7 +153,7 @@ class ErofsDriver(DirectoryDriver):
 
     async def create_layer(self, number: int, parent: int | None) -> None:
         """Empty directories: layers are joined when they are mounted."""
-        await run_in(self._fs, self._make, number, "mnt")
+        await run_in(self._fs, self._make, number)
 
     @asynccontextmanager
     async def layer_place(
@@ -199,8 +224,11 @@ class ErofsDriver(DirectoryDriver):
 
     async def create_container(self, number: int, parent: int | None, limit_bytes: int) -> None:
         """Empty directories as well."""
-        no_limit(self.name, limit_bytes)
-        await run_in(self._fs, self._make, number, "work")
+        await run_in(self._fs, self._make_upper, number, limit_bytes)
+
+    def _make_upper(self, number: int, limit_bytes: int) -> None:
+        self._make_container(number, limit_bytes, "work")
+        self._limit(number, limit_bytes)
 
     async def mount_container(self, number: int, below: Sequence[int], at: MountPoint) -> None:
         """An overlay with the container's upper directory, which its root then owns."""
@@ -210,7 +238,7 @@ class ErofsDriver(DirectoryDriver):
     def _mount_container(self, number: int, layers: Sequence[Path], at: MountPoint) -> None:
         at.path.parent.mkdir(exist_ok=True, mode=0o700)
         at.path.mkdir(exist_ok=True)
-        upper, work = self._tree(number), self._path(number) / "work"
+        upper, work = self._upper(number), self._container(number) / "work"
         if at.ids is not None:
             let_through(at.path.parent, at.ids)
             for directory in (upper, work):
@@ -287,12 +315,12 @@ class ErofsDriver(DirectoryDriver):
 
     # Removal.
 
-    def _make(self, number: int, beside: str) -> None:
+    def _make(self, number: int) -> None:
         with disk_full(self.root):
             tree = self._tree(number)
             tree.mkdir(parents=True, mode=0o755)
             tree.chmod(0o755)  # the umask does not apply: this is the image's "/"
-            (self._path(number) / beside).mkdir()
+            (self._path(number) / "mnt").mkdir()
 
     def _trash_one(self, number: int) -> None:
         """Overlays have clones of the mount, which keep the image alive while they live."""
