@@ -4,7 +4,7 @@ CACHE := $(or $(XDG_CACHE_HOME),$(HOME)/.cache)/criagent
 VENV  := $(CACHE)/venv-$(shell sha256sum requirements-dev.lock 2>/dev/null | sha256sum | cut -c1-16)
 PY    := $(VENV)/bin/python
 
-.PHONY: help proto reference venv demo bench test unit unit-matrix coverage fuzz node storage install-test critest critest-storage \
+.PHONY: help proto reference venv demo bench test unit unit-matrix coverage fuzz node storage install-test nri critest critest-storage \
 	conformance kubernetes check bench-storage \
 	vm-test vm-test-full
 
@@ -107,6 +107,9 @@ vm-test:  ## systemd, limits, AppArmor, a kubelet in a virtual machine; needs ro
 vm-test-full:  ## the same, then for hours: critest whole, idle windows, a cluster, kubeadm, kind
 	tests/nodes/chroot/bare-doctor
 	tests/vm/suites --full
+
+nri:  ## plugins of NRI's own repository in the test node; needs root, git and the internet
+	tests/nri/run
 
 test: unit fuzz node storage critest kubernetes  ## all tests that this machine can run; prints what is skipped and why
 	@echo "not run here: the VM tier (systemd driver, limits, AppArmor, kubelet): make vm-test, make vm-test-full"

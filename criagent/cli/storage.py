@@ -92,6 +92,10 @@ def _print(document: dict[str, Any]) -> None:
         ("Limits of writable layers", _yes(value=can["size_limits"])),
         *((name[:1].upper() + name[1:], text) for name, text in document["facts"].items()),
         *((f"Used by {name}", size_text(size)) for name, size in document["usage"].items()),
+        *(
+            (f"Additional store {store['root']}", store["problem"] or f"{store['images']} images")
+            for store in document["additional_stores"]
+        ),
         *([("Problem", document["problem"])] if document["problem"] else []),
     ]
     for name, text in rows:

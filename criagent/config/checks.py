@@ -154,6 +154,15 @@ def optional_socket_path(path: str) -> None:
     socket_path(Path(path))
 
 
+def stores(paths: Sequence[Path]) -> None:
+    """Absolute directories, each once."""
+    for path in paths:
+        if not path.is_absolute():
+            raise ValueError(f"must have absolute paths, not {str(path)!r}")
+        if paths.count(path) > 1:
+            raise ValueError(f"has {str(path)!r} twice")
+
+
 def duration(text: str) -> None:
     """A length of time above 0, as Go writes it."""
     if seconds(text) <= 0:

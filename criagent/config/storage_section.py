@@ -198,6 +198,13 @@ class Storage:
         "pulled again.",
         default=True,
     )
+    additional_stores: tuple[Path, ...] = key(
+        "Root directories of other agents whose images are used without pulling them and which are "
+        "never written, in the order in which they are asked. They need the same storage driver, "
+        "overlay or native.",
+        default=(),
+        check=checks.stores,
+    )
     run_dir: Path = key(
         "Directory of what a reboot must clear: namespaces, mounts and bundles of running pods. "
         "Leave it on tmpfs. It must differ from storage.root.",

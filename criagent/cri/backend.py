@@ -94,3 +94,4 @@ class Node:
     network: PodNetwork
     paths: RuntimePaths
     driver: CgroupDriver
+    nri: Callable[[], Mapping[str, Any]]  # NriParts.report

@@ -49,7 +49,7 @@ class ImageService(api_pb2_grpc.ImageServiceServicer):
 
     def _listed(self, wanted: api_pb2.ImageFilter) -> list[api_pb2.Image]:
         if not wanted.image.image:
-            return list(self._messages.all())
+            return [*self._messages.all(), *map(self._message, self._images.added())]
         found = self._images.find(self._name(wanted.image))
         return [] if found is None else [self._message(found)]
 

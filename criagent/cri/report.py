@@ -62,6 +62,7 @@ class AgentReport:
                 "ready": condition.ready,
                 "message": condition.message,
             },
+            "nri": self._node.nri(),
             "handlers": [
                 {
                     "name": facts.name,

@@ -54,6 +54,7 @@ class Edge:
         operator_metrics.register_agent(metrics, agent.backend.node.conditions, readiness)
         operator_metrics.register_calls(metrics, boundary, self._events, self._streaming)
         operator_metrics.register_pods(metrics, stores.sandboxes, stores.containers)
+        operator_metrics.register_nri(metrics, agent.nri.registry, agent.nri.tally)
         operator_metrics.register_images(
             metrics, agent.image.images, agent.image.puller, agent.image.snapshots
         )

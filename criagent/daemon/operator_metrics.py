@@ -12,6 +12,7 @@ import contextlib
 import functools
 import os
 from collections import Counter
+from collections.abc import Callable, Mapping
 
 from grpc import StatusCode
 
@@ -25,6 +26,8 @@ from criagent.image.pull import Puller
 from criagent.image.snapshots.snapshots import Snapshots
 from criagent.model.container import Container, ContainerState, Reason
 from criagent.model.sandbox import Sandbox, SandboxState
+from criagent.nri.plugin import Tally
+from criagent.nri.registry import Registry
 from criagent.store.containers import ContainerStore
 from criagent.store.sandboxes import SandboxStore
 from criagent.streaming.server import StreamingServer
@@ -205,6 +208,22 @@ def register_images(to: Telemetry, images: Images, puller: Puller, snapshots: Sn
         lambda: {result: float(puller.results[result]) for result in ("ok", "failed", "cancelled")},
         label="result",
     )
+
+
+def register_nri(to: Telemetry, registry: Registry, tally: Tally) -> None:
+    """NRI plugins and calls of them."""
+
+    def by_plugin(counts: Mapping[str, float]) -> Callable[[], dict[str, float]]:
+        return lambda: dict(list(counts.items()))
+
+    to.gauge("criagent_nri_plugins", "Registered NRI plugins.", lambda: len(registry.all))
+    for name, text, counts in (
+        ("calls", "Calls of NRI plugins.", tally.calls),
+        ("refusals", "Calls that a plugin refused.", tally.refusals),
+        ("failures", "Calls that a plugin did not answer.", tally.failures),
+        ("call_seconds", "Time that calls of NRI plugins took.", tally.seconds),
+    ):
+        to.counter(f"criagent_nri_{name}", text, by_plugin(counts), label="plugin")
 
 
 def _conditions(loop: asyncio.AbstractEventLoop, conditions: Conditions) -> dict[str, float]:

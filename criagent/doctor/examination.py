@@ -13,6 +13,7 @@ from criagent.doctor import (
     limits,
     neighbours,
     network,
+    nri,
     programs,
     security,
     storage,
@@ -41,3 +42,4 @@ def _all(config: Config) -> Iterator[Finding]:
     yield from limits.judge(limits.read(), config)
     yield from unit.judge(unit.read())
     yield from neighbours.judge(neighbours.read(), config)
+    yield from nri.judge(nri.read(config), config)

@@ -9,12 +9,14 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from criagent.base.errors import AgentError
 from criagent.config.sections import Config
 from criagent.config.storage_drivers import AUTO, canonical
 from criagent.doctor.finding import Finding, error, fine, warning
 from criagent.kernel import project_quota
 from criagent.kernel.mount import MountEntry, holding, mountinfo
 from criagent.store import set_aside
+from criagent.store.read_only import stored_images
 
 _UPPERDIRS = frozenset({"ext4", "xfs", "btrfs", "tmpfs", "f2fs", "bcachefs"})
 # Below these the kubelet evicts pods (its defaults for imagefs.available and nodefs.inodesFree).
@@ -56,6 +58,7 @@ class StorageFacts:
     programs: frozenset[str] = frozenset(_PACKAGES)  # of storage drivers, that are on PATH
     fuse: bool = True  # /dev/fuse exists
     set_aside_rows: int = 0
+    store_problems: tuple[str, ...] = ()  # of additional stores that cannot be used
     containers: PlaceFacts | None = None  # of storage.containers_root
     size_limits: bool = True  # writable layers lie on a file system with project quotas
 
@@ -81,7 +84,16 @@ def read(config: Config) -> StorageFacts:
         set_aside_rows=set_aside.count(config.storage.root / "state.db"),
         containers=_containers(config.storage.containers_root, existing),
         size_limits=_size_limits(Path(config.storage.containers_root or config.storage.root)),
+        store_problems=tuple(filter(None, map(_store_problem, config.storage.additional_stores))),
     )
+
+
+def _store_problem(root: Path) -> str:
+    try:
+        stored_images(root / "state.db")
+    except (AgentError, OSError) as exc:
+        return str(exc)
+    return ""
 
 
 def _containers(place: str, root: Path) -> PlaceFacts | None:
@@ -120,6 +132,12 @@ def judge(facts: StorageFacts, config: Config) -> Iterator[Finding]:
         yield _space("disk space of containers", facts.containers, "containers cannot write")
         yield _inodes("inodes of containers", facts.containers, "containers cannot write")
     yield from _limits(facts, config)
+    for problem in facts.store_problems:
+        yield warning(
+            "storage.additional_stores",
+            f"the agent starts without one: {problem}",
+            "repair it, or take it out of storage.additional_stores",
+        )
     if facts.set_aside_rows:
         yield warning(
             "state database",

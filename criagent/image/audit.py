@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 from criagent.image.blobs import BlobFiles
 from criagent.image.documents.digest import parse_digest
 from criagent.image.snapshots.keys import damaged_origin
+from criagent.image.snapshots.numbers import split
 from criagent.model.image import Blob, Image, Snapshot
 
 _CHUNK = 1 << 20
@@ -31,6 +32,7 @@ class Finding:
     object: str
     repaired: bool = False
     key: str = ""
+    read_only: bool = False  # it is in an additional store
 
     def used_by(self, containers: Sequence[str]) -> Finding:
         """The same for a layer, with the containers that use it."""
@@ -44,6 +46,8 @@ class Finding:
 
     def repaired_unless(self, busy: set[str]) -> Finding:
         """The same after a repair, which leaves out whatever is `busy`."""
+        if self.read_only:
+            return self
         if self.key not in busy:
             return dataclasses.replace(self, repaired=True)
         return dataclasses.replace(
@@ -68,6 +72,7 @@ class State:
     blobs: list[Blob]
     snapshots: list[Snapshot]
     unowned: frozenset[str] = frozenset()
+    lent: Sequence[Snapshot] = ()  # of additional stores
 
     @property
     def layers(self) -> dict[str, Snapshot]:
@@ -106,8 +111,19 @@ def check(state: State, files: BlobFiles, layer_problems: Mapping[str, str]) -> 
         if problem := layer_problems[key]:
             broken.add(problem, f"snapshot {snapshot.number} ({key})", key)
             broken.snapshots.add(key)
+    for layer in state.lent:
+        if layer.key not in layers and (problem := layer_problems[layer.key]):
+            store, number = split(layer.number)
+            broken.findings.append(
+                Finding(
+                    problem=f"{problem}; make the store again",
+                    object=f"layer {number} of additional store {store}",
+                    read_only=True,
+                )
+            )
+    there = (layers.keys() - broken.snapshots) | {layer.key for layer in state.lent}
     for image in state.images:
-        _check_image(image, known - broken.blobs, layers.keys() - broken.snapshots, broken)
+        _check_image(image, known - broken.blobs, there, broken)
     return broken
 
 

@@ -5,8 +5,9 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from concurrent.futures import Executor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
+from criagent.image.additional_stores import AdditionalStores
 from criagent.image.blobs import BlobFiles
 from criagent.image.claims import Claims
 from criagent.image.snapshots.snapshots import Snapshots
@@ -26,3 +27,4 @@ class ImageContent:
     fs: Executor
     now_ns: Callable[[], int]
     keep_blobs: bool = True  # of unpacked layers
+    additional: AdditionalStores = field(default_factory=AdditionalStores)

@@ -29,12 +29,14 @@ from criagent.base.errors import (
     InvalidRequestError,
     NotFoundError,
     UnsupportedError,
+    WrongStateError,
 )
 from criagent.image import audit
 from criagent.image.archive.images import ArchivedImage, archived_images
 from criagent.image.archive.read import Skipped, plain_copy
 from criagent.image.archive.write import write_archive
 from criagent.image.audit import Finding
+from criagent.image.blobs import BlobFiles
 from criagent.image.collect import Collector, Pruned, blobs_of
 from criagent.image.content import ImageContent
 from criagent.image.documents import gojson
@@ -86,12 +88,14 @@ class Images:
     collecting: Background = dataclasses.field(default_factory=lambda: Background("collector"))
 
     def all(self) -> list[Image]:
-        """Every image."""
-        return self.content.store.all()
+        """Every image, first those of this root directory."""
+        own = self.content.store.all()
+        ids = {image.id for image in own}
+        return [*own, *(image for image in self.content.additional.all() if image.id not in ids)]
 
     def find(self, text: str) -> Image | None:
         """The image of a reference or id. Raises InvalidRequestError for any other text."""
-        if found := self.content.store.find(text):
+        if found := self._known(text):
             return found
         if text.startswith("sha256:"):
             parse_digest(text)
@@ -100,8 +104,25 @@ class Images:
             return None  # no image of this node
         reference = parse_reference(text).with_default_tag()
         if reference.digest is not None:
-            return self.content.store.find(f"{reference.name}@{reference.digest}")
-        return self.content.store.find(str(reference))
+            return self._known(f"{reference.name}@{reference.digest}")
+        return self._known(str(reference))
+
+    def _known(self, name: str) -> Image | None:
+        return self.content.store.find(name) or self.content.additional.find(name)
+
+    def added(self) -> list[Image]:
+        """The images that only an additional store has."""
+        return [image for image in self.all() if self.content.store.find(image.id) is None]
+
+    def _own(self, image: Image) -> Image:
+        """`image`, to change it. Raises WrongStateError when only an additional store has it."""
+        store = self.content.additional.holder(image)
+        if store is not None and self.content.store.find(image.id) is None:
+            raise WrongStateError(
+                f"image {image.id} is in the additional store {store.root}, which is read-only; "
+                "take the store out of storage.additional_stores, or pull the image first"
+            )
+        return image
 
     def resolve(self, text: str) -> Image:
         """Like `find`, but raises NotFoundError with the cure."""
@@ -127,7 +148,10 @@ class Images:
     async def configuration(self, image: Image) -> dict[str, Any]:
         """The image's configuration as its registry has it. Raises OSError, CorruptError."""
         digest = parse_digest(image.id)
-        content = await run_in(self.content.fs, self.content.files.read, digest, MAX_DOCUMENT)
+        store = self.content.additional.holder(image)
+        own = store is None or self.content.store.find(image.id) is not None
+        files = self.content.files if own or store is None else BlobFiles(store.root / "blobs")
+        content = await run_in(self.content.fs, files.read, digest, MAX_DOCUMENT)
         try:
             document: dict[str, Any] = gojson.plain(gojson.parse(content))
         except MalformedError as exc:
@@ -136,6 +160,8 @@ class Images:
 
     def is_pinned(self, image: Image) -> bool:
         """Whether a configured pattern protects it from the kubelet's image collection."""
+        if self.content.store.find(image.id) is None:
+            return True  # of an additional store, where the kubelet can't free space
         names = (*image.repo_tags, *image.repo_digests)
         return any(fnmatch.fnmatchcase(name, p) for name in names for p in self.pinned)
 
@@ -162,7 +188,7 @@ class Images:
             raise InvalidRequestError(
                 f"{tag[:160]!r} has a digest; use a name without one as the tag"
             )
-        image = await self.content.store.tag(self.resolve(text).id, reference.tagged)
+        image = await self.content.store.tag(self._own(self.resolve(text)).id, reference.tagged)
         faults.reach("tag-image:row")
         log.info("image_tagged", id=image.id, tag=reference.tagged)
         return image
@@ -174,7 +200,7 @@ class Images:
         """
         image = self.find(text)
         if image is not None:
-            await self.content.store.delete(image.id)
+            await self.content.store.delete(self._own(image).id)
             faults.reach("remove-image:row")
             log.info("image_removed", image=text, id=image.id)
         await self.collect()
@@ -185,7 +211,7 @@ class Images:
         An image is removed with its last tag, and the digests of a repository with its last tag. An
         id stands for all names. Raises NotFoundError for an unknown image.
         """
-        image = self.resolve(text)
+        image = self._own(self.resolve(text))
         left = _without(image, self.shown_name(image, text)) if self.is_name(text) else None
         if left is None:
             await self.remove(image.id)
@@ -355,9 +381,7 @@ class Images:
         if not repair:
             return findings
         busy = {key for key in broken.snapshots if not await self.collector.drop_layer(key)}
-        faults.reach("image-fsck:layers")
         busy |= {d for d in broken.blobs if not await self.collector.drop_blob(parse_digest(d))}
-        faults.reach("image-fsck:blobs")
         lost = {
             image_id: why
             for image_id in sorted(broken.images)
@@ -373,14 +397,15 @@ class Images:
 
     async def _broken(self) -> audit.Broken:
         state = audit.State(
-            images=self.all(),
+            images=self.content.store.all(),
             blobs=self.content.blobs.all(),
             snapshots=self.content.snapshots.store.all(),
             unowned=frozenset(map(str, self.content.files.sizes())),
+            lent=self.content.snapshots.store.lent(),
         )
         problems = {
             layer.key: await self.content.snapshots.problem(layer)
-            for layer in state.layers.values()
+            for layer in (*state.lent, *state.layers.values())
         }
         return await run_in(self.content.fs, audit.check, state, self.content.files, problems)
 

@@ -76,6 +76,10 @@ class LayerUnpacker:
         snapshot = self._snapshots.store.get(layer.chain_id)
         return snapshot is not None and snapshot.committed
 
+    def lent(self, layer: Layer) -> bool:
+        """Whether it is the layer of an additional store."""
+        return self.has(layer) and self._snapshots.store.owned(layer.chain_id) is None
+
     def removing(self, chain_id: str) -> AbstractAsyncContextManager[bool]:
         """Whether a layer may be removed within the block: no pull counts on it."""
         return self._claims.removing(chain_id)
@@ -269,7 +273,6 @@ class LayerUnpacker:
                     ((fresh.entries, fresh.content_bytes),) = await self._workers.count(
                         [place.root]
                     )
-                    faults.reach("pull-image:counted")
         except NeedsLowerLayers:
             fresh.result = None
         except BaseException:

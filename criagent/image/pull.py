@@ -146,6 +146,7 @@ class Puller:
                 rows += [
                     Blob(digest=x.digest, size=x.size, media_type=x.media_type)
                     for x in image.layers
+                    if not self._unpacker.lent(x)
                 ]
             sources = {str(layer.parsed): layer for layer in chosen.document.layers or ()}
 
@@ -157,7 +158,8 @@ class Puller:
             gate = asyncio.Semaphore(self._parallel)
             async with self._unpacker.unpacked(image.layers, fetch, progress.received) as snapshots:
                 # A layer that a container kept may have outlived its blob, which an export needs.
-                kept = image.layers if self._content.keep_blobs else ()
+                own = [layer for layer in image.layers if not self._unpacker.lent(layer)]
+                kept = own if self._content.keep_blobs else ()
                 for layer in await run_in(self._content.fs, self._without_blob, kept):
                     await fetch(layer)
                 faults.reach("pull-image:unpacked")

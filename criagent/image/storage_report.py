@@ -44,6 +44,10 @@ async def storage_report(content: ImageContent) -> dict[str, Any]:
             "blobs": sum(blob.size for blob in content.blobs.all()),
         },
         "images": _images(content),
+        "additional_stores": [
+            {"root": str(store.root), "images": len(store.images), "problem": store.problem}
+            for store in content.additional.stores
+        ],
     }
 
 

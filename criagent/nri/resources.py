@@ -30,9 +30,6 @@ _CPU = {
 _CPU_SETS = {"cpus": Field.CPUSetCPUs, "mems": Field.CPUSetMems}
 _CLASSES = {"blockio_class": Field.BlockioClass, "rdt_class": Field.RdtClass}
 
-# Limits of cgroup v1: no file of cgroup v2 has them, and runtimes refuse them there.
-OF_CGROUP_V1 = ("kernel", "kernel_tcp", "swappiness", "disable_oom_killer", "use_hierarchy")
-
 
 def merge(
     given: nri_pb2.LinuxResources,

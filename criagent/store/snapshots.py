@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import dataclasses
 import sqlite3
+from collections.abc import Iterable
 
 from criagent.base.errors import AlreadyExistsError
 from criagent.model.image import Snapshot
@@ -20,16 +21,30 @@ class SnapshotStore:
     def __init__(self, db: Database) -> None:
         self._db = db
         self._rows: dict[str, Snapshot] = {}
+        self._lent: dict[str, Snapshot] = {}
         for snapshot in db.load("snapshots", _CODEC):
             self.remember(snapshot)
 
     def all(self) -> list[Snapshot]:
-        """Every snapshot."""
+        """Every snapshot of this root directory."""
         return list(self._rows.values())
 
     def get(self, key: str) -> Snapshot | None:
-        """The snapshot of this key."""
+        """The snapshot of this key, or the layer that an additional store has of it."""
+        return self._rows.get(key) or self._lent.get(key)
+
+    def owned(self, key: str) -> Snapshot | None:
+        """The snapshot of this key in this root directory."""
         return self._rows.get(key)
+
+    def lend(self, layers: Iterable[Snapshot]) -> None:
+        """Let `get` find these layers of additional stores too; the first of a key counts."""
+        for layer in layers:
+            self._lent.setdefault(layer.key, layer)
+
+    def lent(self) -> list[Snapshot]:
+        """The layers of additional stores."""
+        return list(self._lent.values())
 
     async def reserve(self, key: str, *, parent: str = "", created_at_ns: int = 0) -> Snapshot:
         """A new uncommitted row with its own number. Raises AlreadyExistsError."""

@@ -90,7 +90,7 @@ def test_a_limit_that_nothing_keeps_is_refused_at_the_start(
 ) -> None:
     file = DISK.with_suffix(".toml")
     own = '[telemetry]\nmetrics_address = ""\n'
-    with file_system(DISK, "overlay"):
+    with file_system(DISK, "overlay", "ext4"):
         socket = f'run_dir = "{DISK}/run"\nsocket = "{DISK}/own.sock"'
         file.write_text(toml(driver, line, socket) + own)
         done = subprocess.run(
@@ -108,7 +108,7 @@ def test_a_limit_that_nothing_keeps_is_refused_at_the_start(
     events = [json.loads(text) for text in done.stderr.splitlines()]
     (reason,) = [event["error"] for event in events if event["event"] == "not_started"]
     assert f"{key} is set, but the storage driver {driver} cannot limit" in reason
-    assert "tmpfs without project quotas" in reason
-    assert "prjquota" in reason
+    assert "ext4 without project quotas" in reason
+    assert "tune2fs -O project,quota -Q prjquota /dev/loop" in reason
     assert b"limits of writable layers" in found.stdout
     assert b"prjquota" in found.stdout

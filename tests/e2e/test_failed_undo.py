@@ -31,8 +31,8 @@ FILES = {
     CREATE: (VERBS / "create_container.py", CONTAINER / "bundle.py", CONTAINER / "launch.py"),
 }
 UNDOS = {
-    RUN: ("row", "files", "namespaces", "network", "holder"),
-    CREATE: ("row", "files", "runtime"),
+    RUN: ("row", "files", "namespaces", "network", "holder", "plugins"),
+    CREATE: ("row", "files", "plugins", "runtime"),
 }
 CASES = [(verb, undo) for verb, undos in UNDOS.items() for undo in undos]
 ENDINGS = {"ENOSPC": grpc.StatusCode.RESOURCE_EXHAUSTED, "cancel": grpc.StatusCode.ABORTED}

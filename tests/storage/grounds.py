@@ -130,9 +130,7 @@ class Ground:
     destroy: Callable[[Path, int], None] = _destroy_tree  # take away a committed layer by force
     tools: Mapping[str, str] = field(default_factory=dict)  # programs, and the packages they are in
     unreached: frozenset[str] = frozenset()  # crash points that no life of `killed.py` has
-    dismantle: Callable[[Path], None] = (
-        _nothing  # of the directory above the root, when all is over
-    )
+    dismantle: Callable[[Path], None] = _nothing  # of what is above the root, when all is over
 
 
 _THIN = Ground(
@@ -146,6 +144,7 @@ _ZFS = Ground(
     section=pools.ZFS,
     absent=pools.no_zfs,
     damage=pools.spoil_dataset,
+    destroy=pools.destroy_dataset,
     dismantle=pools.remove_zpool,
 )
 _VERITY = frozenset({"erofs:verity-enabled"})

@@ -42,13 +42,13 @@ def no_zfs() -> str:
     return "" if _succeeds("modprobe", "zfs") else "no zfs; make vm-test has it"
 
 
-def make_zpool(top: Path, size: int) -> None:
-    """A pool on a file in the tmpfs `top`, with a dataset of `SIZE` bytes."""
+def make_zpool(top: Path, size: int, vdev: int = 4 * SIZE, quota: int = SIZE) -> None:
+    """A pool on a file of `vdev` bytes in the tmpfs `top`, with a dataset of `quota` bytes."""
     run("mount", "-t", "tmpfs", "-o", f"size={size}", "storage", top)
     with (top / "vdev").open("wb") as file:
-        file.truncate(4 * SIZE)
+        file.truncate(vdev)
     run("zpool", "create", "-o", "cachefile=none", "-O", "mountpoint=none", ZPOOL, top / "vdev")
-    run("zfs", "create", "-o", "mountpoint=legacy", "-o", f"quota={SIZE}", f"{ZPOOL}/criagent")
+    run("zfs", "create", "-o", "mountpoint=legacy", "-o", f"quota={quota}", f"{ZPOOL}/criagent")
 
 
 def remove_zpool(top: Path) -> None:
@@ -79,6 +79,11 @@ def spoil_dataset(root: Path, number: int, name: str) -> None:
     disk.rmdir()
     run("zfs", "destroy", f"{layer}@layer")
     run("zfs", "snapshot", f"{layer}@layer")
+
+
+def destroy_dataset(_: Path, number: int) -> None:
+    """Take a layer away that nothing was cloned from."""
+    run("zfs", "destroy", "-r", f"{ZPOOL}/criagent/{number}")
 
 
 def _succeeds(*argv: str) -> bool:

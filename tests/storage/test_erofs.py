@@ -38,9 +38,9 @@ def top(tmp_path: Path) -> Iterator[Path]:
 async def opened(top: Path, **keys: str) -> AsyncIterator[Storage]:
     """The driver with these keys on the file system at `top`; its database is beside it."""
     section = StorageSection(erofs=StorageErofs(**keys))  # type: ignore[arg-type]
-    storage = Storage(top, "erofs", top.parent, section)
+    storage = await Storage(top, "erofs", top.parent, section).open()
     try:
-        yield await storage.open()
+        yield storage
     finally:
         await storage.close()
 
@@ -110,15 +110,20 @@ async def test_a_layer_is_one_file_that_is_mounted_once(top: Path) -> None:
         assert (mounted(storage), storage.directories()) == ([], [])
 
 
-async def test_layers_stay_mounted_over_a_restart(top: Path) -> None:
+async def test_layers_stay_mounted_over_a_restart_while_they_are_used(top: Path) -> None:
     async with opened(top) as storage:
-        image = await storage.image(LOW)
-        await contents(storage, image)
-        before = mounted(storage)
+        image, other = await storage.image(LOW), await storage.image(HIGH_ALONE)
+        await contents(storage, other, "b")
+        snapshot = await storage.writable("a", image)
+        async with storage.root(snapshot, image) as root:
+            assert len(mounted(storage)) == 2
+            await storage.reopen()
+            assert len(mounted(storage)) == 1
+            assert (root / "d/low").read_bytes() == b"low" * 5000
+            assert sorted(await contents(storage, other, "b")) == ["high"]
         await storage.reopen()
-        await contents(storage, image)
-        assert mounted(storage) == before
-        await drop(storage, image)
+        assert mounted(storage) == []
+        assert sorted(await contents(storage, image, "c")) == ["d", "d/gone", "d/low"]
 
 
 async def test_a_removed_layer_lives_until_its_containers_end(top: Path) -> None:

@@ -30,7 +30,7 @@ _FULL = {errno.ENOSPC, errno.EDQUOT}
 
 
 def write_until_full(file: Path) -> None:
-    """In smaller and smaller pieces, each to the disk: FUSE caches any number."""
+    """In smaller and smaller pieces, each to the disk: FUSE would take any into the page cache."""
     fd = os.open(file, os.O_WRONLY | os.O_CREAT, 0o600)
     try:
         for size in (1 << 20, 64 << 10, 4096):

@@ -14,6 +14,7 @@ from pathlib import Path
 from criagent.base.aio import finish
 from criagent.base.errors import CorruptError
 from criagent.config.storage_section import Storage
+from criagent.image.additional_stores import opened
 from criagent.image.blobs import BlobFiles
 from criagent.image.claims import Claims
 from criagent.image.collect import Collector
@@ -96,6 +97,7 @@ class ImageNode:
         retention_s: float = RETENTION_S,
         driver: str = "overlay",
         keep_blobs: bool = True,
+        stores: tuple[Path, ...] = (),
     ) -> None:
         self.top = top
         self.later_s = 0.0
@@ -103,10 +105,14 @@ class ImageNode:
         self.workers = PlainWorkers()
         self.db = Database.open(top / "state.db")
         self._threads = ThreadPoolExecutor(4)
-        directories = DRIVERS[driver](top / "snapshots", Storage(), self._threads)
+        directories = DRIVERS[driver](
+            top / "snapshots", Storage(additional_stores=stores), self._threads
+        )
         self.snapshots = Snapshots(directories, SnapshotStore(self.db), self._threads)
         self.blobs, self.sandboxes = BlobStore(self.db), SandboxStore(self.db)
         self.containers = ContainerStore(self.db)
+        additional = opened(stores, driver)
+        self.snapshots.store.lend(additional.layers())
         store = ImageStore(self.db, self.snapshots.store, self.blobs)
         self.client = RegistryClient(
             hosts=HostsDirectory([top / "certs.d"]),
@@ -132,6 +138,7 @@ class ImageNode:
             fs=self._threads,
             now_ns=self.now_ns,
             keep_blobs=keep_blobs,
+            additional=additional,
         )
         puller = Puller(
             client=self.client,

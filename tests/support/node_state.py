@@ -89,6 +89,8 @@ def _below(top: Path) -> list[Path]:
         if _NOT_COMPARED.fullmatch(path.name):
             continue
         found.append(path)
+        if _LAYER.fullmatch(str(path)):
+            continue
         # Content of mounted root file systems is the container's, and layers are named by number.
         if path.is_dir() and not path.is_symlink() and path.name not in {"rootfs", "fs", "shm"}:
             found += _below(path)

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from criagent.config.nri_section import Nri
 from criagent.config.runtime_section import Handler, Runtime
 from criagent.config.sections import Config, Network
 from criagent.config.storage_section import Storage
@@ -20,6 +21,7 @@ from criagent.doctor import (
     limits,
     neighbours,
     network,
+    nri,
     programs,
     security,
     storage,
@@ -161,6 +163,12 @@ def test_what_a_storage_driver_needs(
     config = Config(storage=Storage(driver=driver))
     found = one(storage.judge(storage.StorageFacts(**facts), config), "storage.driver")
     judged(found, level, part)
+
+
+def test_an_additional_store_that_is_missing(tmp_path: Path) -> None:
+    config = Config(storage=Storage(root=tmp_path, additional_stores=(tmp_path / "store",)))
+    found = one(storage.judge(storage.read(config), config), "storage.additional_stores")
+    judged(found, "warning", "does not exist")
 
 
 def test_copies_of_layers_need_no_file_system_for_overlay() -> None:
@@ -384,6 +392,19 @@ def test_neighbours() -> None:
     assert found(other) == [("other runtime", "warning")]
     assert found(other, kubelet=own) == [("kubelet", "ok"), ("other runtime", "ok")]
     assert found(kubelet=other) == [("kubelet", "warning")]
+
+
+def test_nri() -> None:
+    def found(server: str, config: Config = Config()) -> list[tuple[str, str]]:  # noqa: B008
+        findings = nri.judge(nri.NriFacts(server=server), config)
+        return [(entry.level, entry.text) for entry in findings]
+
+    assert found("") == []
+    assert found("/usr/bin/python3 /usr/bin/criagent serve")[0][0] == "ok"
+    ((level, text),) = found("/usr/bin/containerd --log-level info")
+    assert level == "warning"
+    assert text.startswith("containerd serves NRI plugins on /var/run/nri/nri.sock")
+    assert found("/usr/bin/containerd", Config(nri=Nri(disable=True))) == []
 
 
 def levels(findings: list[Finding]) -> dict[str, str]:

@@ -21,9 +21,9 @@ from criagent.daemon.wiring import (
     verbs,
 )
 from criagent.daemon.wiring.image import ImageParts
+from criagent.daemon.wiring.nri import NriParts
 from criagent.daemon.wiring.shared import Shared
 from criagent.net.pod_network import Networks
-from criagent.nri.service import NriService
 from criagent.runtime.container.exits import ExitWatcher
 from criagent.runtime.pod.holder_watch import HolderWatch
 from criagent.runtime.recovery.recovery import Recovery
@@ -51,7 +51,6 @@ class Background:
     holders: HolderWatch
     exits: ExitWatcher
     layers: WritableLayers
-    nri: NriService | None
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -61,6 +60,7 @@ class Agent:
     shared: Shared
     image: ImageParts
     apparmor: AppArmor
+    nri: NriParts
     recovery: Recovery
     background: Background
     backend: Backend
@@ -79,8 +79,8 @@ class Agent:
         await self.background.networks.start()
         await self.apparmor.prepare()
         await self.recovery.run()
-        if self.background.nri is not None:
-            await self.background.nri.start()
+        if self.nri.service is not None:
+            await self.nri.service.start()
 
     async def stop(self, limit_s: float) -> None:
         """Finish what is under way within `limit_s`; containers and their monitors keep running.
@@ -88,8 +88,8 @@ class Agent:
         Work first, since all the rest serves it. The networks last: pods lose nothing by it.
         """
         await self.shared.work.drain(limit_s)
-        if self.background.nri is not None:
-            await self.background.nri.stop()
+        if self.nri.service is not None:
+            await self.nri.service.stop()
         await self.background.holders.close()
         await self.background.exits.close()
         await self.background.layers.close()
@@ -113,6 +113,7 @@ async def build(shared: Shared) -> Agent:
         shared=shared,
         image=image_parts,
         apparmor=node_parts.apparmor,
+        nri=node_parts.nri,
         recovery=recovery.build(
             shared, node_parts, image=image_parts, pods=pod_parts, containers=container_parts
         ),
@@ -121,7 +122,6 @@ async def build(shared: Shared) -> Agent:
             holders=pod_parts.watch,
             exits=container_parts.exits,
             layers=layers,
-            nri=node_parts.nri.service,
         ),
         backend=Backend(
             node=_node_calls(shared, node_parts, networks, image_parts),
@@ -151,4 +151,5 @@ def _node_calls(
         network=networks.default,
         paths=parts.paths,
         driver=parts.driver,
+        nri=parts.nri.report,
     )

@@ -12,6 +12,7 @@ from criagent.base.errors import UnsupportedError, WrongStateError
 from criagent.config.sections import Registry
 from criagent.config.storage_section import Storage
 from criagent.daemon.wiring.shared import Shared
+from criagent.image.additional_stores import opened
 from criagent.image.blobs import BlobFiles
 from criagent.image.claims import Claims
 from criagent.image.collect import Collector
@@ -76,15 +77,17 @@ async def build(shared: Shared, *, migrating: bool = False) -> ImageParts:
     """
     if not migrating:
         _refuse_migration(shared)
-    config, fs, now_ns = shared.config, shared.executors.fs, shared.clock.now_ns
-    root, registry = config.storage.root, config.registry
+    config, registry, fs = shared.config, shared.config.registry, shared.executors.fs
     driver = await _driver(shared)
     apart = await _containers_root(shared, driver)
-    content = _content(shared, driver)
+    content = await _content(shared, driver)
     client = _client(registry, content.files, fs)
     workers = UnpackWorkers(registry.unpack_workers)
     unpacker = LayerUnpacker(
-        snapshots=content.snapshots, files=content.files, workers=workers, now_ns=now_ns
+        snapshots=content.snapshots,
+        files=content.files,
+        workers=workers,
+        now_ns=shared.clock.now_ns,
     )
     puller = Puller(
         client=client,
@@ -104,7 +107,7 @@ async def build(shared: Shared, *, migrating: bool = False) -> ImageParts:
             unpacker=unpacker,
             retention_s=registry.retry_retention_s,
         ),
-        root=root,
+        root=config.storage.root,
         pinned=registry.pinned_images,
     )
     return ImageParts(
@@ -118,8 +121,10 @@ async def build(shared: Shared, *, migrating: bool = False) -> ImageParts:
     )
 
 
-def _content(shared: Shared, driver: SnapshotDriver) -> ImageContent:
+async def _content(shared: Shared, driver: SnapshotDriver) -> ImageContent:
     storage, stores, fs = shared.config.storage, shared.stores, shared.executors.fs
+    additional = await run_in(fs, opened, storage.additional_stores, driver.name)
+    stores.snapshots.lend(additional.layers())
     return ImageContent(
         store=stores.images,
         blobs=stores.blobs,
@@ -129,6 +134,7 @@ def _content(shared: Shared, driver: SnapshotDriver) -> ImageContent:
         fs=fs,
         now_ns=shared.clock.now_ns,
         keep_blobs=storage.keep_blobs,
+        additional=additional,
     )
 
 

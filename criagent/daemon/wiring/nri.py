@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import dataclasses
 from functools import partial
+from typing import Any
 
 from criagent.config.checks import seconds
 from criagent.daemon.wiring.shared import Shared
@@ -37,6 +38,16 @@ class NriParts:
     registry: Registry
     tally: Tally
     service: NriService | None
+
+    def report(self) -> dict[str, Any]:
+        """What `criagent info` shows."""
+        if self.service is None:
+            return {"problem": "nri.disable is set", "plugins": []}
+        plugins = [
+            {"name": str(plugin), "pid": plugin.peer.pid, "events": plugin.mask}
+            for plugin in self.registry.all
+        ]
+        return {"problem": self.service.problem, "plugins": plugins}
 
 
 def build(

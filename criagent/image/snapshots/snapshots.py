@@ -192,7 +192,7 @@ class Snapshots:
 
     async def remove(self, key: str) -> None:
         """Delete the snapshot; `empty_soon` or `empty_trash` frees its space. Idempotent."""
-        snapshot = self.store.get(key)
+        snapshot = self.store.owned(key)
         if snapshot is None:
             return
         await self._driver.trash(snapshot.number)

@@ -102,7 +102,9 @@ class ContainerFiles:
         if volumes.exists():
             for volume in volumes.iterdir():
                 mount.detach(volume)
-        mount.detach(self.paths.lower_layers(container_id))
+        lower_layers = self.paths.lower_layers(container_id)
+        for place in (lower_layers, *lower_layers.parent.glob(f"{lower_layers.name}-*")):
+            mount.detach(place)
         detach_mapped(self.paths.mapped_mounts(container_id))
         with contextlib.suppress(FileNotFoundError):
             shutil.rmtree(bundle)

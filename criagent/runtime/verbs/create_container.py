@@ -206,20 +206,18 @@ class ContainerCreator:
         sandbox, image = request.sandbox, request.image
         owner.stage = "state"
         undo.push("row", partial(self._store.delete, container.id))
-        undo.push("files", partial(self._files.remove, container.id, container.cgroup))
+        undo.push("files", partial(self._remove_files, container))
         _, layer = await both(
             self._store.insert(container),
             self._files.make_layer(container, image, request.limit_bytes),
         )
         faults.reach("container-create:row")
-        if self._plugins.active:
-            undo.push("plugins", partial(self._plugins.container_undone, container.id))
+        undo.push("plugins", partial(self._plugins.container_undone, container.id))
         requested = container
         container = await self._bundles.make(
             container, sandbox, image=image, snapshot=layer, owner=owner
         )
         if container.cgroup != requested.cgroup:  # an NRI plugin has moved it
-            undo.push("cgroup", partial(self._files.remove, container.id, container.cgroup))
             await self._store.update(container)
         owner.stage = "conmon and the OCI runtime"
         undo.push("runtime", partial(self._launcher.delete, container))
@@ -231,6 +229,10 @@ class ContainerCreator:
         if self._plugins.active:
             await self._plugins.container_created(container)
         return container
+
+    async def _remove_files(self, container: Container) -> None:
+        now = self._store.get(container.id) or container  # an NRI plugin may have moved it
+        await self._files.remove(container.id, now.cgroup)
 
     async def _list_for_removal(self, container: Container) -> None:
         """List a container whose undo failed."""

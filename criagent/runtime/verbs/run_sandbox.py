@@ -158,9 +158,9 @@ class SandboxRunner:
             undo.push("holder", partial(self._objects.remove_holder, sandbox))
             sandbox = await self._objects.start_holder(sandbox)
             faults.reach("sandbox-run:holder")
+        undo.push("plugins", partial(self._plugins.sandbox_undone, sandbox))
         if self._plugins.active:
             owner.stage = "NRI plugins"
-            undo.push("plugins", partial(self._plugins.sandbox_undone, sandbox))
             await self._plugins.sandbox_run(sandbox)
         faults.reach("sandbox-run:plugins")
         owner.stage = "commit"

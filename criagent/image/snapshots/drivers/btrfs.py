@@ -101,7 +101,7 @@ class BtrfsDriver(DirectoryDriver):
     def _enable_limits(self) -> None:
         with disk_full(self.root), _opened(self.root) as place:
             btrfs_quota.enable(place)
-            faults.reach("storage-btrfs:quotas")
+            faults.reach("btrfs:quotas")
             if btrfs_quota.mode(place) is Mode.FULL:
                 raise UnsupportedError(
                     f"the file system of {self.root} has full quotas, which a container leaves by "
@@ -112,7 +112,7 @@ class BtrfsDriver(DirectoryDriver):
     def _limit(self, number: int, limit_bytes: int) -> None:
         with disk_full(self.root), _opened(self._path(number)) as subvolume:
             btrfs_quota.limit(subvolume, btrfs.info(subvolume).id, limit_bytes)
-        faults.reach("storage-btrfs:limited")
+        faults.reach("btrfs:limited")
 
     def _create(self, number: int, parent: int | None) -> None:
         with disk_full(self.root), _opened(self.root) as place:
@@ -218,7 +218,7 @@ class BtrfsDriver(DirectoryDriver):
     def counted(self, number: int, rootfs: Path) -> Counted:
         """What was allocated since the snapshot was made."""
         path, fixed = self._path(number), (self._tree(number), self.volumes(number))
-        return Counted(tops=(), own=lambda: SubvolumeCount(path, fixed))
+        return Counted(tops=[fixed[0]], own=lambda: SubvolumeCount(path, fixed))
 
     async def problem(self, layer: Snapshot) -> str:
         """Compare the subvolume and its files with the layer's row."""

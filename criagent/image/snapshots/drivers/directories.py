@@ -22,6 +22,7 @@ from criagent.config.storage_section import Storage
 from criagent.image.blobs import disk_full
 from criagent.image.snapshots.content_problem import content_problem
 from criagent.image.snapshots.driver import Counted, MappedIds, Taken
+from criagent.image.snapshots.numbers import split
 from criagent.kernel.trees import remove_tree
 from criagent.model.image import Snapshot
 
@@ -128,7 +129,10 @@ class DirectoryDriver:
         self._empty_trash()
 
     def _path(self, number: int) -> Path:
-        return self.root / str(number)
+        store, own = split(number)
+        if store:
+            return self._section.additional_stores[store - 1] / "snapshots" / str(own)
+        return self.root / str(own)
 
     def _tree(self, number: int) -> Path:
         return self._path(number) / "fs"

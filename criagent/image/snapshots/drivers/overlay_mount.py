@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Overlays of directories below one root, also for user namespaces. Synchronous."""
+"""Overlays of directories, also for user namespaces. Synchronous."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from criagent.kernel import idmap, mount
 def mount_readonly(
     root: Path, layers: Sequence[Path], empty: Sequence[Path], at: MountPoint
 ) -> None:
-    """Mount `layers` (topmost first, below `root`) so that nobody can make the mount writable.
+    """Mount `layers` (topmost first) so that nobody can make the mount writable.
 
     A read-only bind mount would not do: who may mount can remount it. `empty` are two empty
     directories below `root`. Raises OSError.
@@ -31,24 +31,38 @@ def mount_readonly(
 def seen_as(
     root: Path, lower_layers: Sequence[Path], ids: MappedIds | None
 ) -> Iterator[Sequence[Path]]:
-    """`lower_layers`, below `root`, as lowerdirs of an overlay; with `ids`, idmapped to them.
+    """`lower_layers` as lowerdirs of an overlay; with `ids`, idmapped to them.
 
-    Linux 6.12 takes no detached mount as a lower, so all layers are attached at once, by the
-    directory that holds them, until the overlay has a clone of each.
+    Linux 6.12 takes no detached mount as a lower, so all layers below `root` are attached at once,
+    by that directory, until the overlay has a clone of each. Those of an additional store are
+    `<store>/snapshots/<number>/fs`, and attached likewise.
     """
     if ids is None:
         yield lower_layers
         return
-    ids.lower_layers.mkdir(exist_ok=True, mode=0o700)
+    holders = {lower: root if root in lower.parents else lower.parents[1] for lower in lower_layers}
+    places = {root: ids.lower_layers}
+    for holder in holders.values():
+        name = f"{ids.lower_layers.name}-{len(places)}"
+        places.setdefault(holder, ids.lower_layers.with_name(name))
+    with contextlib.ExitStack() as stack:
+        for holder, place in places.items():
+            stack.enter_context(_attached(holder, place, ids))
+        faults.reach("container-create:idmapped-layers")
+        yield [places[holders[x]] / x.relative_to(holders[x]) for x in lower_layers]
+
+
+@contextlib.contextmanager
+def _attached(holder: Path, place: Path, ids: MappedIds) -> Iterator[None]:
+    place.mkdir(exist_ok=True, mode=0o700)
     userns = os.open(ids.userns, os.O_RDONLY | os.O_CLOEXEC)
     try:
-        with idmap.idmapped(root, userns, readonly=True) as tree:
-            idmap.attach(tree, ids.lower_layers)
+        with idmap.idmapped(holder, userns, readonly=True) as tree:
+            idmap.attach(tree, place)
     finally:
         os.close(userns)
-    faults.reach("container-create:idmapped-layers")
     try:
-        yield [ids.lower_layers / lower.relative_to(root) for lower in lower_layers]
+        yield
     finally:
-        mount.detach(ids.lower_layers)
-    ids.lower_layers.rmdir()
+        mount.detach(place)
+    place.rmdir()

@@ -21,7 +21,7 @@ from criagent.kernel import idmap, mount
 from criagent.process.child import Options, run
 
 _MOUNT_LIMIT_S = 60.0
-_DIRECT = "directio"  # Linux 6.14: what is read is not cached in the image's own page cache too
+_DIRECT = "directio"  # Linux 6.13: what is read is not cached in the image's own page cache too
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)

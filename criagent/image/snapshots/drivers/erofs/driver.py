@@ -4,8 +4,8 @@
     fs (written by a worker, settled) ─commit─▶ image ─first use─▶ mounted at mnt, until it is trash
 
 A layer is mounted once, on first use, for all containers: so they share one super block and its
-page cache. It stays mounted when its users and the agent end, since overlays are unmounted without
-the driver, and is unmounted with the layer's removal. Containers have directories as with overlay.
+page cache. It is unmounted when the layer is removed, or when the agent stops and no overlay names
+it: overlays are unmounted without the driver. Containers have directories as with overlay.
 """
 
 from __future__ import annotations
@@ -81,6 +81,27 @@ class ErofsDriver(LimitedDirectoryDriver):
         if self._verified:
             await run_in(self._fs, self._try_verity, image)
         self._way = await chosen(self._keys.backing, image, trial, self._fs)
+
+    async def close(self) -> None:
+        """Unmount the layers that no overlay names, so that their disk can be unmounted."""
+        await run_in(self._fs, self._detach_unused)
+
+    def _detach_unused(self) -> None:
+        """An overlay with mapped ids names other paths: it keeps its clones of the mounts."""
+        table = mount.mountinfo()
+        used = {
+            path
+            for entry in table
+            if entry.fstype == "overlay"
+            for option in entry.super_options
+            if option.startswith("lowerdir")
+            for path in option.partition("=")[2].split(":")
+        }
+        for entry in table:
+            place = Path(entry.target)
+            own = place.name == "mnt" and place.parent.parent == self.root
+            if own and entry.fstype == "erofs" and entry.target not in used:
+                mount.detach(place)
 
     def _prepare_trial(self, trial: Path) -> None:
         detach_all(trial)  # a start was killed
