@@ -3,7 +3,8 @@
 
 Each driver has an agent of its own whose root is a loop file with direct I/O: btrfs on btrfs, the
 others on ext4 with a journal. BENCH_SCALE makes images, files and counts smaller (0.1 in the VM),
-STORAGE_DRIVERS selects drivers. Prints a table and writes build/bench-storage.json.
+STORAGE_DRIVERS selects drivers, BENCH_ONLY methods of Bench. Prints a table and writes
+build/bench-storage.json.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
 
@@ -27,6 +28,7 @@ from tests.bench.storage_images import APP, BIG, FILE, MB, READ, fill, registry
 from tests.storage.grounds import absent
 from tests.support import agent
 from tests.support.cri_client import BUSYBOX, Cri, container, pod
+from tests.support.page_cache import held
 from tests.support.waiting import until
 
 SCALE = float(os.environ.get("BENCH_SCALE", "1"))
@@ -170,12 +172,9 @@ class Bench:
         self.cri.pull(READ, LIMIT_S)
         with self.containers(READ, READERS) as roots:
             drop_caches()
-            before = cached()
-            start = time.perf_counter()
-            for root in roots:
-                read_all(root / "large")
-            self.note(f"{READERS} containers read 500 MB, s", time.perf_counter() - start)
-            self.note("page cache of that, MB", (cached() - before) / MB)
+            files = [root / "large" for root in roots]
+            self.note(f"{READERS} containers read 500 MB, s", timed(lambda: read_each(files)))
+            self.note("page cache of that, MB", held(files) / MB)
         self.cri.remove_image(READ)
 
     def ageing(self) -> None:
@@ -192,6 +191,7 @@ class Bench:
             self.note("sequential read after the rewrites, MB/s", sequential(file))
 
     def all(self) -> None:
+        only = os.environ.get("BENCH_ONLY", "").split()
         for measure in (
             self.pods,
             self.unpack,
@@ -201,7 +201,8 @@ class Bench:
             self.shared_reads,
             self.ageing,
         ):
-            measure()
+            if not only or measure.__name__ in only:
+                measure()
 
 
 def timed(call: Callable[[], object]) -> float:
@@ -223,13 +224,6 @@ def drop_caches() -> None:
     Path("/proc/sys/vm/drop_caches").write_text("3")
 
 
-def cached() -> int:
-    for line in Path("/proc/meminfo").read_text().splitlines():
-        if line.startswith("Cached:"):
-            return int(line.split()[1]) * 1024
-    raise AssertionError("no Cached")
-
-
 def write_4k(root: Path) -> None:
     fd = os.open(root / "large", os.O_RDWR)
     os.pwrite(fd, os.urandom(4096), os.fstat(fd).st_size // 2)
@@ -247,6 +241,11 @@ def read_all(file: Path) -> None:
     with file.open("rb", buffering=0) as opened:
         while opened.read(4 * MB):
             pass
+
+
+def read_each(files: Sequence[Path]) -> None:
+    for file in files:
+        read_all(file)
 
 
 def rewrite(file: Path, seed: int) -> float:

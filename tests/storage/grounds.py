@@ -150,7 +150,7 @@ _ZFS = Ground(
 _VERITY = frozenset({"erofs:verity-enabled"})
 GROUNDS = {
     "overlay": Ground(on=("ext4", "tmpfs")),
-    "native": Ground(on=("tmpfs",), tools={"cp": "coreutils"}),
+    "native": Ground(on=("tmpfs", "ext4"), tools={"cp": "coreutils"}),
     "btrfs": Ground(on=("btrfs",), damage=_spoil_btrfs, destroy=_destroy_btrfs),
     "erofs": Ground(
         on=("ext4", "tmpfs"),

@@ -4,7 +4,9 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import math
+import mmap
 import os
 import stat
 from pathlib import Path
@@ -19,6 +21,7 @@ from criagent.process.child import run as run_child
 from criagent.runtime.pod.user_namespaces import namespace_maker
 from tests.storage.ground import Storage
 from tests.storage.grounds import SIZE
+from tests.support.page_cache import held
 from tests.support.unpack_place import (
     CHAR,
     FIFO,
@@ -143,6 +146,47 @@ async def test_containers_do_not_see_each_others_changes(storage: Storage) -> No
     async with storage.root(third, image) as root:
         assert listed(root) == before
     assert await storage.problems() == ["", ""]
+
+
+@pytest.mark.long
+async def test_copies_up_show_or_do_not(storage: Storage, column: tuple[str, str]) -> None:
+    """Where a first write copies the file, directories of the image cannot be renamed. With the
+    kernel's overlayfs a mapping of the file stays the old one; a descriptor does not."""
+    image = await storage.image(BASE)
+    async with storage.root(await storage.writable("a", image), image) as root:
+        try:
+            (root / "whole").rename(root / "moved")
+            renamed = True
+        except OSError as error:
+            assert error.errno == errno.EXDEV
+            renamed = False
+        with (root / "d/low").open("rb") as before:
+            mapped = mmap.mmap(before.fileno(), 3, prot=mmap.PROT_READ)
+            (root / "d/low").write_bytes(b"new")
+            assert before.read() == b"new"
+            fresh = mapped[:] == b"new"
+            mapped.close()
+    copies_up = column[0] in {"overlay", "erofs", "fuse-overlayfs"}
+    assert (renamed, fresh) == (not copies_up, column[0] not in {"overlay", "erofs"})
+
+
+async def test_the_page_cache_is_shared_or_not(storage: Storage, column: tuple[str, str]) -> None:
+    """By containers of one image, as the driver says."""
+    driver, kind = column
+    if kind == "tmpfs" and driver != "devmapper":
+        pytest.skip("files on tmpfs are memory: there is no page cache to compare")
+    size = 8 << 20
+    image = await storage.image(tar(member("large", os.urandom(size))))
+    os.sync()
+    containers = [await storage.writable(letter, image) for letter in "abc"]
+    async with contextlib.AsyncExitStack() as stack:
+        roots = [await stack.enter_async_context(storage.root(one, image)) for one in containers]
+        for root in roots:
+            assert len((root / "large").read_bytes()) == size
+        copies = 1 if storage.snapshots.capabilities.shared_page_cache else 3
+        found = held([root / "large" for root in roots])
+        # zfs reads into its own cache, the ARC, which is not the page cache.
+        assert found == copies * size or (driver == "zfs" and found == 0)
 
 
 async def test_an_image_without_layers(storage: Storage) -> None:
