@@ -165,6 +165,14 @@ def sectors(node: Path) -> int:
         os.close(fd)
 
 
+def node_of(number: str) -> Path:
+    """The node of a block device "major:minor": devtmpfs has it before udev makes any link.
+
+    Raises OSError.
+    """
+    return Path("/dev") / Path("/sys/dev/block", number).readlink().name
+
+
 def _size(fd: int) -> int:
     (size,) = struct.unpack("=Q", fcntl.ioctl(fd, _BLKGETSIZE64, bytes(8)))
     return int(size)

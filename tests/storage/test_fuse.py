@@ -44,7 +44,7 @@ def programs(top: Path) -> list[int]:
             argv = os.fsdecode((process / "cmdline").read_bytes()).split("\0")
         except OSError:
             continue
-        if argv[0] == "fuse-overlayfs" and len(argv) > 1 and argv[-2].startswith(f"{top}/"):
+        if argv[0] == "fuse-overlayfs" and len(argv) > 1 and argv[-2].startswith(f"{top.parent}/"):
             found.append(int(process.name))
     return found
 
@@ -58,7 +58,7 @@ async def test_a_program_for_each_mount_that_ends_with_it(fuse: Storage) -> None
         assert (root / "d/hard").read_text() == "low"
         links = [os.readlink(fd) for fd in Path(f"/proc/{pid}/fd").iterdir()]
         files = [link for link in links if link.startswith("/") and link != "/dev/null"]
-        assert all(link.startswith((f"{fuse.top}/", "/dev/fuse")) for link in files), links
+        assert all(link.startswith((f"{fuse.top.parent}/", "/dev/fuse")) for link in files), links
         await fuse.reopen()
         assert programs(fuse.top) == [pid]
         assert (root / "d/high").read_text() == "high"
@@ -83,10 +83,10 @@ async def test_a_killed_program_is_an_error_for_its_container_alone(fuse: Storag
         assert (root / "d/low").read_text() == "low"
 
 
-async def test_three_hundred_layers(fuse: Storage) -> None:
-    image = await fuse.image(*(tar(member(f"f{n}", b"x")) for n in range(300)))
+async def test_sixty_layers(fuse: Storage) -> None:
+    image = await fuse.image(*(tar(member(f"f{n}", b"x")) for n in range(60)))
     async with fuse.root(await fuse.writable("a", image), image) as root:
-        assert len(list(root.iterdir())) == 300
+        assert len(list(root.iterdir())) == 60
 
 
 async def test_what_is_missing_is_named(top: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -102,5 +102,5 @@ async def test_what_is_missing_is_named(top: Path, monkeypatch: pytest.MonkeyPat
 async def test_a_root_that_its_options_cannot_name(top: Path) -> None:
     odd = top / "a:b"
     odd.mkdir()
-    with pytest.raises(UnsupportedError, match=r"another storage\.root"):
+    with pytest.raises(UnsupportedError, match="set another directory"):
         await Storage(odd, "fuse-overlayfs", top.parent).open()

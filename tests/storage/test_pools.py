@@ -207,7 +207,7 @@ async def test_a_limit_is_what_a_container_can_write(
         base_size_bytes=5 * SIZE,
         filesystem=filesystem,  # type: ignore[arg-type]
     )
-    with file_system(tmp_path / "disk", "devmapper") as top:
+    with file_system(tmp_path / "disk", "devmapper", size=6 * SIZE) as top:
         storage = Storage(top, "devmapper", tmp_path, StorageSection(devmapper=settings))
         await storage.open()
         image = await storage.image(BASE)
@@ -306,10 +306,10 @@ async def test_a_limit_is_a_quota_beyond_the_image(zfs: Storage) -> None:
 async def test_a_pool_that_is_exported_is_told(zfs: Storage) -> None:
     pool = DATASET.partition("/")[0]
     await zfs.image(BASE)
-    await zfs.close()
     run("umount", zfs.snapshots.root)
     run("zpool", "export", pool)
     assert "is not imported" in await zfs.snapshots.health()
+    await zfs.close()
     with pytest.raises(AgentError, match=f"zpool import {pool}"):
         await zfs.open()
     run("zpool", "import", "-d", zfs.top, "-o", "cachefile=none", pool)

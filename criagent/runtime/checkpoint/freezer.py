@@ -34,6 +34,8 @@ async def freeze(container: Container) -> None:
         async with asyncio.timeout(_LIMIT_S):
             pause_s = _FIRST_LOOK_S
             while not cgroupfs.is_frozen(container.cgroup):
+                if not cgroupfs.populated(container.cgroup):
+                    raise WrongStateError(f"container {container.id} has ended")
                 await asyncio.sleep(pause_s)
                 pause_s = min(2 * pause_s, _LAST_LOOK_S)
     except TimeoutError:

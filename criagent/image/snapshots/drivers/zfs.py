@@ -291,8 +291,8 @@ class ZfsDriver(VolumeDriver):
                 f"pool {self._pool}"
             )
         cure = ""
-        if _GONE in said:
-            cure = "; run `criagent image fsck --repair`, then pull the image again"
-        elif not await run_in(self._fs, (_KSTAT / self._pool).exists):
+        if not await run_in(self._fs, (_KSTAT / self._pool).exists):
             cure = f"; `zpool import {self._pool}`, then restart criagent"
+        elif _GONE in said:
+            cure = "; run `criagent image fsck --repair`, then pull the image again"
         raise AgentError(f"zfs {arguments[0]}: {said}{cure}")

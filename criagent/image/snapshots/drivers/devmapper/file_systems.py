@@ -8,7 +8,7 @@ from pathlib import Path
 
 from criagent.base.errors import AgentError, ExhaustedError
 from criagent.image.snapshots.drivers.tools import tool
-from criagent.kernel import mount
+from criagent.kernel import devicemapper, mount
 
 # Inode tables and the journal stay unwritten: blocks that a thin volume lacks read as zeros.
 _MAKE: dict[str, list[str]] = {
@@ -75,7 +75,7 @@ def _free(disk: Path) -> int:
 
 def _device(disk: Path) -> Path:
     number = disk.stat().st_dev
-    return Path(f"/dev/block/{os.major(number)}:{os.minor(number)}")
+    return devicemapper.node_of(f"{os.major(number)}:{os.minor(number)}")
 
 
 async def _run(argv: list[str | Path], package: str) -> None:

@@ -103,7 +103,7 @@ class Pool:
 
     def metadata_device(self) -> Path:
         """The block device of its metadata. Raises OSError."""
-        return Path("/dev/block") / self._table()[0]
+        return dm.node_of(self._table()[0])
 
     def tell(self, text: str) -> None:
         """Send the pool a message. Raises OSError EEXIST, ENODATA, EBUSY; ExhaustedError,
