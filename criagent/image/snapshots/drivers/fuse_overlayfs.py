@@ -210,6 +210,7 @@ class FuseOverlayfsDriver(DirectoryDriver):
         lowerdir = ":".join(map(str, layers or [self._fillers[0]]))
         options = [f"lowerdir={lowerdir}"]
         if own is not None:
+            await run_in(self._fs, _make_work, own)
             options += [f"upperdir={own / 'fs'}", f"workdir={own / 'work'}"]
         if ids is not None:
             options += [f"uidmapping=0:{ids.uid}:{ids.length}"]
@@ -248,6 +249,12 @@ class FuseOverlayfsDriver(DirectoryDriver):
     def _trash_one(self, number: int) -> None:
         mount.detach(self._path(number) / "mnt")  # of a layer whose writing was killed
         super()._trash_one(number)
+
+
+def _make_work(own: Path) -> None:
+    """The program's own directory: on a full disk it would say that it does not exist."""
+    with disk_full(own):
+        (own / "work/work").mkdir(exist_ok=True)
 
 
 def _unmount(target: Path) -> None:
