@@ -57,11 +57,13 @@ def disk(driver: str) -> Iterator[None]:
     loop = subprocess.run(command, check=True, capture_output=True, text=True).stdout.strip()
     try:
         subprocess.run(["mount", loop, ROOT], check=True)
+    finally:
+        subprocess.run(["losetup", "-d", loop], check=True)  # it goes with the mount
+    image.unlink()
+    try:
         yield
     finally:
         mount.detach_below(ROOT)
-        subprocess.run(["losetup", "-d", loop], check=True)
-        image.unlink()
 
 
 class Bench:
