@@ -203,6 +203,10 @@ class Unpacker:
             raise self.failure
         yield []
 
+    def lent(self, _: Layer) -> bool:
+        """There is no additional store."""
+        return False
+
 
 class Node:
     """The parts of a node that pull, on a directory that outlives them."""
