@@ -288,8 +288,12 @@ async def test_a_full_disk_whose_reserve_cannot_be_had_fails_every_write(db: Dat
     store = SandboxStore(db)
     await store.insert(sandbox(1))
     reserve = db._reserve
-    reserve.unlink()
-    (reserve / "below").mkdir(parents=True)  # cannot be unlinked
+
+    def replace(_: object) -> None:
+        reserve.unlink()
+        (reserve / "below").mkdir(parents=True)  # cannot be unlinked
+
+    await db.write(replace)  # in the thread that would fill it again
     pages = await db.write(lambda run: run.execute("PRAGMA page_count").fetchone()[0])
     await db.write(lambda run: run.execute(f"PRAGMA max_page_count = {pages}").fetchone())
     large = "CREATE TABLE large AS SELECT zeroblob(1 << 20)"
