@@ -15,7 +15,7 @@ from collections.abc import Callable, Sequence
 
 from criagent.base import faults
 from criagent.base.aio import run_in
-from criagent.base.errors import AgentError, WrongStateError
+from criagent.base.errors import AgentError, UnsupportedError, WrongStateError
 from criagent.config.sections import Config
 from criagent.config.storage_drivers import canonical
 from criagent.daemon.root_lock import locked
@@ -79,12 +79,17 @@ class _Migration:
         if old == new and not stores.settings.get(MIGRATION_SETTING):
             self._tell(f"{self._shared.config.storage.root} has the driver {new} already")
             return 0
+        if "zfs" in (old, new) and old != new:
+            raise UnsupportedError(
+                "zfs mounts its dataset where the layers of other drivers are; set another "
+                "storage.root for the new driver, and pull the images again"
+            )
         self._refuse_containers()
         missing = await self._without_blobs()
         self._plan(old, new, missing)
         if self._options.dry_run:
             return 0
-        await self._driver(new).prepare()
+        await self._try(new)
         await stores.settings.put(MIGRATION_SETTING, new)
         faults.reach("storage-migrate:marked")
         if old != new:
@@ -96,6 +101,20 @@ class _Migration:
         await stores.settings.put(MIGRATION_SETTING, "")
         self._tell(f'done; set storage.driver = "{new}" and start criagent')
         return status
+
+    async def _try(self, new: str) -> None:
+        """Find out that the driver works here while the old layers are still there."""
+        driver = self._driver(new)
+        apart = self._shared.config.storage.containers_root
+        if apart and not driver.capabilities.separate_containers:
+            raise UnsupportedError(
+                f"the storage driver {new} keeps writable layers where the layers of images are; "
+                f"remove storage.containers_root ({apart}) first"
+            )
+        try:
+            await driver.prepare()
+        finally:
+            await driver.close()
 
     def _refuse_containers(self) -> None:
         """Their writable layers cannot be taken along."""
