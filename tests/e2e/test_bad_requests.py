@@ -293,5 +293,5 @@ def test_bad_references_are_refused(cri: Cri, name: str, code: grpc.StatusCode, 
 
 
 def test_calls_of_later_releases_say_so(cri: Cri) -> None:
-    checkpoint = api.CheckpointContainerRequest()
-    refused(lambda: cri.runtime.CheckpointContainer(checkpoint), UNSUPPORTED, "Checkpoint")
+    restore = api.RestorePodRequest()
+    refused(lambda: cri.runtime.RestorePod(restore), UNSUPPORTED, "RestorePod")

@@ -119,7 +119,8 @@ def test_local_users_see_nothing_of_any_pod(pods: Pods) -> None:
         "sh", "-c", "echo secret > /dev/shm/secret; exec sleep 1000", pod=(sandbox, config)
     )
     assert str(RUN / f"sandboxes/{sandbox}/shm") in everything()
-    closed = [str(RUN / name) for name in ("sandboxes", "containers", "exits", "attach", "runtime")]
+    names = ("sandboxes", "containers", "exits", "attach", "runtime", "criu")
+    closed = [str(RUN / name) for name in names]
     visible = seen_by(NOBODY)
     assert [path for path in visible if path not in closed and Path(path).is_dir()] == []
     assert [path for path in visible if path.startswith(tuple(f"{top}/" for top in closed))] == []

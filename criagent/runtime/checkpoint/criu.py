@@ -26,7 +26,8 @@ _CURES = (
 def write_options(home: Path) -> None:
     """Write the options that OCI runtimes do not pass on; synchronous, idempotent."""
     directory = home / ".criu"
-    directory.mkdir(parents=True, exist_ok=True, mode=0o700)
+    for one in (home, directory):
+        one.mkdir(exist_ok=True, mode=0o700)
     (directory / "default.conf").write_text(_OPTIONS)
 
 
