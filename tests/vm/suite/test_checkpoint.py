@@ -25,9 +25,7 @@ def test_a_tcp_listener_goes_on_with_its_connection(cri: Cri, tmp_path: Path, ha
     )
     cri.start(container_id)
     address = cri.pod_status(sandbox).network.ip
-    until(
-        lambda: not cri.exec(container_id, "nc", "-z", "127.0.0.1", "80").exit_code, "port 80", 60
-    )
+    until(lambda: _listens(address), "port 80", 60)
     with socket.create_connection((address, 80), timeout=60) as connection:
         assert _echoed(connection, b"before")
         archive = tmp_path / "checkpoint.tar"
@@ -39,6 +37,11 @@ def test_a_tcp_listener_goes_on_with_its_connection(cri: Cri, tmp_path: Path, ha
     with tarfile.open(archive) as tar:
         assert "checkpoint/inventory.img" in tar.getnames()
     assert cri.status(container_id).state == api.CONTAINER_RUNNING
+
+
+def _listens(address: str) -> bool:
+    with socket.socket() as tried:
+        return tried.connect_ex((address, 80)) == 0
 
 
 def _echoed(connection: socket.socket, words: bytes) -> bool:
