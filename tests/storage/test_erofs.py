@@ -49,7 +49,7 @@ async def opened(top: Path, **keys: str) -> AsyncIterator[Storage]:
 def verity_top(tmp_path: Path) -> Iterator[Path]:
     """A file system with fs-verity."""
     if not Path("/sys/fs/ext4/features/verity").exists():
-        pytest.skip("this kernel has no fs-verity; the VM tier runs this")
+        pytest.skip("this kernel has no fs-verity (CONFIG_FS_VERITY)")
     image, top = tmp_path / "image", tmp_path / "disk"
     with image.open("wb") as file:
         file.truncate(SIZE)

@@ -8,6 +8,7 @@ nothing but trash.
 
 from __future__ import annotations
 
+import abc
 import contextlib
 import os
 from collections.abc import Mapping
@@ -29,7 +30,7 @@ from criagent.model.image import Snapshot
 log: structlog.stdlib.BoundLogger = structlog.get_logger(__name__)
 
 
-class DirectoryDriver:
+class DirectoryDriver(abc.ABC):
     """One directory for each number below `root`: the part of a driver that all of them share."""
 
     def __init__(self, root: Path, section: Storage, fs: Executor) -> None:
@@ -42,15 +43,15 @@ class DirectoryDriver:
         self._fillers = (root / "empty", root / "empty-too")  # stay empty, for overlays
 
     @property
+    @abc.abstractmethod
     def name(self) -> str:
         """Of the driver itself."""
-        raise NotImplementedError
 
     async def prepare(self) -> None:
         """Make the fixed directories."""
         await run_in(self._fs, self._prepare)
 
-    async def close(self) -> None:
+    async def close(self) -> None:  # noqa: B027 - most drivers have nothing to end
         """There is nothing to end."""
 
     async def commit_layer(self, number: int) -> Taken | None:
