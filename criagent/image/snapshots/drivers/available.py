@@ -30,6 +30,13 @@ DRIVERS: Mapping[str, Callable[[Path, Storage, Executor], SnapshotDriver]] = {
 }
 
 
+def made(name: str, root: Path, section: Storage, fs: Executor) -> SnapshotDriver:
+    """The driver `name`, which stores below `root`. Raises UnsupportedError for an unknown one."""
+    if name not in DRIVERS:
+        raise UnsupportedError(f'this version does not have the storage driver "{name}"')
+    return DRIVERS[name](root, section, fs)
+
+
 def chosen(configured: str, remembered: str, root: Path) -> str:
     """The name of the driver for the root directory `root`.
 
