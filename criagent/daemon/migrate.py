@@ -25,7 +25,7 @@ from criagent.daemon.wiring.shared import Executors, Shared, Stores
 from criagent.image.blobs import BlobFiles
 from criagent.image.documents.digest import parse_digest
 from criagent.image.snapshots.driver import SnapshotDriver
-from criagent.image.snapshots.drivers.available import DRIVERS
+from criagent.image.snapshots.drivers.available import DRIVERS, chosen
 from criagent.image.snapshots.drivers.overlay import OverlayDriver
 from criagent.image.snapshots.snapshots import Snapshots
 from criagent.model.image import Image, Layer
@@ -76,8 +76,10 @@ class _Migration:
     async def run(self) -> int:
         stores, new = self._shared.stores, self._shared.config.storage.driver
         old = stores.settings.get(DRIVER_SETTING) or OverlayDriver.name
+        root = self._shared.config.storage.root
+        chosen(new, "", root, await wiring.unknown_layers(self._shared))
         if old == new and not stores.settings.get(MIGRATION_SETTING):
-            self._tell(f"{self._shared.config.storage.root} has the driver {new} already")
+            self._tell(f"{root} has the driver {new} already")
             return 0
         if "zfs" in (old, new) and old != new:
             raise UnsupportedError(

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import dataclasses
 import os
+from collections.abc import Sequence
 from concurrent.futures import Executor
 
 from criagent.base.aio import run_in
@@ -29,6 +30,7 @@ from criagent.image.snapshots.drivers.available import DRIVERS, chosen
 from criagent.image.snapshots.drivers.overlay import OverlayDriver
 from criagent.image.snapshots.keys import is_writable
 from criagent.image.snapshots.snapshots import Snapshots
+from criagent.image.snapshots.traces import traces
 from criagent.image.unpack.workers import UnpackWorkers
 
 DRIVER_SETTING = "storage.driver"  # that made the layers
@@ -161,10 +163,18 @@ async def _driver(shared: Shared) -> SnapshotDriver:
     """
     storage, stores = shared.config.storage, shared.stores
     last = stores.settings.get(DRIVER_SETTING) or OverlayDriver.name
-    name = chosen(storage.driver, last if stores.snapshots.all() else "", storage.root)
+    remembered = last if stores.snapshots.all() else ""
+    name = chosen(storage.driver, remembered, storage.root, await unknown_layers(shared))
     if name != last:
         await stores.settings.put(DRIVER_SETTING, name)
     return DRIVERS[name](storage.root / "snapshots", storage, shared.executors.fs)
+
+
+async def unknown_layers(shared: Shared) -> Sequence[str]:
+    """The drivers that may have made layers which the database does not know, since it is new."""
+    if shared.stores.settings.get(DRIVER_SETTING) or shared.stores.snapshots.all():
+        return ()
+    return await run_in(shared.executors.fs, traces, shared.config.storage.root)
 
 
 async def _containers_root(shared: Shared, driver: SnapshotDriver) -> ContainersRoot:
