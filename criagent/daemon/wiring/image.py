@@ -35,6 +35,7 @@ from criagent.image.snapshots.drivers.gone import GoneDriver
 from criagent.image.snapshots.drivers.overlay import OverlayDriver
 from criagent.image.snapshots.keys import is_writable
 from criagent.image.snapshots.snapshots import Snapshots
+from criagent.image.snapshots.traces import traces
 from criagent.image.unpack.workers import UnpackWorkers
 from criagent.image.unpacking import ImageUnpacking
 
@@ -179,7 +180,8 @@ async def _driver(shared: Shared) -> SnapshotDriver:
     """
     storage, stores = shared.config.storage, shared.stores
     last = stores.settings.get(DRIVER_SETTING) or OverlayDriver.name
-    name = chosen(storage.driver, last if stores.snapshots.all() else "", storage.root)
+    remembered = last if stores.snapshots.all() else ""
+    name = chosen(storage.driver, remembered, storage.root, await unknown_layers(shared))
     if name != last:
         await stores.settings.put(DRIVER_SETTING, name)
     if name in _ONE_STORE and name in stores.snapshots.other_drivers():
@@ -227,6 +229,13 @@ async def _other(shared: Shared, name: str, users: Sequence[str]) -> SnapshotDri
         log.error("storage_driver_gone", driver=name, error=str(exc))  # noqa: TRY400 - its text
         return GoneDriver(root, storage, fs, name=name, reason=str(exc))
     return driver
+
+
+async def unknown_layers(shared: Shared) -> Sequence[str]:
+    """The drivers that may have made layers which the database does not know, since it is new."""
+    if shared.stores.settings.get(DRIVER_SETTING) or shared.stores.snapshots.all():
+        return ()
+    return await run_in(shared.executors.fs, traces, shared.config.storage.root)
 
 
 async def _containers_root(shared: Shared, driver: SnapshotDriver) -> ContainersRoot:
