@@ -15,7 +15,7 @@ from criagent.image.blobs import BlobFiles
 from criagent.image.documents.digest import parse_digest
 from criagent.image.snapshots.keys import damaged_origin
 from criagent.image.snapshots.numbers import split
-from criagent.model.image import Blob, Image, Snapshot
+from criagent.model.image import Blob, Image, PulledProfile, Snapshot
 
 _CHUNK = 1 << 20
 _NAMED = 5  # containers that a finding names
@@ -73,6 +73,7 @@ class State:
     snapshots: list[Snapshot]
     unowned: frozenset[str] = frozenset()
     lent: Sequence[Snapshot] = ()  # of additional stores
+    profiles: Sequence[PulledProfile] = ()
 
     @property
     def layers(self) -> dict[str, Snapshot]:
@@ -124,6 +125,11 @@ def check(state: State, files: BlobFiles, layer_problems: Mapping[str, str]) -> 
     there = (layers.keys() - broken.snapshots) | {layer.key for layer in state.lent}
     for image in state.images:
         _check_image(image, known - broken.blobs, there, broken)
+    for profile in state.profiles:
+        for needed in (profile.digest, profile.layer):
+            if needed not in known - broken.blobs:
+                what = "its content is missing or damaged; the next PullSecurityProfile fetches it"
+                broken.add(what, f"security profile {profile.digest}", needed)
     return broken
 
 

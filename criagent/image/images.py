@@ -402,6 +402,7 @@ class Images:
             snapshots=self.content.snapshots.store.all(),
             unowned=frozenset(map(str, self.content.files.sizes())),
             lent=self.content.snapshots.store.lent(),
+            profiles=self.collector.profiles.all(),
         )
         problems = {
             layer.key: await self.content.snapshots.problem(layer)

@@ -21,6 +21,7 @@ from criagent.image.hosts.hosts_toml import HostsDirectory
 from criagent.image.hosts.proxy import ProxySettings, from_environment
 from criagent.image.images import Images
 from criagent.image.layers import LayerUnpacker
+from criagent.image.profiles.profiles import SecurityProfiles
 from criagent.image.pull import Puller
 from criagent.image.registry import RegistryClient
 from criagent.image.snapshots.containers_root import Claim, ContainersRoot, take
@@ -30,6 +31,8 @@ from criagent.image.snapshots.drivers.overlay import OverlayDriver
 from criagent.image.snapshots.keys import is_writable
 from criagent.image.snapshots.snapshots import Snapshots
 from criagent.image.unpack.workers import UnpackWorkers
+from criagent.runtime.spec.security.seccomp_pulled import pulled_profile
+from criagent.store.profiles import ProfileStore
 
 DRIVER_SETTING = "storage.driver"  # that made the layers
 MIGRATION_SETTING = "storage.migration"  # the new driver of one that has not ended, or ""
@@ -41,6 +44,7 @@ class ImageParts:
     """What images need."""
 
     images: Images
+    profiles: SecurityProfiles
     puller: Puller
     snapshots: Snapshots
     workers: UnpackWorkers
@@ -64,6 +68,7 @@ class ImageParts:
     async def close(self) -> None:
         """Stop pulls, workers and connections."""
         await self.images.close()
+        await self.profiles.close()
         await self.snapshots.close()
         await self.workers.close()
         await self.client.close()
@@ -77,6 +82,7 @@ async def build(shared: Shared, *, migrating: bool = False) -> ImageParts:
     """
     if not migrating:
         _refuse_migration(shared)
+    profiles = ProfileStore(shared.stores.db, shared.stores.blobs)  # it reads: before all writes
     config, registry, fs = shared.config, shared.config.registry, shared.executors.fs
     driver = await _driver(shared)
     apart = await _containers_root(shared, driver)
@@ -96,22 +102,32 @@ async def build(shared: Shared, *, migrating: bool = False) -> ImageParts:
         parallel_blobs=registry.max_parallel_blobs,
         progress_timeout_s=registry.progress_timeout_s,
     )
+    collector = Collector(
+        content=content,
+        containers=shared.stores.containers,
+        profiles=profiles,
+        unpacker=unpacker,
+        retention_s=registry.retry_retention_s,
+    )
     images = Images(
         content=content,
         unpacker=unpacker,
         workers=workers,
         puller=puller,
-        collector=Collector(
-            content=content,
-            containers=shared.stores.containers,
-            unpacker=unpacker,
-            retention_s=registry.retry_retention_s,
-        ),
+        collector=collector,
         root=config.storage.root,
         pinned=registry.pinned_images,
     )
     return ImageParts(
         images=images,
+        profiles=SecurityProfiles(
+            store=profiles,
+            content=content,
+            client=client,
+            collector=collector,
+            check=pulled_profile,
+            limit_s=registry.progress_timeout_s,
+        ),
         puller=puller,
         snapshots=content.snapshots,
         workers=workers,
