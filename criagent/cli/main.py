@@ -9,7 +9,7 @@ import os
 import sys
 from pathlib import Path
 
-from criagent.version import VERSION
+from criagent.version import described
 
 EPILOG = """exit status: 0 success; 1 failure, or a warning of doctor; 2 wrong usage, configuration
 or missing capability; 3 the agent cannot be reached"""
@@ -21,6 +21,7 @@ COMMANDS = {
     "config": "print or check the configuration",
     "image": "pull, list, import, export, check and prune images",
     "storage": "show how images and containers are stored",
+    "reset": "remove pods, images, networks and state from this node",
     "version": "print the version",
     "completion": "print a completion script for bash, zsh or fish",
 }
@@ -78,7 +79,7 @@ def parser(argv: list[str] | None = None) -> argparse.ArgumentParser:
         formatter_class=_Help,
         allow_abbrev=False,
     )
-    top.add_argument("--version", action="version", version=f"criagent {VERSION}")
+    top.add_argument("--version", action="version", version=f"criagent {described()}")
     global_arguments(top, inner=False)
     commands = top.add_subparsers(dest="command", metavar="COMMAND", required=True)
     for name, text in COMMANDS.items():

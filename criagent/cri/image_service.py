@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 
 class ImageService(api_pb2_grpc.ImageServiceServicer):
-    """Images of this node; all OCI runtime handlers share them."""
+    """Images of this node, unpacked for OCI runtime handlers."""
 
     def __init__(
         self, images: Images, store: ImageStore, profiles: SecurityProfiles, handlers: Handlers
@@ -60,7 +60,8 @@ class ImageService(api_pb2_grpc.ImageServiceServicer):
     async def ImageStatus(
         self, request: api_pb2.ImageStatusRequest, context: Context
     ) -> api_pb2.ImageStatusResponse:
-        found = self._images.find(self._name(request.image))
+        handler = request.image.runtime_handler
+        found = await self._images.ready_for(self._name(request.image), handler)
         if found is None:
             return api_pb2.ImageStatusResponse()
         response = api_pb2.ImageStatusResponse(image=self._message(found))
@@ -81,7 +82,9 @@ class ImageService(api_pb2_grpc.ImageServiceServicer):
         self, request: api_pb2.PullImageRequest, context: Context
     ) -> api_pb2.PullImageResponse:
         auth = registry_auth(request.auth) if request.HasField("auth") else None
-        image = await self._images.pull(self._name(request.image), auth)
+        image = await self._images.pull(
+            self._name(request.image), auth, request.image.runtime_handler
+        )
         return api_pb2.PullImageResponse(image_ref=image.id)
 
     async def RemoveImage(
@@ -94,8 +97,8 @@ class ImageService(api_pb2_grpc.ImageServiceServicer):
         self, request: api_pb2.ImageFsInfoRequest, context: Context
     ) -> api_pb2.ImageFsInfoResponse:
         return api_pb2.ImageFsInfoResponse(
-            image_filesystems=[filesystem_usage(self._images.fs_usage())],
-            container_filesystems=[filesystem_usage(self._images.container_fs_usage())],
+            image_filesystems=map(filesystem_usage, self._images.fs_usages()),
+            container_filesystems=map(filesystem_usage, self._images.container_fs_usages()),
         )
 
     # Security profiles from registries (KEP-6061).

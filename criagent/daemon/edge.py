@@ -55,9 +55,7 @@ class Edge:
         operator_metrics.register_calls(metrics, boundary, self._events, self._streaming)
         operator_metrics.register_pods(metrics, stores.sandboxes, stores.containers)
         operator_metrics.register_nri(metrics, agent.nri.registry, agent.nri.tally)
-        operator_metrics.register_images(
-            metrics, agent.image.images, agent.image.puller, agent.image.snapshots
-        )
+        operator_metrics.register_images(metrics, agent.image.images, agent.image.puller)
 
     async def listen(self) -> None:
         """Take calls on the socket."""

@@ -119,13 +119,13 @@ def _creator(
     containers: ContainerParts,
 ) -> ContainerCreator:
     section, fs, files = shared.config.runtime, shared.executors.fs, containers.files
-    volumes = ImageVolumes(images=image.images, snapshots=image.snapshots, paths=node.paths, fs=fs)
+    volumes = ImageVolumes(images=image.images, drivers=image.drivers, paths=node.paths, fs=fs)
     namespaces = ContainerNamespacePaths(shared.stores.containers, pods.namespaces)
     bundles = ContainerBundles(
         files=files,
         volumes=volumes,
         declared=DeclaredVolumes(
-            mode=section.image_volumes, paths=node.paths, snapshots=image.snapshots, fs=fs
+            mode=section.image_volumes, paths=node.paths, drivers=image.drivers, fs=fs
         ),
         gatherer=_gatherer(shared, node, image, namespaces),
         selinux=node.selinux,

@@ -107,18 +107,18 @@ def intersection(base: OciObject, own: OciObject, machine: str) -> Merged:
     """The intersection of two profiles, for the node's machine."""
     natives = default.ARCHITECTURES.get(machine, [])[:1]
     architectures = _architectures(base, own, natives)
-    ours, theirs = _Reader(base), _Reader(own)
-    otherwise = _stricter(ours.default, theirs.default)
-    names = sorted({*ours.rules, *theirs.rules})
-    verdicts = {name: _both(ours.verdict(name), theirs.verdict(name)) for name in names}
+    first, second = _Reader(base), _Reader(own)
+    otherwise = _stricter(first.default, second.default)
+    names = sorted({*first.rules, *second.rules})
+    verdicts = {name: _both(first.verdict(name), second.verdict(name)) for name in names}
     if _MULTIPLEXING.intersection(natives):
         _multiplexed(verdicts, otherwise)
     narrow = bool(_NARROW.intersection(architectures))
     writer = _Writer(otherwise, narrow=narrow)
-    constrained = ["*"] if otherwise != theirs.default else []
+    constrained = ["*"] if otherwise != second.default else []
     for name, verdict in verdicts.items():
         written = writer.add(name, verdict)
-        if name in theirs.rules and written != theirs.verdict(name):
+        if name in second.rules and written != second.verdict(name):
             constrained.append(name)
     made: OciObject = {"defaultAction": otherwise.name}
     if otherwise.errno is not None:
@@ -337,11 +337,11 @@ def _multiplexed(verdicts: dict[str, Verdict], otherwise: Action) -> None:
 
 def _architectures(base: OciObject, own: OciObject, natives: list[str]) -> list[str]:
     """Those that both cover, without what multiplexes calls; the native one always is."""
-    theirs = {*natives, *(own.get("architectures") or ())}
+    asked = {*natives, *(own.get("architectures") or ())}
     rest = [
         name
         for name in base.get("architectures") or ()
-        if name in theirs and name not in _MULTIPLEXING
+        if name in asked and name not in _MULTIPLEXING
     ]
     return list(dict.fromkeys((*natives, *rest)))
 
@@ -350,8 +350,8 @@ def _filter_options(
     base: OciObject, own: OciObject, verdicts: Iterable[Verdict], otherwise: Action
 ) -> OciObject:
     """Flags by what they loosen, and the listener, which is the first profile's alone."""
-    ours, theirs = set(base.get("flags") or ()), set(own.get("flags") or ())
-    flags = (ours | theirs) - {"SECCOMP_FILTER_FLAG_SPEC_ALLOW"} | (ours & theirs)
+    first, second = set(base.get("flags") or ()), set(own.get("flags") or ())
+    flags = (first | second) - {"SECCOMP_FILTER_FLAG_SPEC_ALLOW"} | (first & second)
     made: OciObject = {"flags": sorted(flags)} if flags else {}
     actions = {otherwise.name, *(a.name for v in verdicts for a in (v.hit, v.miss))}
     if "SCMP_ACT_NOTIFY" in actions:
