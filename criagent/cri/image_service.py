@@ -83,7 +83,10 @@ class ImageService(api_pb2_grpc.ImageServiceServicer):
     ) -> api_pb2.PullImageResponse:
         auth = registry_auth(request.auth) if request.HasField("auth") else None
         image = await self._images.pull(
-            self._name(request.image), auth, request.image.runtime_handler
+            self._name(request.image),
+            auth,
+            request.image.runtime_handler,
+            request.sandbox_config.metadata.namespace,
         )
         return api_pb2.PullImageResponse(image_ref=image.id)
 

@@ -44,6 +44,7 @@ from criagent.image.documents.gojson import MalformedError
 from criagent.image.documents.manifest import MAX_DOCUMENT
 from criagent.image.documents.reference import is_image_id, parse_reference
 from criagent.image.hosts.credentials import RegistryAuth
+from criagent.image.policy.admission import Admission
 from criagent.image.pull import Puller, Target
 from criagent.image.repair import Repair
 from criagent.image.snapshots.keys import is_writable
@@ -82,6 +83,7 @@ class Images:
     unpacking: ImageUnpacking
     workers: UnpackWorkers
     puller: Puller
+    admission: Admission
     collector: Collector
     root: Path
     pinned: tuple[str, ...]
@@ -165,16 +167,21 @@ class Images:
         names = (*image.repo_tags, *image.repo_digests)
         return any(fnmatch.fnmatchcase(name, p) for name in names for p in self.pinned)
 
-    async def pull(self, text: str, auth: RegistryAuth | None, handler: str = "") -> Image:
-        """PullImage for the OCI runtime handler `handler`, "" = the default one: see `Puller.pull`.
+    async def pull(
+        self, text: str, auth: RegistryAuth | None, handler: str = "", namespace: str = ""
+    ) -> Image:
+        """PullImage for the OCI runtime handler `handler`, "" = the default one, and for a pod of
+        the cluster's namespace: see `Puller.pull`.
 
         Raises InvalidRequestError for a malformed reference.
         """
         if text.startswith("sha256:") or (len(text) == _BARE_ID and self.content.store.find(text)):
             raise InvalidRequestError(f"{text[:80]!r} is an image id, not a reference to pull")
         reference = parse_reference(text).with_default_tag()
+        policy = await self.admission.policy_for(namespace)
+        target = Target(self._driver(handler), policy)
         try:
-            image = await self.puller.pull(reference, auth, Target(self._driver(handler)))
+            image = await self.puller.pull(reference, auth, target)
         except ExhaustedError:
             await self.collector.collect()  # its downloads take space that others need
             raise

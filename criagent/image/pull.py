@@ -38,6 +38,7 @@ from criagent.image.documents.platforms import host_platform
 from criagent.image.documents.reference import Reference
 from criagent.image.hosts.credentials import RegistryAuth
 from criagent.image.layers import LayerUnpacker
+from criagent.image.policy.admission import Admission, Subject
 from criagent.image.registry import Progress, RegistryClient, Resolved, Session
 from criagent.model.image import Blob, Image, Layer
 
@@ -48,9 +49,11 @@ log: structlog.stdlib.BoundLogger = structlog.get_logger(__name__)
 
 @dataclass(frozen=True, slots=True)
 class Target:
-    """What an image is pulled for: a storage driver, "" = storage.driver."""
+    """What an image is pulled for: a storage driver, "" = storage.driver; under which policy file,
+    "" = none."""
 
     driver: str = ""
+    policy: str = ""
 
 
 _Key = tuple[str, RegistryAuth | None, Target]
@@ -78,10 +81,12 @@ class Puller:
         client: RegistryClient,
         content: ImageContent,
         unpackers: Mapping[str, LayerUnpacker],
+        admission: Admission,
         parallel_blobs: int,
         progress_timeout_s: float,
     ) -> None:
         self._client = client
+        self._admission = admission
         self._content = content
         self._unpackers = unpackers  # by storage driver
         self._parallel = parallel_blobs
@@ -100,7 +105,8 @@ class Puller:
     ) -> Image:
         """The image of `reference` in this platform's form, unpacked for `target`.
 
-        Raises NotFoundError, RegistryError and its kinds, CorruptError, ExhaustedError.
+        Raises NotFoundError, RegistryError and its kinds, SignatureRejectedError, CorruptError,
+        ExhaustedError.
         """
         work = partial(self._watched, reference, auth, target)
         key = (str(reference), auth, target)
@@ -152,6 +158,10 @@ class Puller:
         faults.reach("pull-image:resolved")
         async with self._content.claims.growing() as claim:
             chosen = await self._choose(session, top, progress, claim)
+            subject = Subject(
+                reference=reference, top=top, digests=(str(top.digest), str(chosen.digest))
+            )
+            await self._admission.check(session, subject, target.policy, progress)
             image = _image(chosen, top.digest, reference, self._content.now_ns())
             await claim.add(*(layer.digest for layer in image.layers))
             rows = self._documents(top, chosen)

@@ -25,6 +25,7 @@ from criagent.image.hosts.hosts_toml import HostsDirectory
 from criagent.image.hosts.proxy import ProxySettings
 from criagent.image.images import Images
 from criagent.image.layers import LayerUnpacker
+from criagent.image.policy.admission import Admission, Rules
 from criagent.image.pull import Puller
 from criagent.image.registry import RegistryClient
 from criagent.image.snapshots.by_handler import SnapshotsByHandler, directory
@@ -164,10 +165,12 @@ class ImageNode:
             keep_blobs=keep_blobs,
             additional=additional,
         )
+        admission = Admission(self.client, self._threads, Rules())
         puller = Puller(
             client=self.client,
             content=content,
             unpackers=unpackers,
+            admission=admission,
             parallel_blobs=3,
             progress_timeout_s=30.0,
         )
@@ -185,6 +188,7 @@ class ImageNode:
             ),
             workers=self.workers,  # type: ignore[arg-type]
             puller=puller,
+            admission=admission,
             collector=self.collector,
             root=top,
             pinned=(),

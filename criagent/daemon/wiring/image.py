@@ -25,6 +25,7 @@ from criagent.image.hosts.hosts_toml import HostsDirectory
 from criagent.image.hosts.proxy import ProxySettings, from_environment
 from criagent.image.images import Images
 from criagent.image.layers import LayerUnpacker
+from criagent.image.policy.admission import Admission, Rules
 from criagent.image.profiles.profiles import SecurityProfiles
 from criagent.image.pull import Puller
 from criagent.image.registry import RegistryClient
@@ -111,8 +112,10 @@ async def build(shared: Shared, *, migrating: bool = False) -> ImageParts:
         )
         for part in drivers.all()
     }
+    admission = Admission(client, fs, _rules(registry))
     puller = Puller(
         client=client,
+        admission=admission,
         content=content,
         unpackers=unpackers,
         parallel_blobs=registry.max_parallel_blobs,
@@ -132,6 +135,7 @@ async def build(shared: Shared, *, migrating: bool = False) -> ImageParts:
         ),
         workers=workers,
         puller=puller,
+        admission=admission,
         collector=collector,
         root=config.storage.root,
         pinned=registry.pinned_images,
@@ -145,6 +149,15 @@ async def build(shared: Shared, *, migrating: bool = False) -> ImageParts:
         client=client,
         apart=apart,
         limited_by=_limited_by(config.storage),
+    )
+
+
+def _rules(registry: Registry) -> Rules:
+    return Rules(
+        policy=registry.signature_policy,
+        policy_dir=registry.signature_policy_dir,
+        verifier_dir=registry.verifier_dir,
+        verifier_timeout_s=registry.verifier_timeout_s,
     )
 
 

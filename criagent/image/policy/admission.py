@@ -8,7 +8,6 @@ pull, so that a change counts from the next pull on. Whatever cannot be decided 
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
 from concurrent.futures import Executor
 from dataclasses import dataclass
 from pathlib import Path
@@ -38,25 +37,23 @@ class Subject:
     digests: tuple[str, ...]
 
 
-class Admission:
-    """The rules of a node; without any of the settings everything is admitted."""
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Rules:
+    """Settings of [registry]; "" = none of the kind."""
 
-    def __init__(
-        self,
-        *,
-        client: RegistryClient,
-        fs: Executor,
-        policy: str,
-        policy_dir: str,
-        verifier_dir: str,
-        verifier_timeout_s: float,
-    ) -> None:
+    policy: str = ""
+    policy_dir: str = ""
+    verifier_dir: str = ""
+    verifier_timeout_s: float = 10.0
+
+
+class Admission:
+    """The rules of a node; without any everything is admitted."""
+
+    def __init__(self, client: RegistryClient, fs: Executor, rules: Rules) -> None:
         self._client = client
         self._fs = fs
-        self._policy = policy
-        self._policy_dir = policy_dir
-        self._verifier_dir = verifier_dir
-        self._verifier_timeout_s = verifier_timeout_s
+        self._rules = rules
 
     async def policy_for(self, namespace: str) -> str:
         """The policy file for pods of a namespace, "" when there is none.
@@ -64,11 +61,11 @@ class Admission:
         It is part of what makes two pulls the same: one for a namespace with laxer rules must not
         be joined by one with stricter ones.
         """
-        if self._policy_dir and _NAMESPACE.fullmatch(namespace):
-            own = Path(self._policy_dir) / f"{namespace}.json"
+        if self._rules.policy_dir and _NAMESPACE.fullmatch(namespace):
+            own = Path(self._rules.policy_dir) / f"{namespace}.json"
             if await run_in(self._fs, own.exists):
                 return str(own)
-        return self._policy
+        return self._rules.policy
 
     async def check(
         self, session: Session, subject: Subject, policy: str, progress: Progress
@@ -76,16 +73,16 @@ class Admission:
         """Raises SignatureRejectedError for an image that may not be pulled."""
         if policy:
             await self._check_policy(session, subject, Path(policy), progress)
-        if self._verifier_dir:
+        if self._rules.verifier_dir:
             await verifiers.check(
-                Path(self._verifier_dir),
+                Path(self._rules.verifier_dir),
                 verifiers.Subject(
                     reference=str(subject.reference),
                     digest=str(subject.top.digest),
                     media_type=subject.top.media_type,
                     size=len(subject.top.content),
                 ),
-                self._verifier_timeout_s,
+                self._rules.verifier_timeout_s,
             )
 
     async def _check_policy(
@@ -124,7 +121,7 @@ class Admission:
         except (OSError, ValueError) as error:
             return f"its keys cannot be read: {error}"
         reasons = []
-        for digest in subject.digests:
+        for digest in dict.fromkeys(subject.digests):
             for found in await signatures(self._client, session, digest, progress):
                 why = await run_in(self._fs, _problem, trust, found, subject)
                 if not why:
@@ -152,8 +149,3 @@ def _read(file: Path) -> bytes:
     if len(content) > _LARGEST:
         raise ValueError(f"it is larger than {_LARGEST} bytes")
     return content
-
-
-def digests(*resolved: object) -> Sequence[str]:
-    """Each digest once, in order."""
-    return tuple(dict.fromkeys(map(str, resolved)))

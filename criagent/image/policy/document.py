@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""policy.json (man 5 containers-policy.json): requirements, and the scope that has those of an image.
+"""policy.json (man 5 containers-policy.json): requirements, and the scope of an image.
 
 Read strictly, as its own readers do: a key that is not known could be one that forbids something.
 Not supported, and refused with a text: signedBy (GPG) and the key `pki`.
@@ -8,7 +8,7 @@ Not supported, and refused with a text: signedBy (GPG) and the key `pki`.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from typing import Annotated, TypeAlias
+from typing import Annotated, Any, TypeAlias
 
 import msgspec
 
@@ -23,11 +23,11 @@ class _Requirement(msgspec.Struct, frozen=True, forbid_unknown_fields=True, tag_
     """One kind; `type` names it."""
 
 
-class Accept(_Requirement, tag="insecureAcceptAnything"):
+class Accept(_Requirement, frozen=True, tag="insecureAcceptAnything"):
     """Any image."""
 
 
-class Reject(_Requirement, tag="reject"):
+class Reject(_Requirement, frozen=True, tag="reject"):
     """No image."""
 
 
@@ -44,7 +44,7 @@ class Fulcio(msgspec.Struct, frozen=True, forbid_unknown_fields=True, rename="ca
     ca_data: bytes = b""
 
 
-class SigstoreSigned(_Requirement, tag="sigstoreSigned", rename="camel"):
+class SigstoreSigned(_Requirement, frozen=True, tag="sigstoreSigned", rename="camel"):
     """A signature by one of the keys, or by a certificate of Fulcio, with a name that counts."""
 
     key_path: str = ""
@@ -52,7 +52,7 @@ class SigstoreSigned(_Requirement, tag="sigstoreSigned", rename="camel"):
     key_data: bytes = b""
     key_datas: tuple[bytes, ...] = ()
     fulcio: Fulcio | None = None
-    pki: msgspec.Raw | None = None
+    pki: dict[str, Any] | None = None
     rekor_public_key_path: str = ""
     rekor_public_key_paths: tuple[str, ...] = ()
     rekor_public_key_data: bytes = b""

@@ -107,7 +107,7 @@ def _check_certificate(certificate: x509.Certificate, moment: datetime) -> None:
     for extension in certificate.extensions:
         if extension.critical and extension.oid not in _KNOWN:
             name = extension.oid.dotted_string
-            raise RejectedError(f"its certificate has the critical extension {name}, which is unknown")
+            raise RejectedError(f"its certificate has the unknown critical extension {name}")
 
 
 def _check_subject(leaf: x509.Certificate, wanted: Fulcio) -> None:

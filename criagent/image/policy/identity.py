@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """signedIdentity of policy.json: which name a signature may carry for the image that is pulled.
 
-Kinds and defaults are those of man 5 containers-policy.json. A pull by digest has no tag to compare,
-and the digest itself is compared elsewhere.
+Kinds and defaults are those of man 5 containers-policy.json. A pull by digest has no tag to
+compare, and the digest itself is compared elsewhere.
 """
 
 from __future__ import annotations
@@ -19,31 +19,31 @@ class _Identity(msgspec.Struct, frozen=True, forbid_unknown_fields=True, tag_fie
     """One kind; `type` names it."""
 
 
-class MatchExact(_Identity, tag="matchExact"):
+class MatchExact(_Identity, frozen=True, tag="matchExact"):
     """The same name and tag."""
 
 
-class MatchRepoDigestOrExact(_Identity, tag="matchRepoDigestOrExact"):
+class MatchRepoDigestOrExact(_Identity, frozen=True, tag="matchRepoDigestOrExact"):
     """The same name and tag; for a pull by digest, the same name."""
 
 
-class MatchRepository(_Identity, tag="matchRepository"):
+class MatchRepository(_Identity, frozen=True, tag="matchRepository"):
     """The same name, whatever the tag: signatures of cosign carry none."""
 
 
-class ExactReference(_Identity, tag="exactReference", rename="camel"):
+class ExactReference(_Identity, frozen=True, tag="exactReference", rename="camel"):
     """This name and tag."""
 
     docker_reference: str
 
 
-class ExactRepository(_Identity, tag="exactRepository", rename="camel"):
+class ExactRepository(_Identity, frozen=True, tag="exactRepository", rename="camel"):
     """This name."""
 
     docker_repository: str
 
 
-class RemapIdentity(_Identity, tag="remapIdentity", rename="camel"):
+class RemapIdentity(_Identity, frozen=True, tag="remapIdentity", rename="camel"):
     """As MatchRepoDigestOrExact, for a mirror: names below `prefix` were signed below another."""
 
     prefix: str

@@ -76,7 +76,7 @@ class Entry:
 
 
 def entry(bundle: str, keys: Sequence[PublicKey]) -> Entry:
-    """The entry of cosign's annotation. Raises RejectedError unless one of the log's keys signed."""
+    """The entry of cosign's annotation. Raises RejectedError unless a key of the log signed it."""
     if not bundle:
         raise RejectedError("it has no entry of Rekor")
     try:

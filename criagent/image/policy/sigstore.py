@@ -12,6 +12,7 @@ from base64 import b64decode
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import msgspec
 
@@ -46,7 +47,7 @@ class _Critical(msgspec.Struct, forbid_unknown_fields=True):
 
 class _Payload(msgspec.Struct, forbid_unknown_fields=True):
     critical: _Critical
-    optional: msgspec.Raw | None = None
+    optional: dict[str, Any] | None = None
 
 
 @dataclass(frozen=True, slots=True)
