@@ -198,4 +198,4 @@ class _Migration:
 
 
 def _name(image: Image) -> str:
-    return (*image.repo_tags, *image.repo_digests, image.id)[0]
+    return (*image.names, image.id)[0]

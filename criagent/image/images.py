@@ -93,9 +93,13 @@ class Images:
         ids = {image.id for image in own}
         return [*own, *(image for image in self.content.additional.all() if image.id not in ids)]
 
-    def find(self, text: str) -> Image | None:
-        """The image of a reference or id. Raises InvalidRequestError for any other text."""
-        if found := self._known(text):
+    def find(self, text: str, handler: str = "") -> Image | None:
+        """The image of a reference or id, a reference for the platform of `handler`.
+
+        Raises InvalidRequestError for any other text.
+        """
+        platform = self.content.platforms.get(handler, "")
+        if found := self._known(text, platform):
             return found
         if text.startswith("sha256:"):
             parse_digest(text)
@@ -104,11 +108,13 @@ class Images:
             return None  # no image of this node
         reference = parse_reference(text).with_default_tag()
         if reference.digest is not None:
-            return self._known(f"{reference.name}@{reference.digest}")
-        return self._known(str(reference))
+            return self._known(f"{reference.name}@{reference.digest}", platform)
+        return self._known(str(reference), platform)
 
-    def _known(self, name: str) -> Image | None:
-        return self.content.store.find(name) or self.content.additional.find(name)
+    def _known(self, name: str, platform: str) -> Image | None:
+        found = self.content.store.find(name, platform)
+        # Additional stores have images of this node's platform.
+        return found or (None if platform else self.content.additional.find(name))
 
     def added(self) -> list[Image]:
         """The images that only an additional store has."""
@@ -124,11 +130,13 @@ class Images:
             )
         return image
 
-    def resolve(self, text: str) -> Image:
+    def resolve(self, text: str, handler: str = "") -> Image:
         """Like `find`, but raises NotFoundError with the cure."""
-        found = self.find(text)
+        found = self.find(text, handler)
         if found is None:
-            raise NotFoundError(f'image "{text}" is not on this node; pull it first')
+            platform = self.content.platforms.get(handler, "")
+            where = f" for {platform}, the platform of its runtime handler" if platform else ""
+            raise NotFoundError(f'image "{text}" is not on this node{where}; pull it first')
         return found
 
     def shown_name(self, image: Image, asked: str) -> str:
@@ -136,7 +144,7 @@ class Images:
 
         That name in full if it is one of the image's, else its first tag, digest, or id.
         """
-        names = (*image.repo_tags, *image.repo_digests)
+        names = image.names
         try:
             reference = parse_reference(asked).with_default_tag()
         except InvalidRequestError:
@@ -162,8 +170,7 @@ class Images:
         """Whether a configured pattern protects it from the kubelet's image collection."""
         if self.content.store.find(image.id) is None:
             return True  # of an additional store, where the kubelet can't free space
-        names = (*image.repo_tags, *image.repo_digests)
-        return any(fnmatch.fnmatchcase(name, p) for name in names for p in self.pinned)
+        return any(fnmatch.fnmatchcase(name, p) for name in image.names for p in self.pinned)
 
     async def pull(self, text: str, auth: RegistryAuth | None, handler: str = "") -> Image:
         """PullImage for the OCI runtime handler `handler`, "" = the default one: see `Puller.pull`.
@@ -174,7 +181,7 @@ class Images:
             raise InvalidRequestError(f"{text[:80]!r} is an image id, not a reference to pull")
         reference = parse_reference(text).with_default_tag()
         try:
-            image = await self.puller.pull(reference, auth, Target(self._driver(handler)))
+            image = await self.puller.pull(reference, auth, self._target(handler))
         except ExhaustedError:
             await self.collector.collect()  # its downloads take space that others need
             raise
@@ -183,7 +190,7 @@ class Images:
 
     async def ready_for(self, text: str, handler: str) -> Image | None:
         """The image of a reference or id, if containers of `handler` can have it without a pull."""
-        image, driver = self.find(text), self._driver(handler)
+        image, driver = self.find(text, handler), self._driver(handler)
         if image is None or not driver or await self.unpacking.usable(image, driver):
             return image
         return None
@@ -194,6 +201,9 @@ class Images:
         Raises NotFoundError when the blobs are not kept and a pull without credentials fails.
         """
         await self.unpacking.ensure(image, self._driver(handler))
+
+    def _target(self, handler: str) -> Target:
+        return Target(self._driver(handler), self.content.platforms.get(handler, ""))
 
     def _driver(self, handler: str) -> str:
         return self.content.drivers.driver_of(handler)
@@ -213,12 +223,14 @@ class Images:
         log.info("image_tagged", id=image.id, tag=reference.tagged)
         return image
 
-    async def remove(self, text: str) -> None:
+    async def remove(self, text: str, handler: str = "") -> None:
         """Remove the image with all its names; unknown ones are fine.
+
+        A reference names that of the platform of `handler`.
 
         Layers stay while a container uses them, as its root or as a volume.
         """
-        image = self.find(text)
+        image = self.find(text, handler)
         if image is not None:
             await self.content.store.delete(self._own(image).id)
             faults.reach("remove-image:row")
@@ -235,7 +247,7 @@ class Images:
         left = _without(image, self.shown_name(image, text)) if self.is_name(text) else None
         if left is None:
             await self.remove(image.id)
-            return (*image.repo_tags, *image.repo_digests), image.id
+            return image.names, image.id
         await self.content.store.rename(left)
         log.info("image_untagged", image=text, id=image.id)
         names = {*image.repo_tags, *image.repo_digests} - {*left.repo_tags, *left.repo_digests}
@@ -411,9 +423,17 @@ def _without(image: Image, name: str) -> Image | None:
     if name in image.repo_tags:
         repositories = {parse_reference(tag).name for tag in tags}
         digests = tuple(d for d in image.repo_digests if d.partition("@")[0] in repositories)
-        return dataclasses.replace(image, repo_tags=tags, repo_digests=digests) if tags else None
+        return (
+            dataclasses.replace(image, repo_tags=tags, repo_digests=digests)
+            if tags or image.elsewhere
+            else None
+        )
     digests = tuple(d for d in image.repo_digests if d != name)
-    return dataclasses.replace(image, repo_digests=digests) if tags or digests else None
+    return (
+        dataclasses.replace(image, repo_digests=digests)
+        if tags or digests or image.elsewhere
+        else None
+    )
 
 
 def _unlink(path: Path) -> None:

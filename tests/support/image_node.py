@@ -102,8 +102,9 @@ class ImageNode:
         keep_blobs: bool = True,
         stores: tuple[Path, ...] = (),
         handlers: Mapping[str, str] = MappingProxyType({}),
+        platforms: Mapping[str, str] = MappingProxyType({}),
     ) -> None:
-        """`handlers` have storage drivers of their own, by name."""
+        """`handlers` have storage drivers of their own, those in `platforms` a platform."""
         self.top = top
         self.later_s = 0.0
         self.files = BlobFiles(top / "blobs")
@@ -161,6 +162,7 @@ class ImageNode:
             now_ns=self.now_ns,
             keep_blobs=keep_blobs,
             additional=additional,
+            platforms=platforms,
         )
         puller = Puller(
             client=self.client,

@@ -12,6 +12,7 @@ import structlog
 
 from criagent.base.aio import run_in
 from criagent.base.errors import AgentError, UnsupportedError, WrongStateError
+from criagent.config.runtime_section import Runtime
 from criagent.config.sections import Registry
 from criagent.config.storage_drivers import canonical
 from criagent.config.storage_section import Storage
@@ -21,6 +22,7 @@ from criagent.image.blobs import BlobFiles
 from criagent.image.claims import Claims
 from criagent.image.collect import Collector
 from criagent.image.content import ImageContent
+from criagent.image.documents.platforms import host_platform, parse_platform
 from criagent.image.hosts.hosts_toml import HostsDirectory
 from criagent.image.hosts.proxy import ProxySettings, from_environment
 from criagent.image.images import Images
@@ -153,7 +155,18 @@ async def _content(shared: Shared, drivers: SnapshotsByHandler) -> ImageContent:
         now_ns=shared.clock.now_ns,
         keep_blobs=storage.keep_blobs,
         additional=additional,
+        platforms=_platforms(shared.config.runtime),
     )
+
+
+def _platforms(runtime: Runtime) -> dict[str, str]:
+    """Platforms of handlers that are not this node's."""
+    own = host_platform().normal
+    return {
+        name: handler.platform
+        for name, handler in runtime.handlers.items()
+        if handler.platform and parse_platform(handler.platform).normal != own
+    }
 
 
 def _limited_by(storage: Storage) -> str:
