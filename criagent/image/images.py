@@ -16,24 +16,19 @@ import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import structlog
 
 from criagent.base import faults
-from criagent.base.aio import Background, finish, run_in
+from criagent.base.aio import Background, run_in
 from criagent.base.errors import (
-    AgentError,
     CorruptError,
     ExhaustedError,
     InvalidRequestError,
     NotFoundError,
-    UnsupportedError,
     WrongStateError,
 )
-from criagent.image.archive.images import ArchivedImage, archived_images
-from criagent.image.archive.read import Skipped, plain_copy
-from criagent.image.archive.write import write_archive
 from criagent.image.audit import Finding
 from criagent.image.blobs import BlobFiles
 from criagent.image.collect import Collector, Pruned, blobs_of
@@ -49,7 +44,10 @@ from criagent.image.repair import Repair
 from criagent.image.snapshots.keys import is_writable
 from criagent.image.unpack.workers import UnpackWorkers
 from criagent.image.unpacking import ImageUnpacking
-from criagent.model.image import Image, Layer, Snapshot
+from criagent.model.image import Image, Snapshot
+
+if TYPE_CHECKING:
+    from criagent.image.archive_import import Imported
 
 _BARE_ID = 64
 
@@ -64,14 +62,6 @@ class FsUsage:
     used_bytes: int
     inodes_used: int
     timestamp_ns: int
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Imported:
-    """The images of an archive, and the entries that were skipped."""
-
-    images: list[Image]
-    skipped: list[Skipped]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -341,65 +331,20 @@ class Images:
         return freed
 
     async def import_archive(self, path: Path) -> Imported:
-        """Every image of the OCI or Docker archive at `path` that can be imported.
+        """Every image of an archive: see `ArchiveImport.read`."""
+        from criagent.image.archive_import import ArchiveImport  # seldom used, and large
 
-        When none can: InvalidRequestError for any other file, CorruptError for wrong content,
-        NotFoundError when all are for other platforms, UnsupportedError, ExhaustedError.
-        """
-        try:
-            async with self.content.claims.growing() as claim:
-                async with (
-                    self.content.claims.hold_all()
-                ):  # the contents of the archive are not known yet
-                    contents = await self.workers.read_archive(path, self.content.files.root)
-                    found = await run_in(
-                        self.content.fs, archived_images, contents.images, self.content.files
-                    )
-                    await claim.add(*(blob.digest for entry in found for blob in entry.blobs))
-                imported = await self._import_all(found, contents.skipped)
-            for image in imported.images:
-                await self.collector.drop_spare(image)
-            return imported
-        finally:
-            await finish(self._import_ended(path))
-
-    async def _import_ended(self, path: Path) -> None:
-        """Count what the worker stored, and drop its temporary files."""
-        await run_in(self.content.fs, _unlink, plain_copy(path))
-        await run_in(self.content.fs, self.content.files.count)
-        self.content.drivers.empty_soon()
-
-    async def _import_all(self, found: list[ArchivedImage], skipped: Sequence[Skipped]) -> Imported:
-        images: list[Image] = []
-        failures: dict[str, AgentError] = {}
-        for entry in found:
-            try:
-                images.append(await self._import(entry))
-            except (CorruptError, UnsupportedError) as exc:
-                failures[(*entry.image.repo_tags, entry.image.id)[0]] = exc
-        if failures and not images:
-            raise next(iter(failures.values()))
-        more = [Skipped(name, str(exc)[:500]) for name, exc in failures.items()]
-        for one in (*skipped, *more):
-            log.warning("image_import_skipped", entry=one.entry, reason=one.why)
-        return Imported(images=images, skipped=[*skipped, *more])
-
-    async def _import(self, entry: ArchivedImage) -> Image:
-        async def fetch(_: Layer) -> None:
-            """The blob is already there."""
-
-        image = dataclasses.replace(entry.image, pulled_at_ns=self.content.now_ns())
-        unpacker = self.unpacking.unpackers[""]
-        async with unpacker.unpacked(image.layers, fetch, lambda _: None) as snapshots:
-            image = await self.content.store.put(image, snapshots, entry.blobs)
-        log.info("image_imported", id=image.id, tags=image.repo_tags)
-        return image
+        return await ArchiveImport(
+            unpacking=self.unpacking, workers=self.workers, collector=self.collector
+        ).read(path)
 
     async def export_archive(self, names: Sequence[str], path: Path) -> None:
         """Write the images as one archive that is both an OCI layout and a Docker archive.
 
         Raises NotFoundError for an image or blob that is not there.
         """
+        from criagent.image.archive.write import write_archive  # as above
+
         images = [(self.resolve(name), name) for name in names]
         chosen = [(image, _tag(name, image)) for image, name in images]
         # An image that is removed meanwhile is written whole.
@@ -434,10 +379,6 @@ def _without(image: Image, name: str) -> Image | None:
         if tags or digests or image.elsewhere
         else None
     )
-
-
-def _unlink(path: Path) -> None:
-    path.unlink(missing_ok=True)
 
 
 def _tag(name: str, image: Image) -> str | None:

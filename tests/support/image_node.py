@@ -30,7 +30,7 @@ from criagent.image.registry import RegistryClient
 from criagent.image.snapshots.by_handler import SnapshotsByHandler, directory
 from criagent.image.snapshots.content_count import content_count
 from criagent.image.snapshots.driver import LayerPlace
-from criagent.image.snapshots.drivers.available import DRIVERS
+from criagent.image.snapshots.drivers.available import driver as driver_class
 from criagent.image.snapshots.snapshots import Snapshots
 from criagent.image.unpack.workers import LayerFile, NeedsLowerLayers, Unpacked
 from criagent.image.unpacking import ImageUnpacking
@@ -111,7 +111,7 @@ class ImageNode:
         self.workers = PlainWorkers()
         self.db = Database.open(top / "state.db")
         self._threads = ThreadPoolExecutor(4)
-        directories = DRIVERS[driver](
+        directories = driver_class(driver)(
             top / "snapshots", Storage(additional_stores=stores), self._threads
         )
         rows = SnapshotStore(self.db)
@@ -120,7 +120,7 @@ class ImageNode:
             default=self.snapshots,
             others={
                 name: Snapshots(
-                    DRIVERS[name](directory(top, name), Storage(), self._threads),
+                    driver_class(name)(directory(top, name), Storage(), self._threads),
                     rows.of(name),
                     self._threads,
                 )

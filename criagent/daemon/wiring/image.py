@@ -14,7 +14,7 @@ from criagent.base.aio import run_in
 from criagent.base.errors import AgentError, UnsupportedError, WrongStateError
 from criagent.config.runtime_section import Runtime
 from criagent.config.sections import Registry
-from criagent.config.storage_drivers import canonical
+from criagent.config.storage_drivers import DEFAULT, canonical
 from criagent.config.storage_section import Storage
 from criagent.daemon.wiring.shared import Shared
 from criagent.image.additional_stores import opened
@@ -32,9 +32,9 @@ from criagent.image.registry import RegistryClient
 from criagent.image.snapshots.by_handler import SnapshotsByHandler, directory
 from criagent.image.snapshots.containers_root import Claim, ContainersRoot, take
 from criagent.image.snapshots.driver import SnapshotDriver
-from criagent.image.snapshots.drivers.available import chosen, made
+from criagent.image.snapshots.drivers.available import chosen
+from criagent.image.snapshots.drivers.available import driver as driver_class
 from criagent.image.snapshots.drivers.gone import GoneDriver
-from criagent.image.snapshots.drivers.overlay import OverlayDriver
 from criagent.image.snapshots.keys import is_writable
 from criagent.image.snapshots.snapshots import Snapshots
 from criagent.image.unpack.workers import UnpackWorkers
@@ -191,7 +191,7 @@ async def _driver(shared: Shared) -> SnapshotDriver:
     changes: a full disk gets its space back only later in the start.
     """
     storage, stores = shared.config.storage, shared.stores
-    last = stores.settings.get(DRIVER_SETTING) or OverlayDriver.name
+    last = stores.settings.get(DRIVER_SETTING) or DEFAULT
     name = chosen(storage.driver, last if stores.snapshots.all() else "", storage.root)
     if name != last:
         await stores.settings.put(DRIVER_SETTING, name)
@@ -201,7 +201,7 @@ async def _driver(shared: Shared) -> SnapshotDriver:
             f'storage.driver = "{last}" again, remove the pods of these handlers and their keys '
             "snapshotter, and start once before the change"
         )
-    return made(name, directory(storage.root, ""), storage, shared.executors.fs)
+    return driver_class(name)(directory(storage.root, ""), storage, shared.executors.fs)
 
 
 async def _drivers(shared: Shared, default: SnapshotDriver) -> SnapshotsByHandler:
@@ -230,7 +230,7 @@ async def _other(shared: Shared, name: str, users: Sequence[str]) -> SnapshotDri
     storage, fs = shared.config.storage, shared.executors.fs
     root = directory(storage.root, name)
     try:
-        driver = made(name, root, storage, fs)
+        driver = driver_class(name)(root, storage, fs)
         await driver.prepare()
     except (AgentError, OSError) as exc:
         if users:
