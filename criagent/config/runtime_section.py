@@ -30,6 +30,11 @@ class Handler:
         "one. The default handler has storage.driver.",
         default="",
     )
+    platform: str = key(
+        "Platform of the images that are pulled for the handler, such as linux/arm64; empty = the "
+        "node's own. The default handler has that.",
+        default="",
+    )
 
 
 def default_handlers() -> dict[str, Handler]:

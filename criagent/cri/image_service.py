@@ -54,7 +54,7 @@ class ImageService(api_pb2_grpc.ImageServiceServicer):
     def _listed(self, wanted: api_pb2.ImageFilter) -> list[api_pb2.Image]:
         if not wanted.image.image:
             return [*self._messages.all(), *map(self._message, self._images.added())]
-        found = self._images.find(self._name(wanted.image))
+        found = self._images.find(self._name(wanted.image), wanted.image.runtime_handler)
         return [] if found is None else [self._message(found)]
 
     async def ImageStatus(
@@ -93,7 +93,7 @@ class ImageService(api_pb2_grpc.ImageServiceServicer):
     async def RemoveImage(
         self, request: api_pb2.RemoveImageRequest, context: Context
     ) -> api_pb2.RemoveImageResponse:
-        await self._images.remove(self._name(request.image))
+        await self._images.remove(self._name(request.image), request.image.runtime_handler)
         return api_pb2.RemoveImageResponse()
 
     async def ImageFsInfo(

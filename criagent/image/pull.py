@@ -10,6 +10,7 @@ for a registry.
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 from collections import Counter
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -34,13 +35,13 @@ from criagent.image.documents.manifest import (
     image_layers,
     parse_document,
 )
-from criagent.image.documents.platforms import host_platform
+from criagent.image.documents.platforms import host_platform, parse_platform
 from criagent.image.documents.reference import Reference
 from criagent.image.hosts.credentials import RegistryAuth
 from criagent.image.layers import LayerUnpacker
 from criagent.image.policy.admission import Admission, Subject
 from criagent.image.registry import Progress, RegistryClient, Resolved, Session
-from criagent.model.image import Blob, Image, Layer
+from criagent.model.image import Blob, Image, Layer, PlatformNames
 
 _COUNT_S = 10.0  # interval at which downloads are counted for ImageFsInfo
 
@@ -49,10 +50,14 @@ log: structlog.stdlib.BoundLogger = structlog.get_logger(__name__)
 
 @dataclass(frozen=True, slots=True)
 class Target:
-    """What an image is pulled for: a storage driver, "" = storage.driver; under which policy file,
-    "" = none."""
+    """What an image is pulled for: a storage driver and a platform such as linux/arm64, and under
+    which policy file.
+
+    "" = storage.driver, this node's platform, and none.
+    """
 
     driver: str = ""
+    platform: str = ""
     policy: str = ""
 
 
@@ -103,7 +108,7 @@ class Puller:
     async def pull(
         self, reference: Reference, auth: RegistryAuth | None, target: Target = _THIS_NODE
     ) -> Image:
-        """The image of `reference` in this platform's form, unpacked for `target`.
+        """The image of `reference` for the platform of `target`, unpacked for its driver.
 
         Raises NotFoundError, RegistryError and its kinds, SignatureRejectedError, CorruptError,
         ExhaustedError.
@@ -157,12 +162,14 @@ class Puller:
         top = await self._client.manifest(session, wanted, progress)
         faults.reach("pull-image:resolved")
         async with self._content.claims.growing() as claim:
-            chosen = await self._choose(session, top, progress, claim)
+            chosen = await self._choose(session, top, progress, (target.platform, claim))
             subject = Subject(
                 reference=reference, top=top, digests=(str(top.digest), str(chosen.digest))
             )
             await self._admission.check(session, subject, target.policy, progress)
-            image = _image(chosen, top.digest, reference, self._content.now_ns())
+            image = _named(
+                _image(chosen, self._content.now_ns()), top.digest, reference, target.platform
+            )
             await claim.add(*(layer.digest for layer in image.layers))
             rows = self._documents(top, chosen)
             if self._content.keep_blobs:
@@ -208,8 +215,14 @@ class Puller:
         return [*manifests, *(Blob(digest=digest, size=configs[digest]) for digest in configs)]
 
     async def _choose(
-        self, session: Session, top: Resolved, progress: Progress, claim: GrowingClaim
+        self,
+        session: Session,
+        top: Resolved,
+        progress: Progress,
+        wanted_for: tuple[str, GrowingClaim],
     ) -> Chosen:
+        platform, claim = wanted_for
+        host = parse_platform(platform) if platform else host_platform()
         read: list[Descriptor] = []
 
         async def answer(wanted: Wanted) -> Answer:
@@ -225,7 +238,7 @@ class Puller:
         await claim.add(str(top.digest))
         # Parsing foreign documents may take long: not on the loop.
         document = await run_in(self._content.fs, parse_document, top.content, top.media_type)
-        found = await self._searched(Search(document, top.digest, host_platform()), answer)
+        found = await self._searched(Search(document, top.digest, host), answer)
         if found.content:
             await run_in(self._content.fs, self._content.files.store, found.digest, found.content)
         await run_in(self._content.fs, self._content.files.store, top.digest, top.content)
@@ -271,17 +284,24 @@ class Puller:
         return await run_in(self._content.fs, self._content.files.read, config.parsed, MAX_DOCUMENT)
 
 
-def _image(chosen: Chosen, top: Digest, reference: Reference, now_ns: int) -> Image:
-    tagged = () if reference.digest is not None else (reference.tagged or "",)
+def _image(chosen: Chosen, now_ns: int) -> Image:
     return Image(
         id=str(chosen.config.parsed),
         manifest_digest=str(chosen.digest),
         config=chosen.configuration.config,
         layers=chosen.layers,
-        repo_tags=tuple(tag for tag in tagged if tag),
-        repo_digests=(f"{reference.name}@{top}",),
         size=chosen.config.size + sum(layer.size for layer in chosen.layers),
         platform=str(chosen.configuration.platform),
         created=chosen.configuration.created,
         pulled_at_ns=now_ns,
     )
+
+
+def _named(image: Image, top: Digest, reference: Reference, platform: str) -> Image:
+    """The image with the names of `reference` for `platform`, "" = this node's."""
+    tagged = None if reference.digest is not None else reference.tagged
+    tags, digests = (tagged,) if tagged else (), (f"{reference.name}@{top}",)
+    if not platform:
+        return dataclasses.replace(image, repo_tags=tags, repo_digests=digests)
+    names = PlatformNames(platform=platform, repo_tags=tags, repo_digests=digests)
+    return dataclasses.replace(image, elsewhere=(names,))

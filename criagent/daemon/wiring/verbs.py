@@ -10,7 +10,7 @@ from criagent.daemon.wiring.image import ImageParts
 from criagent.daemon.wiring.node import NodeParts
 from criagent.daemon.wiring.pods import PodParts
 from criagent.daemon.wiring.shared import Shared
-from criagent.nri.effects import Verbs
+from criagent.nri.container_verbs import Verbs
 from criagent.runtime.container.bundle import ContainerBundles
 from criagent.runtime.container.declared_volumes import DeclaredVolumes
 from criagent.runtime.container.gather import (
@@ -59,7 +59,7 @@ def build(
         plugins=node.nri.plugins,
     )
     updater = _updater(shared, node, containers)
-    node.nri.effects.use(Verbs(update=updater.apply, stop=stopper.stop))
+    node.nri.verbs.use(Verbs(update=updater.apply, stop=stopper.stop))
     creator = _creator(shared, node, image=image, pods=pods, containers=containers)
     return (
         _sandboxes(shared, pods, describer=describer, stopper=stopper, remover=remover),

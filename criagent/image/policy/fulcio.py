@@ -96,7 +96,7 @@ def _check_authority(authority: x509.Certificate, moment: datetime, below: int) 
     constraints = authority.extensions.get_extension_for_class(x509.BasicConstraints).value
     usage = authority.extensions.get_extension_for_class(x509.KeyUsage).value
     if not constraints.ca or not usage.key_cert_sign:
-        raise RejectedError("its certificate was issued by one that is no authority")
+        raise RejectedError("its certificate was issued by another than an authority")
     if constraints.path_length is not None and below > constraints.path_length:
         raise RejectedError("its certificate has more authorities above than their own allow")
 
@@ -139,5 +139,5 @@ def _oidc_issuer(leaf: x509.Certificate) -> str:
 def _utf8_string(der: bytes) -> str:
     """Raises ValueError for anything but one UTF8String (ITU-T X.690) of fewer than 128 bytes."""
     if len(der) < 2 or der[0] != _UTF8_STRING or der[1] >= _LONG_LENGTH or der[1] != len(der) - 2:
-        raise ValueError("the OIDC issuer is no UTF8String")
+        raise ValueError("the OIDC issuer must be a UTF8String")
     return der[2:].decode()

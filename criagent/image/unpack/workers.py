@@ -24,7 +24,7 @@ from criagent.base.errors import (
     NotFoundError,
     UnsupportedError,
 )
-from criagent.image.archive.read import Contents, Skipped
+from criagent.image.archive.contents import Contents, Skipped
 from criagent.image.snapshots.driver import LayerPlace
 from criagent.image.unpack.protocol import (
     Count,

@@ -109,8 +109,8 @@ class NewContainers:
             sandbox=sandbox,
             spec=spec,
             handler=handler,
-            image=self._images.resolve(spec.image),
-            volumes=self._volumes.find(spec),
+            image=self._images.resolve(spec.image, handler),
+            volumes=self._volumes.find(spec, handler),
             limit_bytes=self._layer_limits.of(sandbox.spec, spec),
         )
 
@@ -128,7 +128,7 @@ class NewContainers:
             boot_id=identity.boot_id,
             handler=request.handler,
             image_id=image.id,
-            image_ref=image.repo_digests[0] if image.repo_digests else image.id,
+            image_ref=(*image.all_digests, image.id)[0],
             image_volumes=request.volumes,
             log_path=log_path,
             image_name=self._images.shown_name(image, spec.user_specified_image or spec.image),
