@@ -389,6 +389,11 @@ class Images:
         Raises NotFoundError for an image or blob that is not there.
         """
         images = [(self.resolve(name), name) for name in names]
+        for image, name in images:
+            if image.artifact:
+                raise UnsupportedError(
+                    f'"{name}" is an OCI artifact ({image.artifact}); only images can be exported'
+                )
         chosen = [(image, _tag(name, image)) for image, name in images]
         # An image that is removed meanwhile is written whole.
         async with self.content.claims.hold(d for image, _ in images for d in blobs_of(image)):

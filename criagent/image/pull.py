@@ -23,10 +23,12 @@ from criagent.base.errors import AgentError, CorruptError, RegistryError, Unsupp
 from criagent.base.single_flight import SingleFlight
 from criagent.image.claims import GrowingClaim
 from criagent.image.content import ImageContent
+from criagent.image.documents.artifact import artifact_layers
 from criagent.image.documents.choose import UNREADABLE, Answer, Found, Search, Wanted
 from criagent.image.documents.digest import Digest, parse_digest
 from criagent.image.documents.manifest import (
     MAX_DOCUMENT,
+    ArtifactError,
     Configuration,
     Descriptor,
     Document,
@@ -34,12 +36,12 @@ from criagent.image.documents.manifest import (
     image_layers,
     parse_document,
 )
-from criagent.image.documents.platforms import host_platform
+from criagent.image.documents.platforms import Platform, host_platform
 from criagent.image.documents.reference import Reference
 from criagent.image.hosts.credentials import RegistryAuth
 from criagent.image.layers import LayerUnpacker
 from criagent.image.registry import Progress, RegistryClient, Resolved, Session
-from criagent.model.image import Blob, Image, Layer
+from criagent.model.image import Blob, Image, ImageConfig, Layer
 
 _COUNT_S = 10.0  # interval at which downloads are counted for ImageFsInfo
 
@@ -59,7 +61,10 @@ _THIS_NODE = Target()
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Chosen:
-    """The manifest for this platform with its parsed configuration."""
+    """The manifest for this platform with its parsed configuration.
+
+    `artifact` is the kind of an OCI artifact, whose configuration says nothing of containers.
+    """
 
     digest: Digest
     document: Document
@@ -67,6 +72,7 @@ class Chosen:
     config: Descriptor
     layers: tuple[Layer, ...]
     read: tuple[Descriptor, ...] = ()  # configurations of other platforms, read to choose
+    artifact: str = ""
 
 
 class Puller:
@@ -194,7 +200,8 @@ class Puller:
             Blob(digest=digest, size=sizes.get(parse_digest(digest), 0))
             for digest in sorted(digests)
         ]
-        configs = {config.digest: config.size for config in (*chosen.read, chosen.config)}
+        own = () if chosen.artifact else (chosen.config,)
+        configs = {config.digest: config.size for config in (*chosen.read, *own)}
         return [*manifests, *(Blob(digest=digest, size=configs[digest]) for digest in configs)]
 
     async def _choose(
@@ -225,18 +232,19 @@ class Puller:
         await claim.add(str(config.parsed))
         content = await self._configuration(session, config, progress)
         try:
-            configuration = await run_in(
-                self._content.fs, image_configuration, found.document, content
+            configuration, layers, artifact = await run_in(
+                self._content.fs, _content_of, found.document, content
             )
-        except UnsupportedError as exc:
-            raise UnsupportedError(f"{session.reference}: {exc}") from None
+        except (UnsupportedError, CorruptError) as exc:
+            raise type(exc)(f"{session.reference}: {exc}") from None
         return Chosen(
             digest=found.digest,
             document=found.document,
             configuration=configuration,
             config=config,
-            layers=image_layers(found.document, configuration),
+            layers=layers,
             read=tuple(read),
+            artifact=artifact,
         )
 
     async def _searched(
@@ -261,17 +269,32 @@ class Puller:
         return await run_in(self._content.fs, self._content.files.read, config.parsed, MAX_DOCUMENT)
 
 
+def _content_of(document: Document, config: bytes) -> tuple[Configuration, tuple[Layer, ...], str]:
+    """Configuration and layers, and the kind of an artifact. Raises CorruptError,
+    UnsupportedError.
+    """
+    try:
+        configuration = image_configuration(document, config)
+    except ArtifactError as exc:
+        none = Configuration(
+            config=ImageConfig(), diff_ids=(), platform=Platform("", ""), created=""
+        )
+        return none, artifact_layers(document, config, exc.kind), exc.kind
+    return configuration, image_layers(document, configuration), ""
+
+
 def _image(chosen: Chosen, top: Digest, reference: Reference, now_ns: int) -> Image:
     tagged = () if reference.digest is not None else (reference.tagged or "",)
     return Image(
-        id=str(chosen.config.parsed),
+        id=str(chosen.digest if chosen.artifact else chosen.config.parsed),
         manifest_digest=str(chosen.digest),
         config=chosen.configuration.config,
         layers=chosen.layers,
         repo_tags=tuple(tag for tag in tagged if tag),
         repo_digests=(f"{reference.name}@{top}",),
         size=chosen.config.size + sum(layer.size for layer in chosen.layers),
-        platform=str(chosen.configuration.platform),
+        platform="" if chosen.artifact else str(chosen.configuration.platform),
         created=chosen.configuration.created,
         pulled_at_ns=now_ns,
+        artifact=chosen.artifact,
     )
