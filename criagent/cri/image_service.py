@@ -71,6 +71,7 @@ class ImageService(api_pb2_grpc.ImageServiceServicer):
                     "chainID": found.layers[-1].chain_id if found.layers else "",
                     "manifestDigest": found.manifest_digest,
                     "platform": found.platform,
+                    "artifactType": found.artifact,
                     "created": found.created,
                     "imageSpec": await self._images.configuration(found),
                     "layers": [layer.digest for layer in found.layers],

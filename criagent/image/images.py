@@ -27,6 +27,7 @@ from criagent.base.errors import (
     ExhaustedError,
     InvalidRequestError,
     NotFoundError,
+    UnsupportedError,
     WrongStateError,
 )
 from criagent.image.audit import Finding
@@ -353,6 +354,11 @@ class Images:
         from criagent.image.archive.write import write_archive  # as above
 
         images = [(self.resolve(name), name) for name in names]
+        for image, name in images:
+            if image.artifact:
+                raise UnsupportedError(
+                    f'"{name}" is an OCI artifact ({image.artifact}); only images can be exported'
+                )
         chosen = [(image, _tag(name, image)) for image, name in images]
         # An image that is removed meanwhile is written whole.
         async with self.content.claims.hold(d for image, _ in images for d in blobs_of(image)):

@@ -24,10 +24,12 @@ from criagent.base.errors import AgentError, CorruptError, RegistryError, Unsupp
 from criagent.base.single_flight import SingleFlight
 from criagent.image.claims import GrowingClaim
 from criagent.image.content import ImageContent
+from criagent.image.documents.artifact import artifact_layers
 from criagent.image.documents.choose import UNREADABLE, Answer, Found, Search, Wanted
 from criagent.image.documents.digest import Digest, parse_digest
 from criagent.image.documents.manifest import (
     MAX_DOCUMENT,
+    ArtifactError,
     Configuration,
     Descriptor,
     Document,
@@ -35,13 +37,13 @@ from criagent.image.documents.manifest import (
     image_layers,
     parse_document,
 )
-from criagent.image.documents.platforms import host_platform, parse_platform
+from criagent.image.documents.platforms import Platform, host_platform, parse_platform
 from criagent.image.documents.reference import Reference
 from criagent.image.hosts.credentials import RegistryAuth
 from criagent.image.layers import LayerUnpacker
 from criagent.image.policy.admission import Admission, Subject
 from criagent.image.registry import Progress, RegistryClient, Resolved, Session
-from criagent.model.image import Blob, Image, Layer, PlatformNames
+from criagent.model.image import Blob, Image, ImageConfig, Layer, PlatformNames
 
 _COUNT_S = 10.0  # interval at which downloads are counted for ImageFsInfo
 
@@ -67,7 +69,10 @@ _THIS_NODE = Target()
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Chosen:
-    """The manifest for this platform with its parsed configuration."""
+    """The manifest for this platform with its parsed configuration.
+
+    `artifact` is the kind of an OCI artifact, whose configuration says nothing of containers.
+    """
 
     digest: Digest
     document: Document
@@ -75,6 +80,7 @@ class Chosen:
     config: Descriptor
     layers: tuple[Layer, ...]
     read: tuple[Descriptor, ...] = ()  # configurations of other platforms, read to choose
+    artifact: str = ""
 
 
 class Puller:
@@ -211,7 +217,8 @@ class Puller:
             Blob(digest=digest, size=sizes.get(parse_digest(digest), 0))
             for digest in sorted(digests)
         ]
-        configs = {config.digest: config.size for config in (*chosen.read, chosen.config)}
+        own = () if chosen.artifact else (chosen.config,)
+        configs = {config.digest: config.size for config in (*chosen.read, *own)}
         return [*manifests, *(Blob(digest=digest, size=configs[digest]) for digest in configs)]
 
     async def _choose(
@@ -248,18 +255,19 @@ class Puller:
         await claim.add(str(config.parsed))
         content = await self._configuration(session, config, progress)
         try:
-            configuration = await run_in(
-                self._content.fs, image_configuration, found.document, content
+            configuration, layers, artifact = await run_in(
+                self._content.fs, _content_of, found.document, content
             )
-        except UnsupportedError as exc:
-            raise UnsupportedError(f"{session.reference}: {exc}") from None
+        except (UnsupportedError, CorruptError) as exc:
+            raise type(exc)(f"{session.reference}: {exc}") from None
         return Chosen(
             digest=found.digest,
             document=found.document,
             configuration=configuration,
             config=config,
-            layers=image_layers(found.document, configuration),
+            layers=layers,
             read=tuple(read),
+            artifact=artifact,
         )
 
     async def _searched(
@@ -284,16 +292,31 @@ class Puller:
         return await run_in(self._content.fs, self._content.files.read, config.parsed, MAX_DOCUMENT)
 
 
+def _content_of(document: Document, config: bytes) -> tuple[Configuration, tuple[Layer, ...], str]:
+    """Configuration and layers, and the kind of an artifact. Raises CorruptError,
+    UnsupportedError.
+    """
+    try:
+        configuration = image_configuration(document, config)
+    except ArtifactError as exc:
+        none = Configuration(
+            config=ImageConfig(), diff_ids=(), platform=Platform("", ""), created=""
+        )
+        return none, artifact_layers(document, config, exc.kind), exc.kind
+    return configuration, image_layers(document, configuration), ""
+
+
 def _image(chosen: Chosen, now_ns: int) -> Image:
     return Image(
-        id=str(chosen.config.parsed),
+        id=str(chosen.digest if chosen.artifact else chosen.config.parsed),
         manifest_digest=str(chosen.digest),
         config=chosen.configuration.config,
         layers=chosen.layers,
         size=chosen.config.size + sum(layer.size for layer in chosen.layers),
-        platform=str(chosen.configuration.platform),
+        platform="" if chosen.artifact else str(chosen.configuration.platform),
         created=chosen.configuration.created,
         pulled_at_ns=now_ns,
+        artifact=chosen.artifact,
     )
 
 

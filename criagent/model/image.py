@@ -29,6 +29,7 @@ class Layer:
     media_type: str
     diff_id: str
     chain_id: str
+    path: str = ""  # of an artifact: the blob is this file; "" = an archive
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -44,6 +45,9 @@ class PlatformNames:
 class Image:
     """An image as the store knows it. `id` is the digest of its configuration.
 
+    An OCI artifact, which is for volumes only, has its kind as `artifact`, and the digest of its
+    manifest as `id`: artifacts of a kind share one empty configuration.
+
     `repo_tags` and `repo_digests` name it for this node's platform. The same names may mean another
     image for another platform: `elsewhere` has those.
     """
@@ -57,6 +61,7 @@ class Image:
     size: int = 0  # bytes of configuration and compressed layers
     platform: str = ""
     created: str = ""  # RFC 3339 text of the configuration
+    artifact: str = ""
     pulled_at_ns: int = 0
     elsewhere: tuple[PlatformNames, ...] = ()
 

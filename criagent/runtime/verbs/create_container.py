@@ -15,7 +15,12 @@ import structlog
 
 from criagent.base import faults
 from criagent.base.aio import Owner, Rollback, both
-from criagent.base.errors import AlreadyExistsError, NameReservedError, WrongStateError
+from criagent.base.errors import (
+    AlreadyExistsError,
+    InvalidRequestError,
+    NameReservedError,
+    WrongStateError,
+)
 from criagent.image.images import Images
 from criagent.kernel import process
 from criagent.model.container import Container, ContainerId, ContainerSpec, ImageVolume
@@ -104,12 +109,18 @@ class NewContainers:
 
     def request(self, sandbox: Sandbox, spec: ContainerSpec, handler: str) -> _Request:
         """Raises NotFoundError if the image, or the image of a volume, is not on the node, and
-        InvalidRequestError for an annotation that is no limit."""
+        InvalidRequestError for an artifact as the image and an annotation that is not a limit."""
+        image = self._images.resolve(spec.image, handler)
+        if image.artifact:
+            raise InvalidRequestError(
+                f'image "{spec.user_specified_image or spec.image}" is an OCI artifact '
+                f"({image.artifact}), not a container image; mount it as an image volume"
+            )
         return _Request(
             sandbox=sandbox,
             spec=spec,
             handler=handler,
-            image=self._images.resolve(spec.image, handler),
+            image=image,
             volumes=self._volumes.find(spec, handler),
             limit_bytes=self._layer_limits.of(sandbox.spec, spec),
         )
