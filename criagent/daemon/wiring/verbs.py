@@ -127,6 +127,7 @@ def _creator(
             mode=section.image_volumes, paths=node.paths, snapshots=image.snapshots, fs=fs
         ),
         gatherer=_gatherer(shared, node, namespaces),
+        handlers=node.handlers,
         selinux=node.selinux,
         plugins=node.nri.plugins,
         fs=fs,

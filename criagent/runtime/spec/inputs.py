@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
 
@@ -118,3 +119,4 @@ class SpecInputs:
     all_devices: bool = False  # every device may be opened
     cdi: CdiEdits = CdiEdits()
     selinux: SelinuxLabels | None = None
+    annotations: Mapping[str, str] = dataclasses.field(default_factory=dict)  # for the OCI runtime
