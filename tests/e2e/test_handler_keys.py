@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -36,6 +37,8 @@ def configured(pods: Pods) -> Iterator[Configured]:
     for sandbox in pods.cri.pods():
         pods.cri.remove_pod(sandbox.id)
     agent.stop()
+    for name in ("slow", "mine"):
+        shutil.rmtree(f"/run/criagent/runtime/{name}", ignore_errors=True)
     agent.start().close()
 
 

@@ -66,7 +66,7 @@ def exec_url(pods: Pods, container_id: str, *command: str, tty: bool = False) ->
 
 def test_a_container_runs_on_a_kernel_of_its_own(gvisor: Pods) -> None:
     """Version, log, exec, exit code, cgroup, and its end."""
-    container_id = gvisor.running("sh", "-c", "echo hello; dmesg; exec sleep 1000", pod=pod(gvisor))
+    container_id = gvisor.running("sh", "-c", "echo hello; exec sleep 1000", pod=pod(gvisor))
     until(lambda: "hello\n" in gvisor.log(container_id), "the log")
     answer = gvisor.cri.exec(container_id, "sh", "-c", "dmesg; echo no >&2; exit 7", timeout=20)
     assert b"gVisor" in answer.stdout
@@ -78,6 +78,21 @@ def test_a_container_runs_on_a_kernel_of_its_own(gvisor: Pods) -> None:
     status = gvisor.cri.status(container_id)
     assert (status.state, status.exit_code) == (api.CONTAINER_EXITED, 137)
     assert [pid for pid in running if Path(f"/proc/{pid}").exists()] == []
+
+
+def test_the_settings_of_a_pod_count_inside(gvisor: Pods) -> None:
+    """Hostname and seccomp, which belong to the node's kernel with other handlers."""
+    config = gvisor.config()
+    config.hostname = "named"
+    made = gvisor.cri.run(config, handler="gvisor"), config
+
+    def confined(wanted: api.ContainerConfig) -> None:
+        wanted.linux.security_context.seccomp.profile_type = api.SecurityProfile.RuntimeDefault
+
+    container_id = gvisor.running("sleep", "1000", change=confined, pod=made)
+    script = "hostname; grep ^Seccomp: /proc/self/status"
+    answer = gvisor.cri.exec(container_id, "sh", "-c", script, timeout=20)
+    assert answer.stdout == b"named\nSeccomp:\t2\n"
 
 
 @pytest.mark.parametrize("code", [0, 7])

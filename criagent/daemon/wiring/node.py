@@ -156,14 +156,19 @@ def _given(handler: Handler, driver: CgroupDriver, controllers: frozenset[str]) 
     """Global arguments of a handler: the configuration's, and what its type needs.
 
     gVisor's own network stack takes the pod's addresses for one container; with the node's, in the
-    pod's namespace, the containers of a pod share them. Its code for cgroups needs controllers.
+    pod's namespace, the containers of a pod share them. Seccomp and the permission of a pod to
+    gain privileges count only if it is asked. Its code for cgroups needs controllers.
     """
     given = handler.arguments
     if handler.type == "runsc":
-        if not any(argument.lstrip("-").startswith("network") for argument in given):
-            given = (*given, "--network=host")
+        names = {argument.lstrip("-").partition("=")[0] for argument in given}
+        given += tuple(
+            argument
+            for argument in ("--network=host", "--oci-seccomp", "--allow-suid")
+            if argument.lstrip("-").partition("=")[0] not in names
+        )
         if driver is CgroupDriver.CGROUPFS and not controllers & {"cpu", "memory", "pids"}:
-            given = (*given, IGNORE_CGROUPS)
+            given += (IGNORE_CGROUPS,)
     return given
 
 

@@ -86,13 +86,13 @@ class ContainerBundles:
         declared = await self._declared.make(container, sandbox, snapshot, image.config.volumes)
         faults.reach("container-create:declared-volumes")
         inputs = await self._gatherer.gather(container, sandbox, image=image, volumes=volumes)
+        handler = self._handlers.by_name[container.handler]
         inputs = dataclasses.replace(
             inputs,
             mounts=(*inputs.mounts, *declared),
             selinux=labels,
-            annotations=self._handlers.by_name[container.handler].annotations.of(
-                sandbox.spec, container.spec
-            ),
+            own_kernel=handler.own_kernel,
+            annotations=handler.annotations.of(sandbox.spec, container.spec),
         )
         await self._selinux.relabel(inputs.mounts, labels)
         check_user(inputs.user, userns)  # CDI devices bring groups

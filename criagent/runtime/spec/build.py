@@ -65,6 +65,8 @@ def build_spec(inputs: SpecInputs) -> OciObject:
         "mounts": oci_mounts(inputs),
         "linux": _linux(inputs),
     }
+    if inputs.own_kernel:
+        made["hostname"] = inputs.hostname  # the pod's UTS namespace is one of the node's kernel
     if inputs.annotations:
         made["annotations"] = dict(inputs.annotations)
     return apply_cdi(made, inputs.cdi)

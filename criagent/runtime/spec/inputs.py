@@ -119,4 +119,5 @@ class SpecInputs:
     all_devices: bool = False  # every device may be opened
     cdi: CdiEdits = CdiEdits()
     selinux: SelinuxLabels | None = None
+    own_kernel: bool = False  # the OCI runtime gives it one, which has no namespaces of the node
     annotations: Mapping[str, str] = dataclasses.field(default_factory=dict)  # for the OCI runtime
