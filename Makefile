@@ -84,6 +84,7 @@ install-test:  ## the README's install steps, typed into a bare Debian 13; needs
 
 critest:  ## critest whole with each default handler (HANDLER="crun runc", SEED=), judged by expected.toml
 	status=0; for handler in $(or $(HANDLER),crun runc); do \
+	    if [ $$handler = gvisor ]; then export CRIAGENT_PROGRAMS=$$(tests/gvisor/build); fi; \
 	    CRIAGENT_HANDLER=$$handler CRIAGENT_ARGS="--log-level warning" \
 	        tests/node/up tests/conformance/run || status=1; \
 	done; exit $$status

@@ -7,6 +7,7 @@ import os
 import re
 from pathlib import Path
 
+from criagent.config.handler_values import handler_problems
 from criagent.config.runtime_section import Runtime
 from criagent.config.sections import Config, Streaming
 from criagent.config.storage_drivers import ONE_POOL, canonical, of_handler
@@ -23,6 +24,10 @@ def contradictions(config: Config) -> list[Contradiction]:
     storage = config.storage
     found = _of_runtime(config.runtime) + _of_certificate(config.streaming)
     found += _of_snapshotters(config.runtime, storage)
+    on_cni = config.network.backend == "cni"
+    for name, handler in config.runtime.handlers.items():
+        for key, text in handler_problems(handler, config.runtime, cni=on_cni):
+            found.append((("runtime.handlers", "network.backend"), f"{name}.{key}: {text}"))
     if config.telemetry.cadvisor_socket == str(storage.socket):
         keys = ("telemetry.cadvisor_socket", "storage.socket")
         found.append((keys, "is the socket of the CRI; set another path"))

@@ -128,6 +128,7 @@ def _creator(
             mode=section.image_volumes, paths=node.paths, drivers=image.drivers, fs=fs
         ),
         gatherer=_gatherer(shared, node, image, namespaces),
+        handlers=node.handlers,
         selinux=node.selinux,
         plugins=node.nri.plugins,
         fs=fs,

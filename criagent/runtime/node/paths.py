@@ -159,3 +159,14 @@ class RuntimePaths:
         """
         for state in (self.run_dir / "runtime").glob(f"*/{object_id}"):
             shutil.rmtree(state, ignore_errors=True)
+        for directory in (self.run_dir / "runtime").iterdir():
+            for file in gvisor_state(directory, object_id):
+                file.unlink(missing_ok=True)
+
+
+def gvisor_state(directory: Path, object_id: str) -> list[Path]:
+    """Where runsc keeps a container in its --root, the file that says that it exists first."""
+    name = f"{object_id}_sandbox:{object_id}"
+    return [
+        directory / part for part in (f"{name}.state", f"{name}.lock", f"runsc-{object_id}.sock")
+    ]

@@ -31,7 +31,7 @@ from criagent.process.child import Child, Options, Pipes, spawn
 from criagent.process.pipe_ends import PipeReader, up_to
 from criagent.runtime.node.cgroup_names import CgroupDriver, check_placement
 from criagent.runtime.node.paths import RuntimePaths
-from criagent.runtime.oci.runtime import OciRuntime, last_line
+from criagent.runtime.oci.runtime import IGNORE_CGROUPS, OciRuntime, last_line
 
 log: structlog.stdlib.BoundLogger = structlog.get_logger(__name__)
 
@@ -72,7 +72,10 @@ class Conmon:
             with Pipes() as pipes:
                 return await self._create(container, runtime, pipes)
         except TimeoutError:
-            raise TimedOutError(f"{runtime.name} create took over {self.limit_s:.0f} s") from None
+            raise TimedOutError(
+                f"{runtime.name} create took over {self._limit_s(runtime):.0f} s; if the program "
+                f"only is slow, raise runtime.handlers.{runtime.name}.create_timeout_s"
+            ) from None
         finally:
             # conmon opens it as the container's input, and crun 1.21 gives input to the container's
             # user, who could close the node's /dev/null to all.
@@ -81,14 +84,19 @@ class Conmon:
     async def _create(self, container: Container, runtime: OciRuntime, pipes: Pipes) -> Monitored:
         errors = pipes.errors(up_to(_REPLY_LIMIT))
         reply, sync_fd = pipes.numbered(up_to(_REPLY_LIMIT))
+        if IGNORE_CGROUPS in runtime.given:
+            cgroupfs.make(container.cgroup)
         child = self._started(container, runtime, pipes, sync_fd)
         try:
-            async with asyncio.timeout(self.limit_s), self._moved(child):
+            async with asyncio.timeout(self._limit_s(runtime)), self._moved(child):
                 line = await reply.line()
             return await self._created(child, line, errors, container)
         except BaseException:
             await child.end()
             raise
+
+    def _limit_s(self, runtime: OciRuntime) -> float:
+        return runtime.create_timeout_s or self.limit_s
 
     def _started(
         self, container: Container, runtime: OciRuntime, pipes: Pipes, sync_fd: int
@@ -148,16 +156,18 @@ class Conmon:
 
     def _command(self, container: Container, runtime: OciRuntime) -> list[str | Path]:
         bundle = self.paths.container(container.id)
+        program, *arguments = runtime.create_argv(container.cgroup)
         command: list[str | Path] = [
             *(self.program, "--sync", "--api-version", "1"),
             *("--cid", container.id, "--cuuid", container.id),
-            *("--name", container.spec.metadata.name, "--runtime", runtime.program.executable()),
+            *("--name", container.spec.metadata.name, "--runtime", program),
             *("--bundle", bundle, "--container-pidfile", bundle / "pidfile"),
             *("--exit-dir", self.paths.exits, "--persist-dir", bundle),
             *("--log-level", "error", "--no-sync-log", "--full-attach"),
             *("--log-path", f"k8s-file:{container.log_path}" if container.log_path else "none:"),
-            *("--runtime-arg", f"--root={runtime.root}"),
         ]
+        for argument in arguments:
+            command += ["--runtime-arg", argument]
         if runtime.driver is CgroupDriver.SYSTEMD:
             command.append("--systemd-cgroup")
         if container.spec.tty:

@@ -92,7 +92,8 @@ class ContainerRecovery:
             return
         try:
             container = await self._started(container)
-            await end_leftovers(self._paths, container)
+            runtime = self._runtimes.get(container.handler)
+            await end_leftovers(self._paths, container, runtime)
         finally:  # whatever failed or took too long: the exit is noticed, and the stop continues
             self._exits.adopt(container)
             if container.stop_deadline_boot_ns:

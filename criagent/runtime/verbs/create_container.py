@@ -93,6 +93,7 @@ class NewContainers:
         validate_container_spec(spec, sandbox)
         for name in (spec.image_handler, *(m.image.handler for m in spec.mounts if m.image)):
             self._handlers.check_image(name)
+        handler.require_namespaces(spec.security.namespaces.pid, spec.security.namespaces.ipc)
         for mount in spec.mounts:
             if mount.recursive_read_only:
                 handler.require_recursive_read_only(mount.container_path)

@@ -107,6 +107,7 @@ class SandboxRunner:
         validate_sandbox_spec(spec)
         if spec.security.namespaces.pod_userns is not None:
             handler.require_user_namespaces()
+        handler.require_namespaces(spec.security.namespaces.pid, spec.security.namespaces.ipc)
         name = spec.metadata
         owner = self._making.get(name)
         if owner is None:
@@ -161,7 +162,8 @@ class SandboxRunner:
         owner.stage = "pod files"
         await self._objects.write_files(sandbox)
         faults.reach("sandbox-run:files")
-        if sandbox.spec.security.namespaces.pid is NamespaceMode.POD:
+        own_kernel = self._handlers.of_pod(sandbox.spec.runtime_handler).own_kernel
+        if sandbox.spec.security.namespaces.pid is NamespaceMode.POD and not own_kernel:
             owner.stage = "shared PID namespace"
             undo.push("holder", partial(self._objects.remove_holder, sandbox))
             sandbox = await self._objects.start_holder(sandbox)
