@@ -5,6 +5,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import grpc
 import pytest
 
 from tests.support import agent
@@ -234,6 +235,77 @@ def test_256_mb_of_memory_are_restored(pods: Pods, tmp_path: Path) -> None:
     until(lambda: pods.cri.status(restored).state == api.CONTAINER_EXITED, "its end", 60)
     assert pods.cri.status(restored).exit_code == 9
     assert pods.log(restored) == "wrong: 0\n"
+
+
+def test_an_agent_killed_while_criu_restores(pods: Pods, tmp_path: Path) -> None:
+    """The container runs, or can be started again; nothing of the attempt disturbs that."""
+    old = CheckpointedPod(pods)
+    ready(pods, old.add("/program", change=volume(tmp_path, _PAGES)))
+    old.checkpoint(tmp_path / "output")
+    old.remove()
+    _, (restored,) = restore(pods, old.request(tmp_path / "output"))
+    call = pods.cri.runtime.StartContainer.future(
+        api.StartContainerRequest(container_id=restored), timeout=60
+    )
+    log = Path("/run/criagent/containers") / restored / "restore.log"
+    until(lambda: log.exists() or call.done(), "CRIU")
+    agent.kill()
+    assert isinstance(call.exception(), grpc.RpcError)
+    pods.cri.close()
+    pods.cri = agent.start()
+    start(pods, [restored])
+    assert pods.cri.exec(restored, "touch", "/ask").exit_code == 0
+    until(lambda: pods.cri.status(restored).state == api.CONTAINER_EXITED, "its end", 60)
+    assert (pods.cri.status(restored).exit_code, pods.log(restored)) == (9, "wrong: 0\n")
+    assert not list(_RESTORES.iterdir())
+    assert not list(Path("/tmp").glob(".criu.*"))
+
+
+def test_a_stop_ends_a_restore(pods: Pods, tmp_path: Path) -> None:
+    old = CheckpointedPod(pods)
+    ready(pods, old.add("/program", change=volume(tmp_path, _PAGES)))
+    old.checkpoint(tmp_path / "output")
+    old.remove()
+    sandbox, (restored,) = restore(pods, old.request(tmp_path / "output"))
+    call = pods.cri.runtime.StartContainer.future(
+        api.StartContainerRequest(container_id=restored), timeout=60
+    )
+    log = Path("/run/criagent/containers") / restored / "restore.log"
+    until(lambda: log.exists() or call.done(), "CRIU")
+    pods.cri.stop(restored)
+    status = pods.cri.status(restored)
+    assert (status.state, status.exit_code) == (api.CONTAINER_EXITED, 137)
+    assert call.exception() is None or isinstance(call.exception(), grpc.RpcError)
+    cgroup = list(Path("/sys/fs/cgroup").rglob(f"*{restored}*"))
+    assert not any((one / "cgroup.procs").read_text() for one in cgroup)
+    assert not list(Path("/tmp").glob(".criu.*"))
+    pods.cri.remove_pod(sandbox)
+
+
+def test_events_are_those_of_any_pod(pods: Pods, tmp_path: Path) -> None:
+    old = CheckpointedPod(pods)
+    goes_on(pods, old.add())
+    old.checkpoint(tmp_path / "output")
+    old.remove()
+    events = pods.cri.runtime.GetContainerEvents(api.GetEventsRequest())
+    events.initial_metadata()
+    sandbox, (restored,) = restore(pods, old.request(tmp_path / "output"))
+    start(pods, [restored])
+    pods.cri.stop(restored)
+    pods.cri.remove_pod(sandbox)
+    seen: list[tuple[str, int]] = []
+    while not seen or seen[-1] != (sandbox, api.CONTAINER_DELETED_EVENT):
+        event = next(events)
+        seen.append((event.container_id, event.container_event_type))
+    events.cancel()
+    created, started, stopped, deleted = (
+        api.CONTAINER_CREATED_EVENT,
+        api.CONTAINER_STARTED_EVENT,
+        api.CONTAINER_STOPPED_EVENT,
+        api.CONTAINER_DELETED_EVENT,
+    )
+    assert [kind for one, kind in seen if one == restored] == [created, started, stopped, deleted]
+    assert [kind for one, kind in seen if one == sandbox] == [created, started, stopped, deleted]
 
 
 def test_a_restored_container_that_was_not_started_can_be_stopped_and_removed(

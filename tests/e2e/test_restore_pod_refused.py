@@ -26,6 +26,7 @@ pytestmark = pytest.mark.root
 
 BAD = grpc.StatusCode.INVALID_ARGUMENT
 CORRUPT = grpc.StatusCode.DATA_LOSS
+UNSUPPORTED = grpc.StatusCode.UNIMPLEMENTED
 _RESTORES = Path("/var/lib/criagent/restores")
 
 
@@ -173,12 +174,22 @@ def test_requests_that_do_not_fit_are_refused(
     def twice(request: api.RestorePodRequest) -> None:
         request.container_configs[1].metadata.name = "c0"
 
+    def shared_pid(request: api.RestorePodRequest) -> None:
+        request.config.linux.security_context.namespace_options.pid = api.POD
+
+    def user_namespace(request: api.RestorePodRequest) -> None:
+        ids = [api.IDMapping(host_id=65536, length=65536)]
+        users = api.UserNamespace(mode=api.POD, uids=ids, gids=ids)
+        request.config.linux.security_context.namespace_options.userns_options.CopyFrom(users)
+
     cases: list[tuple[Callable[[api.RestorePodRequest], object], str]] = [
         (lambda r: r.ClearField("container_configs"), "container_configs is empty"),
         (lambda r: r.container_configs.pop(), "has the containers c0, c1"),
         (lambda r: setattr(r.container_configs[0].metadata, "name", "x"), "container_configs has"),
         (twice, "twice"),
         (privileged, "security differs"),
+        (shared_pid, "namespace_options differs"),
+        (user_namespace, "namespace_options differs"),
         (lambda r: setattr(r.container_configs[0], "tty", True), "tty differs"),
         (lambda r: setattr(r.container_configs[1].image, "image", DEBIAN), "with image"),
         (lambda r: r.config.linux.sysctls.update({"net.core.somaxconn": "7"}), "sysctls differs"),
@@ -195,6 +206,23 @@ def test_requests_that_do_not_fit_are_refused(
     for change, text in cases:
         refused(lambda: restore(pods, changed(change)), BAD, text)  # noqa: B023
     refused(lambda: restore(pods, old.request(output), None), BAD, "deadline")
+
+
+def test_without_criu_the_package_is_named(pods: Pods, saved: tuple[CheckpointedPod, Path]) -> None:
+    old, output = saved
+    program = Path(shutil.which("criu") or "")
+    hidden = program.rename(program.with_name("hidden"))
+    try:
+        agent.stop()
+        pods.cri.close()
+        pods.cri = agent.start()
+        request = old.request(output)
+        refused(lambda: restore(pods, request), UNSUPPORTED, "install the package criu")
+    finally:
+        hidden.rename(program)
+        agent.stop()
+        pods.cri.close()
+        pods.cri = agent.start()
 
 
 @pytest.mark.parametrize("undo", ["", "containers", "row"])

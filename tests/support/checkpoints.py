@@ -36,13 +36,13 @@ class CheckpointedPod:
         self.ids.append(container_id)
         return container_id
 
-    def checkpoint(self, output: Path) -> None:
+    def checkpoint(self, output: Path, timeout: float = 120) -> None:
         """CheckpointPod of all containers into the new directory `output`."""
         output.mkdir(mode=0o700)
         request = api.CheckpointPodRequest(
             pod_sandbox_id=self.sandbox, output_path=str(output), container_ids=self.ids
         )
-        self.pods.cri.runtime.CheckpointPod(request, timeout=120)
+        self.pods.cri.runtime.CheckpointPod(request, timeout=timeout)
 
     def remove(self) -> None:
         """The pod is gone; its checkpoint stays."""

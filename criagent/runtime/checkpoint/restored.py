@@ -8,6 +8,8 @@ Until then a container has neither monitor nor init, and what its processes come
 from __future__ import annotations
 
 import contextlib
+import os
+import re
 import signal
 from collections.abc import Mapping
 from concurrent.futures import Executor
@@ -19,10 +21,11 @@ import structlog
 from criagent.base import faults
 from criagent.base.aio import finish, run_in
 from criagent.base.errors import AgentError
-from criagent.kernel import process
+from criagent.kernel import mount, process
 from criagent.kernel.trees import remove_tree
 from criagent.model.common import ProcessRef
 from criagent.model.container import Container
+from criagent.process.child import ended
 from criagent.runtime.checkpoint.capture import IMAGES
 from criagent.runtime.checkpoint.criu import last_errors
 from criagent.runtime.container.exits import ExitWatcher
@@ -35,6 +38,7 @@ from criagent.runtime.oci.runtime import OciRuntime
 
 HOME: Final = "home"
 _LOG = "restore.log"  # conmon has CRIU work in the bundle
+_ROOTS = re.compile(rb"/tmp/\.criu\.mntns\.\w{6}")
 
 log: structlog.stdlib.BoundLogger = structlog.get_logger(__name__)
 
@@ -121,6 +125,7 @@ async def interrupted_restore(
             return {"monitor": monitor, "init": init}
     if monitor is not None:
         process.send_signal(monitor, signal.SIGKILL)
+        await ended(monitor)
     await _undo(container, runtime, paths)
     return None
 
@@ -129,7 +134,23 @@ async def _undo(container: Container, runtime: OciRuntime, paths: RuntimePaths) 
     """End what a restore has brought to life; its monitor is dead."""
     own_cgroup.kill(container.cgroup, container.id)
     await runtime.delete(container.id)
+    if runtime.knows(container.id):  # it was killed, and has mounted the root for CRIU
+        mount.detach_below(runtime.root / container.id)
+        paths.forget_state(container.id)
+    _remove_work(paths.container(container.id))
     paths.exit_file(container.id).unlink(missing_ok=True)
+
+
+def _remove_work(bundle: Path) -> None:
+    """Remove what a CRIU that was killed has left: mounted cgroups, and a directory in /tmp."""
+    for entry in bundle.glob(".criu.*"):
+        mount.detach_below(entry)
+        remove_tree(entry)
+    log_file = bundle / _LOG
+    if log_file.exists():
+        for name in set(_ROOTS.findall(log_file.read_bytes())):
+            with contextlib.suppress(OSError):
+                os.rmdir(name)
 
 
 def _init(pid_file: Path) -> ProcessRef | None:
