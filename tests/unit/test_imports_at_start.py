@@ -81,6 +81,7 @@ LATER = {
     "criagent.runtime.checkpoint.container": "the first checkpoint",
     "criagent.runtime.checkpoint.pod": "the first checkpoint",
     "criagent.runtime.checkpoint.tar": "the first checkpoint",
+    "criagent.runtime.restore.pod": "the first RestorePod",
 }
 
 

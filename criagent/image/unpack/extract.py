@@ -66,12 +66,24 @@ class Extracted:
 
 
 class Extractor:
-    """Writes one layer below the directory `root`. `limit` is how many bytes it may grow to."""
+    """Writes one layer below the directory `root`. `limit` is how many bytes it may grow to.
 
-    def __init__(self, stream: Stream, root: bytes, *, below: Below, limit: int) -> None:
+    Without `whiteouts` it is a plain archive: names of whiteouts are names like any other.
+    """
+
+    def __init__(
+        self,
+        stream: Stream,
+        root: bytes,
+        *,
+        below: Below,
+        limit: int,
+        whiteouts: bool = True,
+    ) -> None:
         self._stream = stream
         self._below = below
         self._limit = limit
+        self._whiteouts = whiteouts
         self._result = Extracted()
         self._tree = LayerTree(root, below, self._charge)
         # Of a merged layer: paths that are its own, and directories without lower children.
@@ -120,7 +132,7 @@ class Extractor:
                 self._finish_directory(self._tree.root, entry)
             return
         above, _, name = path.rpartition(b"/")
-        if name.startswith(_WHITEOUT):
+        if self._whiteouts and name.startswith(_WHITEOUT):
             self._whiteout(path)
             return
         if entry.kind == tar.CHAR and entry.major == entry.minor == 0:
