@@ -79,7 +79,7 @@ def _tell_rows(root: Path, scratch: Path, tell: Tell) -> None:
         if file.suffix in {".db", ".db-wal"}:
             shutil.copy(file, scratch)
     if not (scratch / "state.db").exists():
-        tell(f"{root} has no database; what runs is found by its name")
+        tell(f"{root} has lost its database; what runs is found by its name")
         return
     try:
         stores = Stores.open(scratch / "state.db")
@@ -148,11 +148,14 @@ async def _removal(agent: Agent, tell: Tell) -> list[str]:
     tell(f"{len(problems) - len(left)} pods removed")
     if left:
         return left
-    layers = sorted(stores.snapshots.all(), key=lambda one: one.number, reverse=True)
-    for layer in layers:
-        await agent.image.snapshots.remove(layer.key)
-    await agent.image.snapshots.sweep()
-    tell(f"{len(stores.images.all())} images with {len(layers)} layers removed")
+    count = 0
+    for part in agent.image.drivers.all():
+        layers = sorted(part.store.all(), key=lambda one: one.number, reverse=True)
+        for layer in layers:
+            await part.remove(layer.key)
+        await part.sweep()
+        count += len(layers)
+    tell(f"{len(stores.images.all())} images with {count} layers removed")
     problem = await agent.apparmor.remove()
     return [problem] if problem else []
 
