@@ -56,7 +56,7 @@ def run(chosen: argparse.Namespace) -> int:
 
 def _confirmed(root: str) -> bool:
     if not sys.stdin.isatty():
-        print("nobody can be asked: pass --yes, or --dry-run first", file=sys.stderr)
+        print("standard input is not a terminal: pass --yes, or --dry-run first", file=sys.stderr)
         return False
     print(f"This ends all pods of this node and deletes {root} with all images.")
     answer = input('Type "reset" to go on: ')

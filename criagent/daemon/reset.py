@@ -79,7 +79,7 @@ def _tell_rows(root: Path, scratch: Path, tell: Tell) -> None:
         if file.suffix in {".db", ".db-wal"}:
             shutil.copy(file, scratch)
     if not (scratch / "state.db").exists():
-        tell(f"there is no database in {root}; what runs is found by its name")
+        tell(f"{root} has lost its database; what runs is found by its name")
         return
     try:
         stores = Stores.open(scratch / "state.db")

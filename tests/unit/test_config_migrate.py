@@ -242,7 +242,7 @@ def test_containerd_with_imports_of_which_the_last_wins(tmp_path: Path) -> None:
     assert document["streaming"] == {"idle_timeout_s": 5400.0}
     assert document["registry"]["config_dirs"] == ["/etc/containerd/certs.d", "/etc/docker/certs.d"]
     texts = left(migration)
-    assert "no lazy snapshotter" in texts["plugins.'io.containerd.cri.v1.images'.snapshotter"]
+    assert "not lazily" in texts["plugins.'io.containerd.cri.v1.images'.snapshotter"]
     name = "plugins.'io.containerd.cri.v1.runtime'.containerd.default_runtime_name"
     assert texts[name] == "runtime.default_handler: 'kata' is not a handler"
 

@@ -26,7 +26,7 @@ from criagent.config.migrate.rules import (
 _OWN = unneeded("the agent has directories and sockets of its own")
 _NO_PAUSE = unneeded("the agent has no pause container, and pulls no image for one")
 _UNIT = left("set it in a drop-in of criagent.service")
-_NODE_DEFAULT = "there is no default for all containers of a node; set it in the pods"
+_NODE_DEFAULT = "a node has no defaults for all containers; set it in the pods"
 
 
 def read(migration: Migration, document: Mapping[str, Any], file: Path) -> None:

@@ -100,7 +100,7 @@ def _ulimits(migration: Migration, where: Where, value: Any) -> None:
 
 
 def _hosts(migration: Migration, where: Where, _value: object) -> None:
-    migration.unneeded(where, "the kubelet is given storage.socket; there is no Docker API")
+    migration.unneeded(where, "the kubelet is given storage.socket; Docker's API is not served")
 
 
 _TABLE: dict[str, Rule] = {
@@ -140,11 +140,11 @@ _TABLE: dict[str, Rule] = {
     "dns-opts": _DNS,
     "dns-search": _DNS,
     "hosts": _hosts,
-    "tls": unneeded("there is no Docker API"),
-    "tlscacert": unneeded("there is no Docker API"),
-    "tlscert": unneeded("there is no Docker API"),
-    "tlskey": unneeded("there is no Docker API"),
-    "tlsverify": unneeded("there is no Docker API"),
+    "tls": unneeded("Docker's API is not served"),
+    "tlscacert": unneeded("Docker's API is not served"),
+    "tlscert": unneeded("Docker's API is not served"),
+    "tlskey": unneeded("Docker's API is not served"),
+    "tlsverify": unneeded("Docker's API is not served"),
     "debug": left("set --log-level debug in a drop-in of criagent.service"),
     "log-level": left("set --log-level in a drop-in of criagent.service", "info"),
     "cgroup-parent": unneeded("the kubelet names the cgroup of each pod"),
@@ -166,7 +166,7 @@ _TABLE: dict[str, Rule] = {
     "group": left("the socket belongs to root"),
     "oom-score-adjust": left("set OOMScoreAdjust= in a drop-in of criagent.service", 0),
     "shutdown-timeout": unneeded("containers go on when the agent stops"),
-    "experimental": unneeded("there are no experimental features"),
+    "experimental": unneeded("features of Docker's own"),
     "features/**": unneeded("features of Docker's own"),
     "builder/**": unneeded("images are not built"),
     "labels": unneeded("the kubelet labels nodes"),

@@ -26,12 +26,12 @@ def handler(
     distributions install it, since the file may be meant for another node.
     """
     if not re.fullmatch(r"[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?", name):
-        migration.left(where, "the name is none that a RuntimeClass can use")
+        migration.left(where, "a RuntimeClass cannot use the name")
         return
     path = Path(program if program.startswith("/") else _found(program))
     kind = next((kind for kind in TYPES if kind in path.name), _WRAPPERS.get(path.name, ""))
     if not kind:
-        migration.left(where, f"{program}: is none of the runtime types {', '.join(TYPES)}")
+        migration.left(where, f"{program}: is not one of the runtime types {', '.join(TYPES)}")
         return
     taken: dict[str, object] = {"path": str(path), "type": kind}
     if entry.get("privileged_without_host_devices") is True:

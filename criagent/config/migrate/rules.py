@@ -33,7 +33,7 @@ def apply(migration: Migration, table: Table, document: Mapping[str, Any], where
             continue
         try:
             rule(migration, at, value)
-        except (AttributeError, TypeError):  # a list where a table should be, and the like
+        except (AttributeError, TypeError):  # such as a list where a table should be
             migration.left(at, f"{shown(value)}: has another form than the program's own files")
 
 
@@ -172,5 +172,5 @@ def driver(value: object) -> str:
         "devicemapper": "devmapper",
     }
     if value in {"stargz", "soci", "nydus", "cvmfs-snapshotter"}:
-        raise ValueError("images are pulled whole, so there is no lazy snapshotter; use overlay")
+        raise ValueError("images are pulled whole, not lazily; use overlay")
     return names.get(str(value), str(value))

@@ -109,4 +109,4 @@ def _kind(file: Path, document: Mapping[str, Any]) -> str:
     if file.name.startswith("registries"):
         return "registries"  # a file of comments only, as distributions install it
     names = ", ".join(READERS)
-    raise SourceError(f"{file}: is no configuration that is known; name its kind: --kind {names}")
+    raise SourceError(f"{file}: has no keys that are known; name its kind: --kind {names}")

@@ -25,6 +25,7 @@ from criagent.image.hosts.hosts_toml import HostsDirectory
 from criagent.image.hosts.proxy import ProxySettings, from_environment
 from criagent.image.images import Images
 from criagent.image.layers import LayerUnpacker
+from criagent.image.profiles.profiles import SecurityProfiles
 from criagent.image.pull import Puller
 from criagent.image.registry import RegistryClient
 from criagent.image.snapshots.by_handler import SnapshotsByHandler, directory
@@ -38,6 +39,8 @@ from criagent.image.snapshots.snapshots import Snapshots
 from criagent.image.snapshots.traces import traces
 from criagent.image.unpack.workers import UnpackWorkers
 from criagent.image.unpacking import ImageUnpacking
+from criagent.runtime.spec.security.seccomp_pulled import pulled_profile
+from criagent.store.profiles import ProfileStore
 
 DRIVER_SETTING = "storage.driver"  # that made the layers
 MIGRATION_SETTING = "storage.migration"  # the new driver of one that has not ended, or ""
@@ -52,6 +55,7 @@ class ImageParts:
     """What images need."""
 
     images: Images
+    profiles: SecurityProfiles
     puller: Puller
     drivers: SnapshotsByHandler
     workers: UnpackWorkers
@@ -76,6 +80,7 @@ class ImageParts:
     async def close(self) -> None:
         """Stop pulls, workers and connections."""
         await self.images.close()
+        await self.profiles.close()
         await self.drivers.close()
         await self.workers.close()
         await self.client.close()
@@ -89,6 +94,7 @@ async def build(shared: Shared, *, migrating: bool = False) -> ImageParts:
     """
     if not migrating:
         _refuse_migration(shared)
+    profiles = ProfileStore(shared.stores.db, shared.stores.blobs)  # it reads: before all writes
     config, registry, fs = shared.config, shared.config.registry, shared.executors.fs
     driver = await _driver(shared)
     apart = await _containers_root(shared, driver)
@@ -115,6 +121,7 @@ async def build(shared: Shared, *, migrating: bool = False) -> ImageParts:
     collector = Collector(
         content=content,
         containers=shared.stores.containers,
+        profiles=profiles,
         unpackers=unpackers,
         retention_s=registry.retry_retention_s,
     )
@@ -131,12 +138,26 @@ async def build(shared: Shared, *, migrating: bool = False) -> ImageParts:
     )
     return ImageParts(
         images=images,
+        profiles=_profiles(registry, content, client, collector),
         puller=puller,
         drivers=drivers,
         workers=workers,
         client=client,
         apart=apart,
         limited_by=_limited_by(config.storage),
+    )
+
+
+def _profiles(
+    registry: Registry, content: ImageContent, client: RegistryClient, collector: Collector
+) -> SecurityProfiles:
+    return SecurityProfiles(
+        store=collector.profiles,
+        content=content,
+        client=client,
+        collector=collector,
+        check=pulled_profile,
+        limit_s=registry.progress_timeout_s,
     )
 
 
