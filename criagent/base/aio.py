@@ -19,6 +19,7 @@ from contextlib import asynccontextmanager
 from contextvars import Context, ContextVar
 from types import TracebackType
 from typing import Any, Generic, TypeVar
+from weakref import WeakSet
 
 import structlog
 
@@ -37,6 +38,8 @@ FAILURE_KINDS = ("undo", "background", "listener")
 # "" after the last.
 StageObserver = Callable[[str], None]
 STAGES: ContextVar[Callable[[str], StageObserver] | None] = ContextVar("stages", default=None)
+
+KEYED_LOCKS: WeakSet[KeyedLocks] = WeakSet()  # of the process, for a debug report
 
 _supervised: set[asyncio.Task[Any]] = set()
 
@@ -239,11 +242,20 @@ def _reason(failure: BaseException) -> str:
 
 
 class KeyedLocks:
-    """One asyncio lock per key, created on first use and dropped with its last user."""
+    """One asyncio lock per key, created on first use and dropped with its last user.
 
-    def __init__(self) -> None:
+    `name` is what a debug report calls them.
+    """
+
+    def __init__(self, name: str = "") -> None:
+        self.name = name
+        KEYED_LOCKS.add(self)
         self._locks: dict[str, asyncio.Lock] = {}
         self._users: Counter[str] = Counter()
+
+    def in_use(self) -> dict[str, int]:
+        """The number of users of each lock, holder included; callable from any thread."""
+        return dict(self._users)
 
     @asynccontextmanager
     async def hold(self, key: str) -> AsyncIterator[None]:

@@ -31,8 +31,8 @@ from criagent.telemetry.call_span import CallSpan
 from criagent.telemetry.logs import CALL
 from criagent.telemetry.telemetry import Telemetry
 
-_QUIET = ("List", "Status", "Version", "Stats", "ImageFsInfo", "Info", "RuntimeConfig", "ExecSync")
-_ALWAYS_SERVED = ("Version",)
+_QUIET = tuple("List Status Version Stats ImageFsInfo Info Debug RuntimeConfig ExecSync".split())
+_ALWAYS_SERVED = ("Version", "Debug")
 _FACT = 256  # characters of a request's subject
 # The caller asked for something impossible, or left: the node itself is fine.
 _CALLERS_OWN = frozenset(

@@ -68,7 +68,7 @@ class LayerUnpacker:
         self._workers = workers
         self._now_ns = now_ns
         self._claims = Claims()
-        self._locks = KeyedLocks()
+        self._locks = KeyedLocks("layer")
         self._fresh: dict[str, _Fresh] = {}
 
     def has(self, layer: Layer) -> bool:

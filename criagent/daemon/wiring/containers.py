@@ -36,7 +36,7 @@ def build(shared: Shared, node: NodeParts, image: ImageParts) -> ContainerParts:
     """What containers have on disk, their exits and their end."""
     store, fs = shared.stores.containers, shared.executors.fs
     files = ContainerFiles(paths=node.paths, drivers=image.drivers, fs=fs)
-    transitions = Transitions(store=store, locks=KeyedLocks())
+    transitions = Transitions(store=store, locks=KeyedLocks("container"))
     exits = ExitWatcher(
         store=store,
         transitions=transitions,
