@@ -61,6 +61,11 @@ class Handler:
         "Annotations of containers that the program gets, with * and ? as in pod_annotations.",
         default=(),
     )
+    snapshotter: str = key(
+        "Storage driver of the handler's images and containers, as in storage.driver; empty = that "
+        "one. The default handler has storage.driver.",
+        default="",
+    )
 
 
 def default_handlers() -> dict[str, Handler]:
