@@ -120,9 +120,10 @@ _HANDLER: dict[str, Rule] = {
     "options/Root": left("the agent chooses the runtime's state directory"),
     "options/**": left("an option of containerd's shim", 0),
     "privileged_without_host_devices": unneeded("the handler's key of the same name"),
-    "privileged_without_host_devices_all_devices_allowed": left(
-        "privileged containers may use all devices that they are given"
-    ),
+    "privileged_without_host_devices_all_devices_allowed": unneeded("the key of the same name"),
+    "pod_annotations": unneeded("the handler's key of the same name"),
+    "container_annotations": unneeded("the handler's key of the same name"),
+    "cni_conf_dir": unneeded("the handler's key of the same name"),
     "sandboxer": left("sandboxes are the agent's own", "podsandbox"),
     "sandbox_mode": left("sandboxes are the agent's own", "podsandbox"),
     "io_type": left("logs are conmon's"),

@@ -60,7 +60,7 @@ _HANDLER: dict[str, Rule] = {
     "monitor_path": to("runtime.conmon"),
     "monitor_cgroup": unneeded("conmon is in the pod's cgroup"),
     "monitor_env": unneeded("conmon gets the environment it needs"),
-    "monitor_exec_cgroup": unneeded("see runtime.exec_cgroup"),
+    "monitor_exec_cgroup": unneeded("the handler's exec_cgroup"),
     "container_min_memory": left("the kernel decides what is too little", "500KiB", "12 MiB"),
     "hostnetwork_disable_selinux": unneeded("SELinux labels follow the pod's security context"),
     "**": left("a key of CRI-O's runtimes without a counterpart", 0),

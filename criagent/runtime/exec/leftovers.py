@@ -14,9 +14,8 @@ import structlog
 from criagent.model.container import Container
 from criagent.runtime.exec.cgroup import kill_all
 from criagent.runtime.node.paths import RuntimePaths
-from criagent.runtime.oci.runtime import OciRuntime
+from criagent.runtime.oci.runtime import INNER_PID, OciRuntime
 
-INNER_PID = ".inner"  # ends the name of the file with a command's pid in the container's own kernel
 _PREFIX = "exec-"
 # cAdvisor, and with it the kubelet, leaves cgroups of this ending alone, taking them for systemd's
 # mount units. Others it watches as containers: a probe a second would cost it more than the probe,

@@ -24,10 +24,10 @@ from criagent.model.container import Container
 from criagent.process.child import Child, ExpectedOrphan, Pipes, spawn
 from criagent.runtime.container.files import ContainerFiles
 from criagent.runtime.exec.cgroup import kill_all
-from criagent.runtime.exec.leftovers import INNER_PID, exec_name
+from criagent.runtime.exec.leftovers import exec_name
 from criagent.runtime.node.own_cgroup import within
 from criagent.runtime.node.paths import RuntimePaths
-from criagent.runtime.oci.runtime import OciRuntime
+from criagent.runtime.oci.runtime import INNER_PID, OciRuntime
 from criagent.runtime.spec.build import process_spec
 
 
@@ -168,7 +168,6 @@ class ExecPlanner:
             cgroup=name if own_cgroup else "",
             pid_file=pid_file,
             console=None if console is None else console.socket,
-            inner_pid_file=inner,
         )
         if runtime.exec_in_container and container.cgroup:
             argv = within(cgroup or container.cgroup, argv)

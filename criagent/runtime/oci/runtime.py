@@ -27,6 +27,7 @@ from criagent.runtime.node.paths import gvisor_state
 from criagent.runtime.oci import failed_scopes as scopes
 from criagent.runtime.spec.inputs import OciObject
 
+INNER_PID = ".inner"
 IGNORE_CGROUPS = "--ignore-cgroups"  # of runsc
 _LIMIT_S = 60.0
 _GONE = re.compile(r"does not exist|no such (process|file or directory)|not (exist|found|running)")
@@ -210,12 +211,11 @@ class OciRuntime:
         cgroup: str,
         pid_file: Path | None,
         console: Path | None,
-        inner_pid_file: Path | None = None,
     ) -> list[str | Path]:
         """The command that runs the OCI process object of the file `process` in a container: in
         the cgroup of that name below init's unless it is "", detached with its pid in `pid_file`,
-        with a terminal whose master goes to the socket `console`, with its pid in the container's
-        own kernel in `inner_pid_file`.
+        with a terminal whose master goes to the socket `console`. Its pid in a kernel of the
+        container's own is written beside `process`, with the ending INNER_PID.
         """
         argv: list[str | Path] = [self.program.executable(), *self.given]
         argv += [f"--root={self.root}", "exec"]
@@ -223,8 +223,8 @@ class OciRuntime:
             argv += ["--cgroup", cgroup]
         if pid_file is not None:
             argv += ["--detach", "--pid-file", pid_file]
-        if inner_pid_file is not None:
-            argv += ["--internal-pid-file", inner_pid_file]
+        if self.has_own_kernel:
+            argv += ["--internal-pid-file", process.with_suffix(INNER_PID)]
         if console is not None:
             argv += [*([] if self.has_own_kernel else ["--tty"]), "--console-socket", console]
         return [*argv, "--process", process, container_id]
