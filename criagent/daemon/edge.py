@@ -136,7 +136,7 @@ def _add_services(
     )
     api_pb2_grpc.add_RuntimeServiceServicer_to_server(runtime_service, server)
     api_pb2_grpc.add_ImageServiceServicer_to_server(
-        ImageService(images, stores.images, backend.node.handlers), server
+        ImageService(images, stores.images, agent.image.profiles, backend.node.handlers), server
     )
     admin_pb2_grpc.add_AdminServicer_to_server(
         AdminService(report, images, agent.shared.executors.fs), server

@@ -26,7 +26,7 @@ from criagent.image.blobs import BlobFiles
 from criagent.image.documents.digest import parse_digest
 from criagent.image.snapshots.by_handler import directory
 from criagent.image.snapshots.driver import SnapshotDriver
-from criagent.image.snapshots.drivers.available import driver
+from criagent.image.snapshots.drivers.available import chosen, driver
 from criagent.image.snapshots.snapshots import Snapshots
 from criagent.model.image import Image
 from criagent.store.snapshots import SnapshotStore
@@ -78,8 +78,10 @@ class _Migration:
         stores, new = self._shared.stores, self._shared.config.storage.driver
         old = stores.settings.get(DRIVER_SETTING) or DEFAULT
         others = stores.snapshots.other_drivers()
+        root = self._shared.config.storage.root
+        chosen(new, "", root, await wiring.unknown_layers(self._shared))
         if old == new and not stores.settings.get(MIGRATION_SETTING):
-            self._tell(f"{self._shared.config.storage.root} has the driver {new} already")
+            self._tell(f"{root} has the driver {new} already")
             return 0
         if "zfs" in (old, new, *others) and old != new:
             raise UnsupportedError(

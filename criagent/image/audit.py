@@ -15,7 +15,7 @@ from criagent.image.blobs import BlobFiles
 from criagent.image.documents.digest import parse_digest
 from criagent.image.snapshots.keys import damaged_origin
 from criagent.image.snapshots.numbers import split
-from criagent.model.image import Blob, Image, Snapshot
+from criagent.model.image import Blob, Image, PulledProfile, Snapshot
 
 _CHUNK = 1 << 20
 _NAMED = 5  # containers that a finding names
@@ -78,6 +78,7 @@ class State:
     snapshots: list[Snapshot]  # of every storage driver
     unowned: frozenset[str] = frozenset()
     lent: Sequence[Snapshot] = ()  # of additional stores
+    profiles: Sequence[PulledProfile] = ()
 
     @property
     def layers(self) -> dict[str, Snapshot]:
@@ -136,6 +137,8 @@ def check(state: State, files: BlobFiles, layer_problems: Mapping[str, str]) -> 
         _check_documents(image, known - broken.blobs, broken)
         for driver in _drivers(image, rows):
             _check_layers(image, driver, whole.get(driver, set()), broken)
+    for profile in state.profiles:
+        _check_profile(profile, known - broken.blobs, broken)
     return broken
 
 
@@ -176,6 +179,13 @@ def _check_layers(image: Image, driver: str, layers: set[str], broken: Broken) -
 
 def _name(image: Image) -> str:
     return f"image {(*image.all_tags, image.id)[0]}"
+
+
+def _check_profile(profile: PulledProfile, blobs: set[str], broken: Broken) -> None:
+    for needed in (profile.digest, profile.layer):
+        if needed not in blobs:
+            what = "its content is missing or damaged; the next PullSecurityProfile fetches it"
+            broken.add(what, f"security profile {profile.digest}", needed)
 
 
 def _blob_problem(blob: Blob, files: BlobFiles) -> str:

@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Collection of what no image needs: layers, blobs, unfinished downloads.
 
-A blob or layer stays for as long as an image names it, a container uses it or a pull claims it.
+A blob or layer stays for as long as an image or a security profile names it, a container uses it or
+a pull claims it.
 Downloads of a failed pull stay for the next attempt until `retention_s` is over, an image is
 removed, the disk is full or the agent starts. No step waits for a registry: pulls continue
 meanwhile.
@@ -25,6 +26,7 @@ from criagent.image.snapshots.keys import damaged_key, damaged_origin
 from criagent.model.container import Container
 from criagent.model.image import Image, Snapshot
 from criagent.store.containers import ContainerStore
+from criagent.store.profiles import ProfileStore
 
 _SWEEP_S = 600.0
 _SWEEP_LEAST_S = 60.0
@@ -54,6 +56,7 @@ class Collector:
 
     content: ImageContent
     containers: ContainerStore
+    profiles: ProfileStore
     unpackers: Mapping[str, LayerUnpacker]  # by storage driver
     retention_s: float
     one_at_a_time: asyncio.Lock = dataclasses.field(default_factory=asyncio.Lock)
@@ -95,12 +98,16 @@ class Collector:
         return sum(sizes) + parts.used_bytes, len(sizes) + parts.files
 
     def needed_blobs(self) -> set[str]:
-        """Digests that images name; without those of unpacked layers where they are not kept."""
-        return {
+        """Digests that images and security profiles name.
+
+        Without those of unpacked layers where they are not kept.
+        """
+        of_images = {
             digest
             for image in self.content.store.all()
             for digest in blobs_of(image) - self._spare(image)
         }
+        return of_images.union(*((one.digest, one.layer) for one in self.profiles.all()))
 
     async def drop_spare(self, image: Image) -> None:
         """Drop the blobs of the image's unpacked layers that need not be kept."""

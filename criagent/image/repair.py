@@ -35,6 +35,7 @@ class Repair:
             snapshots=content.drivers.every(),
             unowned=frozenset(map(str, content.files.sizes())),
             lent=content.snapshots.store.lent(),
+            profiles=self.collector.profiles.all(),
         )
         broken = await self._broken(state)
         findings = [

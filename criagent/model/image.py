@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Images, their layers as snapshots, and blobs."""
+"""Images, their layers as snapshots, blobs, and security profiles."""
 
 from __future__ import annotations
 
@@ -107,3 +107,13 @@ class Blob:
     digest: str
     size: int
     media_type: str = ""
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class PulledProfile:
+    """A security profile from a registry: an artifact of one layer, the profile's document."""
+
+    digest: str  # of the manifest
+    layer: str  # digest of the document
+    size: int  # bytes of both
+    refs: tuple[str, ...] = ()  # as PullSecurityProfile was given them, sorted

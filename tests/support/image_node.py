@@ -41,6 +41,7 @@ from criagent.store.blobs import BlobStore
 from criagent.store.containers import ContainerStore
 from criagent.store.db import Database
 from criagent.store.images import ImageStore
+from criagent.store.profiles import ProfileStore
 from criagent.store.sandboxes import SandboxStore
 from criagent.store.snapshots import SnapshotStore
 from tests.support.pulling import RANGE, TarPit
@@ -130,6 +131,7 @@ class ImageNode:
         )
         self.blobs, self.sandboxes = BlobStore(self.db), SandboxStore(self.db)
         self.containers = ContainerStore(self.db)
+        self.profiles = ProfileStore(self.db, self.blobs)
         additional = opened(stores, driver)
         self.snapshots.store.lend(additional.layers())
         store = ImageStore(self.db, self.snapshots.store, self.blobs)
@@ -174,6 +176,7 @@ class ImageNode:
         self.collector = Collector(
             content=content,
             containers=self.containers,
+            profiles=self.profiles,
             unpackers=unpackers,
             retention_s=retention_s,
         )

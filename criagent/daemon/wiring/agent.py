@@ -102,7 +102,7 @@ async def build(shared: Shared) -> Agent:
     image_parts = await image.build(shared)
     node_parts = await node.build(shared, image_parts.drivers)
     networks = network.build(shared)
-    pod_parts = pods.build(shared, node_parts, networks)
+    pod_parts = pods.build(shared, node_parts, networks, image_parts.profiles)
     container_parts = containers.build(shared, node_parts, image_parts)
     stats_calls, layers = stats.build(shared, node_parts, image_parts, pod_parts)
     sandbox_calls, container_calls = verbs.build(
@@ -151,5 +151,6 @@ def _node_calls(
         network=networks.default,
         paths=parts.paths,
         driver=parts.driver,
+        seccomp=parts.facts.seccomp,
         nri=parts.nri.report,
     )

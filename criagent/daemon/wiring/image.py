@@ -27,6 +27,7 @@ from criagent.image.hosts.hosts_toml import HostsDirectory
 from criagent.image.hosts.proxy import ProxySettings, from_environment
 from criagent.image.images import Images
 from criagent.image.layers import LayerUnpacker
+from criagent.image.profiles.profiles import SecurityProfiles
 from criagent.image.pull import Puller
 from criagent.image.registry import RegistryClient
 from criagent.image.snapshots.by_handler import SnapshotsByHandler, directory
@@ -37,8 +38,11 @@ from criagent.image.snapshots.drivers.available import driver as driver_class
 from criagent.image.snapshots.drivers.gone import GoneDriver
 from criagent.image.snapshots.keys import is_writable
 from criagent.image.snapshots.snapshots import Snapshots
+from criagent.image.snapshots.traces import traces
 from criagent.image.unpack.workers import UnpackWorkers
 from criagent.image.unpacking import ImageUnpacking
+from criagent.runtime.spec.security.seccomp_pulled import pulled_profile
+from criagent.store.profiles import ProfileStore
 
 DRIVER_SETTING = "storage.driver"  # that made the layers
 MIGRATION_SETTING = "storage.migration"  # the new driver of one that has not ended, or ""
@@ -53,6 +57,7 @@ class ImageParts:
     """What images need."""
 
     images: Images
+    profiles: SecurityProfiles
     puller: Puller
     drivers: SnapshotsByHandler
     workers: UnpackWorkers
@@ -77,6 +82,7 @@ class ImageParts:
     async def close(self) -> None:
         """Stop pulls, workers and connections."""
         await self.images.close()
+        await self.profiles.close()
         await self.drivers.close()
         await self.workers.close()
         await self.client.close()
@@ -90,6 +96,7 @@ async def build(shared: Shared, *, migrating: bool = False) -> ImageParts:
     """
     if not migrating:
         _refuse_migration(shared)
+    profiles = ProfileStore(shared.stores.db, shared.stores.blobs)  # it reads: before all writes
     config, registry, fs = shared.config, shared.config.registry, shared.executors.fs
     driver = await _driver(shared)
     apart = await _containers_root(shared, driver)
@@ -116,6 +123,7 @@ async def build(shared: Shared, *, migrating: bool = False) -> ImageParts:
     collector = Collector(
         content=content,
         containers=shared.stores.containers,
+        profiles=profiles,
         unpackers=unpackers,
         retention_s=registry.retry_retention_s,
     )
@@ -132,12 +140,26 @@ async def build(shared: Shared, *, migrating: bool = False) -> ImageParts:
     )
     return ImageParts(
         images=images,
+        profiles=_profiles(registry, content, client, collector),
         puller=puller,
         drivers=drivers,
         workers=workers,
         client=client,
         apart=apart,
         limited_by=_limited_by(config.storage),
+    )
+
+
+def _profiles(
+    registry: Registry, content: ImageContent, client: RegistryClient, collector: Collector
+) -> SecurityProfiles:
+    return SecurityProfiles(
+        store=collector.profiles,
+        content=content,
+        client=client,
+        collector=collector,
+        check=pulled_profile,
+        limit_s=registry.progress_timeout_s,
     )
 
 
@@ -192,7 +214,8 @@ async def _driver(shared: Shared) -> SnapshotDriver:
     """
     storage, stores = shared.config.storage, shared.stores
     last = stores.settings.get(DRIVER_SETTING) or DEFAULT
-    name = chosen(storage.driver, last if stores.snapshots.all() else "", storage.root)
+    remembered = last if stores.snapshots.all() else ""
+    name = chosen(storage.driver, remembered, storage.root, await unknown_layers(shared))
     if name != last:
         await stores.settings.put(DRIVER_SETTING, name)
     if name in _ONE_STORE and name in stores.snapshots.other_drivers():
@@ -240,6 +263,13 @@ async def _other(shared: Shared, name: str, users: Sequence[str]) -> SnapshotDri
         log.error("storage_driver_gone", driver=name, error=str(exc))  # noqa: TRY400 - its text
         return GoneDriver(root, storage, fs, name=name, reason=str(exc))
     return driver
+
+
+async def unknown_layers(shared: Shared) -> Sequence[str]:
+    """The drivers that may have made layers which the database does not know, since it is new."""
+    if shared.stores.settings.get(DRIVER_SETTING) or shared.stores.snapshots.all():
+        return ()
+    return await run_in(shared.executors.fs, traces, shared.config.storage.root)
 
 
 async def _containers_root(shared: Shared, driver: SnapshotDriver) -> ContainersRoot:

@@ -16,6 +16,7 @@ from criagent.runtime.container.declared_volumes import DeclaredVolumes
 from criagent.runtime.container.gather import (
     ContainerNamespacePaths,
     DeviceGatherer,
+    ProfileSources,
     SpecGatherer,
 )
 from criagent.runtime.container.idmapped_mounts import HostMounts
@@ -126,7 +127,7 @@ def _creator(
         declared=DeclaredVolumes(
             mode=section.image_volumes, paths=node.paths, drivers=image.drivers, fs=fs
         ),
-        gatherer=_gatherer(shared, node, namespaces),
+        gatherer=_gatherer(shared, node, image, namespaces),
         selinux=node.selinux,
         plugins=node.nri.plugins,
         fs=fs,
@@ -167,7 +168,9 @@ def _creator(
     )
 
 
-def _gatherer(shared: Shared, node: NodeParts, namespaces: ContainerNamespacePaths) -> SpecGatherer:
+def _gatherer(
+    shared: Shared, node: NodeParts, image: ImageParts, namespaces: ContainerNamespacePaths
+) -> SpecGatherer:
     section, fs = shared.config.runtime, shared.executors.fs
     return SpecGatherer(
         namespaces=namespaces,
@@ -184,7 +187,7 @@ def _gatherer(shared: Shared, node: NodeParts, namespaces: ContainerNamespacePat
             ),
             owned=section.device_ownership_from_security_context,
         ),
-        apparmor=node.apparmor,
+        profiles=ProfileSources(apparmor=node.apparmor, pulled=image.profiles.document),
         node=node.facts,
         driver=node.driver,
         paths=node.paths,

@@ -10,6 +10,7 @@ nothing, and a repeat with equal configuration joins the task or gets its finish
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable
 from functools import partial
 
 import structlog
@@ -17,7 +18,7 @@ import structlog
 from criagent.base import faults
 from criagent.base.aio import Owner, Owners, Rollback
 from criagent.base.errors import AlreadyExistsError, NameReservedError
-from criagent.model.common import NamespaceMode
+from criagent.model.common import NamespaceMode, ProfileType
 from criagent.model.sandbox import Sandbox, SandboxId, SandboxMetadata, SandboxSpec
 from criagent.runtime.node.clock import Identities
 from criagent.runtime.node.handlers import Handlers
@@ -44,9 +45,16 @@ class NewSandboxes:
     objects: SandboxObjects
     selinux: Selinux
     identities: Identities
+    require_profile: Callable[[str], object]  # SecurityProfiles.require
 
     def sandbox(self, spec: SandboxSpec) -> Sandbox:
-        """A sandbox that is about to be made."""
+        """A sandbox that is about to be made.
+
+        Raises NotFoundError for a security profile that was not pulled, though no process uses it.
+        """
+        seccomp = spec.security.seccomp
+        if seccomp is not None and seccomp.type is ProfileType.OCI:
+            self.require_profile(seccomp.oci_ref)
         identity = self.identities.next()
         return Sandbox(
             id=SandboxId(identity.id),
