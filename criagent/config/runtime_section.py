@@ -25,6 +25,11 @@ class Handler:
         "bring devices of their own, such as those of virtual machines.",
         default=False,
     )
+    snapshotter: str = key(
+        "Storage driver of the handler's images and containers, as in storage.driver; empty = that "
+        "one. The default handler has storage.driver.",
+        default="",
+    )
 
 
 def default_handlers() -> dict[str, Handler]:

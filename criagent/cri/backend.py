@@ -99,4 +99,5 @@ class Node:
     network: PodNetwork
     paths: RuntimePaths
     driver: CgroupDriver
+    seccomp: bool  # whether the kernel has it
     nri: Callable[[], Mapping[str, Any]]  # NriParts.report

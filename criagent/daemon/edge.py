@@ -55,9 +55,7 @@ class Edge:
         operator_metrics.register_calls(metrics, boundary, self._events, self._streaming)
         operator_metrics.register_pods(metrics, stores.sandboxes, stores.containers)
         operator_metrics.register_nri(metrics, agent.nri.registry, agent.nri.tally)
-        operator_metrics.register_images(
-            metrics, agent.image.images, agent.image.puller, agent.image.snapshots
-        )
+        operator_metrics.register_images(metrics, agent.image.images, agent.image.puller)
 
     async def listen(self) -> None:
         """Take calls on the socket."""
@@ -138,7 +136,7 @@ def _add_services(
     )
     api_pb2_grpc.add_RuntimeServiceServicer_to_server(runtime_service, server)
     api_pb2_grpc.add_ImageServiceServicer_to_server(
-        ImageService(images, stores.images, backend.node.handlers), server
+        ImageService(images, stores.images, agent.image.profiles, backend.node.handlers), server
     )
     admin_pb2_grpc.add_AdminServicer_to_server(
         AdminService(report, images, agent.shared.executors.fs), server

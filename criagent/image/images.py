@@ -31,7 +31,6 @@ from criagent.base.errors import (
     UnsupportedError,
     WrongStateError,
 )
-from criagent.image import audit
 from criagent.image.archive.images import ArchivedImage, archived_images
 from criagent.image.archive.read import Skipped, plain_copy
 from criagent.image.archive.write import write_archive
@@ -45,10 +44,11 @@ from criagent.image.documents.gojson import MalformedError
 from criagent.image.documents.manifest import MAX_DOCUMENT
 from criagent.image.documents.reference import is_image_id, parse_reference
 from criagent.image.hosts.credentials import RegistryAuth
-from criagent.image.layers import LayerUnpacker
-from criagent.image.pull import Puller
+from criagent.image.pull import Puller, Target
+from criagent.image.repair import Repair
 from criagent.image.snapshots.keys import is_writable
 from criagent.image.unpack.workers import UnpackWorkers
+from criagent.image.unpacking import ImageUnpacking
 from criagent.model.image import Image, Layer, Snapshot
 
 _BARE_ID = 64
@@ -79,7 +79,7 @@ class Images:
     """Verbs of images. Names are references, ids, or unique id prefixes."""
 
     content: ImageContent
-    unpacker: LayerUnpacker
+    unpacking: ImageUnpacking
     workers: UnpackWorkers
     puller: Puller
     collector: Collector
@@ -165,18 +165,38 @@ class Images:
         names = (*image.repo_tags, *image.repo_digests)
         return any(fnmatch.fnmatchcase(name, p) for name in names for p in self.pinned)
 
-    async def pull(self, text: str, auth: RegistryAuth | None) -> Image:
-        """PullImage: see `Puller.pull`. Raises InvalidRequestError for a malformed reference."""
+    async def pull(self, text: str, auth: RegistryAuth | None, handler: str = "") -> Image:
+        """PullImage for the OCI runtime handler `handler`, "" = the default one: see `Puller.pull`.
+
+        Raises InvalidRequestError for a malformed reference.
+        """
         if text.startswith("sha256:") or (len(text) == _BARE_ID and self.content.store.find(text)):
             raise InvalidRequestError(f"{text[:80]!r} is an image id, not a reference to pull")
         reference = parse_reference(text).with_default_tag()
         try:
-            image = await self.puller.pull(reference, auth)
+            image = await self.puller.pull(reference, auth, Target(self._driver(handler)))
         except ExhaustedError:
             await self.collector.collect()  # its downloads take space that others need
             raise
         await self.collector.drop_spare(image)
         return image
+
+    async def ready_for(self, text: str, handler: str) -> Image | None:
+        """The image of a reference or id, if containers of `handler` can have it without a pull."""
+        image, driver = self.find(text), self._driver(handler)
+        if image is None or not driver or await self.unpacking.usable(image, driver):
+            return image
+        return None
+
+    async def unpack_for(self, image: Image, handler: str) -> None:
+        """Unpack the image for the storage driver of `handler`, if that does not have it.
+
+        Raises NotFoundError when the blobs are not kept and a pull without credentials fails.
+        """
+        await self.unpacking.ensure(image, self._driver(handler))
+
+    def _driver(self, handler: str) -> str:
+        return self.content.drivers.driver_of(handler)
 
     async def tag(self, text: str, tag: str) -> Image:
         """Add a tag to an image, which moves there from any other; returns what is stored.
@@ -233,24 +253,32 @@ class Images:
         image = self.content.store.find(name)
         return image is not None and name in {*image.repo_tags, *image.repo_digests}
 
-    def fs_usage(self) -> FsUsage:
-        """Disk usage of images and unfinished downloads, from memory.
+    def fs_usages(self) -> list[FsUsage]:
+        """Disk usage of images and unfinished downloads by storage driver, from memory.
 
-        Unfinished downloads are counted every ten seconds while pulls run, and when one fails.
+        That of storage.driver is first, and has the downloads. Unfinished ones are counted every
+        ten seconds while pulls run, and when one fails.
         """
         blobs = self.content.blobs.all()
         used, files = self.collector.unowned()
-        return self._usage(
-            self.content.snapshots.root,
-            [s for s in self.content.snapshots.store.all() if s.committed],
-            (used + sum(blob.size for blob in blobs), files + len(blobs)),
-        )
+        beside = (used + sum(blob.size for blob in blobs), files + len(blobs))
+        return [
+            self._usage(
+                part.root,
+                [s for s in part.store.all() if s.committed],
+                beside if part is self.content.snapshots else (0, 0),
+            )
+            for part in self.content.drivers.all()
+        ]
 
-    def container_fs_usage(self) -> FsUsage:
-        """Disk usage of containers' writable layers at their last count."""
-        snapshots = self.content.snapshots
-        written = [s for s in snapshots.store.all() if not s.committed]
-        return self._usage(snapshots.containers_root, written, (0, 0))
+    def container_fs_usages(self) -> list[FsUsage]:
+        """Disk usage of containers' writable layers at their last count, by storage driver."""
+        return [
+            self._usage(
+                part.containers_root, [s for s in part.store.all() if not s.committed], (0, 0)
+            )
+            for part in self.content.drivers.all()
+        ]
 
     def _usage(
         self, directory: Path, snapshots: list[Snapshot], beside: tuple[int, int]
@@ -279,24 +307,25 @@ class Images:
                 entry.unlink()
 
         await run_in(self.content.fs, call)
-        await self.content.snapshots.prepare()
-        for snapshot in self.content.snapshots.store.all():
-            if not snapshot.committed and not is_writable(snapshot):
-                await self.content.snapshots.remove(snapshot.key)
+        for part in self.content.drivers.all():
+            await part.prepare()
+            for snapshot in part.store.all():
+                if not snapshot.committed and not is_writable(snapshot):
+                    await part.remove(snapshot.key)
         await self.collector.collect()
         self.collecting.start(self.collector.run)
-        self.puller.failure_listeners.append(self.content.snapshots.empty_soon)
+        self.puller.failure_listeners.append(self.content.drivers.empty_soon)
 
     async def collect(self) -> Pruned:
         """Drop what no image, container, pull or import needs; space is freed in the background."""
         freed = await self.collector.collect()
-        self.content.snapshots.empty_soon()
+        self.content.drivers.empty_soon()
         return freed
 
     async def prune(self) -> Pruned:
         """`collect`, but the space is free when it returns."""
         freed = await self.collector.collect()
-        await self.content.snapshots.empty_trash()
+        await self.content.drivers.empty_trash()
         return freed
 
     async def import_archive(self, path: Path) -> Imported:
@@ -326,7 +355,7 @@ class Images:
         """Count what the worker stored, and drop its temporary files."""
         await run_in(self.content.fs, _unlink, plain_copy(path))
         await run_in(self.content.fs, self.content.files.count)
-        self.content.snapshots.empty_soon()
+        self.content.drivers.empty_soon()
 
     async def _import_all(self, found: list[ArchivedImage], skipped: Sequence[Skipped]) -> Imported:
         images: list[Image] = []
@@ -348,7 +377,8 @@ class Images:
             """The blob is already there."""
 
         image = dataclasses.replace(entry.image, pulled_at_ns=self.content.now_ns())
-        async with self.unpacker.unpacked(image.layers, fetch, lambda _: None) as snapshots:
+        unpacker = self.unpacking.unpackers[""]
+        async with unpacker.unpacked(image.layers, fetch, lambda _: None) as snapshots:
             image = await self.content.store.put(image, snapshots, entry.blobs)
         log.info("image_imported", id=image.id, tags=image.repo_tags)
         return image
@@ -365,89 +395,8 @@ class Images:
             await run_in(self.content.fs, write_archive, chosen, self.content.files, path)
 
     async def fsck(self, *, repair: bool) -> list[Finding]:
-        """Compare rows with the disk; `repair` drops what is broken and makes it again.
-
-        From the blobs that are kept, else by a pull without the caller's credentials. An image that
-        neither restores is removed, for the next pull to fetch. What a pull uses is not dropped.
-        Containers keep the rest of their damaged layers.
-        """
-        broken = await self._broken()
-        findings = [
-            finding.used_by(self.collector.users(finding.key))
-            if finding.key in broken.snapshots
-            else finding
-            for finding in broken.findings
-        ]
-        if not repair:
-            return findings
-        busy = {key for key in broken.snapshots if not await self.collector.drop_layer(key)}
-        busy |= {d for d in broken.blobs if not await self.collector.drop_blob(parse_digest(d))}
-        lost = {
-            image_id: why
-            for image_id in sorted(broken.images)
-            if (why := await self._anew(image_id))
-        }
-        for image_id in lost:
-            await self.content.store.delete(image_id)
-        await self.prune()
-        return [
-            *(finding.repaired_unless(busy) for finding in findings),
-            *(audit.removed(image_id, why) for image_id, why in lost.items()),
-        ]
-
-    async def _broken(self) -> audit.Broken:
-        state = audit.State(
-            images=self.content.store.all(),
-            blobs=self.content.blobs.all(),
-            snapshots=self.content.snapshots.store.all(),
-            unowned=frozenset(map(str, self.content.files.sizes())),
-            lent=self.content.snapshots.store.lent(),
-        )
-        problems = {
-            layer.key: await self.content.snapshots.problem(layer)
-            for layer in (*state.lent, *state.layers.values())
-        }
-        return await run_in(self.content.fs, audit.check, state, self.content.files, problems)
-
-    async def _anew(self, image_id: str) -> str:
-        """Unpack what is missing of the image again, or pull it; why that failed, "" = it did not.
-
-        Its row stays meanwhile, so that a pull gives back the same image with all its names.
-        """
-        image = self.content.store.find(image_id)
-        if image is None:
-            return ""  # it was removed meanwhile
-        try:
-            if not await run_in(self.content.fs, self._absent, image):
-                await self._unpack_again(image)
-                return ""
-        except AgentError as exc:
-            return str(exc)
-        why = "it is of an archive"
-        for digest in image.repo_digests:
-            try:
-                await self.pull(digest, None)
-            except AgentError as exc:
-                why = str(exc)
-            else:
-                return ""
-        return why
-
-    def _absent(self, image: Image) -> bool:
-        """Whether a document or the blob of a layer that is not unpacked is missing."""
-        layers = (x.digest for x in image.layers if not self.unpacker.has(x))
-        digests = (image.id, image.manifest_digest, *layers)
-        return not all(self.content.files.has(parse_digest(digest)) for digest in digests)
-
-    async def _unpack_again(self, image: Image) -> None:
-        async def fetch(_: Layer) -> None:
-            """The blob is already there."""
-
-        async with (
-            self.content.claims.hold(blobs_of(image)),
-            self.unpacker.unpacked(image.layers, fetch, lambda _: None) as snapshots,
-        ):
-            await self.content.store.put(image, snapshots)
+        """As `Repair.fsck`."""
+        return await Repair(self.unpacking, self.collector).fsck(repair=repair)
 
     async def close(self) -> None:
         """Stop pulls and background work."""

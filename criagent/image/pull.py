@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import Counter
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 
@@ -45,7 +45,16 @@ _COUNT_S = 10.0  # interval at which downloads are counted for ImageFsInfo
 
 log: structlog.stdlib.BoundLogger = structlog.get_logger(__name__)
 
-_Key = tuple[str, RegistryAuth | None]
+
+@dataclass(frozen=True, slots=True)
+class Target:
+    """What an image is pulled for: a storage driver, "" = storage.driver."""
+
+    driver: str = ""
+
+
+_Key = tuple[str, RegistryAuth | None, Target]
+_THIS_NODE = Target()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -68,13 +77,13 @@ class Puller:
         *,
         client: RegistryClient,
         content: ImageContent,
-        unpacker: LayerUnpacker,
+        unpackers: Mapping[str, LayerUnpacker],
         parallel_blobs: int,
         progress_timeout_s: float,
     ) -> None:
         self._client = client
         self._content = content
-        self._unpacker = unpacker
+        self._unpackers = unpackers  # by storage driver
         self._parallel = parallel_blobs
         self._timeout_s = progress_timeout_s
         self._flights: SingleFlight[_Key, Image] = SingleFlight(self._landed)
@@ -86,13 +95,16 @@ class Puller:
         """The number of pulls in progress or being stopped; callers who join one add none."""
         return len(self._flights)
 
-    async def pull(self, reference: Reference, auth: RegistryAuth | None) -> Image:
-        """The image of `reference` in this platform's form, unpacked.
+    async def pull(
+        self, reference: Reference, auth: RegistryAuth | None, target: Target = _THIS_NODE
+    ) -> Image:
+        """The image of `reference` in this platform's form, unpacked for `target`.
 
         Raises NotFoundError, RegistryError and its kinds, CorruptError, ExhaustedError.
         """
-        work = partial(self._watched, reference, auth)
-        return await self._flights.join((str(reference), auth), work, name=f"pull:{reference}")
+        work = partial(self._watched, reference, auth, target)
+        key = (str(reference), auth, target)
+        return await self._flights.join(key, work, name=f"pull:{reference}")
 
     async def close(self) -> None:
         """Stop the pulls in progress; their parts stay for the next attempt."""
@@ -107,11 +119,14 @@ class Puller:
             for listener in self.failure_listeners:
                 listener()
 
-    async def _watched(self, reference: Reference, auth: RegistryAuth | None) -> Image:
+    async def _watched(
+        self, reference: Reference, auth: RegistryAuth | None, target: Target
+    ) -> Image:
         """The pull, ended when a server has sent nothing for the configured time."""
         progress = Progress()
         try:
-            async with alongside(self._pull(reference, auth, progress)) as work:
+            session = self._client.session(reference, auth)
+            async with alongside(self._pull(session, target, progress)) as work:
                 while not work.done():
                     left = self._timeout_s - progress.stalled_s
                     if left <= 0:
@@ -130,10 +145,8 @@ class Puller:
             await run_in(self._content.fs, self._content.files.count)
         return image
 
-    async def _pull(
-        self, reference: Reference, auth: RegistryAuth | None, progress: Progress
-    ) -> Image:
-        session = self._client.session(reference, auth)
+    async def _pull(self, session: Session, target: Target, progress: Progress) -> Image:
+        reference, unpacker = session.reference, self._unpackers[target.driver]
         wanted = str(reference.digest) if reference.digest else reference.tag or "latest"
         top = await self._client.manifest(session, wanted, progress)
         faults.reach("pull-image:resolved")
@@ -146,7 +159,7 @@ class Puller:
                 rows += [
                     Blob(digest=x.digest, size=x.size, media_type=x.media_type)
                     for x in image.layers
-                    if not self._unpacker.lent(x)
+                    if not unpacker.lent(x)
                 ]
             sources = {str(layer.parsed): layer for layer in chosen.document.layers or ()}
 
@@ -156,9 +169,9 @@ class Puller:
                 faults.reach("pull-image:blob")
 
             gate = asyncio.Semaphore(self._parallel)
-            async with self._unpacker.unpacked(image.layers, fetch, progress.received) as snapshots:
+            async with unpacker.unpacked(image.layers, fetch, progress.received) as snapshots:
                 # A layer that a container kept may have outlived its blob, which an export needs.
-                own = [layer for layer in image.layers if not self._unpacker.lent(layer)]
+                own = [layer for layer in image.layers if not unpacker.lent(layer)]
                 kept = own if self._content.keep_blobs else ()
                 for layer in await run_in(self._content.fs, self._without_blob, kept):
                     await fetch(layer)

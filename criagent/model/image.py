@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Images, their layers as snapshots, and blobs."""
+"""Images, their layers as snapshots, blobs, and security profiles."""
 
 from __future__ import annotations
 
@@ -52,7 +52,8 @@ class Snapshot:
     """A directory `snapshots/<number>`: a committed layer, or a container's writable layer.
 
     `key` is the chain ID of a committed layer, the container id of a writable one. A damaged layer
-    that was replaced while containers use it goes on as `damaged_key`.
+    that was replaced while containers use it goes on as `damaged_key`. `driver` is the storage
+    driver that made it; "" = that of the root directory.
     """
 
     number: int
@@ -67,6 +68,7 @@ class Snapshot:
     # unpacked were not counted: both are 0.
     entries: int = 0
     content_bytes: int = 0
+    driver: str = ""
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -74,3 +76,13 @@ class Blob:
     digest: str
     size: int
     media_type: str = ""
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class PulledProfile:
+    """A security profile from a registry: an artifact of one layer, the profile's document."""
+
+    digest: str  # of the manifest
+    layer: str  # digest of the document
+    size: int  # bytes of both
+    refs: tuple[str, ...] = ()  # as PullSecurityProfile was given them, sorted

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import dataclasses
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterable
 from concurrent.futures import Executor
 
 import structlog
@@ -298,10 +298,10 @@ def _ready(request: _OfContainer) -> Callable[[], Awaitable[_OfContainer]]:
     return made
 
 
-def _merge(updates: Updates, given: object, plugin: str) -> None:
+def _merge(updates: Updates, given: Iterable[nri_pb2.ContainerUpdate], plugin: str) -> None:
     """Add what a plugin asks for. Raises AgentError when another has asked for something else."""
     try:
-        updates.apply(given, plugin)  # type: ignore[arg-type]
+        updates.apply(given, plugin)
     except ConflictError as conflict:
         raise AgentError(f"NRI plugins disagree on an update: {conflict}") from None
 

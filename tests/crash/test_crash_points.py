@@ -20,6 +20,7 @@ import pytest
 from criagent._proto import admin_pb2, admin_pb2_grpc
 from criagent.config.storage_drivers import KNOWN
 from tests.support import agent
+from tests.support.artifacts import artifact_registry
 from tests.support.cri_client import BUSYBOX, Cri, api, container, pod
 from tests.support.node_state import differences, settled_state
 from tests.support.waiting import until
@@ -36,9 +37,10 @@ _WITHOUT_GRACE = {"container-stop:killed"}
 
 def points() -> list[str]:
     """Every point that the source names, but those of storage drivers (`tests/storage`), of their
-    change (`tests/e2e/test_storage_migrate.py`) and of quotas, which the node's kernel lacks.
+    change (`tests/e2e/test_storage_migrate.py`), of handlers with drivers of their own
+    (`tests/e2e/test_handler_storage.py`) and of quotas, which the node's kernel lacks.
     """
-    elsewhere = ("storage-migrate", "container-limit")
+    elsewhere = ("storage-migrate", "unpack-image", "container-limit")
     source = Path(__file__).parents[2] / "criagent"
     found = {p for f in source.rglob("*.py") for p in _REACH.findall(f.read_text())}
     return sorted(p for p in found if p.partition(":")[0] not in (*KNOWN, *elsewhere))
@@ -47,8 +49,9 @@ def points() -> list[str]:
 class Life:
     """The steps of one pod's life; each may be repeated after a crash."""
 
-    def __init__(self, cri: Cri, point: str) -> None:
+    def __init__(self, cri: Cri, point: str, profile: str) -> None:
         self.cri = cri
+        self.profile = profile
         self.grace = 0 if point in _WITHOUT_GRACE else 20
         mapped = _MAPPED.search(point) is not None
         self.restored = point.startswith("restore")
@@ -75,6 +78,7 @@ class Life:
     def steps(self) -> Iterator[Callable[[], None]]:
         yield self.pull
         yield self.tag
+        yield self.pull_profile
         yield self.run
         yield self.create
         yield self.start
@@ -91,6 +95,7 @@ class Life:
         yield lambda: self.cri.stop_pod(self.sandbox)
         yield lambda: self.cri.remove_pod(self.sandbox)
         yield lambda: self.cri.remove_image(BUSYBOX)
+        yield self.remove_profile
 
     def pull(self) -> None:
         self.cri.pull(BUSYBOX)
@@ -100,6 +105,21 @@ class Life:
         admin_pb2_grpc.AdminStub(self.cri.channel).TagImage(request)
         assert len(self.cri.images()) == 1
         assert {BUSYBOX, "docker.io/local/crash:1"} == set(self.cri.images()[0].repo_tags)
+
+    def pull_profile(self) -> None:
+        image = api.ImageSpec(image=self.profile)
+        request = api.PullSecurityProfileRequest(image=image, profile_kind=api.Seccomp)
+        self.cri.image.PullSecurityProfile(request)
+        assert [list(one.refs) for one in self.profiles()] == [[self.profile]]
+
+    def remove_profile(self) -> None:
+        digest = self.profile.partition("@")[2]
+        self.cri.image.RemoveSecurityProfile(api.RemoveSecurityProfileRequest(digest=digest))
+        assert self.profiles() == []
+
+    def profiles(self) -> list[api.SecurityProfileInfo]:
+        request = api.ListSecurityProfilesRequest()
+        return list(self.cri.image.ListSecurityProfiles(request).profiles)
 
     def run(self) -> None:
         self.sandbox = self.cri.run(self.config, handler=self.handler)
@@ -229,6 +249,13 @@ class Life:
         assert status.finished_at > status.started_at > status.created_at
 
 
+@pytest.fixture(scope="module")
+def profile(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """A seccomp profile in a registry."""
+    with artifact_registry(tmp_path_factory.mktemp("registry")) as registry:
+        yield registry.profile({"defaultAction": "SCMP_ACT_ALLOW"})
+
+
 @pytest.fixture
 def idle_node() -> Iterator[dict[str, list[str]]]:
     """A running agent without pods and images, and the node's state then; the same afterwards."""
@@ -249,10 +276,10 @@ def idle_node() -> Iterator[dict[str, list[str]]]:
 
 @pytest.mark.parametrize("point", points())
 def test_crash_is_survived_without_loss_or_leak(
-    point: str, idle_node: dict[str, list[str]]
+    point: str, idle_node: dict[str, list[str]], profile: str
 ) -> None:
     agent.stop()
-    life = Life(agent.start(f'[debug]\nkill_at = "{point}"\n'), point)
+    life = Life(agent.start(f'[debug]\nkill_at = "{point}"\n'), point, profile)
     died = False
     for step in life.steps():
         try:

@@ -136,11 +136,11 @@ def test_containers_without_their_database_are_ended(other: Pods, driver: str) -
     assert numbers(OTHER / "snapshots") == []
 
 
-def test_another_driver_is_refused_until_the_root_is_empty(other: Pods, driver: str) -> None:
-    agent.stop()
+def refusal(driver: str) -> str:
+    """Why an agent with that driver does not start with the other root directory."""
     config = OTHER / "config.toml"
     config.write_text(
-        f'[storage]\nroot = "{OTHER}"\nsocket = "/run/criagent/other.sock"\ndriver = "overlay"\n'
+        f'[storage]\nroot = "{OTHER}"\nsocket = "/run/criagent/other.sock"\ndriver = "{driver}"\n'
         '[telemetry]\nmetrics_address = ""\n'
     )
     command = [*CRIAGENT, "--config", str(config), "serve"]
@@ -148,6 +148,27 @@ def test_another_driver_is_refused_until_the_root_is_empty(other: Pods, driver: 
     assert done.returncode == 1
     events = [json.loads(line) for line in done.stderr.splitlines()]
     (reason,) = [event["error"] for event in events if event["event"] == "not_started"]
+    return str(reason)
+
+
+def test_layers_of_a_lost_database_are_left_to_their_driver(other: Pods, driver: str) -> None:
+    agent.stop()
+    layers = numbers(OTHER / "snapshots")
+    for file in OTHER.glob("state.db*"):
+        file.unlink()
+    for _ in range(2):  # the refusal is not remembered as a choice
+        reason = refusal("erofs")
+        assert f"restore {OTHER}/state.db" in reason
+        assert driver in reason
+    assert numbers(OTHER / "snapshots") == layers != []
+    other.cri = with_driver(driver)
+    assert info() == driver
+    assert numbers(OTHER / "snapshots") == []
+
+
+def test_another_driver_is_refused_until_the_root_is_empty(other: Pods, driver: str) -> None:
+    agent.stop()
+    reason = refusal("overlay")
     assert f'set storage.driver = "{driver}"' in reason
     assert "criagent storage migrate" in reason
     other.cri = with_driver("auto")

@@ -41,6 +41,15 @@ def _xfs(top: Path, size: int) -> None:
     _loop(top, max(size, 300 << 20), "mkfs.xfs", "-q")
 
 
+def _ext4_prjquota(top: Path, size: int) -> None:
+    options = ("-q", "-m", "0", "-O", "project,quota", "-E", "quotatype=prjquota")
+    _loop(top, size, "mkfs.ext4", *options, mount_option="prjquota")
+
+
+def _xfs_prjquota(top: Path, size: int) -> None:
+    _loop(top, max(size, 300 << 20), "mkfs.xfs", "-q", mount_option="prjquota")
+
+
 def _overlay(top: Path, size: int) -> None:
     """A file system that overlayfs cannot have its upper layers on."""
     _ext4(top, size)
@@ -50,14 +59,14 @@ def _overlay(top: Path, size: int) -> None:
     mount.overlay([lower], upper, work, top)
 
 
-def _loop(top: Path, size: int, *mkfs: str) -> None:
+def _loop(top: Path, size: int, *mkfs: str, mount_option: str = "rw") -> None:
     """The loop device goes with the last mount, the file at once."""
     image = top.with_name(f"{loop_mark()}-{top.name}")
     with image.open("wb") as file:
         file.truncate(size)
     try:
         subprocess.run([*mkfs, image], check=True, stdout=subprocess.DEVNULL)
-        subprocess.run(["mount", "-o", "loop", image, top], check=True)
+        subprocess.run(["mount", "-o", f"loop,{mount_option}", image, top], check=True)
     finally:
         image.unlink()
 
@@ -81,6 +90,8 @@ _MOUNTED: dict[str, Callable[[Path, int], None]] = {
     "ext4": _ext4,
     "btrfs": _btrfs,
     "xfs": _xfs,
+    "ext4-prjquota": _ext4_prjquota,
+    "xfs-prjquota": _xfs_prjquota,
     "overlay": _overlay,
     "zpool": pools.make_zpool,
 }

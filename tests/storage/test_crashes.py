@@ -10,12 +10,15 @@ from __future__ import annotations
 import os
 import re
 import signal
+import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
+from criagent.config.storage_section import Storage as StorageSection
 from criagent.image.snapshots.drivers.available import DRIVERS
+from criagent.kernel import project_quota
 from criagent.kernel.mount import mountinfo
 from tests.storage.grounds import file_system, ground
 from tests.storage.killed import Lives
@@ -44,12 +47,50 @@ def test_sigkill_at_every_crash_point(
     column: tuple[str, str], living: Lives, tmp_path: Path
 ) -> None:
     driver, kind = column
+    reached = survived(driver, kind, living, tmp_path)
+    assert points_of(driver) - reached <= ground(driver).unreached
+
+
+@pytest.mark.timeout(1200)
+@pytest.mark.parametrize("driver", ["overlay", "native"])
+@pytest.mark.parametrize("kind", ["ext4-prjquota", "xfs-prjquota"])
+def test_sigkill_at_every_crash_point_of_a_limit(
+    driver: str, kind: str, living: Lives, tmp_path: Path
+) -> None:
+    """Neither does a limit stay behind when its container is gone."""
+    try:
+        with file_system(tmp_path / "trial", driver, kind):
+            pass
+    except subprocess.CalledProcessError:
+        pytest.skip(f"this kernel does not mount {kind}; make vm-test has one that does")
+    reached = survived(driver, kind, living, tmp_path, only="container-limit:")
+    assert len(reached) == 3
+
+
+def limits(top: Path) -> list[int]:
+    """Projects with a limit, where the file system has them."""
+    fd = os.open(top, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        if not project_quota.enforced(fd):
+            return []
+        first = StorageSection().project_ids_from
+        every = list(project_quota.projects(fd, first, 2**32 - 2))
+        return [one.id for one in every if one.limit_bytes]
+    finally:
+        os.close(fd)
+
+
+def survived(driver: str, kind: str, living: Lives, tmp_path: Path, only: str = "") -> set[str]:
+    """The names of the points that a life reaches, each of which it has survived.
+
+    Without `only`, which the points that it is killed at begin with, all are tried.
+    """
     with file_system(tmp_path / "whole", driver, kind) as top:
         assert living.run(top, driver) == 0, living.output(top)
-        points = living.reached(top)
+        points = [point for point in living.reached(top) if point.startswith(only)]
         after = [path.removeprefix(str(top)) for path in mounts_below(top)]
+        assert limits(top) == []
     reached = {point.partition("#")[0] for point in points}
-    assert points_of(driver) - reached <= ground(driver).unreached
     if not os.environ.get("STORAGE_ALL"):
         points = [point for point in points if point.endswith("#1")]
     for number, point in enumerate(points):
@@ -61,3 +102,5 @@ def test_sigkill_at_every_crash_point(
             assert living.run(top, driver) == 0, told + living.output(top)
             left = [path.removeprefix(str(top)) for path in mounts_below(top)]
             assert left == after, told
+            assert limits(top) == [], told
+    return reached

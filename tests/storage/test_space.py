@@ -158,20 +158,25 @@ async def test_no_space_at_any_point(storage: Storage, monkeypatch: pytest.Monke
         async with storage.root(snapshot, above) as root:
             (root / "d/new").write_bytes(b"new")
         await storage.snapshots.remove(snapshot.key)
-        await clear()
+        await remove()
 
-    async def clear() -> None:
+    async def remove() -> None:
         for image in storage.images.all():
             await storage.images.delete(image.id)
         for row in reversed(storage.rows.all()):
             await storage.snapshots.remove(row.key)
         await storage.snapshots.empty_trash()
+
+    async def clear() -> None:
+        """What stayed in the trash, because its deletion failed, goes too."""
+        await remove()
         assert storage.directories() == []
 
     points: list[str] = []
     with monkeypatch.context() as patch:
         patch.setattr(faults, "reach", points.append)
         await life()
+        assert storage.directories() == []
     for point in dict.fromkeys(points):
         faults.arm(None, [f"{point}=ENOSPC"])
         with may_be_full():
@@ -180,6 +185,7 @@ async def test_no_space_at_any_point(storage: Storage, monkeypatch: pytest.Monke
         await storage.snapshots.unmount(storage.mounts / ("b" * 8) / "rootfs")
         await clear()
     await life()
+    assert storage.directories() == []
 
 
 @pytest.mark.long

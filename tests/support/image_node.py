@@ -7,9 +7,10 @@ import asyncio
 import contextlib
 import hashlib
 import time
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from types import MappingProxyType
 
 from criagent.base.aio import finish
 from criagent.base.errors import CorruptError
@@ -26,11 +27,13 @@ from criagent.image.images import Images
 from criagent.image.layers import LayerUnpacker
 from criagent.image.pull import Puller
 from criagent.image.registry import RegistryClient
+from criagent.image.snapshots.by_handler import SnapshotsByHandler, directory
 from criagent.image.snapshots.content_count import content_count
 from criagent.image.snapshots.driver import LayerPlace
 from criagent.image.snapshots.drivers.available import DRIVERS
 from criagent.image.snapshots.snapshots import Snapshots
 from criagent.image.unpack.workers import LayerFile, NeedsLowerLayers, Unpacked
+from criagent.image.unpacking import ImageUnpacking
 from criagent.model.container import Container, ContainerId, ContainerMetadata, ContainerSpec
 from criagent.model.image import Image, Snapshot
 from criagent.model.sandbox import Sandbox, SandboxId, SandboxMetadata, SandboxSpec
@@ -38,6 +41,7 @@ from criagent.store.blobs import BlobStore
 from criagent.store.containers import ContainerStore
 from criagent.store.db import Database
 from criagent.store.images import ImageStore
+from criagent.store.profiles import ProfileStore
 from criagent.store.sandboxes import SandboxStore
 from criagent.store.snapshots import SnapshotStore
 from tests.support.pulling import RANGE, TarPit
@@ -98,7 +102,9 @@ class ImageNode:
         driver: str = "overlay",
         keep_blobs: bool = True,
         stores: tuple[Path, ...] = (),
+        handlers: Mapping[str, str] = MappingProxyType({}),
     ) -> None:
+        """`handlers` have storage drivers of their own, by name."""
         self.top = top
         self.later_s = 0.0
         self.files = BlobFiles(top / "blobs")
@@ -108,9 +114,23 @@ class ImageNode:
         directories = DRIVERS[driver](
             top / "snapshots", Storage(additional_stores=stores), self._threads
         )
-        self.snapshots = Snapshots(directories, SnapshotStore(self.db), self._threads)
+        rows = SnapshotStore(self.db)
+        self.snapshots = Snapshots(directories, rows, self._threads)
+        self.drivers = SnapshotsByHandler(
+            default=self.snapshots,
+            others={
+                name: Snapshots(
+                    DRIVERS[name](directory(top, name), Storage(), self._threads),
+                    rows.of(name),
+                    self._threads,
+                )
+                for name in {*handlers.values(), *rows.other_drivers()}
+            },
+            drivers=handlers,
+        )
         self.blobs, self.sandboxes = BlobStore(self.db), SandboxStore(self.db)
         self.containers = ContainerStore(self.db)
+        self.profiles = ProfileStore(self.db, self.blobs)
         additional = opened(stores, driver)
         self.snapshots.store.lend(additional.layers())
         store = ImageStore(self.db, self.snapshots.store, self.blobs)
@@ -122,18 +142,22 @@ class ImageNode:
             fs=self._threads,
             range_bytes=RANGE,
         )
-        self.unpacker = LayerUnpacker(
-            snapshots=self.snapshots,
-            files=self.files,
-            workers=self.workers,  # type: ignore[arg-type]
-            now_ns=self.now_ns,
-        )
+        unpackers = {
+            part.store.driver: LayerUnpacker(
+                snapshots=part,
+                files=self.files,
+                workers=self.workers,  # type: ignore[arg-type]
+                now_ns=self.now_ns,
+            )
+            for part in self.drivers.all()
+        }
+        self.unpacker = unpackers[""]
         self.claims = Claims()
         content = ImageContent(
             store=store,
             blobs=self.blobs,
             files=self.files,
-            snapshots=self.snapshots,
+            drivers=self.drivers,
             claims=self.claims,
             fs=self._threads,
             now_ns=self.now_ns,
@@ -143,19 +167,22 @@ class ImageNode:
         puller = Puller(
             client=self.client,
             content=content,
-            unpacker=self.unpacker,
+            unpackers=unpackers,
             parallel_blobs=3,
             progress_timeout_s=30.0,
         )
         self.collector = Collector(
             content=content,
             containers=self.containers,
-            unpacker=self.unpacker,
+            profiles=self.profiles,
+            unpackers=unpackers,
             retention_s=retention_s,
         )
         self.images = Images(
             content=content,
-            unpacker=self.unpacker,
+            unpacking=ImageUnpacking(
+                content=content, unpackers=unpackers, puller=puller, collector=self.collector
+            ),
             workers=self.workers,  # type: ignore[arg-type]
             puller=puller,
             collector=self.collector,
@@ -172,7 +199,7 @@ class ImageNode:
 
     async def start(self) -> None:
         await self.images.prepare()
-        await self.snapshots.sweep()
+        await self.drivers.sweep()
 
     async def close(self) -> None:
         await finish(self._close())
@@ -183,9 +210,11 @@ class ImageNode:
         self.db.close()
         self._threads.shutdown()
 
-    async def pull(self, name: str, auth: RegistryAuth | None = None) -> Image:
+    async def pull(
+        self, name: str, auth: RegistryAuth | None = None, *, handler: str = ""
+    ) -> Image:
         async with asyncio.timeout(30):
-            return await self.images.pull(name, auth)
+            return await self.images.pull(name, auth, handler)
 
     def tree(self, snapshot: Snapshot) -> Path:
         """The files of a layer."""
@@ -205,7 +234,7 @@ class ImageNode:
 
     def counted(self) -> tuple[int, int]:
         """Bytes and files of blobs that ImageFsInfo says."""
-        usage = self.images.fs_usage()
+        usage = self.images.fs_usages()[0]
         layers = [snapshot for snapshot in self.snapshots.store.all() if snapshot.committed]
         return (
             usage.used_bytes - sum(snapshot.used_bytes for snapshot in layers),

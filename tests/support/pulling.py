@@ -236,7 +236,7 @@ class Node:
             store=self.images,
             blobs=self.blob_rows,
             files=self.files,
-            snapshots=nowhere,
+            drivers=nowhere,
             claims=Claims(),
             fs=self._threads,
             now_ns=lambda: 7,
@@ -244,7 +244,7 @@ class Node:
         self.puller = Puller(
             client=self.client,
             content=content,
-            unpacker=self.unpacker,  # type: ignore[arg-type]
+            unpackers={"": self.unpacker},  # type: ignore[dict-item]
             parallel_blobs=3,
             progress_timeout_s=timeout_s,
         )

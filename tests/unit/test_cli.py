@@ -220,10 +220,12 @@ def complete(*words: str) -> list[str]:
 
 def test_bash_completes_commands_actions_and_files(tmp_path: Path) -> None:
     assert set(COMMANDS) < set(complete(""))
-    assert complete("im") == ["image"]
+    assert complete("im") == ["image", "images"]
     assert complete("image", "f") == ["fsck"]
     assert complete("image", "fsck", "--r") == ["--repair"]
     assert complete("completion", "z") == ["zsh"]
+    assert complete("ps", "--state", "ru") == ["running"]
+    assert complete("logs", "--pre") == ["--previous"]
     (tmp_path / "two words.tar").touch()
     assert complete("image", "import", f"{tmp_path}/t") == [f"{tmp_path}/two words.tar"]
 

@@ -217,6 +217,8 @@ def test_bad_values_name_their_key(tmp_path: Path, text: str, key: str) -> None:
         "limits.shutdown_s = 0",
         "runtime.nofile_hard = 1024",
         'runtime.handlers.mine = { path = "/opt/crun" }\nruntime.default_handler = "mine"',
+        'storage.driver = "btrfs"\n[runtime.handlers.crun]\nsnapshotter = "btrfs"',
+        '[runtime.handlers.runc]\nsnapshotter = "overlay2"',
         f'storage.socket = "/{"x" * 106}"',
     ],
 )
@@ -275,6 +277,13 @@ def test_a_handler_is_added_changed_or_taken_away_by_name(tmp_path: Path) -> Non
         ('storage.driver = "vfs"', "must be one of 'auto', 'overlay', "),
         ('storage.driver = "nativ"', "did you mean 'native'?"),
         ('[runtime.handlers.crun]\npaht = "/x"', "did you mean 'path'?"),
+        ('[runtime.handlers.runc]\nsnapshotter = "nativ"', "did you mean 'native'?"),
+        ('[runtime.handlers.runc]\nsnapshotter = "auto"', "name a driver, or remove the key"),
+        ('[runtime.handlers.crun]\nsnapshotter = "native"', "crun is the default handler"),
+        (
+            'storage.containers_root = "/mnt"\n[runtime.handlers.runc]\nsnapshotter = "zfs"',
+            "cannot leave their file system or pool; remove one of the keys",
+        ),
         (
             '[streaming]\ntls_cert = "/nosuch"\ntls_key = "/nosuch"',
             "/nosuch cannot be read: No such",

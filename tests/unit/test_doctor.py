@@ -177,6 +177,30 @@ def test_copies_of_layers_need_no_file_system_for_overlay() -> None:
     judged(one(storage.judge(facts, config), "storage.root"), "ok", "nfs4")
 
 
+@pytest.mark.parametrize(
+    ("driver", "facts", "level", "part"),
+    [
+        ("btrfs", {"handlers": {"kata": "btrfs"}}, "ok", "btrfs"),
+        ("btrfs", {"handlers": {"kata": "ext4"}}, "error", "snapshots-btrfs is on ext4"),
+        ("native", {"handlers": {"kata": "nfs4"}}, "ok", "native"),
+        ("erofs", {"handlers": {"kata": "nfs4"}}, "error", "snapshots-erofs is on nfs4"),
+        (
+            "erofs",
+            {"handlers": {"kata": "ext4"}, "programs": frozenset()},
+            "error",
+            "install erofs-utils",
+        ),
+    ],
+)
+def test_what_the_storage_driver_of_a_handler_needs(
+    driver: str, facts: dict[str, Any], level: str, part: str
+) -> None:
+    kata = Handler(path=Path("/usr/bin/kata"), snapshotter=driver)
+    config = Config(runtime=Runtime(handlers={"kata": kata}))
+    found = storage.judge(storage.StorageFacts(**facts), config)
+    judged(one(found, "runtime.handlers.kata.snapshotter"), level, part)
+
+
 @pytest.mark.parametrize(("fstype", "level"), [("btrfs", "ok"), ("ext4", "error")])
 def test_subvolumes_need_btrfs(fstype: str, level: str) -> None:
     config = Config(storage=Storage(driver="btrfs"))

@@ -14,7 +14,9 @@ from criagent.base.errors import CorruptError, UnavailableError, UnsupportedErro
 from criagent.config.storage_drivers import KNOWN
 from criagent.image.snapshots.containers_root import ID_FILE, Claim, ContainersRoot, take
 from criagent.image.snapshots.drivers.available import DRIVERS, chosen
+from criagent.image.snapshots.drivers.limited import named_ids
 from criagent.image.snapshots.mounted import elsewhere
+from criagent.image.snapshots.traces import traces
 from criagent.kernel.mount import MountEntry
 from tests.support.image_node import ImageNode, findings, until, until_idle
 from tests.support.pulling import Registry, digest, name
@@ -54,6 +56,41 @@ def test_a_root_of_another_driver_is_refused_with_the_cure() -> None:
 def test_a_root_of_a_driver_that_this_version_lacks_is_refused() -> None:
     with pytest.raises(UnsupportedError, match="this version does not have it"):
         chosen("auto", "punched-cards", ROOT)
+
+
+@pytest.mark.parametrize(
+    ("files", "drivers"),
+    [
+        ((), ()),
+        (("snapshots/trash/1/fs/", "snapshots/empty/"), ()),
+        (("snapshots/1/fs/",), ("overlay", "native")),
+        (("snapshots/1/fs/", "snapshots/2/image.json"), ("erofs",)),
+        (("snapshots/1/fs/", "snapshots/1/count.json"), ("fuse-overlayfs",)),
+        (("snapshots/7/volume",), ("devmapper",)),
+        (("snapshots/pool",), ("devmapper",)),
+        (("snapshots.zfs", "snapshots/"), ("zfs",)),
+    ],
+)
+def test_layers_that_no_database_knows_show_their_driver(
+    tmp_path: Path, files: tuple[str, ...], drivers: tuple[str, ...]
+) -> None:
+    for file in files:
+        place = tmp_path / file
+        (place if file.endswith("/") else place.parent).mkdir(parents=True, exist_ok=True)
+        if not file.endswith("/"):
+            place.touch()
+    assert traces(tmp_path) == drivers
+    assert chosen("auto", "", tmp_path, drivers) == (drivers[0] if drivers else "overlay")
+
+
+def test_layers_of_a_lost_database_are_left_to_their_driver() -> None:
+    with pytest.raises(UnsupportedError) as caught:
+        chosen("native", "", ROOT, ("erofs",))
+    text = str(caught.value)
+    assert f"restore {ROOT}/state.db" in text
+    assert 'set storage.driver = "erofs"' in text
+    assert "another storage.root" in text
+    assert chosen("native", "", ROOT, ("overlay", "native")) == "native"
 
 
 @pytest.fixture
@@ -129,6 +166,13 @@ async def test_a_cancelled_pull_leaves_its_copies_to_the_other(
     await until_idle(node)
     assert node.layers() == {layer.chain_id for layer in image.layers}
     assert await findings(node) == []
+
+
+def test_ids_of_the_operators_projects_are_left_alone(tmp_path: Path) -> None:
+    assert named_ids(tmp_path) == frozenset()
+    (tmp_path / "projects").write_text("# id:path\n42:/srv/one\n43:/srv/two\n\nbroken\n")
+    (tmp_path / "projid").write_text("one:42\nthree: 44\nnobody\nx:y\n#four:45\n")
+    assert named_ids(tmp_path) == {42, 43, 44}
 
 
 def mounted(target: Path, **fields: object) -> MountEntry:

@@ -100,9 +100,9 @@ class Agent:
 async def build(shared: Shared) -> Agent:
     """Every part. Raises UnsupportedError without cgroup v2, or for another driver's root."""
     image_parts = await image.build(shared)
-    node_parts = await node.build(shared, image_parts.snapshots)
+    node_parts = await node.build(shared, image_parts.drivers)
     networks = network.build(shared)
-    pod_parts = pods.build(shared, node_parts, networks)
+    pod_parts = pods.build(shared, node_parts, networks, image_parts.profiles)
     container_parts = containers.build(shared, node_parts, image_parts)
     stats_calls, layers = stats.build(shared, node_parts, image_parts, pod_parts)
     sandbox_calls, container_calls, creator = verbs.build(
@@ -153,7 +153,7 @@ def _node_calls(
         handlers=parts.handlers,
         db=shared.stores.db,
         network=networks.default,
-        snapshots=image_parts.snapshots,
+        drivers=image_parts.drivers,
     )
     return Node(
         conditions=conditions,
@@ -161,5 +161,6 @@ def _node_calls(
         network=networks.default,
         paths=parts.paths,
         driver=parts.driver,
+        seccomp=parts.facts.seccomp,
         nri=parts.nri.report,
     )

@@ -39,7 +39,7 @@ def build(
     )
     capture = Capture(
         runtimes=node.runtimes,
-        snapshots=image.snapshots,
+        drivers=image.drivers,
         paths=node.paths,
         now_ns=shared.clock.now_ns,
         work=work,

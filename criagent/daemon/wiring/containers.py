@@ -35,7 +35,7 @@ class ContainerParts:
 def build(shared: Shared, node: NodeParts, image: ImageParts) -> ContainerParts:
     """What containers have on disk, their exits and their end."""
     store, fs = shared.stores.containers, shared.executors.fs
-    files = ContainerFiles(paths=node.paths, snapshots=image.snapshots, fs=fs)
+    files = ContainerFiles(paths=node.paths, drivers=image.drivers, fs=fs)
     transitions = Transitions(store=store, locks=KeyedLocks())
     exits = ExitWatcher(
         store=store,

@@ -14,7 +14,7 @@ from criagent.config.runtime_section import Runtime as RuntimeSection
 from criagent.daemon.wiring import nri
 from criagent.daemon.wiring.nri import NriParts
 from criagent.daemon.wiring.shared import Shared
-from criagent.image.snapshots.snapshots import Snapshots
+from criagent.image.snapshots.by_handler import SnapshotsByHandler
 from criagent.kernel import cgroupfs
 from criagent.runtime.checkpoint.criu import write_options
 from criagent.runtime.node.cgroup_names import DEFAULT_PARENT, CgroupDriver
@@ -60,11 +60,11 @@ class NodeParts:
             cgroupfs.make(DEFAULT_PARENT)
 
 
-async def build(shared: Shared, snapshots: Snapshots) -> NodeParts:
+async def build(shared: Shared, drivers: SnapshotsByHandler) -> NodeParts:
     """Ask the kernel and the configured programs what they are; logs what is wrong with them."""
     config, fs = shared.config, shared.executors.fs
     section = config.runtime
-    handlers = await _handlers(shared, snapshots)
+    handlers = await _handlers(shared, drivers)
     driver = detected_driver(section.cgroup_driver)
     apart = config.storage.containers_root
     paths = RuntimePaths(
@@ -101,9 +101,9 @@ def detected_driver(configured: str) -> CgroupDriver:
     return CgroupDriver.SYSTEMD if systemd_manages() else CgroupDriver.CGROUPFS
 
 
-async def _handlers(shared: Shared, snapshots: Snapshots) -> Handlers:
+async def _handlers(shared: Shared, drivers: SnapshotsByHandler) -> Handlers:
     section = shared.config.runtime
-    found = await _probed(shared, snapshots)
+    found = await _probed(shared, drivers)
     problem = await monitor_problem(section.conmon)
     for facts in found:
         if facts.problem:
@@ -115,13 +115,15 @@ async def _handlers(shared: Shared, snapshots: Snapshots) -> Handlers:
     )
 
 
-async def _probed(shared: Shared, snapshots: Snapshots) -> list[HandlerFacts]:
+async def _probed(shared: Shared, drivers: SnapshotsByHandler) -> list[HandlerFacts]:
     """What each OCI runtime is, and whether it can have pods with user namespaces."""
-    await snapshots.prepare()  # the probe mounts a layer that lies where layers do
-    scratch = shared.config.storage.run_dir / "userns-probe"
-    lacking = await probe_user_namespaces(snapshots.userns_problem, scratch)
-    if lacking:
-        log.info("no_user_namespaces", problem=lacking)
+    scratch, lacking = shared.config.storage.run_dir / "userns-probe", {}
+    for part in drivers.all():
+        await part.prepare()  # the probe mounts a layer that lies where layers do
+        problem = await probe_user_namespaces(part.userns_problem, scratch)
+        lacking[part.store.driver] = problem
+        if problem and drivers.in_use(part.store.driver):
+            log.info("no_user_namespaces", driver=part.driver, problem=problem)
     found = []
     for name, handler in shared.config.runtime.handlers.items():
         facts = await probe(name, handler.path, handler.type)
@@ -132,7 +134,7 @@ async def _probed(shared: Shared, snapshots: Snapshots) -> list[HandlerFacts]:
         found.append(
             dataclasses.replace(
                 facts,
-                userns_problem=facts.userns_problem or lacking,
+                userns_problem=facts.userns_problem or lacking[drivers.driver_of(name)],
                 host_devices=not handler.privileged_without_host_devices,
             )
         )

@@ -17,6 +17,7 @@ from criagent.runtime.container.declared_volumes import DeclaredVolumes
 from criagent.runtime.container.gather import (
     ContainerNamespacePaths,
     DeviceGatherer,
+    ProfileSources,
     SpecGatherer,
 )
 from criagent.runtime.container.idmapped_mounts import HostMounts
@@ -119,15 +120,15 @@ def _creator(
     containers: ContainerParts,
 ) -> ContainerCreator:
     section, fs, files = shared.config.runtime, shared.executors.fs, containers.files
-    volumes = ImageVolumes(images=image.images, snapshots=image.snapshots, paths=node.paths, fs=fs)
+    volumes = ImageVolumes(images=image.images, drivers=image.drivers, paths=node.paths, fs=fs)
     namespaces = ContainerNamespacePaths(shared.stores.containers, pods.namespaces)
     bundles = ContainerBundles(
         files=files,
         volumes=volumes,
         declared=DeclaredVolumes(
-            mode=section.image_volumes, paths=node.paths, snapshots=image.snapshots, fs=fs
+            mode=section.image_volumes, paths=node.paths, drivers=image.drivers, fs=fs
         ),
-        gatherer=_gatherer(shared, node, namespaces),
+        gatherer=_gatherer(shared, node, image, namespaces),
         selinux=node.selinux,
         plugins=node.nri.plugins,
         fs=fs,
@@ -161,7 +162,9 @@ def _creator(
     )
 
 
-def _gatherer(shared: Shared, node: NodeParts, namespaces: ContainerNamespacePaths) -> SpecGatherer:
+def _gatherer(
+    shared: Shared, node: NodeParts, image: ImageParts, namespaces: ContainerNamespacePaths
+) -> SpecGatherer:
     section, fs = shared.config.runtime, shared.executors.fs
     return SpecGatherer(
         namespaces=namespaces,
@@ -178,7 +181,7 @@ def _gatherer(shared: Shared, node: NodeParts, namespaces: ContainerNamespacePat
             ),
             owned=section.device_ownership_from_security_context,
         ),
-        apparmor=node.apparmor,
+        profiles=ProfileSources(apparmor=node.apparmor, pulled=image.profiles.document),
         node=node.facts,
         driver=node.driver,
         paths=node.paths,

@@ -20,8 +20,8 @@ from pathlib import Path
 from criagent.base.aio import run_in
 from criagent.base.errors import InvalidRequestError, NotFoundError
 from criagent.image.images import Images
+from criagent.image.snapshots.by_handler import SnapshotsByHandler
 from criagent.image.snapshots.driver import MountPoint
-from criagent.image.snapshots.snapshots import Snapshots
 from criagent.kernel.paths import open_in_root
 from criagent.model.common import MountPropagation
 from criagent.model.container import Container, ContainerSpec, ImageVolume, Mount
@@ -37,7 +37,7 @@ class ImageVolumes:
     """Finds the images of volumes and mounts them."""
 
     images: Images
-    snapshots: Snapshots
+    drivers: SnapshotsByHandler
     paths: RuntimePaths
     fs: Executor
 
@@ -73,11 +73,12 @@ class ImageVolumes:
         """
         sources = {}
         ids = mapped_ids(self.paths, sandbox, container.id)
+        part = self.drivers.of_container(container.id)
         for volume in container.image_volumes:
             request = container.spec.mounts[volume.mount]
             target = self.paths.image_volume(container.id, volume.mount)
             at = MountPoint(path=target, ids=ids, label=label)
-            await self.snapshots.mount_image(volume.top, at)
+            await part.mount_image(volume.top, at)
             source = await run_in(self.fs, _source, target, request)
             slave = request.propagation is MountPropagation.HOST_TO_CONTAINER
             sources[volume.mount] = ResolvedMount(

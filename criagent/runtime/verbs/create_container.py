@@ -95,6 +95,15 @@ class NewContainers:
                 handler.require_recursive_read_only(mount.container_path)
         return handler.name
 
+    async def unpack(self, request: _Request) -> None:
+        """Unpack the images for the handler's storage driver, where it does not have them.
+
+        Raises NotFoundError when their blobs are not kept and cannot be pulled.
+        """
+        volumes = (self._images.resolve(volume.image_id) for volume in request.volumes)
+        for image in (request.image, *volumes):
+            await self._images.unpack_for(image, request.handler)
+
     def request(self, sandbox: Sandbox, spec: ContainerSpec, handler: str) -> _Request:
         """Raises NotFoundError if the image, or the image of a volume, is not on the node, and
         InvalidRequestError for an annotation that is no limit."""
@@ -245,6 +254,8 @@ class ContainerCreator:
     ) -> Container:
         """Row, writable layer and bundle."""
         sandbox, image = request.sandbox, request.image
+        owner.stage = "unpacking the image"
+        await self._new.unpack(request)
         owner.stage = "state"
         undo.push("row", partial(self._store.delete, container.id))
         undo.push("files", partial(self._remove_files, container))

@@ -18,7 +18,7 @@ import structlog
 from criagent.base import faults
 from criagent.base.aio import Owner, Owners, Rollback
 from criagent.base.errors import AlreadyExistsError, NameReservedError
-from criagent.model.common import NamespaceMode
+from criagent.model.common import NamespaceMode, ProfileType
 from criagent.model.sandbox import Sandbox, SandboxId, SandboxMetadata, SandboxSpec
 from criagent.runtime.node.clock import Identities
 from criagent.runtime.node.handlers import Handlers
@@ -45,9 +45,16 @@ class NewSandboxes:
     objects: SandboxObjects
     selinux: Selinux
     identities: Identities
+    require_profile: Callable[[str], object]  # SecurityProfiles.require
 
     def sandbox(self, spec: SandboxSpec) -> Sandbox:
-        """A sandbox that is about to be made."""
+        """A sandbox that is about to be made.
+
+        Raises NotFoundError for a security profile that was not pulled, though no process uses it.
+        """
+        seccomp = spec.security.seccomp
+        if seccomp is not None and seccomp.type is ProfileType.OCI:
+            self.require_profile(seccomp.oci_ref)
         identity = self.identities.next()
         return Sandbox(
             id=SandboxId(identity.id),
@@ -149,10 +156,10 @@ class SandboxRunner:
                 sandbox = await self._build(sandbox, contents, owner, undo)
                 undo.commit()
         except BaseException as error:
-            if not undo.clean and contents is not None:
-                await contents.lost(sandbox.id)
             if not undo.clean and await self._teardown.mark_lost(sandbox.id):
                 error.add_note(f"sandbox {sandbox.id} is listed as NOTREADY; remove it")
+                if contents is not None:
+                    await contents.lost(sandbox.id)
             raise
         log.info("sandbox_started", **sandbox.spec.metadata.facts, ips=sandbox.addresses)
         return sandbox

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-# vm: seconds=500
+# vm: seconds=700
 """Limits of writable layers on file systems with project quotas, which test nodes do not have."""
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from criagent.kernel import project_quota
 from tests.support.cri_client import BUSYBOX, Cri, api
 from tests.support.mapped import mapped
 from tests.support.pods import Pods
+from tests.support.storage_suite import passes
 from tests.support.units import show, systemctl
 from tests.support.vm_fixtures import VmPods
 from tests.support.waiting import until
@@ -24,7 +25,6 @@ PLACE, DROP_IN = Path("/mnt/limited"), Path("/etc/criagent/config.d/limited.toml
 ANNOTATION = "storage.criagent.io/container-limit"
 LIMIT = 4_000_000
 FIRST = 0x60000000
-SYNC_S = 300
 MKFS = {
     "ext4": ["mkfs.ext4", "-q", "-O", "project,quota", "-E", "quotatype=prjquota"],
     "xfs": ["mkfs.xfs", "-q"],
@@ -112,7 +112,7 @@ def test_a_limit_holds_for_each_container_and_goes_with_it(limited: VmPods, disk
     assert len({one.id for one in projects()}) == 3
     limited.cri.stop(first)
     limited.cri.remove(first)
-    until(lambda: len(projects()) == 2, "the end of the limit", SYNC_S)
+    until(lambda: len(projects()) == 2, "the end of the limit", 60)
 
 
 def test_a_limit_holds_in_a_user_namespace_and_after_a_restart(limited: VmPods, disk: str) -> None:
@@ -126,3 +126,9 @@ def test_a_limit_holds_in_a_user_namespace_and_after_a_restart(limited: VmPods, 
     assert FULL[disk] in told
     assert limited.cri.exec(container_id, "rm", "/big").exit_code == 0
     assert written(limited, container_id, 2)[0] == 2 << 20
+
+
+@pytest.mark.timeout(1500)
+def test_sigkill_at_every_crash_point_of_a_limit(capsys: pytest.CaptureFixture[str]) -> None:
+    output = passes("of_a_limit", ("crashes",), capsys)
+    assert "4 passed" in output

@@ -5,10 +5,6 @@
 from __future__ import annotations
 
 import contextlib
-import os
-import re
-import subprocess
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -17,29 +13,17 @@ import pytest
 
 from tests.support.cri_client import BUSYBOX, Cri, api
 from tests.support.storage_node import service_on
+from tests.support.storage_suite import passes
 from tests.support.units import systemctl
 from tests.support.vm_fixtures import VmPods, sleeper
 from tests.support.waiting import until
 
-SUITE = ("tests/storage/test_conformance.py", "tests/storage/test_pools.py")
-
 
 @pytest.mark.timeout(2400)
 @pytest.mark.parametrize("driver", ["devmapper", "zfs"])
-def test_the_conformance_suite(driver: str) -> None:
-    command = [sys.executable, "-m", "pytest", "-v", "-p", "no:cacheprovider"]
-    done = subprocess.run(
-        [*command, "-o", "timeout=600", *SUITE, "-k", driver],
-        env={**os.environ, "STORAGE_DRIVERS": driver},
-        stdout=subprocess.PIPE,
-        text=True,
-        check=False,
-    )
-    print(done.stdout)
-    assert done.returncode == 0
-    assert " skipped" not in done.stdout
-    passed = re.findall(r"(\d+) passed", done.stdout)
-    print(f"figure: {driver}: {passed[-1]} cases passed")
+def test_the_conformance_suite(driver: str, capsys: pytest.CaptureFixture[str]) -> None:
+    output = passes(driver, ("conformance", "pools"), capsys, STORAGE_DRIVERS=driver)
+    assert " skipped" not in output
 
 
 @pytest.fixture(params=["devmapper", "zfs"])

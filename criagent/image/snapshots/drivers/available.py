@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Executor
 from pathlib import Path
 
@@ -30,15 +30,30 @@ DRIVERS: Mapping[str, Callable[[Path, Storage, Executor], SnapshotDriver]] = {
 }
 
 
-def chosen(configured: str, remembered: str, root: Path) -> str:
+def made(name: str, root: Path, section: Storage, fs: Executor) -> SnapshotDriver:
+    """The driver `name`, which stores below `root`. Raises UnsupportedError for an unknown one."""
+    if name not in DRIVERS:
+        raise UnsupportedError(f'this version does not have the storage driver "{name}"')
+    return DRIVERS[name](root, section, fs)
+
+
+def chosen(configured: str, remembered: str, root: Path, found: Sequence[str] = ()) -> str:
     """The name of the driver for the root directory `root`.
 
-    `remembered` is the driver that made its snapshots, "" when it has none. Raises UnsupportedError
-    when another one is configured, or when this version does not have the one that made them.
+    `remembered` is the driver that made its snapshots, "" when it has none; `found` are those that
+    its files may be of, when the database does not know it. Raises UnsupportedError when another
+    one is configured, or when this version does not have the one that made them.
     """
     wanted = canonical(configured)
     if wanted == AUTO:
-        wanted = remembered or DEFAULT
+        wanted = remembered or next(iter(found), DEFAULT)
+    if found and wanted not in found:
+        raise UnsupportedError(
+            f'storage.driver is "{wanted}", but {root} has layers of the driver '
+            f'"{" or ".join(found)}" that its database does not know; restore {root}/state.db, set '
+            f'storage.driver = "{found[0]}", whose start removes these layers, or set another '
+            "storage.root"
+        )
     if remembered and wanted != remembered:
         raise UnsupportedError(
             f'storage.driver is "{wanted}", but the driver "{remembered}" made the layers in '

@@ -3,8 +3,9 @@
 
 A limited layer's directory `<number>`, its declared volumes included, is a project of its own (man
 2 ioctl_fs_ioc_fsgetxattr), whose id is from `storage.project_ids_from` upwards. A directory says
-itself which id it has, and an id that anything belongs to is not taken: so agents, the kubelet's
-quotas of emptyDirs and others can share a file system. Layers without a limit belong to no project.
+itself which id it has, and an id that anything belongs to is not taken, nor one that the operator
+names (man 5 projects, man 5 projid): so agents, the kubelet's quotas of emptyDirs and others can
+share a file system. Layers without a limit belong to no project.
 """
 
 from __future__ import annotations
@@ -29,6 +30,7 @@ from criagent.kernel.file_systems import file_system
 
 _LAST_ID: Final = 2**32 - 2
 _TRIES = 1000
+_NAMED = {"projects": 0, "projid": 1}  # files of /etc, and the field of a line that has the id
 
 
 class LimitedDirectoryDriver(DirectoryDriver):
@@ -66,9 +68,12 @@ class LimitedDirectoryDriver(DirectoryDriver):
     def _free_id(self, fd: int) -> int:
         """An id that nothing belongs to, beginning with one that is likely to be free."""
         number = self._first_id + int(os.fstat(fd).st_ino) % (_LAST_ID - self._first_id + 1)
+        named = named_ids()
         for _ in range(_TRIES):
-            if not project_quota.usage(fd, number).inodes:
-                return number
+            if number not in named:
+                found = project_quota.usage(fd, number)
+                if not found.inodes and not found.limit_bytes:
+                    return number
             number = self._first_id if number >= _LAST_ID else number + 1
         raise AgentError(
             f"no free project id was found for a writable layer in {self.containers_root}: "
@@ -86,28 +91,47 @@ class LimitedDirectoryDriver(DirectoryDriver):
         faults.reach("container-limit:limited")
 
     def _delete(self, entry: Path) -> None:
-        """Its limit goes after its files: until then the id is taken."""
-        own = 0
+        """Its limit goes before its files, whose inodes keep the id taken.
+
+        xfs counts the inodes of deleted files for a while, so afterwards nothing shows whose they
+        were.
+        """
         if self.capabilities.size_limits and entry.parent.parent == self.containers_root:
-            with contextlib.suppress(OSError), _opened(entry) as fd:
+            with _opened(entry) as fd:
                 own, _ = project_quota.project(fd)
+                if own >= self._first_id:
+                    self._forget(fd, project_quota.usage(fd, own))
         super()._delete(entry)
-        if own >= self._first_id:
-            faults.reach("container-limit:deleted")
-            with _opened(self.containers_root) as fd:
-                self._forget(fd, project_quota.usage(fd, own))
 
     def _sweep(self, known: frozenset[int]) -> None:
-        """Limits that belong to nothing go too: their removal was killed."""
+        """Limits that belong to nothing go too: the directory was deleted by hand."""
         super()._sweep(known)
         if self.capabilities.size_limits:
             with _opened(self.containers_root) as fd:
                 for one in list(project_quota.projects(fd, self._first_id, _LAST_ID)):
-                    self._forget(fd, one)
+                    if not one.inodes:
+                        self._forget(fd, one)
 
     def _forget(self, fd: int, one: project_quota.Project) -> None:
-        if one.limit_bytes and not one.inodes:
+        if one.limit_bytes:
             project_quota.limit(fd, one.id, 0)
+            faults.reach("container-limit:forgotten")
+
+
+def named_ids(etc: Path = Path("/etc")) -> frozenset[int]:
+    """The ids of the operator's projects, which may be empty. Raises OSError.
+
+    Lines that are no entry are passed over, as by xfs_quota.
+    """
+    found = set()
+    for name, field in _NAMED.items():
+        with contextlib.suppress(FileNotFoundError):
+            for line in (etc / name).read_text(errors="replace").splitlines():
+                fields = line.split(":")
+                number = fields[field].strip() if len(fields) > field else ""
+                if number.isascii() and number.isdigit() and not line.startswith("#"):
+                    found.add(int(number))
+    return frozenset(found)
 
 
 def limits_problem(directory: Path) -> str:

@@ -13,7 +13,7 @@ from __future__ import annotations
 import abc
 import contextlib
 import os
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Iterable, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
 
@@ -156,14 +156,17 @@ class VolumeDriver(DirectoryDriver, abc.ABC):
 
     async def empty_trash(self) -> None:
         """Delete the snapshots, those that were made from others first, then their directories."""
-        names = await run_in(self._fs, os.listdir, self._trash)
-        for entry in (self._trash / name for name in sorted(names, key=int, reverse=True)):
+        for entry in await run_in(self._fs, self._trashed):
             try:
                 await run_in(self._fs, unmount, entry / "disk")
                 await self.destroy(int(entry.name))
                 await run_in(self._fs, remove_tree, entry)
             except (OSError, AgentError) as exc:
                 log.warning("trash_not_deleted", path=str(entry), error=str(exc))
+
+    def _trashed(self) -> list[Path]:
+        """Directories of snapshots to be deleted, in that order."""
+        return in_order_of_deletion(self._trash.iterdir())
 
     async def sweep(self, known: frozenset[int]) -> None:
         """Trash what belongs to no number in `known`, and empty the trash."""
@@ -181,6 +184,11 @@ class VolumeDriver(DirectoryDriver, abc.ABC):
 
     def _tree(self, number: int) -> Path:
         return self._disk(number) / "fs"
+
+
+def in_order_of_deletion(entries: Iterable[Path]) -> list[Path]:
+    """Those with higher numbers first, since they may be made from others."""
+    return sorted(entries, key=lambda entry: int(entry.name), reverse=True)
 
 
 def _bind_rootfs(source: Path, at: MountPoint) -> None:

@@ -11,6 +11,7 @@ quota of what its dataset refers to. Clones have higher numbers than what they a
 
 from __future__ import annotations
 
+import errno
 import os
 import secrets
 from collections.abc import Mapping
@@ -30,7 +31,7 @@ from criagent.image.snapshots.driver import Capabilities, MappedIds
 from criagent.image.snapshots.drivers.bind_mount import userns_problem
 from criagent.image.snapshots.drivers.claim import Claim, write_durably
 from criagent.image.snapshots.drivers.tools import tool
-from criagent.image.snapshots.drivers.volumes import VolumeDriver, unmount
+from criagent.image.snapshots.drivers.volumes import VolumeDriver, in_order_of_deletion, unmount
 from criagent.kernel import mount
 
 log: structlog.stdlib.BoundLogger = structlog.get_logger(__name__)
@@ -59,6 +60,7 @@ class ZfsDriver(VolumeDriver):
         self._pool = self._dataset.partition("/")[0]
         self._owner_file = root.with_name(f"{root.name}.zfs")
         self._lock = Claim(f"zfs-{self._dataset}", f"the dataset {self._dataset}")
+        self._not_moved: set[int] = set()  # trash that is still in its place
 
     async def prepare(self) -> None:
         """See that the dataset is this root's, mount it, and make the base unless it is there."""
@@ -230,6 +232,20 @@ class ZfsDriver(VolumeDriver):
     async def facts(self) -> Mapping[str, str]:
         """The dataset and the state of its pool."""
         return {"dataset": self._dataset, "pool": await self.health() or "usable"}
+
+    def _trash_one(self, number: int) -> None:
+        """ZFS needs space to rename, none to delete: in a full pool the trash stays in place."""
+        try:
+            super()._trash_one(number)
+        except OSError as exc:
+            if exc.errno not in {errno.ENOSPC, errno.EDQUOT}:
+                raise
+            self._not_moved.add(number)
+        faults.reach("zfs:trashed")
+
+    def _trashed(self) -> list[Path]:
+        self._not_moved = {number for number in self._not_moved if self._path(number).exists()}
+        return in_order_of_deletion([*super()._trashed(), *map(self._path, self._not_moved)])
 
     async def destroy(self, number: int) -> None:
         """Destroy its dataset with its snapshot."""
