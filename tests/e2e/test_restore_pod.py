@@ -326,6 +326,20 @@ def test_a_restored_container_that_was_not_started_can_be_stopped_and_removed(
     assert not list(_RESTORES.iterdir())
 
 
+@pytest.mark.parametrize("field", ["tty", "stdin"])
+def test_streams_are_those_of_the_new_monitor(pods: Pods, tmp_path: Path, field: str) -> None:
+    old = CheckpointedPod(pods)
+    goes_on(pods, old.add(change=lambda config: setattr(config, field, True)))
+    old.checkpoint(tmp_path / "output")
+    old.remove()
+    _, (restored,) = restore(pods, old.request(tmp_path / "output"))
+    start(pods, [restored])
+    last = goes_on(pods, restored)
+    until(lambda: f"line {last}" in pods.log(restored), "the line in the log")
+    pods.cri.stop(restored)
+    assert pods.cri.status(restored).exit_code == 137
+
+
 def test_nri_plugins_hear_of_it_in_order(pods: Pods, tmp_path: Path) -> None:
     old = CheckpointedPod(pods)
     goes_on(pods, old.add())

@@ -142,8 +142,10 @@ async def _undo(container: Container, runtime: OciRuntime, paths: RuntimePaths) 
 
 
 def _remove_work(bundle: Path) -> None:
-    """Remove what a CRIU that was killed has left: mounted cgroups, and a directory in /tmp."""
-    for entry in bundle.glob(".criu.*"):
+    """Remove what a CRIU that was killed has left: mounted cgroups, and a directory in /tmp. crun
+    mounts the root for it in the bundle.
+    """
+    for entry in (*bundle.glob(".criu.*"), *bundle.glob("criu-root")):
         mount.detach_below(entry)
         remove_tree(entry)
     log_file = bundle / _LOG

@@ -17,7 +17,7 @@ import structlog
 
 from criagent.base import faults
 from criagent.base.aio import Owner, Rollback, run_in
-from criagent.base.errors import AlreadyExistsError, InvalidRequestError
+from criagent.base.errors import AlreadyExistsError, InvalidRequestError, UnsupportedError
 from criagent.kernel.trees import remove_tree
 from criagent.model.container import Container, ContainerSpec, ContainerState
 from criagent.model.sandbox import Sandbox, SandboxId, SandboxMetadata, SandboxSpec
@@ -178,8 +178,10 @@ class PodRestorer:
         target = self._paths.restore(container.id)
         target.mkdir(mode=0o700)
         found = archive.unpack(part.source, part.pair.archived, target, interrupted)
-        mounts = destinations(read_spec(self._paths, container.id))
-        part.pair.check(container.image_id, mounts, found.mounts)
+        spec = read_spec(self._paths, container.id)
+        if spec["process"].get("selinuxLabel"):
+            raise UnsupportedError("a pod with SELinux labels cannot be restored")
+        part.pair.check(container.image_id, destinations(spec), found.mounts)
         rootfs = self._paths.rootfs(container.id)
         files.delete(rootfs, found.deleted)
         diff = target / archive.DIFF

@@ -157,10 +157,10 @@ class SandboxRunner:
                 sandbox = await self._build(sandbox, contents, owner, undo)
                 undo.commit()
         except BaseException as error:
-            if not undo.clean and contents is not None:
-                await contents.lost(sandbox.id)
             if not undo.clean and await self._teardown.mark_lost(sandbox.id):
                 error.add_note(f"sandbox {sandbox.id} is listed as NOTREADY; remove it")
+                if contents is not None:
+                    await contents.lost(sandbox.id)
             raise
         log.info("sandbox_started", **sandbox.spec.metadata.facts, ips=sandbox.addresses)
         return sandbox
