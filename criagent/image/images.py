@@ -40,7 +40,6 @@ from criagent.image.documents.gojson import MalformedError
 from criagent.image.documents.manifest import MAX_DOCUMENT
 from criagent.image.documents.reference import is_image_id, parse_reference
 from criagent.image.hosts.credentials import RegistryAuth
-from criagent.image.policy.admission import Admission
 from criagent.image.pull import Puller, Target
 from criagent.image.repair import Repair
 from criagent.image.snapshots.keys import is_writable
@@ -74,7 +73,6 @@ class Images:
     unpacking: ImageUnpacking
     workers: UnpackWorkers
     puller: Puller
-    admission: Admission
     collector: Collector
     root: Path
     pinned: tuple[str, ...]
@@ -176,7 +174,7 @@ class Images:
         if text.startswith("sha256:") or (len(text) == _BARE_ID and self.content.store.find(text)):
             raise InvalidRequestError(f"{text[:80]!r} is an image id, not a reference to pull")
         reference = parse_reference(text).with_default_tag()
-        policy = await self.admission.policy_for(namespace)
+        policy = await self.puller.policy_for(namespace)
         target = dataclasses.replace(self._target(handler), policy=policy)
         try:
             image = await self.puller.pull(reference, auth, target)

@@ -111,6 +111,10 @@ class Puller:
         """The number of pulls in progress or being stopped; callers who join one add none."""
         return len(self._flights)
 
+    async def policy_for(self, namespace: str) -> str:
+        """The policy file for pods of a namespace of the cluster, "" = none."""
+        return await self._admission.policy_for(namespace)
+
     async def pull(
         self, reference: Reference, auth: RegistryAuth | None, target: Target = _THIS_NODE
     ) -> Image:

@@ -190,7 +190,6 @@ class ImageNode:
             ),
             workers=self.workers,  # type: ignore[arg-type]
             puller=puller,
-            admission=admission,
             collector=self.collector,
             root=top,
             pinned=(),

@@ -105,19 +105,10 @@ async def build(shared: Shared, *, migrating: bool = False) -> ImageParts:
     content = await _content(shared, drivers)
     client = _client(registry, content.files, fs)
     workers = UnpackWorkers(registry.unpack_workers)
-    unpackers = {
-        part.store.driver: LayerUnpacker(
-            snapshots=part,
-            files=content.files,
-            workers=workers,
-            now_ns=shared.clock.now_ns,
-        )
-        for part in drivers.all()
-    }
-    admission = Admission(client, fs, _rules(registry))
+    unpackers = _unpackers(content, workers)
     puller = Puller(
         client=client,
-        admission=admission,
+        admission=Admission(client, fs, _rules(registry)),
         content=content,
         unpackers=unpackers,
         parallel_blobs=registry.max_parallel_blobs,
@@ -137,7 +128,6 @@ async def build(shared: Shared, *, migrating: bool = False) -> ImageParts:
         ),
         workers=workers,
         puller=puller,
-        admission=admission,
         collector=collector,
         root=config.storage.root,
         pinned=registry.pinned_images,
@@ -152,6 +142,16 @@ async def build(shared: Shared, *, migrating: bool = False) -> ImageParts:
         apart=apart,
         limited_by=_limited_by(config.storage),
     )
+
+
+def _unpackers(content: ImageContent, workers: UnpackWorkers) -> dict[str, LayerUnpacker]:
+    """By storage driver."""
+    return {
+        part.store.driver: LayerUnpacker(
+            snapshots=part, files=content.files, workers=workers, now_ns=content.now_ns
+        )
+        for part in content.drivers.all()
+    }
 
 
 def _rules(registry: Registry) -> Rules:

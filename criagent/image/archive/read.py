@@ -149,7 +149,8 @@ class _Reader:
         first = next(e for e in self._failures if not isinstance(e, _OtherPlatformError))
         more = len(self._failures) - 1
         text = str(first)[:500] + (f" (and {more} more entries cannot be imported)" if more else "")
-        return type(first)(text)
+        # the worker passes on the plain kinds of errors alone
+        return UnsupportedError(text) if isinstance(first, UnsupportedError) else type(first)(text)
 
     def _attempt(self, entry: str, take: Callable[[Any], None], value: Any) -> None:
         """Take one entry; a bad one is recorded."""

@@ -21,9 +21,9 @@ from criagent.base.errors import AlreadyExistsError, InvalidRequestError, Unsupp
 from criagent.kernel.trees import remove_tree
 from criagent.model.container import Container, ContainerSpec, ContainerState
 from criagent.model.sandbox import Sandbox, SandboxId, SandboxMetadata, SandboxSpec
-from criagent.runtime.checkpoint.capture import IMAGES
 from criagent.runtime.checkpoint.container import interruption
 from criagent.runtime.checkpoint.documents import destinations
+from criagent.runtime.checkpoint.record import IMAGES
 from criagent.runtime.checkpoint.restored import HOME
 from criagent.runtime.checkpoint.tar import Interrupted
 from criagent.runtime.container.erasure import ContainerErasure
