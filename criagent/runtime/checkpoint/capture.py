@@ -20,7 +20,6 @@ from collections.abc import Callable, Mapping
 from concurrent.futures import Executor
 from functools import partial
 from pathlib import Path
-from typing import Final
 
 from criagent.base.aio import run_in
 from criagent.base.errors import AgentError
@@ -32,7 +31,7 @@ from criagent.image.snapshots.driver import MountPoint
 from criagent.kernel import cgroupfs, mount
 from criagent.model.common import IdMapping
 from criagent.model.container import Container
-from criagent.runtime.checkpoint.criu import last_errors, write_options
+from criagent.runtime.checkpoint.criu import IMAGES, last_errors, write_options
 from criagent.runtime.checkpoint.documents import (
     Subject,
     mount_points,
@@ -43,7 +42,6 @@ from criagent.runtime.checkpoint.tar import Interrupted, TarWriter
 from criagent.runtime.node.paths import RuntimePaths
 from criagent.runtime.oci.runtime import OciRuntime
 
-IMAGES: Final = "checkpoint"
 _OPEN = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 _AT_ONCE = 4  # threads of `work`
 _LOG_MOST = 256 << 20  # kubelets rotate long before

@@ -6,7 +6,9 @@ from __future__ import annotations
 import os
 import re
 from pathlib import Path
+from typing import Final
 
+IMAGES: Final = "checkpoint"  # the directory of its images in an archive
 _OPTIONS = (
     # With its rules left in place by a crash a pod would be cut off. The processes stand still
     # meanwhile, and a restored pod has another address, so that its connections end anyway.

@@ -26,8 +26,7 @@ from criagent.kernel.trees import remove_tree
 from criagent.model.common import ProcessRef
 from criagent.model.container import Container
 from criagent.process.child import ended
-from criagent.runtime.checkpoint.capture import IMAGES
-from criagent.runtime.checkpoint.criu import last_errors
+from criagent.runtime.checkpoint.criu import IMAGES, last_errors
 from criagent.runtime.container.exits import ExitWatcher
 from criagent.runtime.container.transitions import Transitions
 from criagent.runtime.node import own_cgroup

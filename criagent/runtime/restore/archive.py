@@ -23,7 +23,7 @@ from criagent.image.archive.room import Room
 from criagent.image.blobs import disk_full
 from criagent.image.tar.decompress import BadLayerError, LayerStream
 from criagent.image.tar.headers import REGULAR, Entry, entries
-from criagent.runtime.checkpoint.capture import IMAGES
+from criagent.runtime.checkpoint.criu import IMAGES
 from criagent.runtime.checkpoint.manifest import Archived
 from criagent.runtime.checkpoint.tar import Interrupted
 from criagent.runtime.restore.source import Source, changed

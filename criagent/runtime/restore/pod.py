@@ -21,8 +21,8 @@ from criagent.base.errors import AlreadyExistsError, InvalidRequestError, Unsupp
 from criagent.kernel.trees import remove_tree
 from criagent.model.container import Container, ContainerSpec, ContainerState
 from criagent.model.sandbox import Sandbox, SandboxId, SandboxMetadata, SandboxSpec
-from criagent.runtime.checkpoint.capture import IMAGES
 from criagent.runtime.checkpoint.container import interruption
+from criagent.runtime.checkpoint.criu import IMAGES
 from criagent.runtime.checkpoint.documents import destinations
 from criagent.runtime.checkpoint.restored import HOME
 from criagent.runtime.checkpoint.tar import Interrupted
