@@ -18,6 +18,8 @@ COMMANDS = {
     "serve": "run the agent",
     "doctor": "check this node and print a cure for each problem",
     "info": "show handlers, storage, network and counts of the running agent",
+    "debug": "show what the running agent is doing",
+    "support-bundle": "write an archive of this node's state for others to look at",
     "config": "print or check the configuration",
     "image": "pull, list, import, export, check and prune images",
     "storage": "show how images and containers are stored",
@@ -35,12 +37,14 @@ COMMANDS = {
     "completion": "print a completion script for bash, zsh or fish",
 }
 
-_CONTAINERS = "ps pods images inspect logs exec stats top events".split()
-
-
-def _module(command: str) -> str:
-    package = "criagent.cli.containers" if command in _CONTAINERS else "criagent.cli"
-    return f"{package}.{command}"
+_ELSEWHERE = {  # all others are modules of this package
+    **{
+        name: f"criagent.cli.containers.{name}"
+        for name in "ps pods images inspect logs exec stats top events".split()
+    },
+    "debug": "criagent.cli.support.debug",
+    "support-bundle": "criagent.cli.support.bundle",
+}
 
 
 class _Help(argparse.HelpFormatter):
@@ -102,7 +106,7 @@ def parser(argv: list[str] | None = None) -> argparse.ArgumentParser:
         if argv is not None and name not in argv:
             commands.add_parser(name, help=text)
             continue
-        module = importlib.import_module(_module(name))
+        module = importlib.import_module(_ELSEWHERE.get(name, f"criagent.cli.{name}"))
         command = commands.add_parser(
             name,
             help=text,

@@ -31,6 +31,16 @@ class Handler:
         "bring devices of their own, such as those of virtual machines.",
         default=False,
     )
+    snapshotter: str = key(
+        "Storage driver of the handler's images and containers, as in storage.driver; empty = that "
+        "one. The default handler has storage.driver.",
+        default="",
+    )
+    platform: str = key(
+        "Platform of the images that are pulled for the handler, such as linux/arm64; empty = the "
+        "node's own. The default handler has that.",
+        default="",
+    )
     privileged_without_host_devices_all_devices_allowed: bool = key(
         "With privileged_without_host_devices: let privileged containers open every device, though "
         "they get the nodes only of those that they request.",
@@ -60,11 +70,6 @@ class Handler:
     container_annotations: tuple[str, ...] = key(
         "Annotations of containers that the program gets, with * and ? as in pod_annotations.",
         default=(),
-    )
-    snapshotter: str = key(
-        "Storage driver of the handler's images and containers, as in storage.driver; empty = that "
-        "one. The default handler has storage.driver.",
-        default="",
     )
 
 

@@ -26,8 +26,8 @@ from criagent.image.pull import Puller
 from criagent.image.snapshots.snapshots import Snapshots
 from criagent.model.container import Container, ContainerState, Reason
 from criagent.model.sandbox import Sandbox, SandboxState
-from criagent.nri.plugin import Tally
 from criagent.nri.registry import Registry
+from criagent.nri.tally import Tally
 from criagent.store.containers import ContainerStore
 from criagent.store.sandboxes import SandboxStore
 from criagent.streaming.server import StreamingServer

@@ -246,6 +246,7 @@ def test_bad_values_name_their_key(tmp_path: Path, text: str, key: str) -> None:
         'runtime.handlers.mine = { path = "/opt/crun" }\nruntime.default_handler = "mine"',
         'storage.driver = "btrfs"\n[runtime.handlers.crun]\nsnapshotter = "btrfs"',
         '[runtime.handlers.runc]\nsnapshotter = "overlay2"',
+        '[runtime.handlers.runc]\nplatform = "linux/arm/v7"',
         f'storage.socket = "/{"x" * 106}"',
         'runtime.handlers.crun.arguments = ["--debug", "--log-level", "error"]',
         'runtime.handlers.crun.pod_annotations = ["run.oci.handler", "io.*/x", "org.example"]',
@@ -311,6 +312,9 @@ def test_a_handler_is_added_changed_or_taken_away_by_name(tmp_path: Path) -> Non
         ('[runtime.handlers.runc]\nsnapshotter = "nativ"', "did you mean 'native'?"),
         ('[runtime.handlers.runc]\nsnapshotter = "auto"', "name a driver, or remove the key"),
         ('[runtime.handlers.crun]\nsnapshotter = "native"', "crun is the default handler"),
+        ('[runtime.handlers.crun]\nplatform = "linux/arm64"', "has the node's platform"),
+        ('[runtime.handlers.runc]\nplatform = "arm64"', "must be linux/ARCHITECTURE"),
+        ('[runtime.handlers.runc]\nplatform = "windows/amd64"', "must be linux/ARCHITECTURE"),
         (
             'storage.containers_root = "/mnt"\n[runtime.handlers.runc]\nsnapshotter = "zfs"',
             "cannot leave their file system or pool; remove one of the keys",

@@ -30,6 +30,7 @@ _ONE = "plugins/io.containerd.grpc.v1.cri"
 _IMAGES = "plugins/io.containerd.cri.v1.images"
 _RUNTIME = "plugins/io.containerd.cri.v1.runtime"
 _NRI = "plugins/io.containerd.nri.v1.nri"
+_VERIFIER = "plugins/io.containerd.image-verifier.v1.bindir"
 _MAPPER = "plugins/io.containerd.snapshotter.v1.devmapper"
 
 _OWN_ROOT = unneeded("the agent has directories of its own: storage.root and storage.run_dir")
@@ -297,9 +298,9 @@ _DAEMON: dict[str, Rule] = {
     f"{_MAPPER}/discard_blocks": left("see storage.devmapper.discard"),
     f"{_MAPPER}/**": left("see docs/storage.md for how the driver is set up"),
     "plugins/io.containerd.tracing.processor.v1.otlp/endpoint": to("telemetry.otlp_endpoint"),
-    "plugins/io.containerd.image-verifier.v1.bindir/**": left(
-        "images are not verified by programs", "/opt/containerd/image-verifier/bin", 10, "10s"
-    ),
+    f"{_VERIFIER}/bin_dir": to("registry.verifier_dir"),
+    f"{_VERIFIER}/per_verifier_timeout": to("registry.verifier_timeout_s", seconds, "10s"),
+    f"{_VERIFIER}/max_verifiers": left("at most 10 are run", 10),
     "plugins/io.containerd.service.v1.tasks-service/**": left("use an NRI plugin for RDT"),
     "plugins/*/**": unneeded("a plugin of containerd that the agent has no part for"),
 }

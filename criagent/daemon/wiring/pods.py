@@ -54,7 +54,7 @@ def build(
         files=PodFileWriter(paths=node.paths, selinux=node.selinux, fs=fs),
         holder=_holder(shared, node, namespaces),
     )
-    transitions = SandboxTransitions(store=store, locks=KeyedLocks())
+    transitions = SandboxTransitions(store=store, locks=KeyedLocks("sandbox"))
     teardown = SandboxTeardown(
         store=store,
         transitions=transitions,

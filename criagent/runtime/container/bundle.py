@@ -59,7 +59,7 @@ class ContainerBundles:
         *,
         image: Image,
         snapshot: Snapshot,
-        owner: Owner[Any, Container],
+        owner: Owner[Any, Any],
     ) -> Container:
         """Everything that the OCI runtime's `create` needs; the row with the container's user and
         with what NRI plugins changed.

@@ -32,6 +32,7 @@ class RuntimePaths:
         """
         self.root.mkdir(parents=True, exist_ok=True, mode=0o700)
         self.checkpoints.mkdir(exist_ok=True, mode=0o700)
+        self.restores.mkdir(exist_ok=True, mode=0o700)
         self.run_dir.mkdir(parents=True, exist_ok=True)
         self.run_dir.chmod(0o711)
         for name, mode in (
@@ -142,6 +143,15 @@ class RuntimePaths:
     def checkpoint(self, object_id: str) -> Path:
         """What a checkpoint of a container or sandbox consists of until it is archived."""
         return self.checkpoints / object_id
+
+    @property
+    def restores(self) -> Path:
+        """One directory for each container whose processes are yet to be restored, by its id."""
+        return self.root / "restores"
+
+    def restore(self, object_id: str) -> Path:
+        """What was unpacked of a checkpoint for a container or sandbox."""
+        return self.restores / object_id
 
     @property
     def criu_home(self) -> Path:

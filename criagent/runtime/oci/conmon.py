@@ -52,6 +52,16 @@ class Monitored:
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class Restore:
+    """What a container's processes are restored from: CRIU's images, and the HOME with its options
+    (`.criu/default.conf`).
+    """
+
+    images: Path
+    home: Path
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class Conmon:
     """Starts monitors."""
 
@@ -61,8 +71,10 @@ class Conmon:
     cgroup: str  # cgroup of monitors, "" = the daemon's
     fs: Executor
 
-    async def create(self, container: Container, runtime: OciRuntime) -> Monitored:
-        """Create the container of the bundle under a new monitor.
+    async def create(
+        self, container: Container, runtime: OciRuntime, restore: Restore | None = None
+    ) -> Monitored:
+        """Create the container of the bundle under a new monitor; or `restore` it, running.
 
         Raises AgentError with the runtime's message, WrongStateError when init is outside of the
         row's cgroup, TimedOutError; the monitor is dead then, but the runtime may have left state
@@ -70,10 +82,11 @@ class Conmon:
         """
         try:
             with Pipes() as pipes:
-                return await self._create(container, runtime, pipes)
+                return await self._create(container, runtime, pipes, restore)
         except TimeoutError:
+            verb = "create" if restore is None else "restore"
             raise TimedOutError(
-                f"{runtime.name} create took over {self._limit_s(runtime):.0f} s; if the program "
+                f"{runtime.name} {verb} took over {self._limit_s(runtime):.0f} s; if the program "
                 f"only is slow, raise runtime.handlers.{runtime.name}.create_timeout_s"
             ) from None
         finally:
@@ -81,12 +94,21 @@ class Conmon:
             # user, who could close the node's /dev/null to all.
             restore_null()
 
-    async def _create(self, container: Container, runtime: OciRuntime, pipes: Pipes) -> Monitored:
+    async def _create(
+        self, container: Container, runtime: OciRuntime, pipes: Pipes, restore: Restore | None
+    ) -> Monitored:
         errors = pipes.errors(up_to(_REPLY_LIMIT))
         reply, sync_fd = pipes.numbered(up_to(_REPLY_LIMIT))
         if IGNORE_CGROUPS in runtime.given:
             cgroupfs.make(container.cgroup)
-        child = self._started(container, runtime, pipes, sync_fd)
+        environment = {k: os.environ[k] for k in _KEPT_VARIABLES if k in os.environ}
+        environment["_OCI_SYNCPIPE"] = str(sync_fd)
+        environment["TMPDIR"] = str(self.paths.attach)  # short enough for a socket's path
+        command = self._command(container, runtime)
+        if restore is not None:
+            environment["HOME"] = str(restore.home)
+            command += ["--restore", restore.images, "--runtime-opt", "--file-locks"]
+        child = self._started(container, command, environment, pipes)
         try:
             async with asyncio.timeout(self._limit_s(runtime)), self._moved(child):
                 line = await reply.line()
@@ -99,14 +121,15 @@ class Conmon:
         return runtime.create_timeout_s or self.limit_s
 
     def _started(
-        self, container: Container, runtime: OciRuntime, pipes: Pipes, sync_fd: int
+        self,
+        container: Container,
+        command: list[str | Path],
+        environment: dict[str, str],
+        pipes: Pipes,
     ) -> Child:
-        environment = {k: os.environ[k] for k in _KEPT_VARIABLES if k in os.environ}
-        environment["_OCI_SYNCPIPE"] = str(sync_fd)
-        environment["TMPDIR"] = str(self.paths.attach)  # short enough for a socket's path
         options = Options(env=environment, cwd=self.paths.container(container.id), new_session=True)
         try:
-            return spawn(self._command(container, runtime), pipes, options)
+            return spawn(command, pipes, options)
         except OSError as exc:
             raise AgentError(
                 f"{exc.filename or self.program} cannot be executed: {exc.strerror}; install conmon"
