@@ -17,6 +17,18 @@ class InfoResponse(_message.Message):
     json: str
     def __init__(self, json: _Optional[str] = ...) -> None: ...
 
+class DebugRequest(_message.Message):
+    __slots__ = ("objects",)
+    OBJECTS_FIELD_NUMBER: _ClassVar[int]
+    objects: bool
+    def __init__(self, objects: _Optional[bool] = ...) -> None: ...
+
+class DebugResponse(_message.Message):
+    __slots__ = ("json",)
+    JSON_FIELD_NUMBER: _ClassVar[int]
+    json: str
+    def __init__(self, json: _Optional[str] = ...) -> None: ...
+
 class StorageInfoRequest(_message.Message):
     __slots__ = ()
     def __init__(self) -> None: ...

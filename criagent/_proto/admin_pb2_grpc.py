@@ -40,6 +40,11 @@ class AdminStub:
                 request_serializer=admin__pb2.InfoRequest.SerializeToString,
                 response_deserializer=admin__pb2.InfoResponse.FromString,
                 _registered_method=True)
+        self.Debug = channel.unary_unary(
+                '/criagent.v1.Admin/Debug',
+                request_serializer=admin__pb2.DebugRequest.SerializeToString,
+                response_deserializer=admin__pb2.DebugResponse.FromString,
+                _registered_method=True)
         self.StorageInfo = channel.unary_unary(
                 '/criagent.v1.Admin/StorageInfo',
                 request_serializer=admin__pb2.StorageInfoRequest.SerializeToString,
@@ -82,6 +87,14 @@ class AdminServicer:
 
     def Info(self, request, context):
         """Facts of the running daemon as one JSON document.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def Debug(self, request, context):
+        """Tasks, threads, owners, locks, queues and memory of the daemon as one JSON document. Answered
+        also while the daemon recovers.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -143,6 +156,11 @@ def add_AdminServicer_to_server(servicer, server):
                     servicer.Info,
                     request_deserializer=admin__pb2.InfoRequest.FromString,
                     response_serializer=admin__pb2.InfoResponse.SerializeToString,
+            ),
+            'Debug': grpc.unary_unary_rpc_method_handler(
+                    servicer.Debug,
+                    request_deserializer=admin__pb2.DebugRequest.FromString,
+                    response_serializer=admin__pb2.DebugResponse.SerializeToString,
             ),
             'StorageInfo': grpc.unary_unary_rpc_method_handler(
                     servicer.StorageInfo,
@@ -207,6 +225,33 @@ class Admin:
             '/criagent.v1.Admin/Info',
             admin__pb2.InfoRequest.SerializeToString,
             admin__pb2.InfoResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Debug(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/criagent.v1.Admin/Debug',
+            admin__pb2.DebugRequest.SerializeToString,
+            admin__pb2.DebugResponse.FromString,
             options,
             channel_credentials,
             insecure,

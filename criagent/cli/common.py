@@ -9,6 +9,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from criagent.base.text import printable
 from criagent.config.load import DEFAULT_PATH, ConfigError, load_with_origins
 from criagent.config.sections import Config
 
@@ -43,7 +44,8 @@ def show(document: object) -> None:
 
 
 def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
-    """Columns on standard output."""
+    """Columns on standard output; control characters in cells are shown as escapes."""
+    rows = [[printable(cell) for cell in row] for row in rows]
     widths = [max(len(row[i]) for row in [head, *rows]) for i in range(len(head))]
     for row in [head, *rows]:
         cells = (cell.ljust(width) for cell, width in zip(row, widths, strict=True))

@@ -21,8 +21,15 @@ _BASH = """_criagent() {{
 }}
 complete -o filenames -F _criagent criagent
 """
-_IMAGES = {"rm", "export", "tag"}  # actions that take images of this node as arguments
-_LIST_IMAGES = "$(criagent image ls --quiet 2> /dev/null)"
+# Commands and actions that take objects of this node as arguments, and what lists those.
+_IMAGES = "$(criagent image ls --quiet 2> /dev/null)"
+_CONTAINERS = "$(criagent ps --all --quiet 2> /dev/null)"
+_PODS = "$(criagent pods --quiet 2> /dev/null)"
+_LISTS = {
+    **dict.fromkeys(("rm", "export", "tag"), _IMAGES),
+    **dict.fromkeys(("logs", "exec", "stats"), _CONTAINERS),
+    "inspect": f"{_CONTAINERS} {_PODS}",
+}
 _ZSH = """(( $+functions[compdef] )) || {{ autoload -U compinit && compinit }}
 _criagent() {{
     local names="{own}" at
@@ -70,7 +77,7 @@ def run(chosen: argparse.Namespace) -> int:
 
 
 def _candidates(name: str, argv: list[str]) -> list[str]:
-    return [*argv, _LIST_IMAGES] if name in _IMAGES else argv
+    return [*argv, _LISTS[name]] if name in _LISTS else argv
 
 
 def _fish(argv: list[str], nested: dict[str, list[str]], values: dict[str, list[str]]) -> None:
@@ -80,9 +87,11 @@ def _fish(argv: list[str], nested: dict[str, list[str]], values: dict[str, list[
         for word in candidates:
             extra = f" -xa '{' '.join(values[word])}'" if word in values else ""
             print(f"complete -c criagent -n '{condition}' {_fish_word(word)}{extra}")
-    for name in sorted(_IMAGES):
+    for name, listing in _LISTS.items():
         condition = f"__fish_seen_subcommand_from {name}"
-        print(f"complete -c criagent -n '{condition}' -a '({_LIST_IMAGES[2:-1]})'")
+        for command in listing.split("$(")[1:]:
+            inner = command.strip().removesuffix(")")
+            print(f"complete -c criagent -n '{condition}' -a '({inner})'")
 
 
 def _fish_word(word: str) -> str:
@@ -119,8 +128,8 @@ def _completions(
         elif action.choices and not action.option_strings:
             argv += [str(choice) for choice in action.choices]
         elif action.choices:
-            values |= {
-                option: [str(choice) for choice in action.choices]
-                for option in action.option_strings
-            }
+            # One option may take other values after another command: all are offered.
+            choices = [str(choice) for choice in action.choices]
+            for option in action.option_strings:
+                values[option] = [*dict.fromkeys([*values.get(option, []), *choices])]
     return argv, nested

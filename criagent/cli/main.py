@@ -9,7 +9,7 @@ import os
 import sys
 from pathlib import Path
 
-from criagent.version import VERSION
+from criagent.version import described
 
 EPILOG = """exit status: 0 success; 1 failure, or a warning of doctor; 2 wrong usage, configuration
 or missing capability; 3 the agent cannot be reached"""
@@ -18,11 +18,32 @@ COMMANDS = {
     "serve": "run the agent",
     "doctor": "check this node and print a cure for each problem",
     "info": "show handlers, storage, network and counts of the running agent",
+    "debug": "show what the running agent is doing",
+    "support-bundle": "write an archive of this node's state for others to look at",
     "config": "print or check the configuration",
     "image": "pull, list, import, export, check and prune images",
     "storage": "show how images and containers are stored",
+    "ps": "list containers",
+    "pods": "list pods",
+    "images": "list images by repository and tag",
+    "inspect": "print everything about containers, pods or images as JSON",
+    "logs": "print the log of a container",
+    "exec": "run a command in a container",
+    "stats": "show what running containers use",
+    "top": "show pods and containers on the whole terminal",
+    "events": "print what happens to pods and containers",
+    "reset": "remove pods, images, networks and state from this node",
     "version": "print the version",
     "completion": "print a completion script for bash, zsh or fish",
+}
+
+_ELSEWHERE = {  # all others are modules of this package
+    **{
+        name: f"criagent.cli.containers.{name}"
+        for name in "ps pods images inspect logs exec stats top events".split()
+    },
+    "debug": "criagent.cli.support.debug",
+    "support-bundle": "criagent.cli.support.bundle",
 }
 
 
@@ -78,14 +99,14 @@ def parser(argv: list[str] | None = None) -> argparse.ArgumentParser:
         formatter_class=_Help,
         allow_abbrev=False,
     )
-    top.add_argument("--version", action="version", version=f"criagent {VERSION}")
+    top.add_argument("--version", action="version", version=f"criagent {described()}")
     global_arguments(top, inner=False)
     commands = top.add_subparsers(dest="command", metavar="COMMAND", required=True)
     for name, text in COMMANDS.items():
         if argv is not None and name not in argv:
             commands.add_parser(name, help=text)
             continue
-        module = importlib.import_module(f"criagent.cli.{name}")
+        module = importlib.import_module(_ELSEWHERE.get(name, f"criagent.cli.{name}"))
         command = commands.add_parser(
             name,
             help=text,

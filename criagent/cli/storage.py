@@ -80,8 +80,23 @@ def _info(chosen: argparse.Namespace) -> int:
 
 
 def _print(document: dict[str, Any]) -> None:
+    stores = [
+        (f"Additional store {store['root']}", store["problem"] or f"{store['images']} images")
+        for store in document["additional_stores"]
+    ]
+    for name, text in (*_driver(document), *stores):
+        print(f"{name}: {text}")
+    for other in document["other_drivers"]:
+        print()
+        print(f"Handlers: {', '.join(other['handlers']) or 'none any more'}")
+        for name, text in _driver(other):
+            print(f"{name}: {text}")
+    _print_images(document)
+
+
+def _driver(document: dict[str, Any]) -> list[tuple[str, str]]:
     can, containers = document["capabilities"], document["containers_file_system"]
-    rows = [
+    return [
         ("Driver", document["driver"]),
         ("Root", document["root"]),
         *_file_system(document["file_system"]),
@@ -92,14 +107,11 @@ def _print(document: dict[str, Any]) -> None:
         ("Limits of writable layers", _yes(value=can["size_limits"])),
         *((name[:1].upper() + name[1:], text) for name, text in document["facts"].items()),
         *((f"Used by {name}", size_text(size)) for name, size in document["usage"].items()),
-        *(
-            (f"Additional store {store['root']}", store["problem"] or f"{store['images']} images")
-            for store in document["additional_stores"]
-        ),
         *([("Problem", document["problem"])] if document["problem"] else []),
     ]
-    for name, text in rows:
-        print(f"{name}: {text}")
+
+
+def _print_images(document: dict[str, Any]) -> None:
     if not document["images"]:
         return
     print()

@@ -1,11 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Print the version of this package."""
+"""Print the version of this package, and the commit that it was built from."""
 
 from __future__ import annotations
 
 import argparse
 
-from criagent.version import VERSION
+from criagent.version import described
 
 
 def arguments(command: argparse.ArgumentParser) -> None:
@@ -15,5 +15,5 @@ def arguments(command: argparse.ArgumentParser) -> None:
 def run(chosen: argparse.Namespace) -> int:
     """Always status 0."""
     del chosen
-    print(f"criagent {VERSION}")
+    print(f"criagent {described()}")
     return 0

@@ -4,12 +4,16 @@
 from __future__ import annotations
 
 import os
+import re
 from pathlib import Path
 
+from criagent.config.handler_values import handler_problems
 from criagent.config.runtime_section import Runtime
 from criagent.config.sections import Config, Streaming
-from criagent.config.storage_drivers import ONE_POOL, canonical
+from criagent.config.storage_drivers import ONE_POOL, canonical, of_handler
 from criagent.config.storage_section import Storage
+
+_PLATFORM = re.compile(r"linux/[a-z0-9_]{1,40}(/v[0-9.]{1,10})?")  # containerd/platforms, Parse
 
 # The keys, and a text on the first of them.
 Contradiction = tuple[tuple[str, ...], str]
@@ -19,6 +23,11 @@ def contradictions(config: Config) -> list[Contradiction]:
     """Every problem of values that are right one by one."""
     storage = config.storage
     found = _of_runtime(config.runtime) + _of_certificate(config.streaming)
+    found += _of_snapshotters(config.runtime, storage)
+    on_cni = config.network.backend == "cni"
+    for name, handler in config.runtime.handlers.items():
+        for key, text in handler_problems(handler, config.runtime, cni=on_cni):
+            found.append((("runtime.handlers", "network.backend"), f"{name}.{key}: {text}"))
     if config.telemetry.cadvisor_socket == str(storage.socket):
         keys = ("telemetry.cadvisor_socket", "storage.socket")
         found.append((keys, "is the socket of the CRI; set another path"))
@@ -40,7 +49,8 @@ def _of_containers_root(storage: Storage) -> list[Contradiction]:
             'overlay"'
         )
         found.append((("storage.containers_root", "storage.driver"), text))
-    if own == storage.root or own.is_relative_to(storage.root / "snapshots"):
+    inside = own.relative_to(storage.root).parts if own.is_relative_to(storage.root) else None
+    if inside == () or (inside and inside[0].startswith("snapshots")):
         text = "is a directory that the agent has for layers of images; set another one"
         found.append((("storage.containers_root", "storage.root"), text))
     if own.is_relative_to(storage.run_dir):
@@ -64,6 +74,41 @@ def _of_runtime(runtime: Runtime) -> list[Contradiction]:
         keys = ("runtime.nofile_soft", "runtime.nofile_hard")
         found.append((keys, f"{runtime.nofile_soft} is above nofile_hard {runtime.nofile_hard}"))
     return found
+
+
+def _of_snapshotters(runtime: Runtime, storage: Storage) -> list[Contradiction]:
+    found: list[Contradiction] = []
+    for name, handler in runtime.handlers.items():
+        key, driver = f"runtime.handlers.{name}.snapshotter", canonical(handler.snapshotter)
+        try:
+            of_handler(driver)
+        except ValueError as exc:
+            found.append(((key,), str(exc)))
+            continue
+        if handler.platform and (problem := _platform_problem(runtime, name)):
+            found.append(((f"runtime.handlers.{name}.platform",), problem))
+        if not driver or driver == canonical(storage.driver):
+            continue
+        if name == runtime.default_handler:
+            text = f"{name} is the default handler, which has storage.driver; set that key"
+            found.append(((key, "storage.driver"), text))
+        elif storage.containers_root and driver in ONE_POOL:
+            text = (
+                f"the storage driver {driver} makes writable layers out of the layers of images, "
+                "which cannot leave their file system or pool; remove one of the keys"
+            )
+            found.append(((key, "storage.containers_root"), text))
+    return found
+
+
+def _platform_problem(runtime: Runtime, name: str) -> str:
+    """What is wrong with the platform of the handler `name`; "" = nothing."""
+    if name == runtime.default_handler:
+        return f"{name} is the default handler, which has the node's platform; remove the key"
+    platform = runtime.handlers[name].platform
+    if _PLATFORM.fullmatch(platform) is None:
+        return f"must be linux/ARCHITECTURE or linux/ARCHITECTURE/VARIANT, not {platform[:80]!r}"
+    return ""
 
 
 def _of_certificate(streaming: Streaming) -> list[Contradiction]:

@@ -59,9 +59,7 @@ def load_with_origins(path: Path) -> tuple[Config, dict[str, Path]]:
                 origins |= dict.fromkeys(_keys(name, get_type_hints(Config)[name], section), file)
     if problems:
         raise ConfigError(problems)
-    if (runtime := values.get("runtime")) and "handlers" in runtime:
-        runtime["handlers"] = handlers.with_defaults(runtime["handlers"])
-    config: Config = msgspec.convert(values, Config, dec_hook=_path)
+    config = built(values)
     if found := contradictions(config):
         raise ConfigError(
             [
@@ -70,6 +68,14 @@ def load_with_origins(path: Path) -> tuple[Config, dict[str, Path]]:
             ]
         )
     return config, origins
+
+
+def built(values: Mapping[str, Mapping[str, Any]]) -> Config:
+    """The configuration of sections in which `problems_of` finds nothing."""
+    sections = dict(values)
+    if (runtime := sections.get("runtime")) and "handlers" in runtime:
+        sections["runtime"] = {**runtime, "handlers": handlers.with_defaults(runtime["handlers"])}
+    return msgspec.convert(sections, Config, dec_hook=_path)
 
 
 def files(path: Path, problems: list[str] | None = None) -> list[Path]:

@@ -18,6 +18,14 @@ def canonical(name: str) -> str:
     return _ALIASES.get(name, name)
 
 
+def of_handler(name: str) -> None:
+    """Check the name of a handler's driver, "" = storage.driver. Raises ValueError."""
+    if name == AUTO:
+        raise ValueError("'auto' is for storage.driver; name a driver, or remove the key")
+    if name:
+        storage_driver(name)
+
+
 def storage_driver(name: str) -> None:
     """Check the name of a driver. Raises ValueError."""
     if name == "aufs":

@@ -35,6 +35,7 @@ files win key by key. A missing key has its default.
 | `criagent config check` | lists every problem with its file and key |
 | `criagent config show` | prints the values in force with the file that sets each |
 | `criagent config default` | prints every key with its default as TOML |
+| `criagent config migrate` | makes one of that of containerd or others ([more](moving-a-node.md)) |
 
 A change takes effect with `systemctl restart criagent`; containers keep running. Names that end in
 `_s` are in seconds, names that end in `_bytes` in bytes. Paths are absolute.
@@ -124,7 +125,7 @@ def _table(section: type) -> str:
 
 def _default_cell(key: Field[Any]) -> str:
     if key.default is not MISSING:
-        return f"`{_toml(key.default)}`"
+        return f"`{toml(key.default)}`"
     if key.default_factory is not MISSING:
         return ", ".join(f"`{name}`" for name in key.default_factory())
     return "none, required"
@@ -144,18 +145,21 @@ def _escaped(text: str) -> str:
 
 def _assignments(name: str, value: object) -> list[str]:
     if isinstance(value, dict):
-        return [f"{name}.{entry} = {_toml(item)}" for entry, item in value.items()]
-    return [f"{name} = {_toml(value)}"]
+        return [f"{name}.{entry} = {toml(item)}" for entry, item in value.items()]
+    return [f"{name} = {toml(value)}"]
 
 
-def _toml(value: object) -> str:
+def toml(value: object) -> str:
+    """A value as TOML writes it, on one line."""
     if is_dataclass(value):
-        pairs = ", ".join(f"{f.name} = {_toml(getattr(value, f.name))}" for f in fields(value))
+        pairs = ", ".join(f"{f.name} = {toml(getattr(value, f.name))}" for f in fields(value))
         return f"{{ {pairs} }}"
     if isinstance(value, bool):
         return "true" if value else "false"
-    if isinstance(value, tuple):
-        return "[" + ", ".join(_toml(item) for item in value) + "]"
+    if isinstance(value, dict):
+        return "{ " + ", ".join(f"{name} = {toml(item)}" for name, item in value.items()) + " }"
+    if isinstance(value, tuple | list):
+        return "[" + ", ".join(toml(item) for item in value) + "]"
     if isinstance(value, int | float):
         return str(value)
     return json.dumps(str(value), ensure_ascii=False)  # escapes as a basic string of TOML has them

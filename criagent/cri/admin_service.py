@@ -7,7 +7,7 @@ import json
 from collections.abc import AsyncIterator
 from concurrent.futures import Executor
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, Any
+from typing import IO, TYPE_CHECKING, Any, Protocol
 
 import grpc
 
@@ -26,10 +26,19 @@ if TYPE_CHECKING:
 _CHUNK = 1 << 20
 
 
-class AdminService(admin_pb2_grpc.AdminServicer):
-    """Serves info, storage info, import, export, tag, fsck and prune."""
+class DebugDocument(Protocol):
+    """The daemon's own state as one JSON document."""
 
-    def __init__(self, report: AgentReport, images: Images, fs: Executor) -> None:
+    def __call__(self, *, objects: bool) -> dict[str, Any]: ...
+
+
+class AdminService(admin_pb2_grpc.AdminServicer):
+    """Serves info, debug, storage info, import, export, tag, fsck and prune."""
+
+    def __init__(
+        self, report: AgentReport, images: Images, fs: Executor, debug: DebugDocument
+    ) -> None:
+        self._debug = debug
         self._report = report
         self._images = images
         self._fs = fs
@@ -39,6 +48,12 @@ class AdminService(admin_pb2_grpc.AdminServicer):
     ) -> admin_pb2.InfoResponse:
         document = await self._report.document()
         return admin_pb2.InfoResponse(json=json.dumps(document))
+
+    async def Debug(
+        self, request: admin_pb2.DebugRequest, context: Context
+    ) -> admin_pb2.DebugResponse:
+        document = self._debug(objects=request.objects)
+        return admin_pb2.DebugResponse(json=json.dumps(document))
 
     async def StorageInfo(
         self, request: admin_pb2.StorageInfoRequest, context: Context

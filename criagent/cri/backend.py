@@ -63,6 +63,11 @@ class Checkpoints:
 
     container: Callable[[str, str, int], Awaitable[None]]  # ContainerCheckpoint.checkpoint
     pod: Callable[[str, str, Sequence[str], float], Awaitable[None]]  # PodCheckpoint.checkpoint
+    # PodRestorer.restore
+    restore: Callable[
+        [str, SandboxSpec, Sequence[ContainerSpec], float],
+        Awaitable[tuple[Sandbox, list[Container]]],
+    ]
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -94,4 +99,5 @@ class Node:
     network: PodNetwork
     paths: RuntimePaths
     driver: CgroupDriver
+    seccomp: bool  # whether the kernel has it
     nri: Callable[[], Mapping[str, Any]]  # NriParts.report

@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from criagent.image.snapshots.snapshots import Snapshots
+from criagent.image.snapshots.by_handler import SnapshotsByHandler
 from criagent.net.pod_network import NetworkCondition, PodNetwork
 from criagent.runtime.node.handlers import Handlers
 from criagent.store.db import Database
@@ -13,12 +13,12 @@ class Conditions:
     """RuntimeReady and NetworkReady."""
 
     def __init__(
-        self, *, handlers: Handlers, db: Database, network: PodNetwork, snapshots: Snapshots
+        self, *, handlers: Handlers, db: Database, network: PodNetwork, drivers: SnapshotsByHandler
     ) -> None:
         self._handlers = handlers
         self._db = db
         self._network = network
-        self._snapshots = snapshots
+        self._drivers = drivers
 
     async def unready(self) -> tuple[str, str]:
         """Reason and message of a false RuntimeReady; both empty when it is true."""
@@ -26,7 +26,7 @@ class Conditions:
             return "ProgramNotUsable", problem
         if failure := await self._db.failure():
             return "StorageFailing", failure
-        if failure := await self._snapshots.health():
+        if failure := await self._drivers.health():
             return "StorageFailing", failure
         return "", ""
 

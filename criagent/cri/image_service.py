@@ -10,11 +10,12 @@ from typing import TYPE_CHECKING, Any
 import grpc
 
 from criagent._proto import api_pb2, api_pb2_grpc
-from criagent.base.errors import UnsupportedError
 from criagent.cri.convert.common import required
 from criagent.cri.convert.image import filesystem_usage, image_message, registry_auth
 from criagent.cri.listing import Messages, pieces
 from criagent.image.images import Images
+from criagent.image.profiles.artifact import invalid
+from criagent.image.profiles.profiles import SecurityProfiles
 from criagent.model.image import Image
 from criagent.runtime.node.handlers import Handlers
 from criagent.store.images import ImageStore
@@ -24,10 +25,13 @@ if TYPE_CHECKING:
 
 
 class ImageService(api_pb2_grpc.ImageServiceServicer):
-    """Images of this node; all OCI runtime handlers share them."""
+    """Images of this node, unpacked for OCI runtime handlers."""
 
-    def __init__(self, images: Images, store: ImageStore, handlers: Handlers) -> None:
+    def __init__(
+        self, images: Images, store: ImageStore, profiles: SecurityProfiles, handlers: Handlers
+    ) -> None:
         self._images = images
+        self._profiles = profiles
         self._handlers = handlers
         self._messages = Messages[Image, api_pb2.Image](
             store, lambda image: image.id, self._message
@@ -50,13 +54,14 @@ class ImageService(api_pb2_grpc.ImageServiceServicer):
     def _listed(self, wanted: api_pb2.ImageFilter) -> list[api_pb2.Image]:
         if not wanted.image.image:
             return [*self._messages.all(), *map(self._message, self._images.added())]
-        found = self._images.find(self._name(wanted.image))
+        found = self._images.find(self._name(wanted.image), wanted.image.runtime_handler)
         return [] if found is None else [self._message(found)]
 
     async def ImageStatus(
         self, request: api_pb2.ImageStatusRequest, context: Context
     ) -> api_pb2.ImageStatusResponse:
-        found = self._images.find(self._name(request.image))
+        handler = request.image.runtime_handler
+        found = await self._images.ready_for(self._name(request.image), handler)
         if found is None:
             return api_pb2.ImageStatusResponse()
         response = api_pb2.ImageStatusResponse(image=self._message(found))
@@ -66,6 +71,7 @@ class ImageService(api_pb2_grpc.ImageServiceServicer):
                     "chainID": found.layers[-1].chain_id if found.layers else "",
                     "manifestDigest": found.manifest_digest,
                     "platform": found.platform,
+                    "artifactType": found.artifact,
                     "created": found.created,
                     "imageSpec": await self._images.configuration(found),
                     "layers": [layer.digest for layer in found.layers],
@@ -77,39 +83,57 @@ class ImageService(api_pb2_grpc.ImageServiceServicer):
         self, request: api_pb2.PullImageRequest, context: Context
     ) -> api_pb2.PullImageResponse:
         auth = registry_auth(request.auth) if request.HasField("auth") else None
-        image = await self._images.pull(self._name(request.image), auth)
+        image = await self._images.pull(
+            self._name(request.image),
+            auth,
+            request.image.runtime_handler,
+            request.sandbox_config.metadata.namespace,
+        )
         return api_pb2.PullImageResponse(image_ref=image.id)
 
     async def RemoveImage(
         self, request: api_pb2.RemoveImageRequest, context: Context
     ) -> api_pb2.RemoveImageResponse:
-        await self._images.remove(self._name(request.image))
+        await self._images.remove(self._name(request.image), request.image.runtime_handler)
         return api_pb2.RemoveImageResponse()
 
     async def ImageFsInfo(
         self, request: api_pb2.ImageFsInfoRequest, context: Context
     ) -> api_pb2.ImageFsInfoResponse:
         return api_pb2.ImageFsInfoResponse(
-            image_filesystems=[filesystem_usage(self._images.fs_usage())],
-            container_filesystems=[filesystem_usage(self._images.container_fs_usage())],
+            image_filesystems=map(filesystem_usage, self._images.fs_usages()),
+            container_filesystems=map(filesystem_usage, self._images.container_fs_usages()),
         )
 
-    # Not in this release.
+    # Security profiles from registries (KEP-6061).
 
     async def PullSecurityProfile(
         self, request: api_pb2.PullSecurityProfileRequest, context: Context
     ) -> api_pb2.PullSecurityProfileResponse:
-        raise UnsupportedError("PullSecurityProfile is not implemented in this release")
+        if request.profile_kind != api_pb2.Seccomp:
+            raise invalid(
+                f"profile_kind {request.profile_kind}", "only seccomp profiles are supported"
+            )
+        self._handlers.check_image(request.image.runtime_handler)
+        auth = registry_auth(request.auth) if request.HasField("auth") else None
+        cached = await self._profiles.pull(request.image.image, auth)
+        return api_pb2.PullSecurityProfileResponse(cached=cached)
 
     async def ListSecurityProfiles(
         self, request: api_pb2.ListSecurityProfilesRequest, context: Context
     ) -> api_pb2.ListSecurityProfilesResponse:
-        raise UnsupportedError("ListSecurityProfiles is not implemented in this release")
+        return api_pb2.ListSecurityProfilesResponse(
+            profiles=[
+                api_pb2.SecurityProfileInfo(digest=one.digest, refs=one.refs, size=one.size)
+                for one in self._profiles.all()
+            ]
+        )
 
     async def RemoveSecurityProfile(
         self, request: api_pb2.RemoveSecurityProfileRequest, context: Context
     ) -> api_pb2.RemoveSecurityProfileResponse:
-        raise UnsupportedError("RemoveSecurityProfile is not implemented in this release")
+        await self._profiles.remove(required(request.digest, "digest"))
+        return api_pb2.RemoveSecurityProfileResponse()
 
     def _name(self, spec: api_pb2.ImageSpec) -> str:
         """The reference or id of the image. Raises InvalidRequestError."""

@@ -65,6 +65,7 @@ class NodeCalls:
                 user_namespaces_host_network=True,
                 mount_options=True,
                 cgroup_mount_mode=True,
+                seccomp_profile_oci=self._node.seccomp,
             ),
         )
         if request.verbose:

@@ -31,7 +31,7 @@ class AgentReport:
         containers = [container for container in self._containers.all() if container.visible]
         condition = self._node.conditions.network()
         reason, message = await self._node.conditions.unready()
-        usages = self._images.fs_usage(), self._images.container_fs_usage()
+        usages = [*self._images.fs_usages(), *self._images.container_fs_usages()]
         return {
             "version": VERSION,
             "conditions": [
@@ -50,6 +50,7 @@ class AgentReport:
             "images": len(self._images.all()),
             "storage": {
                 "driver": self._images.content.snapshots.driver,
+                "drivers_of_handlers": dict(self._images.content.drivers.drivers),
                 "root": str(self._node.paths.root),
                 "containers_root": str(self._node.paths.containers_root or ""),
                 "run_dir": str(self._node.paths.run_dir),

@@ -22,6 +22,7 @@ from criagent.cri.runtime_service import RuntimeService
 from criagent.cri.stats_service import StatsCalls
 from criagent.cri.subjects import Subjects
 from criagent.daemon import operator_metrics
+from criagent.daemon.debug_report import DebugReport
 from criagent.daemon.readiness import Readiness
 from criagent.daemon.wiring.agent import Agent
 from criagent.process.priority import raise_all_threads
@@ -36,7 +37,9 @@ log: structlog.stdlib.BoundLogger = structlog.get_logger(__name__)
 class Edge:
     """The server of all services. Calls other than Version are refused until `readiness`."""
 
-    def __init__(self, agent: Agent, metrics: Telemetry, readiness: Readiness) -> None:
+    def __init__(
+        self, agent: Agent, metrics: Telemetry, readiness: Readiness, debug: DebugReport
+    ) -> None:
         config, stores, sessions = agent.shared.config, agent.shared.stores, agent.backend.sessions
         self._socket = config.storage.socket
         self._streaming = StreamingServer(
@@ -49,15 +52,15 @@ class Edge:
         self._events = Events(stores.sandboxes, stores.containers, agent.shared.clock.now_ns)
         subjects = Subjects(stores.sandboxes, stores.containers)
         boundary = Boundary(metrics, readiness.ready, subjects.of)
+        debug.calls(boundary.in_flight, boundary.oldest_s)
         self._server = _server(config, boundary)
         _add_services(self._server, agent, self._streaming, self._events)
+        admin_pb2_grpc.add_AdminServicer_to_server(_admin(agent, debug), self._server)
         operator_metrics.register_agent(metrics, agent.backend.node.conditions, readiness)
         operator_metrics.register_calls(metrics, boundary, self._events, self._streaming)
         operator_metrics.register_pods(metrics, stores.sandboxes, stores.containers)
         operator_metrics.register_nri(metrics, agent.nri.registry, agent.nri.tally)
-        operator_metrics.register_images(
-            metrics, agent.image.images, agent.image.puller, agent.image.snapshots
-        )
+        operator_metrics.register_images(metrics, agent.image.images, agent.image.puller)
 
     async def listen(self) -> None:
         """Take calls on the socket."""
@@ -133,16 +136,21 @@ def _add_services(
             sandboxes=stores.sandboxes, containers=stores.containers, stats=backend.stats
         ),
     )
-    report = AgentReport(
-        sandboxes=stores.sandboxes, containers=stores.containers, images=images, node=backend.node
-    )
     api_pb2_grpc.add_RuntimeServiceServicer_to_server(runtime_service, server)
     api_pb2_grpc.add_ImageServiceServicer_to_server(
-        ImageService(images, stores.images, backend.node.handlers), server
+        ImageService(images, stores.images, agent.image.profiles, backend.node.handlers), server
     )
-    admin_pb2_grpc.add_AdminServicer_to_server(
-        AdminService(report, images, agent.shared.executors.fs), server
+
+
+def _admin(agent: Agent, debug: DebugReport) -> AdminService:
+    stores, images = agent.shared.stores, agent.image.images
+    report = AgentReport(
+        sandboxes=stores.sandboxes,
+        containers=stores.containers,
+        images=images,
+        node=agent.backend.node,
     )
+    return AdminService(report, images, agent.shared.executors.fs, debug.document)
 
 
 def _listener(config: Config) -> Listener:

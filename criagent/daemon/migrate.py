@@ -17,18 +17,19 @@ from criagent.base import faults
 from criagent.base.aio import run_in
 from criagent.base.errors import AgentError, UnsupportedError, WrongStateError
 from criagent.config.sections import Config
-from criagent.config.storage_drivers import canonical
+from criagent.config.storage_drivers import DEFAULT, canonical
 from criagent.daemon.root_lock import locked
 from criagent.daemon.wiring import image as wiring
 from criagent.daemon.wiring.image import DRIVER_SETTING, MIGRATION_SETTING, ImageParts
 from criagent.daemon.wiring.shared import Executors, Shared, Stores
 from criagent.image.blobs import BlobFiles
 from criagent.image.documents.digest import parse_digest
+from criagent.image.snapshots.by_handler import directory
 from criagent.image.snapshots.driver import SnapshotDriver
-from criagent.image.snapshots.drivers.available import DRIVERS, chosen
-from criagent.image.snapshots.drivers.overlay import OverlayDriver
+from criagent.image.snapshots.drivers.available import chosen, driver
 from criagent.image.snapshots.snapshots import Snapshots
-from criagent.model.image import Image, Layer
+from criagent.model.image import Image
+from criagent.store.snapshots import SnapshotStore
 
 Tell = Callable[[str], None]
 
@@ -75,13 +76,14 @@ class _Migration:
 
     async def run(self) -> int:
         stores, new = self._shared.stores, self._shared.config.storage.driver
-        old = stores.settings.get(DRIVER_SETTING) or OverlayDriver.name
+        old = stores.settings.get(DRIVER_SETTING) or DEFAULT
+        others = stores.snapshots.other_drivers()
         root = self._shared.config.storage.root
         chosen(new, "", root, await wiring.unknown_layers(self._shared))
         if old == new and not stores.settings.get(MIGRATION_SETTING):
             self._tell(f"{root} has the driver {new} already")
             return 0
-        if "zfs" in (old, new) and old != new:
+        if "zfs" in (old, new, *others) and old != new:
             raise UnsupportedError(
                 "zfs mounts its dataset where the layers of other drivers are; set another "
                 "storage.root for the new driver, and pull the images again"
@@ -95,7 +97,9 @@ class _Migration:
         await stores.settings.put(MIGRATION_SETTING, new)
         faults.reach("storage-migrate:marked")
         if old != new:
-            await self._drop_layers(old)
+            for other in others:
+                await self._drop_layers(other, stores.snapshots.of(other))
+            await self._drop_layers(old, stores.snapshots)
             faults.reach("storage-migrate:dropped")
             await stores.settings.put(DRIVER_SETTING, new)
         faults.reach("storage-migrate:remembered")
@@ -106,17 +110,17 @@ class _Migration:
 
     async def _try(self, new: str) -> None:
         """Find out that the driver works here while the old layers are still there."""
-        driver = self._driver(new)
+        candidate = self._driver(new)
         apart = self._shared.config.storage.containers_root
-        if apart and not driver.capabilities.separate_containers:
+        if apart and not candidate.capabilities.separate_containers:
             raise UnsupportedError(
                 f"the storage driver {new} keeps writable layers where the layers of images are; "
                 f"remove storage.containers_root ({apart}) first"
             )
         try:
-            await driver.prepare()
+            await candidate.prepare()
         finally:
-            await driver.close()
+            await candidate.close()
 
     def _refuse_containers(self) -> None:
         """Their writable layers cannot be taken along."""
@@ -151,15 +155,17 @@ class _Migration:
         for image in missing:
             self._tell(f"{_name(image)} has no blobs and {what}")
 
-    def _driver(self, name: str) -> SnapshotDriver:
+    def _driver(self, name: str, of_handlers: str = "") -> SnapshotDriver:
         storage = self._shared.config.storage
-        return DRIVERS[name](storage.root / "snapshots", storage, self._shared.executors.fs)
+        root = directory(storage.root, of_handlers)
+        return driver(name)(root, storage, self._shared.executors.fs)
 
-    async def _drop_layers(self, old: str) -> None:
-        stores = self._shared.stores
-        snapshots = Snapshots(self._driver(old), stores.snapshots, self._shared.executors.fs)
+    async def _drop_layers(self, name: str, store: SnapshotStore) -> None:
+        """Those of handlers too: containers unpack images for their handler's driver again."""
+        fs = self._shared.executors.fs
+        snapshots = Snapshots(self._driver(name, store.driver), store, fs)
         await snapshots.prepare()
-        for snapshot in sorted(stores.snapshots.all(), key=lambda s: s.number, reverse=True):
+        for snapshot in sorted(store.all(), key=lambda s: s.number, reverse=True):
             await snapshots.remove(snapshot.key)
             faults.reach("storage-migrate:layer")
         await snapshots.sweep()
@@ -187,16 +193,10 @@ class _Migration:
                 await parts.images.pull(name, None)
                 self._tell(f"{name} pulled")
             return
-
-        async def fetch(_: Layer) -> None:
-            """The blob is already there."""
-
-        unpacking = parts.images.unpacker.unpacked(image.layers, fetch, lambda _: None)
-        async with unpacking as snapshots:
-            await self._shared.stores.images.put(image, snapshots)
+        await parts.images.unpacking.unpack(image, "")
         faults.reach("storage-migrate:image")
         self._tell(f"{_name(image)} unpacked")
 
 
 def _name(image: Image) -> str:
-    return (*image.repo_tags, *image.repo_digests, image.id)[0]
+    return (*image.names, image.id)[0]

@@ -26,8 +26,8 @@ from criagent.image.pull import Puller
 from criagent.image.snapshots.snapshots import Snapshots
 from criagent.model.container import Container, ContainerState, Reason
 from criagent.model.sandbox import Sandbox, SandboxState
-from criagent.nri.plugin import Tally
 from criagent.nri.registry import Registry
+from criagent.nri.tally import Tally
 from criagent.store.containers import ContainerStore
 from criagent.store.sandboxes import SandboxStore
 from criagent.streaming.server import StreamingServer
@@ -153,6 +153,12 @@ def register_pods(to: Telemetry, sandboxes: SandboxStore, containers: ContainerS
     tallies = Tallies(sandboxes, containers)
     to.gauge("criagent_sandboxes", "Pod sandboxes.", lambda: _sandboxes(sandboxes), label="state")
     to.gauge("criagent_containers", "Containers.", lambda: _containers(containers), label="state")
+    to.gauge(
+        "criagent_handler_containers",
+        "Running containers of each handler that has some.",
+        lambda: _by_handler(containers),
+        label="handler",
+    )
     to.counter("criagent_sandbox_starts", "Sandboxes made ready.", lambda: tallies.sandbox_starts)
     to.counter("criagent_container_starts", "Containers started.", lambda: tallies.container_starts)
     to.counter(
@@ -163,35 +169,40 @@ def register_pods(to: Telemetry, sandboxes: SandboxStore, containers: ContainerS
     )
 
 
-def register_images(to: Telemetry, images: Images, puller: Puller, snapshots: Snapshots) -> None:
+def _by_handler(containers: ContainerStore) -> dict[str, float]:
+    running = (one for one in containers.all() if one.state is ContainerState.RUNNING)
+    return {name: float(number) for name, number in Counter(c.handler for c in running).items()}
+
+
+def register_images(to: Telemetry, images: Images, puller: Puller) -> None:
     """Images, pulls and what both take of the disk."""
     to.gauge(
         "criagent_storage_used_ratio",
         "How full the store of the storage driver is: data and metadata of a thin pool, or what a "
         "ZFS dataset may take. None with drivers that store files below storage.root.",
-        snapshots.used_shares,
+        functools.partial(_used_shares, images),
         label="part",
     )
     to.gauge("criagent_images", "Images.", lambda: len(images.all()))
     to.gauge(
         "criagent_image_fs_used_bytes",
         "Blobs and layers of images, and what pulls have fetched, as in ImageFsInfo.",
-        lambda: images.fs_usage().used_bytes,
+        lambda: sum(usage.used_bytes for usage in images.fs_usages()),
     )
     to.gauge(
         "criagent_image_fs_used_inodes",
         "Their inodes, as in ImageFsInfo.",
-        lambda: images.fs_usage().inodes_used,
+        lambda: sum(usage.inodes_used for usage in images.fs_usages()),
     )
     to.gauge(
         "criagent_container_fs_used_bytes",
         "Writable layers as they were counted last, as in ImageFsInfo.",
-        lambda: images.container_fs_usage().used_bytes,
+        lambda: sum(usage.used_bytes for usage in images.container_fs_usages()),
     )
     to.gauge(
         "criagent_container_fs_used_inodes",
         "Their inodes, as in ImageFsInfo.",
-        lambda: images.container_fs_usage().inodes_used,
+        lambda: sum(usage.inodes_used for usage in images.container_fs_usages()),
     )
     for name, text, field in (
         ("size_bytes", "Sizes of the file systems of images and of containers.", "f_blocks"),
@@ -242,14 +253,31 @@ def _conditions(loop: asyncio.AbstractEventLoop, conditions: Conditions) -> dict
 
 def _disks(images: Images, field: str) -> dict[str, float]:
     """A field of statvfs(2) for each file system, bytes for blocks; nothing for one that fails."""
-    snapshots = images.content.snapshots
     found: dict[str, float] = {}
-    for of, place in (("images", snapshots.root), ("containers", snapshots.containers_root)):
+    places = [
+        (f"{of}{_suffix(part)}", place)
+        for part in images.content.drivers.all()
+        for of, place in (("images", part.root), ("containers", part.containers_root))
+    ]
+    for of, place in places:
         with contextlib.suppress(OSError):
             facts = os.statvfs(place)
             unit = facts.f_frsize if field in {"f_blocks", "f_bavail"} else 1
             found[of] = float(getattr(facts, field) * unit)
     return found
+
+
+def _used_shares(images: Images) -> dict[str, float]:
+    return {
+        f"{name}{_suffix(part)}": share
+        for part in images.content.drivers.all()
+        for name, share in part.used_shares().items()
+    }
+
+
+def _suffix(part: Snapshots) -> str:
+    """After a label's value: "" for storage.driver, else the driver's name."""
+    return f"-{part.store.driver}" if part.store.driver else ""
 
 
 def _sandboxes(sandboxes: SandboxStore) -> dict[str, float]:

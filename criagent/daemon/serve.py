@@ -22,6 +22,7 @@ from criagent.base.aio import settle, supervised
 from criagent.base.errors import AgentError, UnavailableError
 from criagent.config.sections import Config
 from criagent.cri.cadvisor import Cadvisor
+from criagent.daemon.debug_report import DebugReport
 from criagent.daemon.edge import Edge, cadvisor
 from criagent.daemon.garbage import collect_now_and_then
 from criagent.daemon.readiness import Readiness
@@ -75,6 +76,7 @@ class _Daemon:
         self._config = shared.config
         self._readiness = Readiness()
         self._stopping = asyncio.Event()
+        self._debug = DebugReport(shared, asyncio.get_running_loop())
 
     async def run(self) -> None:
         """Serve until SIGTERM or SIGINT."""
@@ -82,7 +84,7 @@ class _Daemon:
         config = self._config
         metrics = Telemetry(config.telemetry.otlp_endpoint)
         agent = await wiring.build(self._shared)
-        edge = Edge(agent, metrics, self._readiness)
+        edge = Edge(agent, metrics, self._readiness, self._debug)
         await edge.listen()
         for_cadvisor = cadvisor(agent)
         background: list[asyncio.Task[None]] = []
@@ -116,7 +118,7 @@ class _Daemon:
         for_cadvisor.recovered()
 
     def _take_signals(self, loop: asyncio.AbstractEventLoop) -> None:
-        process_signals.install(loop)
+        process_signals.install(loop, self._debug.state)
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, self._stopping.set)
 

@@ -5,14 +5,15 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from criagent.base.errors import AgentError
 from criagent.config.sections import Config
 from criagent.config.storage_drivers import AUTO, canonical
 from criagent.doctor.finding import Finding, error, fine, warning
+from criagent.image.snapshots.by_handler import directory
 from criagent.kernel import project_quota
 from criagent.kernel.mount import MountEntry, holding, mountinfo
 from criagent.store import set_aside
@@ -60,6 +61,7 @@ class StorageFacts:
     set_aside_rows: int = 0
     store_problems: tuple[str, ...] = ()  # of additional stores that cannot be used
     containers: PlaceFacts | None = None  # of storage.containers_root
+    handlers: Mapping[str, str] = field(default_factory=dict)  # file systems of their drivers
     size_limits: bool = True  # writable layers lie on a file system with project quotas
 
 
@@ -83,9 +85,18 @@ def read(config: Config) -> StorageFacts:
         fuse=Path("/dev/fuse").exists(),
         set_aside_rows=set_aside.count(config.storage.root / "state.db"),
         containers=_containers(config.storage.containers_root, existing),
+        handlers={
+            handler: _fstype(directory(config.storage.root, driver))
+            for handler, driver in _of_handlers(config).items()
+        },
         size_limits=_size_limits(Path(config.storage.containers_root or config.storage.root)),
         store_problems=tuple(filter(None, map(_store_problem, config.storage.additional_stores))),
     )
+
+
+def _fstype(place: Path) -> str:
+    entry = _mount_of(_existing(place))
+    return entry.fstype if entry else ""
 
 
 def _store_problem(root: Path) -> str:
@@ -128,6 +139,7 @@ def judge(facts: StorageFacts, config: Config) -> Iterator[Finding]:
     """Findings on `facts`."""
     yield _root(facts, config)
     yield _driver(facts, config)
+    yield from _drivers_of_handlers(facts, config)
     yield _space("disk space", facts, "images cannot be pulled")
     yield _inodes("inodes", facts, "images cannot be pulled")
     if facts.containers is not None:
@@ -200,7 +212,34 @@ def _root(facts: StorageFacts, config: Config) -> Finding:
 
 
 def _driver(facts: StorageFacts, config: Config) -> Finding:
-    name, driver = "storage.driver", canonical(config.storage.driver)
+    return needs("storage.driver", canonical(config.storage.driver), facts)
+
+
+def _drivers_of_handlers(facts: StorageFacts, config: Config) -> Iterator[Finding]:
+    for handler, driver in sorted(_of_handlers(config).items()):
+        name, fstype = f"runtime.handlers.{handler}.snapshotter", facts.handlers[handler]
+        place = directory(config.storage.root, driver)
+        if driver == "btrfs" and fstype != "btrfs":
+            cure = "mount a btrfs file system there, or remove the key"
+            yield error(name, f"{place} is on {fstype}, and the agent does not start", cure)
+        elif driver in {"overlay", "erofs"} and fstype not in _UPPERDIRS:
+            cure = "mount ext4, xfs (ftype=1) or btrfs there, or set another driver"
+            yield error(name, f"{place} is on {fstype}, which cannot hold upper layers", cure)
+        else:
+            yield needs(name, driver, facts)
+
+
+def _of_handlers(config: Config) -> dict[str, str]:
+    """Drivers of handlers that have another one than storage.driver, by handler."""
+    return {
+        name: canonical(handler.snapshotter)
+        for name, handler in config.runtime.handlers.items()
+        if canonical(handler.snapshotter) not in {"", canonical(config.storage.driver)}
+    }
+
+
+def needs(name: str, driver: str, facts: StorageFacts) -> Finding:
+    """The finding `name` on what the storage driver needs of the node."""
     program = _PROGRAMS.get(driver, "")
     if program and program not in facts.programs:
         package = _PACKAGES[program]

@@ -40,11 +40,12 @@ def read(config: Config) -> PoolFacts:
 
 
 def judge(facts: PoolFacts, config: Config) -> Iterator[Finding]:
-    """Findings on `facts` for the configured driver; none with others."""
+    """Findings on `facts` for the configured drivers; none with others."""
     storage = config.storage
-    if storage.driver == "devmapper":
+    used = {storage.driver, *(handler.snapshotter for handler in config.runtime.handlers.values())}
+    if "devmapper" in used:
         yield _devmapper(facts, storage)
-    elif storage.driver == "zfs":
+    if "zfs" in used:
         yield _zfs(facts, storage)
 
 

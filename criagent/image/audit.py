@@ -8,14 +8,14 @@ deleted, added or truncated is found, one whose content was changed in place is 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from criagent.image.blobs import BlobFiles
 from criagent.image.documents.digest import parse_digest
 from criagent.image.snapshots.keys import damaged_origin
 from criagent.image.snapshots.numbers import split
-from criagent.model.image import Blob, Image, Snapshot
+from criagent.model.image import Blob, Image, PulledProfile, Snapshot
 
 _CHUNK = 1 << 20
 _NAMED = 5  # containers that a finding names
@@ -25,7 +25,7 @@ _NAMED = 5  # containers that a finding names
 class Finding:
     """One problem as text, with its object.
 
-    `key` is the blob's digest or the layer's chain ID that a repair drops.
+    `key` is what a repair drops: the blob's digest, or the layer's driver and chain ID.
     """
 
     problem: str
@@ -64,20 +64,26 @@ def removed(image_id: str, why: str) -> Finding:
     )
 
 
+def key(layer: Snapshot) -> str:
+    """What tells a layer from those of all drivers: driver and chain ID, or the latter alone."""
+    return f"{layer.driver} {layer.key}".strip()
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class State:
     """The rows to compare with the disk; `unowned` blobs wait for a retry or a collection."""
 
     images: list[Image]
     blobs: list[Blob]
-    snapshots: list[Snapshot]
+    snapshots: list[Snapshot]  # of every storage driver
     unowned: frozenset[str] = frozenset()
     lent: Sequence[Snapshot] = ()  # of additional stores
+    profiles: Sequence[PulledProfile] = ()
 
     @property
     def layers(self) -> dict[str, Snapshot]:
-        """The committed layers that a pull would find, by chain ID."""
-        return {s.key: s for s in self.snapshots if s.committed and not damaged_origin(s.key)}
+        """The committed layers that a pull would find, by driver and chain ID."""
+        return {key(s): s for s in self.snapshots if s.committed and not damaged_origin(s.key)}
 
 
 @dataclass(slots=True)
@@ -85,7 +91,7 @@ class Broken:
     """Findings, and what to drop so that a pull restores it."""
 
     findings: list[Finding] = field(default_factory=list)
-    images: set[str] = field(default_factory=set)
+    images: set[tuple[str, str]] = field(default_factory=set)  # ids, each with a driver
     snapshots: set[str] = field(default_factory=set)
     blobs: set[str] = field(default_factory=set)
 
@@ -94,7 +100,7 @@ class Broken:
 
 
 def check(state: State, files: BlobFiles, layer_problems: Mapping[str, str]) -> Broken:
-    """Every problem of images, blobs and layers; `layer_problems` by chain ID, "" = none."""
+    """Every problem of images, blobs and layers; `layer_problems` by `key`, "" = none."""
     broken = Broken()
     for blob in state.blobs:
         problem = _blob_problem(blob, files)
@@ -107,12 +113,12 @@ def check(state: State, files: BlobFiles, layer_problems: Mapping[str, str]) -> 
         if str(digest) not in expected:
             broken.add("the blob belongs to no image", f"blob {digest}")
     layers = state.layers
-    for key, snapshot in layers.items():
-        if problem := layer_problems[key]:
-            broken.add(problem, f"snapshot {snapshot.number} ({key})", key)
-            broken.snapshots.add(key)
+    for name, snapshot in layers.items():
+        if problem := layer_problems[name]:
+            broken.add(problem, f"snapshot {snapshot.number} ({name})", name)
+            broken.snapshots.add(name)
     for layer in state.lent:
-        if layer.key not in layers and (problem := layer_problems[layer.key]):
+        if key(layer) not in layers and (problem := layer_problems[key(layer)]):
             store, number = split(layer.number)
             broken.findings.append(
                 Finding(
@@ -121,24 +127,65 @@ def check(state: State, files: BlobFiles, layer_problems: Mapping[str, str]) -> 
                     read_only=True,
                 )
             )
-    there = (layers.keys() - broken.snapshots) | {layer.key for layer in state.lent}
+    rows = _by_driver([*layers.values(), *state.lent])
+    whole = _by_driver(
+        layer
+        for layer in (*layers.values(), *state.lent)
+        if key(layer) not in broken.snapshots or layer in state.lent
+    )
     for image in state.images:
-        _check_image(image, known - broken.blobs, there, broken)
+        _check_documents(image, known - broken.blobs, broken)
+        for driver in _drivers(image, rows):
+            _check_layers(image, driver, whole.get(driver, set()), broken)
+    for profile in state.profiles:
+        _check_profile(profile, known - broken.blobs, broken)
     return broken
 
 
-def _check_image(image: Image, blobs: set[str], layers: set[str], broken: Broken) -> None:
-    name = f"image {image.repo_tags[0] if image.repo_tags else image.id}"
+def _by_driver(layers: Iterable[Snapshot]) -> dict[str, set[str]]:
+    """Chain IDs."""
+    found: dict[str, set[str]] = {}
+    for layer in layers:
+        found.setdefault(layer.driver, set()).add(layer.key)
+    return found
+
+
+def _drivers(image: Image, rows: Mapping[str, set[str]]) -> list[str]:
+    """The drivers for which the image was unpacked, or else the one with most of its layers.
+
+    Others may have some of its layers, which it shares with images that were unpacked for them.
+    """
+    chains = {layer.chain_id for layer in image.layers}
+    found = [driver for driver in sorted(rows) if chains <= rows[driver]]
+    return found or [max(["", *rows], key=lambda driver: len(chains & rows.get(driver, set())))]
+
+
+def _check_documents(image: Image, blobs: set[str], broken: Broken) -> None:
     if image.id not in blobs or image.manifest_digest not in blobs:
-        broken.add("its manifest or configuration is missing", name)
-        broken.images.add(image.id)
+        broken.add("its manifest or configuration is missing", _name(image))
+        broken.images.add((image.id, ""))
+
+
+def _check_layers(image: Image, driver: str, layers: set[str], broken: Broken) -> None:
+    of_driver = f" for {driver}" if driver else ""
     for layer in image.layers:
         if layer.chain_id not in layers:
-            broken.add(f"its layer {layer.digest} is not unpacked", name)
-            broken.images.add(image.id)
+            broken.add(f"its layer {layer.digest} is not unpacked{of_driver}", _name(image))
+            broken.images.add((image.id, driver))
         elif layer.digest in broken.blobs:
-            broken.add(f"the blob of its layer {layer.digest} is damaged", name)
-            broken.images.add(image.id)
+            broken.add(f"the blob of its layer {layer.digest} is damaged", _name(image))
+            broken.images.add((image.id, driver))
+
+
+def _name(image: Image) -> str:
+    return f"image {(*image.all_tags, image.id)[0]}"
+
+
+def _check_profile(profile: PulledProfile, blobs: set[str], broken: Broken) -> None:
+    for needed in (profile.digest, profile.layer):
+        if needed not in blobs:
+            what = "its content is missing or damaged; the next PullSecurityProfile fetches it"
+            broken.add(what, f"security profile {profile.digest}", needed)
 
 
 def _blob_problem(blob: Blob, files: BlobFiles) -> str:

@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Collection of what no image needs: layers, blobs, unfinished downloads.
 
-A blob or layer stays for as long as an image names it, a container uses it or a pull claims it.
+A blob or layer stays for as long as an image or a security profile names it, a container uses it or
+a pull claims it.
 Downloads of a failed pull stay for the next attempt until `retention_s` is over, an image is
 removed, the disk is full or the agent starts. No step waits for a registry: pulls continue
 meanwhile.
@@ -11,7 +12,7 @@ from __future__ import annotations
 
 import asyncio
 import dataclasses
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 import structlog
@@ -22,8 +23,10 @@ from criagent.image.content import ImageContent
 from criagent.image.documents.digest import Digest, parse_digest
 from criagent.image.layers import LayerUnpacker
 from criagent.image.snapshots.keys import damaged_key, damaged_origin
+from criagent.model.container import Container
 from criagent.model.image import Image, Snapshot
 from criagent.store.containers import ContainerStore
+from criagent.store.profiles import ProfileStore
 
 _SWEEP_S = 600.0
 _SWEEP_LEAST_S = 60.0
@@ -53,7 +56,8 @@ class Collector:
 
     content: ImageContent
     containers: ContainerStore
-    unpacker: LayerUnpacker
+    profiles: ProfileStore
+    unpackers: Mapping[str, LayerUnpacker]  # by storage driver
     retention_s: float
     one_at_a_time: asyncio.Lock = dataclasses.field(default_factory=asyncio.Lock)
 
@@ -79,7 +83,7 @@ class Collector:
                 freed = await self.collect(retained_s=self.retention_s)
                 if freed != Pruned():
                     log.info("image_content_collected", **dataclasses.asdict(freed))
-                self.content.snapshots.empty_soon()
+                self.content.drivers.empty_soon()
             except Exception as failure:  # the next one may succeed
                 FAILURES["background"] += 1
                 log.exception("collection_failed", error=repr(failure))
@@ -94,12 +98,16 @@ class Collector:
         return sum(sizes) + parts.used_bytes, len(sizes) + parts.files
 
     def needed_blobs(self) -> set[str]:
-        """Digests that images name; without those of unpacked layers where they are not kept."""
-        return {
+        """Digests that images and security profiles name.
+
+        Without those of unpacked layers where they are not kept.
+        """
+        of_images = {
             digest
             for image in self.content.store.all()
             for digest in blobs_of(image) - self._spare(image)
         }
+        return of_images.union(*((one.digest, one.layer) for one in self.profiles.all()))
 
     async def drop_spare(self, image: Image) -> None:
         """Drop the blobs of the image's unpacked layers that need not be kept."""
@@ -117,20 +125,25 @@ class Collector:
         if self.content.keep_blobs:
             return set()
         documents = {image.id, image.manifest_digest}
-        return {layer.digest for layer in image.layers if self.unpacker.has(layer)} - documents
+        unpacked = (
+            layer.digest
+            for layer in image.layers
+            if any(unpacker.has(layer) for unpacker in self.unpackers.values())
+        )
+        return set(unpacked) - documents
 
-    async def drop_layer(self, key: str) -> bool:
+    async def drop_layer(self, layer: Snapshot) -> bool:
         """Drop a damaged layer, so that the next pull unpacks it again; False = a pull uses it.
 
         Containers that use it keep the rest of it until they are removed.
         """
-        async with self.unpacker.removing(key) as free:
-            snapshot = self.content.snapshots.store.get(key)
-            if free and snapshot is not None:
-                if key in self._layers_of_containers():
-                    await self.content.snapshots.store.rename(key, damaged_key(snapshot))
+        part = self.content.drivers.of_driver(layer.driver)
+        async with self.unpackers[layer.driver].removing(layer.key) as free:
+            if free and part.store.owned(layer.key) is not None:
+                if layer.key in self._layers_of_containers(layer.driver):
+                    await part.store.rename(layer.key, damaged_key(layer))
                 else:
-                    await self.content.snapshots.remove(key)
+                    await part.remove(layer.key)
             return free
 
     async def drop_blob(self, digest: Digest) -> bool:
@@ -140,24 +153,25 @@ class Collector:
                 await self._forget_blob(digest)
             return free
 
-    def users(self, key: str) -> list[str]:
+    def users(self, layer: Snapshot) -> list[str]:
         """Ids of the containers that have the layer in their root or in a volume."""
-        chains, found = _Chains(self.content.snapshots.store.all()), set()
-        for snapshot in self.content.snapshots.store.all():
-            if not snapshot.committed and key in chains.below([snapshot.parent]):
+        chains, found = _Chains(self._snapshots(layer.driver)), set()
+        for snapshot in self._snapshots(layer.driver):
+            if not snapshot.committed and layer.key in chains.below([snapshot.parent]):
                 found.add(snapshot.key)
-        for container in self.containers.all():
-            if key in chains.below(volume.top for volume in container.image_volumes):
+        for container in self._containers(layer.driver):
+            if layer.key in chains.below(volume.top for volume in container.image_volumes):
                 found.add(container.id)
         return sorted(found)
 
     async def _layers(self) -> Pruned:
         freed = count = 0
-        for snapshot in self._unused_layers():
-            async with self.unpacker.removing(snapshot.key) as free:
-                if free and snapshot in self._unused_layers():
-                    await self.content.snapshots.remove(snapshot.key)
-                    freed, count = freed + snapshot.used_bytes, count + 1
+        for driver, unpacker in self.unpackers.items():
+            for snapshot in self._unused_layers(driver):
+                async with unpacker.removing(snapshot.key) as free:
+                    if free and snapshot in self._unused_layers(driver):
+                        await self.content.drivers.of_driver(driver).remove(snapshot.key)
+                        freed, count = freed + snapshot.used_bytes, count + 1
         return Pruned(freed_bytes=freed, snapshots=count)
 
     async def _blobs(self, retained_s: float) -> Pruned:
@@ -194,19 +208,31 @@ class Collector:
     def _now_s(self) -> float:
         return self.content.now_ns() / 1e9
 
-    def _layers_of_containers(self) -> set[str]:
-        snapshots = self.content.snapshots.store.all()
+    def _snapshots(self, driver: str) -> list[Snapshot]:
+        return self.content.drivers.of_driver(driver).store.all()
+
+    def _containers(self, driver: str) -> list[Container]:
+        """The containers whose root and image volumes the driver mounts."""
+        drivers = self.content.drivers
+        return [
+            c for c in self.containers.all() if drivers.of_container(c.id).store.driver == driver
+        ]
+
+    def _layers_of_containers(self, driver: str) -> set[str]:
+        snapshots = self._snapshots(driver)
         tops = [s.parent for s in snapshots if not s.committed]
-        tops += [v.top for container in self.containers.all() for v in container.image_volumes]
+        tops += [v.top for container in self._containers(driver) for v in container.image_volumes]
         return _Chains(snapshots).below(tops)
 
-    def _unused_layers(self) -> list[Snapshot]:
-        """Committed layers to drop, the topmost first."""
-        needed = self._layers_of_containers()
-        needed |= {layer.chain_id for image in self.content.store.all() for layer in image.layers}
+    def _unused_layers(self, driver: str) -> list[Snapshot]:
+        """Committed layers to drop, the topmost first: all of a driver that no handler has."""
+        needed = self._layers_of_containers(driver)
+        if self.content.drivers.in_use(driver):
+            images = self.content.store.all()
+            needed |= {layer.chain_id for image in images for layer in image.layers}
         unused = [
             s
-            for s in self.content.snapshots.store.all()
+            for s in self._snapshots(driver)
             if s.committed and s.key not in needed and not self._damaged_in_use(s)
         ]
         return sorted(unused, key=lambda s: s.number, reverse=True)
@@ -216,9 +242,10 @@ class Collector:
         origin = damaged_origin(damaged.key)
         if not origin:
             return False
-        anew = self.content.snapshots.store.get(origin)
-        chains = _Chains(self.content.snapshots.store.all())
-        for snapshot in self.content.snapshots.store.all():
+        anew = self.content.drivers.of_driver(damaged.driver).store.get(origin)
+        snapshots = self._snapshots(damaged.driver)
+        chains = _Chains(snapshots)
+        for snapshot in snapshots:
             if snapshot.committed or (anew is not None and snapshot.number > anew.number):
                 continue
             container = self.containers.get(snapshot.key)
@@ -236,7 +263,7 @@ def blobs_of(image: Image) -> set[str]:
         image.id,
         image.manifest_digest,
         *(layer.digest for layer in image.layers),
-        *(name.partition("@")[2] for name in image.repo_digests),
+        *(name.partition("@")[2] for name in image.all_digests),
     }
 
 

@@ -3,13 +3,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from concurrent.futures import Executor
 from dataclasses import dataclass, field
 
 from criagent.image.additional_stores import AdditionalStores
 from criagent.image.blobs import BlobFiles
 from criagent.image.claims import Claims
+from criagent.image.snapshots.by_handler import SnapshotsByHandler
 from criagent.image.snapshots.snapshots import Snapshots
 from criagent.store.blobs import BlobStore
 from criagent.store.images import ImageStore
@@ -22,9 +23,15 @@ class ImageContent:
     store: ImageStore
     blobs: BlobStore
     files: BlobFiles
-    snapshots: Snapshots
+    drivers: SnapshotsByHandler
     claims: Claims  # of pulls and imports, on blobs
     fs: Executor
     now_ns: Callable[[], int]
     keep_blobs: bool = True  # of unpacked layers
     additional: AdditionalStores = field(default_factory=AdditionalStores)
+    platforms: Mapping[str, str] = field(default_factory=dict)  # by handler, if not this node's
+
+    @property
+    def snapshots(self) -> Snapshots:
+        """Those of storage.driver."""
+        return self.drivers.default

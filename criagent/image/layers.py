@@ -68,7 +68,7 @@ class LayerUnpacker:
         self._workers = workers
         self._now_ns = now_ns
         self._claims = Claims()
-        self._locks = KeyedLocks()
+        self._locks = KeyedLocks("layer")
         self._fresh: dict[str, _Fresh] = {}
 
     def has(self, layer: Layer) -> bool:
@@ -265,6 +265,7 @@ class LayerUnpacker:
             blob=self._files.path(parse_digest(layer.digest)),
             digest=layer.digest,
             diff_id=layer.diff_id,
+            path=layer.path,
         )
         try:
             async with self._snapshots.layer_place(fresh.snapshot, below) as place:

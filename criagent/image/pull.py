@@ -10,8 +10,9 @@ for a registry.
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 from collections import Counter
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 
@@ -23,10 +24,12 @@ from criagent.base.errors import AgentError, CorruptError, RegistryError, Unsupp
 from criagent.base.single_flight import SingleFlight
 from criagent.image.claims import GrowingClaim
 from criagent.image.content import ImageContent
+from criagent.image.documents.artifact import artifact_layers
 from criagent.image.documents.choose import UNREADABLE, Answer, Found, Search, Wanted
 from criagent.image.documents.digest import Digest, parse_digest
 from criagent.image.documents.manifest import (
     MAX_DOCUMENT,
+    ArtifactError,
     Configuration,
     Descriptor,
     Document,
@@ -34,23 +37,42 @@ from criagent.image.documents.manifest import (
     image_layers,
     parse_document,
 )
-from criagent.image.documents.platforms import host_platform
+from criagent.image.documents.platforms import Platform, host_platform, parse_platform
 from criagent.image.documents.reference import Reference
 from criagent.image.hosts.credentials import RegistryAuth
 from criagent.image.layers import LayerUnpacker
+from criagent.image.policy.admission import Admission, Subject
 from criagent.image.registry import Progress, RegistryClient, Resolved, Session
-from criagent.model.image import Blob, Image, Layer
+from criagent.model.image import Blob, Image, ImageConfig, Layer, PlatformNames
 
 _COUNT_S = 10.0  # interval at which downloads are counted for ImageFsInfo
 
 log: structlog.stdlib.BoundLogger = structlog.get_logger(__name__)
 
-_Key = tuple[str, RegistryAuth | None]
+
+@dataclass(frozen=True, slots=True)
+class Target:
+    """What an image is pulled for: a storage driver and a platform such as linux/arm64, and under
+    which policy file.
+
+    "" = storage.driver, this node's platform, and none.
+    """
+
+    driver: str = ""
+    platform: str = ""
+    policy: str = ""
+
+
+_Key = tuple[str, RegistryAuth | None, Target]
+_THIS_NODE = Target()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Chosen:
-    """The manifest for this platform with its parsed configuration."""
+    """The manifest for this platform with its parsed configuration.
+
+    `artifact` is the kind of an OCI artifact, whose configuration says nothing of containers.
+    """
 
     digest: Digest
     document: Document
@@ -58,6 +80,7 @@ class Chosen:
     config: Descriptor
     layers: tuple[Layer, ...]
     read: tuple[Descriptor, ...] = ()  # configurations of other platforms, read to choose
+    artifact: str = ""
 
 
 class Puller:
@@ -68,13 +91,15 @@ class Puller:
         *,
         client: RegistryClient,
         content: ImageContent,
-        unpacker: LayerUnpacker,
+        unpackers: Mapping[str, LayerUnpacker],
+        admission: Admission,
         parallel_blobs: int,
         progress_timeout_s: float,
     ) -> None:
         self._client = client
+        self._admission = admission
         self._content = content
-        self._unpacker = unpacker
+        self._unpackers = unpackers  # by storage driver
         self._parallel = parallel_blobs
         self._timeout_s = progress_timeout_s
         self._flights: SingleFlight[_Key, Image] = SingleFlight(self._landed)
@@ -86,13 +111,17 @@ class Puller:
         """The number of pulls in progress or being stopped; callers who join one add none."""
         return len(self._flights)
 
-    async def pull(self, reference: Reference, auth: RegistryAuth | None) -> Image:
-        """The image of `reference` in this platform's form, unpacked.
+    async def pull(
+        self, reference: Reference, auth: RegistryAuth | None, target: Target = _THIS_NODE
+    ) -> Image:
+        """The image of `reference` for the platform of `target`, unpacked for its driver.
 
-        Raises NotFoundError, RegistryError and its kinds, CorruptError, ExhaustedError.
+        Raises NotFoundError, RegistryError and its kinds, SignatureRejectedError, CorruptError,
+        ExhaustedError.
         """
-        work = partial(self._watched, reference, auth)
-        return await self._flights.join((str(reference), auth), work, name=f"pull:{reference}")
+        work = partial(self._watched, reference, auth, target)
+        key = (str(reference), auth, target)
+        return await self._flights.join(key, work, name=f"pull:{reference}")
 
     async def close(self) -> None:
         """Stop the pulls in progress; their parts stay for the next attempt."""
@@ -107,11 +136,14 @@ class Puller:
             for listener in self.failure_listeners:
                 listener()
 
-    async def _watched(self, reference: Reference, auth: RegistryAuth | None) -> Image:
+    async def _watched(
+        self, reference: Reference, auth: RegistryAuth | None, target: Target
+    ) -> Image:
         """The pull, ended when a server has sent nothing for the configured time."""
         progress = Progress()
         try:
-            async with alongside(self._pull(reference, auth, progress)) as work:
+            session = self._client.session(reference, auth)
+            async with alongside(self._pull(session, target, progress)) as work:
                 while not work.done():
                     left = self._timeout_s - progress.stalled_s
                     if left <= 0:
@@ -130,23 +162,27 @@ class Puller:
             await run_in(self._content.fs, self._content.files.count)
         return image
 
-    async def _pull(
-        self, reference: Reference, auth: RegistryAuth | None, progress: Progress
-    ) -> Image:
-        session = self._client.session(reference, auth)
+    async def _pull(self, session: Session, target: Target, progress: Progress) -> Image:
+        reference, unpacker = session.reference, self._unpackers[target.driver]
         wanted = str(reference.digest) if reference.digest else reference.tag or "latest"
         top = await self._client.manifest(session, wanted, progress)
         faults.reach("pull-image:resolved")
         async with self._content.claims.growing() as claim:
-            chosen = await self._choose(session, top, progress, claim)
-            image = _image(chosen, top.digest, reference, self._content.now_ns())
+            chosen = await self._choose(session, top, progress, (target.platform, claim))
+            subject = Subject(
+                reference=reference, top=top, digests=(str(top.digest), str(chosen.digest))
+            )
+            await self._admission.check(session, subject, target.policy, progress)
+            image = _named(
+                _image(chosen, self._content.now_ns()), top.digest, reference, target.platform
+            )
             await claim.add(*(layer.digest for layer in image.layers))
             rows = self._documents(top, chosen)
             if self._content.keep_blobs:
                 rows += [
                     Blob(digest=x.digest, size=x.size, media_type=x.media_type)
                     for x in image.layers
-                    if not self._unpacker.lent(x)
+                    if not unpacker.lent(x)
                 ]
             sources = {str(layer.parsed): layer for layer in chosen.document.layers or ()}
 
@@ -156,9 +192,9 @@ class Puller:
                 faults.reach("pull-image:blob")
 
             gate = asyncio.Semaphore(self._parallel)
-            async with self._unpacker.unpacked(image.layers, fetch, progress.received) as snapshots:
+            async with unpacker.unpacked(image.layers, fetch, progress.received) as snapshots:
                 # A layer that a container kept may have outlived its blob, which an export needs.
-                own = [layer for layer in image.layers if not self._unpacker.lent(layer)]
+                own = [layer for layer in image.layers if not unpacker.lent(layer)]
                 kept = own if self._content.keep_blobs else ()
                 for layer in await run_in(self._content.fs, self._without_blob, kept):
                     await fetch(layer)
@@ -181,12 +217,19 @@ class Puller:
             Blob(digest=digest, size=sizes.get(parse_digest(digest), 0))
             for digest in sorted(digests)
         ]
-        configs = {config.digest: config.size for config in (*chosen.read, chosen.config)}
+        own = () if chosen.artifact else (chosen.config,)
+        configs = {config.digest: config.size for config in (*chosen.read, *own)}
         return [*manifests, *(Blob(digest=digest, size=configs[digest]) for digest in configs)]
 
     async def _choose(
-        self, session: Session, top: Resolved, progress: Progress, claim: GrowingClaim
+        self,
+        session: Session,
+        top: Resolved,
+        progress: Progress,
+        wanted_for: tuple[str, GrowingClaim],
     ) -> Chosen:
+        platform, claim = wanted_for
+        host = parse_platform(platform) if platform else host_platform()
         read: list[Descriptor] = []
 
         async def answer(wanted: Wanted) -> Answer:
@@ -202,7 +245,7 @@ class Puller:
         await claim.add(str(top.digest))
         # Parsing foreign documents may take long: not on the loop.
         document = await run_in(self._content.fs, parse_document, top.content, top.media_type)
-        found = await self._searched(Search(document, top.digest, host_platform()), answer)
+        found = await self._searched(Search(document, top.digest, host), answer)
         if found.content:
             await run_in(self._content.fs, self._content.files.store, found.digest, found.content)
         await run_in(self._content.fs, self._content.files.store, top.digest, top.content)
@@ -212,18 +255,19 @@ class Puller:
         await claim.add(str(config.parsed))
         content = await self._configuration(session, config, progress)
         try:
-            configuration = await run_in(
-                self._content.fs, image_configuration, found.document, content
+            configuration, layers, artifact = await run_in(
+                self._content.fs, _content_of, found.document, content
             )
-        except UnsupportedError as exc:
-            raise UnsupportedError(f"{session.reference}: {exc}") from None
+        except (UnsupportedError, CorruptError) as exc:
+            raise type(exc)(f"{session.reference}: {exc}") from None
         return Chosen(
             digest=found.digest,
             document=found.document,
             configuration=configuration,
             config=config,
-            layers=image_layers(found.document, configuration),
+            layers=layers,
             read=tuple(read),
+            artifact=artifact,
         )
 
     async def _searched(
@@ -248,17 +292,39 @@ class Puller:
         return await run_in(self._content.fs, self._content.files.read, config.parsed, MAX_DOCUMENT)
 
 
-def _image(chosen: Chosen, top: Digest, reference: Reference, now_ns: int) -> Image:
-    tagged = () if reference.digest is not None else (reference.tagged or "",)
+def _content_of(document: Document, config: bytes) -> tuple[Configuration, tuple[Layer, ...], str]:
+    """Configuration and layers, and the kind of an artifact. Raises CorruptError,
+    UnsupportedError.
+    """
+    try:
+        configuration = image_configuration(document, config)
+    except ArtifactError as exc:
+        none = Configuration(
+            config=ImageConfig(), diff_ids=(), platform=Platform("", ""), created=""
+        )
+        return none, artifact_layers(document, config, exc.kind), exc.kind
+    return configuration, image_layers(document, configuration), ""
+
+
+def _image(chosen: Chosen, now_ns: int) -> Image:
     return Image(
-        id=str(chosen.config.parsed),
+        id=str(chosen.digest if chosen.artifact else chosen.config.parsed),
         manifest_digest=str(chosen.digest),
         config=chosen.configuration.config,
         layers=chosen.layers,
-        repo_tags=tuple(tag for tag in tagged if tag),
-        repo_digests=(f"{reference.name}@{top}",),
         size=chosen.config.size + sum(layer.size for layer in chosen.layers),
-        platform=str(chosen.configuration.platform),
+        platform="" if chosen.artifact else str(chosen.configuration.platform),
         created=chosen.configuration.created,
         pulled_at_ns=now_ns,
+        artifact=chosen.artifact,
     )
+
+
+def _named(image: Image, top: Digest, reference: Reference, platform: str) -> Image:
+    """The image with the names of `reference` for `platform`, "" = this node's."""
+    tagged = None if reference.digest is not None else reference.tagged
+    tags, digests = (tagged,) if tagged else (), (f"{reference.name}@{top}",)
+    if not platform:
+        return dataclasses.replace(image, repo_tags=tags, repo_digests=digests)
+    names = PlatformNames(platform=platform, repo_tags=tags, repo_digests=digests)
+    return dataclasses.replace(image, elsewhere=(names,))

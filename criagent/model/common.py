@@ -41,6 +41,7 @@ class ProfileType(enum.IntEnum):
     RUNTIME_DEFAULT = 0
     UNCONFINED = 1
     LOCALHOST = 2
+    OCI = 3
 
 
 class GroupsPolicy(enum.IntEnum):
@@ -90,8 +91,15 @@ class NamespaceOptions:
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class SecurityProfile:
+    """`oci_ref` names a profile from a registry, to be intersected with the file `base_ref`.
+
+    Without `base_ref` it is intersected with the runtime default profile.
+    """
+
     type: ProfileType
     localhost_ref: str = ""
+    oci_ref: str = ""
+    base_ref: str = ""
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)

@@ -24,6 +24,7 @@ _PROFILES = {
     ProfileType.RUNTIME_DEFAULT: nri_pb2.SecurityProfile.RUNTIME_DEFAULT,
     ProfileType.UNCONFINED: nri_pb2.SecurityProfile.UNCONFINED,
     ProfileType.LOCALHOST: nri_pb2.SecurityProfile.LOCALHOST,
+    ProfileType.OCI: nri_pb2.SecurityProfile.LOCALHOST,  # NRI has no type of its own for it
 }
 
 
@@ -79,7 +80,8 @@ def container_message(container: Container, oci: OciObject | None) -> nri_pb2.Co
         message.state = _STATES[container.state]
     if (profile := spec.security.seccomp) is not None:
         message.linux.seccomp_profile.profile_type = _PROFILES[profile.type]
-        message.linux.seccomp_profile.localhost_ref = profile.localhost_ref
+        ref = profile.oci_ref or profile.localhost_ref
+        message.linux.seccomp_profile.localhost_ref = ref
     message.annotations.update(spec.annotations)
     if oci is not None:
         _add_oci(message, oci)

@@ -11,22 +11,27 @@ from __future__ import annotations
 
 import asyncio
 import signal
-import sys
 import threading
+from collections.abc import Callable, Mapping
 from types import FrameType
+from typing import Any
 
 import structlog
 
-_FRAMES = 20  # of each stack, the innermost
+from criagent.process import stacks
 
 log: structlog.stdlib.BoundLogger = structlog.get_logger(__name__)
 
 
-def install(loop: asyncio.AbstractEventLoop) -> None:
-    """Handle the three signals from now on; call it in the main thread, with its event loop."""
+def install(loop: asyncio.AbstractEventLoop, state: Callable[[], Mapping[str, Any]]) -> None:
+    """Handle the three signals from now on; call it in the main thread, with its event loop.
+
+    `state` gives further facts for SIGUSR1; it is called in a thread of its own.
+    """
 
     def dump(_number: int, _frame: FrameType | None) -> None:
-        threading.Thread(target=dump_stacks, args=(loop,), name="stack-dump", daemon=True).start()
+        args = (loop, state)
+        threading.Thread(target=dump_stacks, args=args, name="stack-dump", daemon=True).start()
 
     signal.signal(signal.SIGUSR1, dump)
     signal.signal(signal.SIGUSR2, _noted)
@@ -34,45 +39,16 @@ def install(loop: asyncio.AbstractEventLoop) -> None:
         signal.signal(signal.SIGHUP, _noted)
 
 
-def dump_stacks(loop: asyncio.AbstractEventLoop) -> None:
-    """One line for each thread, then one for each task of `loop`, at level warning.
+def dump_stacks(loop: asyncio.AbstractEventLoop, state: Callable[[], Mapping[str, Any]]) -> None:
+    """One line of `state`, one for each thread, then one for each task of `loop`; all warnings.
 
-    A stack is a list of "file:line function": of a thread from the outermost call to the innermost,
-    of a task from its coroutine along what each one awaits.
+    docs/inside.md shows how to read them.
     """
-    names = {thread.ident: thread.name for thread in threading.enumerate()}
-    own = threading.get_ident()
-    for ident, frame in sys._current_frames().items():  # noqa: SLF001 - documented
-        if ident != own:
-            thread = names.get(ident, str(ident))
-            log.warning("thread_stack", thread=thread, stack=_calls(frame))
-    for task in asyncio.all_tasks(loop):
-        log.warning("task_stack", task=task.get_name(), stack=_awaits(task.get_coro()))
-
-
-def _calls(frame: FrameType | None) -> list[str]:
-    places: list[str] = []
-    while frame is not None and len(places) < _FRAMES:
-        places.append(_place(frame))
-        frame = frame.f_back
-    return places[::-1]
-
-
-def _awaits(work: object) -> list[str]:
-    """Along cr_await and its like; gRPC's compiled coroutines have no line, futures no frame."""
-    places: list[str] = []
-    while work is not None and len(places) < _FRAMES:
-        kind = next((k for k in ("cr", "gi", "ag") if hasattr(work, f"{k}_frame")), "")
-        frame = getattr(work, f"{kind}_frame", None)
-        places.append(_place(frame) if frame is not None else type(work).__name__)
-        following = {"cr": "cr_await", "gi": "gi_yieldfrom", "ag": "ag_await"}.get(kind, "")
-        work = getattr(work, following, None)
-    return places
-
-
-def _place(frame: FrameType) -> str:
-    code = frame.f_code
-    return f"{code.co_filename}:{frame.f_lineno or 0} {code.co_name}"
+    log.warning("debug_state", **state())
+    for thread, stack in stacks.threads().items():
+        log.warning("thread_stack", thread=thread, stack=stack)
+    for task, stack in stacks.tasks(loop):
+        log.warning("task_stack", task=task, stack=stack)
 
 
 def _noted(number: int, _frame: FrameType | None) -> None:

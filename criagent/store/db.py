@@ -131,6 +131,11 @@ class Database:
 
         return await finish(committed())
 
+    @property
+    def waiting(self) -> int:
+        """The number of writes that wait for a commit."""
+        return len(self._queue)
+
     async def failure(self) -> str:
         """Why writing to a failing disk is impossible; "" = it is possible, or the disk is only
         full.

@@ -64,6 +64,6 @@ def _read(connection: sqlite3.Connection, path: Path) -> StoredImages:
         layers=[
             row
             for (body,) in connection.execute("SELECT body FROM snapshots WHERE body != x''")
-            if (row := snapshots.decode(body)).committed
+            if (row := snapshots.decode(body)).committed and not row.driver
         ],
     )

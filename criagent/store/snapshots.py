@@ -16,17 +16,36 @@ _CODEC = RowCodec(Snapshot)
 
 
 class SnapshotStore:
-    """Snapshots by key: chain ID of a layer, container id of a writable one."""
+    """Snapshots of one storage driver by key: chain ID of a layer, container id of a writable one.
 
-    def __init__(self, db: Database) -> None:
+    The one that is opened has those of the root directory's own driver, whose name is "" here;
+    `of` has those of the others. All are in one table, so that no number occurs twice.
+    """
+
+    def __init__(self, db: Database, driver: str = "") -> None:
+        self.driver = driver
         self._db = db
         self._rows: dict[str, Snapshot] = {}
         self._lent: dict[str, Snapshot] = {}
-        for snapshot in db.load("snapshots", _CODEC):
-            self.remember(snapshot)
+        self._others: dict[str, SnapshotStore] = {}
+        if not driver:
+            for snapshot in db.load("snapshots", _CODEC):
+                self.remember(snapshot)
+
+    def of(self, driver: str) -> SnapshotStore:
+        """The snapshots of another driver, "" = these."""
+        if driver == self.driver:
+            return self
+        if driver not in self._others:
+            self._others[driver] = SnapshotStore(self._db, driver)
+        return self._others[driver]
+
+    def other_drivers(self) -> list[str]:
+        """Names of the other drivers that have snapshots."""
+        return [driver for driver, store in self._others.items() if store.all()]
 
     def all(self) -> list[Snapshot]:
-        """Every snapshot of this root directory."""
+        """Every snapshot of this driver in this root directory."""
         return list(self._rows.values())
 
     def get(self, key: str) -> Snapshot | None:
@@ -50,13 +69,16 @@ class SnapshotStore:
         """A new uncommitted row with its own number. Raises AlreadyExistsError."""
 
         def change(connection: sqlite3.Connection) -> Snapshot:
-            done = connection.execute("INSERT INTO snapshots (key, body) VALUES (?, ?)", (key, b""))
+            done = connection.execute(
+                "INSERT INTO snapshots (key, body) VALUES (?, ?)", (self._name(key), b"")
+            )
             snapshot = Snapshot(
                 number=int(done.lastrowid or 0),
                 key=key,
                 committed=False,
                 parent=parent,
                 created_at_ns=created_at_ns,
+                driver=self.driver,
             )
             return update_snapshot(connection, snapshot)
 
@@ -72,7 +94,7 @@ class SnapshotStore:
         def change(connection: sqlite3.Connection) -> None:
             connection.execute(
                 "UPDATE snapshots SET key = ?, body = ? WHERE number = ?",
-                (new, _CODEC.encode(snapshot), snapshot.number),
+                (self._name(new), _CODEC.encode(snapshot), snapshot.number),
             )
 
         def then(_: None) -> None:
@@ -85,7 +107,7 @@ class SnapshotStore:
         """Delete the snapshot; no effect when it does not exist."""
 
         def change(connection: sqlite3.Connection) -> None:
-            connection.execute("DELETE FROM snapshots WHERE key = ?", (key,))
+            connection.execute("DELETE FROM snapshots WHERE key = ?", (self._name(key),))
 
         def then(_: None) -> None:
             self._rows.pop(key, None)
@@ -93,8 +115,15 @@ class SnapshotStore:
         await self._db.write(change, then=then, frees=True)
 
     def remember(self, snapshot: Snapshot) -> None:
-        """Take a committed row into the cache."""
-        self._rows[snapshot.key] = snapshot
+        """Take a committed row of any driver into the cache."""
+        if snapshot.driver != self.driver:
+            self.of(snapshot.driver).remember(snapshot)
+        else:
+            self._rows[snapshot.key] = snapshot
+
+    def _name(self, key: str) -> str:
+        """The unique key in the table: drivers may have the same layer each."""
+        return f"{self.driver} {key}" if self.driver else key
 
 
 def update_snapshot(connection: sqlite3.Connection, snapshot: Snapshot) -> Snapshot:

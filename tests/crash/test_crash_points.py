@@ -20,6 +20,7 @@ import pytest
 from criagent._proto import admin_pb2, admin_pb2_grpc
 from criagent.config.storage_drivers import KNOWN
 from tests.support import agent
+from tests.support.artifacts import artifact_registry
 from tests.support.cri_client import BUSYBOX, Cri, api, container, pod
 from tests.support.node_state import differences, settled_state
 from tests.support.waiting import until
@@ -36,9 +37,10 @@ _WITHOUT_GRACE = {"container-stop:killed"}
 
 def points() -> list[str]:
     """Every point that the source names, but those of storage drivers (`tests/storage`), of their
-    change (`tests/e2e/test_storage_migrate.py`) and of quotas, which the node's kernel lacks.
+    change (`tests/e2e/test_storage_migrate.py`), of handlers with drivers of their own
+    (`tests/e2e/test_handler_storage.py`) and of quotas, which the node's kernel lacks.
     """
-    elsewhere = ("storage-migrate", "container-limit")
+    elsewhere = ("storage-migrate", "unpack-image", "container-limit")
     source = Path(__file__).parents[2] / "criagent"
     found = {p for f in source.rglob("*.py") for p in _REACH.findall(f.read_text())}
     return sorted(p for p in found if p.partition(":")[0] not in (*KNOWN, *elsewhere))
@@ -47,11 +49,14 @@ def points() -> list[str]:
 class Life:
     """The steps of one pod's life; each may be repeated after a crash."""
 
-    def __init__(self, cri: Cri, grace: int, *, mapped: bool, checkpointed: bool) -> None:
+    def __init__(self, cri: Cri, point: str, profile: str) -> None:
         self.cri = cri
-        self.grace = grace
-        self.checkpointed = checkpointed
-        self.handler = "runc" if mapped else ""
+        self.profile = profile
+        self.grace = 0 if point in _WITHOUT_GRACE else 20
+        mapped = _MAPPED.search(point) is not None
+        self.restored = point.startswith("restore")
+        self.checkpointed = self.restored or point.startswith("checkpoint")
+        self.handler = "runc" if mapped or self.restored else ""
         self.ids = [api.IDMapping(host_id=65536, length=65536)] if mapped else []
         self.config = pod(
             "crash",
@@ -65,12 +70,15 @@ class Life:
             userns.uids.extend(self.ids)
             userns.gids.extend(self.ids)
         self.sandbox = self.container_id = ""
+        self.new_sandbox = self.new_id = ""
+        self.container = api.ContainerConfig()
         self.archives = 0
         self.outputs: list[Path] = []
 
     def steps(self) -> Iterator[Callable[[], None]]:
         yield self.pull
         yield self.tag
+        yield self.pull_profile
         yield self.run
         yield self.create
         yield self.start
@@ -78,11 +86,16 @@ class Life:
         if self.checkpointed:
             yield self.checkpoint
             yield self.checkpoint_pod
+        if self.restored:
+            yield self.restore
+            yield self.start_restored
+            yield self.end_restored
         yield self.stop
         yield lambda: self.cri.remove(self.container_id)
         yield lambda: self.cri.stop_pod(self.sandbox)
         yield lambda: self.cri.remove_pod(self.sandbox)
         yield lambda: self.cri.remove_image(BUSYBOX)
+        yield self.remove_profile
 
     def pull(self) -> None:
         self.cri.pull(BUSYBOX)
@@ -92,6 +105,21 @@ class Life:
         admin_pb2_grpc.AdminStub(self.cri.channel).TagImage(request)
         assert len(self.cri.images()) == 1
         assert {BUSYBOX, "docker.io/local/crash:1"} == set(self.cri.images()[0].repo_tags)
+
+    def pull_profile(self) -> None:
+        image = api.ImageSpec(image=self.profile)
+        request = api.PullSecurityProfileRequest(image=image, profile_kind=api.Seccomp)
+        self.cri.image.PullSecurityProfile(request)
+        assert [list(one.refs) for one in self.profiles()] == [[self.profile]]
+
+    def remove_profile(self) -> None:
+        digest = self.profile.partition("@")[2]
+        self.cri.image.RemoveSecurityProfile(api.RemoveSecurityProfileRequest(digest=digest))
+        assert self.profiles() == []
+
+    def profiles(self) -> list[api.SecurityProfileInfo]:
+        request = api.ListSecurityProfilesRequest()
+        return list(self.cri.image.ListSecurityProfiles(request).profiles)
 
     def run(self) -> None:
         self.sandbox = self.cri.run(self.config, handler=self.handler)
@@ -109,6 +137,7 @@ class Life:
             uidMappings=self.ids,
             gidMappings=self.ids,
         )
+        self.container = config
         self.container_id = self.cri.create(self.sandbox, config, self.config)
         assert [container_id.id for container_id in self.cri.containers()] == [self.container_id]
 
@@ -171,12 +200,60 @@ class Life:
         assert all(names in (set(), complete) for names in found)
         assert self.cri.exec(self.container_id, "echo", "alive").stdout == b"alive\n"
 
+    def restore(self) -> None:
+        """Under another name and uid each time; nothing is left of an attempt that failed."""
+        self.archives += 1
+        output = Path(f"/tmp/crash-restore-{self.archives}")
+        output.mkdir(mode=0o700)
+        try:
+            self.cri.runtime.CheckpointPod(
+                api.CheckpointPodRequest(
+                    pod_sandbox_id=self.sandbox,
+                    output_path=str(output),
+                    container_ids=[self.container_id],
+                ),
+                timeout=60,
+            )
+            config = pod(f"restored-{self.archives}", log_directory="/tmp/crash-logs/restored")
+            config.linux.CopyFrom(self.config.linux)
+            request = api.RestorePodRequest(
+                checkpoint_path=str(output),
+                config=config,
+                runtime_handler=self.handler,
+                container_configs=[self.container],
+            )
+            response = self.cri.runtime.RestorePod(request, timeout=60)
+        finally:
+            shutil.rmtree(output)
+        self.new_sandbox = response.pod_sandbox_id
+        self.new_id = response.restored_containers[0].container_id
+        assert {one.id for one in self.cri.pods()} == {self.sandbox, self.new_sandbox}
+        assert {one.id for one in self.cri.containers()} == {self.container_id, self.new_id}
+        assert self.cri.status(self.new_id).state == api.CONTAINER_CREATED
+
+    def start_restored(self) -> None:
+        self.cri.start(self.new_id)
+        assert self.cri.status(self.new_id).state == api.CONTAINER_RUNNING
+        assert self.cri.exec(self.new_id, "test", "-e", "/trapped").exit_code == 0
+
+    def end_restored(self) -> None:
+        self.cri.stop(self.new_id, 20)
+        assert self.cri.status(self.new_id).exit_code == 7
+        self.cri.remove_pod(self.new_sandbox)
+
     def stop(self) -> None:
         self.cri.stop(self.container_id, self.grace)
         status = self.cri.status(self.container_id)
         assert status.state == api.CONTAINER_EXITED
         assert status.exit_code == (7 if self.grace else 137)
         assert status.finished_at > status.started_at > status.created_at
+
+
+@pytest.fixture(scope="module")
+def profile(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """A seccomp profile in a registry."""
+    with artifact_registry(tmp_path_factory.mktemp("registry")) as registry:
+        yield registry.profile({"defaultAction": "SCMP_ACT_ALLOW"})
 
 
 @pytest.fixture
@@ -199,15 +276,10 @@ def idle_node() -> Iterator[dict[str, list[str]]]:
 
 @pytest.mark.parametrize("point", points())
 def test_crash_is_survived_without_loss_or_leak(
-    point: str, idle_node: dict[str, list[str]]
+    point: str, idle_node: dict[str, list[str]], profile: str
 ) -> None:
     agent.stop()
-    life = Life(
-        agent.start(f'[debug]\nkill_at = "{point}"\n'),
-        0 if point in _WITHOUT_GRACE else 20,
-        mapped=_MAPPED.search(point) is not None,
-        checkpointed=point.startswith("checkpoint"),
-    )
+    life = Life(agent.start(f'[debug]\nkill_at = "{point}"\n'), point, profile)
     died = False
     for step in life.steps():
         try:

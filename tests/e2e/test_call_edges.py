@@ -4,7 +4,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import grpc
@@ -160,12 +159,6 @@ def test_ports_out_of_range_are_refused(pods: Pods, port: int) -> None:
     sandbox, _ = pods.sandbox()
     request = api.PortForwardRequest(pod_sandbox_id=sandbox, port=[80, port])
     refused(lambda: pods.cri.runtime.PortForward(request), INVALID, str(port))
-
-
-def test_restoring_a_pod_is_refused(pods: Pods, tmp_path: Path) -> None:
-    request = api.RestorePodRequest(checkpoint_path=str(tmp_path), config=pods.config())
-    refused(lambda: pods.cri.runtime.RestorePod(request), UNSUPPORTED, "RestorePod")
-    assert pods.cri.pods() == []
 
 
 def test_times_below_zero(pods: Pods) -> None:

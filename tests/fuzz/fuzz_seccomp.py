@@ -47,8 +47,14 @@ def make(rnd: Random, seeds: list[bytes]) -> bytes:
 def check(data: bytes) -> None:
     _FILE.write_bytes(data)
     try:
-        found = seccomp_profile(_SECURITY, machine="x86_64", capabilities=["CAP_SYS_ADMIN"])
+        found = seccomp_profile(
+            _SECURITY,
+            machine="x86_64",
+            capabilities=["CAP_SYS_ADMIN"],
+            pulled=lambda ref: ref.encode(),
+        )
     except InvalidRequestError as exc:
         assert len(str(exc)) < 5000
         return
-    assert json.loads(msgspec.json.encode(found)) is not None
+    assert found is not None
+    assert json.loads(msgspec.json.encode(found.profile)) is not None

@@ -174,15 +174,24 @@ def push(registry: str, images: list[tuple[Image, str]], *names: str) -> None:
         repository, _, tag = name.rpartition(":")
         base = f"http://{registry}/v2/{repository}"
         for one, _ in images:
-            for blob, content in one.blobs.items():
-                upload = _request("POST", f"{base}/blobs/uploads/")["Location"]
-                place = urljoin(f"http://{registry}", upload)
-                joint = "&" if "?" in place else "?"
-                _request("PUT", f"{place}{joint}digest={blob}", content)
-            reference = tag if len(images) == 1 else digest(one.manifest)
-            _request("PUT", f"{base}/manifests/{reference}", one.manifest, _MANIFEST)
+            for content in one.blobs.values():
+                put_blob(base, content)
+            put_manifest(base, tag if len(images) == 1 else digest(one.manifest), one.manifest)
         if len(images) > 1:
             _request("PUT", f"{base}/manifests/{tag}", index, _INDEX)
+
+
+def put_blob(base: str, content: bytes) -> None:
+    """Upload a blob to the repository with the URL `base`."""
+    upload = _request("POST", f"{base}/blobs/uploads/")["Location"]
+    place = urljoin(base, upload)
+    joint = "&" if "?" in place else "?"
+    _request("PUT", f"{place}{joint}digest={digest(content)}", content)
+
+
+def put_manifest(base: str, reference: str, content: bytes) -> None:
+    """Upload a manifest under a tag or its digest."""
+    _request("PUT", f"{base}/manifests/{reference}", content, _MANIFEST)
 
 
 def _request(method: str, url: str, content: bytes = b"", kind: str = _BLOB) -> Message:

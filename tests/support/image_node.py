@@ -7,9 +7,10 @@ import asyncio
 import contextlib
 import hashlib
 import time
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from types import MappingProxyType
 
 from criagent.base.aio import finish
 from criagent.base.errors import CorruptError
@@ -24,13 +25,16 @@ from criagent.image.hosts.hosts_toml import HostsDirectory
 from criagent.image.hosts.proxy import ProxySettings
 from criagent.image.images import Images
 from criagent.image.layers import LayerUnpacker
+from criagent.image.policy.admission import Admission, Rules
 from criagent.image.pull import Puller
 from criagent.image.registry import RegistryClient
+from criagent.image.snapshots.by_handler import SnapshotsByHandler, directory
 from criagent.image.snapshots.content_count import content_count
 from criagent.image.snapshots.driver import LayerPlace
-from criagent.image.snapshots.drivers.available import DRIVERS
+from criagent.image.snapshots.drivers.available import driver as driver_class
 from criagent.image.snapshots.snapshots import Snapshots
 from criagent.image.unpack.workers import LayerFile, NeedsLowerLayers, Unpacked
+from criagent.image.unpacking import ImageUnpacking
 from criagent.model.container import Container, ContainerId, ContainerMetadata, ContainerSpec
 from criagent.model.image import Image, Snapshot
 from criagent.model.sandbox import Sandbox, SandboxId, SandboxMetadata, SandboxSpec
@@ -38,6 +42,7 @@ from criagent.store.blobs import BlobStore
 from criagent.store.containers import ContainerStore
 from criagent.store.db import Database
 from criagent.store.images import ImageStore
+from criagent.store.profiles import ProfileStore
 from criagent.store.sandboxes import SandboxStore
 from criagent.store.snapshots import SnapshotStore
 from tests.support.pulling import RANGE, TarPit
@@ -98,19 +103,36 @@ class ImageNode:
         driver: str = "overlay",
         keep_blobs: bool = True,
         stores: tuple[Path, ...] = (),
+        handlers: Mapping[str, str] = MappingProxyType({}),
+        platforms: Mapping[str, str] = MappingProxyType({}),
     ) -> None:
+        """`handlers` have storage drivers of their own, those in `platforms` a platform."""
         self.top = top
         self.later_s = 0.0
         self.files = BlobFiles(top / "blobs")
         self.workers = PlainWorkers()
         self.db = Database.open(top / "state.db")
         self._threads = ThreadPoolExecutor(4)
-        directories = DRIVERS[driver](
+        directories = driver_class(driver)(
             top / "snapshots", Storage(additional_stores=stores), self._threads
         )
-        self.snapshots = Snapshots(directories, SnapshotStore(self.db), self._threads)
+        rows = SnapshotStore(self.db)
+        self.snapshots = Snapshots(directories, rows, self._threads)
+        self.drivers = SnapshotsByHandler(
+            default=self.snapshots,
+            others={
+                name: Snapshots(
+                    driver_class(name)(directory(top, name), Storage(), self._threads),
+                    rows.of(name),
+                    self._threads,
+                )
+                for name in {*handlers.values(), *rows.other_drivers()}
+            },
+            drivers=handlers,
+        )
         self.blobs, self.sandboxes = BlobStore(self.db), SandboxStore(self.db)
         self.containers = ContainerStore(self.db)
+        self.profiles = ProfileStore(self.db, self.blobs)
         additional = opened(stores, driver)
         self.snapshots.store.lend(additional.layers())
         store = ImageStore(self.db, self.snapshots.store, self.blobs)
@@ -122,42 +144,53 @@ class ImageNode:
             fs=self._threads,
             range_bytes=RANGE,
         )
-        self.unpacker = LayerUnpacker(
-            snapshots=self.snapshots,
-            files=self.files,
-            workers=self.workers,  # type: ignore[arg-type]
-            now_ns=self.now_ns,
-        )
+        unpackers = {
+            part.store.driver: LayerUnpacker(
+                snapshots=part,
+                files=self.files,
+                workers=self.workers,  # type: ignore[arg-type]
+                now_ns=self.now_ns,
+            )
+            for part in self.drivers.all()
+        }
+        self.unpacker = unpackers[""]
         self.claims = Claims()
         content = ImageContent(
             store=store,
             blobs=self.blobs,
             files=self.files,
-            snapshots=self.snapshots,
+            drivers=self.drivers,
             claims=self.claims,
             fs=self._threads,
             now_ns=self.now_ns,
             keep_blobs=keep_blobs,
             additional=additional,
+            platforms=platforms,
         )
+        admission = Admission(self.client, self._threads, Rules())
         puller = Puller(
             client=self.client,
             content=content,
-            unpacker=self.unpacker,
+            unpackers=unpackers,
+            admission=admission,
             parallel_blobs=3,
             progress_timeout_s=30.0,
         )
         self.collector = Collector(
             content=content,
             containers=self.containers,
-            unpacker=self.unpacker,
+            profiles=self.profiles,
+            unpackers=unpackers,
             retention_s=retention_s,
         )
         self.images = Images(
             content=content,
-            unpacker=self.unpacker,
+            unpacking=ImageUnpacking(
+                content=content, unpackers=unpackers, puller=puller, collector=self.collector
+            ),
             workers=self.workers,  # type: ignore[arg-type]
             puller=puller,
+            admission=admission,
             collector=self.collector,
             root=top,
             pinned=(),
@@ -172,7 +205,7 @@ class ImageNode:
 
     async def start(self) -> None:
         await self.images.prepare()
-        await self.snapshots.sweep()
+        await self.drivers.sweep()
 
     async def close(self) -> None:
         await finish(self._close())
@@ -183,9 +216,11 @@ class ImageNode:
         self.db.close()
         self._threads.shutdown()
 
-    async def pull(self, name: str, auth: RegistryAuth | None = None) -> Image:
+    async def pull(
+        self, name: str, auth: RegistryAuth | None = None, *, handler: str = ""
+    ) -> Image:
         async with asyncio.timeout(30):
-            return await self.images.pull(name, auth)
+            return await self.images.pull(name, auth, handler)
 
     def tree(self, snapshot: Snapshot) -> Path:
         """The files of a layer."""
@@ -205,7 +240,7 @@ class ImageNode:
 
     def counted(self) -> tuple[int, int]:
         """Bytes and files of blobs that ImageFsInfo says."""
-        usage = self.images.fs_usage()
+        usage = self.images.fs_usages()[0]
         layers = [snapshot for snapshot in self.snapshots.store.all() if snapshot.committed]
         return (
             usage.used_bytes - sum(snapshot.used_bytes for snapshot in layers),

@@ -88,7 +88,7 @@ async def test_its_images_are_there_and_it_is_never_written(
     assert await findings(node) == []
     await node.images.prune()
     await node.snapshots.sweep()
-    assert node.images.fs_usage().used_bytes == 0
+    assert node.images.fs_usages()[0].used_bytes == 0
     await node.snapshots.remove(image.layers[0].chain_id)
     assert content(store) == before
 

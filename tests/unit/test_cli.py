@@ -15,6 +15,7 @@ from pathlib import Path
 import grpc
 import pytest
 
+from criagent import version
 from criagent._proto import admin_pb2_grpc, api_pb2_grpc
 from criagent.cli.main import COMMANDS, main
 from criagent.cli.progress import Bar, size_text
@@ -104,6 +105,12 @@ def test_every_command_has_help(command: str, capsys: pytest.CaptureFixture[str]
 def test_wrong_usage_is_status_2(words: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     assert status(*words) == 2
     assert "usage: criagent" in capsys.readouterr().err
+
+
+def test_a_build_names_its_commit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "commit").write_text("0123456789ab\n")
+    monkeypatch.setattr(version, "__file__", str(tmp_path / "version.py"))
+    assert version.described() == f"{VERSION} (0123456789ab)"
 
 
 @pytest.mark.parametrize("word", ["version", "--version"])
@@ -220,10 +227,12 @@ def complete(*words: str) -> list[str]:
 
 def test_bash_completes_commands_actions_and_files(tmp_path: Path) -> None:
     assert set(COMMANDS) < set(complete(""))
-    assert complete("im") == ["image"]
+    assert complete("im") == ["image", "images"]
     assert complete("image", "f") == ["fsck"]
     assert complete("image", "fsck", "--r") == ["--repair"]
     assert complete("completion", "z") == ["zsh"]
+    assert complete("ps", "--state", "ru") == ["running"]
+    assert complete("logs", "--pre") == ["--previous"]
     (tmp_path / "two words.tar").touch()
     assert complete("image", "import", f"{tmp_path}/t") == [f"{tmp_path}/two words.tar"]
 

@@ -408,6 +408,17 @@ def test_a_container_is_shown_with_its_user_and_the_name_of_its_image() -> None:
     assert container_message(made).image.image == "img"  # a list shows what was asked for
 
 
+def test_containers_and_images_agree_on_the_handler_of_an_image() -> None:
+    """The kubelet's collection of images compares both (KEP-4216)."""
+    config = container_config()
+    config.image.runtime_handler = "kata"
+    made = container(container_spec(config))
+    image = Image(id="sha256:1", manifest_digest="", config=ImageConfig(), layers=())
+    listed = image_message(image, pinned=False)
+    assert container_message(made).image.runtime_handler == listed.spec.runtime_handler
+    assert container_status(made).image.runtime_handler == "kata"
+
+
 def test_containers_of_a_pod_come_newest_first_and_unfinished_ones_not() -> None:
     spec = container_spec(container_config())
 

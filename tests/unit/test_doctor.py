@@ -31,6 +31,7 @@ from criagent.doctor import (
 from criagent.runtime.node.minimum_versions import below_floor, insecure, parse_version, too_old
 
 CNI = Config(network=Network(backend="cni"))
+WASM = {"wasm": Handler(path=Path("/usr/bin/crun"), type="wasm")}
 RUNC = {"runc": Handler(path="/usr/sbin/runc", type="runc")}  # type: ignore[arg-type]
 GOOD = {"crun": "crun version 1.30", "runc": "runc version 1.5.0"}
 
@@ -177,6 +178,30 @@ def test_copies_of_layers_need_no_file_system_for_overlay() -> None:
     judged(one(storage.judge(facts, config), "storage.root"), "ok", "nfs4")
 
 
+@pytest.mark.parametrize(
+    ("driver", "facts", "level", "part"),
+    [
+        ("btrfs", {"handlers": {"kata": "btrfs"}}, "ok", "btrfs"),
+        ("btrfs", {"handlers": {"kata": "ext4"}}, "error", "snapshots-btrfs is on ext4"),
+        ("native", {"handlers": {"kata": "nfs4"}}, "ok", "native"),
+        ("erofs", {"handlers": {"kata": "nfs4"}}, "error", "snapshots-erofs is on nfs4"),
+        (
+            "erofs",
+            {"handlers": {"kata": "ext4"}, "programs": frozenset()},
+            "error",
+            "install erofs-utils",
+        ),
+    ],
+)
+def test_what_the_storage_driver_of_a_handler_needs(
+    driver: str, facts: dict[str, Any], level: str, part: str
+) -> None:
+    kata = Handler(path=Path("/usr/bin/kata"), snapshotter=driver)
+    config = Config(runtime=Runtime(handlers={"kata": kata}))
+    found = storage.judge(storage.StorageFacts(**facts), config)
+    judged(one(found, "runtime.handlers.kata.snapshotter"), level, part)
+
+
 @pytest.mark.parametrize(("fstype", "level"), [("btrfs", "ok"), ("ext4", "error")])
 def test_subvolumes_need_btrfs(fstype: str, level: str) -> None:
     config = Config(storage=Storage(driver="btrfs"))
@@ -205,8 +230,8 @@ def test_subvolumes_need_btrfs(fstype: str, level: str) -> None:
         (
             {"handlers": {**GOOD, "runc": "runsc version 0.0~20240729"}},
             "handler runc",
-            "ok",
-            "runsc",
+            "warning",
+            'set type = "runsc"',
         ),
         ({"handlers": {**GOOD, "runc": "youki version: 0.5.3"}}, "handler runc", "ok", "youki"),
         (
@@ -226,6 +251,25 @@ def test_subvolumes_need_btrfs(fstype: str, level: str) -> None:
 def test_programs(facts: dict[str, Any], name: str, level: str, part: str) -> None:
     found = programs.judge(programs.ProgramFacts(**{"handlers": GOOD, **facts}), Config())
     judged(one(found, name), level, part)
+
+
+@pytest.mark.parametrize(
+    ("answer", "libraries", "level", "part"),
+    [
+        ("crun version 1.28\n+WASM:wasmedge", "libwasmedge.so.0 => /x", "ok", "is installed"),
+        ("crun version 1.28\n+WASM:wasmedge", "libc.so.6 => /x", "warning", "libwasmedge0"),
+    ],
+)
+def test_the_library_of_webassembly(answer: str, libraries: str, level: str, part: str) -> None:
+    facts = programs.ProgramFacts(handlers={"wasm": answer}, libraries=libraries)
+    found = programs.judge(facts, Config(runtime=Runtime(handlers=WASM, default_handler="wasm")))
+    judged(one(found, "handler wasm library"), level, part)
+
+
+def test_a_crun_without_webassembly() -> None:
+    facts = programs.ProgramFacts(handlers={"wasm": "crun version 1.28\n+SYSTEMD"})
+    found = programs.judge(facts, Config(runtime=Runtime(handlers=WASM, default_handler="wasm")))
+    judged(one(found, "handler wasm"), "error", "install one with +WASM")
 
 
 CRIU = {"version": "Version: 4.1.1\n", "libraries": "libcriu.so.2 (libc6,x86-64) => /x"}

@@ -15,6 +15,7 @@ import pytest
 
 from criagent.base.errors import InvalidRequestError, WrongStateError
 from criagent.config.storage_section import Storage
+from criagent.image.snapshots.by_handler import SnapshotsByHandler
 from criagent.image.snapshots.drivers.overlay import OverlayDriver
 from criagent.image.snapshots.snapshots import Snapshots
 from criagent.model.container import Container, ContainerId, ContainerMetadata, ContainerSpec
@@ -62,7 +63,7 @@ def planner(tmp_path: Path) -> Iterator[ExecPlanner]:
     with ThreadPoolExecutor(1) as fs:
         driver = OverlayDriver(tmp_path / "snapshots", Storage(), fs)
         snapshots = Snapshots(driver, SnapshotStore(database), fs)
-        files = ContainerFiles(paths=paths, snapshots=snapshots, fs=fs)
+        files = ContainerFiles(paths=paths, drivers=SnapshotsByHandler(default=snapshots), fs=fs)
         yield ExecPlanner(files=files, paths=paths, runtimes=runtimes)
     program.close()
     database.close()

@@ -21,6 +21,7 @@ import structlog
 
 from criagent.base.aio import KeyedLocks
 from criagent.config.storage_section import Storage
+from criagent.image.snapshots.by_handler import SnapshotsByHandler
 from criagent.image.snapshots.drivers.overlay import OverlayDriver
 from criagent.image.snapshots.snapshots import Snapshots
 from criagent.kernel import cgroupfs
@@ -110,6 +111,7 @@ class Ground:
         self.ending = ContainerEnding(
             endings=self.endings,
             checkpoints=Checkpoints(limit_s=60),
+            starts=Starts(limit_s=60),
             exits=self.exits,
             transitions=transitions,
             plugins=NoPlugins(),
@@ -166,7 +168,9 @@ class Ground:
         return ContainerErasure(
             store=self.store,
             runtimes=runtimes,
-            files=ContainerFiles(paths=self.paths, snapshots=snapshots, fs=self.fs),
+            files=ContainerFiles(
+                paths=self.paths, drivers=SnapshotsByHandler(default=snapshots), fs=self.fs
+            ),
         )
 
     def remover(self, runtimes: Runtimes) -> ContainerRemover:

@@ -446,7 +446,7 @@ async def test_any_mix_ends_with_nothing_too_much_and_nothing_missing(
     await node.images.prune()
     assert (node.blob_files(), node.snapshots.store.all()) == ([], [])
     assert list(node.snapshots.root.glob("[0-9]*")) == []
-    assert node.images.fs_usage().used_bytes == 0
+    assert node.images.fs_usages()[0].used_bytes == 0
     assert not node.images.puller.running
 
 

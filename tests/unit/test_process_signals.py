@@ -49,12 +49,13 @@ async def test_a_dump_has_every_thread_and_every_task_with_its_stack() -> None:
     await asyncio.sleep(0)
     loop = asyncio.get_running_loop()
     with capture_logs() as lines:
-        await loop.run_in_executor(None, dump_stacks, loop)
+        await loop.run_in_executor(None, dump_stacks, loop, lambda: {"queues": {"db": 3}})
     leave.set()
     thread.join()
     task.cancel()
     threads = {line["thread"]: line["stack"] for line in lines if line["event"] == "thread_stack"}
     tasks = {line["task"]: line["stack"] for line in lines if line["event"] == "task_stack"}
+    assert (lines[0]["event"], lines[0]["queues"]) == ("debug_state", {"db": 3})
     assert "MainThread" in threads
     assert any("wait" in frame for frame in threads["stuck-file-thread"])
     places = [place.rpartition(" ")[2] for place in tasks["pull:web"]]
@@ -63,7 +64,7 @@ async def test_a_dump_has_every_thread_and_every_task_with_its_stack() -> None:
 
 
 async def test_the_signals_are_survived_and_noted() -> None:
-    install(asyncio.get_running_loop())
+    install(asyncio.get_running_loop(), dict)
     before = threading.enumerate()
     with capture_logs() as lines:
         for number in (signal.SIGHUP, signal.SIGUSR2):
@@ -80,7 +81,7 @@ async def test_the_signals_are_survived_and_noted() -> None:
 
 def test_a_child_has_the_systems_own_handlers() -> None:
     with asyncio.Runner() as runner:
-        install(runner.get_loop())
+        install(runner.get_loop(), dict)
         command = ["grep", "-E", "Sig(Ign|Blk|Cgt)", "/proc/self/status"]
         done = subprocess.run(command, capture_output=True, check=True)
     masks = [int(line.split()[1], 16) for line in done.stdout.decode().splitlines()]
@@ -90,7 +91,7 @@ def test_a_child_has_the_systems_own_handlers() -> None:
 
 async def test_nohup_is_left_as_it_is() -> None:
     signal.signal(signal.SIGHUP, signal.SIG_IGN)
-    install(asyncio.get_running_loop())
+    install(asyncio.get_running_loop(), dict)
     assert signal.getsignal(signal.SIGHUP) is signal.SIG_IGN
 
 
@@ -101,7 +102,7 @@ from criagent.telemetry import logs
 from criagent.process.signals import install
 
 async def main():
-    install(asyncio.get_running_loop())
+    install(asyncio.get_running_loop(), dict)
     held_up()
 
 def held_up():

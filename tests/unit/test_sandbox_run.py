@@ -105,6 +105,7 @@ async def ground(tmp_path: Path) -> AsyncIterator[Ground]:
             objects=objects,
             selinux=cast(Selinux, _NoLabels()),
             identities=Identities(clock, "b", lambda: "1" * 64),
+            require_profile=lambda ref: ref,
         ),
         plugins=NoPlugins(),
     )

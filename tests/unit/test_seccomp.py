@@ -174,7 +174,10 @@ def wants(kind: ProfileType, reference: str = "", **fields: bool) -> ContainerSe
 def made(
     security: ContainerSecurity, machine: str = "x86_64", capabilities: frozenset[str] = DEFAULT
 ) -> dict[str, Any] | None:
-    return seccomp_profile(security, machine=machine, capabilities=capabilities)
+    found = seccomp_profile(
+        security, machine=machine, capabilities=capabilities, pulled=lambda ref: ref.encode()
+    )
+    return None if found is None else found.profile
 
 
 @pytest.mark.parametrize(

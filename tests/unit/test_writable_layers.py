@@ -13,6 +13,7 @@ from typing import Any
 import pytest_asyncio
 
 from criagent.config.storage_section import Storage
+from criagent.image.snapshots.by_handler import SnapshotsByHandler
 from criagent.image.snapshots.drivers.overlay import OverlayDriver
 from criagent.image.snapshots.snapshots import Snapshots
 from criagent.model.container import Container, ContainerId, ContainerMetadata, ContainerSpec
@@ -38,7 +39,7 @@ class Node:
 
     def counts(self, **limits: float) -> WritableLayers:
         return WritableLayers(
-            snapshots=self.snapshots,
+            drivers=SnapshotsByHandler(default=self.snapshots),
             rootfs=lambda _: Path("/"),
             fs=self.pool,
             counting=self.pool,

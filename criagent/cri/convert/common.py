@@ -6,7 +6,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping
 
 from criagent._proto import api_pb2
-from criagent.base.errors import InvalidRequestError, UnsupportedError
+from criagent.base.errors import InvalidRequestError
 from criagent.model.common import (
     HugepageLimit,
     IdMapping,
@@ -18,6 +18,8 @@ from criagent.model.common import (
     SELinuxOptions,
     UserNamespace,
 )
+
+_LOCALHOST_BASE = api_pb2.SecurityProfileBase.Localhost
 
 
 def required(text: str, field: str) -> str:
@@ -98,8 +100,13 @@ def profile(
 ) -> SecurityProfile | None:
     """A security profile from its message, or from the deprecated string."""
     if message is not None:
-        _refuse_oci(message, field)
         kind = ProfileType(enumerated(message.profile_type, ProfileType, field))
+        if kind is ProfileType.OCI:
+            return _of_registry(message, field)
+        if message.oci_ref or message.HasField("base_profile"):
+            raise InvalidRequestError(
+                f"{field}: oci_ref and base_profile belong to profile type OCI; leave them out"
+            )
         return SecurityProfile(type=kind, localhost_ref=message.localhost_ref)
     match legacy:
         case "":
@@ -114,18 +121,22 @@ def profile(
     return SecurityProfile(type=ProfileType.LOCALHOST, localhost_ref=reference)
 
 
-def _refuse_oci(message: api_pb2.SecurityProfile, field: str) -> None:
-    """What SecurityProfile says of profiles from registries (KEP-6061)."""
-    if message.profile_type == api_pb2.SecurityProfile.OCI:
-        if field == "apparmor":
-            raise InvalidRequestError("apparmor: a profile from a registry is for seccomp only")
-        raise UnsupportedError(
-            f"{field}: this release has no profiles from registries; use type Localhost"
-        )
-    if message.oci_ref or message.HasField("base_profile"):
+def _of_registry(message: api_pb2.SecurityProfile, field: str) -> SecurityProfile:
+    """A profile of type OCI (KEP-6061). Its zero base is the runtime default profile."""
+    if field == "apparmor":
+        raise InvalidRequestError("apparmor: a profile from a registry is for seccomp only")
+    if not message.oci_ref or message.localhost_ref:
+        raise InvalidRequestError(f"{field}: profile type OCI needs oci_ref and no localhost_ref")
+    base = message.base_profile
+    if base.type not in {api_pb2.SecurityProfileBase.RuntimeDefault, _LOCALHOST_BASE}:
+        raise InvalidRequestError(f"{field}: base_profile.type {base.type} is unknown")
+    if (base.type == _LOCALHOST_BASE) != bool(base.localhost_ref):
         raise InvalidRequestError(
-            f"{field}: oci_ref and base_profile belong to profile type OCI; leave them out"
+            f"{field}: base_profile.localhost_ref belongs to base_profile.type Localhost"
         )
+    return SecurityProfile(
+        type=ProfileType.OCI, oci_ref=message.oci_ref, base_ref=base.localhost_ref
+    )
 
 
 def selinux(message: api_pb2.SELinuxOption) -> SELinuxOptions:

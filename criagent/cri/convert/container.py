@@ -59,12 +59,18 @@ def container_spec(config: api_pb2.ContainerConfig) -> ContainerSpec:
 
 
 def container_message(container: Container) -> api_pb2.Container:
-    """The row as ListContainers shows it."""
+    """The row as ListContainers shows it.
+
+    Its image has no runtime handler, as in ListImages: with RuntimeClassInImageCriApi the kubelet
+    compares id and handler of both, and collects images that no container seems to use.
+    """
+    image = _image(container, container.spec.image)
+    image.ClearField("runtime_handler")
     return api_pb2.Container(
         id=container.id,
         pod_sandbox_id=container.sandbox_id,
         metadata=_metadata(container),
-        image=_image(container, container.spec.image),
+        image=image,
         image_ref=container.image_ref,
         state=container.state,  # type: ignore[arg-type] # an IntEnum with CRI's numbers
         created_at=container.created_at_ns,

@@ -100,12 +100,12 @@ class Agent:
 async def build(shared: Shared) -> Agent:
     """Every part. Raises UnsupportedError without cgroup v2, or for another driver's root."""
     image_parts = await image.build(shared)
-    node_parts = await node.build(shared, image_parts.snapshots)
+    node_parts = await node.build(shared, image_parts.drivers)
     networks = network.build(shared)
-    pod_parts = pods.build(shared, node_parts, networks)
+    pod_parts = pods.build(shared, node_parts, networks, image_parts.profiles)
     container_parts = containers.build(shared, node_parts, image_parts)
     stats_calls, layers = stats.build(shared, node_parts, image_parts, pod_parts)
-    sandbox_calls, container_calls = verbs.build(
+    sandbox_calls, container_calls, creator = verbs.build(
         shared, node_parts, image=image_parts, pods=pod_parts, containers=container_parts
     )
     await run_in(shared.executors.fs, node_parts.prepare)
@@ -128,7 +128,17 @@ async def build(shared: Shared) -> Agent:
             sandboxes=sandbox_calls,
             containers=container_calls,
             checkpoints=checkpoints.build(
-                shared, node_parts, image=image_parts, containers=container_parts
+                shared,
+                node_parts,
+                image=image_parts,
+                containers=container_parts,
+                restorer=checkpoints.restorer(
+                    shared,
+                    node_parts,
+                    pods=pod_parts,
+                    containers=container_parts,
+                    creator=creator,
+                ),
             ),
             sessions=sessions.build(shared, node_parts, pod_parts, container_parts),
             stats=stats_calls,
@@ -143,7 +153,7 @@ def _node_calls(
         handlers=parts.handlers,
         db=shared.stores.db,
         network=networks.default,
-        snapshots=image_parts.snapshots,
+        drivers=image_parts.drivers,
     )
     return Node(
         conditions=conditions,
@@ -151,5 +161,6 @@ def _node_calls(
         network=networks.default,
         paths=parts.paths,
         driver=parts.driver,
+        seccomp=parts.facts.seccomp,
         nri=parts.nri.report,
     )

@@ -4,11 +4,11 @@
 from __future__ import annotations
 
 import dataclasses
-from pathlib import Path
 
 from criagent.base.aio import KeyedLocks
 from criagent.daemon.wiring.node import NodeParts
 from criagent.daemon.wiring.shared import Shared
+from criagent.image.profiles.profiles import SecurityProfiles
 from criagent.net.pod_network import Networks
 from criagent.runtime.node.facts import has_all_ids
 from criagent.runtime.pod.files import PodFileWriter
@@ -36,7 +36,9 @@ class PodParts:
     resizer: SandboxResizer
 
 
-def build(shared: Shared, node: NodeParts, networks: Networks) -> PodParts:
+def build(
+    shared: Shared, node: NodeParts, networks: Networks, profiles: SecurityProfiles
+) -> PodParts:
     """Everything about pods but their end, which takes their containers along."""
     fs, store = shared.executors.fs, shared.stores.sandboxes
     namespaces = PodNamespaces(
@@ -52,7 +54,7 @@ def build(shared: Shared, node: NodeParts, networks: Networks) -> PodParts:
         files=PodFileWriter(paths=node.paths, selinux=node.selinux, fs=fs),
         holder=_holder(shared, node, namespaces),
     )
-    transitions = SandboxTransitions(store=store, locks=KeyedLocks())
+    transitions = SandboxTransitions(store=store, locks=KeyedLocks("sandbox"))
     teardown = SandboxTeardown(
         store=store,
         transitions=transitions,
@@ -69,7 +71,11 @@ def build(shared: Shared, node: NodeParts, networks: Networks) -> PodParts:
         watch=watch,
         teardown=teardown,
         new=NewSandboxes(
-            store=store, objects=objects, selinux=node.selinux, identities=shared.identities
+            store=store,
+            objects=objects,
+            selinux=node.selinux,
+            identities=shared.identities,
+            require_profile=profiles.require,
         ),
         plugins=node.nri.plugins,
     )
@@ -85,7 +91,6 @@ def build(shared: Shared, node: NodeParts, networks: Networks) -> PodParts:
 
 
 def _holder(shared: Shared, node: NodeParts, namespaces: PodNamespaces) -> SandboxHolder:
-    has_seccomp = Path("/proc/sys/kernel/seccomp/actions_avail").exists()
     return SandboxHolder(
         runtimes=node.runtimes,
         default=node.runtimes[node.handlers.default],
@@ -93,7 +98,9 @@ def _holder(shared: Shared, node: NodeParts, namespaces: PodNamespaces) -> Sandb
             namespaces=namespaces,
             catatonit=shared.config.runtime.catatonit,
             driver=node.driver,
-            seccomp=default_profile(node.facts.machine, frozenset()) if has_seccomp else None,
+            seccomp=default_profile(node.facts.machine, frozenset())
+            if node.facts.seccomp
+            else None,
         ),
         paths=node.paths,
         driver=node.driver,

@@ -28,8 +28,7 @@ def build(
     orphans = Orphans(
         sandboxes=stores.sandboxes,
         containers=stores.containers,
-        layers=stores.snapshots,
-        snapshots=image.snapshots,
+        drivers=image.drivers,
         checkpoints=containers.checkpoints,
         paths=node.paths,
         fs=fs,

@@ -22,7 +22,7 @@ def build(
     """Statistics for the CRI services, and the counts, which run in the background until closed."""
     stores, executors = shared.stores, shared.executors
     layers = WritableLayers(
-        snapshots=image.snapshots,
+        drivers=image.drivers,
         rootfs=node.paths.rootfs,
         fs=executors.fs,
         counting=executors.counting,
@@ -43,7 +43,6 @@ def build(
         pods=pod_stats,
         layers=layers,
         thread=thread,
-        root=image.snapshots.containers_root,
     )
 
     def forget(object_id: str, value: object) -> None:

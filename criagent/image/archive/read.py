@@ -9,7 +9,6 @@ from __future__ import annotations
 import contextlib
 import hashlib
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, Any
 
@@ -20,6 +19,7 @@ from criagent.base.errors import (
     NotFoundError,
     UnsupportedError,
 )
+from criagent.image.archive.contents import Contents, Skipped, plain_copy
 from criagent.image.archive.members import Member, Members
 from criagent.image.archive.room import Room
 from criagent.image.blobs import BlobFiles, disk_full, removed_on_error
@@ -60,22 +60,6 @@ _MAX_NAMES = 100  # of one entry
 _MAX_NAMES_OF_IMAGE = 1000
 _MAX_SKIPPED = 100
 _BAD_ENTRY = (NotFoundError, CorruptError, UnsupportedError, InvalidRequestError)
-
-
-@dataclass(frozen=True, slots=True)
-class Skipped:
-    """An entry that was skipped, or a name of it, and the reason."""
-
-    entry: str
-    why: str
-
-
-@dataclass(slots=True)
-class Contents:
-    """The result: names by the digest of the manifest, whose blobs are all stored."""
-
-    images: dict[str, list[str]] = field(default_factory=dict)
-    skipped: list[Skipped] = field(default_factory=list)
 
 
 class _OtherPlatformError(NotFoundError):
@@ -121,11 +105,6 @@ def _plain(path: Path, room: Room) -> Iterator[IO[bytes]]:
                 yield target
         finally:
             plain.unlink(missing_ok=True)
-
-
-def plain_copy(path: Path) -> Path:
-    """Where the decompressed archive lies while it is read."""
-    return path.with_name(path.name + ".plain")
 
 
 class _Reader:

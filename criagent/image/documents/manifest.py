@@ -39,6 +39,7 @@ OCI_INDEX = "application/vnd.oci.image.index.v1+json"
 OCI_MANIFEST = "application/vnd.oci.image.manifest.v1+json"
 DOCKER_LIST = "application/vnd.docker.distribution.manifest.list.v2+json"
 DOCKER_MANIFEST = "application/vnd.docker.distribution.manifest.v2+json"
+EMPTY_CONFIG = "application/vnd.oci.empty.v1+json"
 ACCEPTED = (OCI_INDEX, OCI_MANIFEST, DOCKER_LIST, DOCKER_MANIFEST)
 _IMAGE_CONFIGS = {
     "application/vnd.oci.image.config.v1+json",
@@ -289,7 +290,7 @@ def parse_configuration(data: bytes) -> Configuration:
 def image_configuration(document: Document, data: bytes) -> Configuration:
     """The configuration `data` that the manifest `document` names.
 
-    Raises CorruptError, UnsupportedError for anything but a container image.
+    Raises CorruptError, ArtifactError, UnsupportedError for anything but a container image.
     """
     kind = "" if document.config is None else document.config.media_type
     artifact = document.artifact_type or ("" if kind in _ANY_CONFIGS else kind)
@@ -314,10 +315,19 @@ def image_configuration(document: Document, data: bytes) -> Configuration:
     return configuration
 
 
-def _artifact(kind: str) -> UnsupportedError:
-    return UnsupportedError(
-        f"it is an OCI artifact ({_shown(kind)}), not a container image; only images can be "
-        "pulled, run and mounted"
+class ArtifactError(UnsupportedError):
+    """An OCI artifact where an image is wanted; `kind` is a media type."""
+
+    def __init__(self, text: str, kind: str) -> None:
+        super().__init__(text)
+        self.kind = kind
+
+
+def _artifact(kind: str) -> ArtifactError:
+    return ArtifactError(
+        f"it is an OCI artifact ({_shown(kind)}), not a container image; pull it from a registry "
+        "to mount it as a volume",
+        _shown(kind),
     )
 
 

@@ -34,8 +34,7 @@ def elsewhere(entry: MountEntry, *roots: Path) -> str:
         return ""
     patterns = ("*/fs", "trash/*/fs", "*/disk/fs")
     for root in roots:
-        snapshots = root / "snapshots"
-        for tree in (found for pattern in patterns for found in snapshots.glob(pattern)):
+        for tree in (found for p in patterns for found in root.glob(f"snapshots*/{p}")):
             with contextlib.suppress(OSError):
                 if os.path.samestat(mounted, tree.stat()):
                     return ""

@@ -26,9 +26,9 @@ from criagent.base.aio import run_in
 from criagent.base.errors import AgentError
 from criagent.image.archive.room import Room
 from criagent.image.blobs import disk_full
+from criagent.image.snapshots.by_handler import SnapshotsByHandler
 from criagent.image.snapshots.changes import Ids, Trees, changes
 from criagent.image.snapshots.driver import MountPoint
-from criagent.image.snapshots.snapshots import Snapshots
 from criagent.kernel import cgroupfs, mount
 from criagent.model.common import IdMapping
 from criagent.model.container import Container
@@ -57,13 +57,13 @@ class Capture:
         self,
         *,
         runtimes: Mapping[str, OciRuntime],
-        snapshots: Snapshots,
+        drivers: SnapshotsByHandler,
         paths: RuntimePaths,
         now_ns: Callable[[], int],
         work: Executor,
     ) -> None:
         self._runtimes = runtimes
-        self._snapshots = snapshots
+        self._drivers = drivers
         self._paths = paths
         self.now_ns = now_ns
         self._work = work
@@ -90,13 +90,12 @@ class Capture:
     async def files(self, about: Subject, top: Path, interrupted: Interrupted) -> None:
         """Save what is not in memory below `top`. Raises AgentError, OSError."""
         container = about.container
-        layer = self._snapshots.store.get(container.id)
+        part = self._drivers.of_container(container.id)
+        layer = part.store.owned(container.id)
         image = top / "image"
         try:
-            await self._snapshots.mount_image(
-                "" if layer is None else layer.parent, MountPoint(path=image)
-            )
-            upper = None if layer is None else self._snapshots.upper(layer)
+            await part.mount_image("" if layer is None else layer.parent, MountPoint(path=image))
+            upper = None if layer is None else part.upper(layer)
             write = partial(self._write, about, top, upper, interrupted)
             await run_in(self._work, write)
         finally:

@@ -23,7 +23,7 @@ import structlog
 from criagent.base.aio import run_in
 from criagent.base.errors import AgentError, ExhaustedError, InvalidRequestError
 from criagent.image.blobs import disk_full
-from criagent.image.snapshots.snapshots import Snapshots
+from criagent.image.snapshots.by_handler import SnapshotsByHandler
 from criagent.kernel.paths import RESOLVE_IN_ROOT, RESOLVE_NO_SYMLINKS, open_in_root, openat2
 from criagent.kernel.process import owning
 from criagent.model.container import Container, Mount
@@ -49,7 +49,7 @@ class DeclaredVolumes:
 
     mode: VolumeMode
     paths: RuntimePaths
-    snapshots: Snapshots
+    drivers: SnapshotsByHandler
     fs: Executor
 
     async def make(
@@ -68,7 +68,7 @@ class DeclaredVolumes:
             await run_in(self.fs, self._make_places, container, sandbox, places)
             return ()
         mounts = []
-        top = self.snapshots.volumes(snapshot)
+        top = self.drivers.of_driver(snapshot.driver).volumes(snapshot)
         for number, place in enumerate(places):
             directory = top / str(number)
             if await run_in(self.fs, self._prepare, container, sandbox, place, directory):
@@ -113,7 +113,7 @@ class DeclaredVolumes:
         content = self._content(container, place)
         userns = sandbox.spec.security.namespaces.pod_userns
         owner, mode = (0, 0) if userns is None else (userns.root_uid, userns.root_gid), 0o755
-        with disk_full(self.snapshots.containers_root):
+        with disk_full(directory.parent):
             directory.parent.mkdir(exist_ok=True, mode=0o700)
             if content is not None:
                 try:
@@ -145,7 +145,7 @@ class DeclaredVolumes:
             image = container.spec.image[:200]
             text = f"image {image}: copying volume {place[:200]!r} failed: {output}"
             if any(reason in output for reason in _FULL):
-                where = self.snapshots.containers_root
+                where = self.drivers.of_container(container.id).containers_root
                 raise ExhaustedError(f"{text}; free space on the disk of {where}")
             raise AgentError(text)
 

@@ -13,9 +13,10 @@ import msgspec
 
 from criagent.base.aio import run_in
 from criagent.base.os_errors import about
+from criagent.image.snapshots.by_handler import SnapshotsByHandler
 from criagent.image.snapshots.driver import MountPoint
-from criagent.image.snapshots.snapshots import Snapshots
 from criagent.kernel import mount
+from criagent.kernel.trees import remove_tree
 from criagent.model.container import Container
 from criagent.model.image import Image, Snapshot
 from criagent.model.sandbox import Sandbox
@@ -35,7 +36,7 @@ class ContainerFiles:
     """Writes and removes the bundle; every step is idempotent and needs only the id."""
 
     paths: RuntimePaths
-    snapshots: Snapshots
+    drivers: SnapshotsByHandler
     fs: Executor
 
     def rootfs(self, container_id: str) -> Path:
@@ -48,7 +49,8 @@ class ContainerFiles:
         Raises AlreadyExistsError, UnsupportedError for a limit that the driver can't keep.
         """
         parent = image.layers[-1].chain_id if image.layers else ""
-        return await self.snapshots.create_container(
+        part = self.drivers.of_handler(container.handler)
+        return await part.create_container(
             container.id,
             parent=parent,
             created_at_ns=container.created_at_ns,
@@ -62,7 +64,7 @@ class ContainerFiles:
         ids = mapped_ids(self.paths, sandbox, container_id)
         rootfs = self.paths.rootfs(container_id)
         at = MountPoint(path=rootfs, ids=ids, label=label)
-        await self.snapshots.mount_container(snapshot, image, at)
+        await self.drivers.of_driver(snapshot.driver).mount_container(snapshot, image, at)
 
     def write(self, container_id: str, spec: OciObject) -> None:
         """config.json of the bundle; synchronous."""
@@ -88,8 +90,9 @@ class ContainerFiles:
     async def remove(self, container_id: str, cgroup: str) -> None:
         """Unmount rootfs and volumes, delete bundle, exit file, cgroup and writable layer."""
         await run_in(self.fs, self._remove, container_id, cgroup)
-        await self.snapshots.remove(container_id)
-        self.snapshots.empty_soon()
+        part = self.drivers.of_container(container_id)
+        await part.remove(container_id)
+        part.empty_soon()
 
     async def forget_state(self, container_id: str) -> None:
         """Drop what OCI runtimes keep of a dead container whose handler is no longer configured."""
@@ -108,6 +111,8 @@ class ContainerFiles:
         detach_mapped(self.paths.mapped_mounts(container_id))
         with contextlib.suppress(FileNotFoundError):
             shutil.rmtree(bundle)
+        with contextlib.suppress(FileNotFoundError):
+            remove_tree(self.paths.restore(container_id))
         self.paths.exit_file(container_id).unlink(missing_ok=True)
         own_cgroup.kill(cgroup, container_id)
         own_cgroup.remove(cgroup, container_id)

@@ -4,11 +4,13 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from concurrent.futures import Executor
 from functools import partial
 from pathlib import Path
 from typing import Literal
+
+import structlog
 
 from criagent.base.aio import run_in
 from criagent.base.errors import InvalidRequestError, WrongStateError
@@ -38,7 +40,12 @@ from criagent.runtime.spec.inputs import (
 from criagent.runtime.spec.security.apparmor import AppArmor
 from criagent.runtime.spec.security.capabilities import effective_capabilities
 from criagent.runtime.spec.security.seccomp import seccomp_profile
+from criagent.runtime.spec.security.seccomp_merge import Merged
 from criagent.store.containers import ContainerStore
+
+_SHOWN = 20  # calls that a log line names
+
+log: structlog.stdlib.BoundLogger = structlog.get_logger(__name__)
 
 _HOST_SHM = Path("/dev/shm")  # noqa: S108 - the node's own, for pods that share its IPC namespace
 
@@ -124,7 +131,8 @@ class DeviceGatherer:
         Raises InvalidRequestError and UnsupportedError for what node or handler cannot give.
         """
         handler = self._handlers.by_name[container.handler]
-        of_host = container.spec.security.privileged and handler.host_devices
+        privileged = container.spec.security.privileged
+        of_host = privileged and handler.host_devices
         return _Devices(
             nodes=resolve_devices(
                 container.spec,
@@ -133,8 +141,16 @@ class DeviceGatherer:
                 has_userns=has_userns,
             ),
             cdi=self._cdi.edits(container.spec.cdi_devices, handler.name),
-            whole=of_host and not has_userns,
+            whole=(of_host or (privileged and handler.all_devices)) and not has_userns,
         )
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class ProfileSources:
+    """Where the profiles of security modules come from."""
+
+    apparmor: AppArmor
+    pulled: Callable[[str], bytes]  # SecurityProfiles.document
 
 
 class SpecGatherer:
@@ -146,7 +162,7 @@ class SpecGatherer:
         namespaces: ContainerNamespacePaths,
         mounts: HostMounts,
         devices: DeviceGatherer,
-        apparmor: AppArmor,
+        profiles: ProfileSources,
         node: NodeFacts,
         driver: CgroupDriver,
         paths: RuntimePaths,
@@ -155,7 +171,7 @@ class SpecGatherer:
         self._namespaces = namespaces
         self._mounts = mounts
         self._devices = devices
-        self._apparmor = apparmor
+        self._profiles = profiles
         self._node = node
         self._driver = driver
         self._paths = paths
@@ -196,8 +212,8 @@ class SpecGatherer:
                 self._driver, sandbox.spec.cgroup_parent, container.id
             ),
             hostname=pod_hostname(sandbox),
-            seccomp=seccomp,
-            apparmor=await self._apparmor.profile(
+            seccomp=_applied(container, seccomp),
+            apparmor=await self._profiles.apparmor.profile(
                 security.apparmor, privileged=security.privileged
             ),
             node=self._node,
@@ -205,14 +221,13 @@ class SpecGatherer:
             cdi=devices.cdi,
         )
 
-    def _resolve(
-        self, container: Container, *, has_userns: bool
-    ) -> tuple[_Devices, OciObject | None]:
+    def _resolve(self, container: Container, *, has_userns: bool) -> tuple[_Devices, Merged | None]:
         security = container.spec.security
         profile = seccomp_profile(
             security,
             machine=self._node.machine,
             capabilities=effective_capabilities(security, self._node.capabilities),
+            pulled=self._profiles.pulled,
         )
         return self._devices.gather(container, has_userns=has_userns), profile
 
@@ -227,3 +242,19 @@ class SpecGatherer:
             hosts=etc / "hosts",
             shm=_HOST_SHM if host_ipc else self._paths.shm(sandbox.id),
         )
+
+
+def _applied(container: Container, merged: Merged | None) -> OciObject | None:
+    """The profile; what its base takes from one of a registry is logged (KEP-6061)."""
+    if merged is None:
+        return None
+    asked = container.spec.security.seccomp
+    if merged.constrained and asked is not None:
+        log.info(
+            "security_profile_constrained",
+            profile=asked.oci_ref,
+            base=asked.base_ref or "RuntimeDefault",
+            calls=merged.constrained[:_SHOWN],
+            count=len(merged.constrained),
+        )
+    return merged.profile

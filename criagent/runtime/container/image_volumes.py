@@ -20,8 +20,8 @@ from pathlib import Path
 from criagent.base.aio import run_in
 from criagent.base.errors import InvalidRequestError, NotFoundError
 from criagent.image.images import Images
+from criagent.image.snapshots.by_handler import SnapshotsByHandler
 from criagent.image.snapshots.driver import MountPoint
-from criagent.image.snapshots.snapshots import Snapshots
 from criagent.kernel.paths import open_in_root
 from criagent.model.common import MountPropagation
 from criagent.model.container import Container, ContainerSpec, ImageVolume, Mount
@@ -37,19 +37,22 @@ class ImageVolumes:
     """Finds the images of volumes and mounts them."""
 
     images: Images
-    snapshots: Snapshots
+    drivers: SnapshotsByHandler
     paths: RuntimePaths
     fs: Executor
 
-    def find(self, spec: ContainerSpec) -> tuple[ImageVolume, ...]:
-        """The images that `spec` mounts. Raises NotFoundError, InvalidRequestError."""
+    def find(self, spec: ContainerSpec, handler: str) -> tuple[ImageVolume, ...]:
+        """The images that `spec` mounts, for the platform of `handler`.
+
+        Raises NotFoundError, InvalidRequestError.
+        """
         found = []
         for number, mount in enumerate(spec.mounts):
             if mount.image is None:
                 continue
             name, place = _name(mount), mount.container_path
             try:
-                image = self.images.find(mount.image.image)
+                image = self.images.find(mount.image.image, handler)
             except InvalidRequestError as exc:
                 raise InvalidRequestError(f"{FAILED}: mount {place}: {exc}") from None
             if image is None:
@@ -73,11 +76,12 @@ class ImageVolumes:
         """
         sources = {}
         ids = mapped_ids(self.paths, sandbox, container.id)
+        part = self.drivers.of_container(container.id)
         for volume in container.image_volumes:
             request = container.spec.mounts[volume.mount]
             target = self.paths.image_volume(container.id, volume.mount)
             at = MountPoint(path=target, ids=ids, label=label)
-            await self.snapshots.mount_image(volume.top, at)
+            await part.mount_image(volume.top, at)
             source = await run_in(self.fs, _source, target, request)
             slave = request.propagation is MountPropagation.HOST_TO_CONTAINER
             sources[volume.mount] = ResolvedMount(

@@ -32,6 +32,7 @@ class NodeFacts:
     swap: bool = False  # memory.swap.max exists
     apparmor: bool = False
     selinux: bool = False
+    seccomp: bool = True
     nsdelegate: bool = False  # cgroup namespaces bound what their processes may change
     machine: str = "x86_64"
     thermal_paths: tuple[str, ...] = ()  # .../cpuN/thermal_throttle that exist here
@@ -56,6 +57,7 @@ def read_node_facts(
         # In a container the kernel's AppArmor is on, but the files to load profiles are missing.
         apparmor=_says("/sys/module/apparmor/parameters/enabled", "Y") and PROFILES.exists(),
         selinux=Path("/sys/fs/selinux/enforce").exists(),
+        seccomp=Path("/proc/sys/kernel/seccomp/actions_avail").exists(),
         nsdelegate=cgroupfs.has_nsdelegate(),
         machine=platform.machine(),
         thermal_paths=tuple(sorted(str(p) for p in _CPUS.glob("cpu[0-9]*/thermal_throttle"))),

@@ -9,15 +9,15 @@ from concurrent.futures import Executor
 import structlog
 
 from criagent.base.aio import run_in
-from criagent.image.snapshots.snapshots import Snapshots
+from criagent.image.snapshots.by_handler import SnapshotsByHandler
 from criagent.kernel import mount
+from criagent.kernel.trees import remove_tree
 from criagent.model.common import ID_PATTERN
 from criagent.runtime.checkpoint.leftovers import CheckpointLeftovers
 from criagent.runtime.node.paths import RuntimePaths
 from criagent.runtime.oci.failed_scopes import forget_orphans
 from criagent.store.containers import ContainerStore
 from criagent.store.sandboxes import SandboxStore
-from criagent.store.snapshots import SnapshotStore
 
 log: structlog.stdlib.BoundLogger = structlog.get_logger(__name__)
 
@@ -30,16 +30,14 @@ class Orphans:
         *,
         sandboxes: SandboxStore,
         containers: ContainerStore,
-        layers: SnapshotStore,
-        snapshots: Snapshots,
+        drivers: SnapshotsByHandler,
         checkpoints: CheckpointLeftovers,
         paths: RuntimePaths,
         fs: Executor,
     ) -> None:
         self._sandboxes = sandboxes
         self._containers = containers
-        self._layers = layers
-        self._snapshots = snapshots
+        self._drivers = drivers
         self._checkpoints = checkpoints
         self._paths = paths
         self._fs = fs
@@ -55,20 +53,27 @@ class Orphans:
         """Take them away."""
         await self._checkpoints.clear_all()
         await self._writable_layers()
-        await self._snapshots.sweep()
+        await self._drivers.sweep()
         await run_in(self._fs, self._directories)
         await forget_orphans(self.has_row)
 
     async def _writable_layers(self) -> None:
         """Those whose container's row never came to be."""
-        for snapshot in self._layers.all():
+        for snapshot in self._drivers.every():
             own = ID_PATTERN.fullmatch(snapshot.key) is not None
             if own and self._containers.get(snapshot.key) is None:
-                await self._snapshots.unmount(self._paths.rootfs(snapshot.key))
-                await self._snapshots.remove(snapshot.key)
+                part = self._drivers.of_driver(snapshot.driver)
+                await part.unmount(self._paths.rootfs(snapshot.key))
+                await part.remove(snapshot.key)
 
     def _directories(self) -> None:
-        """Remove directories of the run directory that have no row."""
+        """Remove directories of the run directory that have no row, and what was unpacked for
+        containers that are no longer to be restored.
+        """
+        for entry in self._paths.restores.iterdir():
+            container = self._containers.get(entry.name)
+            if container is None or container.started_at_ns or container.finished_at_ns:
+                remove_tree(entry)
         for directory, known in (
             (self._paths.run_dir / "sandboxes", self._sandboxes.get),
             (self._paths.run_dir / "containers", self._containers.get),

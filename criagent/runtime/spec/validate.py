@@ -159,6 +159,8 @@ def _profiles(what: str, seccomp: SecurityProfile | None, apparmor: SecurityProf
     """Localhost references: a file for seccomp, the name of a loaded profile for AppArmor."""
     if seccomp is not None and seccomp.type is ProfileType.LOCALHOST:
         _absolute(f"{what}: seccomp profile", seccomp.localhost_ref.removeprefix("localhost/"))
+    if seccomp is not None and seccomp.base_ref:
+        _absolute(f"{what}: seccomp base profile", seccomp.base_ref.removeprefix("localhost/"))
     if apparmor is not None and apparmor.type is ProfileType.LOCALHOST:
         name = apparmor.localhost_ref.removeprefix("localhost/")
         if not name or len(name) > _NAME_LIMIT or not name.isprintable():

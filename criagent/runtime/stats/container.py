@@ -60,7 +60,7 @@ class ContainerStatsReader:
             container=container,
             timestamp_ns=self._now_ns(),
             layer=self._layers.usage(container.id),
-            mountpoint=self._layers.mountpoint,
+            mountpoint=self._layers.mountpoint(container.id),
         )
         if container.state is not ContainerState.RUNNING or not container.cgroup:
             return sample

@@ -40,7 +40,7 @@ class PodMetrics:
 
 
 class PodMetricsReader:
-    """Reads metrics off the loop; `root` holds the writable layers."""
+    """Reads metrics off the loop."""
 
     def __init__(
         self,
@@ -49,13 +49,11 @@ class PodMetricsReader:
         pods: PodStatsReader,
         layers: WritableLayers,
         thread: StatsThread,
-        root: Path,
     ) -> None:
         self._containers = containers
         self._pods = pods
         self._layers = layers
         self._thread = thread
-        self._root = root
 
     def ready(self) -> list[list[Sandbox]]:
         """The pods that have metrics, in the batches in which they are read."""
@@ -79,11 +77,15 @@ class PodMetricsReader:
 
         def call() -> list[T]:
             devices = Devices()
-            device = devices.holding(self._root)
-            room = filesystem_values(self._root, device)
+            rooms: dict[str, tuple[str, tuple[Value, ...]]] = {}  # device and space by directory
             interfaces = self._pods.interfaces(sandboxes)
 
             def container(sample: Container) -> tuple[Value, ...]:
+                place = self._layers.mountpoint(sample.id)
+                if place not in rooms:
+                    device = devices.holding(Path(place))
+                    rooms[place] = device, filesystem_values(Path(place), device)
+                device, room = rooms[place]
                 values = (*_container(sample, devices), *room)
                 layer = self._layers.usage(sample.id)
                 if layer is None:

@@ -19,8 +19,8 @@ from pathlib import Path
 import structlog
 
 from criagent.base.aio import Background, run_in
+from criagent.image.snapshots.by_handler import SnapshotsByHandler
 from criagent.image.snapshots.driver import Count
-from criagent.image.snapshots.snapshots import Snapshots
 from criagent.model.container import Container
 
 _EVERY_S = 15.0  # half of the kubelet's interval for local storage
@@ -68,7 +68,7 @@ class WritableLayers:
     def __init__(
         self,
         *,
-        snapshots: Snapshots,
+        drivers: SnapshotsByHandler,
         rootfs: Callable[[str], Path],
         fs: Executor,
         counting: Executor,
@@ -77,10 +77,8 @@ class WritableLayers:
         first_s: float = _FIRST_S,
         slice_s: float = _SLICE_S,
     ) -> None:
-        self.mountpoint = str(snapshots.containers_root)
-        self._snapshots = snapshots
+        self._drivers = drivers
         self._rootfs = rootfs
-        self._store = snapshots.store
         self._fs = fs
         self._counting = counting
         self._now_ns = now_ns
@@ -91,6 +89,10 @@ class WritableLayers:
         self._jobs: dict[str, _Job] = {}
         self._queue: deque[_Job] = deque()
         self._worker = Background("writable-layers")
+
+    def mountpoint(self, container_id: str) -> str:
+        """The directory of the file system that holds the layer."""
+        return str(self._drivers.of_container(container_id).containers_root)
 
     def usage(self, container_id: str) -> LayerUsage | None:
         """The last figures; None before the first count."""
@@ -139,10 +141,11 @@ class WritableLayers:
         return self._monotonic() >= known.next_at
 
     def _job(self, container_id: str) -> _Job | None:
-        snapshot = self._store.get(container_id)
+        part = self._drivers.of_container(container_id)
+        snapshot = part.store.owned(container_id)
         if snapshot is None:
             return None
-        charged = self._snapshots.counted(snapshot, self._rootfs(container_id))
+        charged = part.counted(snapshot, self._rootfs(container_id))
         job = _Job(container_id, snapshot.number, charged.count(), self._now_ns())
         self._jobs[container_id] = job
         return job
@@ -179,10 +182,11 @@ class WritableLayers:
         else:
             used, inodes = job.count.usage
             usage = LayerUsage(used_bytes=used, inodes=inodes, counted_at_ns=job.began_ns)
-            snapshot = self._store.get(job.container_id)
+            store = self._drivers.of_container(job.container_id).store
+            snapshot = store.owned(job.container_id)
             if snapshot is not None and snapshot.number == job.number:
                 counted = dataclasses.replace(snapshot, used_bytes=used, inodes=inodes)
-                self._store.remember(counted)  # for the usage of the whole disk
+                store.remember(counted)  # for the usage of the whole disk
         if not job.count.complete:
             log.warning("writable_layer_partly_counted", container_id=job.container_id)
         self._known[job.container_id] = _Known(usage, self._monotonic() + wait, job.began_ns)

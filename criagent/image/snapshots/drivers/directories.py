@@ -38,7 +38,7 @@ class DirectoryDriver(abc.ABC):
         self._section = section
         self._fs = fs
         own = section.containers_root
-        self.containers_root = Path(own) / "snapshots" if own else root
+        self.containers_root = Path(own) / root.name if own else root
         self._tops = (root,) if self.containers_root == root else (root, self.containers_root)
         self._fillers = (root / "empty", root / "empty-too")  # stay empty, for overlays
 

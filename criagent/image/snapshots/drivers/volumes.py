@@ -58,7 +58,7 @@ class VolumeDriver(DirectoryDriver, abc.ABC):
 
     async def prepare(self) -> None:
         """Make the fixed directories, on a mount that unpack workers see what is mounted below."""
-        self._locks = KeyedLocks()
+        self._locks = KeyedLocks("volume")
         await super().prepare()
         await run_in(self._fs, mount.make_shared, self.root)
 

@@ -47,6 +47,12 @@ class AppArmor:
         if self.available and (problem := await self._load()):
             log.warning("apparmor_default_profile_not_loaded", problem=problem)
 
+    async def remove(self) -> str:
+        """Take the default profile out of the kernel; returns the problem, "" for none."""
+        if not self.available or not await self._loaded(DEFAULT):
+            return ""
+        return await self._parse("--remove")
+
     async def profile(self, wanted: SecurityProfile | None, *, privileged: bool) -> str:
         """The name of a loaded profile, "" for none.
 
@@ -88,13 +94,16 @@ class AppArmor:
 
     async def _load(self) -> str:
         """Replace the default profile; returns the problem, "" for none."""
+        return await self._parse("--replace")
+
+    async def _parse(self, what: str) -> str:
         parser = shutil.which("apparmor_parser", path=self.places)
         if parser is None:
             return "apparmor_parser is missing on this node; install the package apparmor"
         text = default_profile(_own_label()).encode()
         try:
             ended = await run(
-                [parser, "--replace", "--skip-cache"], stdin=text, limit_s=_LIMIT_S, keep=1 << 16
+                [parser, what, "--skip-cache"], stdin=text, limit_s=_LIMIT_S, keep=1 << 16
             )
         except TimeoutError:
             return f"{parser} took over {_LIMIT_S:g} s"

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""seccomp profiles in the form of the OCI specification: RuntimeDefault, Localhost, none."""
+"""seccomp profiles in the form of the OCI specification: RuntimeDefault, Localhost, OCI, none."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import os
 import platform
 import re
 import stat
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Annotated
 
 import msgspec
@@ -18,6 +18,8 @@ from criagent.model.common import ProfileType
 from criagent.model.container import ContainerSecurity
 from criagent.runtime.spec.inputs import OciObject
 from criagent.runtime.spec.security import seccomp_default as default
+from criagent.runtime.spec.security.seccomp_merge import Merged, intersection
+from criagent.runtime.spec.security.seccomp_pulled import pulled_profile
 
 _Count = Annotated[int, msgspec.Meta(ge=0)]
 _FILE_LIMIT = 1 << 20
@@ -69,18 +71,29 @@ class _Profile(msgspec.Struct, kw_only=True):
 
 
 def seccomp_profile(
-    security: ContainerSecurity, *, machine: str, capabilities: Iterable[str]
-) -> OciObject | None:
-    """`linux.seccomp`, or None for an unconfined container. Reads a Localhost profile's file.
+    security: ContainerSecurity,
+    *,
+    machine: str,
+    capabilities: Iterable[str],
+    pulled: Callable[[str], bytes],
+) -> Merged | None:
+    """`linux.seccomp`, or None for an unconfined container. Reads the profile's files.
 
-    No profile in the request means unconfined, as with containerd. Raises InvalidRequestError.
+    `pulled` gives the document of a profile from a registry. No profile in the request means
+    unconfined, as with containerd. Raises InvalidRequestError and what `pulled` raises.
     """
-    profile = security.seccomp
+    profile, held = security.seccomp, frozenset(capabilities)
     if security.privileged or profile is None or profile.type is ProfileType.UNCONFINED:
         return None
+    if profile.type is ProfileType.LOCALHOST:
+        return Merged(_localhost(profile.localhost_ref, machine, held), ())
     if profile.type is ProfileType.RUNTIME_DEFAULT:
-        return default_profile(machine, frozenset(capabilities))
-    return _localhost(profile.localhost_ref, machine, frozenset(capabilities))
+        return Merged(default_profile(machine, held), ())
+    if profile.base_ref:
+        base = _localhost(profile.base_ref, machine, held)
+    else:
+        base = default_profile(machine, held)
+    return intersection(base, pulled_profile(pulled(profile.oci_ref)), machine)
 
 
 def default_profile(machine: str, capabilities: frozenset[str]) -> OciObject:
