@@ -90,6 +90,10 @@ class Puller:
         self.results: Counter[str] = Counter()  # pulls ended: ok, failed, cancelled
         self.failure_listeners: list[Callable[[], None]] = []  # called when one is given up
 
+    def configure(self, *, parallel_blobs: int, progress_timeout_s: float) -> None:
+        """Use these limits from the next pull on; the time limit for pulls in progress, too."""
+        self._parallel, self._timeout_s = parallel_blobs, progress_timeout_s
+
     @property
     def running(self) -> int:
         """The number of pulls in progress or being stopped; callers who join one add none."""
