@@ -21,11 +21,11 @@ from criagent.model.container import ContainerState
 from criagent.model.sandbox import SandboxState
 
 _LIMIT_S = 5.0
-_MOST = 500  # rows of a table
+_MOST = 500  # entries of a table
 _TEXT = 400  # characters of a cell
 _SHORT = 13  # of an id
 
-Row = Sequence[object]
+Entry = Sequence[object]
 
 _STYLE = """
 :root{color-scheme:light dark;font:15px/1.4 system-ui,sans-serif}
@@ -68,7 +68,7 @@ class NodePage:
             failures=self._failures(),
         )
 
-    def _pods(self) -> list[Row]:
+    def _pods(self) -> list[Entry]:
         found = [one for one in self._stores.sandboxes.all() if one.visible]
         return [
             (
@@ -80,9 +80,9 @@ class NodePage:
             for one in sorted(found, key=lambda one: one.spec.metadata.key)
         ]
 
-    def _containers(self) -> list[Row]:
+    def _containers(self) -> list[Entry]:
         pods = {one.id: one.spec.metadata for one in self._stores.sandboxes.all()}
-        rows: list[Row] = []
+        entries: list[Entry] = []
         for one in self._stores.containers.all():
             if one.visible:
                 pod = pods.get(one.sandbox_id)
@@ -91,10 +91,10 @@ class NodePage:
                     state = f"{state} ({one.exit_code})"
                 name = f"{pod.namespace}/{pod.name}" if pod else ""
                 own = one.spec.metadata
-                rows.append((own.name, name, state, own.attempt, one.id[:_SHORT]))
-        return sorted(rows, key=lambda row: (str(row[1]), str(row[0])))
+                entries.append((own.name, name, state, own.attempt, one.id[:_SHORT]))
+        return sorted(entries, key=lambda entry: (str(entry[1]), str(entry[0])))
 
-    def _images(self) -> list[Row]:
+    def _images(self) -> list[Entry]:
         found = [
             (", ".join(one.repo_tags) or one.id[:_SHORT], f"{one.size / 1e6:.1f} MB")
             for one in self._stores.images.all()
@@ -105,9 +105,9 @@ class NodePage:
 def page(
     report: dict[str, Any],
     *,
-    pods: Sequence[Row],
-    containers: Sequence[Row],
-    images: Sequence[Row],
+    pods: Sequence[Entry],
+    containers: Sequence[Entry],
+    images: Sequence[Entry],
     failures: Iterable[FailedCall],
 ) -> str:
     """The whole document."""
@@ -151,20 +151,20 @@ def page(
     )
 
 
-def _table(title: str, head: Sequence[str], rows: Sequence[Row]) -> str:
-    if not rows:
+def _table(title: str, head: Sequence[str], entries: Sequence[Entry]) -> str:
+    if not entries:
         return f'<h2>{title}</h2><p class="none">none</p>'
     cells = "".join(f"<th>{name}</th>" for name in head)
     lines = [
         "<tr>"
         + "".join(
             f'<td data-name="{name}"{_class(value)}>{_text(value)}</td>'
-            for name, value in zip(head, row, strict=True)
+            for name, value in zip(head, entry, strict=True)
         )
         + "</tr>"
-        for row in rows[:_MOST]
+        for entry in entries[:_MOST]
     ]
-    more = f"<p>and {len(rows) - _MOST} more</p>" if len(rows) > _MOST else ""
+    more = f"<p>and {len(entries) - _MOST} more</p>" if len(entries) > _MOST else ""
     return (
         f"<h2>{title}</h2><table><thead><tr>{cells}</tr></thead>"
         f"<tbody>{''.join(lines)}</tbody></table>{more}"
