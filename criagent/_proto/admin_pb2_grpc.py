@@ -45,6 +45,11 @@ class AdminStub:
                 request_serializer=admin__pb2.DebugRequest.SerializeToString,
                 response_deserializer=admin__pb2.DebugResponse.FromString,
                 _registered_method=True)
+        self.Reload = channel.unary_unary(
+                '/criagent.v1.Admin/Reload',
+                request_serializer=admin__pb2.ReloadRequest.SerializeToString,
+                response_deserializer=admin__pb2.ReloadResponse.FromString,
+                _registered_method=True)
         self.StorageInfo = channel.unary_unary(
                 '/criagent.v1.Admin/StorageInfo',
                 request_serializer=admin__pb2.StorageInfoRequest.SerializeToString,
@@ -95,6 +100,13 @@ class AdminServicer:
     def Debug(self, request, context):
         """Tasks, threads, owners, locks, queues and memory of the daemon as one JSON document. Answered
         also while the daemon recovers.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def Reload(self, request, context):
+        """Reads the configuration again. InvalidArgument: it has a problem, and nothing was changed.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -161,6 +173,11 @@ def add_AdminServicer_to_server(servicer, server):
                     servicer.Debug,
                     request_deserializer=admin__pb2.DebugRequest.FromString,
                     response_serializer=admin__pb2.DebugResponse.SerializeToString,
+            ),
+            'Reload': grpc.unary_unary_rpc_method_handler(
+                    servicer.Reload,
+                    request_deserializer=admin__pb2.ReloadRequest.FromString,
+                    response_serializer=admin__pb2.ReloadResponse.SerializeToString,
             ),
             'StorageInfo': grpc.unary_unary_rpc_method_handler(
                     servicer.StorageInfo,
@@ -252,6 +269,33 @@ class Admin:
             '/criagent.v1.Admin/Debug',
             admin__pb2.DebugRequest.SerializeToString,
             admin__pb2.DebugResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Reload(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/criagent.v1.Admin/Reload',
+            admin__pb2.ReloadRequest.SerializeToString,
+            admin__pb2.ReloadResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -18,6 +18,7 @@ COMMANDS = {
     "serve": "run the agent",
     "doctor": "check this node and print a cure for each problem",
     "info": "show handlers, storage, network and counts of the running agent",
+    "reload": "make the running agent read its configuration again",
     "debug": "show what the running agent is doing",
     "support-bundle": "write an archive of this node's state for others to look at",
     "config": "print or check the configuration",

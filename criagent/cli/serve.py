@@ -7,7 +7,9 @@ import argparse
 import dataclasses
 from pathlib import Path
 
-from criagent.cli.common import configuration
+from criagent.cli.common import config_path, configuration
+from criagent.config.load import load
+from criagent.config.sections import Config
 
 
 def arguments(command: argparse.ArgumentParser) -> None:
@@ -19,13 +21,18 @@ def run(chosen: argparse.Namespace) -> int:
     loaded = configuration(chosen)
     if loaded is None:
         return 2
-    config = loaded[0]
-    if chosen.socket is not None:
-        socket = Path(chosen.socket.removeprefix("unix://")).absolute()
-        storage = dataclasses.replace(config.storage, socket=socket)
-        config = dataclasses.replace(config, storage=storage)
     from criagent.daemon import serve as daemon
     from criagent.telemetry import logs
 
+    config = _with_socket(chosen, loaded[0])
     logs.setup(chosen.log_level)
-    return daemon.serve(config)
+    logs.set_level(config.telemetry.log_level)
+    return daemon.serve(config, lambda: _with_socket(chosen, load(config_path(chosen))))
+
+
+def _with_socket(chosen: argparse.Namespace, config: Config) -> Config:
+    if chosen.socket is None:
+        return config
+    socket = Path(chosen.socket.removeprefix("unix://")).absolute()
+    storage = dataclasses.replace(config.storage, socket=socket)
+    return dataclasses.replace(config, storage=storage)

@@ -243,10 +243,19 @@ class Telemetry:
         default="",
         check=checks.endpoint,
     )
+    log_level: Literal["debug", "info", "warning", "error", ""] = key(
+        "Log level. Empty means the one of the command line, which is info by default.",
+        default="",
+    )
     metrics_address: str = key(
         "Loopback address and port of the Prometheus metrics. Empty turns them off.",
         default="127.0.0.1:9880",
         check=checks.loopback_address,
+    )
+    status_page: bool = key(
+        "Serve an HTML page about pods, images and failed calls at / of metrics_address. Every "
+        "user and every pod on the node's network can read it.",
+        default=True,
     )
     cadvisor_socket: str = key(
         "Socket for cAdvisor in the kubelet, which fills /metrics/cadvisor and /stats/summary. Set "

@@ -37,8 +37,10 @@ files win key by key. A missing key has its default.
 | `criagent config default` | prints every key with its default as TOML |
 | `criagent config migrate` | makes one of that of containerd or others ([more](moving-a-node.md)) |
 
-A change takes effect with `systemctl restart criagent`; containers keep running. Names that end in
-`_s` are in seconds, names that end in `_bytes` in bytes. Paths are absolute.
+A change takes effect with `systemctl restart criagent`; containers keep running. `systemctl reload
+criagent` is enough for most keys of registries and for the log level
+([more](operations.md#configuration)). Names that end in `_s` are in seconds, names that end in
+`_bytes` in bytes. Paths are absolute.
 """
 
 _HANDLERS_HEAD = """\

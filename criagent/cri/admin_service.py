@@ -4,8 +4,9 @@
 from __future__ import annotations
 
 import json
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 from concurrent.futures import Executor
+from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any, Protocol
 
@@ -32,13 +33,30 @@ class DebugDocument(Protocol):
     def __call__(self, *, objects: bool) -> dict[str, Any]: ...
 
 
+class Reloaded(Protocol):
+    """Keys that took effect, and keys that wait for a restart."""
+
+    @property
+    def changed(self) -> list[str]: ...
+    @property
+    def need_restart(self) -> list[str]: ...
+
+
+@dataclass(frozen=True, slots=True)
+class Operator:
+    """What the daemon does for its operator. `reload` raises InvalidRequestError."""
+
+    debug: DebugDocument
+    reload: Callable[[], Awaitable[Reloaded]]
+
+
 class AdminService(admin_pb2_grpc.AdminServicer):
     """Serves info, debug, storage info, import, export, tag, fsck and prune."""
 
     def __init__(
-        self, report: AgentReport, images: Images, fs: Executor, debug: DebugDocument
+        self, report: AgentReport, images: Images, fs: Executor, operator: Operator
     ) -> None:
-        self._debug = debug
+        self._operator = operator
         self._report = report
         self._images = images
         self._fs = fs
@@ -52,8 +70,14 @@ class AdminService(admin_pb2_grpc.AdminServicer):
     async def Debug(
         self, request: admin_pb2.DebugRequest, context: Context
     ) -> admin_pb2.DebugResponse:
-        document = self._debug(objects=request.objects)
+        document = self._operator.debug(objects=request.objects)
         return admin_pb2.DebugResponse(json=json.dumps(document))
+
+    async def Reload(
+        self, request: admin_pb2.ReloadRequest, context: Context
+    ) -> admin_pb2.ReloadResponse:
+        outcome = await self._operator.reload()
+        return admin_pb2.ReloadResponse(changed=outcome.changed, need_restart=outcome.need_restart)
 
     async def StorageInfo(
         self, request: admin_pb2.StorageInfoRequest, context: Context

@@ -12,7 +12,7 @@ from __future__ import annotations
 import asyncio
 import random
 import time
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
@@ -33,6 +33,7 @@ from criagent.telemetry.telemetry import Telemetry
 
 _QUIET = tuple("List Status Version Stats ImageFsInfo Info Debug RuntimeConfig ExecSync".split())
 _ALWAYS_SERVED = ("Version", "Debug")
+_LAST_FAILED = 20
 _FACT = 256  # characters of a request's subject
 # The caller asked for something impossible, or left: the node itself is fine.
 _CALLERS_OWN = frozenset(
@@ -58,8 +59,20 @@ class _Call:
     streams: bool
     started: float = field(default_factory=time.perf_counter)
     trace_id: str = ""
+    subject: str = ""
     code: StatusCode = StatusCode.OK
     text: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class FailedCall:
+    """A call that has failed, as an operator is shown it."""
+
+    at: float
+    rpc: str
+    code: str
+    subject: str
+    text: str
 
 
 class Boundary(grpc.aio.ServerInterceptor):
@@ -79,6 +92,7 @@ class Boundary(grpc.aio.ServerInterceptor):
         self._ready = ready
         self._about = about
         self.failed: Counter[str] = Counter()  # calls by status
+        self.last_failed: deque[FailedCall] = deque(maxlen=_LAST_FAILED)
         self._handlers: dict[str, Any] = {}
         self._calls: dict[object, _Call] = {}
 
@@ -163,7 +177,7 @@ class Boundary(grpc.aio.ServerInterceptor):
                 try:
                     if not self._ready() and name not in _ALWAYS_SERVED:
                         raise errors.UnavailableError("the agent is recovering; try again")
-                    yield lambda request: self._begin(request, span, bound)
+                    yield lambda request: self._begin(request, call, span, bound)
                 except grpc.aio.AbortError:
                     raise
                 except asyncio.CancelledError:
@@ -178,9 +192,10 @@ class Boundary(grpc.aio.ServerInterceptor):
         if call.code is not StatusCode.OK:
             await context.abort(call.code, call.text)
 
-    def _begin(self, request: Any, span: CallSpan, bound: dict[str, str]) -> Any:
+    def _begin(self, request: Any, call: _Call, span: CallSpan, bound: dict[str, str]) -> Any:
         facts = {key: bounded(value, _FACT) for key, value in self._about(request).items() if value}
         bound |= facts
+        call.subject = facts.get("pod", "") or facts.get("image", "")
         structlog.contextvars.bind_contextvars(**facts)
         span.about(facts)
         return request
@@ -213,6 +228,10 @@ class Boundary(grpc.aio.ServerInterceptor):
             (log.debug if quiet else log.info)(CALL, **facts)
             return
         self.failed[code.name] += 1
+        if code is not StatusCode.CANCELLED:
+            self.last_failed.append(
+                FailedCall(time.time(), call.name, code.name, call.subject, call.text)
+            )
         # The time-out of an ExecSync belongs to the probe, and recovery logs lines of its own.
         probe = call.name == "ExecSync" and code is StatusCode.DEADLINE_EXCEEDED
         warns = code in _CALLERS_OWN or probe or not self._ready()

@@ -33,6 +33,7 @@ class ImageService(api_pb2_grpc.ImageServiceServicer):
         self._images = images
         self._profiles = profiles
         self._handlers = handlers
+        self._pinned = images.pinned
         self._messages = Messages[Image, api_pb2.Image](
             store, lambda image: image.id, self._message
         )
@@ -53,6 +54,9 @@ class ImageService(api_pb2_grpc.ImageServiceServicer):
 
     def _listed(self, wanted: api_pb2.ImageFilter) -> list[api_pb2.Image]:
         if not wanted.image.image:
+            if self._pinned != self._images.pinned:  # reloaded
+                self._pinned = self._images.pinned
+                self._messages.rebuild()
             return [*self._messages.all(), *map(self._message, self._images.added())]
         found = self._images.find(self._name(wanted.image), wanted.image.runtime_handler)
         return [] if found is None else [self._message(found)]

@@ -37,6 +37,8 @@ class Messages(Generic[R, M]):
         self, store: Listed[R], key: Callable[[R], str], build: Callable[[R], M | None]
     ) -> None:
         self._build = build
+        self._store = store
+        self._key = key
         self._messages: dict[str, M] = {}
         for container in store.all():
             self._changed(key(container), container)
@@ -45,6 +47,11 @@ class Messages(Generic[R, M]):
     def all(self) -> Iterable[M]:
         """Every message."""
         return self._messages.values()
+
+    def rebuild(self) -> None:
+        """Build every message again, after what `build` looks at beside the rows has changed."""
+        for container in self._store.all():
+            self._changed(self._key(container), container)
 
     def _changed(self, object_id: str, container: R | None) -> None:
         message = None if container is None else self._build(container)

@@ -11,7 +11,7 @@ import structlog
 
 from criagent._proto import admin_pb2_grpc, api_pb2_grpc
 from criagent.config.sections import Config
-from criagent.cri.admin_service import AdminService
+from criagent.cri.admin_service import AdminService, Operator
 from criagent.cri.boundary import Boundary
 from criagent.cri.cadvisor import Cadvisor, CadvisorService
 from criagent.cri.events import Events
@@ -22,7 +22,6 @@ from criagent.cri.runtime_service import RuntimeService
 from criagent.cri.stats_service import StatsCalls
 from criagent.cri.subjects import Subjects
 from criagent.daemon import operator_metrics
-from criagent.daemon.debug_report import DebugReport
 from criagent.daemon.readiness import Readiness
 from criagent.daemon.wiring.agent import Agent
 from criagent.process.priority import raise_all_threads
@@ -38,7 +37,7 @@ class Edge:
     """The server of all services. Calls other than Version are refused until `readiness`."""
 
     def __init__(
-        self, agent: Agent, metrics: Telemetry, readiness: Readiness, debug: DebugReport
+        self, agent: Agent, metrics: Telemetry, readiness: Readiness, operator: Operator
     ) -> None:
         config, stores, sessions = agent.shared.config, agent.shared.stores, agent.backend.sessions
         self._socket = config.storage.socket
@@ -52,10 +51,11 @@ class Edge:
         self._events = Events(stores.sandboxes, stores.containers, agent.shared.clock.now_ns)
         subjects = Subjects(stores.sandboxes, stores.containers)
         boundary = Boundary(metrics, readiness.ready, subjects.of)
-        debug.calls(boundary.in_flight, boundary.oldest_s)
+        self.report, self.boundary = _report(agent), boundary
         self._server = _server(config, boundary)
         _add_services(self._server, agent, self._streaming, self._events)
-        admin_pb2_grpc.add_AdminServicer_to_server(_admin(agent, debug), self._server)
+        admin = _admin(agent, self.report, operator)
+        admin_pb2_grpc.add_AdminServicer_to_server(admin, self._server)
         operator_metrics.register_agent(metrics, agent.backend.node.conditions, readiness)
         operator_metrics.register_calls(metrics, boundary, self._events, self._streaming)
         operator_metrics.register_pods(metrics, stores.sandboxes, stores.containers)
@@ -142,15 +142,18 @@ def _add_services(
     )
 
 
-def _admin(agent: Agent, debug: DebugReport) -> AdminService:
-    stores, images = agent.shared.stores, agent.image.images
-    report = AgentReport(
+def _report(agent: Agent) -> AgentReport:
+    stores = agent.shared.stores
+    return AgentReport(
         sandboxes=stores.sandboxes,
         containers=stores.containers,
-        images=images,
+        images=agent.image.images,
         node=agent.backend.node,
     )
-    return AdminService(report, images, agent.shared.executors.fs, debug.document)
+
+
+def _admin(agent: Agent, report: AgentReport, operator: Operator) -> AdminService:
+    return AdminService(report, agent.image.images, agent.shared.executors.fs, operator)
 
 
 def _listener(config: Config) -> Listener:

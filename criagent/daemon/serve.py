@@ -8,9 +8,12 @@ never touches the first one's state. Containers and their monitors outlive the d
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import faulthandler
 import os
 import signal
 import sys
+from collections.abc import Callable
 
 import structlog
 
@@ -18,16 +21,20 @@ import structlog
 os.environ.setdefault("GRPC_ENABLE_FORK_SUPPORT", "0")
 
 from criagent.base import faults
-from criagent.base.aio import settle, supervised
-from criagent.base.errors import AgentError, UnavailableError
+from criagent.base.aio import Background, settle, supervised
+from criagent.base.errors import AgentError, InvalidRequestError, UnavailableError
 from criagent.config.sections import Config
+from criagent.cri.admin_service import Operator
 from criagent.cri.cadvisor import Cadvisor
 from criagent.daemon.debug_report import DebugReport
 from criagent.daemon.edge import Edge, cadvisor
 from criagent.daemon.garbage import collect_now_and_then
+from criagent.daemon.node_page import NodePage
 from criagent.daemon.readiness import Readiness
+from criagent.daemon.reload import Reload
 from criagent.daemon.root_lock import locked
 from criagent.daemon.service_notify import notify
+from criagent.daemon.watchdog import ServiceStatus, interval_s, watch
 from criagent.daemon.wiring import agent as wiring
 from criagent.daemon.wiring.agent import Agent
 from criagent.daemon.wiring.shared import Executors, Shared, Stores
@@ -42,11 +49,15 @@ _SWITCH_S = 0.001  # for how long a thread may hold the GIL while the loop waits
 log: structlog.stdlib.BoundLogger = structlog.get_logger(__name__)
 
 
-def serve(config: Config) -> int:
-    """Run until SIGTERM or SIGINT; returns the exit status, 1 when it cannot start."""
+def serve(config: Config, read: Callable[[], Config]) -> int:
+    """Run until SIGTERM or SIGINT; returns the exit status, 1 when it cannot start.
+
+    `read` gives the configuration as it is on disk, for a reload; it raises ConfigError.
+    """
+    faulthandler.enable()  # a watchdog's SIGABRT shows where each thread is
     try:
         with locked(config.storage.root):
-            return asyncio.run(_serve(config))
+            return asyncio.run(_serve(config, read))
     except AgentError as error:
         log.error("not_started", error=str(error))  # noqa: TRY400 - a clear text, no traceback
     except OSError as error:  # a full or broken disk; names what it could not use
@@ -54,7 +65,7 @@ def serve(config: Config) -> int:
     return 1
 
 
-async def _serve(config: Config) -> int:
+async def _serve(config: Config, read: Callable[[], Config]) -> int:
     _own_cgroup()
     take_in_orphans()
     sys.setswitchinterval(_SWITCH_S)
@@ -62,7 +73,7 @@ async def _serve(config: Config) -> int:
     try:
         stores = Stores.open(config.storage.root / "state.db")
         try:
-            await _Daemon(Shared.of(config, stores, executors)).run()
+            await _Daemon(Shared.of(config, stores, executors), read).run()
         finally:
             stores.db.close()
     finally:
@@ -71,8 +82,9 @@ async def _serve(config: Config) -> int:
 
 
 class _Daemon:
-    def __init__(self, shared: Shared) -> None:
+    def __init__(self, shared: Shared, read: Callable[[], Config]) -> None:
         self._shared = shared
+        self._read = read
         self._config = shared.config
         self._readiness = Readiness()
         self._stopping = asyncio.Event()
@@ -84,19 +96,24 @@ class _Daemon:
         config = self._config
         metrics = Telemetry(config.telemetry.otlp_endpoint)
         agent = await wiring.build(self._shared)
-        edge = Edge(agent, metrics, self._readiness, self._debug)
+        reload = Reload(agent, self._read)
+        edge = Edge(agent, metrics, self._readiness, Operator(self._debug.document, reload))
+        self._debug.calls(edge.boundary.in_flight, edge.boundary.oldest_s)
         await edge.listen()
         for_cadvisor = cadvisor(agent)
         background: list[asyncio.Task[None]] = []
         try:
             await edge.open_streams()
-            background.append(supervised(self._serve_metrics(metrics), name="metrics"))
+            serving = self._serve_metrics(metrics, self._page(edge))
+            background.append(supervised(serving, name="metrics"))
             await self._recover(agent, for_cadvisor)
             # the verbs' points, not recovery's
             faults.arm(config.debug.kill_at or None, config.debug.fail_at)
             collector = collect_now_and_then(self._shared.executors.fs)
             background.append(supervised(collector, name="garbage"))
             notify("READY=1")
+            background += self._for_service_manager()
+            self._reload_on_hangup(reload)
             log.info("serving", socket=str(config.storage.socket))
             await self._stopping.wait()
         finally:
@@ -122,12 +139,47 @@ class _Daemon:
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, self._stopping.set)
 
-    async def _serve_metrics(self, metrics: Telemetry) -> None:
+    def _page(self, edge: Edge) -> NodePage | None:
+        if not self._config.telemetry.status_page:
+            return None
+        return NodePage(
+            report=edge.report,
+            stores=self._shared.stores,
+            failures=lambda: list(edge.boundary.last_failed),
+            loop=asyncio.get_running_loop(),
+        )
+
+    def _for_service_manager(self) -> list[asyncio.Task[None]]:
+        """The status line, and the watchdog if the unit has one."""
+        ServiceStatus(self._shared.stores.sandboxes, self._shared.stores.containers)
+        if not (every_s := interval_s()):
+            return []
+
+        def dump() -> None:
+            loop = asyncio.get_running_loop()
+            process_signals.dump_stacks(loop, self._debug.state)
+
+        watching = watch(self._config.storage.socket, every_s, dump)
+        return [supervised(watching, name="watchdog")]
+
+    def _reload_on_hangup(self, reload: Reload) -> None:
+        if signal.getsignal(signal.SIGHUP) is signal.SIG_IGN:  # as nohup(1) leaves it
+            return
+        reloading = Background("reload")
+
+        async def quietly() -> None:
+            with contextlib.suppress(InvalidRequestError):  # logged
+                await reload()
+
+        loop = asyncio.get_running_loop()
+        loop.add_signal_handler(signal.SIGHUP, lambda: reloading.start(quietly))
+
+    async def _serve_metrics(self, metrics: Telemetry, page: Callable[[], str] | None) -> None:
         """Pods do not depend on metrics: a taken address is tried again until it is free."""
         logged = False
         while True:
             try:
-                metrics.serve(self._config.telemetry.metrics_address, self._readiness.ready)
+                metrics.serve(self._config.telemetry.metrics_address, self._readiness.ready, page)
             except UnavailableError as error:
                 if not logged:
                     facts = {"error": str(error), "again_in_s": _METRICS_AGAIN_S}

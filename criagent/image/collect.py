@@ -50,9 +50,12 @@ class Pruned:
         )
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(eq=False, slots=True, kw_only=True)
 class Collector:
-    """Collects for one image store; one collection at a time."""
+    """Collects for one image store; one collection at a time.
+
+    `retention_s` may be set again at run time.
+    """
 
     content: ImageContent
     containers: ContainerStore

@@ -65,9 +65,12 @@ class FsUsage:
     timestamp_ns: int
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(eq=False, slots=True, kw_only=True)
 class Images:
-    """Verbs of images. Names are references, ids, or unique id prefixes."""
+    """Verbs of images. Names are references, ids, or unique id prefixes.
+
+    `pinned` may be set again at run time.
+    """
 
     content: ImageContent
     unpacking: ImageUnpacking

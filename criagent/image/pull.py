@@ -41,7 +41,7 @@ from criagent.image.documents.platforms import Platform, host_platform, parse_pl
 from criagent.image.documents.reference import Reference
 from criagent.image.hosts.credentials import RegistryAuth
 from criagent.image.layers import LayerUnpacker
-from criagent.image.policy.admission import Admission, Subject
+from criagent.image.policy.admission import Admission, Rules, Subject
 from criagent.image.registry import Progress, RegistryClient, Resolved, Session
 from criagent.model.image import Blob, Image, ImageConfig, Layer, PlatformNames
 
@@ -105,6 +105,13 @@ class Puller:
         self._flights: SingleFlight[_Key, Image] = SingleFlight(self._landed)
         self.results: Counter[str] = Counter()  # pulls ended: ok, failed, cancelled
         self.failure_listeners: list[Callable[[], None]] = []  # called when one is given up
+
+    def configure(self, *, parallel_blobs: int, progress_timeout_s: float, rules: Rules) -> None:
+        """Use these limits and rules from the next pull on; the time limit for pulls in progress,
+        too.
+        """
+        self._parallel, self._timeout_s = parallel_blobs, progress_timeout_s
+        self._admission.rules = rules
 
     @property
     def running(self) -> int:

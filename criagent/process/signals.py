@@ -36,7 +36,7 @@ def install(loop: asyncio.AbstractEventLoop, state: Callable[[], Mapping[str, An
     signal.signal(signal.SIGUSR1, dump)
     signal.signal(signal.SIGUSR2, _noted)
     if signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:  # as nohup(1) leaves it
-        signal.signal(signal.SIGHUP, _noted)
+        signal.signal(signal.SIGHUP, _noted)  # until the agent serves; then it reloads
 
 
 def dump_stacks(loop: asyncio.AbstractEventLoop, state: Callable[[], Mapping[str, Any]]) -> None:
@@ -54,12 +54,7 @@ def dump_stacks(loop: asyncio.AbstractEventLoop, state: Callable[[], Mapping[str
 def _noted(number: int, _frame: FrameType | None) -> None:
     """Live on. The log is written by a thread, as above."""
     name = signal.Signals(number).name
-    cure = (
-        "the configuration cannot be reloaded; restart the agent to apply changes "
-        "(containers keep running)"
-        if name == "SIGHUP"
-        else ""
-    )
+    cure = "the agent is starting; send it again when it serves" if name == "SIGHUP" else ""
     threading.Thread(
         target=log.warning, args=("signal_ignored",), kwargs={"signal": name, "cure": cure}
     ).start()

@@ -35,9 +35,36 @@ _FIRST = ("event", "level", "timestamp", "rpc", "trace_id", "pod", "container", 
 _PRIORITIES = {"debug": 7, "info": 6, "warning": 4, "error": 3, "critical": 2}
 
 
+_LEVELS = {name: getattr(logging, name.upper()) for name in ("debug", "info", "warning", "error")}
+
+
+class _Threshold:
+    """The level from which on lines are written; loggers are cached, so it is looked up here."""
+
+    def __init__(self) -> None:
+        self.command_line = "info"
+        self.number = logging.INFO
+
+    def __call__(
+        self, _logger: object, method: str, event: structlog.typing.EventDict
+    ) -> structlog.typing.EventDict:
+        if _LEVELS.get(method, logging.CRITICAL) < self.number:
+            raise structlog.DropEvent
+        return event
+
+
+_threshold = _Threshold()
+
+
+def set_level(level: str) -> None:
+    """Log from `level` on from now on; "" = as the command line said."""
+    _threshold.number = _LEVELS[level or _threshold.command_line]
+
+
 def setup(level: str) -> None:
     """Log from `level` on; libraries from warning on."""
-    number = getattr(logging, level.upper())
+    _threshold.command_line = level
+    set_level(level)
     terminal = sys.stderr.isatty()
     shared: list[structlog.typing.Processor] = [
         structlog.contextvars.merge_contextvars,
@@ -53,8 +80,8 @@ def setup(level: str) -> None:
         render = _render_prefixed if to_journal() else _render
         last = [structlog.processors.format_exc_info, _bounded, _ordered, render]
     structlog.configure(
-        processors=[*shared, *last],
-        wrapper_class=structlog.make_filtering_bound_logger(number),
+        processors=[_threshold, *shared, *last],
+        wrapper_class=structlog.make_filtering_bound_logger(logging.DEBUG),
         logger_factory=structlog.WriteLoggerFactory(file=sys.stderr),
         cache_logger_on_first_use=True,
     )

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import ipaddress
 import socket
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -36,6 +37,14 @@ Value = float | Mapping[str, float]
 
 _BUCKETS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 60, 300)
 _REQUEST_S = 5.0
+# A browser runs no script and loads nothing, whatever a page has in it.
+_HEADERS = {
+    "Content-Security-Policy": "default-src 'none'; style-src 'unsafe-inline'; "
+    "frame-ancestors 'none'; base-uri 'none'; form-action 'none'",
+    "X-Content-Type-Options": "nosniff",
+    "Referrer-Policy": "no-referrer",
+    "Cache-Control": "no-store",
+}
 _LAST_SPANS_S = 2.0  # an unreachable collector would delay a restart by seconds
 
 log: structlog.stdlib.BoundLogger = structlog.get_logger(__name__)
@@ -89,8 +98,10 @@ class Telemetry:
         with self._spans.call(service, method, metadata) as span:
             yield span
 
-    def serve(self, address: str, healthy: Callable[[], bool]) -> None:
-        """Answer /metrics and /healthz on `address` ("host:port"); "" = nowhere.
+    def serve(
+        self, address: str, healthy: Callable[[], bool], page: Callable[[], str] | None = None
+    ) -> None:
+        """Answer /metrics, /healthz and, with `page`, / on `address` ("host:port"); "" = nowhere.
 
         Raises UnavailableError when the address is taken or does not belong to this node.
         """
@@ -108,6 +119,13 @@ class Telemetry:
                         self._answer(200, generate_latest(registry), CONTENT_TYPE_LATEST)
                     case "/healthz":
                         self._answer(*((200, b"ok\n") if healthy() else (503, b"recovering\n")))
+                    case "/" if page is not None and _is_local(self.headers.get("Host", "")):
+                        try:
+                            body = page().encode("utf-8", "replace")
+                        except TimeoutError:
+                            self._answer(503, b"the agent is busy; try again\n")
+                        else:
+                            self._answer(200, body, "text/html; charset=utf-8")
                     case _:
                         self._answer(404, b"not found; there are /metrics and /healthz\n")
 
@@ -118,6 +136,8 @@ class Telemetry:
                 self.send_response(status)
                 self.send_header("Content-Type", kind)
                 self.send_header("Content-Length", str(len(body)))
+                for name, value in _HEADERS.items():
+                    self.send_header(name, value)
                 self.end_headers()
                 if self.command != "HEAD":
                     self.wfile.write(body)
@@ -143,6 +163,20 @@ class Telemetry:
             last = Thread(target=self._spans.close, name="last-spans", daemon=True)
             last.start()
             last.join(_LAST_SPANS_S)
+
+
+def _is_local(host: str) -> bool:
+    """Whether a Host header names no other machine: a foreign name that was made to lead to this
+    address (DNS rebinding) would let a web site read the page.
+    """
+    name = host.rpartition(":")[0] if not host.endswith("]") and ":" in host else host
+    if name == "localhost":
+        return True
+    try:
+        ipaddress.ip_address(name.strip("[]"))
+    except ValueError:
+        return False
+    return True
 
 
 class _Asked(Collector):

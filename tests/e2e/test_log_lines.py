@@ -150,7 +150,7 @@ def test_a_text_of_megabytes_of_an_image_reaches_client_and_log_cut(pods: Pods, 
 # Signals and the metrics address
 
 
-@pytest.mark.parametrize("number", [signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2])
+@pytest.mark.parametrize("number", [signal.SIGUSR1, signal.SIGUSR2])
 def test_a_signal_that_means_nothing_ends_no_daemon(pods: Pods, log: Log, number: int) -> None:
     pid = agent_pid()
     container_id = pods.running()

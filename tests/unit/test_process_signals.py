@@ -76,7 +76,7 @@ async def test_the_signals_are_survived_and_noted() -> None:
         ("signal_ignored", "SIGHUP"),
         ("signal_ignored", "SIGUSR2"),
     ]
-    assert "restart" in lines[0]["cure"]
+    assert "when it serves" in lines[0]["cure"]
 
 
 def test_a_child_has_the_systems_own_handlers() -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import dataclasses
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import Executor
 
 import structlog
@@ -108,7 +108,7 @@ async def build(shared: Shared, *, migrating: bool = False) -> ImageParts:
     unpackers = _unpackers(content, workers)
     puller = Puller(
         client=client,
-        admission=Admission(client, fs, _rules(registry)),
+        admission=Admission(client, fs, admission_rules(registry)),
         content=content,
         unpackers=unpackers,
         parallel_blobs=registry.max_parallel_blobs,
@@ -154,7 +154,8 @@ def _unpackers(content: ImageContent, workers: UnpackWorkers) -> dict[str, Layer
     }
 
 
-def _rules(registry: Registry) -> Rules:
+def admission_rules(registry: Registry) -> Rules:
+    """Which images may be pulled, by the configuration."""
     return Rules(
         policy=registry.signature_policy,
         policy_dir=registry.signature_policy_dir,
@@ -307,14 +308,24 @@ async def _containers_root(shared: Shared, driver: SnapshotDriver) -> Containers
     return taken
 
 
-def _client(registry: Registry, files: BlobFiles, fs: Executor) -> RegistryClient:
+def hosts_directory(registry: Registry) -> HostsDirectory:
+    """The directories of hosts.toml that are configured."""
+    return HostsDirectory(registry.config_dirs)
+
+
+def proxy_settings(registry: Registry, environment: Mapping[str, str]) -> ProxySettings:
+    """The proxies of the configuration, else of the environment."""
     proxies = ProxySettings(
         http=registry.http_proxy, https=registry.https_proxy, no_proxy=registry.no_proxy
     )
+    return from_environment(environment, proxies)
+
+
+def _client(registry: Registry, files: BlobFiles, fs: Executor) -> RegistryClient:
     return RegistryClient(
-        hosts=HostsDirectory(registry.config_dirs),
+        hosts=hosts_directory(registry),
         docker_config=registry.docker_config,
-        proxies=from_environment(os.environ, proxies),
+        proxies=proxy_settings(registry, os.environ),
         files=files,
         fs=fs,
         range_bytes=registry.range_bytes,

@@ -53,7 +53,7 @@ class Admission:
     def __init__(self, client: RegistryClient, fs: Executor, rules: Rules) -> None:
         self._client = client
         self._fs = fs
-        self._rules = rules
+        self.rules = rules
 
     async def policy_for(self, namespace: str) -> str:
         """The policy file for pods of a namespace, "" when there is none.
@@ -61,11 +61,11 @@ class Admission:
         It is part of what makes two pulls the same: one for a namespace with laxer rules must not
         be joined by one with stricter ones.
         """
-        if self._rules.policy_dir and _NAMESPACE.fullmatch(namespace):
-            own = Path(self._rules.policy_dir) / f"{namespace}.json"
+        if self.rules.policy_dir and _NAMESPACE.fullmatch(namespace):
+            own = Path(self.rules.policy_dir) / f"{namespace}.json"
             if await run_in(self._fs, own.exists):
                 return str(own)
-        return self._rules.policy
+        return self.rules.policy
 
     async def check(
         self, session: Session, subject: Subject, policy: str, progress: Progress
@@ -73,16 +73,16 @@ class Admission:
         """Raises SignatureRejectedError for an image that may not be pulled."""
         if policy:
             await self._check_policy(session, subject, Path(policy), progress)
-        if self._rules.verifier_dir:
+        if self.rules.verifier_dir:
             await verifiers.check(
-                Path(self._rules.verifier_dir),
+                Path(self.rules.verifier_dir),
                 verifiers.Subject(
                     reference=str(subject.reference),
                     digest=str(subject.top.digest),
                     media_type=subject.top.media_type,
                     size=len(subject.top.content),
                 ),
-                self._rules.verifier_timeout_s,
+                self.rules.verifier_timeout_s,
             )
 
     async def _check_policy(

@@ -86,6 +86,13 @@ class RegistryClient:
         self._downloader = Downloader(files, fs, range_bytes=range_bytes)
         self._shared = SharedDownloads(files, fs)
 
+    def configure(
+        self, *, hosts: HostsDirectory, docker_config: Path, proxies: ProxySettings
+    ) -> None:
+        """Use these from the next pull on; a proxy from the next request on."""
+        self._hosts, self._docker_config = hosts, docker_config
+        self._transport.proxies = proxies
+
     async def close(self) -> None:
         """Close all connections."""
         await self._transport.close()

@@ -164,7 +164,7 @@ class Transport:
     def __init__(self, proxies: ProxySettings, clock: Clock) -> None:
         self.clock = clock
         self.reach = Reachability(clock)
-        self._proxies = proxies
+        self.proxies = proxies
         self._client: aiohttp.ClientSession | None = None
 
     async def close(self) -> None:
@@ -214,7 +214,7 @@ class Transport:
                         },
                         data=request.form,
                         ssl=request.tls if request.tls is not None else True,
-                        proxy=self._proxies.for_url(url),
+                        proxy=self.proxies.for_url(url),
                         timeout=aiohttp.ClientTimeout(
                             total=None, sock_connect=request.dial_timeout_s or None
                         ),
