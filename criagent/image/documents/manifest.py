@@ -318,7 +318,7 @@ def image_configuration(document: Document, data: bytes) -> Configuration:
 class ArtifactError(UnsupportedError):
     """An OCI artifact where an image is wanted; `kind` is a media type."""
 
-    def __init__(self, text: str, kind: str) -> None:
+    def __init__(self, text: str, kind: str = "") -> None:
         super().__init__(text)
         self.kind = kind
 
