@@ -4,7 +4,7 @@ CACHE := $(or $(XDG_CACHE_HOME),$(HOME)/.cache)/criagent
 VENV  := $(CACHE)/venv-$(shell sha256sum requirements-dev.lock 2>/dev/null | sha256sum | cut -c1-16)
 PY    := $(VENV)/bin/python
 
-.PHONY: help proto reference venv demo bench test unit unit-matrix coverage fuzz node storage install-test nri critest critest-storage \
+.PHONY: help proto reference venv demo bench test unit unit-matrix coverage fuzz node storage install-test deb package-test nri critest critest-storage \
 	conformance kubernetes check bench-storage \
 	vm-test vm-test-full
 
@@ -59,8 +59,8 @@ coverage: $(PY)  ## lines of the program that the unit tier runs, per package
 	$(PY) -m tests.lint.coverage_table build/coverage.json
 
 check: $(PY)  ## linters, types, import rules, terms, generated code and reference
-	$(VENV)/bin/ruff check criagent tests proto docs
-	$(VENV)/bin/ruff format --check criagent tests proto docs
+	$(VENV)/bin/ruff check criagent tests proto docs packaging
+	$(VENV)/bin/ruff format --check criagent tests proto docs packaging
 	$(VENV)/bin/mypy
 	PYTHONPATH=. $(VENV)/bin/lint-imports
 	$(PY) -m tests.lint.terms
@@ -79,11 +79,18 @@ node: $(PY)  ## pods, restarts, networks, crashes in the test node; needs root
 storage:  ## every storage driver through one suite in the test node, as a table; needs root
 	tests/node/enter python3 -m pytest -q -o timeout=300 -p no:cacheprovider tests/storage
 
-install-test:  ## the README's install steps, typed into a bare Debian 13; needs root
+install-test:  ## the install steps of README and docs, typed into a bare Debian 13; needs root
 	tests/nodes/chroot/bare-install
+
+deb:  ## the Debian package, in dist/; needs root
+	packaging/lint "$$(packaging/deb)"
+
+package-test:  ## build it twice, check it, install, update, go back, remove it; needs root
+	tests/package/run
 
 critest:  ## critest whole with each default handler (HANDLER="crun runc", SEED=), judged by expected.toml
 	status=0; for handler in $(or $(HANDLER),crun runc); do \
+	    if [ $$handler = gvisor ]; then export CRIAGENT_PROGRAMS=$$(tests/gvisor/build); fi; \
 	    CRIAGENT_HANDLER=$$handler CRIAGENT_ARGS="--log-level warning" \
 	        tests/node/up tests/conformance/run || status=1; \
 	done; exit $$status

@@ -334,13 +334,18 @@ class Owners(Generic[K, T]):
         key: K,
         fingerprint: object,
         work: Callable[[Owner[K, T]], Coroutine[object, object, T]],
+        limit_s: float | None = None,
     ) -> Owner[K, T]:
-        """Start `work` as the owner of `key`, which must be free."""
+        """Start `work` as the owner of `key`, which must be free; with a limit of its own, or that
+        of all.
+        """
         if key in self._owners:
             raise RuntimeError(f"owner of {self._show(key)!r} exists")
         owner: Owner[K, T] = Owner(key, fingerprint, self._show(key))
         self._owners[key] = owner
-        owner.task = asyncio.create_task(self._run(owner, work), name=f"owner:{owner.name}")
+        owner.task = asyncio.create_task(
+            self._run(owner, work, limit_s), name=f"owner:{owner.name}"
+        )
         owner.task.add_done_callback(functools.partial(self._ended, owner))
         return owner
 
@@ -373,9 +378,13 @@ class Owners(Generic[K, T]):
         await settle(*late)
 
     async def _run(
-        self, owner: Owner[K, T], work: Callable[[Owner[K, T]], Coroutine[object, object, T]]
+        self,
+        owner: Owner[K, T],
+        work: Callable[[Owner[K, T]], Coroutine[object, object, T]],
+        own_limit_s: float | None,
     ) -> T:
-        limit = asyncio.timeout(self._limit_s)
+        limit_s = self._limit_s if own_limit_s is None else own_limit_s
+        limit = asyncio.timeout(limit_s)
         try:
             async with limit:
                 return await work(owner)
@@ -383,17 +392,17 @@ class Owners(Generic[K, T]):
             if not limit.expired():
                 error.add_note(f"stage: {owner.stage}")
                 raise
-            raise self._too_late(owner, error) from error
+            raise self._too_late(owner, error, limit_s) from error
         finally:
             owner.ended()
             del self._owners[owner.key]
 
-    def _too_late(self, owner: Owner[K, T], error: OSError) -> TimedOutError:
+    def _too_late(self, owner: Owner[K, T], error: OSError, limit_s: float) -> TimedOutError:
         text = (
-            f'{self._noun} "{owner.name}" was not ready within {self._limit_s:g} s and was '
+            f'{self._noun} "{owner.name}" was not ready within {limit_s:g} s and was '
             f"cancelled at the stage: {owner.stage}"
         )
-        if self._setting:
+        if self._setting and limit_s == self._limit_s:
             text += f"; if the node is only slow, raise {self._setting}"
         late = TimedOutError(text)
         for note in getattr(error.__cause__, "__notes__", ()):  # of an undo that failed

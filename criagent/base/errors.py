@@ -88,5 +88,9 @@ class RegistryDeniedError(RegistryError):
     """The registry refused the credentials, or requires some: PERMISSION_DENIED."""
 
 
+class SignatureRejectedError(AgentError):
+    """The policy of the node does not admit the image: UNKNOWN with the kubelet's prefix for it."""
+
+
 class RegistryUnreachableError(RegistryError):
     """A host could not be connected to: UNKNOWN, as RegistryError."""

@@ -4,12 +4,16 @@
 from __future__ import annotations
 
 import os
+import re
 from pathlib import Path
 
+from criagent.config.handler_values import handler_problems
 from criagent.config.runtime_section import Runtime
 from criagent.config.sections import Config, Streaming
 from criagent.config.storage_drivers import ONE_POOL, canonical, of_handler
 from criagent.config.storage_section import Storage
+
+_PLATFORM = re.compile(r"linux/[a-z0-9_]{1,40}(/v[0-9.]{1,10})?")  # containerd/platforms, Parse
 
 # The keys, and a text on the first of them.
 Contradiction = tuple[tuple[str, ...], str]
@@ -20,6 +24,10 @@ def contradictions(config: Config) -> list[Contradiction]:
     storage = config.storage
     found = _of_runtime(config.runtime) + _of_certificate(config.streaming)
     found += _of_snapshotters(config.runtime, storage)
+    on_cni = config.network.backend == "cni"
+    for name, handler in config.runtime.handlers.items():
+        for key, text in handler_problems(handler, config.runtime, cni=on_cni):
+            found.append((("runtime.handlers", "network.backend"), f"{name}.{key}: {text}"))
     if config.telemetry.cadvisor_socket == str(storage.socket):
         keys = ("telemetry.cadvisor_socket", "storage.socket")
         found.append((keys, "is the socket of the CRI; set another path"))
@@ -77,6 +85,8 @@ def _of_snapshotters(runtime: Runtime, storage: Storage) -> list[Contradiction]:
         except ValueError as exc:
             found.append(((key,), str(exc)))
             continue
+        if handler.platform and (problem := _platform_problem(runtime, name)):
+            found.append(((f"runtime.handlers.{name}.platform",), problem))
         if not driver or driver == canonical(storage.driver):
             continue
         if name == runtime.default_handler:
@@ -89,6 +99,16 @@ def _of_snapshotters(runtime: Runtime, storage: Storage) -> list[Contradiction]:
             )
             found.append(((key, "storage.containers_root"), text))
     return found
+
+
+def _platform_problem(runtime: Runtime, name: str) -> str:
+    """What is wrong with the platform of the handler `name`; "" = nothing."""
+    if name == runtime.default_handler:
+        return f"{name} is the default handler, which has the node's platform; remove the key"
+    platform = runtime.handlers[name].platform
+    if _PLATFORM.fullmatch(platform) is None:
+        return f"must be linux/ARCHITECTURE or linux/ARCHITECTURE/VARIANT, not {platform[:80]!r}"
+    return ""
 
 
 def _of_certificate(streaming: Streaming) -> list[Contradiction]:

@@ -16,9 +16,15 @@ class Handler:
     """One OCI runtime."""
 
     path: Path = field(metadata=metadata("Absolute path of the program."))
-    type: Literal["crun", "runc"] = key(
-        "The runtime whose command line and features the program has.",
+    type: Literal["crun", "runc", "runsc", "wasm"] = key(
+        "The runtime whose command line and features the program has. runsc is gVisor. wasm is a "
+        "crun that runs WebAssembly modules. Use runc for other programs with its command line.",
         default="crun",
+    )
+    arguments: tuple[str, ...] = key(
+        'Global arguments of the program, before the subcommand, such as ["--platform=kvm"] for '
+        "runsc. Those that the agent gives itself are refused.",
+        default=(),
     )
     privileged_without_host_devices: bool = key(
         "Give privileged containers only the devices that they request. Set it for runtimes that "
@@ -29,6 +35,41 @@ class Handler:
         "Storage driver of the handler's images and containers, as in storage.driver; empty = that "
         "one. The default handler has storage.driver.",
         default="",
+    )
+    platform: str = key(
+        "Platform of the images that are pulled for the handler, such as linux/arm64; empty = the "
+        "node's own. The default handler has that.",
+        default="",
+    )
+    privileged_without_host_devices_all_devices_allowed: bool = key(
+        "With privileged_without_host_devices: let privileged containers open every device, though "
+        "they get the nodes only of those that they request.",
+        default=False,
+    )
+    exec_cgroup: Literal["agent", "container"] = key(
+        "Where the program runs while it executes a command in a container: in the agent's cgroup, "
+        "or in that of the container, which then pays for it, as with CRI-O's monitor_exec_cgroup "
+        '= "container". The command itself is always in the cgroup of its container.',
+        default="agent",
+    )
+    create_timeout_s: float = key(
+        "Limit in seconds for the program's create, at least 30. 0 = runtime.create_timeout_s, "
+        "which limits the whole creation and cannot be exceeded.",
+        default=0.0,
+    )
+    cni_conf_dir: str = key(
+        "Directory of the CNI configuration of pods with this handler; empty = "
+        "network.cni_conf_dir. It needs network.backend cni.",
+        default="",
+    )
+    pod_annotations: tuple[str, ...] = key(
+        "Annotations of pods that the program gets with the pod's containers. * stands for any "
+        'characters but "/", ? for one of them.',
+        default=(),
+    )
+    container_annotations: tuple[str, ...] = key(
+        "Annotations of containers that the program gets, with * and ? as in pod_annotations.",
+        default=(),
     )
 
 

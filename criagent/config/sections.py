@@ -134,6 +134,30 @@ class Registry:
         "removes them; the sandbox image of air-gapped nodes, for example.",
         default=(),
     )
+    signature_policy: str = key(
+        "File of the signature policy (policy.json of Podman and CRI-O): which images may be "
+        "pulled, and with whose sigstore signatures. It is read for each pull. Empty admits all.",
+        default="",
+        check=checks.optional_path,
+    )
+    signature_policy_dir: str = key(
+        "Directory of signature policies for single namespaces of the cluster: NAMESPACE.json "
+        "there takes the place of registry.signature_policy for its pods.",
+        default="",
+        check=checks.optional_path,
+    )
+    verifier_dir: str = key(
+        "Directory of programs that decide about each pull, called as containerd calls its image "
+        "verifiers. All have to admit the image. Empty runs none.",
+        default="",
+        check=checks.optional_path,
+    )
+    verifier_timeout_s: float = key(
+        "Limit in seconds for each program of registry.verifier_dir. A program that takes longer "
+        "rejects the image.",
+        default=10.0,
+        check=checks.above_zero,
+    )
     unpack_workers: int = key(
         "Number of processes that unpack layers at the same time. Raise it on nodes with many "
         "cores and fast disks.",

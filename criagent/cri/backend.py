@@ -63,6 +63,11 @@ class Checkpoints:
 
     container: Callable[[str, str, int], Awaitable[None]]  # ContainerCheckpoint.checkpoint
     pod: Callable[[str, str, Sequence[str], float], Awaitable[None]]  # PodCheckpoint.checkpoint
+    # PodRestorer.restore
+    restore: Callable[
+        [str, SandboxSpec, Sequence[ContainerSpec], float],
+        Awaitable[tuple[Sandbox, list[Container]]],
+    ]
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)

@@ -22,14 +22,14 @@ import grpc
 import structlog
 from google.protobuf.message import DecodeError
 from grpc import StatusCode
-from opentelemetry.propagate import extract
 
 from criagent.base import errors
 from criagent.base.aio import STAGES
 from criagent.base.text import bounded
 from criagent.cri.statuses import status_of
+from criagent.telemetry.call_span import CallSpan
 from criagent.telemetry.logs import CALL
-from criagent.telemetry.telemetry import CallSpan, Telemetry
+from criagent.telemetry.telemetry import Telemetry
 
 _QUIET = tuple("List Status Version Stats ImageFsInfo Info Debug RuntimeConfig ExecSync".split())
 _ALWAYS_SERVED = ("Version", "Debug")
@@ -167,8 +167,8 @@ class Boundary(grpc.aio.ServerInterceptor):
         """
         service, _, name = method.strip("/").rpartition("/")
         call = self._calls[context] = _Call(name, streams)
-        parent = extract(dict(context.invocation_metadata() or ()))
-        with self._telemetry.call_span(service, name, parent) as span:
+        metadata = dict(context.invocation_metadata() or ())
+        with self._telemetry.call_span(service, name, metadata) as span:
             call.trace_id = span.trace_id or f"{random.getrandbits(128):032x}"
             with structlog.contextvars.bound_contextvars(rpc=name, trace_id=call.trace_id):
                 if span.recording:

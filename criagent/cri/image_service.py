@@ -58,7 +58,7 @@ class ImageService(api_pb2_grpc.ImageServiceServicer):
                 self._pinned = self._images.pinned
                 self._messages.rebuild()
             return [*self._messages.all(), *map(self._message, self._images.added())]
-        found = self._images.find(self._name(wanted.image))
+        found = self._images.find(self._name(wanted.image), wanted.image.runtime_handler)
         return [] if found is None else [self._message(found)]
 
     async def ImageStatus(
@@ -75,6 +75,7 @@ class ImageService(api_pb2_grpc.ImageServiceServicer):
                     "chainID": found.layers[-1].chain_id if found.layers else "",
                     "manifestDigest": found.manifest_digest,
                     "platform": found.platform,
+                    "artifactType": found.artifact,
                     "created": found.created,
                     "imageSpec": await self._images.configuration(found),
                     "layers": [layer.digest for layer in found.layers],
@@ -87,14 +88,17 @@ class ImageService(api_pb2_grpc.ImageServiceServicer):
     ) -> api_pb2.PullImageResponse:
         auth = registry_auth(request.auth) if request.HasField("auth") else None
         image = await self._images.pull(
-            self._name(request.image), auth, request.image.runtime_handler
+            self._name(request.image),
+            auth,
+            request.image.runtime_handler,
+            request.sandbox_config.metadata.namespace,
         )
         return api_pb2.PullImageResponse(image_ref=image.id)
 
     async def RemoveImage(
         self, request: api_pb2.RemoveImageRequest, context: Context
     ) -> api_pb2.RemoveImageResponse:
-        await self._images.remove(self._name(request.image))
+        await self._images.remove(self._name(request.image), request.image.runtime_handler)
         return api_pb2.RemoveImageResponse()
 
     async def ImageFsInfo(

@@ -4,13 +4,13 @@
 from __future__ import annotations
 
 import json
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
 from typing import TYPE_CHECKING, Any
 
 import grpc
 
 from criagent._proto import api_pb2, api_pb2_grpc
-from criagent.base.errors import InvalidRequestError, UnsupportedError
+from criagent.base.errors import InvalidRequestError
 from criagent.cri.backend import Checkpoints, Containers, Sandboxes, Sessions
 from criagent.cri.convert.common import resources
 from criagent.cri.convert.container import (
@@ -35,7 +35,7 @@ if TYPE_CHECKING:
 
 
 class RuntimeService(api_pb2_grpc.RuntimeServiceServicer):
-    """Pods and containers. Calls that this release does not implement answer UNIMPLEMENTED."""
+    """Pods and containers."""
 
     def __init__(
         self,
@@ -220,15 +220,30 @@ class RuntimeService(api_pb2_grpc.RuntimeServiceServicer):
     async def CheckpointPod(
         self, request: api_pb2.CheckpointPodRequest, context: Context
     ) -> api_pb2.CheckpointPodResponse:
-        limit_s = context.time_remaining()
-        if limit_s is None:
-            raise InvalidRequestError("CheckpointPod needs a deadline")
-        if request.options:
-            names = ", ".join(sorted(request.options))
-            raise InvalidRequestError(f"CheckpointPod knows no options, but got: {names}")
+        limit_s = _limit("CheckpointPod", request.options, context)
         ids = list(request.container_ids)
         await self._checkpoints.pod(request.pod_sandbox_id, request.output_path, ids, limit_s)
         return api_pb2.CheckpointPodResponse()
+
+    async def RestorePod(
+        self, request: api_pb2.RestorePodRequest, context: Context
+    ) -> api_pb2.RestorePodResponse:
+        limit_s = _limit("RestorePod", request.options, context)
+        if not request.HasField("config"):
+            raise InvalidRequestError("config is required")
+        sandbox, containers = await self._checkpoints.restore(
+            request.checkpoint_path,
+            sandbox_spec(request.config, request.runtime_handler),
+            [container_spec(config) for config in request.container_configs],
+            limit_s,
+        )
+        return api_pb2.RestorePodResponse(
+            pod_sandbox_id=sandbox.id,
+            restored_containers=[
+                api_pb2.RestoredContainer(name=one.spec.metadata.name, container_id=one.id)
+                for one in containers
+            ],
+        )
 
     async def GetContainerEvents(
         self, request: api_pb2.GetEventsRequest, context: Context
@@ -341,12 +356,18 @@ class RuntimeService(api_pb2_grpc.RuntimeServiceServicer):
         async for piece in self._stats.StreamPodSandboxMetrics(request, context):
             yield piece
 
-    # Not in this release.
 
-    async def RestorePod(
-        self, request: api_pb2.RestorePodRequest, context: Context
-    ) -> api_pb2.RestorePodResponse:
-        raise UnsupportedError("RestorePod is not implemented in this release")
+def _limit(call: str, options: Mapping[str, str], context: Context) -> float:
+    """The seconds until the call's deadline. Raises InvalidRequestError without one, and for
+    options.
+    """
+    limit_s = context.time_remaining()
+    if limit_s is None:
+        raise InvalidRequestError(f"{call} needs a deadline")
+    if options:
+        names = ", ".join(sorted(options))
+        raise InvalidRequestError(f"{call} knows no options, but got: {names}")
+    return float(limit_s)
 
 
 def _check_streams(

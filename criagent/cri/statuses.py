@@ -55,8 +55,10 @@ def status_of(error: BaseException, rpc: str, reference: str) -> Status:
     if isinstance(known, errors.RegistryError) and not isinstance(
         known, errors.RegistryDeniedError
     ):
-        # The kubelet reads this prefix, and only of an Unknown status (kubelet image manager).
+        # The kubelet reads such prefixes, and only of an Unknown status (kubelet image manager).
         return Status(StatusCode.UNKNOWN, _shown(f"RegistryUnavailable: {text}", error))
+    if isinstance(known, errors.SignatureRejectedError):
+        return Status(StatusCode.UNKNOWN, _shown(f"SignatureValidationFailed: {text}", error))
     code = next(code for kind, code in _CODES if isinstance(known, kind))
     return Status(code, _shown(text, error))
 

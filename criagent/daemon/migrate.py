@@ -17,7 +17,7 @@ from criagent.base import faults
 from criagent.base.aio import run_in
 from criagent.base.errors import AgentError, UnsupportedError, WrongStateError
 from criagent.config.sections import Config
-from criagent.config.storage_drivers import canonical
+from criagent.config.storage_drivers import DEFAULT, canonical
 from criagent.daemon.root_lock import locked
 from criagent.daemon.wiring import image as wiring
 from criagent.daemon.wiring.image import DRIVER_SETTING, MIGRATION_SETTING, ImageParts
@@ -26,8 +26,7 @@ from criagent.image.blobs import BlobFiles
 from criagent.image.documents.digest import parse_digest
 from criagent.image.snapshots.by_handler import directory
 from criagent.image.snapshots.driver import SnapshotDriver
-from criagent.image.snapshots.drivers.available import chosen, made
-from criagent.image.snapshots.drivers.overlay import OverlayDriver
+from criagent.image.snapshots.drivers.available import chosen, driver
 from criagent.image.snapshots.snapshots import Snapshots
 from criagent.model.image import Image
 from criagent.store.snapshots import SnapshotStore
@@ -77,7 +76,7 @@ class _Migration:
 
     async def run(self) -> int:
         stores, new = self._shared.stores, self._shared.config.storage.driver
-        old = stores.settings.get(DRIVER_SETTING) or OverlayDriver.name
+        old = stores.settings.get(DRIVER_SETTING) or DEFAULT
         others = stores.snapshots.other_drivers()
         root = self._shared.config.storage.root
         chosen(new, "", root, await wiring.unknown_layers(self._shared))
@@ -98,8 +97,8 @@ class _Migration:
         await stores.settings.put(MIGRATION_SETTING, new)
         faults.reach("storage-migrate:marked")
         if old != new:
-            for driver in others:
-                await self._drop_layers(driver, stores.snapshots.of(driver))
+            for other in others:
+                await self._drop_layers(other, stores.snapshots.of(other))
             await self._drop_layers(old, stores.snapshots)
             faults.reach("storage-migrate:dropped")
             await stores.settings.put(DRIVER_SETTING, new)
@@ -111,17 +110,17 @@ class _Migration:
 
     async def _try(self, new: str) -> None:
         """Find out that the driver works here while the old layers are still there."""
-        driver = self._driver(new)
+        candidate = self._driver(new)
         apart = self._shared.config.storage.containers_root
-        if apart and not driver.capabilities.separate_containers:
+        if apart and not candidate.capabilities.separate_containers:
             raise UnsupportedError(
                 f"the storage driver {new} keeps writable layers where the layers of images are; "
                 f"remove storage.containers_root ({apart}) first"
             )
         try:
-            await driver.prepare()
+            await candidate.prepare()
         finally:
-            await driver.close()
+            await candidate.close()
 
     def _refuse_containers(self) -> None:
         """Their writable layers cannot be taken along."""
@@ -159,12 +158,12 @@ class _Migration:
     def _driver(self, name: str, of_handlers: str = "") -> SnapshotDriver:
         storage = self._shared.config.storage
         root = directory(storage.root, of_handlers)
-        return made(name, root, storage, self._shared.executors.fs)
+        return driver(name)(root, storage, self._shared.executors.fs)
 
-    async def _drop_layers(self, driver: str, store: SnapshotStore) -> None:
+    async def _drop_layers(self, name: str, store: SnapshotStore) -> None:
         """Those of handlers too: containers unpack images for their handler's driver again."""
         fs = self._shared.executors.fs
-        snapshots = Snapshots(self._driver(driver, store.driver), store, fs)
+        snapshots = Snapshots(self._driver(name, store.driver), store, fs)
         await snapshots.prepare()
         for snapshot in sorted(store.all(), key=lambda s: s.number, reverse=True):
             await snapshots.remove(snapshot.key)
@@ -200,4 +199,4 @@ class _Migration:
 
 
 def _name(image: Image) -> str:
-    return (*image.repo_tags, *image.repo_digests, image.id)[0]
+    return (*image.names, image.id)[0]

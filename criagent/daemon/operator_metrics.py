@@ -26,8 +26,8 @@ from criagent.image.pull import Puller
 from criagent.image.snapshots.snapshots import Snapshots
 from criagent.model.container import Container, ContainerState, Reason
 from criagent.model.sandbox import Sandbox, SandboxState
-from criagent.nri.plugin import Tally
 from criagent.nri.registry import Registry
+from criagent.nri.tally import Tally
 from criagent.store.containers import ContainerStore
 from criagent.store.sandboxes import SandboxStore
 from criagent.streaming.server import StreamingServer
@@ -153,6 +153,12 @@ def register_pods(to: Telemetry, sandboxes: SandboxStore, containers: ContainerS
     tallies = Tallies(sandboxes, containers)
     to.gauge("criagent_sandboxes", "Pod sandboxes.", lambda: _sandboxes(sandboxes), label="state")
     to.gauge("criagent_containers", "Containers.", lambda: _containers(containers), label="state")
+    to.gauge(
+        "criagent_handler_containers",
+        "Running containers of each handler that has some.",
+        lambda: _by_handler(containers),
+        label="handler",
+    )
     to.counter("criagent_sandbox_starts", "Sandboxes made ready.", lambda: tallies.sandbox_starts)
     to.counter("criagent_container_starts", "Containers started.", lambda: tallies.container_starts)
     to.counter(
@@ -161,6 +167,11 @@ def register_pods(to: Telemetry, sandboxes: SandboxStore, containers: ContainerS
         lambda: {reason: float(number) for reason, number in list(tallies.exits.items())},
         label="reason",
     )
+
+
+def _by_handler(containers: ContainerStore) -> dict[str, float]:
+    running = (one for one in containers.all() if one.state is ContainerState.RUNNING)
+    return {name: float(number) for name, number in Counter(c.handler for c in running).items()}
 
 
 def register_images(to: Telemetry, images: Images, puller: Puller) -> None:

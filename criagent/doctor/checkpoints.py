@@ -41,7 +41,7 @@ def judge(facts: CheckpointFacts, config: Config) -> Iterator[Finding]:
     """One finding. Without CRIU pods run, so that is none to act on."""
     kinds = {handler.type for handler in config.runtime.handlers.values()}
     if facts.version is None:
-        text = "criu is not installed: CheckpointContainer answers UNIMPLEMENTED"
+        text = "criu is not installed: calls of checkpoint and restore answer UNIMPLEMENTED"
         yield fine(_NAME, text)
     elif problem := criu.too_old(facts.version):
         yield warning(_NAME, problem, "install a newer criu")

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
@@ -14,6 +15,7 @@ from criagent.doctor.commands import ended
 from criagent.doctor.finding import Finding, error, fine, warning
 from criagent.doctor.system import os_release
 from criagent.runtime.node.minimum_versions import (
+    another_program,
     dotted,
     insecure,
     parse_version,
@@ -21,6 +23,13 @@ from criagent.runtime.node.minimum_versions import (
     version_of,
 )
 
+# By crun's name for it, in its output of --version.
+_WASM_LIBRARIES = {
+    "wasmedge": "libwasmedge.so.0",
+    "wasmtime": "libwasmtime.so",
+    "wasmer": "libwasmer.so",
+    "wamr": "libiwasm.so",
+}
 # Where distributions list which of their packages has which fix.
 _TRACKERS = {
     "debian": "https://security-tracker.debian.org/tracker/source-package/{}",
@@ -45,6 +54,7 @@ class ProgramFacts:
 
     handlers: Mapping[str, str | None] = field(default_factory=dict)  # by handler
     absent: frozenset[str] = frozenset()  # handlers whose program is missing
+    libraries: str = ""  # output of ldconfig -p
     conmon: str | None = "conmon version 2.1.13"
     catatonit: bool = True
     conntrack: bool = True
@@ -57,6 +67,7 @@ def read(config: Config) -> ProgramFacts:
     return ProgramFacts(
         handlers={name: answer_of(handler.path) for name, handler in runtime.handlers.items()},
         absent=frozenset(n for n, h in runtime.handlers.items() if not h.path.exists()),
+        libraries=_libraries(),
         conmon=answer_of(runtime.conmon),
         catatonit=os.access(runtime.catatonit, os.X_OK),
         conntrack=shutil.which("conntrack") is not None,
@@ -76,6 +87,8 @@ def judge(facts: ProgramFacts, config: Config) -> Iterator[Finding]:
         answer = facts.handlers.get(name)
         program = _Program(f"handler {name}", handler.path, handler.type, answer)
         yield _finding(program, facts.distribution, needed=needed)
+        if handler.type == "wasm" and answer is not None:
+            yield from _wasm_library(program, facts.libraries)
     conmon = _Program("conmon", runtime.conmon, "conmon", facts.conmon)
     yield _finding(conmon, facts.distribution, needed=True)
     if facts.catatonit:
@@ -96,6 +109,23 @@ def judge(facts: ProgramFacts, config: Config) -> Iterator[Finding]:
         )
 
 
+def _libraries() -> str:
+    answer = ended(["ldconfig", "-p"])
+    return "" if answer is None else answer.output
+
+
+def _wasm_library(program: _Program, libraries: str) -> Iterator[Finding]:
+    """crun loads the library of its WebAssembly handler when a container starts."""
+    found = re.search(r"\+WASM:(\w+)", program.answer or "")
+    file = _WASM_LIBRARIES.get(found[1], "") if found else ""
+    name = f"{program.name} library"
+    if file and file in libraries:
+        yield fine(name, f"{file} is installed")
+    elif file:
+        text = f"{program.path} needs {file} for WebAssembly, and ldconfig does not find it"
+        yield warning(name, text, f"install the package of {file}: on Debian, libwasmedge0")
+
+
 def answer_of(path: Path) -> str | None:
     """Output of `path --version`; None when the program cannot be run or takes over ten seconds."""
     answer = ended([path, "--version"])
@@ -113,6 +143,9 @@ def _finding(program: _Program, distribution: str, *, needed: bool) -> Finding:
         )
     if problem := too_old(kind, answer):
         return worst(name, f"{path}: {problem}", f"install a newer {kind}")
+    if problem := another_program(kind, answer):
+        text, _, cure = problem.partition("; ")
+        return worst(name, f"{path} {text}", cure)
     version = version_of(kind, answer)
     if version is None and parse_version(answer) is None:
         return warning(

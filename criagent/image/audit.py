@@ -178,7 +178,7 @@ def _check_layers(image: Image, driver: str, layers: set[str], broken: Broken) -
 
 
 def _name(image: Image) -> str:
-    return f"image {image.repo_tags[0] if image.repo_tags else image.id}"
+    return f"image {(*image.all_tags, image.id)[0]}"
 
 
 def _check_profile(profile: PulledProfile, blobs: set[str], broken: Broken) -> None:

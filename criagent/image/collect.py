@@ -266,7 +266,7 @@ def blobs_of(image: Image) -> set[str]:
         image.id,
         image.manifest_digest,
         *(layer.digest for layer in image.layers),
-        *(name.partition("@")[2] for name in image.repo_digests),
+        *(name.partition("@")[2] for name in image.all_digests),
     }
 
 

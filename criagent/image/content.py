@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from concurrent.futures import Executor
 from dataclasses import dataclass, field
 
@@ -29,6 +29,7 @@ class ImageContent:
     now_ns: Callable[[], int]
     keep_blobs: bool = True  # of unpacked layers
     additional: AdditionalStores = field(default_factory=AdditionalStores)
+    platforms: Mapping[str, str] = field(default_factory=dict)  # by handler, if not this node's
 
     @property
     def snapshots(self) -> Snapshots:

@@ -16,14 +16,13 @@ import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import structlog
 
 from criagent.base import faults
-from criagent.base.aio import Background, finish, run_in
+from criagent.base.aio import Background, run_in
 from criagent.base.errors import (
-    AgentError,
     CorruptError,
     ExhaustedError,
     InvalidRequestError,
@@ -31,9 +30,6 @@ from criagent.base.errors import (
     UnsupportedError,
     WrongStateError,
 )
-from criagent.image.archive.images import ArchivedImage, archived_images
-from criagent.image.archive.read import Skipped, plain_copy
-from criagent.image.archive.write import write_archive
 from criagent.image.audit import Finding
 from criagent.image.blobs import BlobFiles
 from criagent.image.collect import Collector, Pruned, blobs_of
@@ -49,7 +45,10 @@ from criagent.image.repair import Repair
 from criagent.image.snapshots.keys import is_writable
 from criagent.image.unpack.workers import UnpackWorkers
 from criagent.image.unpacking import ImageUnpacking
-from criagent.model.image import Image, Layer, Snapshot
+from criagent.model.image import Image, Snapshot
+
+if TYPE_CHECKING:
+    from criagent.image.archive_import import Imported
 
 _BARE_ID = 64
 
@@ -64,14 +63,6 @@ class FsUsage:
     used_bytes: int
     inodes_used: int
     timestamp_ns: int
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Imported:
-    """The images of an archive, and the entries that were skipped."""
-
-    images: list[Image]
-    skipped: list[Skipped]
 
 
 @dataclass(eq=False, slots=True, kw_only=True)
@@ -96,9 +87,13 @@ class Images:
         ids = {image.id for image in own}
         return [*own, *(image for image in self.content.additional.all() if image.id not in ids)]
 
-    def find(self, text: str) -> Image | None:
-        """The image of a reference or id. Raises InvalidRequestError for any other text."""
-        if found := self._known(text):
+    def find(self, text: str, handler: str = "") -> Image | None:
+        """The image of a reference or id, a reference for the platform of `handler`.
+
+        Raises InvalidRequestError for any other text.
+        """
+        platform = self.content.platforms.get(handler, "")
+        if found := self._known(text, platform):
             return found
         if text.startswith("sha256:"):
             parse_digest(text)
@@ -107,11 +102,13 @@ class Images:
             return None  # no image of this node
         reference = parse_reference(text).with_default_tag()
         if reference.digest is not None:
-            return self._known(f"{reference.name}@{reference.digest}")
-        return self._known(str(reference))
+            return self._known(f"{reference.name}@{reference.digest}", platform)
+        return self._known(str(reference), platform)
 
-    def _known(self, name: str) -> Image | None:
-        return self.content.store.find(name) or self.content.additional.find(name)
+    def _known(self, name: str, platform: str) -> Image | None:
+        found = self.content.store.find(name, platform)
+        # Additional stores have images of this node's platform.
+        return found or (None if platform else self.content.additional.find(name))
 
     def added(self) -> list[Image]:
         """The images that only an additional store has."""
@@ -127,11 +124,13 @@ class Images:
             )
         return image
 
-    def resolve(self, text: str) -> Image:
+    def resolve(self, text: str, handler: str = "") -> Image:
         """Like `find`, but raises NotFoundError with the cure."""
-        found = self.find(text)
+        found = self.find(text, handler)
         if found is None:
-            raise NotFoundError(f'image "{text}" is not on this node; pull it first')
+            platform = self.content.platforms.get(handler, "")
+            where = f" for {platform}, the platform of its runtime handler" if platform else ""
+            raise NotFoundError(f'image "{text}" is not on this node{where}; pull it first')
         return found
 
     def shown_name(self, image: Image, asked: str) -> str:
@@ -139,7 +138,7 @@ class Images:
 
         That name in full if it is one of the image's, else its first tag, digest, or id.
         """
-        names = (*image.repo_tags, *image.repo_digests)
+        names = image.names
         try:
             reference = parse_reference(asked).with_default_tag()
         except InvalidRequestError:
@@ -165,19 +164,23 @@ class Images:
         """Whether a configured pattern protects it from the kubelet's image collection."""
         if self.content.store.find(image.id) is None:
             return True  # of an additional store, where the kubelet can't free space
-        names = (*image.repo_tags, *image.repo_digests)
-        return any(fnmatch.fnmatchcase(name, p) for name in names for p in self.pinned)
+        return any(fnmatch.fnmatchcase(name, p) for name in image.names for p in self.pinned)
 
-    async def pull(self, text: str, auth: RegistryAuth | None, handler: str = "") -> Image:
-        """PullImage for the OCI runtime handler `handler`, "" = the default one: see `Puller.pull`.
+    async def pull(
+        self, text: str, auth: RegistryAuth | None, handler: str = "", namespace: str = ""
+    ) -> Image:
+        """PullImage for the OCI runtime handler `handler`, "" = the default one, and for a pod of
+        the cluster's namespace: see `Puller.pull`.
 
         Raises InvalidRequestError for a malformed reference.
         """
         if text.startswith("sha256:") or (len(text) == _BARE_ID and self.content.store.find(text)):
             raise InvalidRequestError(f"{text[:80]!r} is an image id, not a reference to pull")
         reference = parse_reference(text).with_default_tag()
+        policy = await self.puller.policy_for(namespace)
+        target = dataclasses.replace(self._target(handler), policy=policy)
         try:
-            image = await self.puller.pull(reference, auth, Target(self._driver(handler)))
+            image = await self.puller.pull(reference, auth, target)
         except ExhaustedError:
             await self.collector.collect()  # its downloads take space that others need
             raise
@@ -186,7 +189,7 @@ class Images:
 
     async def ready_for(self, text: str, handler: str) -> Image | None:
         """The image of a reference or id, if containers of `handler` can have it without a pull."""
-        image, driver = self.find(text), self._driver(handler)
+        image, driver = self.find(text, handler), self._driver(handler)
         if image is None or not driver or await self.unpacking.usable(image, driver):
             return image
         return None
@@ -197,6 +200,9 @@ class Images:
         Raises NotFoundError when the blobs are not kept and a pull without credentials fails.
         """
         await self.unpacking.ensure(image, self._driver(handler))
+
+    def _target(self, handler: str) -> Target:
+        return Target(self._driver(handler), self.content.platforms.get(handler, ""))
 
     def _driver(self, handler: str) -> str:
         return self.content.drivers.driver_of(handler)
@@ -216,12 +222,14 @@ class Images:
         log.info("image_tagged", id=image.id, tag=reference.tagged)
         return image
 
-    async def remove(self, text: str) -> None:
+    async def remove(self, text: str, handler: str = "") -> None:
         """Remove the image with all its names; unknown ones are fine.
+
+        A reference names that of the platform of `handler`.
 
         Layers stay while a container uses them, as its root or as a volume.
         """
-        image = self.find(text)
+        image = self.find(text, handler)
         if image is not None:
             await self.content.store.delete(self._own(image).id)
             faults.reach("remove-image:row")
@@ -238,7 +246,7 @@ class Images:
         left = _without(image, self.shown_name(image, text)) if self.is_name(text) else None
         if left is None:
             await self.remove(image.id)
-            return (*image.repo_tags, *image.repo_digests), image.id
+            return image.names, image.id
         await self.content.store.rename(left)
         log.info("image_untagged", image=text, id=image.id)
         names = {*image.repo_tags, *image.repo_digests} - {*left.repo_tags, *left.repo_digests}
@@ -332,66 +340,26 @@ class Images:
         return freed
 
     async def import_archive(self, path: Path) -> Imported:
-        """Every image of the OCI or Docker archive at `path` that can be imported.
+        """Every image of an archive: see `ArchiveImport.read`."""
+        from criagent.image.archive_import import ArchiveImport  # seldom used, and large
 
-        When none can: InvalidRequestError for any other file, CorruptError for wrong content,
-        NotFoundError when all are for other platforms, UnsupportedError, ExhaustedError.
-        """
-        try:
-            async with self.content.claims.growing() as claim:
-                async with (
-                    self.content.claims.hold_all()
-                ):  # the contents of the archive are not known yet
-                    contents = await self.workers.read_archive(path, self.content.files.root)
-                    found = await run_in(
-                        self.content.fs, archived_images, contents.images, self.content.files
-                    )
-                    await claim.add(*(blob.digest for entry in found for blob in entry.blobs))
-                imported = await self._import_all(found, contents.skipped)
-            for image in imported.images:
-                await self.collector.drop_spare(image)
-            return imported
-        finally:
-            await finish(self._import_ended(path))
-
-    async def _import_ended(self, path: Path) -> None:
-        """Count what the worker stored, and drop its temporary files."""
-        await run_in(self.content.fs, _unlink, plain_copy(path))
-        await run_in(self.content.fs, self.content.files.count)
-        self.content.drivers.empty_soon()
-
-    async def _import_all(self, found: list[ArchivedImage], skipped: Sequence[Skipped]) -> Imported:
-        images: list[Image] = []
-        failures: dict[str, AgentError] = {}
-        for entry in found:
-            try:
-                images.append(await self._import(entry))
-            except (CorruptError, UnsupportedError) as exc:
-                failures[(*entry.image.repo_tags, entry.image.id)[0]] = exc
-        if failures and not images:
-            raise next(iter(failures.values()))
-        more = [Skipped(name, str(exc)[:500]) for name, exc in failures.items()]
-        for one in (*skipped, *more):
-            log.warning("image_import_skipped", entry=one.entry, reason=one.why)
-        return Imported(images=images, skipped=[*skipped, *more])
-
-    async def _import(self, entry: ArchivedImage) -> Image:
-        async def fetch(_: Layer) -> None:
-            """The blob is already there."""
-
-        image = dataclasses.replace(entry.image, pulled_at_ns=self.content.now_ns())
-        unpacker = self.unpacking.unpackers[""]
-        async with unpacker.unpacked(image.layers, fetch, lambda _: None) as snapshots:
-            image = await self.content.store.put(image, snapshots, entry.blobs)
-        log.info("image_imported", id=image.id, tags=image.repo_tags)
-        return image
+        return await ArchiveImport(
+            unpacking=self.unpacking, workers=self.workers, collector=self.collector
+        ).read(path)
 
     async def export_archive(self, names: Sequence[str], path: Path) -> None:
         """Write the images as one archive that is both an OCI layout and a Docker archive.
 
         Raises NotFoundError for an image or blob that is not there.
         """
+        from criagent.image.archive.write import write_archive  # as above
+
         images = [(self.resolve(name), name) for name in names]
+        for image, name in images:
+            if image.artifact:
+                raise UnsupportedError(
+                    f'"{name}" is an OCI artifact ({image.artifact}); only images can be exported'
+                )
         chosen = [(image, _tag(name, image)) for image, name in images]
         # An image that is removed meanwhile is written whole.
         async with self.content.claims.hold(d for image, _ in images for d in blobs_of(image)):
@@ -414,13 +382,17 @@ def _without(image: Image, name: str) -> Image | None:
     if name in image.repo_tags:
         repositories = {parse_reference(tag).name for tag in tags}
         digests = tuple(d for d in image.repo_digests if d.partition("@")[0] in repositories)
-        return dataclasses.replace(image, repo_tags=tags, repo_digests=digests) if tags else None
+        return (
+            dataclasses.replace(image, repo_tags=tags, repo_digests=digests)
+            if tags or image.elsewhere
+            else None
+        )
     digests = tuple(d for d in image.repo_digests if d != name)
-    return dataclasses.replace(image, repo_digests=digests) if tags or digests else None
-
-
-def _unlink(path: Path) -> None:
-    path.unlink(missing_ok=True)
+    return (
+        dataclasses.replace(image, repo_digests=digests)
+        if tags or digests or image.elsewhere
+        else None
+    )
 
 
 def _tag(name: str, image: Image) -> str | None:

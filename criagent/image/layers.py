@@ -265,6 +265,7 @@ class LayerUnpacker:
             blob=self._files.path(parse_digest(layer.digest)),
             digest=layer.digest,
             diff_id=layer.diff_id,
+            path=layer.path,
         )
         try:
             async with self._snapshots.layer_place(fresh.snapshot, below) as place:

@@ -10,6 +10,7 @@ for a registry.
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 from collections import Counter
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -23,10 +24,12 @@ from criagent.base.errors import AgentError, CorruptError, RegistryError, Unsupp
 from criagent.base.single_flight import SingleFlight
 from criagent.image.claims import GrowingClaim
 from criagent.image.content import ImageContent
+from criagent.image.documents.artifact import artifact_layers
 from criagent.image.documents.choose import UNREADABLE, Answer, Found, Search, Wanted
 from criagent.image.documents.digest import Digest, parse_digest
 from criagent.image.documents.manifest import (
     MAX_DOCUMENT,
+    ArtifactError,
     Configuration,
     Descriptor,
     Document,
@@ -34,12 +37,13 @@ from criagent.image.documents.manifest import (
     image_layers,
     parse_document,
 )
-from criagent.image.documents.platforms import host_platform
+from criagent.image.documents.platforms import Platform, host_platform, parse_platform
 from criagent.image.documents.reference import Reference
 from criagent.image.hosts.credentials import RegistryAuth
 from criagent.image.layers import LayerUnpacker
+from criagent.image.policy.admission import Admission, Subject
 from criagent.image.registry import Progress, RegistryClient, Resolved, Session
-from criagent.model.image import Blob, Image, Layer
+from criagent.model.image import Blob, Image, ImageConfig, Layer, PlatformNames
 
 _COUNT_S = 10.0  # interval at which downloads are counted for ImageFsInfo
 
@@ -48,9 +52,15 @@ log: structlog.stdlib.BoundLogger = structlog.get_logger(__name__)
 
 @dataclass(frozen=True, slots=True)
 class Target:
-    """What an image is pulled for: a storage driver, "" = storage.driver."""
+    """What an image is pulled for: a storage driver and a platform such as linux/arm64, and under
+    which policy file.
+
+    "" = storage.driver, this node's platform, and none.
+    """
 
     driver: str = ""
+    platform: str = ""
+    policy: str = ""
 
 
 _Key = tuple[str, RegistryAuth | None, Target]
@@ -59,7 +69,10 @@ _THIS_NODE = Target()
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Chosen:
-    """The manifest for this platform with its parsed configuration."""
+    """The manifest for this platform with its parsed configuration.
+
+    `artifact` is the kind of an OCI artifact, whose configuration says nothing of containers.
+    """
 
     digest: Digest
     document: Document
@@ -67,6 +80,7 @@ class Chosen:
     config: Descriptor
     layers: tuple[Layer, ...]
     read: tuple[Descriptor, ...] = ()  # configurations of other platforms, read to choose
+    artifact: str = ""
 
 
 class Puller:
@@ -78,10 +92,12 @@ class Puller:
         client: RegistryClient,
         content: ImageContent,
         unpackers: Mapping[str, LayerUnpacker],
+        admission: Admission,
         parallel_blobs: int,
         progress_timeout_s: float,
     ) -> None:
         self._client = client
+        self._admission = admission
         self._content = content
         self._unpackers = unpackers  # by storage driver
         self._parallel = parallel_blobs
@@ -99,12 +115,17 @@ class Puller:
         """The number of pulls in progress or being stopped; callers who join one add none."""
         return len(self._flights)
 
+    async def policy_for(self, namespace: str) -> str:
+        """The policy file for pods of a namespace of the cluster, "" = none."""
+        return await self._admission.policy_for(namespace)
+
     async def pull(
         self, reference: Reference, auth: RegistryAuth | None, target: Target = _THIS_NODE
     ) -> Image:
-        """The image of `reference` in this platform's form, unpacked for `target`.
+        """The image of `reference` for the platform of `target`, unpacked for its driver.
 
-        Raises NotFoundError, RegistryError and its kinds, CorruptError, ExhaustedError.
+        Raises NotFoundError, RegistryError and its kinds, SignatureRejectedError, CorruptError,
+        ExhaustedError.
         """
         work = partial(self._watched, reference, auth, target)
         key = (str(reference), auth, target)
@@ -155,8 +176,14 @@ class Puller:
         top = await self._client.manifest(session, wanted, progress)
         faults.reach("pull-image:resolved")
         async with self._content.claims.growing() as claim:
-            chosen = await self._choose(session, top, progress, claim)
-            image = _image(chosen, top.digest, reference, self._content.now_ns())
+            chosen = await self._choose(session, top, progress, (target.platform, claim))
+            subject = Subject(
+                reference=reference, top=top, digests=(str(top.digest), str(chosen.digest))
+            )
+            await self._admission.check(session, subject, target.policy, progress)
+            image = _named(
+                _image(chosen, self._content.now_ns()), top.digest, reference, target.platform
+            )
             await claim.add(*(layer.digest for layer in image.layers))
             rows = self._documents(top, chosen)
             if self._content.keep_blobs:
@@ -198,12 +225,19 @@ class Puller:
             Blob(digest=digest, size=sizes.get(parse_digest(digest), 0))
             for digest in sorted(digests)
         ]
-        configs = {config.digest: config.size for config in (*chosen.read, chosen.config)}
+        own = () if chosen.artifact else (chosen.config,)
+        configs = {config.digest: config.size for config in (*chosen.read, *own)}
         return [*manifests, *(Blob(digest=digest, size=configs[digest]) for digest in configs)]
 
     async def _choose(
-        self, session: Session, top: Resolved, progress: Progress, claim: GrowingClaim
+        self,
+        session: Session,
+        top: Resolved,
+        progress: Progress,
+        wanted_for: tuple[str, GrowingClaim],
     ) -> Chosen:
+        platform, claim = wanted_for
+        host = parse_platform(platform) if platform else host_platform()
         read: list[Descriptor] = []
 
         async def answer(wanted: Wanted) -> Answer:
@@ -219,7 +253,7 @@ class Puller:
         await claim.add(str(top.digest))
         # Parsing foreign documents may take long: not on the loop.
         document = await run_in(self._content.fs, parse_document, top.content, top.media_type)
-        found = await self._searched(Search(document, top.digest, host_platform()), answer)
+        found = await self._searched(Search(document, top.digest, host), answer)
         if found.content:
             await run_in(self._content.fs, self._content.files.store, found.digest, found.content)
         await run_in(self._content.fs, self._content.files.store, top.digest, top.content)
@@ -229,18 +263,19 @@ class Puller:
         await claim.add(str(config.parsed))
         content = await self._configuration(session, config, progress)
         try:
-            configuration = await run_in(
-                self._content.fs, image_configuration, found.document, content
+            configuration, layers, artifact = await run_in(
+                self._content.fs, _content_of, found.document, content
             )
-        except UnsupportedError as exc:
-            raise UnsupportedError(f"{session.reference}: {exc}") from None
+        except (UnsupportedError, CorruptError) as exc:
+            raise type(exc)(f"{session.reference}: {exc}") from None
         return Chosen(
             digest=found.digest,
             document=found.document,
             configuration=configuration,
             config=config,
-            layers=image_layers(found.document, configuration),
+            layers=layers,
             read=tuple(read),
+            artifact=artifact,
         )
 
     async def _searched(
@@ -265,17 +300,39 @@ class Puller:
         return await run_in(self._content.fs, self._content.files.read, config.parsed, MAX_DOCUMENT)
 
 
-def _image(chosen: Chosen, top: Digest, reference: Reference, now_ns: int) -> Image:
-    tagged = () if reference.digest is not None else (reference.tagged or "",)
+def _content_of(document: Document, config: bytes) -> tuple[Configuration, tuple[Layer, ...], str]:
+    """Configuration and layers, and the kind of an artifact. Raises CorruptError,
+    UnsupportedError.
+    """
+    try:
+        configuration = image_configuration(document, config)
+    except ArtifactError as exc:
+        none = Configuration(
+            config=ImageConfig(), diff_ids=(), platform=Platform("", ""), created=""
+        )
+        return none, artifact_layers(document, config, exc.kind), exc.kind
+    return configuration, image_layers(document, configuration), ""
+
+
+def _image(chosen: Chosen, now_ns: int) -> Image:
     return Image(
-        id=str(chosen.config.parsed),
+        id=str(chosen.digest if chosen.artifact else chosen.config.parsed),
         manifest_digest=str(chosen.digest),
         config=chosen.configuration.config,
         layers=chosen.layers,
-        repo_tags=tuple(tag for tag in tagged if tag),
-        repo_digests=(f"{reference.name}@{top}",),
         size=chosen.config.size + sum(layer.size for layer in chosen.layers),
-        platform=str(chosen.configuration.platform),
+        platform="" if chosen.artifact else str(chosen.configuration.platform),
         created=chosen.configuration.created,
         pulled_at_ns=now_ns,
+        artifact=chosen.artifact,
     )
+
+
+def _named(image: Image, top: Digest, reference: Reference, platform: str) -> Image:
+    """The image with the names of `reference` for `platform`, "" = this node's."""
+    tagged = None if reference.digest is not None else reference.tagged
+    tags, digests = (tagged,) if tagged else (), (f"{reference.name}@{top}",)
+    if not platform:
+        return dataclasses.replace(image, repo_tags=tags, repo_digests=digests)
+    names = PlatformNames(platform=platform, repo_tags=tags, repo_digests=digests)
+    return dataclasses.replace(image, elsewhere=(names,))

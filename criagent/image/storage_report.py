@@ -79,7 +79,7 @@ def _images(content: ImageContent) -> list[dict[str, Any]]:
         found.append(
             {
                 "id": image.id,
-                "names": [*image.repo_tags, *(() if image.repo_tags else image.repo_digests)],
+                "names": list(image.all_tags or image.all_digests),
                 "layers": len(image.layers),
                 "unpacked_bytes": unpacked,
                 "shared_bytes": shared,

@@ -86,9 +86,12 @@ class ImageUnpacking:
             await self.unpack(image, driver)
             return ""
         why = "it is of an archive"
-        for digest in image.repo_digests:
+        named = [("", digest) for digest in image.repo_digests]
+        named += [(n.platform, digest) for n in image.elsewhere for digest in n.repo_digests]
+        for platform, digest in named:
+            target = Target(driver, platform)
             try:
-                found = await self.puller.pull(parse_reference(digest), None, Target(driver))
+                found = await self.puller.pull(parse_reference(digest), None, target)
             except AgentError as exc:
                 why = str(exc)
             else:

@@ -191,6 +191,9 @@ class Container:
     # A stop is in progress; SIGKILL at this time of CLOCK_BOOTTIME, which cannot be set.
     stop_deadline_boot_ns: int = 0
     oom_kills_seen: int = 0
+    # Its processes come from a checkpoint: StartContainer restores them, and only then it has a
+    # monitor and an init (RestorePod).
+    restored: bool = False
 
     @property
     def facts(self) -> dict[str, str]:

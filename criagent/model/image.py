@@ -29,11 +29,28 @@ class Layer:
     media_type: str
     diff_id: str
     chain_id: str
+    path: str = ""  # of an artifact: the blob is this file; "" = an archive
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class PlatformNames:
+    """Names under which an image was pulled for handlers of another platform than the node's."""
+
+    platform: str  # as runtime.handlers.NAME.platform has it
+    repo_tags: tuple[str, ...] = ()
+    repo_digests: tuple[str, ...] = ()
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class Image:
-    """An image as the store knows it. `id` is the digest of its configuration."""
+    """An image as the store knows it. `id` is the digest of its configuration.
+
+    An OCI artifact, which is for volumes only, has its kind as `artifact`, and the digest of its
+    manifest as `id`: artifacts of a kind share one empty configuration.
+
+    `repo_tags` and `repo_digests` name it for this node's platform. The same names may mean another
+    image for another platform: `elsewhere` has those.
+    """
 
     id: str
     manifest_digest: str
@@ -44,7 +61,26 @@ class Image:
     size: int = 0  # bytes of configuration and compressed layers
     platform: str = ""
     created: str = ""  # RFC 3339 text of the configuration
+    artifact: str = ""
     pulled_at_ns: int = 0
+    elsewhere: tuple[PlatformNames, ...] = ()
+
+    @property
+    def all_tags(self) -> tuple[str, ...]:
+        """Its tags, whatever the platform, each once."""
+        more = (tag for names in self.elsewhere for tag in names.repo_tags)
+        return tuple(dict.fromkeys((*self.repo_tags, *more)))
+
+    @property
+    def all_digests(self) -> tuple[str, ...]:
+        """Its repo digests, whatever the platform, each once."""
+        more = (digest for names in self.elsewhere for digest in names.repo_digests)
+        return tuple(dict.fromkeys((*self.repo_digests, *more)))
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Its tags and repo digests, whatever the platform."""
+        return (*self.all_tags, *self.all_digests)
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)

@@ -107,7 +107,7 @@ class Sandbox:
     created_at_ns: int
     boot_id: str
     selinux_level: str = ""  # of its containers, "" = no labels
-    network_backend: str = ""  # "builtin", "cni" or "" for the host's network
+    network_backend: str = ""  # "builtin", "cni", "cni:HANDLER", or "" for the host's network
     addresses: tuple[str, ...] = ()
     cni_result: bytes = b""
     holder: ProcessRef | None = None  # PID 1 of a shared PID namespace

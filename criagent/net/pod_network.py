@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Protocol
 
@@ -49,7 +49,8 @@ class PodNetwork(Protocol):
 class Networks:
     """The networks of this node. A row records the backend it was created with.
 
-    `live` returns the sandboxes that may still be on one.
+    `live` returns the sandboxes that may still be on one, `of_handler` has the backend of handlers
+    with a network of their own.
     """
 
     def __init__(
@@ -57,16 +58,25 @@ class Networks:
         networks: Sequence[PodNetwork],
         default: str,
         live: Callable[[], Sequence[Sandbox]],
+        of_handler: Mapping[str, str] | None = None,
     ) -> None:
+        self._of_handler = of_handler or {}
         self._networks = {network.backend: network for network in networks}
         self._live = live
         self.default = self._networks[default]
+
+    def backend(self, handler: str) -> str:
+        """The backend of a new sandbox that asks for `handler`, "" for the default one."""
+        return self._of_handler.get(handler, self.default.backend)
 
     def for_row(self, sandbox: Sandbox) -> PodNetwork:
         """The network of an existing sandbox, whatever the configuration is now."""
         try:
             return self._networks[sandbox.network_backend]
         except KeyError:
+            kind, of_handler, _ = sandbox.network_backend.partition(":")
+            if of_handler and kind in self._networks:  # the row has what it was attached with
+                return self._networks[kind]
             raise AgentError(
                 f'sandbox {sandbox.id} has the unknown network backend "{sandbox.network_backend}"'
             ) from None

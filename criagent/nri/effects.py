@@ -3,38 +3,24 @@
 
 from __future__ import annotations
 
-import dataclasses
-from collections.abc import Awaitable, Callable, Iterable
+from collections.abc import Iterable
 
 import structlog
 
 from criagent._proto import nri_pb2
-from criagent.base.errors import AgentError, NotFoundError, UnavailableError
-from criagent.model.common import Resources
+from criagent.base.errors import AgentError, NotFoundError
 from criagent.nri import resources
+from criagent.nri.container_verbs import VerbsToCome
 from criagent.runtime.node.facts import NodeFacts
-from criagent.runtime.spec.inputs import OciObject
 
 log: structlog.stdlib.BoundLogger = structlog.get_logger(__name__)
-
-
-@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
-class Verbs:
-    """The verbs behind effects."""
-
-    update: Callable[[str, Resources, OciObject], Awaitable[None]]  # ResourceUpdater.apply
-    stop: Callable[[str, int], Awaitable[None]]  # ContainerStopper.stop
 
 
 class Effects:
     """Carries out what plugins ask for. Failures are logged: they concern other containers."""
 
-    def __init__(self, node: NodeFacts) -> None:
+    def __init__(self, node: NodeFacts, verbs: VerbsToCome) -> None:
         self._node = node
-        self._verbs: Verbs | None = None
-
-    def use(self, verbs: Verbs) -> None:
-        """The verbs, which are made after what calls plugins."""
         self._verbs = verbs
 
     async def cause(
@@ -74,7 +60,7 @@ class Effects:
             facts = {"container_id": eviction.container_id[:80], "reason": eviction.reason[:500]}
             log.warning("nri_container_evicted", asked_by=who, **facts)
             try:
-                await self._known.stop(eviction.container_id, 0)
+                await self._verbs.known.stop(eviction.container_id, 0)
             except (AgentError, OSError) as error:
                 log.warning("nri_eviction_failed", asked_by=who, **facts, error=str(error))
 
@@ -86,10 +72,4 @@ class Effects:
             if given.HasField(name):
                 raise AgentError(f"{name} of a container that exists cannot change")
         more = resources.available(resources.beyond_cri(given), self._node)
-        await self._known.update(update.container_id, resources.to_cri(given), more)
-
-    @property
-    def _known(self) -> Verbs:
-        if self._verbs is None:
-            raise UnavailableError("the agent is starting")
-        return self._verbs
+        await self._verbs.known.update(update.container_id, resources.to_cri(given), more)

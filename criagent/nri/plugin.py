@@ -12,7 +12,6 @@ import asyncio
 import dataclasses
 import re
 import time
-from collections import Counter, defaultdict
 from typing import TypeVar
 
 import structlog
@@ -22,6 +21,7 @@ from criagent._proto import nri_pb2
 from criagent.base.errors import AgentError, ExhaustedError, UnavailableError
 from criagent.nri import events
 from criagent.nri.events import Event
+from criagent.nri.tally import Tally
 from criagent.nri.wire.link import Link, LostError, Peer, RefusedError
 from criagent.nri.wire.ttrpc import Code, OversizedError
 
@@ -64,16 +64,6 @@ class Limits:
 
     registration_s: float
     request_s: float
-
-
-@dataclasses.dataclass(slots=True)
-class Tally:
-    """Calls since the start, by plugin; failures are calls without a valid answer."""
-
-    calls: Counter[str] = dataclasses.field(default_factory=Counter)
-    refusals: Counter[str] = dataclasses.field(default_factory=Counter)
-    failures: Counter[str] = dataclasses.field(default_factory=Counter)
-    seconds: dict[str, float] = dataclasses.field(default_factory=lambda: defaultdict(float))
 
 
 class Plugin:

@@ -11,8 +11,10 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from collections.abc import Iterator
+from typing import TYPE_CHECKING
 
-from criagent.nri.plugin import Plugin
+if TYPE_CHECKING:
+    from criagent.nri.plugin import Plugin
 
 
 class Registry:

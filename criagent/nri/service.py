@@ -8,15 +8,18 @@ import contextlib
 import os
 import socket
 import stat
+from collections.abc import Callable
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import structlog
 
 from criagent.base.aio import settle, supervised
 from criagent.config.nri_section import Nri
-from criagent.nri.programs import Program, launched
-from criagent.nri.session import Host, Session
-from criagent.nri.wire.link import peer_of
+
+if TYPE_CHECKING:
+    from criagent.nri.programs import Program
+    from criagent.nri.session import Host, Session
 
 _SESSIONS_MOST = 128
 _AGAIN_S = 30.0
@@ -26,9 +29,12 @@ log: structlog.stdlib.BoundLogger = structlog.get_logger(__name__)
 
 
 class NriService:
-    """Starts after recovery, when there is something to tell, and before calls are served."""
+    """Starts after recovery, when there is something to tell, and before calls are served.
 
-    def __init__(self, section: Nri, host: Host) -> None:
+    `host` is asked for when there is a plugin, and what serves it is imported then.
+    """
+
+    def __init__(self, section: Nri, host: Callable[[], Host]) -> None:
         self._section = section
         self._host = host
         self._programs: list[Program] = []
@@ -40,7 +46,10 @@ class NriService:
 
     async def start(self) -> None:
         """Start the programs, wait until each takes part or will not, and serve the socket."""
-        self._programs = launched(self._section, self._host)
+        if _has_entries(self._section.plugin_path):
+            from criagent.nri.programs import launched
+
+            self._programs = launched(self._section, self._host())
         await asyncio.gather(*(program.settled for program in self._programs))
         if not self._section.disable_connections and not await self._listen():
             self._retrying = supervised(self._keep_trying(), name="nri-socket")
@@ -91,10 +100,23 @@ class NriService:
             log.warning("nri_connection_refused", connected=len(self._sessions))
             writer.transport.abort()
             return
+        from criagent.nri.session import Session
+        from criagent.nri.wire.link import peer_of
+
         peer = peer_of(writer.get_extra_info("socket"))
-        session = Session(self._host, (reader, writer), peer)
+        session = Session(self._host(), (reader, writer), peer)
         task = self._sessions[session] = supervised(session.run(), name="nri-plugin")
         task.add_done_callback(lambda _: self._sessions.pop(session, None))
+
+
+def _has_entries(folder: Path) -> bool:
+    """Whether there may be programs; also when that cannot be told."""
+    try:
+        return bool(os.listdir(folder))
+    except FileNotFoundError:
+        return False
+    except OSError:
+        return True
 
 
 def taken(path: Path) -> str:

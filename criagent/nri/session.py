@@ -13,8 +13,9 @@ from google.protobuf.message import DecodeError
 from criagent._proto import nri_pb2
 from criagent.base.aio import alongside
 from criagent.nri.effects import Effects
-from criagent.nri.plugin import Identity, Limits, Plugin, Tally, configured
+from criagent.nri.plugin import Identity, Limits, Plugin, configured
 from criagent.nri.registry import Registry
+from criagent.nri.tally import Tally
 from criagent.nri.wire.link import Link, LostError, Peer, RefusedError
 from criagent.nri.wire.ttrpc import MAX_BODY, Code, OversizedError
 from criagent.version import VERSION

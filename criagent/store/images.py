@@ -9,7 +9,7 @@ import sqlite3
 from collections.abc import Callable, Sequence
 
 from criagent.base.errors import NotFoundError
-from criagent.model.image import Blob, Image, Snapshot
+from criagent.model.image import Blob, Image, PlatformNames, Snapshot
 from criagent.store.blobs import BlobStore, insert_blob
 from criagent.store.codec import RowCodec
 from criagent.store.db import Database
@@ -21,14 +21,14 @@ _ID_PREFIX = re.compile(r"[0-9a-f]{3,64}")  # as short as crictl prints and peop
 
 
 class ImageStore:
-    """Images by id, tag and repo digest; a tag names at most one image."""
+    """Images by id, tag and repo digest; a tag names at most one image of a platform."""
 
     def __init__(self, db: Database, snapshots: SnapshotStore, blobs: BlobStore) -> None:
         self._db = db
         self._snapshots = snapshots
         self._blobs = blobs
         self._rows: dict[str, Image] = {}
-        self._names: dict[str, str] = {}
+        self._names: dict[tuple[str, str], str] = {}  # ids by platform, "" = this node's, and name
         self.listeners: list[Callable[[str, Image | None], None]] = []
         for image in db.load("images", _CODEC):
             self._remember(image)
@@ -37,11 +37,14 @@ class ImageStore:
         """Every image, in no order."""
         return list(self._rows.values())
 
-    def find(self, name: str) -> Image | None:
-        """The image of a canonical tag, repo digest, id, bare hex id or unique hex prefix."""
+    def find(self, name: str, platform: str = "") -> Image | None:
+        """The image of a canonical tag, repo digest, id, bare hex id or unique hex prefix.
+
+        Tags and digests are those of `platform`, "" = this node's.
+        """
         if image := self._rows.get(name) or self._rows.get(f"sha256:{name}"):
             return image
-        if (image_id := self._names.get(name)) is not None:
+        if (image_id := self._names.get((platform, name))) is not None:
             return self._rows[image_id]
         bare = name.removeprefix("sha256:")
         if _ID_PREFIX.fullmatch(bare) is None:
@@ -142,8 +145,14 @@ class ImageStore:
         notify(self.listeners, image_id, None)
 
     @staticmethod
-    def _names_of(image: Image | None) -> tuple[str, ...]:
-        return () if image is None else (*image.repo_tags, *image.repo_digests)
+    def _names_of(image: Image | None) -> list[tuple[str, str]]:
+        if image is None:
+            return []
+        named = [("", name) for name in (*image.repo_tags, *image.repo_digests)]
+        for names in image.elsewhere:
+            every = (*names.repo_tags, *names.repo_digests)
+            named += [(names.platform, name) for name in every]
+        return named
 
 
 def _add(connection: sqlite3.Connection, image: Image) -> list[Image]:
@@ -171,13 +180,45 @@ def _merged(image: Image, rows: Sequence[Image]) -> Image:
         repo_tags=tuple(dict.fromkeys((*old.repo_tags, *image.repo_tags))),
         repo_digests=tuple(dict.fromkeys((*old.repo_digests, *image.repo_digests))),
         pulled_at_ns=old.pulled_at_ns or image.pulled_at_ns,
+        elsewhere=_joined(old.elsewhere, image.elsewhere),
     )
 
 
+def _joined(
+    old: Sequence[PlatformNames], new: Sequence[PlatformNames]
+) -> tuple[PlatformNames, ...]:
+    """The names of both, by platform."""
+    found = {names.platform: names for names in old}
+    for names in new:
+        known = found.get(names.platform, names)
+        found[names.platform] = PlatformNames(
+            platform=names.platform,
+            repo_tags=tuple(dict.fromkeys((*known.repo_tags, *names.repo_tags))),
+            repo_digests=tuple(dict.fromkeys((*known.repo_digests, *names.repo_digests))),
+        )
+    return tuple(found.values())
+
+
 def _without_tags(image: Image, rows: Sequence[Image]) -> list[Image]:
-    moved = set(image.repo_tags)
-    return [
-        dataclasses.replace(row, repo_tags=tuple(t for t in row.repo_tags if t not in moved))
-        for row in rows
-        if row.id != image.id and moved.intersection(row.repo_tags)
-    ]
+    """The other rows that lose tags to `image`, each for the same platform."""
+    moved = {"": set(image.repo_tags)}
+    moved |= {names.platform: set(names.repo_tags) for names in image.elsewhere}
+    changed = []
+    for row in rows:
+        left = dataclasses.replace(
+            row,
+            repo_tags=_kept(row.repo_tags, moved[""]),
+            elsewhere=tuple(
+                dataclasses.replace(
+                    names, repo_tags=_kept(names.repo_tags, moved.get(names.platform, set()))
+                )
+                for names in row.elsewhere
+            ),
+        )
+        if row.id != image.id and left != row:
+            changed.append(left)
+    return changed
+
+
+def _kept(tags: Sequence[str], moved: set[str]) -> tuple[str, ...]:
+    return tuple(tag for tag in tags if tag not in moved)

@@ -4,7 +4,6 @@
 from __future__ import annotations
 
 import ipaddress
-import os
 import socket
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -15,9 +14,6 @@ from threading import Event, Thread
 from typing import TYPE_CHECKING, Any
 
 import structlog
-from opentelemetry import trace
-from opentelemetry.context import Context
-from opentelemetry.trace import Span, SpanKind, Status, StatusCode
 from prometheus_client import (
     CollectorRegistry,
     Histogram,
@@ -30,10 +26,10 @@ from prometheus_client.exposition import CONTENT_TYPE_LATEST, generate_latest
 from prometheus_client.registry import Collector
 
 from criagent.base.errors import UnavailableError, UnsupportedError
-from criagent.version import VERSION
+from criagent.telemetry.call_span import CallSpan, caller_trace
 
 if TYPE_CHECKING:
-    from opentelemetry.sdk.trace import TracerProvider
+    from criagent.telemetry.spans import Spans
 
 RPC_SECONDS = "criagent_rpc_seconds"
 
@@ -50,15 +46,6 @@ _HEADERS = {
     "Cache-Control": "no-store",
 }
 _LAST_SPANS_S = 2.0  # an unreachable collector would delay a restart by seconds
-_CANCELLED = 1  # gRPC's number
-# Facts of log lines as OpenTelemetry's semantic conventions name them.
-_ATTRIBUTES = {
-    "pod_uid": "k8s.pod.uid",
-    "sandbox_id": "criagent.sandbox.id",
-    "container": "k8s.container.name",
-    "container_id": "container.id",
-    "image": "container.image.name",
-}
 
 log: structlog.stdlib.BoundLogger = structlog.get_logger(__name__)
 
@@ -79,8 +66,7 @@ class Telemetry:
             buckets=_BUCKETS,
         )
         self._rpcs: dict[tuple[str, str], Histogram] = {}
-        self._provider = _exporting(otlp_endpoint) if otlp_endpoint else None
-        self.tracer = trace.get_tracer("criagent", tracer_provider=self._provider)
+        self._spans = _exporting(otlp_endpoint) if otlp_endpoint else None
         self._server: _Server | None = None
 
     def gauge(self, name: str, text: str, value: Callable[[], Value], label: str = "") -> None:
@@ -102,17 +88,15 @@ class Telemetry:
         child.observe(took_s)
 
     @contextmanager
-    def call_span(self, service: str, method: str, parent: Context) -> Iterator[CallSpan]:
-        """The span of a call, current in the block; `parent` is the caller's trace context."""
-        with self.tracer.start_as_current_span(
-            f"{service}/{method}",
-            context=parent,
-            kind=SpanKind.SERVER,
-            attributes={"rpc.system": "grpc", "rpc.service": service, "rpc.method": method},
-            record_exception=False,  # the boundary knows the failure better
-            set_status_on_exception=False,
-        ) as span:
-            yield CallSpan(span, self.tracer)
+    def call_span(
+        self, service: str, method: str, metadata: Mapping[str, str | bytes]
+    ) -> Iterator[CallSpan]:
+        """The span of a call, current in the block; `metadata` may name the caller's trace."""
+        if self._spans is None:
+            yield CallSpan(caller_trace(metadata))
+            return
+        with self._spans.call(service, method, metadata) as span:
+            yield span
 
     def serve(
         self, address: str, healthy: Callable[[], bool], page: Callable[[], str] | None = None
@@ -175,66 +159,10 @@ class Telemetry:
         if self._server is not None:
             self._server.end()
             self._server = None
-        if self._provider is not None:
-            last = Thread(target=self._provider.shutdown, name="last-spans", daemon=True)
+        if self._spans is not None:
+            last = Thread(target=self._spans.close, name="last-spans", daemon=True)
             last.start()
             last.join(_LAST_SPANS_S)
-
-
-class CallSpan:
-    """The span of one call, or a stand-in that records nothing."""
-
-    def __init__(self, span: Span, tracer: trace.Tracer) -> None:
-        self._span = span
-        self._tracer = tracer
-
-    @property
-    def recording(self) -> bool:
-        """Whether the span will be exported."""
-        return self._span.is_recording()
-
-    @property
-    def trace_id(self) -> str:
-        """Its trace, or the caller's; "" when there is none."""
-        found = self._span.get_span_context()
-        return format(found.trace_id, "032x") if found.is_valid else ""
-
-    def about(self, facts: Mapping[str, str]) -> None:
-        """Name pod, container and image."""
-        if not self.recording:
-            return
-        for key, name in _ATTRIBUTES.items():
-            if key in facts:
-                self._span.set_attribute(name, facts[key])
-        if "pod" in facts:
-            namespace, _, name = facts["pod"].partition("/")
-            self._span.set_attribute("k8s.namespace.name", namespace)
-            self._span.set_attribute("k8s.pod.name", name)
-
-    def ended(self, code: int, text: str) -> None:
-        """The call's gRPC status; every failure but a cancellation is an error of the span."""
-        if not self.recording:
-            return
-        self._span.set_attribute("rpc.grpc.status_code", code)
-        if code == _CANCELLED:
-            self._span.set_attribute("error.message", text)
-        elif code:
-            self._span.set_status(Status(StatusCode.ERROR, text))
-
-    def stages(self, key: str) -> Callable[[str], None]:
-        """Listens to the stages of an owner that this call starts: a child span for each."""
-        parent = trace.set_span_in_context(self._span)
-        current: list[Span] = []
-
-        def begin(stage: str) -> None:
-            if current:
-                current.pop().end()
-            if stage:
-                span = self._tracer.start_span(stage, context=parent)
-                span.set_attribute("criagent.work", key)
-                current.append(span)
-
-        return begin
 
 
 def _is_local(host: str) -> bool:
@@ -318,29 +246,12 @@ class _Server(ThreadingHTTPServer):
             log.error("scrape_failed", error=repr(error))
 
 
-def _exporting(endpoint: str) -> TracerProvider:
+def _exporting(endpoint: str) -> Spans:
     try:
-        from opentelemetry.exporter.otlp.proto.http.trace_exporter import (
-            OTLPSpanExporter,
-        )
+        from criagent.telemetry.spans import Spans
     except ImportError:
         raise UnsupportedError(
             "telemetry.otlp_endpoint is set, but the exporter is not installed: pip install "
             "criagent[otlp]"
         ) from None
-    from opentelemetry.sdk.resources import Resource
-    from opentelemetry.sdk.trace import TracerProvider as Provider
-    from opentelemetry.sdk.trace.export import BatchSpanProcessor
-
-    provider = Provider(
-        resource=Resource.create(
-            {
-                "service.name": "criagent",
-                "service.version": VERSION,
-                "host.name": os.uname().nodename,
-            }
-        ),
-        shutdown_on_exit=False,  # `close` does it
-    )
-    provider.add_span_processor(BatchSpanProcessor(OTLPSpanExporter(endpoint=endpoint)))
-    return provider
+    return Spans(endpoint)

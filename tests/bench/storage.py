@@ -22,7 +22,7 @@ from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
 
-from criagent.image.snapshots.drivers.available import DRIVERS
+from criagent.config.storage_drivers import KNOWN
 from criagent.kernel import mount
 from tests.bench.storage_images import APP, BIG, FILE, MB, READ, fill, registry
 from tests.storage.grounds import absent
@@ -284,7 +284,7 @@ def table(rows: dict[str, Row]) -> None:
 
 def main() -> None:
     """Every driver that runs here."""
-    wanted = os.environ.get("STORAGE_DRIVERS", " ".join(DRIVERS)).split()
+    wanted = os.environ.get("STORAGE_DRIVERS", " ".join(KNOWN)).split()
     rows: dict[str, Row] = {}
     agent.stop()
     images = Path("/var/lib/criagent/bench-registry")

@@ -49,14 +49,14 @@ def points() -> list[str]:
 class Life:
     """The steps of one pod's life; each may be repeated after a crash."""
 
-    def __init__(
-        self, cri: Cri, grace: int, profile: str, *, mapped: bool, checkpointed: bool
-    ) -> None:
+    def __init__(self, cri: Cri, point: str, profile: str) -> None:
         self.cri = cri
         self.profile = profile
-        self.grace = grace
-        self.checkpointed = checkpointed
-        self.handler = "runc" if mapped else ""
+        self.grace = 0 if point in _WITHOUT_GRACE else 20
+        mapped = _MAPPED.search(point) is not None
+        self.restored = point.startswith("restore")
+        self.checkpointed = self.restored or point.startswith("checkpoint")
+        self.handler = "runc" if mapped or self.restored else ""
         self.ids = [api.IDMapping(host_id=65536, length=65536)] if mapped else []
         self.config = pod(
             "crash",
@@ -70,6 +70,8 @@ class Life:
             userns.uids.extend(self.ids)
             userns.gids.extend(self.ids)
         self.sandbox = self.container_id = ""
+        self.new_sandbox = self.new_id = ""
+        self.container = api.ContainerConfig()
         self.archives = 0
         self.outputs: list[Path] = []
 
@@ -84,6 +86,10 @@ class Life:
         if self.checkpointed:
             yield self.checkpoint
             yield self.checkpoint_pod
+        if self.restored:
+            yield self.restore
+            yield self.start_restored
+            yield self.end_restored
         yield self.stop
         yield lambda: self.cri.remove(self.container_id)
         yield lambda: self.cri.stop_pod(self.sandbox)
@@ -131,6 +137,7 @@ class Life:
             uidMappings=self.ids,
             gidMappings=self.ids,
         )
+        self.container = config
         self.container_id = self.cri.create(self.sandbox, config, self.config)
         assert [container_id.id for container_id in self.cri.containers()] == [self.container_id]
 
@@ -193,6 +200,47 @@ class Life:
         assert all(names in (set(), complete) for names in found)
         assert self.cri.exec(self.container_id, "echo", "alive").stdout == b"alive\n"
 
+    def restore(self) -> None:
+        """Under another name and uid each time; nothing is left of an attempt that failed."""
+        self.archives += 1
+        output = Path(f"/tmp/crash-restore-{self.archives}")
+        output.mkdir(mode=0o700)
+        try:
+            self.cri.runtime.CheckpointPod(
+                api.CheckpointPodRequest(
+                    pod_sandbox_id=self.sandbox,
+                    output_path=str(output),
+                    container_ids=[self.container_id],
+                ),
+                timeout=60,
+            )
+            config = pod(f"restored-{self.archives}", log_directory="/tmp/crash-logs/restored")
+            config.linux.CopyFrom(self.config.linux)
+            request = api.RestorePodRequest(
+                checkpoint_path=str(output),
+                config=config,
+                runtime_handler=self.handler,
+                container_configs=[self.container],
+            )
+            response = self.cri.runtime.RestorePod(request, timeout=60)
+        finally:
+            shutil.rmtree(output)
+        self.new_sandbox = response.pod_sandbox_id
+        self.new_id = response.restored_containers[0].container_id
+        assert {one.id for one in self.cri.pods()} == {self.sandbox, self.new_sandbox}
+        assert {one.id for one in self.cri.containers()} == {self.container_id, self.new_id}
+        assert self.cri.status(self.new_id).state == api.CONTAINER_CREATED
+
+    def start_restored(self) -> None:
+        self.cri.start(self.new_id)
+        assert self.cri.status(self.new_id).state == api.CONTAINER_RUNNING
+        assert self.cri.exec(self.new_id, "test", "-e", "/trapped").exit_code == 0
+
+    def end_restored(self) -> None:
+        self.cri.stop(self.new_id, 20)
+        assert self.cri.status(self.new_id).exit_code == 7
+        self.cri.remove_pod(self.new_sandbox)
+
     def stop(self) -> None:
         self.cri.stop(self.container_id, self.grace)
         status = self.cri.status(self.container_id)
@@ -231,13 +279,7 @@ def test_crash_is_survived_without_loss_or_leak(
     point: str, idle_node: dict[str, list[str]], profile: str
 ) -> None:
     agent.stop()
-    life = Life(
-        agent.start(f'[debug]\nkill_at = "{point}"\n'),
-        0 if point in _WITHOUT_GRACE else 20,
-        profile,
-        mapped=_MAPPED.search(point) is not None,
-        checkpointed=point.startswith("checkpoint"),
-    )
+    life = Life(agent.start(f'[debug]\nkill_at = "{point}"\n'), point, profile)
     died = False
     for step in life.steps():
         try:

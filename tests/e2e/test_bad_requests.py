@@ -16,7 +16,6 @@ from tests.support.refusals import refused
 pytestmark = pytest.mark.root
 
 INVALID = grpc.StatusCode.INVALID_ARGUMENT
-UNSUPPORTED = grpc.StatusCode.UNIMPLEMENTED
 NOT_FOUND = grpc.StatusCode.NOT_FOUND
 EXISTS = grpc.StatusCode.ALREADY_EXISTS
 WRONG = grpc.StatusCode.FAILED_PRECONDITION
@@ -290,8 +289,3 @@ def test_a_full_network_says_so_and_recovers(pods: Pods) -> None:
 def test_bad_references_are_refused(cri: Cri, name: str, code: grpc.StatusCode, words: str) -> None:
     refused(lambda: cri.pull(name), code, words)
     assert BUSYBOX in [tag for image in cri.images() for tag in image.repo_tags]
-
-
-def test_calls_of_later_releases_say_so(cri: Cri) -> None:
-    restore = api.RestorePodRequest()
-    refused(lambda: cri.runtime.RestorePod(restore), UNSUPPORTED, "RestorePod")

@@ -3,8 +3,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from pathlib import Path
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import grpc
@@ -54,6 +53,21 @@ def everything_by(cri: Cri, **fields: object) -> list[int]:
             pieces = list(answer) if name.startswith("Stream") else [answer]
             found.append(sum(len(getattr(piece, items)) for piece in pieces))
     return found
+
+
+def test_images_come_in_pieces_as_in_a_list(cri: Cri) -> None:
+    def ids(images: Iterable[api.Image]) -> list[str]:
+        return sorted(image.id for image in images)
+
+    whole = cri.image.ListImages(api.ListImagesRequest()).images
+    pieces = list(cri.image.StreamImages(api.StreamImagesRequest()))
+    assert ids(image for piece in pieces for image in piece.images) == ids(whole) != []
+    wanted = api.ImageFilter(image=api.ImageSpec(image=whole[0].id))
+    (piece,) = cri.image.StreamImages(api.StreamImagesRequest(filter=wanted))
+    assert ids(piece.images) == [whole[0].id]
+    none = api.ImageFilter(image=api.ImageSpec(image="nowhere.test/x"))
+    answers = cri.image.StreamImages(api.StreamImagesRequest(filter=none))
+    assert [image for answer in answers for image in answer.images] == []
 
 
 def test_filters_of_garbage_find_nothing_and_break_nothing(pods: Pods) -> None:
@@ -160,12 +174,6 @@ def test_ports_out_of_range_are_refused(pods: Pods, port: int) -> None:
     sandbox, _ = pods.sandbox()
     request = api.PortForwardRequest(pod_sandbox_id=sandbox, port=[80, port])
     refused(lambda: pods.cri.runtime.PortForward(request), INVALID, str(port))
-
-
-def test_restoring_a_pod_is_refused(pods: Pods, tmp_path: Path) -> None:
-    request = api.RestorePodRequest(checkpoint_path=str(tmp_path), config=pods.config())
-    refused(lambda: pods.cri.runtime.RestorePod(request), UNSUPPORTED, "RestorePod")
-    assert pods.cri.pods() == []
 
 
 def test_times_below_zero(pods: Pods) -> None:

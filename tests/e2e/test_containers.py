@@ -175,7 +175,7 @@ def test_an_image_in_use_keeps_its_layers(pods: Pods) -> None:
 
 
 def test_statistics_tell_what_the_kernel_knows(pods: Pods) -> None:
-    container_id = pods.running("sh", "-c", "head -c 3000000 /dev/zero > /big; sleep 1000")
+    container_id = pods.running("sh", "-c", "head -c 3000000 /dev/zero > /big; sync; sleep 1000")
 
     def stats() -> api.ContainerStats:
         request = api.ContainerStatsRequest(container_id=container_id)

@@ -17,6 +17,7 @@ import pytest
 from criagent._proto import admin_pb2, admin_pb2_grpc
 from criagent.kernel.mount import parse_mountinfo
 from tests.support import agent, image_builder
+from tests.support.chosen_driver import DRIVER
 from tests.support.cri_client import Cri, api, container
 from tests.support.image_archives import archive, succeed
 from tests.support.made_images import HANDLERS, ImageMaker, of
@@ -32,7 +33,6 @@ pytestmark = pytest.mark.root
 
 INVALID = grpc.StatusCode.INVALID_ARGUMENT
 EXHAUSTED = grpc.StatusCode.RESOURCE_EXHAUSTED
-DRIVER = os.environ.get("CRIAGENT_STORAGE", "overlay")
 SMALL = Path("/mnt/small-volumes")
 handlers = pytest.mark.parametrize("handler", HANDLERS)
 

@@ -274,6 +274,7 @@ def test_a_disk_that_is_gone_does_not_keep_pods_for_ever(other: Pods) -> None:
         assert other.cri.status(container_id).state == api.CONTAINER_EXITED
         other.cri.remove(container_id)
         other.running("sleep", "1000", pod=pod)
+        subprocess.run([*CRIAGENT, "image", "prune"], check=True, capture_output=True)
         agent.stop()
         other.cri = with_driver("")
         assert "Driver: btrfs" not in storage_info()

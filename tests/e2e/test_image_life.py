@@ -20,6 +20,7 @@ import pytest
 
 from tests.e2e.test_images import MADE
 from tests.support import agent, image_builder
+from tests.support.chosen_driver import layers_are_trees
 from tests.support.cri_client import Cri, api
 from tests.support.image_archives import archive, command, succeed
 from tests.support.images import usage
@@ -196,6 +197,7 @@ def tree_of(file: str) -> Path:
     return found.parents[len(Path(file).parts) - 1]
 
 
+@layers_are_trees
 @pytest.mark.parametrize("in_use", [False, True])
 def test_a_layer_that_lost_its_programs_is_found_and_made_anew(
     cri: Cri, pods: Pods, registry: Registry, in_use: bool

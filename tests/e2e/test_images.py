@@ -20,6 +20,7 @@ import pytest
 from criagent.image.snapshots.driver import LayerPlace
 from criagent.image.unpack.workers import LayerFile, UnpackWorkers
 from tests.support import agent, image_builder
+from tests.support.chosen_driver import layers_are_trees
 from tests.support.cri_client import BUSYBOX, DEBIAN, Cri, api
 from tests.support.image_archives import archive, command, packed, small_layer, succeed
 from tests.support.images import listed, usage
@@ -48,7 +49,7 @@ def other_root(cri: Cri) -> Iterator[Cri]:
     agent.stop()
     OTHER.mkdir(exist_ok=True)
     subprocess.run(["mount", "-t", "tmpfs", "other", OTHER], check=True)
-    client = agent.start(f'[storage]\nroot = "{OTHER}"\n')
+    client = agent.start(f'[storage]\nroot = "{OTHER}"\ndriver = "overlay"\n')
     yield client
     for sandbox in client.pods():
         client.stop_pod(sandbox.id)
@@ -225,6 +226,7 @@ def test_fsck_finds_and_drops_what_is_damaged(cri: Cri, made: Callable[..., byte
     assert "no problem found" in succeed("fsck").decode()
 
 
+@layers_are_trees
 @pytest.mark.parametrize("how", ["gone", "emptied"])
 def test_fsck_finds_a_missing_layer(cri: Cri, made: Callable[..., bytes], how: str) -> None:
     data = made([small_layer(how.encode())], f"{MADE}:1")
@@ -276,6 +278,7 @@ def test_pinned_patterns(cri: Cri) -> None:
         agent.start().close()
 
 
+@layers_are_trees
 def test_layers_stay_while_a_container_uses_them(
     cri: Cri, pods: Pods, made: Callable[..., bytes]
 ) -> None:

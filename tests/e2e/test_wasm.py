@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""WebAssembly by crun-wasm, which is crun under another name (libwasmedge0)."""
+"""WebAssembly by crun (libwasmedge0): by the handler's type, and by the name crun-wasm."""
 
 from __future__ import annotations
 
@@ -20,14 +20,17 @@ from tests.support.wasm import printing
 pytestmark = pytest.mark.root
 
 PRINTS, TRAPS = "registry.test/wasm:prints", "registry.test/wasm:traps"
-CONFIG = '[runtime.handlers.wasm]\npath = "/usr/bin/crun-wasm"\n'
+CONFIGS = {
+    "by its type": '[runtime.handlers.wasm]\npath = "/usr/bin/crun"\ntype = "wasm"\n',
+    "by its name": '[runtime.handlers.wasm]\npath = "/usr/bin/crun-wasm"\n',
+}
 
 
-@pytest.fixture
-def wasm(cri: Cri) -> Iterator[Cri]:
+@pytest.fixture(params=list(CONFIGS))
+def wasm(cri: Cri, request: pytest.FixtureRequest) -> Iterator[Cri]:
     """An agent with the handler, and images whose programs are modules."""
     agent.stop()
-    client = agent.start(CONFIG)
+    client = agent.start(CONFIGS[request.param])
     for tag, status in ((PRINTS, 7), (TRAPS, None)):
         layer = Layer()
         layer.file("hello.wasm", printing("hello from wasm\n", status))
@@ -43,7 +46,7 @@ def wasm(cri: Cri) -> Iterator[Cri]:
 
 @pytest.mark.parametrize(("tag", "succeeds"), [(PRINTS, True), (TRAPS, False)])
 def test_a_module_prints_and_ends(wasm: Cri, tmp_path: Path, tag: str, succeeds: bool) -> None:
-    """The status of proc_exit is lost in crun 1.21 (docs/containers.md): a trap alone is told."""
+    """crun loses the status of proc_exit (docs/handlers.md): a trap alone is told."""
     config = Pods(wasm, tmp_path, "wasm").config()
     pod = wasm.run(config, handler="wasm")
     wanted = container("hello", ())

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.support.chosen_driver import DRIVER
 from tests.support.cri_client import api
 from tests.support.pods import Pods
 from tests.support.waiting import until
@@ -34,7 +35,8 @@ def test_the_first_answer_is_what_du_says(pods: Pods, tmp_path: Path) -> None:
     until(lambda: layer(pods, container_id).HasField("used_bytes"), "the first count")
     found = layer(pods, container_id)
     assert (found.used_bytes.value, found.inodes_used.value) == du(upper(container_id))
-    assert 3_000_000 < found.used_bytes.value < 5_000_000
+    assert found.used_bytes.value > 3_000_000
+    assert found.used_bytes.value < 5_000_000 or DRIVER == "native"  # whose copy counts whole
     assert found.fs_id.mountpoint == "/var/lib/criagent/snapshots"
     assert found.timestamp > pods.cri.status(container_id).started_at
     assert layer(pods, container_id) == found  # kept, with the time at which it was counted

@@ -16,7 +16,7 @@ from criagent.image.blobs import BlobFiles
 from criagent.image.documents.digest import parse_digest
 from criagent.image.layers import LayerUnpacker
 from criagent.image.snapshots.driver import MappedIds, MountPoint
-from criagent.image.snapshots.drivers.available import DRIVERS
+from criagent.image.snapshots.drivers.available import driver as driver_class
 from criagent.image.snapshots.snapshots import Snapshots
 from criagent.image.unpack.workers import UnpackWorkers
 from criagent.model.image import Image, ImageConfig, Layer, Snapshot
@@ -71,7 +71,7 @@ class Storage:
         self.db = Database.open(self._state / "state.db")
         self.rows = SnapshotStore(self.db)
         self.images = ImageStore(self.db, self.rows, BlobStore(self.db))
-        make = DRIVERS[self._driver]
+        make = driver_class(self._driver)
         self.driver = make(self.top / "snapshots", self._section, self._threads)
         self.snapshots = Snapshots(self.driver, self.rows, self._threads)
         self.workers = UnpackWorkers(2)

@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """File systems of their own for storage drivers: tmpfs, and loop files of which nothing stays.
 
-A driver joins the suite by its entry in `criagent`'s DRIVERS. Here it has the file systems that it
-is tried on, the section of its keys, why it may be absent, and how its layers are damaged.
+A driver joins the suite by its name in `KNOWN` of `criagent.config.storage_drivers`. Here it has
+the file systems that it is tried on, the section of its keys, why it may be absent, and how its
+layers are damaged.
 """
 
 from __future__ import annotations
@@ -15,8 +16,8 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from criagent.config.storage_drivers import KNOWN
 from criagent.config.storage_section import Storage as StorageSection
-from criagent.image.snapshots.drivers.available import DRIVERS
 from criagent.kernel import mount
 from tests.storage import pools
 
@@ -185,8 +186,8 @@ def columns() -> list[tuple[str, str]]:
 
     STORAGE_DRIVERS selects drivers.
     """
-    wanted = os.environ.get("STORAGE_DRIVERS", " ".join(DRIVERS)).split()
-    return [(name, kind) for name in DRIVERS if name in wanted for kind in ground(name).on]
+    wanted = os.environ.get("STORAGE_DRIVERS", " ".join(KNOWN)).split()
+    return [(name, kind) for name in KNOWN if name in wanted for kind in ground(name).on]
 
 
 def first_columns() -> list[tuple[str, str]]:

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from criagent.base.errors import AgentError, UnsupportedError
-from criagent.image.snapshots.drivers.available import DRIVERS
+from criagent.config.storage_drivers import KNOWN
 from tests.storage.ground import Storage
 from tests.storage.grounds import absent, file_system, ground
 from tests.storage.killed import Lives
@@ -95,7 +95,7 @@ async def test_a_root_that_is_a_file(place: tuple[str, Path]) -> None:
     assert (top / "snapshots").is_file()
 
 
-@pytest.mark.parametrize("driver", [name for name in DRIVERS if ground(name).tools])
+@pytest.mark.parametrize("driver", [name for name in KNOWN if ground(name).tools])
 def test_a_program_that_is_missing(driver: str, living: Lives, tmp_path: Path) -> None:
     """The error names it and its package, whether it is noticed at start or when it is needed."""
     for program, package in ground(driver).tools.items():
@@ -108,7 +108,7 @@ def test_a_program_that_is_missing(driver: str, living: Lives, tmp_path: Path) -
             assert living.run(top, driver) == 0, living.output(top)
 
 
-@pytest.mark.parametrize("driver", [name for name in DRIVERS if absent(name)])
+@pytest.mark.parametrize("driver", [name for name in KNOWN if absent(name)])
 async def test_a_kernel_without_the_module(driver: str, tmp_path: Path) -> None:
     """What to load or to install, or which driver to choose instead."""
     tmp_path.joinpath("disk").mkdir()

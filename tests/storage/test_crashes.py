@@ -17,7 +17,7 @@ from pathlib import Path
 import pytest
 
 from criagent.config.storage_section import Storage as StorageSection
-from criagent.image.snapshots.drivers.available import DRIVERS
+from criagent.image.snapshots.drivers.available import driver as driver_class
 from criagent.kernel import project_quota
 from criagent.kernel.mount import mountinfo
 from tests.storage.grounds import file_system, ground
@@ -30,7 +30,7 @@ _REACH = re.compile(r'faults\.reach\("([^"]+)"\)')
 
 def points_of(driver: str) -> set[str]:
     """Those that the driver's own source names: its module's, or its package's."""
-    own = sys.modules[DRIVERS[driver].__module__]
+    own = sys.modules[driver_class(driver).__module__]
     assert own.__file__ is not None
     file = Path(own.__file__)
     files = file.parent.glob("*.py") if file.name == "driver.py" else [file]

@@ -54,7 +54,8 @@ def verity_top(tmp_path: Path) -> Iterator[Path]:
     with image.open("wb") as file:
         file.truncate(SIZE)
     top.mkdir()
-    subprocess.run(["mkfs.ext4", "-q", "-O", "verity", image], check=True)
+    # Blocks of fs-verity must not be larger than those of the file system.
+    subprocess.run(["mkfs.ext4", "-q", "-b", "4096", "-O", "verity", image], check=True)
     subprocess.run(["mount", "-o", "loop", image, top], check=True)
     yield top
     mount.detach_below(top)
@@ -325,6 +326,36 @@ async def test_fs_verity_refuses_a_changed_layer(verity_top: Path) -> None:
         with pytest.raises(CorruptError, match=f"layer {row.number}: .*fs-verity digest"):
             await contents(storage, image)
         assert "fs-verity digest" in await storage.snapshots.problem(row)
+
+
+@pytest.mark.parametrize("what", ["super block", "content"])
+async def test_fs_verity_finds_what_a_disk_changed(
+    verity_top: Path, tmp_path: Path, what: str
+) -> None:
+    """Bytes that changed below the file system: no digest has to be read for that."""
+    content = os.urandom(1 << 20)
+    async with opened(verity_top, verity="fs-verity") as storage:
+        image = await storage.image(tar(member("file", content)))
+        (row,) = committed(storage)
+        stored = image_of(storage, row).read_bytes()
+        needle = stored[1024:1088] if what == "super block" else content[:64]
+    assert (await run(["umount", verity_top], limit_s=10)).status == 0
+    with (tmp_path / "image").open("r+b") as disk:
+        at = disk.read().find(needle)
+        assert at > 0
+        disk.seek(at + 50)
+        disk.write(bytes([needle[50] ^ 1]))
+    again = ["mount", "-o", "loop", str(tmp_path / "image"), str(verity_top)]
+    assert (await run(again, limit_s=10)).status == 0
+    async with opened(verity_top, verity="fs-verity") as storage:
+        if what == "super block":
+            with pytest.raises(CorruptError, match=r"cannot be mounted: .*image fsck --repair"):
+                await contents(storage, image)
+        else:
+            async with storage.root(await storage.writable("c", image), image) as root:
+                with pytest.raises(OSError, match="Input/output error"):
+                    (root / "file").read_bytes()
+        assert "cannot be read" in await storage.snapshots.problem(row)
 
 
 async def test_fs_verity_refuses_layers_from_before_it(verity_top: Path) -> None:

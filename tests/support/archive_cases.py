@@ -13,8 +13,9 @@ from typing import Any
 
 from backports import zstd
 
+from criagent.image.archive.contents import Contents
 from criagent.image.archive.images import ArchivedImage, archived_images
-from criagent.image.archive.read import Contents, read_archive
+from criagent.image.archive.read import read_archive
 from criagent.image.blobs import BlobFiles
 from tests.support import image_builder
 

@@ -25,12 +25,13 @@ from criagent.image.hosts.hosts_toml import HostsDirectory
 from criagent.image.hosts.proxy import ProxySettings
 from criagent.image.images import Images
 from criagent.image.layers import LayerUnpacker
+from criagent.image.policy.admission import Admission, Rules
 from criagent.image.pull import Puller
 from criagent.image.registry import RegistryClient
 from criagent.image.snapshots.by_handler import SnapshotsByHandler, directory
 from criagent.image.snapshots.content_count import content_count
 from criagent.image.snapshots.driver import LayerPlace
-from criagent.image.snapshots.drivers.available import DRIVERS
+from criagent.image.snapshots.drivers.available import driver as driver_class
 from criagent.image.snapshots.snapshots import Snapshots
 from criagent.image.unpack.workers import LayerFile, NeedsLowerLayers, Unpacked
 from criagent.image.unpacking import ImageUnpacking
@@ -103,15 +104,16 @@ class ImageNode:
         keep_blobs: bool = True,
         stores: tuple[Path, ...] = (),
         handlers: Mapping[str, str] = MappingProxyType({}),
+        platforms: Mapping[str, str] = MappingProxyType({}),
     ) -> None:
-        """`handlers` have storage drivers of their own, by name."""
+        """`handlers` have storage drivers of their own, those in `platforms` a platform."""
         self.top = top
         self.later_s = 0.0
         self.files = BlobFiles(top / "blobs")
         self.workers = PlainWorkers()
         self.db = Database.open(top / "state.db")
         self._threads = ThreadPoolExecutor(4)
-        directories = DRIVERS[driver](
+        directories = driver_class(driver)(
             top / "snapshots", Storage(additional_stores=stores), self._threads
         )
         rows = SnapshotStore(self.db)
@@ -120,7 +122,7 @@ class ImageNode:
             default=self.snapshots,
             others={
                 name: Snapshots(
-                    DRIVERS[name](directory(top, name), Storage(), self._threads),
+                    driver_class(name)(directory(top, name), Storage(), self._threads),
                     rows.of(name),
                     self._threads,
                 )
@@ -163,11 +165,14 @@ class ImageNode:
             now_ns=self.now_ns,
             keep_blobs=keep_blobs,
             additional=additional,
+            platforms=platforms,
         )
+        admission = Admission(self.client, self._threads, Rules())
         puller = Puller(
             client=self.client,
             content=content,
             unpackers=unpackers,
+            admission=admission,
             parallel_blobs=3,
             progress_timeout_s=30.0,
         )

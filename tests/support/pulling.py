@@ -23,7 +23,8 @@ from criagent.image.documents.reference import parse_reference
 from criagent.image.hosts.credentials import RegistryAuth
 from criagent.image.hosts.hosts_toml import HostsDirectory
 from criagent.image.hosts.proxy import ProxySettings
-from criagent.image.pull import Puller
+from criagent.image.policy.admission import Admission, Rules
+from criagent.image.pull import Puller, Target
 from criagent.image.registry import RegistryClient
 from criagent.image.registry.retry import Clock
 from criagent.model.image import Image, Layer, Snapshot
@@ -212,7 +213,12 @@ class Node:
     """The parts of a node that pull, on a directory that outlives them."""
 
     def __init__(
-        self, top: Path, *, timeout_s: float = 30.0, proxies: ProxySettings | None = None
+        self,
+        top: Path,
+        *,
+        timeout_s: float = 30.0,
+        proxies: ProxySettings | None = None,
+        rules: Rules = Rules(),  # noqa: B008 - frozen
     ) -> None:
         self.files = BlobFiles(top / "blobs")
         self.files.prepare()
@@ -241,10 +247,12 @@ class Node:
             fs=self._threads,
             now_ns=lambda: 7,
         )
+        self.admission = Admission(self.client, self._threads, rules)
         self.puller = Puller(
             client=self.client,
             content=content,
             unpackers={"": self.unpacker},  # type: ignore[dict-item]
+            admission=self.admission,
             parallel_blobs=3,
             progress_timeout_s=timeout_s,
         )
@@ -255,9 +263,12 @@ class Node:
         self._db.close()
         self._threads.shutdown()
 
-    async def pull(self, name: str, auth: RegistryAuth | None = None) -> Image:
+    async def pull(
+        self, name: str, auth: RegistryAuth | None = None, *, namespace: str = ""
+    ) -> Image:
         async with asyncio.timeout(20):
-            return await self.puller.pull(parse_reference(name).with_default_tag(), auth)
+            target = Target(policy=await self.admission.policy_for(namespace))
+            return await self.puller.pull(parse_reference(name).with_default_tag(), auth, target)
 
 
 def hosts_toml(top: Path, registry: str, text: str) -> None:

@@ -136,8 +136,12 @@ def test_every_kind_of_error_has_a_case_here() -> None:
 
     # those of rooms have the status of the class above them
     found = {kind for kind in below(errors.AgentError) if kind.__module__ == errors.__name__}
-    registry = {errors.RegistryError, errors.RegistryUnreachableError}  # with a prefix, below
-    assert found - registry == {kind for kind, _, _ in OURS}
+    prefixed = {  # below
+        errors.RegistryError,
+        errors.RegistryUnreachableError,
+        errors.SignatureRejectedError,
+    }
+    assert found - prefixed == {kind for kind, _, _ in OURS}
 
 
 @pytest.mark.parametrize(("kind", "code", "level"), OURS)
@@ -149,6 +153,11 @@ async def test_an_error_of_ours_has_its_status_its_text_and_its_level(
     assert line["log_level"] == level
     assert (line["code"], line["error"]) == (code.name, text)
     assert edge.boundary.failed == {code.name: 1}
+
+
+async def test_a_refused_signature_has_the_prefix_that_the_kubelet_reads(edge: Edge) -> None:
+    found, text, _ = await edge.fails(raising(errors.SignatureRejectedError("a: reject")))
+    assert (found, text) == (StatusCode.UNKNOWN, "SignatureValidationFailed: a: reject")
 
 
 @pytest.mark.parametrize("kind", [errors.RegistryError, errors.RegistryUnreachableError])

@@ -15,6 +15,7 @@ from pathlib import Path
 import grpc
 import pytest
 
+from criagent import version
 from criagent._proto import admin_pb2_grpc, api_pb2_grpc
 from criagent.cli.main import COMMANDS, main
 from criagent.cli.progress import Bar, size_text
@@ -104,6 +105,12 @@ def test_every_command_has_help(command: str, capsys: pytest.CaptureFixture[str]
 def test_wrong_usage_is_status_2(words: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     assert status(*words) == 2
     assert "usage: criagent" in capsys.readouterr().err
+
+
+def test_a_build_names_its_commit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "commit").write_text("0123456789ab\n")
+    monkeypatch.setattr(version, "__file__", str(tmp_path / "version.py"))
+    assert version.described() == f"{VERSION} (0123456789ab)"
 
 
 @pytest.mark.parametrize("word", ["version", "--version"])

@@ -141,6 +141,32 @@ def test_all_problems_of_all_files_are_listed(tmp_path: Path) -> None:
         assert any(file in text and key in text for text in found), (file, key, found)
 
 
+BAD_OF_HANDLERS = [
+    ('arguments = ["--root=/x"]', "arguments: '--root=/x' is not allowed"),
+    ('arguments = ["-root", "/x"]', "arguments"),
+    ('arguments = ["--systemd-cgroup"]', "arguments: '--systemd-cgroup' is not allowed"),
+    ('arguments = ["--cgroup-manager=disabled"]', "arguments"),
+    ('arguments = ["--ignore-cgroups"]', "arguments"),
+    ('arguments = ["--log", "/x"]', "arguments"),
+    ('arguments = ["run"]', "arguments: 'run' is a subcommand"),
+    ('arguments = [""]', "arguments"),
+    ("create_timeout_s = 29.5", "create_timeout_s: must be 0, or 30 or more"),
+    ("create_timeout_s = -1", "create_timeout_s"),
+    ("create_timeout_s = inf", "create_timeout_s"),
+    ("create_timeout_s = 300", "create_timeout_s: 300.0 is above runtime.create_timeout_s 240"),
+    ('cni_conf_dir = "/etc/cni/x"', "cni_conf_dir: needs network.backend"),
+    ('cni_conf_dir = "etc"', "cni_conf_dir: must be an absolute path"),
+    ('pod_annotations = ["*"]', "pod_annotations: '*' would let every pod choose"),
+    ('pod_annotations = ["run.*"]', "pod_annotations: 'run.*' covers run.oci.*"),
+    ('container_annotations = ["org.systemd.property.?"]', "container_annotations"),
+    ('container_annotations = ["[a]"]', "container_annotations"),
+    (
+        "privileged_without_host_devices_all_devices_allowed = true",
+        "privileged_without_host_devices_all_devices_allowed: needs",
+    ),
+]
+
+
 @pytest.mark.parametrize(
     ("text", "key"),
     [
@@ -178,6 +204,7 @@ def test_all_problems_of_all_files_are_listed(tmp_path: Path) -> None:
         ("registry.unpack_workers = 0", "registry.unpack_workers"),
         ("registry.range_bytes = 1.5", "registry.range_bytes"),
         ("runtime.nofile_soft = 600000", "runtime.nofile_soft"),
+        *((f"runtime.handlers.crun.{text}", f"crun.{key}") for text, key in BAD_OF_HANDLERS),
         ('runtime.handlers.x = { type = "crun" }', "runtime.handlers"),
         ('runtime.handlers.x = { path = "bin/x" }', "runtime.handlers"),
         ('runtime.conmon = "conmon"', "runtime.conmon"),
@@ -219,7 +246,12 @@ def test_bad_values_name_their_key(tmp_path: Path, text: str, key: str) -> None:
         'runtime.handlers.mine = { path = "/opt/crun" }\nruntime.default_handler = "mine"',
         'storage.driver = "btrfs"\n[runtime.handlers.crun]\nsnapshotter = "btrfs"',
         '[runtime.handlers.runc]\nsnapshotter = "overlay2"',
+        '[runtime.handlers.runc]\nplatform = "linux/arm/v7"',
         f'storage.socket = "/{"x" * 106}"',
+        'runtime.handlers.crun.arguments = ["--debug", "--log-level", "error"]',
+        'runtime.handlers.crun.pod_annotations = ["run.oci.handler", "io.*/x", "org.example"]',
+        "runtime.handlers.crun.create_timeout_s = 30",
+        '[runtime.handlers.runc]\ncni_conf_dir = "/x"\n[network]\nbackend = "cni"',
     ],
 )
 def test_good_values_are_taken(tmp_path: Path, text: str) -> None:
@@ -280,6 +312,9 @@ def test_a_handler_is_added_changed_or_taken_away_by_name(tmp_path: Path) -> Non
         ('[runtime.handlers.runc]\nsnapshotter = "nativ"', "did you mean 'native'?"),
         ('[runtime.handlers.runc]\nsnapshotter = "auto"', "name a driver, or remove the key"),
         ('[runtime.handlers.crun]\nsnapshotter = "native"', "crun is the default handler"),
+        ('[runtime.handlers.crun]\nplatform = "linux/arm64"', "has the node's platform"),
+        ('[runtime.handlers.runc]\nplatform = "arm64"', "must be linux/ARCHITECTURE"),
+        ('[runtime.handlers.runc]\nplatform = "windows/amd64"', "must be linux/ARCHITECTURE"),
         (
             'storage.containers_root = "/mnt"\n[runtime.handlers.runc]\nsnapshotter = "zfs"',
             "cannot leave their file system or pool; remove one of the keys",

@@ -259,7 +259,10 @@ def test_crio(tmp_path: Path) -> None:
             "nofile_hard": 2000,
             "handlers": {"runc": {"path": "/opt/runc", "type": "runc"}},
         },
-        "registry": {"pinned_images": ["registry.example/pause:3"]},
+        "registry": {
+            "pinned_images": ["registry.example/pause:3"],
+            "signature_policy": "/etc/containers/policy.json",
+        },
         "network": {"backend": "cni", "cni_bin_dirs": ["/usr/libexec/cni/"]},
         "telemetry": {"metrics_address": "127.0.0.1:9537"},
         "nri": {"disable": True},
@@ -270,7 +273,6 @@ def test_crio(tmp_path: Path) -> None:
         "crio.runtime.runtimes.runc.allowed_annotations",
         "crio.runtime.runtimes.kata",
         "crio.image.insecure_registries",
-        "crio.image.signature_policy",
     }
 
 

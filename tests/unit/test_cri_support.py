@@ -15,6 +15,8 @@ from criagent.cri.image_service import ImageService
 from criagent.cri.runtime_service import RuntimeService
 
 _PAGE = (Path(__file__).parents[2] / "docs" / "cri-support.md").read_text()
+_ROOT = Path(__file__).parents[2]
+_CLIENT = (_ROOT / "tests" / "support" / "cri_client.py").read_text()
 _STATES = {"done", "ignored", "refused", "later"}
 
 
@@ -64,6 +66,26 @@ def test_every_call_stands_once_with_what_it_does() -> None:
     services = api_pb2.DESCRIPTOR.services_by_name.values()
     real = {method.name: served(method.name) for one in services for method in one.methods}
     assert {n: state for s, n, state, _ in containers() if s == "Calls"} == real
+
+
+def makes(source: str, call: str) -> bool:
+    """Whether a file of tests names the call, or the method of `Cri` that makes it."""
+    methods = re.findall(r"    def (\w+)\((.*?)(?=\n    def |\Z)", _CLIENT, re.DOTALL)
+    helpers = [name for name, body in methods if f".{call}(" in body]
+    names = [rf"\b{call}\b", *(rf"\bcri\.{name}\(" for name in helpers)]
+    return any(re.search(name, source) for name in names)
+
+
+def test_every_call_has_a_test_that_makes_it() -> None:
+    calls = {name: note for section, name, _, note in containers() if section == "Calls"}
+    assert len(calls) == 46
+    without = [name for name, note in calls.items() if not note]
+    assert without in ([], ["RestorePod"])
+    for name, note in calls.items():
+        if note:
+            file = _ROOT / note.strip("`")
+            assert file.name.startswith("test_"), name
+            assert makes(file.read_text(), name), f"{file} does not call {name}"
 
 
 def test_states_are_known_and_whatever_is_not_done_has_its_reason() -> None:

@@ -31,6 +31,7 @@ from criagent.doctor import (
 from criagent.runtime.node.minimum_versions import below_floor, insecure, parse_version, too_old
 
 CNI = Config(network=Network(backend="cni"))
+WASM = {"wasm": Handler(path=Path("/usr/bin/crun"), type="wasm")}
 RUNC = {"runc": Handler(path="/usr/sbin/runc", type="runc")}  # type: ignore[arg-type]
 GOOD = {"crun": "crun version 1.30", "runc": "runc version 1.5.0"}
 
@@ -229,8 +230,8 @@ def test_subvolumes_need_btrfs(fstype: str, level: str) -> None:
         (
             {"handlers": {**GOOD, "runc": "runsc version 0.0~20240729"}},
             "handler runc",
-            "ok",
-            "runsc",
+            "warning",
+            'set type = "runsc"',
         ),
         ({"handlers": {**GOOD, "runc": "youki version: 0.5.3"}}, "handler runc", "ok", "youki"),
         (
@@ -250,6 +251,25 @@ def test_subvolumes_need_btrfs(fstype: str, level: str) -> None:
 def test_programs(facts: dict[str, Any], name: str, level: str, part: str) -> None:
     found = programs.judge(programs.ProgramFacts(**{"handlers": GOOD, **facts}), Config())
     judged(one(found, name), level, part)
+
+
+@pytest.mark.parametrize(
+    ("answer", "libraries", "level", "part"),
+    [
+        ("crun version 1.28\n+WASM:wasmedge", "libwasmedge.so.0 => /x", "ok", "is installed"),
+        ("crun version 1.28\n+WASM:wasmedge", "libc.so.6 => /x", "warning", "libwasmedge0"),
+    ],
+)
+def test_the_library_of_webassembly(answer: str, libraries: str, level: str, part: str) -> None:
+    facts = programs.ProgramFacts(handlers={"wasm": answer}, libraries=libraries)
+    found = programs.judge(facts, Config(runtime=Runtime(handlers=WASM, default_handler="wasm")))
+    judged(one(found, "handler wasm library"), level, part)
+
+
+def test_a_crun_without_webassembly() -> None:
+    facts = programs.ProgramFacts(handlers={"wasm": "crun version 1.28\n+SYSTEMD"})
+    found = programs.judge(facts, Config(runtime=Runtime(handlers=WASM, default_handler="wasm")))
+    judged(one(found, "handler wasm"), "error", "install one with +WASM")
 
 
 CRIU = {"version": "Version: 4.1.1\n", "libraries": "libcriu.so.2 (libc6,x86-64) => /x"}

@@ -111,6 +111,7 @@ class Ground:
         self.ending = ContainerEnding(
             endings=self.endings,
             checkpoints=Checkpoints(limit_s=60),
+            starts=Starts(limit_s=60),
             exits=self.exits,
             transitions=transitions,
             plugins=NoPlugins(),

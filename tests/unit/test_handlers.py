@@ -9,6 +9,9 @@ from typing import Any
 import pytest
 
 from criagent.base.errors import InvalidRequestError, UnsupportedError, WrongStateError
+from criagent.model.container import ContainerMetadata, ContainerSpec
+from criagent.model.sandbox import SandboxMetadata, SandboxSpec
+from criagent.runtime.node.annotations import PassedAnnotations
 from criagent.runtime.node.handlers import HandlerFacts, Handlers, monitor_problem, probe
 
 
@@ -56,6 +59,72 @@ async def test_a_program_that_hangs_is_said_to_hang(program: Path) -> None:
     problem = f"{program} --version does not end; install another build and restart criagent"
     assert facts.problem == problem
     assert await monitor_problem(program, limit_s=0.1) == problem
+
+
+@pytest.mark.parametrize(
+    ("kind", "answer", "problem"),
+    [
+        ("crun", "runc version 1.3.6", 'is runc, and not of the type crun; set type = "runc"'),
+        ("runc", "crun version 1.28", 'set type = "crun"'),
+        ("runc", "runsc version release-20260905.0", 'set type = "runsc"'),
+        ("wasm", "crun version 1.28\n+SYSTEMD +YAJL", "without WebAssembly"),
+        ("runsc", "runsc version release-20240729.0", "is too old: update came with 20260511.0.0"),
+        ("wasm", "crun version 1.28\n+SYSTEMD +WASM:wasmedge", ""),
+        ("runsc", "runsc version release-20260905.0", ""),
+        ("runc", "youki version 0.5.5", ""),
+    ],
+)
+async def test_a_program_is_of_its_type(
+    program: Path, kind: str, answer: str, problem: str
+) -> None:
+    write(program, f"echo '{answer}'")
+    found = await probe("mine", program, kind)
+    assert problem in found.problem
+    assert bool(found.problem) == bool(problem)
+    if not problem:
+        assert found.version in {"1.28", "20260905.0", "0.5.5"}
+
+
+def test_only_listed_annotations_are_passed_on() -> None:
+    listed = PassedAnnotations(
+        of_pod=("io.example/*", "org.x.?", "run.oci.handler"),
+        of_container=("io.example/both",),
+        own={"own": "agent"},
+    )
+    of_pod = {
+        "io.example/a": "1",
+        "io.example/a/b": "2",
+        "io.example": "3",
+        "org.x.1": "4",
+        "org.x.12": "5",
+        "run.oci.handler": "6",
+        "io.example/both": "pod",
+        "own": "pod",
+    }
+    pod = SandboxSpec(
+        metadata=SandboxMetadata(name="p", uid="u", namespace="n"), annotations=of_pod
+    )
+    spec = ContainerSpec(
+        metadata=ContainerMetadata(name="c"),
+        image="i",
+        annotations={"io.example/both": "container", "io.example/c": "7"},
+    )
+    assert listed.of(pod, spec) == {
+        "io.example/a": "1",
+        "org.x.1": "4",
+        "run.oci.handler": "6",
+        "io.example/both": "container",
+        "own": "agent",
+    }
+    assert PassedAnnotations().of(pod, spec) == {}
+
+
+def test_no_wildcard_reaches_what_acts_as_root() -> None:
+    """Though the configuration refuses such patterns, too."""
+    evil = {"run.oci.hooks.stdout": "/x", "org.systemd.property.Exec": "y"}
+    pod = SandboxSpec(metadata=SandboxMetadata(name="p", uid="u", namespace="n"), annotations=evil)
+    spec = ContainerSpec(metadata=ContainerMetadata(name="c"), image="i")
+    assert PassedAnnotations(of_pod=("*", "run.oci.*", "?rg.*")).of(pod, spec) == {}
 
 
 # Which handler may do what

@@ -66,7 +66,7 @@ async def test_a_second_pull_asks_for_no_blob_again(registry: Registry, node: No
     assert [path for path in registry.asked if "/blobs/" in path] == []
 
 
-async def test_an_artifact_is_refused_with_its_name_and_kind(
+async def test_an_artifact_without_files_is_refused_with_its_name_and_kind(
     registry: Registry, node: Node
 ) -> None:
     layer, config = registry.put(SMALL), registry.put(b"{}")

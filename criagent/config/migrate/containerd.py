@@ -30,6 +30,7 @@ _ONE = "plugins/io.containerd.grpc.v1.cri"
 _IMAGES = "plugins/io.containerd.cri.v1.images"
 _RUNTIME = "plugins/io.containerd.cri.v1.runtime"
 _NRI = "plugins/io.containerd.nri.v1.nri"
+_VERIFIER = "plugins/io.containerd.image-verifier.v1.bindir"
 _MAPPER = "plugins/io.containerd.snapshotter.v1.devmapper"
 
 _OWN_ROOT = unneeded("the agent has directories of its own: storage.root and storage.run_dir")
@@ -119,9 +120,10 @@ _HANDLER: dict[str, Rule] = {
     "options/Root": left("the agent chooses the runtime's state directory"),
     "options/**": left("an option of containerd's shim", 0),
     "privileged_without_host_devices": unneeded("the handler's key of the same name"),
-    "privileged_without_host_devices_all_devices_allowed": left(
-        "privileged containers may use all devices that they are given"
-    ),
+    "privileged_without_host_devices_all_devices_allowed": unneeded("the key of the same name"),
+    "pod_annotations": unneeded("the handler's key of the same name"),
+    "container_annotations": unneeded("the handler's key of the same name"),
+    "cni_conf_dir": unneeded("the handler's key of the same name"),
     "sandboxer": left("sandboxes are the agent's own", "podsandbox"),
     "sandbox_mode": left("sandboxes are the agent's own", "podsandbox"),
     "io_type": left("logs are conmon's"),
@@ -296,9 +298,9 @@ _DAEMON: dict[str, Rule] = {
     f"{_MAPPER}/discard_blocks": left("see storage.devmapper.discard"),
     f"{_MAPPER}/**": left("see docs/storage.md for how the driver is set up"),
     "plugins/io.containerd.tracing.processor.v1.otlp/endpoint": to("telemetry.otlp_endpoint"),
-    "plugins/io.containerd.image-verifier.v1.bindir/**": left(
-        "images are not verified by programs", "/opt/containerd/image-verifier/bin", 10, "10s"
-    ),
+    f"{_VERIFIER}/bin_dir": to("registry.verifier_dir"),
+    f"{_VERIFIER}/per_verifier_timeout": to("registry.verifier_timeout_s", seconds, "10s"),
+    f"{_VERIFIER}/max_verifiers": left("at most 10 are run", 10),
     "plugins/io.containerd.service.v1.tasks-service/**": left("use an NRI plugin for RDT"),
     "plugins/*/**": unneeded("a plugin of containerd that the agent has no part for"),
 }

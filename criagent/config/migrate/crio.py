@@ -60,7 +60,7 @@ _HANDLER: dict[str, Rule] = {
     "monitor_path": to("runtime.conmon"),
     "monitor_cgroup": unneeded("conmon is in the pod's cgroup"),
     "monitor_env": unneeded("conmon gets the environment it needs"),
-    "monitor_exec_cgroup": unneeded("see runtime.exec_cgroup"),
+    "monitor_exec_cgroup": unneeded("the handler's exec_cgroup"),
     "container_min_memory": left("the kernel decides what is too little", "500KiB", "12 MiB"),
     "hostnetwork_disable_selinux": unneeded("SELinux labels follow the pod's security context"),
     "**": left("a key of CRI-O's runtimes without a counterpart", 0),
@@ -254,10 +254,8 @@ _REST: dict[str, Rule] = {
     "crio/image/namespaced_auth_dir": left("credentials are for the whole node"),
     "crio/image/insecure_registries": _insecure,
     "crio/image/pull_progress_timeout": to("registry.progress_timeout_s", seconds, "0s"),
-    "crio/image/signature_policy": left("signatures of images are not checked"),
-    "crio/image/signature_policy_dir": left(
-        "signatures of images are not checked", "/etc/crio/policies"
-    ),
+    "crio/image/signature_policy": to("registry.signature_policy"),
+    "crio/image/signature_policy_dir": to("registry.signature_policy_dir"),
     "crio/image/short_name_mode": left(
         "a name without a registry is one of docker.io", "enforcing"
     ),

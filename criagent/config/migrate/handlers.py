@@ -12,7 +12,14 @@ from typing import Any
 from criagent.config.migrate.migration import Migration, Where
 from criagent.config.runtime_section import default_handlers
 
-TYPES = ("crun", "runc")
+TYPES = ("crun", "runc", "runsc")
+_SAME = (  # keys of containerd that have the same name and values
+    "privileged_without_host_devices",
+    "privileged_without_host_devices_all_devices_allowed",
+    "pod_annotations",
+    "container_annotations",
+    "cni_conf_dir",
+)
 _WRAPPERS = {"nvidia-container-runtime": "runc"}  # programs that call another one
 _PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 
@@ -34,8 +41,9 @@ def handler(
         migration.left(where, f"{program}: is not one of the runtime types {', '.join(TYPES)}")
         return
     taken: dict[str, object] = {"path": str(path), "type": kind}
-    if entry.get("privileged_without_host_devices") is True:
-        taken["privileged_without_host_devices"] = True
+    taken |= {key: entry[key] for key in _SAME if entry.get(key)}
+    if entry.get("monitor_exec_cgroup") == "container":
+        taken["exec_cgroup"] = "container"
     migration.take(where, f"runtime.handlers.{name}", taken)
 
 

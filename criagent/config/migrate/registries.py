@@ -35,7 +35,7 @@ def _registries(migration: Migration, where: Where, value: Any) -> None:
         for key in sorted(entry.keys() - _REGISTRY_KEYS):
             migration.left(below(at, key), f"{shown(entry[key])}: this version does not know it")
         if entry.get("blocked"):
-            migration.left(below(at, "blocked"), "pulls from a registry cannot be forbidden")
+            migration.left(below(at, "blocked"), "forbid it by a signature policy")
         _registry(migration, at, prefix, entry)
 
 
@@ -94,7 +94,7 @@ _TABLE: dict[str, Rule] = {
     "registry": _registries,
     "registries/search/registries": _SHORT,
     "registries/insecure/registries": _old_insecure,
-    "registries/block/registries": left("pulls from a registry cannot be forbidden"),
+    "registries/block/registries": left("forbid it by a signature policy (docs/signatures.md)"),
     "unqualified-search-registries": _SHORT,
     "short-name-mode": _SHORT,
     "aliases/**": _SHORT,

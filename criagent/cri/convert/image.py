@@ -25,8 +25,8 @@ def image_message(image: Image, *, pinned: bool) -> api_pb2.Image:
     """The row as ListImages and ImageStatus show it, with either uid or username."""
     message = api_pb2.Image(
         id=image.id,
-        repo_tags=image.repo_tags,
-        repo_digests=image.repo_digests,
+        repo_tags=image.all_tags,
+        repo_digests=image.all_digests,
         size=image.size,
         spec=api_pb2.ImageSpec(image=image.id),
         pinned=pinned,

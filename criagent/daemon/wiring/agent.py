@@ -105,7 +105,7 @@ async def build(shared: Shared) -> Agent:
     pod_parts = pods.build(shared, node_parts, networks, image_parts.profiles)
     container_parts = containers.build(shared, node_parts, image_parts)
     stats_calls, layers = stats.build(shared, node_parts, image_parts, pod_parts)
-    sandbox_calls, container_calls = verbs.build(
+    sandbox_calls, container_calls, creator = verbs.build(
         shared, node_parts, image=image_parts, pods=pod_parts, containers=container_parts
     )
     await run_in(shared.executors.fs, node_parts.prepare)
@@ -128,7 +128,17 @@ async def build(shared: Shared) -> Agent:
             sandboxes=sandbox_calls,
             containers=container_calls,
             checkpoints=checkpoints.build(
-                shared, node_parts, image=image_parts, containers=container_parts
+                shared,
+                node_parts,
+                image=image_parts,
+                containers=container_parts,
+                restorer=checkpoints.restorer(
+                    shared,
+                    node_parts,
+                    pods=pod_parts,
+                    containers=container_parts,
+                    creator=creator,
+                ),
             ),
             sessions=sessions.build(shared, node_parts, pod_parts, container_parts),
             stats=stats_calls,

@@ -16,6 +16,7 @@ from criagent.runtime.container.exits import ExitWatcher
 from criagent.runtime.container.files import ContainerFiles
 from criagent.runtime.container.oom import OomWatch
 from criagent.runtime.container.transitions import Transitions
+from criagent.runtime.oci.conmon import Conmon, monitors_cgroup
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -28,6 +29,7 @@ class ContainerParts:
     ending: ContainerEnding
     erasure: ContainerErasure
     checkpoints: CheckpointLeftovers
+    conmon: Conmon
 
 
 def build(shared: Shared, node: NodeParts, image: ImageParts) -> ContainerParts:
@@ -52,6 +54,7 @@ def build(shared: Shared, node: NodeParts, image: ImageParts) -> ContainerParts:
         ending=ContainerEnding(
             endings=shared.work.endings,
             checkpoints=shared.work.checkpoints,
+            starts=shared.work.starts,
             exits=exits,
             transitions=transitions,
             plugins=node.nri.plugins,
@@ -59,4 +62,11 @@ def build(shared: Shared, node: NodeParts, image: ImageParts) -> ContainerParts:
         ),
         erasure=ContainerErasure(store=store, runtimes=node.runtimes, files=files),
         checkpoints=CheckpointLeftovers(containers=store, paths=node.paths, fs=fs),
+        conmon=Conmon(
+            program=shared.config.runtime.conmon,
+            paths=node.paths,
+            limit_s=shared.config.runtime.create_timeout_s,
+            cgroup=monitors_cgroup(),
+            fs=fs,
+        ),
     )

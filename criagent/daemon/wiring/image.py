@@ -12,8 +12,9 @@ import structlog
 
 from criagent.base.aio import run_in
 from criagent.base.errors import AgentError, UnsupportedError, WrongStateError
+from criagent.config.runtime_section import Runtime
 from criagent.config.sections import Registry
-from criagent.config.storage_drivers import canonical
+from criagent.config.storage_drivers import DEFAULT, canonical
 from criagent.config.storage_section import Storage
 from criagent.daemon.wiring.shared import Shared
 from criagent.image.additional_stores import opened
@@ -21,19 +22,21 @@ from criagent.image.blobs import BlobFiles
 from criagent.image.claims import Claims
 from criagent.image.collect import Collector
 from criagent.image.content import ImageContent
+from criagent.image.documents.platforms import host_platform, parse_platform
 from criagent.image.hosts.hosts_toml import HostsDirectory
 from criagent.image.hosts.proxy import ProxySettings, from_environment
 from criagent.image.images import Images
 from criagent.image.layers import LayerUnpacker
+from criagent.image.policy.admission import Admission, Rules
 from criagent.image.profiles.profiles import SecurityProfiles
 from criagent.image.pull import Puller
 from criagent.image.registry import RegistryClient
 from criagent.image.snapshots.by_handler import SnapshotsByHandler, directory
 from criagent.image.snapshots.containers_root import Claim, ContainersRoot, take
 from criagent.image.snapshots.driver import SnapshotDriver
-from criagent.image.snapshots.drivers.available import chosen, made
+from criagent.image.snapshots.drivers.available import chosen
+from criagent.image.snapshots.drivers.available import driver as driver_class
 from criagent.image.snapshots.drivers.gone import GoneDriver
-from criagent.image.snapshots.drivers.overlay import OverlayDriver
 from criagent.image.snapshots.keys import is_writable
 from criagent.image.snapshots.snapshots import Snapshots
 from criagent.image.snapshots.traces import traces
@@ -102,17 +105,10 @@ async def build(shared: Shared, *, migrating: bool = False) -> ImageParts:
     content = await _content(shared, drivers)
     client = _client(registry, content.files, fs)
     workers = UnpackWorkers(registry.unpack_workers)
-    unpackers = {
-        part.store.driver: LayerUnpacker(
-            snapshots=part,
-            files=content.files,
-            workers=workers,
-            now_ns=shared.clock.now_ns,
-        )
-        for part in drivers.all()
-    }
+    unpackers = _unpackers(content, workers)
     puller = Puller(
         client=client,
+        admission=Admission(client, fs, _rules(registry)),
         content=content,
         unpackers=unpackers,
         parallel_blobs=registry.max_parallel_blobs,
@@ -148,6 +144,25 @@ async def build(shared: Shared, *, migrating: bool = False) -> ImageParts:
     )
 
 
+def _unpackers(content: ImageContent, workers: UnpackWorkers) -> dict[str, LayerUnpacker]:
+    """By storage driver."""
+    return {
+        part.store.driver: LayerUnpacker(
+            snapshots=part, files=content.files, workers=workers, now_ns=content.now_ns
+        )
+        for part in content.drivers.all()
+    }
+
+
+def _rules(registry: Registry) -> Rules:
+    return Rules(
+        policy=registry.signature_policy,
+        policy_dir=registry.signature_policy_dir,
+        verifier_dir=registry.verifier_dir,
+        verifier_timeout_s=registry.verifier_timeout_s,
+    )
+
+
 def _profiles(
     registry: Registry, content: ImageContent, client: RegistryClient, collector: Collector
 ) -> SecurityProfiles:
@@ -175,7 +190,18 @@ async def _content(shared: Shared, drivers: SnapshotsByHandler) -> ImageContent:
         now_ns=shared.clock.now_ns,
         keep_blobs=storage.keep_blobs,
         additional=additional,
+        platforms=_platforms(shared.config.runtime),
     )
+
+
+def _platforms(runtime: Runtime) -> dict[str, str]:
+    """Platforms of handlers that are not this node's."""
+    own = host_platform().normal
+    return {
+        name: handler.platform
+        for name, handler in runtime.handlers.items()
+        if handler.platform and parse_platform(handler.platform).normal != own
+    }
 
 
 def _limited_by(storage: Storage) -> str:
@@ -200,7 +226,7 @@ async def _driver(shared: Shared) -> SnapshotDriver:
     changes: a full disk gets its space back only later in the start.
     """
     storage, stores = shared.config.storage, shared.stores
-    last = stores.settings.get(DRIVER_SETTING) or OverlayDriver.name
+    last = stores.settings.get(DRIVER_SETTING) or DEFAULT
     remembered = last if stores.snapshots.all() else ""
     name = chosen(storage.driver, remembered, storage.root, await unknown_layers(shared))
     if name != last:
@@ -211,7 +237,7 @@ async def _driver(shared: Shared) -> SnapshotDriver:
             f'storage.driver = "{last}" again, remove the pods of these handlers and their keys '
             "snapshotter, and start once before the change"
         )
-    return made(name, directory(storage.root, ""), storage, shared.executors.fs)
+    return driver_class(name)(directory(storage.root, ""), storage, shared.executors.fs)
 
 
 async def _drivers(shared: Shared, default: SnapshotDriver) -> SnapshotsByHandler:
@@ -240,7 +266,7 @@ async def _other(shared: Shared, name: str, users: Sequence[str]) -> SnapshotDri
     storage, fs = shared.config.storage, shared.executors.fs
     root = directory(storage.root, name)
     try:
-        driver = made(name, root, storage, fs)
+        driver = driver_class(name)(root, storage, fs)
         await driver.prepare()
     except (AgentError, OSError) as exc:
         if users:

@@ -3,6 +3,9 @@
 
 from __future__ import annotations
 
+import dataclasses
+from pathlib import Path
+
 from criagent.daemon.wiring.shared import Shared
 from criagent.model.sandbox import Sandbox
 from criagent.net.bridge import BridgeConfig, BridgeNetwork
@@ -29,14 +32,25 @@ def build(shared: Shared) -> Networks:
         executors.net,
         live,
     )
-    cni = CniNetwork(
-        CniConfig(
-            conf_dir=network.cni_conf_dir,
-            bin_dirs=network.cni_bin_dirs,
-            timeout_s=network.cni_timeout_s,
-            cache_dir=shared.config.storage.run_dir / "cni",
-        ),
-        executors.fs,
-        stores.settings,
+    config = CniConfig(
+        conf_dir=network.cni_conf_dir,
+        bin_dirs=network.cni_bin_dirs,
+        timeout_s=network.cni_timeout_s,
+        cache_dir=shared.config.storage.run_dir / "cni",
     )
-    return Networks([bridge, cni], network.backend, live)
+    cni = CniNetwork(config, executors.fs, stores.settings)
+    runtime = shared.config.runtime
+    own = {
+        name: CniNetwork(
+            dataclasses.replace(config, conf_dir=Path(handler.cni_conf_dir)),
+            executors.fs,
+            stores.settings,
+            handler=name,
+        )
+        for name, handler in runtime.handlers.items()
+        if handler.cni_conf_dir
+    }
+    of_handler = {name: found.backend for name, found in own.items()}
+    if runtime.default_handler in own:
+        of_handler[""] = of_handler[runtime.default_handler]
+    return Networks([bridge, cni, *own.values()], network.backend, live, of_handler)

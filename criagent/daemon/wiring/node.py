@@ -10,6 +10,7 @@ from pathlib import Path
 import structlog
 
 from criagent.base.errors import UnsupportedError
+from criagent.config.runtime_section import Handler
 from criagent.config.runtime_section import Runtime as RuntimeSection
 from criagent.daemon.wiring import nri
 from criagent.daemon.wiring.nri import NriParts
@@ -17,14 +18,20 @@ from criagent.daemon.wiring.shared import Shared
 from criagent.image.snapshots.by_handler import SnapshotsByHandler
 from criagent.kernel import cgroupfs
 from criagent.runtime.checkpoint.criu import write_options
+from criagent.runtime.node.annotations import PassedAnnotations
 from criagent.runtime.node.cgroup_names import DEFAULT_PARENT, CgroupDriver
 from criagent.runtime.node.facts import NodeFacts, read_node_facts, systemd_manages
 from criagent.runtime.node.handlers import HandlerFacts, Handlers, monitor_problem, probe
 from criagent.runtime.node.paths import RuntimePaths
-from criagent.runtime.oci.runtime import OciRuntime, Runtimes, SealedProgram
+from criagent.runtime.oci.runtime import IGNORE_CGROUPS, OciRuntime, Runtimes, SealedProgram
 from criagent.runtime.pod.user_namespace_probe import probe_user_namespaces
 from criagent.runtime.spec.security.apparmor import AppArmor
 from criagent.runtime.spec.security.selinux import Selinux, read_contexts
+
+# Programs that copy themselves at every call, and behave the same under any other name.
+_SEALED = frozenset({"crun", "runc"})
+# Annotations that a type of program needs.
+_ANNOTATIONS = {"wasm": {"run.oci.handler": "wasm"}}
 
 log: structlog.stdlib.BoundLogger = structlog.get_logger(__name__)
 
@@ -87,7 +94,7 @@ async def build(shared: Shared, drivers: SnapshotsByHandler) -> NodeParts:
         driver=driver,
         facts=facts,
         handlers=handlers,
-        runtimes=_runtimes(section, paths, driver),
+        runtimes=_runtimes(section, paths, driver, facts.controllers),
         selinux=_selinux(section.selinux, facts, fs),
         apparmor=AppArmor(available=facts.apparmor, fs=fs),
         nri=nri.build(shared, facts=facts, handlers=handlers, driver=driver, paths=paths),
@@ -136,21 +143,52 @@ async def _probed(shared: Shared, drivers: SnapshotsByHandler) -> list[HandlerFa
                 facts,
                 userns_problem=facts.userns_problem or lacking[drivers.driver_of(name)],
                 host_devices=not handler.privileged_without_host_devices,
+                all_devices=handler.privileged_without_host_devices_all_devices_allowed,
+                annotations=PassedAnnotations(
+                    of_pod=handler.pod_annotations,
+                    of_container=handler.container_annotations,
+                    own=_ANNOTATIONS.get(handler.type, {}),
+                ),
             )
         )
     return found
 
 
-def _runtimes(section: RuntimeSection, paths: RuntimePaths, driver: CgroupDriver) -> Runtimes:
+def _given(handler: Handler, driver: CgroupDriver, controllers: frozenset[str]) -> tuple[str, ...]:
+    """Global arguments of a handler: the configuration's, and what its type needs.
+
+    gVisor's own network stack takes the pod's addresses for one container; with the node's, in the
+    pod's namespace, the containers of a pod share them. Seccomp and the permission of a pod to
+    gain privileges count only if it is asked. Its code for cgroups needs controllers.
+    """
+    given = handler.arguments
+    if handler.type == "runsc":
+        names = {argument.lstrip("-").partition("=")[0] for argument in given}
+        given += tuple(
+            argument
+            for argument in ("--network=host", "--oci-seccomp", "--allow-suid")
+            if argument.lstrip("-").partition("=")[0] not in names
+        )
+        if driver is CgroupDriver.CGROUPFS and not controllers & {"cpu", "memory", "pids"}:
+            given += (IGNORE_CGROUPS,)
+    return given
+
+
+def _runtimes(
+    section: RuntimeSection, paths: RuntimePaths, driver: CgroupDriver, controllers: frozenset[str]
+) -> Runtimes:
     return Runtimes(
         (
             name,
             OciRuntime(
                 name=name,
-                program=SealedProgram(handler.path, own_name=handler.path.name != handler.type),
+                program=SealedProgram(handler.path, own_name=handler.path.name not in _SEALED),
                 type=handler.type,
                 root=paths.runtime_root(name),
                 driver=driver,
+                given=_given(handler, driver, controllers),
+                create_timeout_s=handler.create_timeout_s,
+                exec_in_container=handler.exec_cgroup == "container",
             ),
         )
         for name, handler in section.handlers.items()

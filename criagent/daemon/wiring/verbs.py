@@ -10,7 +10,8 @@ from criagent.daemon.wiring.image import ImageParts
 from criagent.daemon.wiring.node import NodeParts
 from criagent.daemon.wiring.pods import PodParts
 from criagent.daemon.wiring.shared import Shared
-from criagent.nri.effects import Verbs
+from criagent.nri.container_verbs import Verbs
+from criagent.runtime.checkpoint.restored import RestoredContainers
 from criagent.runtime.container.bundle import ContainerBundles
 from criagent.runtime.container.declared_volumes import DeclaredVolumes
 from criagent.runtime.container.gather import (
@@ -22,7 +23,6 @@ from criagent.runtime.container.gather import (
 from criagent.runtime.container.idmapped_mounts import HostMounts
 from criagent.runtime.container.image_volumes import ImageVolumes
 from criagent.runtime.container.launch import ContainerLauncher
-from criagent.runtime.oci.conmon import Conmon, monitors_cgroup
 from criagent.runtime.spec.cdi.registry import CdiFolders
 from criagent.runtime.spec.cdi.resolve import CdiDevices
 from criagent.runtime.spec.layer_limits import LayerLimits
@@ -45,7 +45,7 @@ def build(
     image: ImageParts,
     pods: PodParts,
     containers: ContainerParts,
-) -> tuple[Sandboxes, Containers]:
+) -> tuple[Sandboxes, Containers, ContainerCreator]:
     """Every verb except those of sessions; RunPodSandbox comes with `pods`."""
     describer = Describer(
         paths=node.paths, files=containers.files, node=node.facts, fs=shared.executors.fs
@@ -59,7 +59,7 @@ def build(
         plugins=node.nri.plugins,
     )
     updater = _updater(shared, node, containers)
-    node.nri.effects.use(Verbs(update=updater.apply, stop=stopper.stop))
+    node.nri.verbs.use(Verbs(update=updater.apply, stop=stopper.stop))
     creator = _creator(shared, node, image=image, pods=pods, containers=containers)
     return (
         _sandboxes(shared, pods, describer=describer, stopper=stopper, remover=remover),
@@ -73,6 +73,7 @@ def build(
             reopen=_reopener(shared, node).reopen,
             describe=describer.container,
         ),
+        creator,
     )
 
 
@@ -128,15 +129,9 @@ def _creator(
             mode=section.image_volumes, paths=node.paths, drivers=image.drivers, fs=fs
         ),
         gatherer=_gatherer(shared, node, image, namespaces),
+        handlers=node.handlers,
         selinux=node.selinux,
         plugins=node.nri.plugins,
-        fs=fs,
-    )
-    conmon = Conmon(
-        program=section.conmon,
-        paths=node.paths,
-        limit_s=section.create_timeout_s,
-        cgroup=monitors_cgroup(),
         fs=fs,
     )
     storage = shared.config.storage
@@ -158,7 +153,7 @@ def _creator(
         files=files,
         bundles=bundles,
         launcher=ContainerLauncher(
-            conmon=conmon,
+            conmon=containers.conmon,
             runtimes=node.runtimes,
             namespaces=namespaces,
             files=files,
@@ -204,6 +199,15 @@ def _starter(shared: Shared, node: NodeParts, containers: ContainerParts) -> Con
         transitions=containers.transitions,
         plugins=node.nri.plugins,
         clock=shared.clock,
+        restored=RestoredContainers(
+            conmon=containers.conmon,
+            runtimes=node.runtimes,
+            exits=containers.exits,
+            transitions=containers.transitions,
+            paths=node.paths,
+            clock=shared.clock,
+            fs=shared.executors.fs,
+        ),
     )
 
 

@@ -9,7 +9,6 @@ from __future__ import annotations
 import contextlib
 import hashlib
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, Any
 
@@ -20,6 +19,7 @@ from criagent.base.errors import (
     NotFoundError,
     UnsupportedError,
 )
+from criagent.image.archive.contents import Contents, Skipped, plain_copy
 from criagent.image.archive.members import Member, Members
 from criagent.image.archive.room import Room
 from criagent.image.blobs import BlobFiles, disk_full, removed_on_error
@@ -60,22 +60,6 @@ _MAX_NAMES = 100  # of one entry
 _MAX_NAMES_OF_IMAGE = 1000
 _MAX_SKIPPED = 100
 _BAD_ENTRY = (NotFoundError, CorruptError, UnsupportedError, InvalidRequestError)
-
-
-@dataclass(frozen=True, slots=True)
-class Skipped:
-    """An entry that was skipped, or a name of it, and the reason."""
-
-    entry: str
-    why: str
-
-
-@dataclass(slots=True)
-class Contents:
-    """The result: names by the digest of the manifest, whose blobs are all stored."""
-
-    images: dict[str, list[str]] = field(default_factory=dict)
-    skipped: list[Skipped] = field(default_factory=list)
 
 
 class _OtherPlatformError(NotFoundError):
@@ -123,11 +107,6 @@ def _plain(path: Path, room: Room) -> Iterator[IO[bytes]]:
             plain.unlink(missing_ok=True)
 
 
-def plain_copy(path: Path) -> Path:
-    """Where the decompressed archive lies while it is read."""
-    return path.with_name(path.name + ".plain")
-
-
 class _Reader:
     def __init__(self, members: Members, files: BlobFiles, room: Room) -> None:
         self._members = members
@@ -170,7 +149,8 @@ class _Reader:
         first = next(e for e in self._failures if not isinstance(e, _OtherPlatformError))
         more = len(self._failures) - 1
         text = str(first)[:500] + (f" (and {more} more entries cannot be imported)" if more else "")
-        return type(first)(text)
+        # the worker passes on the plain kinds of errors alone
+        return UnsupportedError(text) if isinstance(first, UnsupportedError) else type(first)(text)
 
     def _attempt(self, entry: str, take: Callable[[Any], None], value: Any) -> None:
         """Take one entry; a bad one is recorded."""

@@ -290,7 +290,7 @@ def parse_configuration(data: bytes) -> Configuration:
 def image_configuration(document: Document, data: bytes) -> Configuration:
     """The configuration `data` that the manifest `document` names.
 
-    Raises CorruptError, UnsupportedError for anything but a container image.
+    Raises CorruptError, ArtifactError, UnsupportedError for anything but a container image.
     """
     kind = "" if document.config is None else document.config.media_type
     artifact = document.artifact_type or ("" if kind in _ANY_CONFIGS else kind)
@@ -315,10 +315,19 @@ def image_configuration(document: Document, data: bytes) -> Configuration:
     return configuration
 
 
-def _artifact(kind: str) -> UnsupportedError:
-    return UnsupportedError(
-        f"it is an OCI artifact ({_shown(kind)}), not a container image; only images can be "
-        "pulled, run and mounted"
+class ArtifactError(UnsupportedError):
+    """An OCI artifact where an image is wanted; `kind` is a media type."""
+
+    def __init__(self, text: str, kind: str) -> None:
+        super().__init__(text)
+        self.kind = kind
+
+
+def _artifact(kind: str) -> ArtifactError:
+    return ArtifactError(
+        f"it is an OCI artifact ({_shown(kind)}), not a container image; pull it from a registry "
+        "to mount it as a volume",
+        _shown(kind),
     )
 
 

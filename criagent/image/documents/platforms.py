@@ -71,6 +71,12 @@ class Platform:
         return "darwin" if system == "macos" else system, architecture, variant
 
 
+def parse_platform(text: str) -> Platform:
+    """The platform of a text such as linux/arm64 or linux/arm/v7."""
+    system, architecture, variant = [*text.split("/"), "", ""][:3]
+    return Platform(architecture, system, variant)
+
+
 def rank(offered: Platform, host: Platform) -> int | None:
     """How well `offered` fits `host`: 0 is best, None does not run.
 

@@ -134,6 +134,24 @@ class RegistryClient:
         need = {"pull"} if ":" in wanted else {"pull", "resolve"}
         return await self._first(session, need, progress, ask)
 
+    async def document(self, session: Session, blob: Descriptor, progress: Progress) -> bytes:
+        """A small blob, verified and not stored. Raises what `manifest` raises."""
+        if blob.size > MAX_DOCUMENT:
+            raise CorruptError(f"{session.reference}: {blob.digest} is too large for a document")
+
+        async def once(repository: HostRepository) -> bytes:
+            async with repository.get(f"blobs/{blob.digest}", {}) as answer:
+                content = await answer.document(MAX_DOCUMENT)
+            _checked(content, blob.digest, repository.url)
+            return content
+
+        async def ask(repository: HostRepository) -> bytes:
+            if not repository.patient:
+                return await once(repository)
+            return await retried(lambda: once(repository), repository.budget())
+
+        return await self._first(session, {"pull"}, progress, ask)
+
     async def fetch_blob(self, session: Session, blob: Descriptor, progress: Progress) -> None:
         """Fetch a blob into the blob files, verified and durable; no effect when it is there.
 

@@ -230,3 +230,24 @@ class LayerStream:
         self._overhead_left -= size
         if self._overhead_left < 0:
             raise BadLayerError("too much of the layer is not file content")
+
+
+class FileStream:
+    """A blob that is a file itself, hashed as it is read."""
+
+    def __init__(self, source: IO[bytes]) -> None:
+        self.compressed = hashlib.sha256()
+        self._source = source
+
+    def pieces(self, size: int) -> Iterator[memoryview]:
+        """`size` bytes in pieces. Raises BadLayerError when there are fewer."""
+        while size:
+            chunk = self._source.read(min(size, _CHUNK))
+            if not chunk:
+                raise BadLayerError("the blob is shorter than it was")
+            self.compressed.update(chunk)
+            size -= len(chunk)
+            yield memoryview(chunk)
+
+    def close(self) -> None:
+        """Nothing is held."""

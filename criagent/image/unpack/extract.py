@@ -16,7 +16,7 @@ import stat
 from dataclasses import dataclass, field
 
 from criagent.image.tar import headers as tar
-from criagent.image.tar.decompress import BadLayerError, LayerStream
+from criagent.image.tar.decompress import BadLayerError, FileStream, LayerStream
 from criagent.image.tar.headers import Entry
 from criagent.image.tar.names import shown
 from criagent.image.unpack.layer_tree import (
@@ -44,6 +44,9 @@ _NODE_FAULTS = _FULL | {  # failures of the node; any other errno is the doing o
 }  # fmt: skip
 
 
+Stream = LayerStream | FileStream
+
+
 class TooLargeError(Exception):
     """The layer needs more space than the disk has."""
 
@@ -63,12 +66,24 @@ class Extracted:
 
 
 class Extractor:
-    """Writes one layer below the directory `root`. `limit` is how many bytes it may grow to."""
+    """Writes one layer below the directory `root`. `limit` is how many bytes it may grow to.
 
-    def __init__(self, stream: LayerStream, root: bytes, *, below: Below, limit: int) -> None:
+    Without `whiteouts` it is a plain archive: names of whiteouts are names like any other.
+    """
+
+    def __init__(
+        self,
+        stream: Stream,
+        root: bytes,
+        *,
+        below: Below,
+        limit: int,
+        whiteouts: bool = True,
+    ) -> None:
         self._stream = stream
         self._below = below
         self._limit = limit
+        self._whiteouts = whiteouts
         self._result = Extracted()
         self._tree = LayerTree(root, below, self._charge)
         # Of a merged layer: paths that are its own, and directories without lower children.
@@ -77,10 +92,21 @@ class Extractor:
 
     def run(self) -> Extracted:
         """Write everything. Raises BadLayerError, TooLargeError, NeedsLowerLayers, OSError."""
+        assert isinstance(self._stream, LayerStream)
         try:
             for entry in tar.entries(self._stream):
                 self._put_or_blame(entry)
             self._stream.drain()
+            self._set_times()
+            self._result.implied = self._tree.implied
+            return self._result
+        finally:
+            self._tree.close()
+
+    def run_file(self, path: bytes, size: int) -> Extracted:
+        """Write the stream's `size` bytes as the one file `path`. Raises as `run`."""
+        try:
+            self._put_or_blame(_file(path, size))
             self._set_times()
             self._result.implied = self._tree.implied
             return self._result
@@ -106,7 +132,7 @@ class Extractor:
                 self._finish_directory(self._tree.root, entry)
             return
         above, _, name = path.rpartition(b"/")
-        if name.startswith(_WHITEOUT):
+        if self._whiteouts and name.startswith(_WHITEOUT):
             self._whiteout(path)
             return
         if entry.kind == tar.CHAR and entry.major == entry.minor == 0:
@@ -342,6 +368,20 @@ class Extractor:
         while path and path not in self._own:
             self._own.add(self._tree.remember(path))
             path = parent_of(path)
+
+
+def _file(path: bytes, size: int) -> Entry:
+    """The file of an artifact, as if an archive had it."""
+    return Entry(
+        kind=tar.REGULAR,
+        name=path,
+        link=b"",
+        mode=0o644,
+        uid=0,
+        gid=0,
+        mtime_ns=0,
+        size=size,
+    )
 
 
 def clean(name: bytes) -> bytes:

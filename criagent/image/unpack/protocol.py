@@ -33,6 +33,8 @@ class Reason(StrEnum):
 class Extract:
     """Write the layer file `blob`, of `digest` and `diff_id`, below the directory `root`.
 
+    With a `path` the blob is that file.
+
     `lower_layers` are the directories of the layers below it, topmost first, or None to do without
     them: then the answer may be LOWER_LAYERS, or that the layer is to be settled. With `in_place`
     there are none, and `root` has their content. `scratch` is for the worker's own files.
@@ -43,6 +45,7 @@ class Extract:
     scratch: str
     digest: str
     diff_id: str
+    path: str
     lower_layers: list[str] | None
     in_place: bool
 

@@ -23,7 +23,7 @@ from typing import IO
 from criagent.base.errors import AgentError
 from criagent.image.snapshots.content_count import content_count
 from criagent.image.snapshots.tree_count import TreeCount
-from criagent.image.tar.decompress import BadLayerError, LayerStream
+from criagent.image.tar.decompress import BadLayerError, FileStream, LayerStream
 from criagent.image.unpack.extract import Extractor, TooLargeError
 from criagent.image.unpack.layer_tree import Below
 from criagent.image.unpack.protocol import (
@@ -121,11 +121,16 @@ def _extract(request: Extract) -> Done:
     if request.lower_layers is None:
         below = Below.UNKNOWN
     with open(request.blob, "rb", buffering=0) as file:
-        stream = LayerStream(_Counted(file))  # type: ignore[arg-type]
+        counted: IO[bytes] = _Counted(file)  # type: ignore[assignment] # it only reads
+        stream = FileStream(counted) if request.path else LayerStream(counted)
         try:
             with _merged(lower_layers, root, Path(request.scratch)) as target:
                 extractor = Extractor(stream, os.fsencode(target), below=below, limit=_free(root))
-                result = extractor.run()
+                if request.path:
+                    size = os.fstat(file.fileno()).st_size
+                    result = extractor.run_file(request.path.encode(), size)
+                else:
+                    result = extractor.run()
         finally:
             stream.close()
     algorithm, _, expected = request.digest.partition(":")
@@ -134,9 +139,10 @@ def _extract(request: Extract) -> Done:
             f"the content has the digest sha256:{stream.compressed.hexdigest()} instead of "
             f"{expected}"
         )
-    diff_id = f"sha256:{stream.plain.hexdigest()}"
-    if diff_id != request.diff_id:
-        raise BadLayerError(f"the layer has the diff ID {diff_id} instead of {request.diff_id}")
+    if isinstance(stream, LayerStream):
+        diff_id = f"sha256:{stream.plain.hexdigest()}"
+        if diff_id != request.diff_id:
+            raise BadLayerError(f"the layer has the diff ID {diff_id} instead of {request.diff_id}")
     used_bytes, inodes = result.used_bytes, result.inodes
     if request.in_place:  # the tree has all the layers below
         count = TreeCount(root)

@@ -24,7 +24,7 @@ from criagent.base.errors import (
     NotFoundError,
     UnsupportedError,
 )
-from criagent.image.archive.read import Contents, Skipped
+from criagent.image.archive.contents import Contents, Skipped
 from criagent.image.snapshots.driver import LayerPlace
 from criagent.image.unpack.protocol import (
     Count,
@@ -66,11 +66,15 @@ main()
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LayerFile:
-    """A layer's blob on disk with what it must turn out to be."""
+    """A layer's blob on disk with what it must turn out to be.
+
+    With a `path` it is not an archive but that file, and has no diff ID to compare.
+    """
 
     blob: Path
     digest: str
     diff_id: str
+    path: str = ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -105,6 +109,7 @@ class UnpackWorkers:
             scratch=str(place.scratch),
             digest=layer.digest,
             diff_id=layer.diff_id,
+            path=layer.path,
             lower_layers=None if below is None else [str(lower) for lower in below],
             in_place=place.in_place,
         )

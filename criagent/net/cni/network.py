@@ -66,11 +66,12 @@ class _Call:
 
 
 class CniNetwork:
-    """Pods on whatever network the node's CNI configuration describes."""
+    """Pods on whatever network the node's CNI configuration describes, or that of one `handler`."""
 
-    backend = "cni"
-
-    def __init__(self, config: CniConfig, fs: Executor, settings: SettingStore) -> None:
+    def __init__(
+        self, config: CniConfig, fs: Executor, settings: SettingStore, *, handler: str = ""
+    ) -> None:
+        self.backend = f"cni:{handler}" if handler else "cni"
         self._config = config
         self._fs = fs
         self._settings = settings

@@ -20,7 +20,6 @@ from collections.abc import Callable, Mapping
 from concurrent.futures import Executor
 from functools import partial
 from pathlib import Path
-from typing import Final
 
 from criagent.base.aio import run_in
 from criagent.base.errors import AgentError
@@ -39,11 +38,11 @@ from criagent.runtime.checkpoint.documents import (
     write_deleted,
     write_documents,
 )
+from criagent.runtime.checkpoint.record import IMAGES
 from criagent.runtime.checkpoint.tar import Interrupted, TarWriter
 from criagent.runtime.node.paths import RuntimePaths
 from criagent.runtime.oci.runtime import OciRuntime
 
-IMAGES: Final = "checkpoint"
 _OPEN = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 _AT_ONCE = 4  # threads of `work`
 _LOG_MOST = 256 << 20  # kubelets rotate long before

@@ -77,9 +77,14 @@ def write_deleted(top: Path, deleted: list[str]) -> None:
         _write(top / "deleted.files", [_text(path) for path in deleted])
 
 
+def destinations(spec: OciObject) -> frozenset[str]:
+    """Where the specification mounts something in the container."""
+    return frozenset(str(mount["destination"]) for mount in spec.get("mounts", ()))
+
+
 def mount_points(spec: OciObject) -> frozenset[str]:
     """Where something is mounted in the container, without leading slashes."""
-    return frozenset(str(mount["destination"]).strip("/") for mount in spec.get("mounts", ()))
+    return frozenset(path.strip("/") for path in destinations(spec))
 
 
 def _with_names(about: Subject) -> OciObject:

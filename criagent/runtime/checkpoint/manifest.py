@@ -16,6 +16,7 @@ from typing import Final
 
 import msgspec
 
+from criagent.base.errors import InvalidRequestError
 from criagent.model.container import Container
 from criagent.model.sandbox import Sandbox
 from criagent.store.settings import SettingStore
@@ -65,5 +66,37 @@ class ManifestKey:
             key = secrets.token_hex(32)
             await self._settings.put(_SETTING, key)
         body = msgspec.json.encode(manifest)
-        mac = hmac.new(bytes.fromhex(key), body, hashlib.sha256).hexdigest()
-        return msgspec.json.encode(_Signed(hmac=mac, manifest=msgspec.Raw(body)))
+        return msgspec.json.encode(_Signed(hmac=_mac(key, body), manifest=msgspec.Raw(body)))
+
+    def verified(self, content: bytes) -> Manifest:
+        """The manifest in the content of pod.json.
+
+        Nothing but the signature is looked at before that is known to be this node's. Raises
+        InvalidRequestError.
+        """
+        try:
+            signed = msgspec.json.decode(content, type=_Signed)
+        except (msgspec.MsgspecError, ValueError) as exc:
+            raise InvalidRequestError(f"{NAME} of the checkpoint is malformed: {exc}") from exc
+        key = self._settings.get(_SETTING)
+        body = bytes(signed.manifest)
+        if key is None or not hmac.compare_digest(_mac(key, body).encode(), signed.hmac.encode()):
+            raise InvalidRequestError(
+                f"{NAME} was not signed by this node, or was changed since; a pod can be restored "
+                "only on the node that has made its checkpoint"
+            )
+        try:
+            manifest = msgspec.json.decode(body, type=Manifest)
+        except (msgspec.MsgspecError, ValueError, TypeError) as exc:
+            raise InvalidRequestError(
+                f"{NAME} is from another version of criagent: {str(exc)[:200]}"
+            ) from exc
+        if manifest.version != VERSION:
+            raise InvalidRequestError(
+                f"{NAME} has version {manifest.version}; this criagent reads {VERSION}"
+            )
+        return manifest
+
+
+def _mac(key: str, body: bytes) -> str:
+    return hmac.new(bytes.fromhex(key), body, hashlib.sha256).hexdigest()

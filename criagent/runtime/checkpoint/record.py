@@ -21,6 +21,7 @@ from criagent.runtime.checkpoint import manifest
 from criagent.runtime.node.paths import RuntimePaths
 
 WORK: Final = ".work"
+IMAGES: Final = "checkpoint"  # directory of what CRIU wrote
 SHM: Final = "devshm-checkpoint.tar"
 _FILE = "record.json"
 

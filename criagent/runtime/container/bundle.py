@@ -17,6 +17,7 @@ from criagent.runtime.container.declared_volumes import DeclaredVolumes
 from criagent.runtime.container.files import ContainerFiles
 from criagent.runtime.container.gather import SpecGatherer
 from criagent.runtime.container.image_volumes import ImageVolumes
+from criagent.runtime.node.handlers import Handlers
 from criagent.runtime.nri.door import Plugins
 from criagent.runtime.oci.conmon import make_log
 from criagent.runtime.spec.build import build_spec
@@ -37,10 +38,12 @@ class ContainerBundles:
         volumes: ImageVolumes,
         declared: DeclaredVolumes,
         gatherer: SpecGatherer,
+        handlers: Handlers,
         selinux: Selinux,
         plugins: Plugins,
         fs: Executor,
     ) -> None:
+        self._handlers = handlers
         self._files = files
         self._volumes = volumes
         self._declared = declared
@@ -56,7 +59,7 @@ class ContainerBundles:
         *,
         image: Image,
         snapshot: Snapshot,
-        owner: Owner[Any, Container],
+        owner: Owner[Any, Any],
     ) -> Container:
         """Everything that the OCI runtime's `create` needs; the row with the container's user and
         with what NRI plugins changed.
@@ -83,7 +86,14 @@ class ContainerBundles:
         declared = await self._declared.make(container, sandbox, snapshot, image.config.volumes)
         faults.reach("container-create:declared-volumes")
         inputs = await self._gatherer.gather(container, sandbox, image=image, volumes=volumes)
-        inputs = dataclasses.replace(inputs, mounts=(*inputs.mounts, *declared), selinux=labels)
+        handler = self._handlers.by_name[container.handler]
+        inputs = dataclasses.replace(
+            inputs,
+            mounts=(*inputs.mounts, *declared),
+            selinux=labels,
+            own_kernel=handler.own_kernel,
+            annotations=handler.annotations.of(sandbox.spec, container.spec),
+        )
         await self._selinux.relabel(inputs.mounts, labels)
         check_user(inputs.user, userns)  # CDI devices bring groups
         container, spec = dataclasses.replace(container, user=inputs.user), build_spec(inputs)

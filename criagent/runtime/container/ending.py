@@ -23,7 +23,7 @@ from criagent.base.errors import TimedOutError
 from criagent.kernel import process
 from criagent.model.container import Container
 from criagent.runtime.container.exits import ExitWatcher
-from criagent.runtime.container.keys import Act, Checkpoints, Ending, Endings
+from criagent.runtime.container.keys import Act, Checkpoints, Ending, Endings, Starts
 from criagent.runtime.container.transitions import Transitions
 from criagent.runtime.node import own_cgroup
 from criagent.runtime.nri.door import Plugins
@@ -42,6 +42,7 @@ class ContainerEnding:
         *,
         endings: Endings,
         checkpoints: Checkpoints,
+        starts: Starts,
         exits: ExitWatcher,
         transitions: Transitions,
         plugins: Plugins,
@@ -49,6 +50,7 @@ class ContainerEnding:
     ) -> None:
         self._endings = endings
         self._checkpoints = checkpoints
+        self._starts = starts
         self._exits = exits
         self._transitions = transitions
         self._plugins = plugins
@@ -74,6 +76,10 @@ class ContainerEnding:
         await self._endings.run(key, partial(self._stop, container))
 
     async def _stop(self, container: Container, owner: Owner[Ending, None]) -> None:
+        if container.restored and not container.started_at_ns:
+            owner.stage = "restore"
+            await self._starts.cancel(container.id.__eq__)
+            container = self._transitions.store.get(container.id) or container
         earlier = self._earlier[container.id] = asyncio.Event()
         try:
             async with (

@@ -148,6 +148,8 @@ class ExitWatcher:
         file = self._paths.exit_file(container.id)
         code, finished_ns = await self._code(container, file)
         reason = ""
+        if code is None and container.monitor is None and container.boot_id == self._boot_id:
+            code, finished_ns = KILLED_CODE, self._clock.now_ns()  # it was never restored
         if code is None:
             if container.boot_id == self._boot_id and process.alive(container.init):
                 reason = Reason.MONITOR_LOST
@@ -180,7 +182,8 @@ class ExitWatcher:
         limit = asyncio.get_running_loop().time() + _FILE_LIMIT_S
         while True:
             code, finished_ns = await run_in(self._fs, _read_exit, file)
-            if code is not None or container.boot_id != self._boot_id:
+            known = container.monitor is None or container.boot_id != self._boot_id
+            if code is not None or known:
                 return code, max(finished_ns, container.started_at_ns, container.created_at_ns)
             if asyncio.get_running_loop().time() > limit:
                 return None, 0

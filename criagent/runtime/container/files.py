@@ -16,6 +16,7 @@ from criagent.base.os_errors import about
 from criagent.image.snapshots.by_handler import SnapshotsByHandler
 from criagent.image.snapshots.driver import MountPoint
 from criagent.kernel import mount
+from criagent.kernel.trees import remove_tree
 from criagent.model.container import Container
 from criagent.model.image import Image, Snapshot
 from criagent.model.sandbox import Sandbox
@@ -110,6 +111,8 @@ class ContainerFiles:
         detach_mapped(self.paths.mapped_mounts(container_id))
         with contextlib.suppress(FileNotFoundError):
             shutil.rmtree(bundle)
+        with contextlib.suppress(FileNotFoundError):
+            remove_tree(self.paths.restore(container_id))
         self.paths.exit_file(container_id).unlink(missing_ok=True)
         own_cgroup.kill(cgroup, container_id)
         own_cgroup.remove(cgroup, container_id)

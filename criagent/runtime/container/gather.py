@@ -131,7 +131,8 @@ class DeviceGatherer:
         Raises InvalidRequestError and UnsupportedError for what node or handler cannot give.
         """
         handler = self._handlers.by_name[container.handler]
-        of_host = container.spec.security.privileged and handler.host_devices
+        privileged = container.spec.security.privileged
+        of_host = privileged and handler.host_devices
         return _Devices(
             nodes=resolve_devices(
                 container.spec,
@@ -140,7 +141,7 @@ class DeviceGatherer:
                 has_userns=has_userns,
             ),
             cdi=self._cdi.edits(container.spec.cdi_devices, handler.name),
-            whole=of_host and not has_userns,
+            whole=(of_host or (privileged and handler.all_devices)) and not has_userns,
         )
 
 

@@ -41,15 +41,18 @@ class ImageVolumes:
     paths: RuntimePaths
     fs: Executor
 
-    def find(self, spec: ContainerSpec) -> tuple[ImageVolume, ...]:
-        """The images that `spec` mounts. Raises NotFoundError, InvalidRequestError."""
+    def find(self, spec: ContainerSpec, handler: str) -> tuple[ImageVolume, ...]:
+        """The images that `spec` mounts, for the platform of `handler`.
+
+        Raises NotFoundError, InvalidRequestError.
+        """
         found = []
         for number, mount in enumerate(spec.mounts):
             if mount.image is None:
                 continue
             name, place = _name(mount), mount.container_path
             try:
-                image = self.images.find(mount.image.image)
+                image = self.images.find(mount.image.image, handler)
             except InvalidRequestError as exc:
                 raise InvalidRequestError(f"{FAILED}: mount {place}: {exc}") from None
             if image is None:

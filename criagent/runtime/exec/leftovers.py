@@ -14,6 +14,7 @@ import structlog
 from criagent.model.container import Container
 from criagent.runtime.exec.cgroup import kill_all
 from criagent.runtime.node.paths import RuntimePaths
+from criagent.runtime.oci.runtime import INNER_PID, OciRuntime
 
 _PREFIX = "exec-"
 # cAdvisor, and with it the kubelet, leaves cgroups of this ending alone, taking them for systemd's
@@ -29,11 +30,17 @@ def exec_name() -> str:
     return f"{_PREFIX}{secrets.token_hex(8)}{_SUFFIX}"
 
 
-async def end_leftovers(paths: RuntimePaths, container: Container) -> None:
-    """Kill commands that an earlier daemon left running in a container."""
+async def end_leftovers(
+    paths: RuntimePaths, container: Container, runtime: OciRuntime | None
+) -> None:
+    """Kill commands that an earlier daemon left running in a container, whose `runtime` is None if
+    its handler is no longer configured.
+    """
     for file in paths.container(container.id).glob(f"{_PREFIX}*.json"):
         if container.cgroup:
             await kill_all(f"{container.cgroup}/{file.stem}")
+        if runtime is not None and runtime.has_own_kernel:
+            await runtime.kill_inner(container.id, file.with_suffix(INNER_PID))
         file.with_suffix(".pid").unlink(missing_ok=True)
         file.unlink(missing_ok=True)
         log.info("leftover_exec_killed", container_id=container.id, exec=file.stem)

@@ -1,17 +1,19 @@
 # SPDX-License-Identifier: Apache-2.0
 """One exec, for any kind of streams: process file, cgroup, the runtime's command, its end.
 
-crun's exec ends with the command and hands our descriptors on. runc's copies them through pipes of
-its own and waits until they are closed, and it takes no console socket unless it
-detaches. So a runtime of that kind detaches; the command comes to us when the runtime has ended
-(`child.ExpectedOrphan`), and its exit status with it.
+crun's and runsc's exec end with the command and hand our descriptors on. runc's copies them through
+pipes of its own and waits until they are closed, and it takes no console socket unless it detaches.
+So a runtime of that kind detaches; the command comes to us when the runtime has ended
+(`child.ExpectedOrphan`), and its exit status with it. runsc does so for terminals. Its commands run
+on a kernel of their own, where only runsc can kill them.
 """
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from contextlib import AsyncExitStack
+from functools import partial
 from pathlib import Path
 
 import msgspec
@@ -23,8 +25,9 @@ from criagent.process.child import Child, ExpectedOrphan, Pipes, spawn
 from criagent.runtime.container.files import ContainerFiles
 from criagent.runtime.exec.cgroup import kill_all
 from criagent.runtime.exec.leftovers import exec_name
+from criagent.runtime.node.own_cgroup import within
 from criagent.runtime.node.paths import RuntimePaths
-from criagent.runtime.oci.runtime import OciRuntime
+from criagent.runtime.oci.runtime import INNER_PID, OciRuntime
 from criagent.runtime.spec.build import process_spec
 
 
@@ -63,6 +66,8 @@ class ExecPlan:
     process: bytes  # the OCI process object that it holds
     cgroup: str  # beside init's, "" for none
     pid_file: Path | None  # where a runtime that detaches writes the command's pid
+    inner_pid_file: Path | None = None  # where a runtime with kernels of its own writes the pid
+    kill: Callable[[], Awaitable[None]] | None = None  # of a command that no signal reaches
 
 
 class Command:
@@ -82,6 +87,9 @@ class Command:
         if plan.cgroup:
             stack.push_async_callback(self._leave_cgroup)
             cgroupfs.make(plan.cgroup)
+        if plan.kill is not None and plan.inner_pid_file is not None:
+            stack.callback(plan.inner_pid_file.unlink, missing_ok=True)
+            stack.push_async_callback(self._kill, plan.kill)
         self._orphan: ExpectedOrphan | None = None
         if plan.pid_file is not None:
             stack.callback(plan.pid_file.unlink, missing_ok=True)
@@ -112,6 +120,10 @@ class Command:
             raise AgentError(
                 f"the OCI runtime started the command but did not report its pid: {failure}"
             ) from failure
+
+    async def _kill(self, kill: Callable[[], Awaitable[None]]) -> None:
+        if not self._ended:
+            await kill()
 
     async def _leave_cgroup(self) -> None:
         if self._ended:
@@ -145,18 +157,26 @@ class ExecPlanner:
             process["consoleSize"] = dataclasses.asdict(console.size)
         name = exec_name()
         file = self.paths.container(container.id) / f"{name}.json"
-        pid_file = file.with_suffix(".pid") if runtime.detaches_exec else None
-        own_cgroup = request.own_cgroup and bool(container.cgroup)
+        detaches = runtime.detaches_exec(terminal=console is not None)
+        pid_file = file.with_suffix(".pid") if detaches else None
+        own_cgroup = request.own_cgroup and bool(container.cgroup) and not runtime.has_own_kernel
+        inner = file.with_suffix(INNER_PID) if runtime.has_own_kernel else None
+        cgroup = f"{container.cgroup}/{name}" if own_cgroup else ""
+        argv = runtime.exec_argv(
+            container.id,
+            file,
+            cgroup=name if own_cgroup else "",
+            pid_file=pid_file,
+            console=None if console is None else console.socket,
+        )
+        if runtime.exec_in_container and container.cgroup:
+            argv = within(cgroup or container.cgroup, argv)
         return ExecPlan(
-            argv=runtime.exec_argv(
-                container.id,
-                file,
-                cgroup=name if own_cgroup else "",
-                pid_file=pid_file,
-                console=None if console is None else console.socket,
-            ),
+            argv=argv,
             process_file=file,
             process=msgspec.json.encode(process),
-            cgroup=f"{container.cgroup}/{name}" if own_cgroup else "",
+            cgroup=cgroup,
             pid_file=pid_file,
+            inner_pid_file=inner,
+            kill=None if inner is None else partial(runtime.kill_inner, container.id, inner),
         )

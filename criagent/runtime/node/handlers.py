@@ -16,12 +16,14 @@ from typing import Any
 
 from criagent.base.errors import InvalidRequestError, UnsupportedError, WrongStateError
 from criagent.kernel.mount import has_recursive_attributes
+from criagent.model.common import NamespaceMode
 from criagent.process.child import run
+from criagent.runtime.node.annotations import PassedAnnotations
 from criagent.runtime.node.criu import checkpoint_problem
-from criagent.runtime.node.minimum_versions import insecure, too_old
+from criagent.runtime.node.minimum_versions import another_program, insecure, too_old
 
 _LIMIT_S = 10.0
-_VERSION = re.compile(r"version[: ]+v?([0-9]+\.[0-9]+(?:\.[0-9]+)?\S*)")
+_VERSION = re.compile(r"version[: ]+(?:release-)?v?([0-9]+\.[0-9]+(?:\.[0-9]+)?\S*)")
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -37,7 +39,10 @@ class HandlerFacts:
     intel_rdt_schemata: bool = False
     memory_policy: bool = False
     idmapped_mounts: bool = False  # it maps the ids of a mount itself
+    own_kernel: bool = False  # each container has one: they share the network and files, no more
     host_devices: bool = True  # privileged containers get the node's devices
+    all_devices: bool = False  # privileged containers may open every device
+    annotations: PassedAnnotations = dataclasses.field(default_factory=PassedAnnotations)
     userns_problem: str = (
         "not probed yet"  # why pods with a user namespace cannot run, "" = they can
     )
@@ -58,6 +63,17 @@ class HandlerFacts:
             raise UnsupportedError(
                 f'runtime handler "{self.name}" cannot run pods with user namespaces on this node: '
                 f"{self.userns_problem}"
+            )
+
+    def require_namespaces(self, *modes: NamespaceMode) -> None:
+        """Raises UnsupportedError when containers cannot see each other's processes, or the node's,
+        as these modes of PID and IPC namespaces want.
+        """
+        if self.own_kernel and not {NamespaceMode.CONTAINER, NamespaceMode.POD}.issuperset(modes):
+            raise UnsupportedError(
+                f'runtime handler "{self.name}" gives each container a kernel of its own, which '
+                "cannot share processes with the node or another container (hostPID, hostIPC, "
+                "kubectl debug --target); use another RuntimeClass"
             )
 
     def require_checkpoints(self) -> None:
@@ -190,6 +206,8 @@ async def probe(name: str, path: Path, kind: str, *, limit_s: float = _LIMIT_S) 
     if problem := too_old(kind, version):
         problem = f"{path}: {problem}; install a newer one and restart criagent"
         return dataclasses.replace(facts, problem=problem)
+    if problem := another_program(kind, version):
+        return dataclasses.replace(facts, problem=f"{path} {problem}")
     match = _VERSION.search(version)
     options: set[str] = set()
     linux: dict[str, Any] = {}
@@ -210,10 +228,16 @@ async def probe(name: str, path: Path, kind: str, *, limit_s: float = _LIMIT_S) 
         memory_policy=bool(linux.get("memoryPolicy")),  # lists of modes and flags
         idmapped_mounts=_has(linux, "mountExtensions", "idmap", "enabled"),
         checkpoint_problem=await checkpoint_problem(kind, version, limit_s=limit_s),
-        userns_problem=""
-        if "user" in (linux.get("namespaces") or ())
-        else f"{path} features reports no user namespaces",
+        own_kernel=kind == "runsc",
+        userns_problem=_userns_problem(path, kind, linux),
     )
+
+
+def _userns_problem(path: Path, kind: str, linux: dict[str, Any]) -> str:
+    if kind == "runsc":
+        return "the processes of gVisor's containers have no ids of the node in any case"
+    known = "user" in (linux.get("namespaces") or ())
+    return "" if known else f"{path} features reports no user namespaces"
 
 
 def _has(features: dict[str, Any], *path: str) -> bool:

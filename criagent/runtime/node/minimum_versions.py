@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """The oldest versions of other programs that work, and those without known security problems.
 
-A floor applies to one program. The version of another one (runsc or youki as a handler of type
-runc) is not compared with it.
+A floor applies to one program. The version of another one (youki as a handler of type runc) is not
+compared with it. Programs that have a type of their own are refused under another one.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ _NEEDED: dict[str, tuple[Version, str]] = {
     "conmon": ((2, 0, 23), "--full-attach"),
     "crun": ((1, 3, 0), "exec --cgroup"),
     "runc": ((1, 1, 0), "exec --cgroup"),
+    "runsc": ((20260511, 0, 0), "update"),
 }
 # Below these the security advisories of the tools apply; one for each minor series.
 FLOORS = {
@@ -24,6 +25,8 @@ FLOORS = {
     "conmon": ("2.1.2",),
     "cni": ("1.9.0",),
 }
+_KNOWN = ("crun", "runc", "runsc")  # programs with a type of their own
+_PROGRAM_OF = {"wasm": "crun"}
 _BROKEN = {("crun", (1, 29, 0))}
 _VERSION = re.compile(r"v?(\d+)\.(\d+)(?:\.(\d+))?")
 
@@ -40,12 +43,14 @@ def version_of(kind: str, answer: str) -> Version | None:
     """The version in `answer`, the output of --version, if that is of the program `kind`; else
     None.
     """
+    kind = _PROGRAM_OF.get(kind, kind)
     said = re.search(rf"^{kind} version:? (.*)", answer, re.MULTILINE)
     return None if said is None else parse_version(said[1])
 
 
 def too_old(kind: str, answer: str) -> str:
     """Why the program with that --version output cannot be used; "" = it can, or has no version."""
+    kind = _PROGRAM_OF.get(kind, kind)
     version = version_of(kind, answer)
     floor, reason = _NEEDED.get(kind, ((0, 0, 0), ""))
     if version is None or version >= floor:
@@ -53,11 +58,25 @@ def too_old(kind: str, answer: str) -> str:
     return f"{kind} {dotted(version)} is too old: {reason} came with {dotted(floor)}"
 
 
+def another_program(kind: str, answer: str) -> str:
+    """Why the program with that --version output is not of the type `kind`, and the remedy; "" = it
+    is, or it is one that the agent does not know.
+    """
+    wanted = _PROGRAM_OF.get(kind, kind)
+    for known in _KNOWN:
+        if known != wanted and version_of(known, answer) is not None:
+            return f'is {known}, and not of the type {kind}; set type = "{known}" for the handler'
+    if kind == "wasm" and version_of(wanted, answer) is not None and "+WASM" not in answer:
+        return "is a crun that was built without WebAssembly; install one with +WASM in its version"
+    return ""
+
+
 def insecure(kind: str, answer: str) -> str:
     """The known security problems of a program, and the versions without; "" = none.
 
     A distribution may have fixed them under an older number.
     """
+    kind = _PROGRAM_OF.get(kind, kind)
     version = version_of(kind, answer)
     if version is None or kind not in FLOORS:
         return ""

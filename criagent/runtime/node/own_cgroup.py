@@ -7,12 +7,21 @@ own. Synchronous.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from pathlib import Path
+
 import structlog
 
 from criagent.kernel import cgroupfs
 from criagent.runtime.node.cgroup_names import belongs_to
 
 log: structlog.stdlib.BoundLogger = structlog.get_logger(__name__)
+
+
+def within(cgroup: str, argv: Sequence[str | Path]) -> list[str | Path]:
+    """The command `argv`, which enters `cgroup` before its first instruction."""
+    processes = cgroupfs.directory(cgroup) / "cgroup.procs"
+    return ["/bin/sh", "-c", 'echo 0 > "$0" && exec "$@"', processes, *argv]
 
 
 def kill(cgroup: str, object_id: str) -> None:

@@ -32,6 +32,7 @@ class RuntimePaths:
         """
         self.root.mkdir(parents=True, exist_ok=True, mode=0o700)
         self.checkpoints.mkdir(exist_ok=True, mode=0o700)
+        self.restores.mkdir(exist_ok=True, mode=0o700)
         self.run_dir.mkdir(parents=True, exist_ok=True)
         self.run_dir.chmod(0o711)
         for name, mode in (
@@ -144,6 +145,15 @@ class RuntimePaths:
         return self.checkpoints / object_id
 
     @property
+    def restores(self) -> Path:
+        """One directory for each container whose processes are yet to be restored, by its id."""
+        return self.root / "restores"
+
+    def restore(self, object_id: str) -> Path:
+        """What was unpacked of a checkpoint for a container or sandbox."""
+        return self.restores / object_id
+
+    @property
     def criu_home(self) -> Path:
         """Where CRIU finds its options that OCI runtimes do not pass on: `.criu/default.conf`."""
         return self.run_dir / "criu"
@@ -159,3 +169,14 @@ class RuntimePaths:
         """
         for state in (self.run_dir / "runtime").glob(f"*/{object_id}"):
             shutil.rmtree(state, ignore_errors=True)
+        for directory in (self.run_dir / "runtime").iterdir():
+            for file in gvisor_state(directory, object_id):
+                file.unlink(missing_ok=True)
+
+
+def gvisor_state(directory: Path, object_id: str) -> list[Path]:
+    """Where runsc keeps a container in its --root, the file that says that it exists first."""
+    name = f"{object_id}_sandbox:{object_id}"
+    return [
+        directory / part for part in (f"{name}.state", f"{name}.lock", f"runsc-{object_id}.sock")
+    ]

@@ -31,7 +31,7 @@ from criagent.process.child import Child, Options, Pipes, spawn
 from criagent.process.pipe_ends import PipeReader, up_to
 from criagent.runtime.node.cgroup_names import CgroupDriver, check_placement
 from criagent.runtime.node.paths import RuntimePaths
-from criagent.runtime.oci.runtime import OciRuntime, last_line
+from criagent.runtime.oci.runtime import IGNORE_CGROUPS, OciRuntime, last_line
 
 log: structlog.stdlib.BoundLogger = structlog.get_logger(__name__)
 
@@ -52,6 +52,16 @@ class Monitored:
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class Restore:
+    """What a container's processes are restored from: CRIU's images, and the HOME with its options
+    (`.criu/default.conf`).
+    """
+
+    images: Path
+    home: Path
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class Conmon:
     """Starts monitors."""
 
@@ -61,8 +71,10 @@ class Conmon:
     cgroup: str  # cgroup of monitors, "" = the daemon's
     fs: Executor
 
-    async def create(self, container: Container, runtime: OciRuntime) -> Monitored:
-        """Create the container of the bundle under a new monitor.
+    async def create(
+        self, container: Container, runtime: OciRuntime, restore: Restore | None = None
+    ) -> Monitored:
+        """Create the container of the bundle under a new monitor; or `restore` it, running.
 
         Raises AgentError with the runtime's message, WrongStateError when init is outside of the
         row's cgroup, TimedOutError; the monitor is dead then, but the runtime may have left state
@@ -70,35 +82,54 @@ class Conmon:
         """
         try:
             with Pipes() as pipes:
-                return await self._create(container, runtime, pipes)
+                return await self._create(container, runtime, pipes, restore)
         except TimeoutError:
-            raise TimedOutError(f"{runtime.name} create took over {self.limit_s:.0f} s") from None
+            verb = "create" if restore is None else "restore"
+            raise TimedOutError(
+                f"{runtime.name} {verb} took over {self._limit_s(runtime):.0f} s; if the program "
+                f"only is slow, raise runtime.handlers.{runtime.name}.create_timeout_s"
+            ) from None
         finally:
             # conmon opens it as the container's input, and crun 1.21 gives input to the container's
             # user, who could close the node's /dev/null to all.
             restore_null()
 
-    async def _create(self, container: Container, runtime: OciRuntime, pipes: Pipes) -> Monitored:
+    async def _create(
+        self, container: Container, runtime: OciRuntime, pipes: Pipes, restore: Restore | None
+    ) -> Monitored:
         errors = pipes.errors(up_to(_REPLY_LIMIT))
         reply, sync_fd = pipes.numbered(up_to(_REPLY_LIMIT))
-        child = self._started(container, runtime, pipes, sync_fd)
+        if IGNORE_CGROUPS in runtime.given:
+            cgroupfs.make(container.cgroup)
+        environment = {k: os.environ[k] for k in _KEPT_VARIABLES if k in os.environ}
+        environment["_OCI_SYNCPIPE"] = str(sync_fd)
+        environment["TMPDIR"] = str(self.paths.attach)  # short enough for a socket's path
+        command = self._command(container, runtime)
+        if restore is not None:
+            environment["HOME"] = str(restore.home)
+            command += ["--restore", restore.images, "--runtime-opt", "--file-locks"]
+        child = self._started(container, command, environment, pipes)
         try:
-            async with asyncio.timeout(self.limit_s), self._moved(child):
+            async with asyncio.timeout(self._limit_s(runtime)), self._moved(child):
                 line = await reply.line()
             return await self._created(child, line, errors, container)
         except BaseException:
             await child.end()
             raise
 
+    def _limit_s(self, runtime: OciRuntime) -> float:
+        return runtime.create_timeout_s or self.limit_s
+
     def _started(
-        self, container: Container, runtime: OciRuntime, pipes: Pipes, sync_fd: int
+        self,
+        container: Container,
+        command: list[str | Path],
+        environment: dict[str, str],
+        pipes: Pipes,
     ) -> Child:
-        environment = {k: os.environ[k] for k in _KEPT_VARIABLES if k in os.environ}
-        environment["_OCI_SYNCPIPE"] = str(sync_fd)
-        environment["TMPDIR"] = str(self.paths.attach)  # short enough for a socket's path
         options = Options(env=environment, cwd=self.paths.container(container.id), new_session=True)
         try:
-            return spawn(self._command(container, runtime), pipes, options)
+            return spawn(command, pipes, options)
         except OSError as exc:
             raise AgentError(
                 f"{exc.filename or self.program} cannot be executed: {exc.strerror}; install conmon"
@@ -148,16 +179,18 @@ class Conmon:
 
     def _command(self, container: Container, runtime: OciRuntime) -> list[str | Path]:
         bundle = self.paths.container(container.id)
+        program, *arguments = runtime.create_argv(container.cgroup)
         command: list[str | Path] = [
             *(self.program, "--sync", "--api-version", "1"),
             *("--cid", container.id, "--cuuid", container.id),
-            *("--name", container.spec.metadata.name, "--runtime", runtime.program.executable()),
+            *("--name", container.spec.metadata.name, "--runtime", program),
             *("--bundle", bundle, "--container-pidfile", bundle / "pidfile"),
             *("--exit-dir", self.paths.exits, "--persist-dir", bundle),
             *("--log-level", "error", "--no-sync-log", "--full-attach"),
             *("--log-path", f"k8s-file:{container.log_path}" if container.log_path else "none:"),
-            *("--runtime-arg", f"--root={runtime.root}"),
         ]
+        for argument in arguments:
+            command += ["--runtime-arg", argument]
         if runtime.driver is CgroupDriver.SYSTEMD:
             command.append("--systemd-cgroup")
         if container.spec.tty:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The OCI runtime's command line (crun, runc): start, delete, state, update, exec.
+"""The OCI runtime's command line (crun, runc, runsc): start, delete, state, update, exec.
 
 `create` is called by conmon (`conmon.py`). Error texts are the runtime's own, without its log
 prefix.
@@ -14,15 +14,21 @@ import re
 import signal
 from pathlib import Path
 
+import structlog
+
 from criagent.base.aio import finish
 from criagent.base.errors import AgentError, TimedOutError
 from criagent.kernel.memfd import sealed_copy
 from criagent.process.child import Options, run
 from criagent.runtime.node.cgroup_names import CgroupDriver
 from criagent.runtime.node.handlers import no_longer_configured
+from criagent.runtime.node.own_cgroup import within
+from criagent.runtime.node.paths import gvisor_state
 from criagent.runtime.oci import failed_scopes as scopes
 from criagent.runtime.spec.inputs import OciObject
 
+INNER_PID = ".inner"
+IGNORE_CGROUPS = "--ignore-cgroups"  # of runsc
 _LIMIT_S = 60.0
 _GONE = re.compile(r"does not exist|no such (process|file or directory)|not (exist|found|running)")
 _LOG_PREFIX = re.compile(
@@ -34,6 +40,9 @@ _CURES = {
     'or set runtime.default_handler = "runc", which does not need it',
     "systemd not running on this host": 'set runtime.cgroup_driver = "auto"',
 }
+
+
+log: structlog.stdlib.BoundLogger = structlog.get_logger(__name__)
 
 
 class SealedProgram:
@@ -82,17 +91,31 @@ class OciRuntime:
     type: str
     root: Path
     driver: CgroupDriver
+    given: tuple[str, ...] = ()  # global arguments of the configuration
+    create_timeout_s: float = 0.0  # of its create, 0 = the caller's
+    exec_in_container: bool = False  # it runs in the container's cgroup while it executes commands
 
     @property
     def arguments(self) -> list[str]:
         """Global arguments, before every subcommand."""
-        arguments = [f"--root={self.root}"]
+        arguments = [*self.given, f"--root={self.root}"]
         if self.driver is CgroupDriver.SYSTEMD:
             arguments.append("--systemd-cgroup")
         return arguments
 
+    def create_argv(self, cgroup: str) -> list[str | Path]:
+        """The program with its global arguments, for create in the cgroup of the container.
+
+        A runsc without cgroups of its own is put there.
+        """
+        argv: list[str | Path] = [self.program.executable(), *self.given]
+        argv.append(f"--root={self.root}")
+        return within(cgroup, argv) if IGNORE_CGROUPS in self.given else argv
+
     def knows(self, container_id: str) -> bool:
         """Whether it has state of the container."""
+        if self.has_own_kernel:
+            return any(file.exists() for file in gvisor_state(self.root, container_id))
         return (self.root / container_id).exists()
 
     async def start(self, container_id: str) -> None:
@@ -109,6 +132,9 @@ class OciRuntime:
         except AgentError as exc:
             if not _GONE.search(str(exc)):
                 raise
+        if self.has_own_kernel:  # a create that was killed leaves files that delete does not know
+            for file in gvisor_state(self.root, container_id):
+                file.unlink(missing_ok=True)
 
     async def status(self, container_id: str) -> str:
         """ "created", "running", "stopped" or "" for unknown."""
@@ -126,7 +152,9 @@ class OciRuntime:
     async def run_detached(self, container_id: str, bundle: Path, pid_file: Path) -> int:
         """Create and start a container without a monitor; returns the pid of its process."""
         await self._run(
-            "run", "--detach", "--bundle", str(bundle), "--pid-file", str(pid_file), container_id
+            *("run", "--detach", "--bundle", str(bundle), "--pid-file", str(pid_file)),
+            container_id,
+            limit_s=self.create_timeout_s or _LIMIT_S,
         )
         return int(pid_file.read_text())
 
@@ -149,11 +177,31 @@ class OciRuntime:
             raise AgentError(f"{self.name} checkpoint: {last_line(ended.errors)}")
 
     @property
-    def detaches_exec(self) -> bool:
-        """Whether its exec has to detach; otherwise it takes no console socket and lasts until
-        every holder of the command's streams has closed them.
+    def has_own_kernel(self) -> bool:
+        """Whether processes of a container are none of the node's, so that only the program
+        reaches them; its init is the program itself, which passes signals on to the first one.
         """
-        return self.type == "runc"
+        return self.type == "runsc"
+
+    def detaches_exec(self, *, terminal: bool) -> bool:
+        """Whether its exec has to detach; otherwise it takes no console socket and, that of runc,
+        lasts until every holder of the command's streams has closed them.
+        """
+        return self.type == "runc" or (self.type == "runsc" and terminal)
+
+    async def kill_inner(self, container_id: str, pid_file: Path) -> None:
+        """Kill the command whose pid in the container's own kernel is in `pid_file`, and remove the
+        file; fine when it has ended.
+        """
+        try:
+            pid = int(pid_file.read_text())
+        except (FileNotFoundError, ValueError):
+            return  # it was not started
+        try:
+            await self._run("kill", f"--pid={pid}", container_id, "KILL")
+        except AgentError as exc:
+            log.info("inner_exec_not_killed", container_id=container_id, error=str(exc))
+        pid_file.unlink(missing_ok=True)
 
     def exec_argv(
         self,
@@ -166,25 +214,29 @@ class OciRuntime:
     ) -> list[str | Path]:
         """The command that runs the OCI process object of the file `process` in a container: in
         the cgroup of that name below init's unless it is "", detached with its pid in `pid_file`,
-        with a terminal whose master goes to the socket `console`.
+        with a terminal whose master goes to the socket `console`. Its pid in a kernel of the
+        container's own is written beside `process`, with the ending INNER_PID.
         """
-        argv: list[str | Path] = [self.program.executable(), f"--root={self.root}", "exec"]
+        argv: list[str | Path] = [self.program.executable(), *self.given]
+        argv += [f"--root={self.root}", "exec"]
         if cgroup:
             argv += ["--cgroup", cgroup]
         if pid_file is not None:
             argv += ["--detach", "--pid-file", pid_file]
+        if self.has_own_kernel:
+            argv += ["--internal-pid-file", process.with_suffix(INNER_PID)]
         if console is not None:
-            argv += ["--tty", "--console-socket", console]
+            argv += [*([] if self.has_own_kernel else ["--tty"]), "--console-socket", console]
         return [*argv, "--process", process, container_id]
 
-    async def _run(self, *arguments: str, stdin: str = "") -> str:
+    async def _run(self, *arguments: str, stdin: str = "", limit_s: float = _LIMIT_S) -> str:
         """Output of a subcommand. Raises AgentError, TimedOutError."""
         argv: list[str | Path] = [self.program.executable(), *self.arguments, *arguments]
         try:
-            ended = await run(argv, stdin=stdin.encode(), limit_s=_LIMIT_S)
+            ended = await run(argv, stdin=stdin.encode(), limit_s=limit_s)
         except TimeoutError:
             raise TimedOutError(
-                f"{self.name} {arguments[0]} {arguments[-1]} took over {_LIMIT_S} s"
+                f"{self.name} {arguments[0]} {arguments[-1]} took over {limit_s} s"
             ) from None
         if ended.status:
             number = -ended.status

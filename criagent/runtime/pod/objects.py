@@ -33,7 +33,7 @@ class SandboxObjects:
     def backend(self, spec: SandboxSpec) -> str:
         """The network that a new sandbox gets; "" for the node's own."""
         host = spec.security.namespaces.network is NamespaceMode.NODE
-        return "" if host else self._networks.default.backend
+        return "" if host else self._networks.backend(spec.runtime_handler)
 
     async def make_namespaces(self, sandbox: Sandbox) -> None:
         """Raises what `PodNamespaces.create` raises."""

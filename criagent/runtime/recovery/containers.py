@@ -13,6 +13,7 @@ from criagent.base.aio import finish, supervised
 from criagent.kernel import process
 from criagent.model.common import ProcessRef
 from criagent.model.container import Container
+from criagent.runtime.checkpoint.restored import interrupted_restore
 from criagent.runtime.container.ending import ContainerEnding
 from criagent.runtime.container.erasure import ContainerErasure, left_for_removal
 from criagent.runtime.container.exits import ExitWatcher
@@ -62,7 +63,7 @@ class ContainerRecovery:
         if container.cgroup and not belongs_to(container.cgroup, container.id):
             container = await self._without_cgroup(container)
         if not container.visible:
-            await self._undo(container)
+            await self.undo(container)
         elif not container.finished_at_ns:
             await self._adopt(container)
 
@@ -73,7 +74,8 @@ class ContainerRecovery:
         log.warning("foreign_cgroup_dropped", container_id=container.id, cgroup=container.cgroup)
         return await self._transitions.apply(container.id, cgroup="") or container
 
-    async def _undo(self, container: Container) -> None:
+    async def undo(self, container: Container) -> None:
+        """Undo a creation that a crash cut short."""
         monitor = self._monitors.get(container.id)
         if monitor is not None:  # its death ends a runtime that is still creating
             process.send_signal(monitor, signal.SIGKILL)
@@ -87,12 +89,28 @@ class ContainerRecovery:
         log.info("creation_rolled_back", container_id=container.id)
 
     async def _adopt(self, container: Container) -> None:
+        if (
+            container.restored
+            and not container.started_at_ns
+            and container.boot_id == self._boot_id
+        ):
+            begun = await interrupted_restore(
+                container,
+                self._monitors.get(container.id),
+                self._runtimes.get(container.handler),
+                self._paths,
+            )
+            if begun is None:
+                return
+            begun["started_at_ns"] = self._clock.now_ns()
+            container = await self._transitions.apply(container.id, **begun) or container
         if container.boot_id != self._boot_id or not process.alive(container.monitor):
             await self._exits.exited(container)
             return
         try:
             container = await self._started(container)
-            await end_leftovers(self._paths, container)
+            runtime = self._runtimes.get(container.handler)
+            await end_leftovers(self._paths, container, runtime)
         finally:  # whatever failed or took too long: the exit is noticed, and the stop continues
             self._exits.adopt(container)
             if container.stop_deadline_boot_ns:

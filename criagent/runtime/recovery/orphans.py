@@ -11,6 +11,7 @@ import structlog
 from criagent.base.aio import run_in
 from criagent.image.snapshots.by_handler import SnapshotsByHandler
 from criagent.kernel import mount
+from criagent.kernel.trees import remove_tree
 from criagent.model.common import ID_PATTERN
 from criagent.runtime.checkpoint.leftovers import CheckpointLeftovers
 from criagent.runtime.node.paths import RuntimePaths
@@ -66,7 +67,13 @@ class Orphans:
                 await part.remove(snapshot.key)
 
     def _directories(self) -> None:
-        """Remove directories of the run directory that have no row."""
+        """Remove directories of the run directory that have no row, and what was unpacked for
+        containers that are no longer to be restored.
+        """
+        for entry in self._paths.restores.iterdir():
+            container = self._containers.get(entry.name)
+            if container is None or container.started_at_ns or container.finished_at_ns:
+                remove_tree(entry)
         for directory, known in (
             (self._paths.run_dir / "sandboxes", self._sandboxes.get),
             (self._paths.run_dir / "containers", self._containers.get),

@@ -18,7 +18,7 @@ from typing import TypeVar
 import structlog
 
 from criagent.model.container import Container
-from criagent.model.sandbox import Sandbox
+from criagent.model.sandbox import Sandbox, SandboxId
 from criagent.net.pod_network import Networks
 from criagent.runtime.node.clock import Clock
 from criagent.runtime.recovery.containers import ContainerRecovery
@@ -69,7 +69,7 @@ class Recovery:
         await self._unknown.end()
         unfinished = [sandbox for sandbox in self._sandboxes.all() if not sandbox.visible]
         recovery = self._sandbox_recovery
-        await _each("container", self._containers.all(), self._container_recovery.recover)
+        await self._recover_containers({sandbox.id for sandbox in unfinished})
         await _each("sandbox", unfinished, recovery.undo)  # one that cannot be undone is listed
         visible = [sandbox for sandbox in self._sandboxes.all() if sandbox.visible]
         await _each("sandbox", visible, recovery.recover)
@@ -81,6 +81,17 @@ class Recovery:
             sandboxes=len(self._sandboxes.all()),
             containers=len(self._containers.all()),
         )
+
+    async def _recover_containers(self, unfinished: set[SandboxId]) -> None:
+        """Those of sandboxes whose run a crash cut short go with them (RestorePod)."""
+
+        async def recover(container: Container) -> None:
+            if container.sandbox_id in unfinished:
+                await self._container_recovery.undo(container)
+            else:
+                await self._container_recovery.recover(container)
+
+        await _each("container", self._containers.all(), recover)
 
     def _raise_clock(self) -> None:
         times = [sandbox.created_at_ns for sandbox in self._sandboxes.all()]

@@ -2,8 +2,8 @@
 """The OCI runtime specification of a container: a pure function of facts, well under 1 ms.
 
 The structure follows containerd's CRI plug-in, so that workloads find the same environment. Nothing
-that an image or a pod can write freely (labels, annotations) is included: runtimes and systemd act
-on annotation keys (CVE-2024-3154, CVE-2023-6476).
+that an image or a pod can write freely (labels, annotations) is included, unless the handler lists
+it: runtimes and systemd act on annotation keys (CVE-2024-3154, CVE-2023-6476).
 """
 
 from __future__ import annotations
@@ -65,6 +65,10 @@ def build_spec(inputs: SpecInputs) -> OciObject:
         "mounts": oci_mounts(inputs),
         "linux": _linux(inputs),
     }
+    if inputs.own_kernel:
+        made["hostname"] = inputs.hostname  # the pod's UTS namespace is one of the node's kernel
+    if inputs.annotations:
+        made["annotations"] = dict(inputs.annotations)
     return apply_cdi(made, inputs.cdi)
 
 

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
 
@@ -118,3 +119,5 @@ class SpecInputs:
     all_devices: bool = False  # every device may be opened
     cdi: CdiEdits = CdiEdits()
     selinux: SelinuxLabels | None = None
+    own_kernel: bool = False  # the OCI runtime gives it one, which has no namespaces of the node
+    annotations: Mapping[str, str] = dataclasses.field(default_factory=dict)  # for the OCI runtime

@@ -8,14 +8,21 @@ is pushed before its step (docs/architecture.md).
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Awaitable, Callable
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import structlog
 
 from criagent.base import faults
 from criagent.base.aio import Owner, Rollback, both
-from criagent.base.errors import AlreadyExistsError, NameReservedError, WrongStateError
+from criagent.base.errors import (
+    AlreadyExistsError,
+    InvalidRequestError,
+    NameReservedError,
+    WrongStateError,
+)
 from criagent.image.images import Images
 from criagent.kernel import process
 from criagent.model.container import Container, ContainerId, ContainerSpec, ImageVolume
@@ -88,6 +95,7 @@ class NewContainers:
         validate_container_spec(spec, sandbox)
         for name in (spec.image_handler, *(m.image.handler for m in spec.mounts if m.image)):
             self._handlers.check_image(name)
+        handler.require_namespaces(spec.security.namespaces.pid, spec.security.namespaces.ipc)
         for mount in spec.mounts:
             if mount.recursive_read_only:
                 handler.require_recursive_read_only(mount.container_path)
@@ -104,13 +112,19 @@ class NewContainers:
 
     def request(self, sandbox: Sandbox, spec: ContainerSpec, handler: str) -> _Request:
         """Raises NotFoundError if the image, or the image of a volume, is not on the node, and
-        InvalidRequestError for an annotation that is no limit."""
+        InvalidRequestError for an artifact as the image and an annotation that is not a limit."""
+        image = self._images.resolve(spec.image, handler)
+        if image.artifact:
+            raise InvalidRequestError(
+                f'image "{spec.user_specified_image or spec.image}" is an OCI artifact '
+                f"({image.artifact}), not a container image; mount it as an image volume"
+            )
         return _Request(
             sandbox=sandbox,
             spec=spec,
             handler=handler,
-            image=self._images.resolve(spec.image),
-            volumes=self._volumes.find(spec),
+            image=image,
+            volumes=self._volumes.find(spec, handler),
             limit_bytes=self._layer_limits.of(sandbox.spec, spec),
         )
 
@@ -128,7 +142,7 @@ class NewContainers:
             boot_id=identity.boot_id,
             handler=request.handler,
             image_id=image.id,
-            image_ref=image.repo_digests[0] if image.repo_digests else image.id,
+            image_ref=(*image.all_digests, image.id)[0],
             image_volumes=request.volumes,
             log_path=log_path,
             image_name=self._images.shown_name(image, spec.user_specified_image or spec.image),
@@ -194,16 +208,22 @@ class ContainerCreator:
     async def _create(self, request: _Request, owner: Owner[ContainerName, Container]) -> Container:
         container = self._new.container(request)
         structlog.contextvars.bind_contextvars(container_id=container.id)
+        container = await self._undoable(container, partial(self._build, container, request, owner))
+        log.info("container_created", container_id=container.id, sandbox_id=container.sandbox_id)
+        return container
+
+    async def _undoable(
+        self, container: Container, build: Callable[[Rollback], Awaitable[Container]]
+    ) -> Container:
         undo = Rollback("container-create", step_budget_s=_UNDO_BUDGET_S)
         try:
             async with undo:
-                container = await self._build(container, request, owner, undo)
+                built = await build(undo)
                 undo.commit()
         finally:
             if not undo.clean:
-                await self._list_for_removal(container)
-        log.info("container_created", container_id=container.id, sandbox_id=container.sandbox_id)
-        return container
+                await self.list_for_removal(container.id)
+        return built
 
     async def _build(
         self,
@@ -212,6 +232,39 @@ class ContainerCreator:
         owner: Owner[ContainerName, Container],
         undo: Rollback,
     ) -> Container:
+        container = await self._lay_out(container, request, owner, undo)
+        owner.stage = "conmon and the OCI runtime"
+        undo.push("runtime", partial(self._launcher.delete, container))
+        container, monitor = await self._launcher.create(container, request.sandbox)
+        container = dataclasses.replace(container, ready_at_ns=self._new.now_ns())
+        await self._store.update(container)
+        self._launcher.watch(container, monitor)
+        faults.reach("container-create:ready")
+        if self._plugins.active:
+            await self._plugins.container_created(container)
+        return container
+
+    async def prepare(
+        self, sandbox: Sandbox, spec: ContainerSpec, owner: Owner[Any, Any]
+    ) -> Container:
+        """Everything of a container but its processes, which StartContainer is to restore; for a
+        sandbox that is not ready yet. `finish` is the last step. Raises as `create`.
+        """
+        request = self._new.request(sandbox, spec, self._new.check(sandbox, spec))
+        container = dataclasses.replace(self._new.container(request), restored=True)
+        return await self._undoable(container, partial(self._lay_out, container, request, owner))
+
+    async def finish(self, container: Container) -> None:
+        """The container that `prepare` has made is CREATED."""
+        container = dataclasses.replace(container, ready_at_ns=self._new.now_ns())
+        await self._store.update(container)
+        if self._plugins.active:
+            await self._plugins.container_created(container)
+
+    async def _lay_out(
+        self, container: Container, request: _Request, owner: Owner[Any, Any], undo: Rollback
+    ) -> Container:
+        """Row, writable layer and bundle."""
         sandbox, image = request.sandbox, request.image
         owner.stage = "unpacking the image"
         await self._new.unpack(request)
@@ -230,28 +283,19 @@ class ContainerCreator:
         )
         if container.cgroup != requested.cgroup:  # an NRI plugin has moved it
             await self._store.update(container)
-        owner.stage = "conmon and the OCI runtime"
-        undo.push("runtime", partial(self._launcher.delete, container))
-        container, monitor = await self._launcher.create(container, sandbox)
-        container = dataclasses.replace(container, ready_at_ns=self._new.now_ns())
-        await self._store.update(container)
-        self._launcher.watch(container, monitor)
-        faults.reach("container-create:ready")
-        if self._plugins.active:
-            await self._plugins.container_created(container)
         return container
 
     async def _remove_files(self, container: Container) -> None:
         now = self._store.get(container.id) or container  # an NRI plugin may have moved it
         await self._files.remove(container.id, now.cgroup)
 
-    async def _list_for_removal(self, container: Container) -> None:
+    async def list_for_removal(self, container_id: str) -> None:
         """List a container whose undo failed."""
-        left = self._store.get(container.id)
+        left = self._store.get(container_id)
         if left is not None:
             fields = left_for_removal(self._new.now_ns())
             await self._store.update(dataclasses.replace(left, **fields))
-            log.warning("container_left_for_removal", container_id=container.id)
+            log.warning("container_left_for_removal", container_id=container_id)
 
 
 def _same(existing: Container, spec: ContainerSpec) -> Container:

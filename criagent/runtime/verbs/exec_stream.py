@@ -111,6 +111,8 @@ class ExecStreamer:
     def _input(self, container: Container, pipes: Pipes) -> Pipe:
         """A pipe to standard input that is the container's user's, who may reopen /dev/stdin."""
         stdin = pipes.input(Pipe)
+        if self.planner.runtimes[container.handler].has_own_kernel:
+            return stdin  # no file of the node is reopened there
         if container.user is not None and container.init is not None:
             owner = node_ids(container.init.pid, container.user.uid, container.user.gid)
             os.fchown(pipes.stdin, *owner)

@@ -10,7 +10,7 @@ nothing, and a repeat with equal configuration joins the task or gets its finish
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from functools import partial
 
 import structlog
@@ -70,6 +70,20 @@ class NewSandboxes:
         return dataclasses.replace(sandbox, ready_at_ns=self.identities.now_ns())
 
 
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class Contents:
+    """Containers that a sandbox has from its first moment (RestorePod).
+
+    `make` is called before the sandbox is ready, and pushes undos; `lost` is called when one of
+    them fails. `request` is what was asked for besides the sandbox's configuration.
+    """
+
+    request: object
+    make: Callable[[Sandbox, Owner[SandboxMetadata, Sandbox], Rollback], Awaitable[None]]
+    lost: Callable[[SandboxId], Awaitable[None]]
+    limit_s: float
+
+
 class SandboxRunner:
     """The RunPodSandbox verb."""
 
@@ -94,7 +108,7 @@ class SandboxRunner:
         self._new = new
         self._plugins = plugins
 
-    async def run(self, spec: SandboxSpec) -> Sandbox:
+    async def run(self, spec: SandboxSpec, contents: Contents | None = None) -> Sandbox:
         """Return the READY sandbox of `spec`, which is created unless it exists or is being
         created.
 
@@ -107,14 +121,18 @@ class SandboxRunner:
         validate_sandbox_spec(spec)
         if spec.security.namespaces.pod_userns is not None:
             handler.require_user_namespaces()
+        handler.require_namespaces(spec.security.namespaces.pid, spec.security.namespaces.ipc)
         name = spec.metadata
+        request = (spec, None if contents is None else contents.request)
         owner = self._making.get(name)
         if owner is None:
             existing = self._store.by_key(name.key)
             if existing is not None and existing.visible:
                 return _same(existing, spec)
-            owner = self._making.start(name, spec, partial(self._run, spec, existing))
-        elif owner.fingerprint != spec:
+            work = partial(self._run, spec, existing, contents)
+            limit_s = None if contents is None else contents.limit_s
+            owner = self._making.start(name, request, work, limit_s)
+        elif owner.fingerprint != request:
             raise NameReservedError(
                 f'sandbox name "{owner.name}" is being made with another configuration '
                 f"(stage: {owner.stage})"
@@ -122,7 +140,11 @@ class SandboxRunner:
         return await self._making.join(owner)
 
     async def _run(
-        self, spec: SandboxSpec, remains: Sandbox | None, owner: Owner[SandboxMetadata, Sandbox]
+        self,
+        spec: SandboxSpec,
+        remains: Sandbox | None,
+        contents: Contents | None,
+        owner: Owner[SandboxMetadata, Sandbox],
     ) -> Sandbox:
         if remains is not None:  # an undo failed, and the disk refused to mark the sandbox
             owner.stage = "remains of a failed attempt"
@@ -132,17 +154,23 @@ class SandboxRunner:
         undo = Rollback("sandbox-run", step_budget_s=_UNDO_BUDGET_S)
         try:
             async with undo:
-                sandbox = await self._build(sandbox, owner, undo)
+                sandbox = await self._build(sandbox, contents, owner, undo)
                 undo.commit()
         except BaseException as error:
             if not undo.clean and await self._teardown.mark_lost(sandbox.id):
                 error.add_note(f"sandbox {sandbox.id} is listed as NOTREADY; remove it")
+                if contents is not None:
+                    await contents.lost(sandbox.id)
             raise
         log.info("sandbox_started", **sandbox.spec.metadata.facts, ips=sandbox.addresses)
         return sandbox
 
     async def _build(
-        self, sandbox: Sandbox, owner: Owner[SandboxMetadata, Sandbox], undo: Rollback
+        self,
+        sandbox: Sandbox,
+        contents: Contents | None,
+        owner: Owner[SandboxMetadata, Sandbox],
+        undo: Rollback,
     ) -> Sandbox:
         owner.stage = "state"
         undo.push("row", partial(self._store.delete, sandbox.id))
@@ -161,7 +189,8 @@ class SandboxRunner:
         owner.stage = "pod files"
         await self._objects.write_files(sandbox)
         faults.reach("sandbox-run:files")
-        if sandbox.spec.security.namespaces.pid is NamespaceMode.POD:
+        own_kernel = self._handlers.of_pod(sandbox.spec.runtime_handler).own_kernel
+        if sandbox.spec.security.namespaces.pid is NamespaceMode.POD and not own_kernel:
             owner.stage = "shared PID namespace"
             undo.push("holder", partial(self._objects.remove_holder, sandbox))
             sandbox = await self._objects.start_holder(sandbox)
@@ -171,6 +200,8 @@ class SandboxRunner:
             owner.stage = "NRI plugins"
             await self._plugins.sandbox_run(sandbox)
         faults.reach("sandbox-run:plugins")
+        if contents is not None:
+            await contents.make(sandbox, owner, undo)
         owner.stage = "commit"
         sandbox = self._new.ready(sandbox)
         await self._store.update(sandbox)

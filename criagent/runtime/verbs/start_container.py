@@ -12,6 +12,7 @@ from criagent.base import faults
 from criagent.base.aio import Owner
 from criagent.base.errors import AgentError, WrongStateError
 from criagent.model.container import Container, ContainerId, ContainerState
+from criagent.runtime.checkpoint.restored import RestoredContainers
 from criagent.runtime.container.keys import Starts
 from criagent.runtime.container.transitions import Transitions
 from criagent.runtime.node.clock import Clock
@@ -36,6 +37,7 @@ class ContainerStarter:
         transitions: Transitions,
         plugins: Plugins,
         clock: Clock,
+        restored: RestoredContainers,
     ) -> None:
         self._store = store
         self._sandboxes = sandboxes
@@ -44,6 +46,7 @@ class ContainerStarter:
         self._transitions = transitions
         self._plugins = plugins
         self._clock = clock
+        self._restored = restored
 
     async def start(self, container_id: str) -> None:
         """Run the container's process. Raises NotFoundError, WrongStateError for an exited one."""
@@ -65,6 +68,18 @@ class ContainerStarter:
         if self._plugins.active:
             owner.stage = "NRI plugins"
             await self._plugins.container_starting(container)
+        if container.restored:
+            owner.stage = "CRIU"
+            await self._restored.start(container)
+        else:
+            await self._run(container, owner)
+        faults.reach("container-start:row")
+        if self._plugins.active:
+            owner.stage = "NRI plugins"
+            await self._plugins.container_started(container.id)
+        log.info("container_started", container_id=container.id)
+
+    async def _run(self, container: Container, owner: Owner[ContainerId, None]) -> None:
         owner.stage = "OCI runtime"
         started_at_ns = self._clock.now_ns()
         runtime = self._runtimes[container.handler]
@@ -76,8 +91,3 @@ class ContainerStarter:
                 raise
         faults.reach("container-start:started")
         await self._transitions.apply(container.id, started_at_ns=started_at_ns)
-        faults.reach("container-start:row")
-        if self._plugins.active:
-            owner.stage = "NRI plugins"
-            await self._plugins.container_started(container.id)
-        log.info("container_started", container_id=container.id)

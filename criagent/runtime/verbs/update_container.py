@@ -71,6 +71,10 @@ class ResourceUpdater:
         container = self.store.resolve(container_id)
         if container.state is ContainerState.EXITED:
             raise WrongStateError(f"container {container.id} has exited; its limits cannot change")
+        if container.restored and not container.started_at_ns:
+            raise WrongStateError(
+                f"container {container.id} is not restored yet; its limits can change once it runs"
+            )
         return container
 
 

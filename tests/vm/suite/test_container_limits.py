@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-# vm: seconds=700
+# vm: limit=3600 seconds=700
 """Limits of writable layers on file systems with project quotas, which test nodes do not have."""
 
 from __future__ import annotations

@@ -3,38 +3,53 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import Executor
 from pathlib import Path
 
 from criagent.base.errors import UnsupportedError
-from criagent.config.storage_drivers import AUTO, DEFAULT, canonical
+from criagent.config.storage_drivers import AUTO, DEFAULT, KNOWN, canonical
 from criagent.config.storage_section import Storage
 from criagent.image.snapshots.driver import SnapshotDriver
-from criagent.image.snapshots.drivers.btrfs import BtrfsDriver
-from criagent.image.snapshots.drivers.devmapper.driver import DevmapperDriver
-from criagent.image.snapshots.drivers.erofs.driver import ErofsDriver
-from criagent.image.snapshots.drivers.fuse_overlayfs import FuseOverlayfsDriver
-from criagent.image.snapshots.drivers.native import NativeDriver
-from criagent.image.snapshots.drivers.overlay import OverlayDriver
-from criagent.image.snapshots.drivers.zfs import ZfsDriver
 
-DRIVERS: Mapping[str, Callable[[Path, Storage, Executor], SnapshotDriver]] = {
-    OverlayDriver.name: OverlayDriver,
-    NativeDriver.name: NativeDriver,
-    DevmapperDriver.name: DevmapperDriver,
-    ZfsDriver.name: ZfsDriver,
-    BtrfsDriver.name: BtrfsDriver,
-    ErofsDriver.name: ErofsDriver,
-    FuseOverlayfsDriver.name: FuseOverlayfsDriver,
-}
+Maker = Callable[[Path, Storage, Executor], SnapshotDriver]
 
 
-def made(name: str, root: Path, section: Storage, fs: Executor) -> SnapshotDriver:
-    """The driver `name`, which stores below `root`. Raises UnsupportedError for an unknown one."""
-    if name not in DRIVERS:
-        raise UnsupportedError(f'this version does not have the storage driver "{name}"')
-    return DRIVERS[name](root, section, fs)
+def driver(name: str) -> Maker:
+    """The class of the driver `name`, the only one that is imported: most nodes have one.
+
+    It is called with the directory of the snapshots. Raises UnsupportedError for an unknown one.
+    """
+    match name:
+        case "overlay":
+            from criagent.image.snapshots.drivers.overlay import OverlayDriver
+
+            return OverlayDriver
+        case "native":
+            from criagent.image.snapshots.drivers.native import NativeDriver
+
+            return NativeDriver
+        case "btrfs":
+            from criagent.image.snapshots.drivers.btrfs import BtrfsDriver
+
+            return BtrfsDriver
+        case "devmapper":
+            from criagent.image.snapshots.drivers.devmapper.driver import DevmapperDriver
+
+            return DevmapperDriver
+        case "zfs":
+            from criagent.image.snapshots.drivers.zfs import ZfsDriver
+
+            return ZfsDriver
+        case "erofs":
+            from criagent.image.snapshots.drivers.erofs.driver import ErofsDriver
+
+            return ErofsDriver
+        case "fuse-overlayfs":
+            from criagent.image.snapshots.drivers.fuse_overlayfs import FuseOverlayfsDriver
+
+            return FuseOverlayfsDriver
+    raise UnsupportedError(f'this version does not have the storage driver "{name}"')
 
 
 def chosen(configured: str, remembered: str, root: Path, found: Sequence[str] = ()) -> str:
@@ -60,7 +75,7 @@ def chosen(configured: str, remembered: str, root: Path, found: Sequence[str] = 
             f'{root}; set storage.driver = "{remembered}", set another storage.root, or run '
             f"`criagent storage migrate --to {wanted}`"
         )
-    if wanted not in DRIVERS:
+    if wanted not in KNOWN:
         raise UnsupportedError(
             f'the storage driver "{wanted}" made the layers in {root}, and this version does not '
             "have it; start the version that made them, or set another storage.root"

@@ -56,7 +56,11 @@ class ErofsDriver(LimitedDirectoryDriver):
 
     name: Final = "erofs"
     capabilities = Capabilities(
-        settles=True, selinux_labels=True, shared_page_cache=True, separate_containers=True
+        settles=True,
+        selinux_labels=True,
+        shared_page_cache=True,
+        separate_containers=True,
+        upper_directories=True,
     )
 
     def __init__(self, root: Path, section: Storage, fs: Executor) -> None:
