@@ -208,6 +208,16 @@ def test_requests_that_do_not_fit_are_refused(
     refused(lambda: restore(pods, old.request(output), None), BAD, "deadline")
 
 
+def test_a_pod_of_crun_is_not_restored(pods: Pods, tmp_path: Path) -> None:
+    old = CheckpointedPod(pods, "crun")
+    goes_on(pods, old.add())
+    old.checkpoint(tmp_path / "output")
+    old.remove()
+    request = old.request(tmp_path / "output")
+    refused(lambda: restore(pods, request), UNSUPPORTED, "a handler of the type runc")
+    assert not pods.cri.pods()
+
+
 def test_without_criu_the_package_is_named(pods: Pods, saved: tuple[CheckpointedPod, Path]) -> None:
     old, output = saved
     program = Path(shutil.which("criu") or "")

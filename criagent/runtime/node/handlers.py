@@ -32,6 +32,7 @@ class HandlerFacts:
 
     name: str
     path: Path
+    type: str = ""  # of the configuration
     version: str = ""
     recursive_read_only: bool = False
     net_devices: bool = False
@@ -82,6 +83,17 @@ class HandlerFacts:
             raise UnsupportedError(
                 f'runtime handler "{self.name}" cannot checkpoint containers on this node: '
                 f"{self.checkpoint_problem}"
+            )
+
+    def require_restores(self) -> None:
+        """Raises UnsupportedError when checkpoints cannot be restored. crun 1.21 makes the cgroup
+        of a container after CRIU, which wants it before: "failed preparing cgns".
+        """
+        self.require_checkpoints()
+        if self.type != "runc":
+            raise UnsupportedError(
+                f'runtime handler "{self.name}" of the type {self.type} cannot restore pods; '
+                "checkpoint and restore them with a handler of the type runc"
             )
 
     def require_recursive_read_only(self, container_path: str) -> None:
@@ -198,7 +210,7 @@ def no_longer_configured(name: str) -> WrongStateError:
 
 async def probe(name: str, path: Path, kind: str, *, limit_s: float = _LIMIT_S) -> HandlerFacts:
     """Version and features of the program at `path`; never fails, but reports a problem."""
-    facts = HandlerFacts(name=name, path=path)
+    facts = HandlerFacts(name=name, path=path, type=kind)
     try:
         version = await _answer(path, "--version", limit_s)
     except OSError as exc:

@@ -101,11 +101,11 @@ class PodRestorer:
         CreateContainer.
         """
         handler = self._handlers.resolve(spec.runtime_handler)
-        handler.require_checkpoints()
         if not containers:
             raise InvalidRequestError("container_configs is empty")
         source = await self._reader.read(checkpoint_path)
         pairs = paired(source.manifest, handler.name, spec, containers)
+        handler.require_restores()
         contents = Contents(
             request=(checkpoint_path, tuple(containers)),
             make=partial(self._make, _Restoration(source, pairs)),
