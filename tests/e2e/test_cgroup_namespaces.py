@@ -109,7 +109,7 @@ def test_status_says_so(pods: Pods) -> None:
     status = pods.cri.runtime.Status(api.StatusRequest())
     assert status.features.cgroup_mount_mode
     assert status.features.user_namespaces_host_network
-    assert not status.features.seccomp_profile_oci
+    assert status.features.seccomp_profile_oci
     assert all(h.features.cgroup_namespaces for h in status.runtime_handlers)
 
 

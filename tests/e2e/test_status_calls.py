@@ -37,16 +37,15 @@ exec /usr/bin/crun "$@"
 
 
 @pytest.mark.parametrize(
-    ("version", "part"),
+    ("version", "kind", "part"),
     [
-        ("crun version 1.28", ""),
-        ("crun version 1.27.1", "crun 1.27.1 has known security problems"),
-        ("runsc version 0.0~20240729", ""),
-        ("youki version: 0.5.3", ""),
+        ("crun version 1.28", "crun", ""),
+        ("crun version 1.27.1", "crun", "crun 1.27.1 has known security problems"),
+        ("youki version: 0.5.3", "runc", ""),
     ],
 )
 def test_handlers_below_their_security_floor_are_told_in_status_and_log(
-    cri: Cri, reconfigured: None, tmp_path: Path, version: str, part: str
+    cri: Cri, reconfigured: None, tmp_path: Path, version: str, kind: str, part: str
 ) -> None:
     program = tmp_path / "program"
     program.write_text(_SAYS.format(version=version))
@@ -54,7 +53,9 @@ def test_handlers_below_their_security_floor_are_told_in_status_and_log(
     agent.stop()
     log = Path("/var/log/criagent.log")
     before = log.stat().st_size
-    other = agent.start(f'[runtime.handlers]\nrunc = false\ncrun.path = "{program}"\n')
+    other = agent.start(
+        f'[runtime.handlers]\nrunc = false\ncrun.path = "{program}"\ncrun.type = "{kind}"\n'
+    )
     answer = other.runtime.Status(api.StatusRequest())
     conditions = {one.type: one for one in answer.status.conditions}
     assert conditions["RuntimeReady"].status
