@@ -38,9 +38,10 @@ _WITHOUT_GRACE = {"container-stop:killed"}
 def points() -> list[str]:
     """Every point that the source names, but those of storage drivers (`tests/storage`), of their
     change (`tests/e2e/test_storage_migrate.py`), of handlers with drivers of their own
-    (`tests/e2e/test_handler_storage.py`) and of quotas, which the node's kernel lacks.
+    (`tests/e2e/test_handler_storage.py`), of the command reset (`tests/e2e/test_reset.py`) and of
+    quotas, which the node's kernel lacks.
     """
-    elsewhere = ("storage-migrate", "unpack-image", "container-limit")
+    elsewhere = ("storage-migrate", "unpack-image", "reset", "container-limit")
     source = Path(__file__).parents[2] / "criagent"
     found = {p for f in source.rglob("*.py") for p in _REACH.findall(f.read_text())}
     return sorted(p for p in found if p.partition(":")[0] not in (*KNOWN, *elsewhere))
