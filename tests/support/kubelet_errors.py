@@ -16,6 +16,7 @@ _EXPLAINED = {
     r"broadcaster already stopped": "the same",
     r"no imagefs label for configured runtime": "it asks for a label of CRI-O's (troubleshooting)",
     r"invalid capacity 0 on image filesystem": "before its cAdvisor's first look (troubleshooting)",
+    r"failed to get rootFs info: unable to find data in memory cache": "the same",
     r"Image garbage collection failed.*Insufficient free disk space": "a threshold that none meets",
     r"PLEG is not healthy: pleg has yet to be successful": "it has only just started",
     r"container runtime status check may not have completed yet": "the same",
