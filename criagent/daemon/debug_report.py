@@ -84,6 +84,7 @@ class DebugReport:
             "counting": executors.counting,
             "checkpoints": executors.checkpoints,
         }
+        # executors have no public length of their queue
         waiting = {name: pool._work_queue.qsize() for name, pool in pools.items()}  # noqa: SLF001
         return {**waiting, "db": self._shared.stores.db.waiting}
 

@@ -212,7 +212,7 @@ def test_a_pod_and_a_container_need_a_pulled_profile(
 
 
 def _base(kind: int, path: str = "") -> api.SecurityProfileBase:
-    return api.SecurityProfileBase(type=kind, localhost_ref=path)  # type: ignore[arg-type]
+    return api.SecurityProfileBase(type=kind, localhost_ref=path)  # type: ignore[arg-type] # a number
 
 
 @pytest.mark.parametrize(
