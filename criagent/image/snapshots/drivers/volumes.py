@@ -21,6 +21,7 @@ import structlog
 
 from criagent.base.aio import KeyedLocks, finish, run_in
 from criagent.base.errors import AgentError, ExhaustedError
+from criagent.image.blobs import disk_full
 from criagent.image.snapshots.driver import Counted, LayerPlace, MountPoint
 from criagent.image.snapshots.drivers.bind_mount import bind_mapped
 from criagent.image.snapshots.drivers.directories import DirectoryDriver, let_through
@@ -114,12 +115,18 @@ class VolumeDriver(DirectoryDriver, abc.ABC):
         return Counted(tops=[top for top in tops if top.exists()], changed_after_ns=made)
 
     async def problem(self, layer: Snapshot) -> str:
-        """Mount the layer read-only and compare its files with its row."""
+        """Mount the layer read-only and compare its files with its row.
+
+        Raises ExhaustedError when the store has no room for that, which says nothing of the layer.
+        """
         if not self._path(layer.number).exists():
             return "the layer's directory is missing"
         try:
-            async with self._attached(layer.number):
-                return await super().problem(layer)
+            with disk_full(self._path(layer.number)):
+                async with self._attached(layer.number):
+                    return await super().problem(layer)
+        except ExhaustedError:
+            raise
         except (OSError, AgentError) as exc:
             return f"the layer cannot be mounted: {exc}"
 
