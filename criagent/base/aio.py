@@ -13,9 +13,9 @@ import asyncio
 import contextvars
 import functools
 from collections import Counter
-from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Hashable
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Hashable, Iterator
 from concurrent.futures import Executor
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, contextmanager
 from contextvars import Context, ContextVar
 from types import TracebackType
 from typing import Any, Generic, TypeVar
@@ -23,7 +23,7 @@ from weakref import WeakSet
 
 import structlog
 
-from criagent.base import faults, os_errors
+from criagent.base import faults, memory, os_errors
 from criagent.base.errors import AgentError, TimedOutError
 
 K = TypeVar("K", bound=Hashable)
@@ -48,18 +48,53 @@ log: structlog.stdlib.BoundLogger = structlog.get_logger(__name__)
 
 async def finish(coro: Coroutine[object, object, T]) -> T:
     """Await `coro` to its end; a cancellation that arrives meanwhile is re-raised afterwards."""
-    task = asyncio.create_task(coro)
+    return await finished(asyncio.create_task(coro))
+
+
+async def finished(future: asyncio.Future[T]) -> T:
+    """As `finish`, for work that is in progress already."""
+    loop = asyncio.get_running_loop()
     cancelled: asyncio.CancelledError | None = None
-    while not task.done():
+    while not future.done():
+        waiter = loop.create_future()
+        future.add_done_callback(functools.partial(_wake, waiter))
         try:
-            await asyncio.wait({task})
+            await waiter
         except asyncio.CancelledError as exc:
             cancelled = exc
     if cancelled is None:
-        return task.result()
-    if not task.cancelled() and (failure := task.exception()):
+        return future.result()
+    if not future.cancelled() and (failure := future.exception()):
         cancelled.add_note(f"while finishing: {failure!r}")
     raise cancelled
+
+
+class Outcome(asyncio.Future[T]):
+    """What work in another thread gives, which cannot be stopped.
+
+    A cancellation of the task that awaits it is delayed until then. That takes neither another
+    task nor another future: the start of a pod waits so a dozen times.
+    """
+
+    def cancel(self, msg: object = None) -> bool:
+        """Nothing is cancelled."""
+        del msg
+        return False
+
+    async def whole(self) -> T:
+        """Await it; a cancellation that arrived meanwhile is raised then."""
+        try:
+            return await self
+        except asyncio.CancelledError as cancelled:
+            failure = self.exception() if self.done() else None
+            if failure is not None and failure is not cancelled:
+                cancelled.add_note(f"while finishing: {failure!r}")
+            raise
+
+
+def _wake(waiter: asyncio.Future[None], _: object) -> None:
+    if not waiter.done():
+        waiter.set_result(None)
 
 
 async def both(
@@ -80,12 +115,23 @@ async def run_in(executor: Executor, call: Callable[..., T], *args: object) -> T
     A cancellation is delayed until the call has returned: a thread cannot be stopped.
     """
     context = contextvars.copy_context()
-    loop = asyncio.get_running_loop()
+    outcome: Outcome[T] = Outcome(loop=asyncio.get_running_loop())
+    executor.submit(_fulfil, outcome, functools.partial(context.run, call, *args))
+    return await outcome.whole()
 
-    async def wait() -> T:
-        return await loop.run_in_executor(executor, functools.partial(context.run, call, *args))
 
-    return await finish(wait())
+def _fulfil(outcome: Outcome[T], work: Callable[[], T]) -> None:
+    """Run `work` in this thread; the loop gets its result."""
+    tell = outcome.get_loop().call_soon_threadsafe
+    try:
+        try:
+            result = work()
+        except BaseException as exc:  # noqa: BLE001 - raised again by who awaits it
+            tell(outcome.set_exception, exc)
+        else:
+            tell(outcome.set_result, result)
+    except MemoryError as exc:  # who awaits it would never be told
+        memory.end_without(exc, "the answer of a thread")
 
 
 def detached(work: Coroutine[object, object, T], *, name: str, **facts: object) -> asyncio.Task[T]:
@@ -172,6 +218,7 @@ async def settle(*tasks: asyncio.Task[Any]) -> None:
 def _supervised_ended(task: asyncio.Task[Any]) -> None:
     _supervised.discard(task)
     if not task.cancelled() and (failure := task.exception()) is not None:
+        memory.end_without(failure, task.get_name())
         FAILURES["background"] += 1
         log.error("background_failed", task=task.get_name(), exc_info=failure)
 
@@ -269,6 +316,24 @@ class KeyedLocks:
             self._users[key] -= 1
             if not self._users[key]:
                 del self._users[key], self._locks[key]
+
+
+@contextmanager
+def staged(work: str, stage: str) -> Iterator[None]:
+    """A block that is one stage of the call in whose context it runs: a span of an exported trace.
+
+    `work` says of what, for stages that run side by side.
+    """
+    observe = STAGES.get()
+    if observe is None:
+        yield
+        return
+    hear = observe(work)
+    hear(stage)
+    try:
+        yield
+    finally:
+        hear("")
 
 
 class Owner(Generic[K, T]):

@@ -94,3 +94,7 @@ class SignatureRejectedError(AgentError):
 
 class RegistryUnreachableError(RegistryError):
     """A host could not be connected to: UNKNOWN, as RegistryError."""
+
+
+class RegistrySilentError(RegistryUnreachableError):
+    """A host took the request and has not answered in time: UNKNOWN, as RegistryError."""

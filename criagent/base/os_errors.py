@@ -109,6 +109,11 @@ _OF_THE_NODE = frozenset(
 )
 
 
+def of_the_agent(error: OSError) -> bool:
+    """Whether the agent lacks what any file takes: such an error says nothing about the file."""
+    return error.errno in {errno.EMFILE, errno.ENFILE, errno.ENOMEM}
+
+
 def blamed(error: errors.AgentError) -> errors.AgentError:
     """`error`, or one of another class when its cause is an error that only the node can explain.
 

@@ -29,6 +29,8 @@ from criagent.kernel.process import become_subreaper, open_pidfd
 from criagent.model.common import ProcessRef
 from criagent.process.pipe_ends import up_to
 
+_GROUP_LIMIT_S, _GROUP_LOOK_S = 5.0, 0.001
+
 
 class Child:
     """A child process, started by `process` or adopted. Several tasks may await `wait`."""
@@ -75,6 +77,19 @@ class Child:
             else:
                 self.kill()
             await finish(self.wait())
+
+    async def end_group(self) -> None:
+        """Kill it unless it has ended, with its process group, of which it must be the leader, and
+        return when all of it is gone. What the kernel does not let go within five seconds is left.
+        """
+        if not self.running:
+            return
+        await self.end(group=True)
+        with contextlib.suppress(ProcessLookupError, TimeoutError):
+            async with asyncio.timeout(_GROUP_LIMIT_S):
+                while True:  # a process group has no descriptor that tells of its end
+                    os.killpg(self.pid, 0)
+                    await asyncio.sleep(_GROUP_LOOK_S)
 
     def reap(self) -> None:
         """Take the exit status of a process that has ended."""

@@ -5,6 +5,8 @@ from __future__ import annotations
 
 import contextlib
 import os
+import threading
+from concurrent.futures import ThreadPoolExecutor, wait
 from pathlib import Path
 
 _NICE = -10  # a latency of a millisecond or two beside many busy processes of nice 0
@@ -24,6 +26,18 @@ def raise_new_thread() -> None:
     """The same for a new thread, where it is allowed: the initializer of executors."""
     with contextlib.suppress(PermissionError):
         raise_thread()
+
+
+def pool(threads: int, name: str) -> ThreadPoolExecutor:
+    """An executor whose threads have that priority, and all run from now on.
+
+    One that is started later, without memory, may never take its first step, and the executor would
+    wait for it for ever (CPython issue 140746).
+    """
+    started = threading.Barrier(threads)
+    executor = ThreadPoolExecutor(threads, name, initializer=raise_new_thread)
+    wait([executor.submit(started.wait) for _ in range(threads)])
+    return executor
 
 
 def raise_all_threads() -> None:

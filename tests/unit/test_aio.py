@@ -20,6 +20,7 @@ from criagent.base.aio import (
     Rollback,
     detached,
     finish,
+    finished,
     run_in,
     supervised,
 )
@@ -124,6 +125,36 @@ async def test_run_in_awaits_the_thread_also_when_cancelled() -> None:
         with pytest.raises(asyncio.CancelledError):
             await task
     assert seen == ["n/p"]
+
+
+async def test_finished_awaits_work_outside_of_the_loop_to_its_end() -> None:
+    loop = asyncio.get_running_loop()
+    work: asyncio.Future[int] = loop.create_future()
+    task = asyncio.create_task(finished(work))
+    for _ in range(2):
+        await passes()
+        task.cancel()
+    await passes()
+    assert not task.done()
+    assert not work.cancelled()
+    work.set_exception(OSError("the disk"))
+    with pytest.raises(asyncio.CancelledError) as caught:
+        await task
+    assert "the disk" in "".join(caught.value.__notes__)
+
+
+async def test_finished_returns_and_raises_what_the_work_does() -> None:
+    loop = asyncio.get_running_loop()
+    good, bad, given_up = (loop.create_future() for _ in range(3))
+    loop.call_soon(good.set_result, 7)
+    loop.call_soon(bad.set_exception, OSError("the disk"))
+    loop.call_soon(given_up.cancel)
+    assert await finished(good) == 7
+    assert await finished(good) == 7
+    with pytest.raises(OSError, match="the disk"):
+        await finished(bad)
+    with pytest.raises(asyncio.CancelledError):
+        await finished(given_up)
 
 
 # Rollback

@@ -8,7 +8,14 @@ from pathlib import Path
 import pytest
 
 from criagent.kernel import cgroupfs
-from criagent.runtime.stats.cgroup_usage import CpuRates, Pressure, Usage, read_usage, total
+from criagent.runtime.stats.cgroup_usage import (
+    CpuRates,
+    Pressure,
+    Usage,
+    counts_memory,
+    read_usage,
+    total,
+)
 
 CPU = """usage_usec 1500000
 user_usec 900000
@@ -70,6 +77,24 @@ def test_everything_a_kernel_with_all_controllers_tells(cgroup: Path) -> None:
     assert usage.cpu_pressure.full.total_us == 3_000_000
 
 
+def test_memory_that_the_kernel_does_not_count_is_not_looked_for(cgroup: Path) -> None:
+    assert counts_memory()
+    for controllers, counted in (("cpu io memory\n", True), ("cpu memory_x\n", False)):
+        (cgroupfs.ROOT / "cgroup.controllers").write_text(controllers)
+        assert counts_memory() is counted
+    write(cgroup, cpu_stat=CPU, memory_current="5", cpu_pressure=PRESSURE)
+    usage = read_usage("/pod/c", memory_counted=False)
+    assert (usage.cpu_ns, usage.memory, usage.rss) == (1_500_000_000, None, None)
+    assert usage.cpu_pressure is not None
+
+
+def test_a_file_longer_than_a_page_is_read_whole(cgroup: Path) -> None:
+    stat = "".join(f"key{number} {number}\n" for number in range(1000)) + MEMORY
+    assert len(stat) > 4096
+    write(cgroup, memory_current="1000000", memory_stat=stat)
+    assert read_usage("/pod/c").rss == 300_000
+
+
 def test_no_limit_leaves_nothing_available_to_tell(cgroup: Path) -> None:
     write(cgroup, memory_current="5", memory_max="max", memory_swap_current="0")
     write(cgroup, memory_swap_max="max\n")
@@ -98,6 +123,14 @@ def test_pressure_that_is_switched_off_is_unset(cgroup: Path) -> None:
     assert usage.cpu_pressure is None
     assert usage.io_pressure is not None
     assert usage.io_pressure.full.total_us == 0  # cpu and irq have one line only
+
+
+def test_pressure_that_changes_is_read_again(cgroup: Path) -> None:
+    for stalled in (1, 2, 1):
+        write(cgroup, cpu_pressure=f"some avg10=0 avg60=0 avg300=0 total={stalled}\n")
+        pressure = read_usage("/pod/c").cpu_pressure
+        assert pressure is not None
+        assert pressure.some.total_us == stalled
 
 
 def test_a_sum_tells_what_any_part_tells() -> None:
