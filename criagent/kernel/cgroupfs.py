@@ -13,6 +13,7 @@ from criagent.kernel import mount
 ROOT = Path("/sys/fs/cgroup")
 UNLIMITED = -1
 _FILE = 1 << 16  # more than any of its files holds; seq_file returns it in one read
+_MOST = 1 << 12  # what most hold: a larger buffer takes longer than reading
 
 
 def unified() -> bool:
@@ -24,8 +25,8 @@ def has_nsdelegate() -> bool:
     """Whether a cgroup namespace bounds its processes: they cannot change the limits of its root
     (Documentation/admin-guide/cgroup-v2.rst, "Model of Delegation").
     """
-    table = [entry for entry in mount.mountinfo() if entry.target == str(ROOT)]
-    return bool(table) and "nsdelegate" in table[-1].super_options
+    entry = mount.holder_of(ROOT)
+    return entry is not None and entry.target == str(ROOT) and "nsdelegate" in entry.super_options
 
 
 def directory(cgroup: str) -> Path:
@@ -129,12 +130,14 @@ class Reader:
     """
 
     def __init__(self, cgroup: str) -> None:
-        self._path = directory(cgroup)
+        self._path = f"{ROOT}/{cgroup.strip('/')}"
         self._fd = -1
 
     def __enter__(self) -> Reader:
-        with contextlib.suppress(OSError):
+        try:
             self._fd = os.open(self._path, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+        except OSError:
+            self._fd = -1
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -142,7 +145,7 @@ class Reader:
             os.close(self._fd)
 
     def raw(self, name: str) -> bytes | None:
-        """Content of a file that one read returns whole: any but cgroup.procs and threads."""
+        """Content of a file: any but cgroup.procs and threads, which may be longer."""
         if self._fd < 0:
             return None
         try:
@@ -150,7 +153,8 @@ class Reader:
         except OSError:
             return None
         try:
-            return os.read(fd, _FILE)
+            text = os.read(fd, _MOST)
+            return text if len(text) < _MOST else text + os.read(fd, _FILE)
         except OSError:
             return None
         finally:
@@ -173,6 +177,12 @@ class Reader:
         fields = (self.raw(name) or b"").split()
         return dict(zip(fields[::2], map(int, fields[1::2]), strict=True)) if fields else None
 
+    def field(self, name: str, key: bytes) -> int | None:
+        """One value of a flat keyed file."""
+        text = b"\n" + (self.raw(name) or b"")
+        at = text.find(b"\n" + key + b" ")
+        return None if at < 0 else int(text[at + len(key) + 2 :].split(b"\n", 1)[0])
+
     def nested(self, name: str) -> dict[bytes, dict[bytes, bytes]]:
         """A nested keyed file: "key a=1 b=2" lines."""
         found = {}
@@ -190,8 +200,7 @@ def processes(cgroup: str, most: int = 1 << 20) -> list[int] | None:
     while pending and len(found) < most:
         path = pending.pop()
         try:
-            with open(f"{path}/cgroup.procs", "rb") as file:
-                found += map(int, file.read().split())
+            found += map(int, _lines(f"{path}/cgroup.procs"))
             if os.stat(path).st_nlink > 2:  # kernfs counts children there
                 pending += [one.path for one in os.scandir(path) if one.is_dir()]
         except OSError as exc:
@@ -199,6 +208,18 @@ def processes(cgroup: str, most: int = 1 << 20) -> list[int] | None:
                 return None
         top = False
     return found[:most]
+
+
+def _lines(path: str) -> list[bytes]:
+    """The lines of a file of any length, without Python's buffers."""
+    fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        text = os.read(fd, _MOST)
+        while more := os.read(fd, _FILE):
+            text += more
+        return text.split()
+    finally:
+        os.close(fd)
 
 
 def flat(text: str | None) -> dict[str, int]:

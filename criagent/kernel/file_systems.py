@@ -8,7 +8,7 @@ import os
 from dataclasses import dataclass
 from pathlib import Path
 
-from criagent.kernel.mount import holding, mountinfo
+from criagent.kernel.mount import holder_of
 from criagent.kernel.syscalls import libc
 
 _UNKNOWN = 0  # DT_UNKNOWN
@@ -37,7 +37,7 @@ class FileSystem:
 def file_system(directory: Path) -> FileSystem:
     """The one that holds `directory`. Raises OSError."""
     size = os.statvfs(directory)
-    entry = holding(directory.resolve(), mountinfo())
+    entry = holder_of(directory)
     return FileSystem(
         type=entry.fstype if entry else "",
         source=entry.source if entry else "",

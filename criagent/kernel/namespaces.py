@@ -6,16 +6,19 @@ A thread that has changed its namespace never returns to a pool. Synchronous, no
 
 from __future__ import annotations
 
+import _thread
 import errno
 import fcntl
+import functools
 import os
 import platform
 import socket
 import struct
-import threading
+import weakref
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from ctypes import c_int, c_ulong
 from pathlib import Path
+from queue import SimpleQueue
 from typing import TypeVar
 
 from criagent.kernel import mount
@@ -48,22 +51,40 @@ def setns(fd: int, nstype: int) -> None:
 
 
 def in_thread(call: Callable[[], T]) -> T:
-    """Run `call` in a new thread, wait for its end, return its result or raise its error."""
+    """Run `call` in a new thread, wait for its end, return its result or raise its error.
+
+    Raises MemoryError when the thread ends before its first step. Thread.start() would wait for
+    that step for ever (CPython issue 140746), so the end is seen by what the thread alone holds: it
+    is freed in any case, and the callback of its weak reference, a C function, needs no frame.
+    """
     outcome: list[T] = []
     failure: list[BaseException] = []
+    ended: SimpleQueue[object] = SimpleQueue()
 
-    def run() -> None:
+    def run(held: object) -> None:
+        del held  # the thread has it; a traceback of this frame must not
         try:
             outcome.append(call())
         except BaseException as exc:  # noqa: BLE001 - raised again in the caller's thread
             failure.append(exc)
 
-    thread = threading.Thread(target=run, name="namespace")
-    thread.start()
-    thread.join()
+    held = _Held()
+    reference = weakref.ref(held, ended.put)
+    _thread.start_new_thread(run, (held,))
+    del held
+    ended.get()
+    del reference
     if failure:
         raise failure[0]
+    if not outcome:
+        raise MemoryError("a thread ended before its first step")
     return outcome[0]
+
+
+class _Held:
+    """What a thread holds until its end."""
+
+    __slots__ = ("__weakref__",)
 
 
 def in_netns(path: Path, call: Callable[[], T]) -> T:
@@ -105,21 +126,18 @@ def pin_namespaces(
 ) -> None:
     """Create the namespaces named by `targets` ("net", "ipc", "uts") and pin each at its path.
 
-    Inside, lo is up, `hostname` and `sysctls` (dotted names) are set. The caller has validated
-    them. On failure some pins may exist; `unpin` is the undo.
+    This thread remains in them, so it must end afterwards. Inside, lo is up, `hostname` and
+    `sysctls` (dotted names) are set. The caller has validated them. On failure some pins may exist;
+    `unpin` is the undo.
     """
-
-    def run() -> None:
-        unshare(sum(_FLAGS[kind] for kind in targets))
-        if hostname is not None:
-            socket.sethostname(hostname)
-        for name, value in sysctls.items():
-            _write_sysctl(name, value)
-        if "net" in targets:
-            link_up("lo")
-        _pin(targets, "/proc/thread-self/ns")
-
-    in_thread(run)
+    unshare(sum(_FLAGS[kind] for kind in targets))
+    if hostname is not None:
+        socket.sethostname(hostname)
+    for name, value in sysctls.items():
+        _write_sysctl(name, value)
+    if "net" in targets:
+        link_up("lo")
+    _pin(targets, "/proc/thread-self/ns")
 
 
 def pin_namespaces_of(
@@ -134,26 +152,22 @@ def pin_namespaces_of(
     them.
 
     `root` is the node's uid and gid of root in the user namespace: since Linux 5.19 only root may
-    write the sysctls of an IPC namespace.
+    write the sysctls of an IPC namespace. The thread may have become that root.
     """
-
-    def run() -> None:
-        for kind, flag in _FLAGS.items():
-            fd = os.open(f"/proc/{pid}/ns/{kind}", os.O_RDONLY | os.O_CLOEXEC)
-            try:
-                setns(fd, flag)
-            finally:
-                os.close(fd)
-        socket.sethostname(hostname)
-        of_net = {name for name in sysctls if name.startswith("net.")}
-        for name in of_net:
-            _write_sysctl(name, sysctls[name])
-        link_up("lo")
-        _pin(targets, f"/proc/{pid}/ns")
-        others = {name: value for name, value in sysctls.items() if name not in of_net}
-        _write_as_root_of(root, others)
-
-    in_thread(run)
+    for kind, flag in _FLAGS.items():
+        fd = os.open(f"/proc/{pid}/ns/{kind}", os.O_RDONLY | os.O_CLOEXEC)
+        try:
+            setns(fd, flag)
+        finally:
+            os.close(fd)
+    socket.sethostname(hostname)
+    of_net = {name for name in sysctls if name.startswith("net.")}
+    for name in of_net:
+        _write_sysctl(name, sysctls[name])
+    link_up("lo")
+    _pin(targets, f"/proc/{pid}/ns")
+    others = {name: value for name, value in sysctls.items() if name not in of_net}
+    _write_as_root_of(root, others)
 
 
 def write_id_maps(pid: int, uids: Iterable[IdMapping], gids: Iterable[IdMapping]) -> None:
@@ -212,9 +226,14 @@ def unpin(target: Path) -> None:
 def is_pinned(target: Path) -> bool:
     """Whether a namespace is bound at `target` (as opposed to the empty file below it)."""
     try:
-        return os.stat(target).st_dev == os.stat("/proc/self/ns/net").st_dev
+        return os.stat(target).st_dev == _file_system_of_namespaces()
     except FileNotFoundError:
         return False
+
+
+@functools.cache
+def _file_system_of_namespaces() -> int:
+    return os.stat("/proc/self/ns/net").st_dev
 
 
 def link_up(name: str) -> None:
@@ -226,14 +245,19 @@ def link_up(name: str) -> None:
         fcntl.ioctl(sock, _SIOCSIFFLAGS, struct.pack("16sh14x", name.encode(), flags | _IFF_UP))
 
 
-def _write_sysctl(name: str, value: str) -> None:
+@functools.lru_cache(64)  # the same ones for every pod
+def _sysctl_path(name: str) -> str:
     # A slash stands for a dot within a part, as in net.ipv4.conf.eth0/100.forwarding.
-    path = Path("/proc/sys", *(part.replace("/", ".") for part in name.split(".")))
+    return "/proc/sys/" + "/".join(part.replace("/", ".") for part in name.split("."))
+
+
+def _write_sysctl(name: str, value: str) -> None:
+    path = _sysctl_path(name)
     fd = os.open(path, os.O_WRONLY | os.O_CLOEXEC)
     try:
         os.write(fd, value.encode())
     except OSError as exc:
-        exc.filename = str(path)
+        exc.filename = path
         raise
     finally:
         os.close(fd)

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import fcntl
 import os
 import socket
 import struct
@@ -26,11 +27,13 @@ _NLM_CREATE_REPLACE = 0x400 | 0x100
 _NLM_DUMP = 0x300
 _NLMSG_ERROR, _NLMSG_DONE = 2, 3
 _IFF_UP = 1
+_SIOCGIFINDEX = 0x8933  # man 7 netdevice
 _NESTED = 0x8000
 
 _IFLA_ADDRESS, _IFLA_IFNAME, _IFLA_MTU, _IFLA_MASTER, _IFLA_LINKINFO = 1, 3, 4, 10, 18
 _IFLA_AF_SPEC, _IFLA_NET_NS_FD, _IFLA_PROTINFO = 26, 28, 12
 _IFLA_LINK, _IFLA_LINK_NETNSID, _IFLA_TARGET_NETNSID = 5, 37, 46
+_IFLA_EXT_MASK, _SKIP_STATISTICS = 29, 1 << 3  # half of a message
 _IFLA_INFO_KIND, _IFLA_INFO_DATA, _VETH_INFO_PEER = 1, 2, 1
 _IFLA_BRPORT_MODE = 4  # hairpin
 _IFLA_BR_MULTI_BOOLOPT, _NO_LL_LEARN = 46, 1 << 0
@@ -118,6 +121,12 @@ def no_link_local_learning(name: str) -> Request:
     return Request(f"options of bridge {name}", _RTM_NEWLINK, 0, body)
 
 
+def join(index: int, bridge: int) -> Request:
+    """Make an interface a port of a bridge."""
+    body = _link_header(index) + _u32(_IFLA_MASTER, bridge)
+    return Request("port of the bridge", _RTM_SETLINK, 0, body)
+
+
 def hairpin(index: int) -> Request:
     """Let a bridge port send a frame back where it came from: a pod that reaches itself."""
     body = _link_header(index, family=socket.AF_BRIDGE) + _nest(
@@ -190,12 +199,15 @@ class RouteSocket:
     def __exit__(self, *_: object) -> None:
         self.close()
 
-    def send(self, requests: Sequence[Request], *, exist_ok: bool = False) -> None:
+    def send(
+        self, requests: Sequence[Request], *, exist_ok: bool = False, gone_ok: bool = False
+    ) -> None:
         """Send all requests in one datagram and check each answer.
 
         The first failure is raised as OSError naming its purpose; with `exist_ok` an object that
-        already exists is no failure.
+        already exists is no failure, and with `gone_ok` an interface that no longer exists.
         """
+        fine = {0, *([errno.EEXIST] if exist_ok else []), *([errno.ENODEV] if gone_ok else [])}
         first = self._sequence + 1
         parts: list[bytes] = []
         for request in requests:
@@ -208,40 +220,54 @@ class RouteSocket:
         failure: OSError | None = None
         for _ in requests:
             number, sequence = self._acknowledgement()
-            if number and not (exist_ok and number == errno.EEXIST) and failure is None:
+            if number not in fine and failure is None:
                 purpose = requests[sequence - first].purpose
                 failure = OSError(number, f"netlink: {os.strerror(number)}", purpose)
         if failure is not None:
             raise failure
 
+    def index_of(self, name: str) -> int:
+        """Index of an interface of the socket's namespace. Raises OSError."""
+        request = struct.pack("16sI20x", name.encode(), 0)
+        answer = fcntl.ioctl(self._socket, _SIOCGIFINDEX, request)
+        (index,) = struct.unpack_from("=i", answer, 16)
+        return int(index)
+
     def default_mtu(self) -> int:
         """MTU of the interface of the default route, 1500 when there is none."""
         index = next((r for r in self._default_routes()), 0)
-        if not index:
-            return 1500
-        return next((link.mtu for link in self.links() if link.index == index), 1500)
+        link = self.link(index) if index else None
+        return 1500 if link is None else link.mtu
 
     def links(self) -> list[Link]:
         """Every interface of the socket's network namespace."""
-        return [_link(data) for data in self._dump(_RTM_GETLINK, _link_header())]
+        body = _link_header() + _u32(_IFLA_EXT_MASK, _SKIP_STATISTICS)
+        return [link_of(data) for data in self._dump(_RTM_GETLINK, body)]
+
+    def link(self, index: int) -> Link | None:
+        """One interface of the socket's network namespace; None if there is none."""
+        return self._link(_link_header(index))
 
     def peer_mac(self, link: Link) -> bytes:
         """The hardware address of the other end of `link`, a veth; b"" if it cannot be read."""
         if link.peer is None:
             return b""
         index, netns = link.peer
-        body = _link_header(index) + _u32(_IFLA_TARGET_NETNSID, netns)
+        found = self._link(_link_header(index) + _u32(_IFLA_TARGET_NETNSID, netns))
+        return b"" if found is None else found.mac
+
+    def _link(self, body: bytes) -> Link | None:
         self._sequence += 1
         head = struct.pack("=IHHII", 16 + len(body), _RTM_GETLINK, 1, self._sequence, 0)
         self._socket.send(head + body)
-        for kind, _, data in _messages(self._socket.recv(65536)):
+        for kind, _, data in messages(self._socket.recv(65536)):
             if kind == _RTM_NEWLINK:
-                return _link(data).mac
-        return b""
+                return link_of(data)
+        return None
 
     def _acknowledgement(self) -> tuple[int, int]:
         while True:
-            for kind, sequence, body in _messages(self._socket.recv(65536)):
+            for kind, sequence, body in messages(self._socket.recv(65536)):
                 if kind == _NLMSG_ERROR:
                     (number,) = struct.unpack_from("=i", body)
                     return -number, sequence
@@ -251,7 +277,7 @@ class RouteSocket:
         head = struct.pack("=IHHII", 16 + len(body), kind, 1 | _NLM_DUMP, self._sequence, 0)
         self._socket.send(head + body)
         while True:
-            for answer, _, data in _messages(self._socket.recv(1 << 17)):
+            for answer, _, data in messages(self._socket.recv(1 << 17)):
                 if answer in {_NLMSG_DONE, _NLMSG_ERROR}:
                     return
                 yield data
@@ -265,7 +291,8 @@ class RouteSocket:
         return found
 
 
-def _link(data: bytes) -> Link:
+def link_of(data: bytes) -> Link:
+    """The interface that the body of a message about links describes."""
     (index,) = struct.unpack_from("=4xi", data)
     attributes = _attributes(data[16:])
     peer = None
@@ -291,7 +318,8 @@ def index_of(name: str) -> int | None:
     return None
 
 
-def _messages(data: bytes) -> Iterator[tuple[int, int, bytes]]:
+def messages(data: bytes) -> Iterator[tuple[int, int, bytes]]:
+    """Types, sequence numbers and bodies of the messages in a datagram."""
     offset = 0
     while offset + 16 <= len(data):
         length, kind, _, sequence, _ = struct.unpack_from("=IHHII", data, offset)

@@ -24,7 +24,8 @@ _LAST_CAP = Path("/proc/sys/kernel/cap_last_cap")
 def start_ticks(pid: int) -> int | None:
     """Field 22 of /proc/PID/stat; None when there is no such process or only a zombie of it."""
     try:
-        text = Path(f"/proc/{pid}/stat").read_bytes()
+        with open(f"/proc/{pid}/stat", "rb", buffering=0) as file:
+            text = file.read()
     except (FileNotFoundError, ProcessLookupError):
         return None
     fields = text[text.rindex(b")") + 2 :].split()

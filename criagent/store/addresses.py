@@ -17,6 +17,10 @@ from criagent.store.db import Database
 Network = IPv4Network | IPv6Network
 
 
+class NetworkFullError(ExhaustedError):
+    """All addresses of a pod network are in use."""
+
+
 class AddressStore:
     """Addresses by sandbox. The first host of each network is the gateway's and never assigned."""
 
@@ -39,14 +43,13 @@ class AddressStore:
     async def allocate(self, sandbox_id: str, networks: Sequence[Network]) -> tuple[str, ...]:
         """One address of each network; a sandbox that has some gets the same again.
 
-        Raises ExhaustedError naming the full network; nothing is assigned then.
+        Raises NetworkFullError naming the network; nothing is assigned then.
         """
 
         def change(connection: sqlite3.Connection) -> tuple[str, ...]:
             if held := _held(connection, sandbox_id):
                 return held
-            taken = {row[0] for row in connection.execute("SELECT address FROM addresses")}
-            chosen = tuple(_choose(connection, network, taken) for network in networks)
+            chosen = tuple(_choose(connection, network) for network in networks)
             connection.executemany(
                 "INSERT INTO addresses (address, sandbox_id, position) VALUES (?, ?, ?)",
                 [(address, sandbox_id, at) for at, address in enumerate(chosen)],
@@ -58,16 +61,18 @@ class AddressStore:
 
         return await self._db.write(change, then=then)
 
-    async def release(self, sandbox_id: str) -> None:
-        """Release the sandbox's addresses; no effect when it has none."""
+    async def release(self, *sandbox_ids: str) -> None:
+        """Release the addresses of the sandboxes; no effect for one that has none."""
 
         def change(connection: sqlite3.Connection) -> None:
-            connection.execute("DELETE FROM addresses WHERE sandbox_id = ?", (sandbox_id,))
+            rows = [(sandbox_id,) for sandbox_id in sandbox_ids]
+            connection.executemany("DELETE FROM addresses WHERE sandbox_id = ?", rows)
 
-        await self._db.write(change, then=lambda _: self._forget(sandbox_id), frees=True)
+        def then(_: None) -> None:
+            for sandbox_id in sandbox_ids:
+                self._owners.pop(sandbox_id, None)
 
-    def _forget(self, sandbox_id: str) -> None:
-        self._owners.pop(sandbox_id, None)
+        await self._db.write(change, then=then, frees=True)
 
 
 def _held(connection: sqlite3.Connection, sandbox_id: str) -> tuple[str, ...]:
@@ -77,24 +82,33 @@ def _held(connection: sqlite3.Connection, sandbox_id: str) -> tuple[str, ...]:
     return tuple(row[0] for row in rows)
 
 
-def _choose(connection: sqlite3.Connection, network: Network, taken: set[str]) -> str:
-    """The next free address after the last one that this network assigned."""
+def _is_taken(connection: sqlite3.Connection, address: str) -> bool:
+    found = connection.execute("SELECT 1 FROM addresses WHERE address = ?", (address,))
+    return found.fetchone() is not None
+
+
+def _choose(connection: sqlite3.Connection, network: Network) -> str:
+    """The next free address after the last one that this network assigned.
+
+    It is the first one that is tried, unless the network is nearly full.
+    """
     first = int(network.network_address) + 2  # +1 is the gateway
     last = int(network.broadcast_address) - (1 if network.version == 4 else 0)
     count = last - first + 1
     setting = f"last-address {network}"
     row = connection.execute("SELECT value FROM settings WHERE name = ?", (setting,)).fetchone()
     start = int(ip_address(row[0])) + 1 - first if row else 0
-    for step in range(min(max(count, 0), len(taken) + 1)):
+    (taken,) = connection.execute("SELECT COUNT(*) FROM addresses").fetchone()
+    for step in range(min(max(count, 0), taken + 1)):
         number = first + (start + step) % count
         kind = type(network.network_address)
         address = str(kind(number))
-        if address not in taken:
+        if not _is_taken(connection, address):
             connection.execute(
                 "INSERT OR REPLACE INTO settings (name, value) VALUES (?, ?)", (setting, address)
             )
             return address
-    raise ExhaustedError(
+    raise NetworkFullError(
         f"no free address in pod network {network} ({max(count, 0)} in total); remove pods or "
         "configure a larger network.pod_cidrs"
     )

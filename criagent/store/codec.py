@@ -17,6 +17,7 @@ T = TypeVar("T")
 
 VERSION = 2
 _REASON_LIMIT = 500
+_OPENING = b'{"v":%d,"row":' % VERSION
 
 
 class UndecodableError(Exception):
@@ -43,7 +44,7 @@ class RowCodec(Generic[T]):
 
     def encode(self, row: T) -> bytes:
         """The body of `row` in this version's shape."""
-        return b'{"v":%d,"row":%b}' % (VERSION, self._encode(row))
+        return b"%b%b}" % (_OPENING, self._encode(row))
 
     def decode(self, body: bytes) -> T:
         """The row of a body that this version or an older one wrote. Raises UndecodableError."""
@@ -62,6 +63,8 @@ class RowCodec(Generic[T]):
 
 def _opened(body: bytes) -> tuple[int, bytes]:
     """The version and the object within."""
+    if body.startswith(_OPENING) and body.endswith(b"}"):  # as `encode` writes it
+        return VERSION, body[len(_OPENING) : -1]
     if not body.startswith(b'{"v":'):
         return 1, body
     envelope = msgspec.json.decode(body, type=_Envelope)

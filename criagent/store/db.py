@@ -14,14 +14,14 @@ import os
 import sqlite3
 import threading
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
-from criagent.base.aio import finish
+from criagent.base import memory
+from criagent.base.aio import Outcome
 from criagent.base.errors import AgentError, CorruptError, ExhaustedError, UnavailableError
-from criagent.process.priority import raise_new_thread
+from criagent.process.priority import pool
 from criagent.store import migrations, set_aside
 from criagent.store.codec import RowCodec
 
@@ -53,7 +53,7 @@ class Database:
     def __init__(self, connection: sqlite3.Connection, path: Path) -> None:
         self._connection = connection
         self._reserve = path.with_name("state.reserve")
-        self._thread = ThreadPoolExecutor(1, "db", initializer=raise_new_thread)
+        self._thread = pool(1, "db")
         self._lock = threading.Lock()
         self._queue: list[_Pending] = []
         self._failure = ""
@@ -118,18 +118,14 @@ class Database:
         UnavailableError when it fails.
         """
         loop = asyncio.get_running_loop()
-        future: asyncio.Future[T] = loop.create_future()
-        pending = _Pending(change, then, frees, loop, future)
+        outcome: Outcome[T] = Outcome(loop=loop)
+        pending = _Pending(change, then, frees, loop, outcome)
         with self._lock:
             self._queue.append(pending)
             first = len(self._queue) == 1
         if first:
-            self._thread.submit(self._drain)
-
-        async def committed() -> T:
-            return await future
-
-        return await finish(committed())
+            self._thread.submit(self._drain_or_end)
+        return await outcome.whole()
 
     @property
     def waiting(self) -> int:
@@ -152,6 +148,12 @@ class Database:
         self._thread.shutdown()
         self._connection.close()
 
+    def _drain_or_end(self) -> None:
+        try:
+            self._drain()
+        except MemoryError as exc:  # those who wait would never be told
+            memory.end_without(exc, "the database's thread")
+
     def _drain(self) -> None:
         with self._lock:
             batch, self._queue = self._queue, []
@@ -171,6 +173,8 @@ class Database:
         run = self._connection.execute
         try:
             run("BEGIN IMMEDIATE")
+            if len(batch) == 1:
+                return [self._only(batch[0])]
             outcomes = [self._savepoint(pending) for pending in batch]
             run("COMMIT")
         except sqlite3.Error as exc:
@@ -178,6 +182,19 @@ class Database:
                 run("ROLLBACK")
             return [exc] * len(batch)
         return outcomes
+
+    def _only(self, pending: _Pending) -> Any:
+        """As `_savepoint`, for a change that has the transaction for itself; ends it."""
+        run = self._connection.execute
+        try:
+            outcome = pending.change(self._connection)
+        except sqlite3.OperationalError:
+            raise
+        except Exception as exc:  # noqa: BLE001 - passed to the caller whose change it was
+            run("ROLLBACK")
+            return exc
+        run("COMMIT")
+        return outcome
 
     def _savepoint(self, pending: _Pending) -> Any:
         run = self._connection.execute

@@ -9,6 +9,7 @@ from typing import TypeVar
 
 import structlog
 
+from criagent.base import memory
 from criagent.base.aio import FAILURES
 
 R = TypeVar("R")
@@ -27,7 +28,8 @@ def notify(
     for listener in tuple(listeners):
         try:
             listener(row_id, row)
-        except (Exception, asyncio.CancelledError):
-            FAILURES["listener"] += 1
+        except (Exception, asyncio.CancelledError) as failure:
             name = getattr(listener, "__qualname__", type(listener).__name__)
+            memory.end_without(failure, name)
+            FAILURES["listener"] += 1
             log.exception("listener_failed", listener=name, id=row_id)

@@ -3,16 +3,35 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import sqlite3
 from collections.abc import Sequence
+from pathlib import Path
 
+from criagent.base.errors import CorruptError
 from criagent.model.image import Blob, PulledProfile
 from criagent.store.blobs import BlobStore, insert_blob
-from criagent.store.codec import RowCodec
+from criagent.store.codec import RowCodec, UndecodableError
 from criagent.store.db import Database
 
 _CODEC = RowCodec(PulledProfile)
+
+
+def stored_profiles(path: Path) -> list[PulledProfile]:
+    """The profiles of the database at `path`, which an agent may be using; none without a database.
+
+    Raises CorruptError when it cannot be read.
+    """
+    try:
+        if not path.exists():
+            return []
+        uri = f"{path.absolute().as_uri()}?mode=ro"
+        with contextlib.closing(sqlite3.connect(uri, uri=True)) as connection:
+            rows = connection.execute("SELECT body FROM security_profiles ORDER BY id").fetchall()
+        return [_CODEC.decode(body) for (body,) in rows]
+    except (OSError, sqlite3.Error, UndecodableError) as exc:
+        raise CorruptError(f'the security profiles in "{path}" cannot be read: {exc}') from exc
 
 
 class ProfileStore:

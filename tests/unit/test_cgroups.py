@@ -79,6 +79,7 @@ def test_the_systemd_driver_needs_a_slice(parent: str) -> None:
             Resources(cpu_shares=512, cpu_quota=50_000, cpu_period=100_000),
             {"cpu": {"shares": 512, "quota": 50_000, "period": 100_000}},
         ),
+        (Resources(cpu_quota=50_000), {"cpu": {"quota": 50_000, "period": 100_000}}),
         (Resources(cpu_quota=-1), {"cpu": {"quota": -1}}),
         (
             Resources(cpuset_cpus="0-3,7", cpuset_mems="0"),

@@ -40,6 +40,19 @@ def test_a_target_is_the_name_that_was_mounted_on(
     assert entry.source == f"/dev/disk/by-label/{target[5:]}"
 
 
+def test_mounts_below_a_directory_can_be_left_out(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = tmp_path / "mountinfo"
+    targets = ("/", "/run", "/run/agent", "/run/agent/pod/shm", "/run/agent-2", r"/run/agent/\040")
+    lines = (f"{20 + n} 1 0:{n} / {t} rw - tmpfs tmpfs rw\n" for n, t in enumerate(targets))
+    file.write_text("".join(lines))
+    monkeypatch.setattr(mount, "_MOUNTINFO", file)
+    left = [entry.target for entry in mount.mountinfo([Path("/run/agent")])]
+    assert left == ["/", "/run", "/run/agent", "/run/agent-2"]
+    assert len(mount.mountinfo()) == len(targets)
+
+
 def entries(*targets: str) -> list[MountEntry]:
     lines = (f"{20 + n} 1 0:{n} / {t} rw - fs{n} dev{n} rw" for n, t in enumerate(targets))
     return list(parse_mountinfo(lines))
@@ -53,6 +66,39 @@ def test_a_path_is_on_the_topmost_mount_of_the_nearest_mount_point(path: str, fs
     found = mount.holding(Path(path), entries("/", "/a", "/a/b", "/a/b"))
     assert found is not None
     assert found.fstype == fstype
+
+
+@pytest.mark.parametrize(
+    ("path", "fstype"),
+    [("/", "fs0"), ("/srv/a b/c", "fs2"), ("/srv/a", "fs1"), ("/srv-2", "fs0"), ("/é/x", "fs3")],
+)
+def test_the_mount_of_a_path_is_found_without_parsing_the_others(
+    tmp_path: Path, path: str, fstype: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = tmp_path / "mountinfo"
+    targets = ("/", "/srv", r"/srv/a\040b", "/é")
+    lines = (f"{20 + n} 1 0:{n} / {t} rw - fs{n} dev{n} rw\n" for n, t in enumerate(targets))
+    file.write_text("".join(lines) + "not a line that can be parsed /other\n")
+    monkeypatch.setattr(mount, "_MOUNTINFO", file)
+    found = mount.holder(Path(path))
+    assert found is not None
+    assert found.fstype == fstype
+
+
+@pytest.mark.parametrize("directory", ["/", "/proc", "/proc/self", "/sys", "/dev/shm"])
+def test_the_mount_of_an_open_directory_is_that_of_its_path(directory: str) -> None:
+    assert mount.holder_of(Path(directory)) == mount.holder(Path(directory).resolve())
+
+
+def test_a_mount_that_is_not_listed_is_none(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = tmp_path / "mountinfo"
+    file.write_bytes(b"999999999" + ROOT.removeprefix(b"22") + b"\n")
+    monkeypatch.setattr(mount, "_MOUNTINFO", file)
+    assert mount.holder_of(Path("/proc")) is None
+    with pytest.raises(FileNotFoundError):
+        mount.holder_of(tmp_path / "none")
 
 
 def test_a_path_can_be_on_no_mount() -> None:

@@ -36,6 +36,23 @@ def test_both_tables_are_replaced_whole() -> None:
     assert 'add element bridge criagent ports { "cri0123456789a" }' in lines
 
 
+def test_many_ports_are_one_command_for_each_set() -> None:
+    ports = [
+        antispoof.Port(
+            interface=f"cri{n}", mac=bytes((2, 0, 0, 0, 0, n)), addresses=(f"10.88.0.{n}",)
+        )
+        for n in range(1, 4)
+    ]
+    lines = antispoof.add_commands(ports).splitlines()
+    names = {name for port in ports for name, _ in port.elements}
+    assert len(lines) == len(names)
+    for port in ports:
+        for name, element in port.elements:
+            (line,) = [one for one in lines if f" {name} {{ " in one]
+            assert f" {element}," in line or f" {element} }}" in line
+    assert antispoof.add_commands([]) == ""
+
+
 def test_without_anti_spoofing_the_second_table_is_not_mentioned() -> None:
     text = rules.replacement(contents("10.88.0.0/16"), anti_spoofing=False)
     assert "bridge criagent" not in text
@@ -88,4 +105,4 @@ def test_the_link_local_address_is_the_kernels() -> None:
 
 def test_a_port_that_is_not_known_can_be_forgotten() -> None:
     lines = antispoof.delete_commands([PORT]).splitlines()
-    assert [line.split()[0] for line in lines] == ["add"] * 8 + ["delete"] * 8
+    assert [line.split()[0] for line in lines] == ["add"] * 6 + ["delete"] * 6
