@@ -106,19 +106,25 @@ def url_host(host: str) -> None:
         raise ValueError(f"{host!r} is neither a host name nor an IP address") from None
 
 
-def loopback_address(address: str) -> None:
-    """A loopback address with its port, or nothing."""
+def optional_address(address: str) -> None:
+    """An IP address or localhost with its port, or nothing."""
     if not address:
         return
     host, colon, digits = address.rpartition(":")
     try:
-        loopback = host == "localhost" or ip_address(host.strip("[]")).is_loopback
+        known = host == "localhost" or bool(ip_address(host.strip("[]")))
     except ValueError:
-        loopback = False
+        known = False
     number = int(digits) if re.fullmatch(r"[0-9]{1,5}", digits) else 0
-    if not colon or not loopback or not 0 < number < 65536:
+    if not colon or not known or not 0 < number < 65536:
         example = '"127.0.0.1:9880"'
-        raise ValueError(f"{address!r} is not a loopback address with a port, such as {example}")
+        raise ValueError(f"{address!r} is not an IP address with a port, such as {example}")
+
+
+def is_loopback(address: str) -> bool:
+    """Whether only the node itself reaches an address that `optional_address` accepts."""
+    host = address.rpartition(":")[0]
+    return host in {"", "localhost"} or ip_address(host.strip("[]")).is_loopback
 
 
 def endpoint(url: str) -> None:

@@ -7,9 +7,12 @@ import os
 import re
 from pathlib import Path
 
+from criagent.base.tokens import read_tokens
+from criagent.config.checks import is_loopback
+from criagent.config.defaults.workloads import workload_problems
 from criagent.config.handler_values import handler_problems
 from criagent.config.runtime_section import Runtime
-from criagent.config.sections import Config, Streaming
+from criagent.config.sections import Config, Telemetry
 from criagent.config.storage_drivers import ONE_POOL, canonical, of_handler
 from criagent.config.storage_section import Storage
 
@@ -22,12 +25,18 @@ Contradiction = tuple[tuple[str, ...], str]
 def contradictions(config: Config) -> list[Contradiction]:
     """Every problem of values that are right one by one."""
     storage = config.storage
-    found = _of_runtime(config.runtime) + _of_certificate(config.streaming)
+    found = _of_runtime(config.runtime) + _of_metrics(config.telemetry)
+    found += _of_certificate("streaming", ("tls_cert", "tls_key"), config.streaming)
     found += _of_snapshotters(config.runtime, storage)
     on_cni = config.network.backend == "cni"
     for name, handler in config.runtime.handlers.items():
         for key, text in handler_problems(handler, config.runtime, cni=on_cni):
-            found.append((("runtime.handlers", "network.backend"), f"{name}.{key}: {text}"))
+            of_handler = ("runtime.handlers", f"runtime.handlers.{name}", "network.backend")
+            found.append((of_handler, f"{name}.{key}: {text}"))
+    for name, workload in config.runtime.workloads.items():
+        for key, text in workload_problems(workload):
+            of_workload = ("runtime.workloads", f"runtime.workloads.{name}")
+            found.append((of_workload, f"{name}.{key}: {text}"))
     if config.telemetry.cadvisor_socket == str(storage.socket):
         keys = ("telemetry.cadvisor_socket", "storage.socket")
         found.append((keys, "is the socket of the CRI; set another path"))
@@ -111,14 +120,49 @@ def _platform_problem(runtime: Runtime, name: str) -> str:
     return ""
 
 
-def _of_certificate(streaming: Streaming) -> list[Contradiction]:
+def _of_metrics(telemetry: Telemetry) -> list[Contradiction]:
+    names = ("metrics_tls_cert", "metrics_tls_key")
+    found = _of_certificate("telemetry", names, telemetry)
+    file = telemetry.metrics_token_file
+    if file and (problem := _no_token(Path(file))):
+        found.append((("telemetry.metrics_token_file",), problem))
+    if is_loopback(telemetry.metrics_address) or telemetry.metrics_insecure:
+        return found
+    missing = [
+        f"telemetry.{name}"
+        for name in ("metrics_tls_cert", "metrics_token_file")
+        if not getattr(telemetry, name)
+    ]
+    if missing:
+        text = (
+            f"{telemetry.metrics_address} can be reached from other machines: set "
+            f"{' and '.join(missing)}, or telemetry.metrics_insecure = true to let everyone read "
+            "the metrics and the node page"
+        )
+        found.append((("telemetry.metrics_address", *missing), text))
+    return found
+
+
+def _no_token(path: Path) -> str:
+    try:
+        read_tokens(path)
+    except OSError as error:
+        return f"{path} cannot be read: {error.strerror}"
+    except ValueError as error:
+        return f"{path}: {error}"
+    return ""
+
+
+def _of_certificate(section: str, names: tuple[str, str], values: object) -> list[Contradiction]:
+    """The keys of a certificate and of its private key."""
     found: list[Contradiction] = []
-    if bool(streaming.tls_cert) != bool(streaming.tls_key):
-        keys = ("streaming.tls_cert", "streaming.tls_key")
+    files = [str(getattr(values, name)) for name in names]
+    if bool(files[0]) != bool(files[1]):
+        keys = tuple(f"{section}.{name}" for name in names)
         found.append((keys, "set both the certificate and its key, or neither"))
-    for key, file in (("tls_cert", streaming.tls_cert), ("tls_key", streaming.tls_key)):
+    for name, file in zip(names, files, strict=True):
         if file and (problem := _unreadable(Path(file))):
-            found.append(((f"streaming.{key}",), problem))
+            found.append(((f"{section}.{name}",), problem))
     return found
 
 

@@ -5,7 +5,10 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
+from pathlib import Path
 
+from criagent.config.defaults import pod_annotations
+from criagent.config.defaults.json_file import FileError
 from criagent.config.runtime_section import Handler, Runtime
 
 LEAST_CREATE_S = 30.0  # CRI-O raises lower values of container_create_timeout to it
@@ -54,6 +57,26 @@ def handler_problems(handler: Handler, runtime: Runtime, *, cni: bool) -> Iterat
     ):
         key = "privileged_without_host_devices_all_devices_allowed"
         yield key, "needs privileged_without_host_devices = true; set it, or remove the key"
+
+    yield from _default_problems(handler)
+
+
+def _default_problems(handler: Handler) -> Iterator[tuple[str, str]]:
+    """Wrong values of the keys about what containers get."""
+    if text := pod_annotations.problem(handler.allowed_annotations):
+        yield "allowed_annotations", text
+    if handler.min_memory_bytes < 0:
+        yield "min_memory_bytes", f"must be 0 or greater, not {handler.min_memory_bytes}"
+    file = handler.base_runtime_spec
+    if file and not file.startswith("/"):
+        yield "base_runtime_spec", f"must be an absolute path, not {file[:200]!r}"
+    elif file:
+        from criagent.config.defaults import base_spec  # few handlers have one
+
+        try:
+            base_spec.read(Path(file))
+        except FileError as error:
+            yield "base_runtime_spec", str(error)
 
 
 def _argument_problem(argument: str) -> str:

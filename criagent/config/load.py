@@ -17,6 +17,7 @@ import msgspec
 
 from criagent.config import handlers
 from criagent.config.contradictions import contradictions
+from criagent.config.defaults.workloads import unknown_keys
 from criagent.config.hints import meant
 from criagent.config.keys import about, subsections
 from criagent.config.runtime_section import Runtime
@@ -148,6 +149,8 @@ def _section_problems(name: str, kind: type, section: Mapping[str, object]) -> l
         if kind is Runtime and key == "handlers" and isinstance(value, dict):
             found += handlers.problems(f"{name}.{key}", value)
             value = handlers.with_defaults(value)  # noqa: PLW2901 - as it will be
+        if kind is Runtime and key == "workloads":
+            found += unknown_keys(f"{name}.{key}", value)
         try:
             _check(kind, known[key], value)
         except ValueError as exc:  # msgspec's ValidationError is one

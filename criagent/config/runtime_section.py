@@ -8,6 +8,9 @@ from pathlib import Path
 from typing import Literal
 
 from criagent.config import checks
+from criagent.config.defaults import values
+from criagent.config.defaults.section import Defaults
+from criagent.config.defaults.workloads import Workload
 from criagent.config.keys import key, metadata
 
 
@@ -70,6 +73,23 @@ class Handler:
     container_annotations: tuple[str, ...] = key(
         "Annotations of containers that the program gets, with * and ? as in pod_annotations.",
         default=(),
+    )
+    allowed_annotations: tuple[str, ...] = key(
+        "Annotations of pods that the agent obeys: runtime.criagent.io/shm-size is the size of "
+        "/dev/shm, runtime.criagent.io/devices names devices of runtime.allowed_devices. CRI-O's "
+        "names of both can be listed as well (docs/defaults.md). Whoever may create pods can set "
+        "them.",
+        default=(),
+    )
+    base_runtime_spec: str = key(
+        "File with an OCI specification, in JSON, of which every container of the handler gets the "
+        "parts that its pod does not decide; empty = none. It is read when the agent starts.",
+        default="",
+    )
+    min_memory_bytes: int = key(
+        "Containers with a lower memory limit are refused: their program could not even start. "
+        "0 = off.",
+        default=0,
     )
 
 
@@ -159,4 +179,23 @@ class Runtime:
         "Give the devices that a container requests to the user and group of its security "
         "context. Set it for KubeVirt, or DPDK without root.",
         default=False,
+    )
+    allowed_devices: tuple[str, ...] = key(
+        "Devices of the node that pods may name in the annotation runtime.criagent.io/devices, "
+        'where a handler or a workload allows it, such as "/dev/fuse".',
+        default=(),
+        check=values.device_paths,
+    )
+    log_to_journald: bool = key(
+        "Write the output of containers to the journal of the node, too, beside the files of the "
+        "kubelet.",
+        default=False,
+    )
+    defaults: Defaults = Defaults()
+    workloads: dict[str, Workload] = field(
+        default_factory=dict,
+        metadata=metadata(
+            "Resources and allowed annotations of pods that an annotation marks, by a name for "
+            "messages. A file adds a workload or replaces one."
+        ),
     )

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
-from criagent.config import checks
+from criagent.config import checks, tls_suites
 from criagent.config.keys import key
 from criagent.config.nri_section import Nri
 from criagent.config.runtime_section import Runtime
@@ -90,12 +90,33 @@ class Registry:
             Path("/etc/criagent/certs.d"),
             Path("/etc/containerd/certs.d"),
             Path("/etc/docker/certs.d"),
+            Path("/etc/containers/certs.d"),
         ),
     )
     docker_config: Path = key(
-        "File with registry credentials in Docker's format, used for pulls whose request carries "
-        "none. A missing file means no credentials.",
+        "File with registry credentials in Docker's format or Podman's (auth.json), used for pulls "
+        "whose request carries none. A missing file means no credentials.",
         default=Path("/root/.docker/config.json"),
+    )
+    namespaced_auth_dir: str = key(
+        "Directory of credentials for pods of single namespaces: NAMESPACE-SHA256.json, as CRI-O's "
+        "credential provider for the kubelet writes them. A file is removed by the pull that reads "
+        "it. Empty reads none.",
+        default="",
+        check=checks.optional_path,
+    )
+    credential_helper_timeout_s: float = key(
+        "Limit in seconds for a credential helper (docker-credential-*) that "
+        "registry.docker_config names. A pull whose helper takes longer fails.",
+        default=30.0,
+        check=checks.above_zero,
+    )
+    registries_conf: str = key(
+        "File registries.conf of Podman and CRI-O, read with its drop-ins: mirrors, blocked "
+        "registries, aliases and search registries of short names. What it says of an image comes "
+        "before registry.config_dirs. Empty reads none; short names are then images of docker.io.",
+        default="",
+        check=checks.optional_path,
     )
     max_parallel_blobs: int = key(
         "Number of blobs that one pull downloads at the same time. Lower it for small registries.",
@@ -145,6 +166,11 @@ class Registry:
         "there takes the place of registry.signature_policy for its pods.",
         default="",
         check=checks.optional_path,
+    )
+    sigstore_bundles: bool = key(
+        "Also accept the signatures that cosign 3 attaches as bundles. They name the digest of an "
+        "image and not its name, so signedIdentity of the policy is not checked for them.",
+        default=False,
     )
     verifier_dir: str = key(
         "Directory of programs that decide about each pull, called as containerd calls its image "
@@ -203,6 +229,16 @@ class Streaming:
         "File of the certificate's private key (PEM).",
         default="",
     )
+    tls_min_version: Literal["1.2", "1.3"] = key(
+        "The oldest version of TLS that clients may use.",
+        default="1.2",
+    )
+    tls_cipher_suites: tuple[str, ...] = key(
+        "Cipher suites of TLS 1.2 by their IANA names, as in tlsCipherSuites of the kubelet; empty "
+        "= those of OpenSSL's defaults. The suites of TLS 1.3 cannot be chosen.",
+        default=(),
+        check=tls_suites.check,
+    )
     idle_timeout_s: float = key(
         "A session on which no byte moves for this many seconds is closed.",
         default=4 * 3600.0,  # as containerd's and the kubelet's
@@ -248,13 +284,34 @@ class Telemetry:
         default="",
     )
     metrics_address: str = key(
-        "Loopback address and port of the Prometheus metrics. Empty turns them off.",
+        "Address and port of the Prometheus metrics. Empty turns them off. An address other than "
+        "loopback needs metrics_tls_cert and metrics_token_file, or metrics_insecure.",
         default="127.0.0.1:9880",
-        check=checks.loopback_address,
+        check=checks.optional_address,
+    )
+    metrics_tls_cert: str = key(
+        "Certificate chain (PEM) of metrics_address. It is read again when its file changes.",
+        default="",
+        check=checks.optional_path,
+    )
+    metrics_tls_key: str = key(
+        "Private key (PEM) of metrics_tls_cert.", default="", check=checks.optional_path
+    )
+    metrics_token_file: str = key(
+        "File with a token of at least 16 characters that every request to metrics_address has to "
+        "carry as Authorization: Bearer TOKEN; several lines are several tokens. It is read again "
+        "when it changes. /healthz needs none.",
+        default="",
+        check=checks.optional_path,
+    )
+    metrics_insecure: bool = key(
+        "Serve metrics_address without TLS or without a token on an address other than loopback: "
+        "whoever reaches it can read metrics and the node page.",
+        default=False,
     )
     status_page: bool = key(
-        "Serve an HTML page about pods, images and failed calls at / of metrics_address. Every "
-        "user and every pod on the node's network can read it.",
+        "Serve an HTML page about pods, images and failed calls at / of metrics_address. Without a "
+        "token every user and every pod on the node's network can read it.",
         default=True,
     )
     cadvisor_socket: str = key(

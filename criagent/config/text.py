@@ -10,6 +10,7 @@ from dataclasses import MISSING, Field, fields, is_dataclass
 from pathlib import Path
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
+from criagent.config.defaults.workloads import Workload
 from criagent.config.keys import about, subsections
 from criagent.config.runtime_section import Handler
 from criagent.config.sections import Config
@@ -50,6 +51,13 @@ One OCI runtime under the name that a RuntimeClass uses. `crun` and `runc` exist
 can change single keys of them, and `runtime.handlers.runc = false` removes one.
 """
 
+_WORKLOADS_HEAD = """\
+## [runtime.workloads.NAME]
+
+Resources and allowed annotations of pods that an annotation marks, as CRI-O's workloads
+([more](defaults.md#workloads)). NAME is for messages.
+"""
+
 
 def default_text() -> str:
     """The default configuration as TOML; every key is commented out, below what it does."""
@@ -83,7 +91,7 @@ def reference_text() -> str:
     for section, value in _sections(Config()):
         parts += [f"## [{section}]\n", f"{_summary(value)}\n", _table(type(value))]
         if section == "runtime":
-            parts += [_HANDLERS_HEAD, _table(Handler)]
+            parts += [_HANDLERS_HEAD, _table(Handler), _WORKLOADS_HEAD, _table(Workload)]
     return "\n".join(parts)
 
 
@@ -129,7 +137,7 @@ def _default_cell(key: Field[Any]) -> str:
     if key.default is not MISSING:
         return f"`{toml(key.default)}`"
     if key.default_factory is not MISSING:
-        return ", ".join(f"`{name}`" for name in key.default_factory())
+        return ", ".join(f"`{name}`" for name in key.default_factory()) or "none"
     return "none, required"
 
 
@@ -146,7 +154,7 @@ def _escaped(text: str) -> str:
 
 
 def _assignments(name: str, value: object) -> list[str]:
-    if isinstance(value, dict):
+    if isinstance(value, dict) and value:
         return [f"{name}.{entry} = {toml(item)}" for entry, item in value.items()]
     return [f"{name} = {toml(value)}"]
 
@@ -159,7 +167,8 @@ def toml(value: object) -> str:
     if isinstance(value, bool):
         return "true" if value else "false"
     if isinstance(value, dict):
-        return "{ " + ", ".join(f"{name} = {toml(item)}" for name, item in value.items()) + " }"
+        pairs = ", ".join(f"{name} = {toml(item)}" for name, item in value.items())
+        return f"{{ {pairs} }}" if pairs else "{}"
     if isinstance(value, tuple | list):
         return "[" + ", ".join(toml(item) for item in value) + "]"
     if isinstance(value, int | float):

@@ -6,9 +6,9 @@ from __future__ import annotations
 import pytest
 
 from criagent._proto import api_pb2
+from criagent.base.capabilities import NAMES
 from criagent.base.errors import InvalidRequestError
 from criagent.model.container import ContainerSecurity
-from criagent.runtime.node.capabilities import NAMES
 from criagent.runtime.spec.security.capabilities import DEFAULT, capability_sets
 from criagent.runtime.spec.security.masked_paths import (
     MASKED,

@@ -11,9 +11,9 @@ from typing import Any
 
 import pytest
 
+from criagent.base.capabilities import NAMES
 from criagent.base.errors import InvalidRequestError
 from criagent.model.container import ContainerMetadata, ContainerSecurity, ContainerSpec, Device
-from criagent.runtime.node.capabilities import NAMES
 from criagent.runtime.node.facts import read_node_facts
 from criagent.runtime.spec.devices import device_nodes, device_rules, resolve_devices
 from criagent.runtime.spec.inputs import ResolvedDevice

@@ -19,14 +19,6 @@ KATA = {"kata": "native"}
 CONTAINER = "c" * 64
 
 
-@pytest.fixture
-async def registry() -> AsyncIterator[Registry]:
-    one = Registry()
-    await one.start()
-    yield one
-    await one.stop()
-
-
 @contextlib.asynccontextmanager
 async def opened(
     top: Path, handlers: dict[str, str] | None = None, *, keep_blobs: bool = True

@@ -46,6 +46,14 @@ async def test_an_answer_counts_though_a_child_of_the_program_stays(program: Pat
     assert await monitor_problem(program) == ""
 
 
+async def test_a_monitor_that_is_another_program_is_refused(program: Path) -> None:
+    write(program, "echo crun version 1.21")
+    assert await monitor_problem(program) == (
+        f'{program} is not conmon: its --version says "crun version 1.21"; '
+        "set the path of conmon, runtime.conmon, and restart criagent"
+    )
+
+
 async def test_a_program_that_is_absent_is_named_with_its_cure(program: Path) -> None:
     cure = "cannot be run: No such file or directory; install {} and restart criagent"
     facts = await probe("crun", program, "crun")
@@ -72,6 +80,11 @@ async def test_a_program_that_hangs_is_said_to_hang(program: Path) -> None:
         ("wasm", "crun version 1.28\n+SYSTEMD +WASM:wasmedge", ""),
         ("runsc", "runsc version release-20260905.0", ""),
         ("runc", "youki version 0.5.5", ""),
+        ("crun", "true (GNU coreutils) 9.7", 'its --version says "true (GNU coreutils) 9.7"; set'),
+        ("crun", "youki version 0.5.5", "is not crun"),
+        ("runc", "GNU bash, version 5.2.37(1)-release", "is not runc"),
+        ("runsc", "", 'is not runsc: its --version says ""'),
+        ("wasm", "BusyBox v1.37.0 (Debian)", "is not crun"),
     ],
 )
 async def test_a_program_is_of_its_type(

@@ -209,7 +209,7 @@ ROOT = entry("/", "ext4", "shared:1")
 @pytest_asyncio.fixture
 async def paths() -> AsyncIterator[HostPaths]:
     with ThreadPoolExecutor(1) as pool:
-        yield HostPaths(fs=pool, own=(Path("/var/lib/agent"),), table=lambda: [ROOT])
+        yield HostPaths(fs=pool, own=(Path("/var/lib/agent"),), table=lambda _: [ROOT])
 
 
 def request(host: Path | str, **fields: Any) -> Mount:
@@ -283,7 +283,7 @@ async def test_a_source_that_is_not_utf8_is_refused(paths: HostPaths, tmp_path: 
 
 
 def on_network(paths: HostPaths, where: Path, **fields: Any) -> HostPaths:
-    return dataclasses.replace(paths, table=lambda: [ROOT, entry(str(where), "nfs4")], **fields)
+    return dataclasses.replace(paths, table=lambda _: [ROOT, entry(str(where), "nfs4")], **fields)
 
 
 def test_paths_on_other_file_systems_are_never_touched_here(tmp_path: Path) -> None:
@@ -371,7 +371,7 @@ async def test_propagation_needs_a_mount_that_can_give_it(
     expected: str | None,
 ) -> None:
     table = [ROOT, entry(str(tmp_path), "ext4", *tags)]
-    looked = dataclasses.replace(paths, table=lambda: table)
+    looked = dataclasses.replace(paths, table=lambda _: table)
     wanted = [request(tmp_path / "a/b", propagation=propagation)]
     if expected is None:
         with pytest.raises(
@@ -408,6 +408,29 @@ async def test_mounts_that_contradict_themselves_are_refused(
 ) -> None:
     with pytest.raises(InvalidRequestError, match="mount /x"):
         await paths.resolve([mount])
+
+
+async def test_the_agents_own_mounts_are_read_only_for_a_path_that_leads_there(
+    paths: HostPaths, tmp_path: Path
+) -> None:
+    own, other = tmp_path / "own", tmp_path / "other"
+    for directory in (own / "pod/shm", other):
+        directory.mkdir(parents=True)
+    (other / "link").symlink_to(own / "pod/shm")
+    whole = [ROOT, entry(str(own / "pod/shm"), "tmpfs", "master:2")]
+    read: list[tuple[Path, ...]] = []
+
+    def table(without: Sequence[Path]) -> Sequence[MountEntry]:
+        read.append(tuple(without))
+        return [ROOT] if without else whole
+
+    looked = dataclasses.replace(paths, own=(own,), table=table)
+    assert await source(looked, other) == str(other)
+    assert read == [(own,)]
+    for path in (own / "pod/shm", other / "link"):
+        assert await source(looked, path, propagation=SLAVE) == str(own / "pod/shm")
+        with pytest.raises(InvalidRequestError, match="not a shared mount"):
+            await source(looked, path, propagation=SHARED)
 
 
 async def test_the_real_mount_table_serves_too(tmp_path: Path) -> None:

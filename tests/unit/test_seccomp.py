@@ -10,10 +10,10 @@ from typing import Any
 
 import pytest
 
+from criagent.base.capabilities import NAMES
 from criagent.base.errors import InvalidRequestError
 from criagent.model.common import ProfileType, SecurityProfile
 from criagent.model.container import ContainerSecurity
-from criagent.runtime.node.capabilities import NAMES
 from criagent.runtime.spec.security.capabilities import DEFAULT
 from criagent.runtime.spec.security.seccomp import default_profile, seccomp_profile
 

@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 
+from criagent.base.capabilities import NAMES
 from criagent.base.errors import InvalidRequestError, UnsupportedError
 from criagent.model.common import Resources
 from criagent.model.container import (
@@ -23,7 +24,6 @@ from criagent.model.container import (
 )
 from criagent.model.image import Image, ImageConfig
 from criagent.model.sandbox import Sandbox, SandboxId, SandboxMetadata, SandboxSpec
-from criagent.runtime.node.capabilities import NAMES
 from criagent.runtime.node.facts import NodeFacts
 from criagent.runtime.spec.build import build_spec, oci_namespaces, process_spec
 from criagent.runtime.spec.inputs import ContainerNamespaces, PodFiles, SpecInputs
@@ -65,6 +65,7 @@ def inputs(
         created_at_ns=1,
         boot_id="b",
         handler="crun",
+        resources=wanted.resources,
     )
     made = SpecInputs(
         container=container,

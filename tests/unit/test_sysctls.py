@@ -6,8 +6,9 @@ from __future__ import annotations
 import pytest
 
 from criagent.base.errors import InvalidRequestError
+from criagent.config.defaults.values import normalised
 from criagent.model.common import IdMapping
-from criagent.runtime.spec.sysctls import normalised, validate_sysctls, with_node_groups
+from criagent.runtime.spec.sysctls import validate_sysctls, with_node_groups
 
 
 @pytest.mark.parametrize(

@@ -17,6 +17,7 @@ NO_LIBRARY = (
     "(Fedora) and restart criagent"
 )
 _KINDS = {"crun", "runc"}
+_CRUN_RESTORES: Version = (1, 21, 0)  # the first that has CRIU restore into the new cgroup
 
 
 async def checkpoint_problem(kind: str, version: str, *, limit_s: float) -> str:
@@ -34,6 +35,16 @@ async def checkpoint_problem(kind: str, version: str, *, limit_s: float) -> str:
     if problem := too_old(answer):
         return f"{problem}; install a newer one and restart criagent"
     return await _library_problem(limit_s) if kind == "crun" else ""
+
+
+def restore_problem(kind: str, version: str) -> str:
+    """Why a handler of type `kind` and that version cannot restore; "" = it can if it can
+    checkpoint.
+    """
+    found = parse_version(version)
+    if kind != "crun" or found is None or found >= _CRUN_RESTORES:
+        return ""
+    return f"crun {version} is too old: restoring needs crun {dotted(_CRUN_RESTORES)}, or runc"
 
 
 def too_old(answer: str) -> str:

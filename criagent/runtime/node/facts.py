@@ -10,8 +10,9 @@ import resource
 from pathlib import Path
 from typing import Literal
 
+from criagent.base.capabilities import NAMES
 from criagent.kernel import cgroupfs
-from criagent.runtime.node.capabilities import NAMES
+from criagent.runtime.node.defaults import ContainerDefaults
 
 PROFILES = Path("/sys/kernel/security/apparmor/profiles")
 _CPUS = Path("/sys/devices/system/cpu")
@@ -36,6 +37,7 @@ class NodeFacts:
     nsdelegate: bool = False  # cgroup namespaces bound what their processes may change
     machine: str = "x86_64"
     thermal_paths: tuple[str, ...] = ()  # .../cpuN/thermal_throttle that exist here
+    defaults: ContainerDefaults = ContainerDefaults()
 
 
 def read_node_facts(

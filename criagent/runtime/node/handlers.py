@@ -10,17 +10,20 @@ import dataclasses
 import json
 import os
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from criagent.base.errors import InvalidRequestError, UnsupportedError, WrongStateError
 from criagent.kernel.mount import has_recursive_attributes
 from criagent.model.common import NamespaceMode
 from criagent.process.child import run
 from criagent.runtime.node.annotations import PassedAnnotations
-from criagent.runtime.node.criu import checkpoint_problem
-from criagent.runtime.node.minimum_versions import another_program, insecure, too_old
+from criagent.runtime.node.criu import checkpoint_problem, restore_problem
+from criagent.runtime.node.minimum_versions import another_program, insecure, nameless, too_old
+
+if TYPE_CHECKING:
+    from criagent.config.defaults.base_spec import BaseSpec
 
 _LIMIT_S = 10.0
 _VERSION = re.compile(r"version[: ]+(?:release-)?v?([0-9]+\.[0-9]+(?:\.[0-9]+)?\S*)")
@@ -44,6 +47,9 @@ class HandlerFacts:
     host_devices: bool = True  # privileged containers get the node's devices
     all_devices: bool = False  # privileged containers may open every device
     annotations: PassedAnnotations = dataclasses.field(default_factory=PassedAnnotations)
+    allowed_annotations: frozenset[str] = frozenset()  # of pods, that the agent obeys
+    base: BaseSpec | None = None  # parts that every container gets
+    min_memory_bytes: int = 0  # the lowest memory limit of a container, 0 = any
     userns_problem: str = (
         "not probed yet"  # why pods with a user namespace cannot run, "" = they can
     )
@@ -57,6 +63,18 @@ class HandlerFacts:
     def user_namespaces(self) -> bool:
         """Whether pods with user namespaces can run."""
         return not self.problem and not self.userns_problem
+
+    def require_memory(self, container: str, limit: int) -> None:
+        """Raises InvalidRequestError for a limit of memory in bytes with which the container could
+        not even start; 0 and below is no limit.
+        """
+        if 0 < limit < self.min_memory_bytes:
+            raise InvalidRequestError(
+                f'container "{container[:80]}": the memory limit of {limit} bytes is below the '
+                f'{self.min_memory_bytes} that runtime handler "{self.name}" needs; raise '
+                "resources.limits.memory of the container, or lower "
+                f"runtime.handlers.{self.name}.min_memory_bytes"
+            )
 
     def require_user_namespaces(self) -> None:
         """Raises UnsupportedError when no pod can have a user namespace."""
@@ -86,14 +104,11 @@ class HandlerFacts:
             )
 
     def require_restores(self) -> None:
-        """Raises UnsupportedError when checkpoints cannot be restored. crun 1.21 makes the cgroup
-        of a container after CRIU, which wants it before: "failed preparing cgns".
-        """
+        """Raises UnsupportedError when checkpoints cannot be restored."""
         self.require_checkpoints()
-        if self.type != "runc":
+        if problem := restore_problem(self.type, self.version):
             raise UnsupportedError(
-                f'runtime handler "{self.name}" of the type {self.type} cannot restore pods; '
-                "checkpoint and restore them with a handler of the type runc"
+                f'runtime handler "{self.name}" cannot restore pods on this node: {problem}'
             )
 
     def require_recursive_read_only(self, container_path: str) -> None:
@@ -118,6 +133,7 @@ class Handlers:
         monitor_problem: str = "",
     ) -> None:
         self._found = {facts.name: facts for facts in found}
+        self._retired: set[str] = set()
         self._default = default
         self._monitor = monitor
         self._monitor_problem = monitor_problem
@@ -129,13 +145,30 @@ class Handlers:
 
     @property
     def by_name(self) -> Mapping[str, HandlerFacts]:
-        """Every configured handler."""
+        """Every handler that a pod may have, the retired ones too; it follows `change`."""
         return self._found
 
     @property
+    def configured(self) -> list[HandlerFacts]:
+        """Those that new pods may ask for."""
+        return [facts for facts in self._found.values() if facts.name not in self._retired]
+
+    @property
     def usable(self) -> list[HandlerFacts]:
-        """Those that could be used at the start."""
-        return [facts for facts in self._found.values() if not facts.problem]
+        """Those of them that could be used when they were read."""
+        return [facts for facts in self.configured if not facts.problem]
+
+    def change(self, found: Iterable[HandlerFacts], retired: Iterable[str]) -> None:
+        """Add or replace handlers; no new pod gets one of `retired`, whose pods go on."""
+        for facts in found:
+            self._found[facts.name] = facts
+            self._retired.discard(facts.name)
+        self._retired.update(retired)
+
+    @property
+    def monitor(self) -> Path:
+        """The path of conmon."""
+        return self._monitor
 
     @property
     def monitor_problem(self) -> str:
@@ -153,13 +186,15 @@ class Handlers:
         Raises WrongStateError while a program that its containers need cannot be used,
         InvalidRequestError for a name that is not configured.
         """
-        self._require(name)
         facts = self._found.get(name or self._default)
-        if facts is None:
+        if facts is None or facts.name in self._retired:
+            if facts is None:
+                self._require(name)
             raise InvalidRequestError(
                 f'runtime handler "{name}" is not configured; known are '
                 f"{sorted(facts.name for facts in self.usable)}"
             )
+        self._require(name)
         return facts
 
     def of_pod(self, name: str) -> HandlerFacts:
@@ -176,10 +211,10 @@ class Handlers:
 
     def check_image(self, name: str) -> None:
         """Raises InvalidRequestError for an image requested for an unknown handler."""
-        if name and name not in self._found:
+        if name and name not in {facts.name for facts in self.configured}:
             raise InvalidRequestError(
                 f"image.runtime_handler {name[:80]!r} is not configured; handlers: "
-                f"{', '.join(sorted(self._found))}"
+                f"{', '.join(sorted(facts.name for facts in self.configured))}"
             )
 
     def _require(self, name: str) -> None:
@@ -263,9 +298,12 @@ def _has(features: dict[str, Any], *path: str) -> bool:
 async def monitor_problem(path: Path, *, limit_s: float = _LIMIT_S) -> str:
     """Why conmon at `path` cannot be used; "" = it can. Read once at start."""
     try:
-        problem = too_old("conmon", await _answer(path, "--version", limit_s))
+        version = await _answer(path, "--version", limit_s)
     except OSError as exc:
         return _no_answer(path, "conmon", exc)
+    if problem := nameless("conmon", version):
+        return f"{path} {problem}, runtime.conmon, and restart criagent"
+    problem = too_old("conmon", version)
     return f"{path}: {problem}; install a newer one and restart criagent" if problem else ""
 
 

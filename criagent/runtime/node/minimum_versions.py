@@ -9,6 +9,8 @@ from __future__ import annotations
 
 import re
 
+from criagent.base.text import bounded
+
 Version = tuple[int, int, int]
 
 # kind: the version that introduced what the agent needs, and what that is
@@ -28,6 +30,8 @@ FLOORS = {
 _KNOWN = ("crun", "runc", "runsc")  # programs with a type of their own
 _PROGRAM_OF = {"wasm": "crun"}
 _BROKEN = {("crun", (1, 29, 0))}
+_NAMED = re.compile(r"^[\w.-]+ version\b", re.MULTILINE)
+_SHOWN = 80  # characters of an answer
 _VERSION = re.compile(r"v?(\d+)\.(\d+)(?:\.(\d+))?")
 
 
@@ -60,7 +64,7 @@ def too_old(kind: str, answer: str) -> str:
 
 def another_program(kind: str, answer: str) -> str:
     """Why the program with that --version output is not of the type `kind`, and the remedy; "" = it
-    is, or it is one that the agent does not know.
+    is. Of the type runc is any that gives itself a name, since others have its command line.
     """
     wanted = _PROGRAM_OF.get(kind, kind)
     for known in _KNOWN:
@@ -68,7 +72,17 @@ def another_program(kind: str, answer: str) -> str:
             return f'is {known}, and not of the type {kind}; set type = "{known}" for the handler'
     if kind == "wasm" and version_of(wanted, answer) is not None and "+WASM" not in answer:
         return "is a crun that was built without WebAssembly; install one with +WASM in its version"
-    return ""
+    if kind == "runc" and _NAMED.search(answer):
+        return ""
+    return nameless(wanted, answer)
+
+
+def nameless(program: str, answer: str) -> str:
+    """Why that --version output is not the one of `program`, and the remedy; "" = it is."""
+    if re.search(rf"^{program} version\b", answer, re.MULTILINE):
+        return ""
+    said = bounded(answer.strip().partition("\n")[0], _SHOWN)
+    return f'is not {program}: its --version says "{said}"; set the path of {program}'
 
 
 def insecure(kind: str, answer: str) -> str:

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import os
 import shutil
 from pathlib import Path
@@ -63,31 +64,31 @@ class RuntimePaths:
 
     def sandbox(self, sandbox_id: str) -> Path:
         """Everything of one sandbox."""
-        return self.run_dir / "sandboxes" / sandbox_id
+        return _below(self.run_dir, "sandboxes", sandbox_id)
 
     def netns(self, sandbox_id: str) -> Path:
         """Pin of the network namespace."""
-        return self.sandbox(sandbox_id) / "ns" / "net"
+        return _below(self.run_dir, "sandboxes", sandbox_id, "ns", "net")
 
     def ipcns(self, sandbox_id: str) -> Path:
         """Pin of the IPC namespace."""
-        return self.sandbox(sandbox_id) / "ns" / "ipc"
+        return _below(self.run_dir, "sandboxes", sandbox_id, "ns", "ipc")
 
     def utsns(self, sandbox_id: str) -> Path:
         """Pin of the UTS namespace."""
-        return self.sandbox(sandbox_id) / "ns" / "uts"
+        return _below(self.run_dir, "sandboxes", sandbox_id, "ns", "uts")
 
     def userns(self, sandbox_id: str) -> Path:
         """Pin of the user namespace that owns the others."""
-        return self.sandbox(sandbox_id) / "ns" / "user"
+        return _below(self.run_dir, "sandboxes", sandbox_id, "ns", "user")
 
     def shm(self, sandbox_id: str) -> Path:
         """The tmpfs that is /dev/shm in the pod."""
-        return self.sandbox(sandbox_id) / "shm"
+        return _below(self.run_dir, "sandboxes", sandbox_id, "shm")
 
     def etc(self, sandbox_id: str) -> Path:
         """The small tmpfs with resolv.conf, hostname and hosts of the pod."""
-        return self.sandbox(sandbox_id) / "etc"
+        return _below(self.run_dir, "sandboxes", sandbox_id, "etc")
 
     def holder(self, sandbox_id: str) -> Path:
         """Bundle of the process that holds a shared PID namespace."""
@@ -95,11 +96,11 @@ class RuntimePaths:
 
     def container(self, container_id: str) -> Path:
         """The OCI bundle of a container."""
-        return self.run_dir / "containers" / container_id
+        return _below(self.run_dir, "containers", container_id)
 
     def rootfs(self, container_id: str) -> Path:
         """Where the container's overlay is mounted."""
-        return self.container(container_id) / "rootfs"
+        return _below(self.run_dir, "containers", container_id, "rootfs")
 
     def image_volumes(self, container_id: str) -> Path:
         """Where the container's image volumes are mounted."""
@@ -172,6 +173,11 @@ class RuntimePaths:
         for directory in (self.run_dir / "runtime").iterdir():
             for file in gvisor_state(directory, object_id):
                 file.unlink(missing_ok=True)
+
+
+@functools.lru_cache(256)  # of the pods that start or end now; each is asked for many times
+def _below(directory: Path, *names: str) -> Path:
+    return directory.joinpath(*names)
 
 
 def gvisor_state(directory: Path, object_id: str) -> list[Path]:

@@ -16,6 +16,7 @@ from criagent.model.image import ImageConfig
 from criagent.runtime.node.facts import NodeFacts
 from criagent.runtime.spec.cdi.apply import apply_cdi
 from criagent.runtime.spec.devices import device_nodes, device_rules
+from criagent.runtime.spec.gomaxprocs import gomaxprocs
 from criagent.runtime.spec.id_mappings import oci_mappings
 from criagent.runtime.spec.inputs import (
     ContainerNamespaces,
@@ -25,7 +26,7 @@ from criagent.runtime.spec.inputs import (
     ResolvedMount,
     SpecInputs,
 )
-from criagent.runtime.spec.limits import resources_to_oci
+from criagent.runtime.spec.limits import default_pids, resources_to_oci
 from criagent.runtime.spec.mounts.oci import oci_mounts, own_cgroup_namespace, rootfs_propagation
 from criagent.runtime.spec.security.capabilities import capability_sets
 from criagent.runtime.spec.security.masked_paths import masked_paths, readonly_paths
@@ -69,6 +70,12 @@ def build_spec(inputs: SpecInputs) -> OciObject:
         made["hostname"] = inputs.hostname  # the pod's UTS namespace is one of the node's kernel
     if inputs.annotations:
         made["annotations"] = dict(inputs.annotations)
+    if inputs.base is not None:
+        from criagent.runtime.spec.base import with_base  # few handlers have one
+
+        made = with_base(made, inputs.base)
+    for stage, hook in inputs.hooks:
+        made.setdefault("hooks", {}).setdefault(stage, []).append(hook)
     return apply_cdi(made, inputs.cdi)
 
 
@@ -110,10 +117,15 @@ def _process(inputs: SpecInputs) -> OciObject:
         "terminal": spec.tty,
         "user": {"uid": user.uid, "gid": user.gid, "additionalGids": list(user.groups)},
         "args": container_args(spec, inputs.image.config),
-        "env": container_env(spec, inputs.image.config, inputs.hostname),
+        "env": _env(inputs),
         "cwd": container_cwd(spec, inputs.image.config),
-        "capabilities": capability_sets(spec.security, node.capabilities),
-        "rlimits": [{"type": "RLIMIT_NOFILE", "soft": node.nofile[0], "hard": node.nofile[1]}],
+        "capabilities": capability_sets(
+            spec.security,
+            node.capabilities,
+            inputs.default_capabilities,
+            inheritable=node.defaults.inheritable_capabilities,
+        ),
+        "rlimits": _rlimits(inputs),
         "noNewPrivileges": spec.security.no_new_privs,
         "oomScoreAdj": clamp_oom(spec.resources.oom_score_adj, node.oom_score_floor),
     }
@@ -124,15 +136,42 @@ def _process(inputs: SpecInputs) -> OciObject:
     return process
 
 
+def _env(inputs: SpecInputs) -> list[str]:
+    defaults, spec = inputs.node.defaults, inputs.container.spec
+    given = defaults.environment
+    if inputs.base is not None:
+        given = (*given, *inputs.base.process.env)  # the handler's is closer to the container
+    env = container_env(spec, inputs.image.config, inputs.hostname, given)
+    if defaults.min_gomaxprocs and defaults.workloads.of(inputs.sandbox.spec) is None:
+        env += gomaxprocs(
+            env,
+            least=defaults.min_gomaxprocs,
+            resources=inputs.container.resources,
+            cgroup_parent=inputs.sandbox.spec.cgroup_parent,
+        )
+    return env
+
+
+def _rlimits(inputs: SpecInputs) -> list[OciObject]:
+    node = inputs.node
+    limits = {"RLIMIT_NOFILE": node.nofile}
+    limits |= {limit.type: (limit.soft, limit.hard) for limit in node.defaults.ulimits}
+    if inputs.base is not None:
+        limits |= {limit.type: (limit.soft, limit.hard) for limit in inputs.base.process.rlimits}
+    return [{"type": kind, "soft": soft, "hard": hard} for kind, (soft, hard) in limits.items()]
+
+
 def _linux(inputs: SpecInputs) -> OciObject:
     spec, node = inputs.container.spec, inputs.node
     security, userns = spec.security, inputs.sandbox.spec.security.namespaces.pod_userns
     resources = resources_to_oci(
-        spec.resources,
+        inputs.container.resources,
         controllers=node.controllers,
         missing=node.missing_controllers,
         swap=node.swap,
     )
+    if limit := node.defaults.pids_limit:
+        resources |= default_pids(limit, inputs.container.resources, node)
     resources["devices"] = device_rules(inputs.devices, all_devices=inputs.all_devices)
     linux: OciObject = {
         "cgroupsPath": inputs.cgroups_path,
@@ -174,9 +213,13 @@ def container_args(spec: ContainerSpec, image: ImageConfig) -> list[str]:
     return args
 
 
-def container_env(spec: ContainerSpec, image: ImageConfig, hostname: str) -> list[str]:
-    """Defaults, the image's variables, then the request's; later values replace earlier ones."""
-    first = [_PATH, *([_TERM] if spec.tty else []), f"HOSTNAME={hostname}"]
+def container_env(
+    spec: ContainerSpec, image: ImageConfig, hostname: str, defaults: Sequence[str] = ()
+) -> list[str]:
+    """Defaults, of which `defaults` are the operator's, the image's variables, then the request's;
+    later values replace earlier ones.
+    """
+    first = [_PATH, *([_TERM] if spec.tty else []), f"HOSTNAME={hostname}", *defaults]
     from_image = [entry for entry in image.env if _usable(entry)]
     return _merge_env(first, from_image, [_env_entry(item) for item in spec.envs])
 

@@ -10,8 +10,14 @@ from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 from criagent.base.errors import InvalidRequestError
+from criagent.config.defaults import values
+from criagent.config.defaults.pod_annotations import DEVICES
+from criagent.config.defaults.values import DevicePath
 from criagent.kernel.mount import MountEntry, mountinfo
 from criagent.model.container import ContainerSecurity, ContainerSpec, Device
+from criagent.model.sandbox import SandboxSpec
+from criagent.runtime.node.defaults import ContainerDefaults
+from criagent.runtime.node.handlers import HandlerFacts
 from criagent.runtime.spec.inputs import OciObject, ResolvedDevice
 from criagent.runtime.spec.mounts.host_paths import local_path
 
@@ -21,6 +27,7 @@ _NOT_HANDED_ON = frozenset(
 )
 _DEV = Path("/dev")
 _ACCESS = frozenset("rwm")
+_ANNOTATED_MOST = 100
 # What the runtime creates in every /dev (OCI runtime specification, "Default Devices"), and ptys.
 _ALWAYS: tuple[tuple[str, int | None, int | None], ...] = (
     ("c", 1, 3),  # null
@@ -33,6 +40,39 @@ _ALWAYS: tuple[tuple[str, int | None, int | None], ...] = (
     ("c", 5, 2),  # ptmx
     ("c", 136, None),  # pts/*
 )
+
+
+def with_default_devices(
+    spec: ContainerSpec, pod: SandboxSpec, defaults: ContainerDefaults, handler: HandlerFacts
+) -> ContainerSpec:
+    """`spec` with the devices of every container, and those of the pod's annotation, before its
+    own. Raises InvalidRequestError for an annotation that is not valid.
+    """
+    more = [_device(found) for found in defaults.devices]
+    if (found := defaults.workloads.annotation(handler, pod, DEVICES)) is not None:
+        more += _annotated(*found, defaults.allowed_devices)
+    return dataclasses.replace(spec, devices=(*more, *spec.devices)) if more else spec
+
+
+def _annotated(name: str, text: str, allowed: frozenset[str]) -> Iterator[Device]:
+    """The devices of an annotation such as "/dev/fuse,/dev/sdc:/dev/xvdc:r"."""
+    entries = [entry for entry in text.split(",") if entry]
+    if len(entries) > _ANNOTATED_MOST:
+        raise InvalidRequestError(f"annotation {name}: more than {_ANNOTATED_MOST} devices")
+    for entry in entries:
+        try:
+            found = values.device(entry)
+        except ValueError as error:
+            raise InvalidRequestError(f"annotation {name}: {error}") from None
+        if found.host not in allowed:
+            raise InvalidRequestError(
+                f"annotation {name}: device {found.host[:200]} is not in runtime.allowed_devices"
+            )
+        yield _device(found)
+
+
+def _device(found: DevicePath) -> Device:
+    return Device(host_path=found.host, container_path=found.container, permissions=found.access)
 
 
 def resolve_devices(

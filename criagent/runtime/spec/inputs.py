@@ -6,13 +6,17 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
+from criagent.config.defaults.values import capability
 from criagent.model.container import Container, ContainerUser, Mount
 from criagent.model.image import Image
 from criagent.model.sandbox import Sandbox
 from criagent.runtime.node.facts import NodeFacts
 from criagent.runtime.spec.cdi import file as cdi_specs
+
+if TYPE_CHECKING:
+    from criagent.config.defaults.base_spec import BaseSpec
 
 OciObject = dict[str, Any]  # a JSON object of the OCI runtime specification
 
@@ -121,3 +125,17 @@ class SpecInputs:
     selinux: SelinuxLabels | None = None
     own_kernel: bool = False  # the OCI runtime gives it one, which has no namespaces of the node
     annotations: Mapping[str, str] = dataclasses.field(default_factory=dict)  # for the OCI runtime
+    localtime: str = ""  # file of the node's that is mounted at /etc/localtime, "" = none
+    hooks: tuple[tuple[str, OciObject], ...] = ()  # of the operator's directories, by stage
+    base: BaseSpec | None = None  # parts for every container of the handler
+
+    @property
+    def default_capabilities(self) -> frozenset[str]:
+        """What the container holds before its pod adds and drops any."""
+        return default_capabilities(self.node, self.base)
+
+
+def default_capabilities(node: NodeFacts, base: BaseSpec | None) -> frozenset[str]:
+    """Those of the handler's base specification, or of the node."""
+    given = None if base is None else base.process.capabilities.bounding
+    return node.defaults.capabilities if given is None else frozenset(map(capability, given))

@@ -9,6 +9,7 @@ from typing import Literal
 from criagent.base.errors import InvalidRequestError, UnsupportedError
 from criagent.model.common import Resources
 from criagent.runtime.node.cgroup_names import NAME_MOST
+from criagent.runtime.node.facts import NodeFacts
 from criagent.runtime.spec.inputs import OciObject
 
 _CPUSET = re.compile(r"[0-9]{1,6}(-[0-9]{1,6})?(,[0-9]{1,6}(-[0-9]{1,6})?)*")
@@ -20,6 +21,7 @@ _LEAST = {
     "memory_limit_in_bytes": -1,
     "memory_swap_limit_in_bytes": -1,
 }
+_DEFAULT_PERIOD = 100_000  # microseconds, as the kernel's cpu.max has
 _UNIFIED_KEY = re.compile(r"(memory|cpu|cpuset|io|pids|hugetlb|misc|rdma)(\.[A-Za-z0-9_]+)+")
 _UNIFIED_MOST = 256  # of one container; the kernel has a few dozen
 _PAGE_SIZES_MOST = 64
@@ -53,6 +55,18 @@ def resources_to_oci(
     if hugepages := _hugepages(resources, gate):
         result["hugepageLimits"] = hugepages
     return result
+
+
+def default_pids(limit: int, resources: Resources, node: NodeFacts) -> OciObject:
+    """`linux.resources.pids` of a container that does not ask for a limit itself.
+
+    Raises UnsupportedError when the controller is missing and must not be.
+    """
+    if "pids.max" in resources.unified:
+        return {}
+    gate = _Gate(node.controllers, node.missing_controllers)
+    text = f"runtime.defaults.pids_limit {limit}"
+    return {"pids": {"limit": limit}} if gate.admits("pids", text) else {}
 
 
 def _check(resources: Resources) -> None:
@@ -97,13 +111,18 @@ def _cpu(resources: Resources, gate: _Gate) -> OciObject:
     for key, value, controller in (
         ("shares", resources.cpu_shares, "cpu"),
         ("quota", resources.cpu_quota, "cpu"),
-        ("period", resources.cpu_period, "cpu"),
+        ("period", _period(resources), "cpu"),
         ("cpus", resources.cpuset_cpus, "cpuset"),
         ("mems", resources.cpuset_mems, "cpuset"),
     ):
         if value and gate.admits(controller, f"cpu {key} {value}"):
             cpu[key] = value
     return cpu
+
+
+def _period(resources: Resources) -> int:
+    """In microseconds. A quota has one: without it crun sets no limit under the systemd driver."""
+    return resources.cpu_period or (_DEFAULT_PERIOD if resources.cpu_quota > 0 else 0)
 
 
 def _memory(resources: Resources, gate: _Gate, *, swap: bool) -> OciObject:

@@ -9,17 +9,13 @@ UTS namespace are always refused: the hostname of a pod has its own field.
 from __future__ import annotations
 
 import os
-import re
 from collections.abc import Mapping
 
 from criagent.base.errors import InvalidRequestError
+from criagent.config.defaults.values import normalised, sysctl_namespace, sysctl_problem
 from criagent.model.common import IdMapping
 
-_NAME = re.compile(r"[a-z][a-z0-9_]*(?:[./][A-Za-z0-9_:-]+)+")
-_VALUE = re.compile(r"[A-Za-z0-9_.,:\t -]{1,4096}")
 _PING = "net.ipv4.ping_group_range"
-_UTS = {"kernel.hostname", "kernel.domainname"}
-_IPC = re.compile(r"kernel\.(shm[a-z_]+|msg[a-z_]+|sem|auto_msgmni)|fs\.mqueue\.[a-z_]+")
 
 # A pod on the built-in network has its routes from the agent and accepts none of its neighbours'
 # (CVE-2020-10749). eth0 inherits from `default`, since it is created within the pod's namespace.
@@ -41,14 +37,6 @@ def builtin_network_sysctls() -> dict[str, str]:
             if family == "ipv6":
                 found[_EUI64] = "0"
     return found
-
-
-def normalised(name: str) -> str:
-    """`name` with dots; "net/ipv4/conf/eth0.1/x" keeps its inner dots as slashes (man 8 sysctl)."""
-    first_dot, first_slash = name.find("."), name.find("/")
-    if first_slash >= 0 and (first_dot < 0 or first_slash < first_dot):
-        return name.translate(str.maketrans("./", "/."))
-    return name
 
 
 def with_node_groups(sysctls: Mapping[str, str], mapping: IdMapping) -> dict[str, str]:
@@ -79,29 +67,23 @@ def validate_sysctls(sysctls: Mapping[str, str], *, own_network: bool, own_ipc: 
     seen: set[str] = set()
     for name, value in sysctls.items():
         dotted = normalised(name)
-        if not _NAME.fullmatch(name) or ".." in dotted or "//" in name:
-            raise InvalidRequestError(f"sysctl {name[:120]!r} is not a sysctl name")
+        if problem := sysctl_problem(name, value):
+            raise InvalidRequestError(problem)
         if dotted in seen:
             raise InvalidRequestError(f"sysctl {name} is given twice, with dots and with slashes")
         seen.add(dotted)
-        if not _VALUE.fullmatch(value):
-            raise InvalidRequestError(
-                f"sysctl {name}: the value {value[:80]!r} is not plain; "
-                "use only letters, digits, spaces and _.,:-"
-            )
-        if dotted.startswith("net."):
-            if not own_network:
+        match sysctl_namespace(name):
+            case "net" if not own_network:
                 raise InvalidRequestError(
                     f"sysctl {name} would change the node: the pod uses the host's network"
                 )
-        elif _IPC.fullmatch(dotted):
-            if not own_ipc:
+            case "ipc" if not own_ipc:
                 raise InvalidRequestError(
                     f"sysctl {name} would change the node: the pod uses the host's IPC namespace"
                 )
-        elif dotted in _UTS:
-            raise InvalidRequestError(
-                f"sysctl {name} cannot be set for a pod; set its hostname instead"
-            )
-        else:
-            raise InvalidRequestError(f"sysctl {name} is not namespaced; set it on the node")
+            case "uts":
+                raise InvalidRequestError(
+                    f"sysctl {name} cannot be set for a pod; set its hostname instead"
+                )
+            case "":
+                raise InvalidRequestError(f"sysctl {name} is not namespaced; set it on the node")

@@ -8,6 +8,7 @@ from collections.abc import Iterable
 from ipaddress import ip_address
 from pathlib import PurePosixPath
 
+from criagent.base.capabilities import NAMES
 from criagent.base.errors import InvalidRequestError
 from criagent.model.common import (
     CgroupMount,
@@ -19,7 +20,6 @@ from criagent.model.common import (
 from criagent.model.container import ContainerSecurity, ContainerSpec, Mount
 from criagent.model.sandbox import Sandbox, SandboxMetadata, SandboxSpec
 from criagent.net.resolv import resolv_conf
-from criagent.runtime.node.capabilities import NAMES
 from criagent.runtime.node.cgroup_names import validate_cgroup_parent
 from criagent.runtime.spec import id_mappings
 from criagent.runtime.spec.cdi.file import is_device_name
@@ -122,7 +122,8 @@ def _security(what: str, security: ContainerSecurity, sandbox: Sandbox) -> None:
     _cgroups(what, security, sandbox)
     _profiles(what, security.seccomp, security.apparmor)
     validate_selinux(what, security.selinux)
-    capability_sets(security, frozenset(NAMES))  # raises for unknown names
+    # Raises for unknown names; which of them the container holds depends on the node's defaults.
+    capability_sets(security, frozenset(NAMES), frozenset(NAMES))
     for path in (*security.masked_paths, *security.readonly_paths):
         _absolute(f"{what}: masked or readonly path", path)
 

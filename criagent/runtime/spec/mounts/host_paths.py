@@ -37,10 +37,10 @@ LOCAL = frozenset(
     "securityfs selinuxfs squashfs sysfs tmpfs tracefs vfat xfs zfs".split()
 )
 _LOOK = """import json, os, sys
-path = sys.argv[1]
+path, make = sys.argv[1:]
 os.umask(0o022)
 try:
-    if not os.path.exists(path):
+    if make == "make" and not os.path.exists(path):
         os.makedirs(path, 0o755)
     print(json.dumps({"real": os.path.realpath(path, strict=True)}))
 except OSError as exc:
@@ -56,16 +56,19 @@ _PROPAGATION: dict[MountPropagation, Literal["rprivate", "rslave", "rshared"]] =
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class HostPaths:
-    """Resolves the mounts of a container. `own` are directories that must not be mounted privately.
+    """Resolves the mounts of a container. `own` are directories that must not be mounted privately,
+    `never_made` paths that are not made as directories when they are missing.
 
-    `program` is called with a path and prints one JSON object: {"real": …} or {"error": …}.
+    `program` is called with a path, and with "make" or "look", and prints one JSON object:
+    {"real": …} or {"error": …}.
     """
 
     fs: Executor
     own: tuple[Path, ...]
-    table: Callable[[], Sequence[MountEntry]] = mountinfo
+    table: Callable[[Sequence[Path]], Sequence[MountEntry]] = mountinfo
     program: tuple[str, ...] = (sys.executable, "-I", "-S", "-c", _LOOK)
     limit_s: float = _LIMIT_S
+    never_made: frozenset[str] = frozenset()
     _hung: dict[str, Child] = dataclasses.field(default_factory=dict, init=False)
 
     async def resolve(self, mounts: Sequence[Mount]) -> tuple[ResolvedMount, ...]:
@@ -83,22 +86,41 @@ class HostPaths:
         for mount, local in zip(mounts, sources, strict=True):
             source = local
             if source is None:
-                source = await self._look_in_child(mount.host_path)
-                table = _by_target(await run_in(self.fs, self.table))  # autofs may have mounted it
+                source = await self._look_in_child(mount)
+                # autofs may have mounted it
+                table = _by_target(await run_in(self.fs, self.table, ()))
             found.append(self._resolved(mount, source, table))
         return tuple(found)
 
     def _look_directly(
         self, mounts: Sequence[Mount]
     ) -> tuple[dict[str, MountEntry], list[str | None]]:
-        table = self.table()
+        # Most mounts of a full node are the agent's own: a path that leads to none of them does
+        # without.
+        table = self.table(self.own)
+        sources = self._look([*table, *map(_unread, self.own)], mounts)
+        if None in sources:
+            table = self.table(())
+            sources = self._look(table, mounts)
+        return _by_target(table), sources
+
+    def _look(self, table: Sequence[MountEntry], mounts: Sequence[Mount]) -> list[str | None]:
         sources = []
         for mount in mounts:
             try:
-                sources.append(local_path(mount.host_path, table, make=True))
+                sources.append(local_path(mount.host_path, table, make=self._may_make(mount)))
             except OSError as exc:
-                raise InvalidRequestError(f"host path {mount.host_path}: {exc.strerror}") from None
-        return _by_target(table), sources
+                raise self._refusal(mount, exc.strerror or "") from None
+        return sources
+
+    def _may_make(self, mount: Mount) -> bool:
+        return not self.never_made or os.path.normpath(mount.host_path) not in self.never_made
+
+    def _refusal(self, mount: Mount, problem: str) -> InvalidRequestError:
+        text = f"host path {mount.host_path}: {problem}"
+        if not self._may_make(mount):
+            text += "; the path is in runtime.defaults.absent_mount_sources_to_reject"
+        return InvalidRequestError(text)
 
     def _resolved(
         self, mount: Mount, source: str, table: Mapping[str, MountEntry]
@@ -116,17 +138,18 @@ class HostPaths:
             propagation = "rslave"  # a private copy would pin our unmounted overlays
         return ResolvedMount(request=mount, source=source, propagation=propagation)
 
-    async def _look_in_child(self, path: str) -> str:
+    async def _look_in_child(self, mount: Mount) -> str:
+        path, make = mount.host_path, "make" if self._may_make(mount) else "look"
         hung = self._hung.get(path)
         if hung is not None and hung.running:  # one abandoned child per path is enough
             raise TimedOutError(f"host path {path} still does not answer; its file system hangs")
         self._hung.pop(path, None)
         with Pipes() as pipes:
             reader = pipes.output(up_to(1 << 16))
-            line = await self._answer(spawn([*self.program, path], pipes), reader, path)
+            line = await self._answer(spawn([*self.program, path, make], pipes), reader, path)
         answer = json.loads(line or b'{"error": "the process that looked at it died"}')
         if "error" in answer:
-            raise InvalidRequestError(f"host path {path}: {answer['error']}")
+            raise self._refusal(mount, str(answer["error"]))
         return str(answer["real"])
 
     async def _answer(self, child: Child, reader: PipeReader, path: str) -> bytes | None:
@@ -195,6 +218,13 @@ def _link(path: str, *, make: bool) -> str | None:
             os.mkdir(path, 0o755)
         mode = os.lstat(path).st_mode
     return os.readlink(path) if stat.S_ISLNK(mode) else None
+
+
+def _unread(directory: Path) -> MountEntry:
+    """Stands for the mounts below `directory`, which are not in the table: `local_path` stops."""
+    return MountEntry(
+        root="/", target=str(directory), options=frozenset(), tags=(), fstype="", source=""
+    )
 
 
 def _by_target(table: Sequence[MountEntry]) -> dict[str, MountEntry]:

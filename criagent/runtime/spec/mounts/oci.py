@@ -34,6 +34,11 @@ def oci_mounts(inputs: SpecInputs) -> list[OciObject]:
     if "/dev" in requested:
         kernel = [mount for mount in kernel if not mount["destination"].startswith("/dev/")]
     binds = [*kept(_pod_files(inputs)), *(_bind(mount) for mount in inputs.mounts)]
+    if inputs.base is not None:
+        from criagent.runtime.spec.base import base_mounts  # few handlers have one
+
+        taken = {str(mount["destination"]) for mount in (*kernel, *binds)}
+        binds += base_mounts(inputs.base, taken)
     return [*kernel, *sorted(binds, key=lambda mount: str(mount["destination"]).count("/"))]
 
 
@@ -113,7 +118,12 @@ def _pod_files(inputs: SpecInputs) -> list[OciObject]:
     access = "ro" if inputs.container.spec.security.readonly_rootfs else "rw"
     shm = ["rbind", "rprivate", "rw", *_SAFE]
     etc = ["rbind", "rprivate", access, *_SAFE]
+    zone = []
+    if inputs.localtime:
+        options = ["rbind", "rprivate", "ro", *_SAFE]
+        zone = [_mount("/etc/localtime", "bind", inputs.localtime, options)]
     return [
+        *zone,
         _mount("/dev/shm", "bind", str(files.shm), shm),  # noqa: S108 - the container's
         _mount("/etc/resolv.conf", "bind", str(files.resolv_conf), etc),
         _mount("/etc/hostname", "bind", str(files.hostname), etc),

@@ -7,22 +7,16 @@ over an exec (CVE-2022-24769 and similar).
 
 from __future__ import annotations
 
+from criagent.base.capabilities import NAMES
 from criagent.base.errors import InvalidRequestError
+from criagent.config.defaults.values import CAPABILITIES
 from criagent.model.container import ContainerSecurity
-from criagent.runtime.node.capabilities import NAMES
 
-# The defaults of containerd and Docker, for which images were tested.
-DEFAULT = frozenset(
-    f"CAP_{name}"
-    for name in (
-        "CHOWN DAC_OVERRIDE FSETID FOWNER MKNOD NET_RAW SETGID SETUID SETFCAP SETPCAP "
-        "NET_BIND_SERVICE SYS_CHROOT KILL AUDIT_WRITE"
-    ).split()
-)
+DEFAULT = frozenset(f"CAP_{name}" for name in CAPABILITIES)
 
 
 def effective_capabilities(
-    security: ContainerSecurity, available: frozenset[str]
+    security: ContainerSecurity, available: frozenset[str], default: frozenset[str] = DEFAULT
 ) -> frozenset[str]:
     """Names that a root process of the container holds. Raises InvalidRequestError.
 
@@ -32,19 +26,27 @@ def effective_capabilities(
     add, drop = _names(security.add_capabilities), _names(security.drop_capabilities)
     if security.privileged:
         return available
-    held = set(available) if "ALL" in add else set(DEFAULT)
+    held = set(available) if "ALL" in add else set(default)
     if "ALL" in drop:
         held = set()
     return frozenset((held | add) - drop) & available
 
 
-def capability_sets(security: ContainerSecurity, available: frozenset[str]) -> dict[str, list[str]]:
+def capability_sets(
+    security: ContainerSecurity,
+    available: frozenset[str],
+    default: frozenset[str] = DEFAULT,
+    *,
+    inheritable: bool = False,
+) -> dict[str, list[str]]:
     """`process.capabilities` without those that the daemon lacks, as it cannot pass them on.
+
+    `inheritable` makes all of them that, for programs with file capabilities.
 
     Raises InvalidRequestError for unknown names, and for an ambient capability that the container
     does not hold: the kernel keeps the ambient set within the permitted one (man 7 capabilities).
     """
-    held = effective_capabilities(security, available)
+    held = effective_capabilities(security, available, default)
     asked = _names(security.add_ambient_capabilities)
     ambient = held if "ALL" in asked else asked & available
     if missing := ambient - held:
@@ -57,7 +59,7 @@ def capability_sets(security: ContainerSecurity, available: frozenset[str]) -> d
         "bounding": names,
         "effective": names,
         "permitted": names,
-        "inheritable": _ordered(ambient),
+        "inheritable": names if inheritable else _ordered(ambient),
         "ambient": _ordered(ambient),
     }
 

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import errno
+import functools
 import os
 import platform
 import re
@@ -98,15 +99,8 @@ def seccomp_profile(
 
 def default_profile(machine: str, capabilities: frozenset[str]) -> OciObject:
     """RuntimeDefault for a container that holds `capabilities`."""
-    opened = {
-        name
-        for capability, names in default.BY_CAPABILITY.items()
-        if capability in capabilities
-        for name in names
-    }
-    always = (*default.ALWAYS, *default.BY_MACHINE.get(machine, ()))
     rules: list[OciObject] = [
-        {"names": sorted({*always, *opened}), "action": _ALLOW},
+        {"names": list(_allowed(machine, capabilities)), "action": _ALLOW},
         *(_socket_rules()),
         *(
             {"names": ["personality"], "action": _ALLOW, "args": [_equal(0, value)]}
@@ -125,6 +119,19 @@ def default_profile(machine: str, capabilities: frozenset[str]) -> OciObject:
         "architectures": default.ARCHITECTURES.get(machine, []),
         "syscalls": rules,
     }
+
+
+@functools.lru_cache(16)  # nearly all containers of a node have the same capabilities
+def _allowed(machine: str, capabilities: frozenset[str]) -> tuple[str, ...]:
+    """Calls that are allowed whatever their arguments, in order."""
+    opened = {
+        name
+        for capability, names in default.BY_CAPABILITY.items()
+        if capability in capabilities
+        for name in names
+    }
+    always = (*default.ALWAYS, *default.BY_MACHINE.get(machine, ()))
+    return tuple(sorted({*always, *opened}))
 
 
 def _socket_rules() -> list[OciObject]:
