@@ -18,145 +18,7 @@ from criagent.config.migrate.migration import Migration, Verdict
 from criagent.config.migrate.output import outputs
 from criagent.config.migrate.sources import READERS, SourceError, migrated
 from criagent.image.hosts.hosts_toml import HostsDirectory
-
-CONTAINERD_2 = """
-version = 2
-oom_score = -999
-[grpc]
-max_recv_message_size = 33554432
-[plugins."io.containerd.grpc.v1.cri"]
-sandbox_image = "registry.example/pause:3.9"
-ignore_image_defined_volumes = true
-enable_cdi = false
-[plugins."io.containerd.grpc.v1.cri".containerd]
-default_runtime_name = "runc"
-discard_unpacked_layers = true
-snapshotter = "overlayfs"
-[plugins."io.containerd.grpc.v1.cri".containerd.runtimes.runc]
-runtime_type = "io.containerd.runc.v2"
-privileged_without_host_devices = true
-[plugins."io.containerd.grpc.v1.cri".containerd.runtimes.runc.options]
-BinaryName = "/opt/bin/runc"
-SystemdCgroup = true
-[plugins."io.containerd.grpc.v1.cri".containerd.runtimes.kata]
-runtime_type = "io.containerd.kata.v2"
-[plugins."io.containerd.grpc.v1.cri".registry.mirrors."docker.io"]
-endpoint = ["https://mirror.example.com", "http://10.0.0.1:5000"]
-[plugins."io.containerd.grpc.v1.cri".registry.mirrors."*"]
-endpoint = ["https://all.example.com"]
-[plugins."io.containerd.grpc.v1.cri".registry.configs."mirror.example.com".tls]
-insecure_skip_verify = true
-[plugins."io.containerd.grpc.v1.cri".registry.configs."reg.example.com:8443".auth]
-username = "robot"
-password = "s3cret"
-"""
-
-CONTAINERD_4 = """
-version = 4
-imports = ["conf.d/*.toml"]
-[plugins.'io.containerd.cri.v1.images']
-snapshotter = 'stargz'
-[plugins.'io.containerd.cri.v1.images'.registry]
-config_path = '/etc/containerd/certs.d:/etc/docker/certs.d'
-[plugins.'io.containerd.cri.v1.runtime']
-enable_unprivileged_ports = false
-[plugins.'io.containerd.cri.v1.runtime'.containerd]
-default_runtime_name = 'kata'
-[plugins.'io.containerd.cri.v1.runtime'.cni]
-bin_dirs = ['/opt/cni/bin']
-conf_dir = '/etc/cni/other.d'
-[plugins.'io.containerd.nri.v1.nri']
-plugin_request_timeout = '9s'
-[plugins.'io.containerd.grpc.v1.cri']
-stream_idle_timeout = '1h30m0s'
-"""
-
-CRIO = """
-[crio]
-storage_driver = "overlay"
-[crio.api]
-stream_address = "::1"
-stream_port = "10010"
-[crio.runtime]
-default_runtime = "runc"
-cgroup_manager = "systemd"
-pids_limit = 1024
-selinux = true
-default_ulimits = ["nofile=1000:2000", "core=0:0"]
-[crio.runtime.runtimes.runc]
-runtime_path = "/opt/runc"
-runtime_type = "oci"
-allowed_annotations = ["io.kubernetes.cri-o.Devices"]
-[crio.runtime.runtimes.kata]
-runtime_path = "/usr/bin/containerd-shim-kata-v2"
-runtime_type = "vm"
-[crio.image]
-pinned_images = ["registry.example/pause:3"]
-insecure_registries = ["reg.lan:5000", "10.0.0.0/8"]
-signature_policy = "/etc/containers/policy.json"
-[crio.network]
-plugin_dirs = ["/usr/libexec/cni/"]
-[crio.metrics]
-enable_metrics = true
-metrics_port = 9537
-[crio.nri]
-enable_nri = false
-"""
-
-DOCKER = json.dumps(
-    {
-        "registry-mirrors": ["https://mirror.example.com/"],
-        "insecure-registries": ["reg.lan:5000", "10.0.0.0/8"],
-        "exec-opts": ["native.cgroupdriver=systemd"],
-        "log-driver": "json-file",
-        "log-opts": {"max-size": "10m", "max-file": "3"},
-        "storage-driver": "overlay2",
-        "storage-opts": ["overlay2.size=10G"],
-        "data-root": "/data/docker",
-        "live-restore": True,
-        "default-ulimits": {"nofile": {"Name": "nofile", "Hard": 64000, "Soft": 32000}},
-        "runtimes": {"nvidia": {"path": "/usr/bin/nvidia-container-runtime", "runtimeArgs": []}},
-        "default-runtime": "nvidia",
-        "mtu": 1450,
-        "bip": "10.1.0.1/24",
-    }
-)
-
-REGISTRIES = """
-unqualified-search-registries = ["docker.io", "quay.io"]
-[[registry]]
-prefix = "docker.io"
-location = "docker.io"
-[[registry.mirror]]
-location = "mirror.lan/hub"
-insecure = true
-[[registry]]
-location = "quay.io"
-blocked = true
-[[registry]]
-prefix = "*.example.com"
-location = "mirror.lan"
-[[registry]]
-prefix = "old.example.com"
-location = "new.example.com/old"
-[[registry]]
-location = "reg.lan:5000"
-insecure = true
-[[registry.mirror]]
-location = "digests.lan"
-pull-from-mirror = "digest-only"
-"""
-
-STORAGE = """
-[storage]
-driver = "overlay"
-graphroot = "/var/lib/containers/storage"
-[storage.options]
-additionalimagestores = ["/srv/images"]
-[storage.options.overlay]
-mount_program = "/usr/bin/fuse-overlayfs"
-size = "5G"
-"""
+from tests.support.peers_files import CONTAINERD_2, CONTAINERD_4, CRIO, DOCKER, REGISTRIES, STORAGE
 
 
 def read(tmp_path: Path, name: str, text: str) -> tuple[Migration, dict[str, Any]]:
@@ -251,13 +113,49 @@ def test_crio(tmp_path: Path) -> None:
     migration, document = read(tmp_path, "crio.conf", CRIO)
     assert document == {
         "storage": {"driver": "overlay"},
-        "streaming": {"address": "::1", "port": 10010},
+        "streaming": {
+            "address": "::1",
+            "port": 10010,
+            "tls_min_version": "1.3",
+            "tls_cipher_suites": ["TLS_ECDHE_RSA_WITH_AES_128_GCM_SHA256"],
+        },
         "runtime": {
             "cgroup_driver": "systemd",
             "default_handler": "runc",
             "nofile_soft": 1000,
             "nofile_hard": 2000,
-            "handlers": {"runc": {"path": "/opt/runc", "type": "runc"}},
+            "handlers": {
+                "runc": {
+                    "path": "/opt/runc",
+                    "type": "runc",
+                    "min_memory_bytes": 12 << 20,
+                    "allowed_annotations": ["io.kubernetes.cri-o.Devices"],
+                }
+            },
+            "allowed_devices": ["/dev/fuse"],
+            "log_to_journald": True,
+            "defaults": {
+                "pids_limit": 1024,
+                "environment": ["A=1"],
+                "sysctls": ["net.ipv4.ping_group_range = 0   2147483647"],
+                "capabilities": ["CHOWN", "KILL"],
+                "inheritable_capabilities": True,
+                "devices": ["/dev/fuse:/dev/fuse:rwm"],
+                "hooks_dirs": ["/usr/share/containers/oci/hooks.d"],
+                "absent_mount_sources_to_reject": ["/etc/hostname"],
+                "time_zone": "local",
+                "min_gomaxprocs": 4,
+                "ulimits": ["core=0:0"],
+            },
+            "workloads": {
+                "management": {
+                    "activation_annotation": "target.example.com/management",
+                    "annotation_prefix": "resources.example.com",
+                    "allowed_annotations": ["shm-size.crio.io"],
+                    "cpu_shares": 100,
+                    "cpuset_cpus": "0-1",
+                }
+            },
         },
         "registry": {
             "pinned_images": ["registry.example/pause:3"],
@@ -268,8 +166,10 @@ def test_crio(tmp_path: Path) -> None:
         "nri": {"disable": True},
     }
     assert left(migration).keys() == {
-        "crio.runtime.pids_limit",
+        "crio.runtime.default_env",
+        "crio.runtime.default_sysctls",
         "crio.runtime.default_ulimits",
+        "crio.runtime.workloads.management.resources.cpulimit",
         "crio.runtime.runtimes.runc.allowed_annotations",
         "crio.runtime.runtimes.kata",
         "crio.image.insecure_registries",
@@ -296,6 +196,7 @@ def test_docker(tmp_path: Path) -> None:
             "default_handler": "nvidia",
             "nofile_soft": 32000,
             "nofile_hard": 64000,
+            "defaults": {"ulimits": ["memlock=-1:-1"], "shm_size_bytes": 128 << 20},
             "handlers": {"nvidia": {"path": "/usr/bin/nvidia-container-runtime", "type": "runc"}},
         },
         "network": {"mtu": 1450},
@@ -370,6 +271,36 @@ def test_what_is_written_is_a_configuration(tmp_path: Path, capsys: Any) -> None
         assert f"wrote {folder}/certs.d/docker.io/hosts.toml" in capsys.readouterr().out
     config = load(folder / "config.toml")
     assert (config.network.backend, config.storage.keep_blobs) == ("cni", False)
+
+
+def test_defaults_and_workloads_that_are_written_are_a_configuration(tmp_path: Path) -> None:
+    file, folder = tmp_path / "crio.conf", tmp_path / "etc"
+    file.write_text(CRIO)
+    folder.mkdir()
+    (folder / "config.toml").write_text("")
+    assert main(["config", "migrate", str(file), "--write", str(folder)]) == 0
+    runtime = load(folder / "config.toml").runtime
+    assert runtime.defaults.pids_limit == 1024
+    assert runtime.workloads["management"].cpuset_cpus == "0-1"
+    assert runtime.handlers["runc"].min_memory_bytes == 12 << 20
+
+
+@pytest.mark.parametrize("text", ["", '{"mounts": [}'])
+def test_a_base_specification_that_cannot_be_read_is_left(tmp_path: Path, text: str) -> None:
+    base = tmp_path / "base.json"
+    if text:
+        base.write_text(text)
+    migration, document = read(
+        tmp_path,
+        "config.toml",
+        "version = 3\n[plugins.'io.containerd.cri.v1.runtime']\n"
+        "unset_seccomp_profile = 'docker/default'\n"
+        "[plugins.'io.containerd.cri.v1.runtime'.containerd.runtimes.runc]\n"
+        f"base_runtime_spec = '{base}'\n",
+    )
+    assert document["network"] == {"backend": "cni"}
+    assert document["runtime"]["defaults"] == {"unset_seccomp_profile": "runtime/default"}
+    assert [key.rpartition(".")[2] for key in left(migration)] == ["base_runtime_spec"]
 
 
 def test_a_file_that_is_there_stays_and_nothing_is_written(tmp_path: Path, capsys: Any) -> None:

@@ -20,26 +20,11 @@ from tests.support.pulling import LARGE, RANGE, SMALL, Node, Registry, digest, n
 
 
 @pytest.fixture
-async def registry() -> AsyncIterator[Registry]:
-    one = Registry()
-    await one.start()
-    yield one
-    await one.stop()
-
-
-@pytest.fixture
 async def mirror() -> AsyncIterator[Registry]:
     one = Registry()
     await one.start()
     yield one
     await one.stop()
-
-
-@pytest.fixture
-async def node(tmp_path: Path) -> AsyncIterator[Node]:
-    one = Node(tmp_path)
-    yield one
-    await one.close()
 
 
 async def fetch(node: Node, registry: Registry, content: bytes, claimed: bytes = b"") -> None:

@@ -51,13 +51,6 @@ async def other() -> AsyncIterator[Registry]:
     await one.stop()
 
 
-@pytest.fixture
-async def node(tmp_path: Path) -> AsyncIterator[Node]:
-    one = Node(tmp_path)
-    yield one
-    await one.close()
-
-
 async def fetch(
     node: Node, registry: Registry, content: bytes, urls: Sequence[str] = (), kind: str = ""
 ) -> None:
@@ -368,6 +361,44 @@ async def test_what_a_mirror_began_the_registry_ends(
     await node.client.fetch_blob(session, blob, Watched())
     assert stored(node, SMALL)
     assert [headers.get("Range") for headers in registry.headers] == ["bytes=100-"]
+
+
+@pytest.mark.parametrize(("arrived", "waits"), [(200_000, 0), (1000, 1)])
+async def test_a_stream_that_breaks_off_is_waited_for_only_if_it_brought_little(
+    node: Node, registry: Registry, arrived: int, waits: int
+) -> None:
+    content = LARGE * 10
+    registry.put(content)
+    registry.ranges = False
+    streams, seen = 0, asyncio.Event()
+
+    class Watched(Progress):
+        def received(self, count: int) -> None:
+            super().received(count)
+            if streams and self.bytes >= before + arrived:
+                seen.set()
+
+    progress, before = Watched(), 0
+
+    async def hook(request: web.BaseRequest) -> web.StreamResponse | None:
+        nonlocal streams, before
+        if "Range" in request.headers or streams:
+            return None
+        streams, before = 1, progress.bytes
+        response = web.StreamResponse(headers={"Content-Length": str(len(content))})
+        await response.prepare(request)
+        await response.write(content[:arrived])
+        await seen.wait()
+        assert request.transport is not None
+        request.transport.abort()
+        return response
+
+    registry.hook = hook
+    session = node.client.session(parse_reference(name(registry)), None)
+    blob = Descriptor(digest=digest(content), size=len(content))
+    await node.client.fetch_blob(session, blob, progress)
+    assert stored(node, content)
+    assert len(node.clock.slept) == waits
 
 
 async def test_a_lying_range_server_is_found_out(node: Node, registry: Registry) -> None:

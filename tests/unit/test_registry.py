@@ -20,7 +20,8 @@ from criagent.image.documents.reference import parse_reference
 from criagent.image.hosts.credentials import RegistryAuth
 from criagent.image.hosts.hosts_toml import HostsDirectory
 from criagent.image.hosts.proxy import ProxySettings
-from criagent.image.registry import Progress, RegistryClient
+from criagent.image.hosts.registries import RegistryHosts
+from criagent.image.registry import Progress, RegistryClient, Settings
 from tests.support.pulling import InstantClock
 
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
@@ -77,9 +78,11 @@ async def client(tmp_path: Path) -> AsyncIterator[RegistryClient]:
     files.prepare()
     threads = ThreadPoolExecutor(2)
     made = RegistryClient(
-        hosts=HostsDirectory([tmp_path / "certs.d"]),
-        docker_config=tmp_path / "config.json",
-        proxies=ProxySettings(),
+        settings=Settings(
+            hosts=RegistryHosts(HostsDirectory([tmp_path / "certs.d"])),
+            docker_config=tmp_path / "config.json",
+            proxies=ProxySettings(),
+        ),
         files=files,
         fs=threads,
         range_bytes=4096,

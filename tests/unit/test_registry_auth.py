@@ -29,13 +29,6 @@ def basic(user: str, password: str) -> str:
 
 
 @pytest.fixture
-async def node(tmp_path: Path) -> AsyncIterator[Node]:
-    one = Node(tmp_path)
-    yield one
-    await one.close()
-
-
-@pytest.fixture
 async def registry() -> AsyncIterator[Registry]:
     one = Registry()
     await one.start()

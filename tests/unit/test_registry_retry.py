@@ -27,13 +27,6 @@ LIMIT = '{"errors":[{"code":"TOOMANYREQUESTS","message":"You have reached your p
 
 
 @pytest.fixture
-async def node(tmp_path: Path) -> AsyncIterator[Node]:
-    one = Node(tmp_path)
-    yield one
-    await one.close()
-
-
-@pytest.fixture
 async def registry() -> AsyncIterator[Registry]:
     one = Registry()
     await one.start()

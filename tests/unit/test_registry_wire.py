@@ -31,21 +31,6 @@ except ImportError:
 MANIFEST = json.dumps({"schemaVersion": 2}).encode()
 
 
-@pytest.fixture
-async def node(tmp_path: Path) -> AsyncIterator[Node]:
-    one = Node(tmp_path)
-    yield one
-    await one.close()
-
-
-@pytest.fixture
-async def registry() -> AsyncIterator[Registry]:
-    one = Registry()
-    await one.start()
-    yield one
-    await one.stop()
-
-
 @contextlib.asynccontextmanager
 async def serving(answer: Callable[[bytes], bytes], asked: list[bytes]) -> AsyncIterator[int]:
     """A server that answers each request's header with raw bytes and keeps the connection."""

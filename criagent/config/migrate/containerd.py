@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from criagent.config.migrate.defaults import seccomp
 from criagent.config.migrate.handlers import handler
 from criagent.config.migrate.migration import Migration, Where, shown
 from criagent.config.migrate.registry import EVERY, Server
@@ -129,7 +130,7 @@ _HANDLER: dict[str, Rule] = {
     "io_type": left("logs are conmon's"),
     "cni_max_conf_num": unneeded("the first file in name order is used"),
     "disable_pause_image_pull": _NO_PAUSE,
-    "base_runtime_spec": left("specifications are built from the pod alone"),
+    "base_runtime_spec": unneeded("the handler's key of the same name"),
     "cgroup_writable": left("pods ask for writable cgroups by cgroupMountMode"),
     "**": left("a key of containerd's handlers without a counterpart", 0),
 }
@@ -171,12 +172,14 @@ def _runtime() -> dict[str, Rule]:
     return {
         "enable_selinux": _selinux,
         "selinux_category_range": left("categories are 0 to 1023", 1024),
-        "max_container_log_line_size": left("conmon splits lines itself", 16384),
+        "max_container_log_line_size": left(
+            "conmon writes a long line in parts of at most 8 KiB", 16384
+        ),
         "disable_apparmor": left("AppArmor is used where the kernel has it"),
         "restrict_oom_score_adj": left("the agent runs as root and sets oom_score_adj as asked"),
         "disable_cgroup": left("containers always have cgroups"),
         "disable_proc_mount": unneeded("the pod decides, by procMount"),
-        "unset_seccomp_profile": left("a pod without a profile runs unconfined"),
+        "unset_seccomp_profile": seccomp,
         "tolerate_missing_hugetlb_controller": unneeded("limits that are not set are not missed"),
         "disable_hugetlb_controller": unneeded("limits that are not set are not missed"),
         "device_ownership_from_security_context": to(

@@ -3,10 +3,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from criagent.config.defaults import values
+from criagent.config.migrate import defaults
 from criagent.config.migrate.handlers import handler
 from criagent.config.migrate.migration import Migration, Where, shown
 from criagent.config.migrate.rules import (
@@ -15,6 +17,7 @@ from criagent.config.migrate.rules import (
     below,
     driver,
     if_off,
+    if_on,
     left,
     number,
     seconds,
@@ -26,7 +29,6 @@ from criagent.config.migrate.rules import (
 _OWN = unneeded("the agent has directories and sockets of its own")
 _NO_PAUSE = unneeded("the agent has no pause container, and pulls no image for one")
 _UNIT = left("set it in a drop-in of criagent.service")
-_NODE_DEFAULT = "a node has no defaults for all containers; set it in the pods"
 
 
 def read(migration: Migration, document: Mapping[str, Any], file: Path) -> None:
@@ -52,31 +54,15 @@ _HANDLER: dict[str, Rule] = {
     "runtime_type": unneeded("the handler's type"),
     "runtime_root": left("the agent chooses the runtime's state directory", "/run/crun"),
     "privileged_without_host_devices": unneeded("the handler's key of the same name"),
-    "allowed_annotations": left(
-        "annotations of CRI-O are not obeyed",
-        [],
-        ["io.containers.trace-syscall", "devices.crio.io"],
-    ),
+    "allowed_annotations": unneeded("the handler's key of the same name"),
     "monitor_path": to("runtime.conmon"),
     "monitor_cgroup": unneeded("conmon is in the pod's cgroup"),
     "monitor_env": unneeded("conmon gets the environment it needs"),
     "monitor_exec_cgroup": unneeded("the handler's exec_cgroup"),
-    "container_min_memory": left("the kernel decides what is too little", "500KiB", "12 MiB"),
+    "container_min_memory": unneeded("the handler's min_memory_bytes"),
     "hostnetwork_disable_selinux": unneeded("SELinux labels follow the pod's security context"),
     "**": left("a key of CRI-O's runtimes without a counterpart", 0),
 }
-
-
-def _exactly(found: object, other: Rule) -> Callable[[Migration, Where, Any], None]:
-    """Nothing for one value, `other` for the rest."""
-
-    def rule(migration: Migration, where: Where, value: Any) -> None:
-        if value == found:
-            migration.default(where)
-        else:
-            other(migration, where, value)
-
-    return rule
 
 
 def _selinux(migration: Migration, where: Where, value: Any) -> None:
@@ -84,14 +70,22 @@ def _selinux(migration: Migration, where: Where, value: Any) -> None:
 
 
 def _ulimits(migration: Migration, where: Where, value: Any) -> None:
+    found = []
     for limit in value:
-        name, _, pair = str(limit).partition("=")
-        soft, _, hard = pair.partition(":")
-        if name == "nofile" and soft.isdecimal() and (hard or soft).isdecimal():
-            migration.take(where, "runtime.nofile_soft", int(soft))
-            migration.take(where, "runtime.nofile_hard", int(hard or soft))
-        else:
-            migration.left(where, f"{shown(limit)}: {_NODE_DEFAULT}")
+        try:
+            found.append(defaults.parsed_ulimit(str(limit)))
+        except ValueError:
+            migration.left(where, f'{shown(limit)}: is not "NAME=SOFT:HARD"')
+    defaults.ulimits(migration, where, found)
+
+
+def _time_zone(value: object) -> str:
+    return "local" if str(value).lower() == "local" else str(value)
+
+
+def _tls_version(value: object) -> str:
+    """ "1.2" for "VersionTLS12". Raises ValueError."""
+    return {"VersionTLS12": "1.2", "VersionTLS13": "1.3"}.get(str(value), str(value))
 
 
 def _metrics(migration: Migration, where: Where, value: Any) -> None:
@@ -100,9 +94,11 @@ def _metrics(migration: Migration, where: Where, value: Any) -> None:
         return
     host, port = value.get("metrics_host", "127.0.0.1"), value.get("metrics_port", 9090)
     migration.take(where, "telemetry.metrics_address", f"{host}:{port}")
-    for key in ("metrics_socket", "metrics_cert", "metrics_key"):
+    for key, own in (("metrics_cert", "metrics_tls_cert"), ("metrics_key", "metrics_tls_key")):
         if value.get(key):
-            migration.left(below(where, key), "metrics are served without TLS, on loopback")
+            migration.take(below(where, key), f"telemetry.{own}", value[key])
+    if value.get("metrics_socket"):
+        migration.left(below(where, "metrics_socket"), "metrics are served over TCP only")
 
 
 def _tracing(migration: Migration, where: Where, value: Any) -> None:
@@ -136,33 +132,16 @@ _RUNTIME: dict[str, Rule] = {
     "device_ownership_from_security_context": to("runtime.device_ownership_from_security_context"),
     "default_runtime": to("runtime.default_handler"),
     "runtimes": _runtimes,
-    "default_env": left(_NODE_DEFAULT),
-    "default_sysctls": left(_NODE_DEFAULT),
-    "default_capabilities": _exactly(
-        [
-            "CHOWN",
-            "DAC_OVERRIDE",
-            "FSETID",
-            "FOWNER",
-            "SETGID",
-            "SETUID",
-            "SETPCAP",
-            "NET_BIND_SERVICE",
-            "KILL",
-        ],
-        left("containers get the default capabilities of containerd and Docker"),
-    ),
-    "additional_devices": left(_NODE_DEFAULT),
-    "allowed_devices": left(
-        "devices are given by device plugins and CDI", ["/dev/fuse", "/dev/net/tun"], ["/dev/fuse"]
-    ),
-    "default_mounts_file": left(_NODE_DEFAULT),
-    "hooks_dir": left(
-        "OCI hooks are added by NRI plugins (hook-injector)", ["/usr/share/containers/oci/hooks.d"]
-    ),
-    "pids_limit": left("set podPidsLimit of the kubelet", -1, 0),
+    "default_env": defaults.each("runtime.defaults.environment", values.variable),
+    "default_sysctls": defaults.each("runtime.defaults.sysctls", values.sysctl),
+    "default_capabilities": defaults.each("runtime.defaults.capabilities", values.capability),
+    "additional_devices": defaults.each("runtime.defaults.devices", values.device),
+    "allowed_devices": to("runtime.allowed_devices"),
+    "default_mounts_file": left("mount what all containers need by a base_runtime_spec"),
+    "hooks_dir": to("runtime.defaults.hooks_dirs"),
+    "pids_limit": to("runtime.defaults.pids_limit", number, -1, 0),
     "log_size_max": left("the kubelet rotates logs", -1),
-    "log_to_journald": left("logs are files for the kubelet"),
+    "log_to_journald": if_on("runtime.log_to_journald", new=True),
     "log_level": left("set --log-level in a drop-in of criagent.service", "info"),
     "log_filter": left("logs are JSON lines in the journal"),
     "seccomp_profile": left("RuntimeDefault is the agent's own profile; use Localhost profiles"),
@@ -170,13 +149,11 @@ _RUNTIME: dict[str, Rule] = {
     "apparmor_profile": left("use Localhost profiles", "crio-default"),
     "uid_mappings": left("user namespaces are the pods' own (hostUsers: false)"),
     "gid_mappings": left("user namespaces are the pods' own (hostUsers: false)"),
-    "absent_mount_sources_to_reject": left(
-        "a missing source of a mount is an error or a directory"
-    ),
+    "absent_mount_sources_to_reject": to("runtime.defaults.absent_mount_sources_to_reject"),
     "bind_mount_prefix": left("mounts are as the pod names them"),
     "read_only": left("set readOnlyRootFilesystem in the pods"),
     "no_pivot": left("the root file system is always pivoted"),
-    "timezone": left(_NODE_DEFAULT),
+    "timezone": to("runtime.defaults.time_zone", _time_zone),
     "decryption_keys_path": left("encrypted layers cannot be pulled", "/etc/crio/keys/"),
     "infra_ctr_cpuset": left("the agent has no pause container"),
     "shared_cpuset": left("annotations of CRI-O are not obeyed"),
@@ -187,10 +164,10 @@ _RUNTIME: dict[str, Rule] = {
     "blockio_config_file": left("use an NRI plugin"),
     "rdt_config_file": left("use an NRI plugin"),
     "separate_pull_cgroup": left("layers are unpacked in the agent's own cgroup"),
-    "min_injected_gomaxprocs": left("GOMAXPROCS is not set for containers", 0),
-    "add_inheritable_capabilities": left("containers have no inheritable capabilities"),
+    "min_injected_gomaxprocs": to("runtime.defaults.min_gomaxprocs", number, 0),
+    "add_inheritable_capabilities": if_on("runtime.defaults.inheritable_capabilities", new=True),
     "disable_hostport_mapping": left("hostPorts belong to the CNI plugins"),
-    "workloads/**": left("annotations of CRI-O are not obeyed", 0),
+    "workloads": defaults.workloads,
     "minimum_mappable_uid": left("user namespaces have ranges of their own", -1),
     "minimum_mappable_gid": left("user namespaces have ranges of their own", -1),
     "additional_artifact_stores": left("see storage.additional_stores"),
@@ -231,6 +208,11 @@ def _all() -> dict[str, Rule]:
     return table | _REST
 
 
+_SHORT = (
+    "set short-name-mode and unqualified-search-registries in registries.conf, and its path as "
+    "registry.registries_conf; without that, a name without a registry is one of docker.io"
+)
+
 _REST: dict[str, Rule] = {
     "crio/storage_driver": to("storage.driver", driver),
     "crio/storage_option": left("see docs/storage.md for how the driver is set up"),
@@ -241,8 +223,8 @@ _REST: dict[str, Rule] = {
     "crio/api/stream_tls_cert": to("streaming.tls_cert"),
     "crio/api/stream_tls_key": to("streaming.tls_key"),
     "crio/api/stream_tls_ca": left("clients show no certificates: their URL has a token"),
-    "crio/api/tls_min_version": left("TLS 1.2 and 1.3 are spoken", "VersionTLS12"),
-    "crio/api/tls_cipher_suites": left("the cipher suites of OpenSSL's defaults"),
+    "crio/api/tls_min_version": to("streaming.tls_min_version", _tls_version),
+    "crio/api/tls_cipher_suites": to("streaming.tls_cipher_suites"),
     "crio/api/stream_idle_timeout": to("streaming.idle_timeout_s", seconds),
     "crio/api/grpc_max_recv_msg_size": to("limits.grpc_message_bytes", size_bytes, 83886080),
     "crio/api/grpc_max_send_msg_size": unneeded("limits.grpc_message_bytes is for both ways"),
@@ -251,21 +233,19 @@ _REST: dict[str, Rule] = {
     "crio/image/pinned_images": to("registry.pinned_images"),
     "crio/image/image_volumes": to("runtime.image_volumes"),
     "crio/image/global_auth_file": to("registry.docker_config"),
-    "crio/image/namespaced_auth_dir": left("credentials are for the whole node"),
+    "crio/image/namespaced_auth_dir": to("registry.namespaced_auth_dir"),
     "crio/image/insecure_registries": _insecure,
     "crio/image/pull_progress_timeout": to("registry.progress_timeout_s", seconds, "0s"),
     "crio/image/signature_policy": to("registry.signature_policy"),
     "crio/image/signature_policy_dir": to("registry.signature_policy_dir"),
-    "crio/image/short_name_mode": left(
-        "a name without a registry is one of docker.io", "enforcing"
-    ),
-    "crio/image/registries": left("a name without a registry is one of docker.io"),
+    "crio/image/short_name_mode": left(_SHORT, "enforcing"),
+    "crio/image/registries": left(_SHORT),
     "crio/image/default_transport": left("images are pulled from registries", "docker://"),
     "crio/image/pause_image": _NO_PAUSE,
     "crio/image/pause_image_auth_file": _NO_PAUSE,
     "crio/image/pause_command": _NO_PAUSE,
     "crio/image/big_files_temporary_dir": _OWN,
-    "crio/image/auto_reload_registries": unneeded("hosts.toml is read for each pull"),
+    "crio/image/auto_reload_registries": unneeded("files are read again when they changed"),
     "crio/image/oci_artifact_mount_support": unneeded("the pod decides, by an image volume"),
     "crio/network/network_dir": to("network.cni_conf_dir"),
     "crio/network/plugin_dirs": to("network.cni_bin_dirs"),

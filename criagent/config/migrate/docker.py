@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+from criagent.config.migrate.defaults import ulimits
 from criagent.config.migrate.handlers import handler
 from criagent.config.migrate.migration import Migration, Where, shown
 from criagent.config.migrate.registry import DOCKER, Server
@@ -89,14 +90,16 @@ def _runtimes(migration: Migration, where: Where, value: Any) -> None:
 
 
 def _ulimits(migration: Migration, where: Where, value: Any) -> None:
+    found = []
     for name, limit in value.items():
-        at = below(where, name)
-        if name == "nofile" and isinstance(limit, dict):
-            soft, hard = limit.get("Soft", limit.get("soft")), limit.get("Hard", limit.get("hard"))
-            to("runtime.nofile_soft", number)(migration, at, soft)
-            to("runtime.nofile_hard", number)(migration, at, hard)
+        lower = {str(key).lower(): amount for key, amount in limit.items()}
+        try:
+            soft, hard = number(lower.get("soft")), number(lower.get("hard"))
+        except ValueError as error:
+            migration.left(below(where, name), f"{shown(limit)}: {error}")
         else:
-            migration.left(at, f"{shown(limit)}: set it in the pods")
+            found.append((limit, name, soft, hard))
+    ulimits(migration, where, found)
 
 
 def _hosts(migration: Migration, where: Where, _value: object) -> None:
@@ -150,7 +153,7 @@ _TABLE: dict[str, Rule] = {
     "cgroup-parent": unneeded("the kubelet names the cgroup of each pod"),
     "default-cgroupns-mode": unneeded("containers have cgroup namespaces of their own"),
     "default-ipc-mode": unneeded("the pod decides"),
-    "default-shm-size": left("a container has 64 MiB; mount an emptyDir with medium Memory", "64M"),
+    "default-shm-size": to("runtime.defaults.shm_size_bytes", size_bytes, "64M"),
     "init": left("set shareProcessNamespace in pods that need an init process"),
     "init-path": to("runtime.catatonit"),
     "seccomp-profile": left("RuntimeDefault is the agent's own profile; use Localhost profiles"),

@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from criagent.config.migrate.defaults import of_handler
 from criagent.config.migrate.migration import Migration, Where
 from criagent.config.runtime_section import default_handlers
 
@@ -44,6 +45,7 @@ def handler(
     taken |= {key: entry[key] for key in _SAME if entry.get(key)}
     if entry.get("monitor_exec_cgroup") == "container":
         taken["exec_cgroup"] = "container"
+    taken |= of_handler(migration, where, entry)
     migration.take(where, f"runtime.handlers.{name}", taken)
 
 

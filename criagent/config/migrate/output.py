@@ -37,8 +37,8 @@ def _drop_in(migration: Migration, changed: Mapping[str, object]) -> str:
 
 
 def _split(key: str) -> tuple[str, str]:
-    """Section and key; a handler is a key of the section runtime."""
-    if key.startswith("runtime.handlers."):
+    """Section and key; a handler or a workload is a key of the section runtime."""
+    if key.startswith(("runtime.handlers.", "runtime.workloads.")):
         return "runtime", key.removeprefix("runtime.")
     section, _, name = key.rpartition(".")
     return section, name

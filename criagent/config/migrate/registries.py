@@ -8,16 +8,16 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from criagent.config import registries_conf
 from criagent.config.migrate.migration import Migration, Where, shown
 from criagent.config.migrate.registry import RegistryHosts, Server
 from criagent.config.migrate.rules import Rule, apply, below, left
+from criagent.config.registries_conf import Mirror, Registry
 
-_PATHS = "hosts.toml is for a whole registry, not for a path or a wildcard in it"
-_SHORT = left("a name without a registry is one of docker.io")
-_REGISTRY_KEYS = frozenset(
-    {"prefix", "location", "insecure", "blocked", "mirror", "mirror-by-digest-only"}
-)
-_MIRROR_KEYS = frozenset({"location", "insecure", "pull-from-mirror"})
+_ALTERNATIVE = "or set registry.registries_conf, which reads the file as it stands"
+_PATHS = f"hosts.toml is for a whole registry, not for a path or a wildcard in it; {_ALTERNATIVE}"
+_BLOCKED = f"forbid it by a signature policy, {_ALTERNATIVE}"
+_SHORT = left(f"a name without a registry is one of docker.io; {_ALTERNATIVE}")
 
 
 def read(migration: Migration, document: Mapping[str, Any], file: Path) -> None:
@@ -27,47 +27,50 @@ def read(migration: Migration, document: Mapping[str, Any], file: Path) -> None:
 
 def _registries(migration: Migration, where: Where, value: Any) -> None:
     for entry in value:
-        prefix = str(entry.get("prefix") or entry.get("location") or "")
-        at = Where(where.file, f"[[registry]] {shown(prefix)}")
-        if "/" in prefix or "*" in prefix or not prefix:
+        name = str(entry.get("prefix") or entry.get("location") or "")
+        at = Where(where.file, f"[[registry]] {shown(name)}")
+        try:
+            registry = registries_conf.registry(entry)
+        except ValueError as error:
+            migration.left(at, str(error))
+            continue
+        if "/" in registry.prefix or "*" in registry.prefix:
             migration.left(at, _PATHS)
             continue
-        for key in sorted(entry.keys() - _REGISTRY_KEYS):
+        for key in sorted(entry.keys() - registries_conf.REGISTRY_KEYS):
             migration.left(below(at, key), f"{shown(entry[key])}: this version does not know it")
-        if entry.get("blocked"):
-            migration.left(below(at, "blocked"), "forbid it by a signature policy")
-        _registry(migration, at, prefix, entry)
+        for mirror in entry.get("mirror", []):
+            for key in sorted(mirror.keys() - registries_conf.MIRROR_KEYS):
+                text = f"{shown(mirror[key])}: this version lacks it"
+                migration.left(below(at, "mirror", key), text)
+        if registry.blocked:
+            migration.left(below(at, "blocked"), _BLOCKED)
+        _registry(migration, at, registry)
 
 
-def _registry(migration: Migration, at: Where, prefix: str, entry: Mapping[str, Any]) -> None:
-    location = str(entry.get("location") or prefix)
-    if location != prefix:
-        hosts = migration.registry(at, prefix, f"is pulled from {location}")
-        hosts.own = _server(location, insecure=bool(entry.get("insecure")))
-    elif entry.get("insecure"):
+def _registry(migration: Migration, at: Where, registry: Registry) -> None:
+    prefix = registry.prefix
+    if registry.location:
+        hosts = migration.registry(at, prefix, f"is pulled from {registry.location}")
+        hosts.own = _server(registry.location, insecure=registry.insecure)
+    elif registry.insecure:
         migration.registry(at, prefix, "HTTPS is not verified, HTTP allowed").insecure()
-    for mirror in entry.get("mirror", []):
-        _mirror(migration, at, prefix, mirror, digests=bool(entry.get("mirror-by-digest-only")))
+    for mirror in registry.mirrors:
+        _mirror(migration, at, prefix, mirror)
 
 
-def _mirror(
-    migration: Migration, at: Where, prefix: str, entry: Mapping[str, Any], *, digests: bool
-) -> None:
-    location = str(entry.get("location") or "")
-    use = entry.get("pull-from-mirror") or "all"
-    for key in sorted(entry.keys() - _MIRROR_KEYS):
-        migration.left(below(at, "mirror", key), f"{shown(entry[key])}: this version lacks it")
-    if not location or use not in {"all", "digest-only"}:
-        migration.left(below(at, "mirror"), f"{shown(location)}: cannot serve {shown(use)}")
+def _mirror(migration: Migration, at: Where, prefix: str, mirror: Mirror) -> None:
+    if mirror.use == "tag-only":
+        text = f"{shown(mirror.location)}: cannot serve {shown(mirror.use)}, {_ALTERNATIVE}"
+        migration.left(below(at, "mirror"), text)
         return
-    hosts = migration.registry(at, prefix, f"asks {location}")
-    insecure = bool(entry.get("insecure"))
-    servers = [_server(location, insecure=insecure)]
-    if insecure:
+    hosts = migration.registry(at, prefix, f"asks {mirror.location}")
+    servers = [_server(mirror.location, insecure=mirror.insecure)]
+    if mirror.insecure:
         servers.append(replace(servers[0], url=servers[0].url.replace("https:", "http:", 1)))
         servers[1].skip_verify = False
     for server in servers:
-        server.digests_only = digests or use == "digest-only"
+        server.digests_only = mirror.use == "digest-only"
         _front(hosts, server)
 
 
@@ -94,12 +97,13 @@ _TABLE: dict[str, Rule] = {
     "registry": _registries,
     "registries/search/registries": _SHORT,
     "registries/insecure/registries": _old_insecure,
-    "registries/block/registries": left("forbid it by a signature policy (docs/signatures.md)"),
+    "registries/block/registries": left(_BLOCKED),
     "unqualified-search-registries": _SHORT,
     "short-name-mode": _SHORT,
     "aliases/**": _SHORT,
     "credential-helpers": left(
-        "name them in the file of registry.docker_config, as credHelpers", ["containers-auth.json"]
+        f"name them in the file of registry.docker_config, as credHelpers, {_ALTERNATIVE}",
+        [registries_conf.AUTH_FILES],
     ),
     "additional-layer-store-auth-helper": left("see storage.additional_stores"),
 }

@@ -45,6 +45,8 @@ class Host:
     header: tuple[tuple[str, str], ...] = ()
     api: str = "/v2"
     dial_timeout_s: float = 30.0  # 0 for none
+    repository: str = ""  # its own name for the repository, "" = that of the reference
+    fallback_for: str = ""  # URL of a host: asked only when that one has not answered
     _loaded: list[ssl.SSLContext] = field(default_factory=list, repr=False, compare=False)
 
     @property
@@ -53,8 +55,11 @@ class Host:
         return urlsplit(self.url).netloc
 
     def stands_for(self, registry: str) -> bool:
-        """Whether it is another registry, to which requests have to name `registry`."""
-        return not same_registry(self.authority, registry)
+        """Whether it is another registry, to which requests have to name `registry`.
+
+        One with its own name for the repository knows of no other registry.
+        """
+        return not self.repository and not same_registry(self.authority, registry)
 
     def tls(self) -> ssl.SSLContext | None:
         """The TLS settings, None for plain HTTP. Raises OSError for files that cannot be used."""
@@ -94,6 +99,29 @@ class HostsDirectory:
                     return [_from_docker(folder, registry)]
         return [Host(url=default_url(registry))]
 
+    def configured(self) -> list[str]:
+        """The registries, or "_default", that have a directory of their own, sorted."""
+        names = {
+            folder.name
+            for base in self._directories
+            if base.is_dir()
+            for folder in base.iterdir()
+            if folder.is_dir()
+        }
+        return sorted({_unescaped(name) for name in names})
+
+    def tls_files(self, registry: str) -> Host:
+        """A host with the TLS files of Docker's layout for `registry`, if there are any.
+
+        Directories with a hosts.toml are not read.
+        """
+        for base in self._directories:
+            for name in (_escaped(registry), registry):
+                folder = base / name
+                if folder.is_dir() and not _has_text(folder / "hosts.toml"):
+                    return _from_docker(folder, registry)
+        return Host(url=default_url(registry))
+
 
 def _has_text(file: Path) -> bool:
     try:
@@ -112,6 +140,11 @@ def default_url(registry: str) -> str:
     except ValueError:
         loopback = host == "localhost"
     return f"{'http' if loopback else 'https'}://{registry}"
+
+
+def _unescaped(name: str) -> str:
+    host, escaped, port = name.removesuffix("_").rpartition("_")
+    return f"{host}:{port}" if escaped and name.endswith("_") and port.isdecimal() else name
 
 
 def _escaped(registry: str) -> str:

@@ -13,14 +13,14 @@ failure      a server's refusal as an error
 coding       Content-Encoding
 wire         response headers as Go's net/http takes them
 urls         origins, redirects, texts of URLs
-progress     the stall clock of a pull
+progress     how far a pull is, and its stall clock
 
 What a stranger's server sends has a limit everywhere. Credentials and tokens belong to the scheme,
 host and port that asked for them, and are compared with those at every hop of a redirect.
 """
 
-from criagent.image.registry.client import RegistryClient, Resolved
+from criagent.image.registry.client import RegistryClient, Resolved, Settings
 from criagent.image.registry.progress import Progress
 from criagent.image.registry.session import Session
 
-__all__ = ["Progress", "RegistryClient", "Resolved", "Session"]
+__all__ = ["Progress", "RegistryClient", "Resolved", "Session", "Settings"]

@@ -33,7 +33,7 @@ from criagent.image.registry.retry import Budget
 from criagent.image.registry.transport import Answer
 
 _STREAMS = 4  # of one blob at once
-_PROGRESS = 1 << 20  # bytes after which a stream that breaks off is no failure of the server
+_PROGRESS = 1 << 17  # bytes after which a stream that breaks off is no failure of the server
 _NEEDED_ELSEWHERE = {401, 408, 425, 429}  # client errors that say nothing of ranges
 _BROKEN_BY_RANGES = {500, 501}
 _CONTENT_RANGE = re.compile(r"bytes +(\d{1,19})-(\d{1,19})/(\d{1,19}|\*)")

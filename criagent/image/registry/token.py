@@ -91,7 +91,8 @@ def question(
 async def fetch_token(
     transport: Transport, asked: TokenQuestion, like: Request, get_realms: set[str]
 ) -> str:
-    """A Bearer token. `like` has the TLS settings; `get_realms` learns who takes no form.
+    """A Bearer token. `like` has TLS settings and time limits; `get_realms` learns who takes no
+    form.
 
     Raises RegistryError, RegistryDeniedError, CorruptError.
     """
@@ -102,6 +103,7 @@ async def fetch_token(
             form=asked.form,
             tls=like.tls,
             dial_timeout_s=like.dial_timeout_s,
+            answer_timeout_s=like.answer_timeout_s,
         )
         async with transport.open(request) as answer:
             if answer.status not in _NO_FORMS:
@@ -114,6 +116,7 @@ async def fetch_token(
         private=lambda at: _basic(asked, at),
         tls=like.tls,
         dial_timeout_s=like.dial_timeout_s,
+        answer_timeout_s=like.answer_timeout_s,
     )
     async with transport.open(request) as answer:
         return await _token(transport, answer)

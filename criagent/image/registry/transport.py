@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
+import re
 import socket
 import ssl
 from collections.abc import AsyncIterator, Callable, Mapping
@@ -18,7 +19,12 @@ from http import HTTPStatus
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
-from criagent.base.errors import CorruptError, RegistryError, RegistryUnreachableError
+from criagent.base.errors import (
+    CorruptError,
+    RegistryError,
+    RegistrySilentError,
+    RegistryUnreachableError,
+)
 from criagent.image.hosts.proxy import ProxySettings
 from criagent.image.registry.challenge import Challenge, parse_challenges
 from criagent.image.registry.coding import Undo, codings_of
@@ -40,6 +46,9 @@ if TYPE_CHECKING:
 
 MAX_REDIRECTS = 10
 DIAL_TIMEOUT_S = 30.0  # containerd's default
+_NEXT_PAGE = re.compile(
+    r"""<([^<>]{1,4096})>[^<,]*;\s*rel=(?:next\b|"(?:[^"]*\s)?next[\s"])""", re.IGNORECASE
+)
 _PER_HOST = 64  # connections: four pulls of four blobs in four ranges each
 _CHUNK = 1 << 20
 _BODY_TIMEOUT_S = 5.0  # a refusal without its text is better than a late one
@@ -60,6 +69,7 @@ class Request:
     form: Mapping[str, str] | None = None
     tls: ssl.SSLContext | None = None
     dial_timeout_s: float = DIAL_TIMEOUT_S
+    answer_timeout_s: float = 0.0  # from the request to its answer, and between two parts; 0 = none
 
     @property
     def method(self) -> str:
@@ -103,6 +113,14 @@ class Answer:
         if self.status not in _MOVED:
             return None
         return self._response.headers.get("Location") or None
+
+    @property
+    def next_page(self) -> str | None:
+        """Where a list goes on, as it was written (RFC 8288)."""
+        for link in self._response.headers.getall("Link", []):
+            if found := _NEXT_PAGE.search(link):
+                return found[1]
+        return None
 
     async def chunks(self) -> AsyncIterator[bytes]:
         """The body as it is sent. Raises RegistryError when it breaks off."""
@@ -216,7 +234,9 @@ class Transport:
                         ssl=request.tls if request.tls is not None else True,
                         proxy=self.proxies.for_url(url),
                         timeout=aiohttp.ClientTimeout(
-                            total=None, sock_connect=request.dial_timeout_s or None
+                            total=None,
+                            sock_connect=request.dial_timeout_s or None,
+                            sock_read=request.answer_timeout_s or None,
                         ),
                         allow_redirects=False,
                         trace_request_ctx={"connected": connected},
@@ -228,6 +248,10 @@ class Transport:
                 raise RegistryError(text, method=method, url=shown) from exc
             self.reach.failed(at, text)
             raise RegistryUnreachableError(text, method=method, url=shown) from exc
+        except aiohttp.SocketTimeoutError as exc:
+            text = f"{at} has not answered within {request.answer_timeout_s:g} s"
+            self.reach.failed(at, text)
+            raise RegistrySilentError(text, method=method, url=shown) from exc
         except (aiohttp.ClientConnectionError, ConnectionError) as exc:
             text = f"{method} {shown}: {_cause(exc)}"
             raise RegistryError(text, method=method, url=shown, transient=True) from exc
@@ -346,6 +370,8 @@ def _cause(exc: BaseException) -> str:
         return f"malformed answer: {printable(exc.message, 200)}"
     if isinstance(exc, aiohttp.ClientPayloadError):
         return "the body is incomplete"
+    if isinstance(exc, aiohttp.SocketTimeoutError):
+        return "nothing more was sent in time"
     if isinstance(exc, aiohttp.ServerDisconnectedError):
         return "the server closed the connection"
     if isinstance(exc, OSError) and exc.errno:
