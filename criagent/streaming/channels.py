@@ -7,7 +7,7 @@ import asyncio
 import contextlib
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 from criagent.runtime.exec.plan import Size
 from criagent.streaming.outcome import Outcome, SizeParser, parse_size
@@ -22,7 +22,9 @@ from criagent.streaming.transport.channel_codec import (
 )
 from criagent.streaming.transport.inbox import Inbox
 from criagent.streaming.transport.spdy_links import SpdyLink, Stream, StreamClosed
-from criagent.streaming.transport.websocket import WebSocket
+
+if TYPE_CHECKING:
+    from criagent.streaming.transport.websocket import WebSocket
 
 SPDY_PROTOCOLS = ("v4.channel.k8s.io", "v3.channel.k8s.io", "v2.channel.k8s.io", "channel.k8s.io")
 WEBSOCKET_PROTOCOLS = (

@@ -9,13 +9,15 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from criagent.streaming.port_forward import Target, connect
 from criagent.streaming.transport.channel_codec import ChannelCodec, ChannelError
 from criagent.streaming.transport.inbox import Inbox
 from criagent.streaming.transport.spdy_links import StreamClosed
-from criagent.streaming.transport.websocket import WebSocket
+
+if TYPE_CHECKING:
+    from criagent.streaming.transport.websocket import WebSocket
 
 PROTOCOLS = ("v4.channel.k8s.io", "v4.base64.channel.k8s.io")
 MOST_PORTS = 100  # of one request; channel numbers are bytes, and digits from "0" on in base64

@@ -10,15 +10,16 @@ import asyncio
 from dataclasses import dataclass
 from ipaddress import ip_address
 from pathlib import Path
+from typing import TYPE_CHECKING, Literal
 
 import structlog
 
+from criagent.base.certificate import Certificate
 from criagent.runtime.pod.session_facts import SessionFacts, shown_command
 from criagent.runtime.verbs.attach import Attacher
 from criagent.runtime.verbs.exec_stream import ExecStreamer
 from criagent.runtime.verbs.port_forward import PortForwarder
 from criagent.streaming.channels import Channels, ClientGone
-from criagent.streaming.connection import Connection
 from criagent.streaming.port_channels import forward_channels
 from criagent.streaming.port_forward import Target, forward
 from criagent.streaming.remote_command import run_attach, run_exec
@@ -30,11 +31,12 @@ from criagent.streaming.sessions import (
     Session,
     Tokens,
 )
-from criagent.streaming.tls import Certificate
 from criagent.streaming.transport.pace import Pace, Turn
 from criagent.streaming.transport.spdy_links import SpdyLink
-from criagent.streaming.transport.websocket import WebSocket
 from criagent.streaming.transport.wire import Hangups, Wire
+
+if TYPE_CHECKING:
+    from criagent.streaming.transport.websocket import WebSocket
 
 _BUFFER = 256 << 10  # asyncio's reader stops at twice this
 
@@ -50,6 +52,8 @@ class Listener:
     url_host: str = ""  # "": the listen address, or the loopback address for a wildcard
     tls_cert: Path | None = None
     tls_key: Path | None = None
+    tls_min_version: Literal["1.2", "1.3"] = "1.2"
+    tls_suites: tuple[str, ...] = ()  # of TLS 1.2, by OpenSSL's names; () = its defaults
     idle_timeout_s: float = 4 * 3600.0
     creation_timeout_s: float = 30.0
 
@@ -99,7 +103,12 @@ class StreamingServer:
         """Listen. Raises OSError when the address is taken or a certificate cannot be used."""
         listener = self._listener
         if listener.tls_cert is not None and listener.tls_key is not None:
-            self._certificate = Certificate(listener.tls_cert, listener.tls_key)
+            self._certificate = Certificate(
+                listener.tls_cert,
+                listener.tls_key,
+                min_version=listener.tls_min_version,
+                suites=listener.tls_suites,
+            )
         self._hangups = Hangups()
         self._server = await asyncio.start_server(
             self._accept,
@@ -154,6 +163,8 @@ class StreamingServer:
         idle_s = self._listener.idle_timeout_s
         wire = Wire(reader, writer, self._hangups, idle_s, Turn(self._pace))
         try:
+            from criagent.streaming.connection import Connection
+
             await Connection(self, wire).serve()
         except (ConnectionError, TimeoutError, ClientGone):
             pass  # the client has left, or sends nothing
