@@ -13,7 +13,7 @@ import grpc
 import pytest
 
 from tests.support import agent, signing
-from tests.support.artifacts import ArtifactRegistry, artifact_registry
+from tests.support.artifacts import ArtifactRegistry, artifact_registry, layer
 from tests.support.cri_client import Cri, api
 from tests.support.image_builder import Layer, image, push, put_blob, put_manifest
 from tests.support.made_images import of
@@ -27,11 +27,11 @@ KEY = signing.new_key()
 @pytest.fixture(scope="module")
 def registry(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ArtifactRegistry]:
     with artifact_registry(tmp_path_factory.mktemp("registry")) as one:
-        layer = Layer()
-        layer.file("bin/busybox", Path("/usr/bin/busybox").read_bytes())
-        layer.symlink("bin/sleep", "busybox")
+        files = Layer()
+        files.file("bin/busybox", Path("/usr/bin/busybox").read_bytes())
+        files.symlink("bin/sleep", "busybox")
         for number, name in enumerate(("signed", "unsigned", "forged")):
-            made = image([layer.tar()], {"Env": [f"N={number}"]})
+            made = image([files.tar()], {"Env": [f"N={number}"]})
             push(one.host, [(made, "amd64")], f"{name}:1")
             if name != "unsigned":
                 sign(one, name, made.manifest, KEY if name == "signed" else signing.new_key())
@@ -40,7 +40,10 @@ def registry(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ArtifactRegis
 
 def sign(registry: ArtifactRegistry, name: str, manifest: bytes, key: object) -> None:
     """Attach a signature as cosign does."""
-    digest = hashlib.sha256(manifest).hexdigest()
+    sign_digest(registry, name, hashlib.sha256(manifest).hexdigest(), key)
+
+
+def sign_digest(registry: ArtifactRegistry, name: str, digest: str, key: object) -> None:
     message = signing.payload(f"sha256:{digest}", f"{registry.host}/{name}")
     notes = {"dev.cosignproject.cosign/signature": signing.signed(key, message)}  # type: ignore[arg-type]  # any private key
     document, blobs = signing.attachment((message, notes))
@@ -105,6 +108,44 @@ def test_signed_unsigned_and_forged(
         f'{tmp_path}/policy.json rejects it (scope docker "{registry.host}"): it has no signature'
     )
     assert "no key of the policy made it" in refusal(guarded, f"{registry.host}/forged:1")
+
+
+def test_an_artifact_needs_a_signature_as_an_image_does(
+    guarded: Cri, pods: Pods, registry: ArtifactRegistry
+) -> None:
+    ref = registry.push([layer(b"weights", "model.bin", kind="application/vnd.example.model")])
+    assert refusal(guarded, ref).endswith("it has no signature")
+    sign_digest(registry, "artifacts", ref.rpartition(":")[2], KEY)
+    guarded.pull(ref)
+    mounted = pods.running(
+        change=lambda config: config.mounts.add(
+            container_path="/model", image=api.ImageSpec(image=ref), readonly=True
+        )
+    )
+    assert guarded.exec(mounted, "cat", "/model/model.bin").stdout == b"weights"
+    guarded.stop(mounted)
+    guarded.remove(mounted)
+    guarded.remove_image(ref)
+
+
+def test_a_security_profile_needs_one_too(guarded: Cri, registry: ArtifactRegistry) -> None:
+    ref = registry.profile({"defaultAction": "SCMP_ACT_ALLOW"})
+    request = api.PullSecurityProfileRequest(
+        image=api.ImageSpec(image=ref), profile_kind=api.Seccomp
+    )
+    with pytest.raises(grpc.RpcError) as caught:
+        guarded.image.PullSecurityProfile(request, timeout=60)
+    assert caught.value.code() is grpc.StatusCode.UNKNOWN
+    text = caught.value.details() or ""
+    assert text.startswith(f"SignatureValidationFailed: {ref}: ")
+    assert text.endswith("it has no signature")
+    listing = api.ListSecurityProfilesRequest()
+    assert not guarded.image.ListSecurityProfiles(listing).profiles
+    sign_digest(registry, "profiles", ref.rpartition(":")[2], KEY)
+    guarded.image.PullSecurityProfile(request, timeout=60)
+    (found,) = guarded.image.ListSecurityProfiles(listing).profiles
+    assert list(found.refs) == [ref]
+    guarded.image.RemoveSecurityProfile(api.RemoveSecurityProfileRequest(digest=found.digest))
 
 
 def test_a_namespace_with_a_policy_of_its_own(

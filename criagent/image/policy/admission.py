@@ -8,13 +8,20 @@ pull, so that a change counts from the next pull on. Whatever cannot be decided 
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from concurrent.futures import Executor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from criagent.base.aio import run_in
-from criagent.base.errors import AgentError, SignatureRejectedError
+from criagent.base.errors import (
+    AgentError,
+    CorruptError,
+    InvalidRequestError,
+    RegistryError,
+    SignatureRejectedError,
+)
 from criagent.image.documents.reference import Reference
 from criagent.image.policy import verifiers
 from criagent.image.policy.document import Accept, Reject, SigstoreSigned, parse_policy
@@ -25,6 +32,10 @@ if TYPE_CHECKING:
     from criagent.image.policy.sigstore import Trust
 
 _LARGEST = 1 << 20  # bytes of a policy file
+_UNNAMED = (
+    "it has a bundle of cosign 3, which signs a digest and no name; set registry.sigstore_bundles "
+    "= true to accept it, or sign with --new-bundle-format=false"
+)
 _NAMESPACE = re.compile(r"[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?")  # a DNS label (RFC 1123)
 
 
@@ -43,6 +54,7 @@ class Rules:
 
     policy: str = ""
     policy_dir: str = ""
+    bundles: bool = False
     verifier_dir: str = ""
     verifier_timeout_s: float = 10.0
 
@@ -127,7 +139,30 @@ class Admission:
                 if not why:
                     return ""
                 reasons.append(why)
+            reasons += await self._bundled(session, subject, digest, (trust, progress))
+            if "" in reasons:
+                return ""
         return "; ".join(reasons[:5]) or "it has no signature"
+
+    async def _bundled(
+        self, session: Session, subject: Subject, digest: str, trusted: tuple[Trust, Progress]
+    ) -> list[str]:
+        """Why bundles of a digest do not count, in their order; "" for the first that does."""
+        from criagent.image.policy.attachments import bundles
+
+        trust, progress = trusted
+        try:
+            found = await bundles(self._client, session, digest, progress)
+        except (RegistryError, CorruptError, InvalidRequestError) as error:
+            return [f"its bundles cannot be read: {error}"]
+        if found and not self.rules.bundles:
+            return [_UNNAMED]
+        reasons = []
+        for one in found:
+            reasons.append(await run_in(self._fs, _bundle_problem, trust, one, subject.digests))
+            if not reasons[-1]:
+                break
+        return reasons
 
 
 def _problem(trust: Trust, found: Signature, subject: Subject) -> str:
@@ -138,6 +173,19 @@ def _problem(trust: Trust, found: Signature, subject: Subject) -> str:
         check(trust, found, subject.reference, subject.digests)
     except RejectedError as error:
         return f"a signature does not count: {error}"
+    except ValueError as error:
+        return f"the authorities of the policy cannot be read: {error}"
+    return ""
+
+
+def _bundle_problem(trust: Trust, content: bytes, digests: Sequence[str]) -> str:
+    from criagent.image.policy import bundle
+    from criagent.image.policy.signature import RejectedError
+
+    try:
+        bundle.check(trust, content, digests)
+    except RejectedError as error:
+        return f"a bundle does not count: {error}"
     except ValueError as error:
         return f"the authorities of the policy cannot be read: {error}"
     return ""

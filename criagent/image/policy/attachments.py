@@ -1,11 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
 """The signatures that cosign attached to a manifest, in the manifest's own repository.
 
-They are the layers of an image with the tag sha256-DIGEST.sig (cosign's specs/SIGNATURE_SPEC.md).
-Bundles that are found by the referrers API (cosign 3) are not read.
+They are the layers of an image with the tag sha256-DIGEST.sig (cosign's specs/SIGNATURE_SPEC.md),
+or bundles that refer to the manifest (cosign 3, specs/BUNDLE_SPEC.md).
 """
 
 from __future__ import annotations
+
+import msgspec
 
 from criagent.base.errors import CorruptError, NotFoundError
 from criagent.image.documents.digest import parse_digest
@@ -18,7 +20,14 @@ _SIGNATURE = "dev.cosignproject.cosign/signature"
 _CERTIFICATE = "dev.sigstore.cosign/certificate"
 _CHAIN = "dev.sigstore.cosign/chain"
 _BUNDLE = "dev.sigstore.cosign/bundle"
-_MOST = 64  # signatures of one manifest that are read
+_BUNDLES = "application/vnd.dev.sigstore.bundle"  # and a version
+# What lists name that were written by clients who took the type of the configuration for it.
+_UNKNOWN = {
+    "",
+    "application/vnd.oci.empty.v1+json",
+    "application/vnd.oci.image.config.v1+json",
+}
+_MOST = 64  # signatures of one manifest that are read, and referrers
 
 
 async def signatures(
@@ -50,4 +59,47 @@ async def signatures(
                 bundle=notes.get(_BUNDLE, ""),
             )
         )
+    return found
+
+
+class _Referrer(msgspec.Struct, rename="camel"):
+    digest: str
+    artifact_type: str = ""
+
+
+class _Referrers(msgspec.Struct):
+    manifests: list[_Referrer] = []
+
+
+async def bundles(
+    client: RegistryClient, session: Session, digest: str, progress: Progress
+) -> list[bytes]:
+    """The sigstore bundles that refer to the manifest `digest`.
+
+    Raises RegistryError and its kinds, CorruptError.
+    """
+    try:
+        pages = await client.referrers(session, parse_digest(digest), progress)
+    except NotFoundError:
+        return []
+    try:
+        listed = [
+            one for page in pages for one in msgspec.json.decode(page, type=_Referrers).manifests
+        ]
+    except msgspec.DecodeError as error:
+        raise CorruptError(f"the referrers of {digest} cannot be read: {error}") from None
+    found: list[bytes] = []
+    candidates = [
+        one
+        for one in listed
+        if one.artifact_type.startswith(_BUNDLES) or one.artifact_type in _UNKNOWN
+    ]
+    if len(candidates) > _MOST:
+        raise CorruptError(f"{session.reference.name}@{digest} has more than {_MOST} referrers")
+    for one in candidates:
+        resolved = await client.manifest(session, str(parse_digest(one.digest)), progress)
+        document = parse_document(resolved.content, resolved.media_type)
+        for layer in (document.layers or ())[:1]:
+            if layer.media_type.startswith(_BUNDLES):
+                found.append(await client.document(session, layer, progress))
     return found

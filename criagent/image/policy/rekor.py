@@ -12,6 +12,7 @@ import json
 from base64 import b64decode
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Annotated
 
 import msgspec
 from cryptography import x509
@@ -23,7 +24,7 @@ from cryptography.hazmat.primitives.serialization import (
 
 from criagent.image.policy.signature import PublicKey, RejectedError, verified
 
-_KIND = ("hashedrekord", "0.0.1")
+_SIGNATURES, _ENVELOPES = ("hashedrekord", "0.0.1"), ("dsse", "0.0.1")
 
 
 class _Payload(msgspec.Struct, forbid_unknown_fields=True, rename="camel"):
@@ -56,27 +57,45 @@ class _Signed(msgspec.Struct, rename="camel"):
     public_key: _Content
 
 
-class _Spec(msgspec.Struct):
+class _HashedRekord(msgspec.Struct):
     data: _Data
     signature: _Signed
+
+
+class _EnvelopeSignature(msgspec.Struct):
+    signature: bytes
+    verifier: bytes
+
+
+class _Dsse(msgspec.Struct, rename="camel"):
+    payload_hash: _Hash
+    signatures: Annotated[list[_EnvelopeSignature], msgspec.Meta(min_length=1, max_length=1)]
 
 
 class _Body(msgspec.Struct, rename="camel"):
     kind: str
     api_version: str
-    spec: _Spec
+    spec: msgspec.Raw
 
 
 @dataclass(frozen=True, slots=True)
 class Entry:
-    """An entry that the log has signed."""
+    """An entry that the log has signed: a signature of content with this hash.
+
+    `verifier` is the PEM of the key or certificate that it names.
+    """
 
     integrated_time: int  # seconds of Unix time
-    body: _Body
+    hash: _Hash
+    signature: bytes
+    verifier: bytes
 
 
-def entry(bundle: str, keys: Sequence[PublicKey]) -> Entry:
-    """The entry of cosign's annotation. Raises RejectedError unless a key of the log signed it."""
+def entry(bundle: str | bytes, keys: Sequence[PublicKey], *, envelope: bool = False) -> Entry:
+    """The entry of cosign's annotation, about an `envelope` (DSSE) or a plain signature.
+
+    Raises RejectedError unless a key of the log signed it.
+    """
     if not bundle:
         raise RejectedError("it has no entry of Rekor")
     try:
@@ -89,24 +108,36 @@ def entry(bundle: str, keys: Sequence[PublicKey]) -> Entry:
     ).encode()
     if not any(verified(key, found.signed_entry_timestamp, canonical) for key in keys):
         raise RejectedError("no key of Rekor in the policy signed its entry")
-    return Entry(found.payload.integrated_time, body)
+    if (body.kind, body.api_version) != (_ENVELOPES if envelope else _SIGNATURES):
+        raise RejectedError(f"its entry of Rekor is a {body.kind[:40]} {body.api_version[:20]}")
+    return _entry(found.payload.integrated_time, body.spec, envelope=envelope)
+
+
+def _entry(seconds: int, spec: bytes, *, envelope: bool) -> Entry:
+    try:
+        if envelope:
+            dsse = msgspec.json.decode(spec, type=_Dsse)
+            signed = dsse.signatures[0]
+            return Entry(seconds, dsse.payload_hash, signed.signature, signed.verifier)
+        plain = msgspec.json.decode(spec, type=_HashedRekord)
+    except (msgspec.DecodeError, ValueError) as error:
+        raise RejectedError(f"its entry of Rekor cannot be read: {error}") from None
+    signature = plain.signature
+    return Entry(seconds, plain.data.hash, signature.content, signature.public_key.content)
 
 
 def check_entry(found: Entry, payload: bytes, signature: bytes) -> None:
     """Raises RejectedError for an entry about another signature."""
-    body = found.body
-    if (body.kind, body.api_version) != _KIND:
-        raise RejectedError(f"its entry of Rekor is a {body.kind[:40]} {body.api_version[:20]}")
-    digest = body.spec.data.hash
+    digest = found.hash
     same = digest.algorithm == "sha256" and digest.value == hashlib.sha256(payload).hexdigest()
-    if not same or body.spec.signature.content != signature:
+    if not same or found.signature != signature:
         raise RejectedError("its entry of Rekor is about another signature")
 
 
 def check_key(found: Entry, keys: Sequence[PublicKey]) -> None:
     """Raises RejectedError unless the entry names one of the keys."""
     try:
-        logged = load_pem_public_key(found.body.spec.signature.public_key.content)
+        logged = load_pem_public_key(found.verifier)
     except ValueError as error:
         raise RejectedError(f"its entry of Rekor has no key: {error}") from None
     form = (Encoding.DER, PublicFormat.SubjectPublicKeyInfo)
@@ -117,7 +148,7 @@ def check_key(found: Entry, keys: Sequence[PublicKey]) -> None:
 def check_certificate(found: Entry, certificate: str) -> None:
     """Raises RejectedError unless the entry names the certificate."""
     try:
-        logged = x509.load_pem_x509_certificate(found.body.spec.signature.public_key.content)
+        logged = x509.load_pem_x509_certificate(found.verifier)
     except ValueError as error:
         raise RejectedError(f"its entry of Rekor has no certificate: {error}") from None
     if logged != x509.load_pem_x509_certificate(certificate.encode()):

@@ -87,21 +87,28 @@ def check(trust: Trust, found: Signature, wanted: Reference, digests: Sequence[s
     if trust.rekor_keys:
         entry = rekor.entry(found.bundle, trust.rekor_keys)
         rekor.check_entry(entry, found.payload, signature)
-    if trust.requirement.fulcio is not None:
-        if entry is None:
-            raise RejectedError("it has no entry of Rekor")
-        certified = fulcio.certified_key(
-            trust.requirement.fulcio, trust.roots, found, entry.integrated_time
-        )
-        rekor.check_certificate(entry, found.certificate)
-        keys: Sequence[PublicKey] = (certified,)
-    else:
-        keys = trust.keys
-        if entry is not None:
-            rekor.check_key(entry, keys)
+    keys = trusted_keys(trust, found, entry)
     if not any(verified(key, signature, found.payload) for key in keys):
         raise RejectedError("no key of the policy made it")
     _check_payload(trust.requirement, found.payload, wanted, digests)
+
+
+def trusted_keys(trust: Trust, found: Signature, entry: rekor.Entry | None) -> Sequence[PublicKey]:
+    """The keys that may have made a signature with this certificate and entry of the log.
+
+    Raises RejectedError when there is none, or the entry names another one.
+    """
+    if trust.requirement.fulcio is None:
+        if entry is not None:
+            rekor.check_key(entry, trust.keys)
+        return trust.keys
+    if entry is None:
+        raise RejectedError("it has no entry of Rekor")
+    certified = fulcio.certified_key(
+        trust.requirement.fulcio, trust.roots, found, entry.integrated_time
+    )
+    rekor.check_certificate(entry, found.certificate)
+    return (certified,)
 
 
 def _signature(found: Signature) -> bytes:
