@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """fsck of images: compares rows with files. Synchronous, reads every blob; changes nothing.
 
-Of an unpacked layer it compares the number of names and the bytes of regular files: a file that was
-deleted, added or truncated is found, one whose content was changed in place is not.
+Of an unpacked layer it compares what was noted when it was unpacked: the number of names, the bytes
+of regular files, and a digest of types, owners, modes, sizes, times and attributes. Content that
+was changed without leaving a trace in these is found by `layer_contents.py`.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ import dataclasses
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
+from criagent.base.os_errors import of_the_agent
 from criagent.image.blobs import BlobFiles
 from criagent.image.documents.digest import parse_digest
 from criagent.image.snapshots.keys import damaged_origin
@@ -66,7 +68,12 @@ def removed(image_id: str, why: str) -> Finding:
 
 def key(layer: Snapshot) -> str:
     """What tells a layer from those of all drivers: driver and chain ID, or the latter alone."""
-    return f"{layer.driver} {layer.key}".strip()
+    return key_of(layer.driver, layer.key)
+
+
+def key_of(driver: str, chain_id: str) -> str:
+    """The same of a driver and a chain ID."""
+    return f"{driver} {chain_id}".strip()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -198,5 +205,7 @@ def _blob_problem(blob: Blob, files: BlobFiles) -> str:
     except FileNotFoundError:
         return "the file is missing"
     except OSError as exc:
+        if of_the_agent(exc):
+            raise
         return f"the file cannot be read: {exc.strerror}"
     return "" if hasher.hexdigest() == digest.hex else "the content does not match the digest"

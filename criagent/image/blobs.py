@@ -19,7 +19,7 @@ from pathlib import Path
 from criagent.base.errors import CorruptError, ExhaustedError
 from criagent.image.documents.digest import ALGORITHMS, Digest
 
-_CHUNK = 1 << 20
+_CHUNK = 1 << 18
 _AHEAD_S = 60.0  # a time of change that is later than this was set by a clock that was wrong
 
 
@@ -102,12 +102,19 @@ class BlobFiles:
             self._storing.discard(part)
 
     def finish(self, digest: Digest, part: Path) -> None:
-        """Make a verified part durable under its final name."""
+        """Make a verified part durable under its final name.
+
+        When it cannot be synced it is deleted: its pages then count as written although they are
+        not (fsync(2), EIO), so that the next attempt would succeed with a file that is damaged.
+        """
         path = self.path(digest)
         with disk_full(self._root):
             fd = os.open(part, os.O_RDONLY | os.O_CLOEXEC)
             try:
                 os.fsync(fd)
+            except OSError:
+                part.unlink(missing_ok=True)
+                raise
             finally:
                 os.close(fd)
             with self._changing:
@@ -122,10 +129,11 @@ class BlobFiles:
     def verify_part(self, digest: Digest, size: int, part: Path) -> None:
         """Hash the finished part; a wrong one is deleted. Raises CorruptError."""
         hasher, length = digest.hasher(), 0
-        with part.open("rb") as file:
-            while chunk := file.read(_CHUNK):
-                hasher.update(chunk)
-                length += len(chunk)
+        view = memoryview(bytearray(_CHUNK))
+        with part.open("rb", buffering=0) as file:
+            while got := file.readinto(view):
+                hasher.update(view[:got])
+                length += got
         if length != size or hasher.hexdigest() != digest.hex:
             part.unlink()
             raise CorruptError(

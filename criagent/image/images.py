@@ -27,10 +27,11 @@ from criagent.base.errors import (
     ExhaustedError,
     InvalidRequestError,
     NotFoundError,
+    RegistryError,
     UnsupportedError,
     WrongStateError,
 )
-from criagent.image.audit import Finding
+from criagent.base.text import bounded
 from criagent.image.blobs import BlobFiles
 from criagent.image.collect import Collector, Pruned, blobs_of
 from criagent.image.content import ImageContent
@@ -38,10 +39,17 @@ from criagent.image.documents import gojson
 from criagent.image.documents.digest import parse_digest
 from criagent.image.documents.gojson import MalformedError
 from criagent.image.documents.manifest import MAX_DOCUMENT
-from criagent.image.documents.reference import is_image_id, parse_reference
+from criagent.image.documents.reference import (
+    DEFAULT_REGISTRY,
+    Reference,
+    is_image_id,
+    is_short,
+    parse_reference,
+)
 from criagent.image.hosts.credentials import RegistryAuth
+from criagent.image.layer_contents import Contents
 from criagent.image.pull import Puller, Target
-from criagent.image.repair import Repair
+from criagent.image.repair import Repair, Report
 from criagent.image.snapshots.keys import is_writable
 from criagent.image.unpack.workers import UnpackWorkers
 from criagent.image.unpacking import ImageUnpacking
@@ -51,6 +59,7 @@ if TYPE_CHECKING:
     from criagent.image.archive_import import Imported
 
 _BARE_ID = 64
+_SHORT, _MOST_TEXT = 160, 2048  # characters of a name, and of the errors of all it can mean
 
 log: structlog.stdlib.BoundLogger = structlog.get_logger(__name__)
 
@@ -100,10 +109,20 @@ class Images:
             return None
         if is_image_id(text):
             return None  # no image of this node
-        reference = parse_reference(text).with_default_tag()
-        if reference.digest is not None:
-            return self._known(f"{reference.name}@{reference.digest}", platform)
-        return self._known(str(reference), platform)
+        known = (self._known(name, platform) for name in self._names(text))
+        return next((image for image in known if image is not None), None)
+
+    def _names(self, text: str) -> list[str]:
+        """The names of images that `text` can mean. Raises InvalidRequestError for an invalid one.
+
+        None for a short name that cannot be resolved: a pull says why.
+        """
+        parse_reference(text)
+        try:
+            references = self.puller.references(text)
+        except InvalidRequestError:
+            return []
+        return [f"{one.name}@{one.digest}" if one.digest else str(one) for one in references]
 
     def _known(self, name: str, platform: str) -> Image | None:
         found = self.content.store.find(name, platform)
@@ -140,12 +159,10 @@ class Images:
         """
         names = image.names
         try:
-            reference = parse_reference(asked).with_default_tag()
+            wanted = [name for name in self._names(asked) if name in names]
         except InvalidRequestError:
-            return (*names, image.id)[0]
-        digest = f"{reference.name}@{reference.digest}"
-        wanted = str(reference) if reference.digest is None else digest
-        return wanted if wanted in names else (*names, image.id)[0]
+            wanted = []
+        return (*wanted, *names, image.id)[0]
 
     async def configuration(self, image: Image) -> dict[str, Any]:
         """The image's configuration as its registry has it. Raises OSError, CorruptError."""
@@ -176,16 +193,45 @@ class Images:
         """
         if text.startswith("sha256:") or (len(text) == _BARE_ID and self.content.store.find(text)):
             raise InvalidRequestError(f"{text[:80]!r} is an image id, not a reference to pull")
-        reference = parse_reference(text).with_default_tag()
-        policy = await self.puller.policy_for(namespace)
-        target = dataclasses.replace(self._target(handler), policy=policy)
+        references = self.puller.references(text)
+        target = dataclasses.replace(
+            self._target(handler),
+            policy=await self.puller.policy_for(namespace),
+            credentials=await self.puller.credentials_for(namespace, text),
+        )
         try:
-            image = await self.puller.pull(reference, auth, target)
+            image = await self._first(text, references, auth, target)
         except ExhaustedError:
             await self.collector.collect()  # its downloads take space that others need
             raise
         await self.collector.drop_spare(image)
         return image
+
+    async def _first(
+        self,
+        text: str,
+        references: Sequence[Reference],
+        auth: RegistryAuth | None,
+        target: Target,
+    ) -> Image:
+        """The first image that is there of those that a name can mean.
+
+        Credentials for a short name that do not name their registry are for docker.io, which is
+        what the kubelet takes it for.
+        """
+        failures: list[NotFoundError | RegistryError] = []
+        nameless = auth is not None and not auth.server_address and is_short(text)
+        for reference in references:
+            own = None if nameless and reference.registry != DEFAULT_REGISTRY else auth
+            try:
+                return await self.puller.pull(reference, own, target)
+            except (NotFoundError, RegistryError) as exc:
+                failures.append(exc)
+        if len(failures) == 1:
+            raise failures[0]
+        chosen = next((one for one in failures if isinstance(one, RegistryError)), failures[0])
+        tried = "; ".join(bounded(str(one), _MOST_TEXT // len(failures)) for one in failures)
+        raise type(chosen)(f'short name "{bounded(text, _SHORT)}": {tried}')
 
     async def ready_for(self, text: str, handler: str) -> Image | None:
         """The image of a reference or id, if containers of `handler` can have it without a pull."""
@@ -257,12 +303,14 @@ class Images:
         if text.startswith("sha256:"):
             return False
         try:
-            reference = parse_reference(text).with_default_tag()
+            names = self._names(text)
         except InvalidRequestError:
             return False
-        name = f"{reference.name}@{reference.digest}" if reference.digest else str(reference)
-        image = self.content.store.find(name)
-        return image is not None and name in {*image.repo_tags, *image.repo_digests}
+        found = ((name, self.content.store.find(name)) for name in names)
+        return any(
+            image is not None and name in {*image.repo_tags, *image.repo_digests}
+            for name, image in found
+        )
 
     def fs_usages(self) -> list[FsUsage]:
         """Disk usage of images and unfinished downloads by storage driver, from memory.
@@ -365,9 +413,10 @@ class Images:
         async with self.content.claims.hold(d for image, _ in images for d in blobs_of(image)):
             await run_in(self.content.fs, write_archive, chosen, self.content.files, path)
 
-    async def fsck(self, *, repair: bool) -> list[Finding]:
+    async def fsck(self, *, repair: bool, contents: Contents = Contents.NONE) -> Report:
         """As `Repair.fsck`."""
-        return await Repair(self.unpacking, self.collector).fsck(repair=repair)
+        check = Repair(self.unpacking, self.collector)
+        return await check.fsck(repair=repair, contents=contents)
 
     async def close(self) -> None:
         """Stop pulls and background work."""

@@ -26,13 +26,16 @@ from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from dataclasses import dataclass
 
 from criagent.base import faults
-from criagent.base.aio import KeyedLocks, finish
-from criagent.base.errors import CorruptError
+from criagent.base.aio import KeyedLocks, finish, staged
+from criagent.base.errors import CorruptError, UnavailableError
 from criagent.image.blobs import BlobFiles
 from criagent.image.claims import Claims
-from criagent.image.documents.digest import parse_digest
+from criagent.image.layer_trial import LayerTrial, layer_file
+from criagent.image.snapshots.content_count import ContentCount
 from criagent.image.snapshots.snapshots import Snapshots
-from criagent.image.unpack.workers import LayerFile, NeedsLowerLayers, Unpacked, UnpackWorkers
+from criagent.image.unpack.compare import Differences
+from criagent.image.unpack.workers import NeedsLowerLayers, Unpacked, UnpackWorkers
+from criagent.kernel.write_back import WriteBack
 from criagent.model.image import Layer, Snapshot
 
 Fetch = Callable[[Layer], Awaitable[None]]
@@ -46,10 +49,10 @@ class _Fresh:
     snapshot: Snapshot
     written: bool = False
     result: Unpacked | None = None  # of a written one: None = it is done through its lower layers
-    entries: int = 0
-    content_bytes: int = 0
+    content: ContentCount | None = None  # None = not counted yet
     settled: Snapshot | None = None
     finished: bool = False  # it has its final form
+    doubtful: bool = False  # a sync failed that covered it
 
 
 class LayerUnpacker:
@@ -84,6 +87,16 @@ class LayerUnpacker:
         """Whether a layer may be removed within the block: no pull counts on it."""
         return self._claims.removing(chain_id)
 
+    async def differences(self, layers: Sequence[Layer]) -> Differences:
+        """How the topmost of `layers`, which are all committed, differs from its blob.
+
+        Not at all for a driver whose `Snapshots.problem` reads every byte. Raises AgentError and
+        OSError when it cannot be unpacked again to be compared.
+        """
+        async with self._claims.hold([layer.chain_id for layer in layers]):
+            trial = LayerTrial(self._snapshots, self._files, self._workers, self._now_ns())
+            return await trial.differences(layers)
+
     @asynccontextmanager
     async def unpacked(
         self, layers: Sequence[Layer], fetch: Fetch, received: Received
@@ -105,6 +118,15 @@ class LayerUnpacker:
         self, layers: Sequence[Layer], fetch: Fetch, received: Received
     ) -> list[Snapshot]:
         missing = [layer for layer in layers if not self.has(layer)]
+        if not missing:
+            return []
+        async with self._snapshots.write_back() as written:
+            await self._write_all(missing, layers, fetch, received)
+            return await self._durable(missing, written)
+
+    async def _write_all(
+        self, missing: Sequence[Layer], layers: Sequence[Layer], fetch: Fetch, received: Received
+    ) -> None:
         try:
             if self._snapshots.capabilities.settles:
                 async with asyncio.TaskGroup() as group:
@@ -116,7 +138,6 @@ class LayerUnpacker:
                 await self._write_upwards(missing, layers, fetch, received)
         except BaseExceptionGroup as failures:
             raise _first(failures) from None
-        return await self._durable(missing)
 
     async def _write_upwards(
         self, missing: Sequence[Layer], layers: Sequence[Layer], fetch: Fetch, received: Received
@@ -187,7 +208,7 @@ class LayerUnpacker:
                     await finish(self._discard(layer.chain_id))
                     raise
 
-    async def _durable(self, layers: Sequence[Layer]) -> list[Snapshot]:
+    async def _durable(self, layers: Sequence[Layer], written: WriteBack) -> list[Snapshot]:
         """Sync what is not committed, and count it meanwhile; the rows to commit.
 
         Under the locks of those layers, from the lowest on: what another pull finishes is not
@@ -199,23 +220,31 @@ class LayerUnpacker:
             pending = [self._fresh[layer.chain_id] for layer in layers if not self.has(layer)]
             if not pending:
                 return []
+            if any(fresh.doubtful for fresh in pending):  # the kernel may not tell this pull
+                raise UnavailableError(
+                    "another pull could not sync the layers that it shares with this one; pull "
+                    "again, and check dmesg for errors of the disk"
+                )
             unfinished = [fresh for fresh in pending if not fresh.finished]
+            uncounted = [fresh for fresh in unfinished if fresh.content is None]
             try:
                 async with asyncio.TaskGroup() as group:
-                    group.create_task(self._workers.sync(self._snapshots.root))
-                    if unfinished:
-                        group.create_task(self._count(unfinished))
+                    group.create_task(self._sync(pending, written))
+                    if uncounted:
+                        group.create_task(self._count(uncounted))
             except BaseExceptionGroup as failures:
                 raise _first(failures) from None
             for fresh in unfinished:
                 await self._finish(fresh)
-        return [
-            dataclasses.replace(
-                fresh.settled, entries=fresh.entries, content_bytes=fresh.content_bytes
-            )
-            for fresh in pending
-            if fresh.settled is not None
-        ]
+        return [_row(fresh) for fresh in pending]
+
+    async def _sync(self, layers: Sequence[_Fresh], written: WriteBack) -> None:
+        try:
+            with staged(str(self._snapshots.root), "sync to disk"):
+                await self._snapshots.sync(written)
+        finally:
+            for fresh in layers:
+                fresh.doubtful = written.failed
 
     async def _count(self, layers: Sequence[_Fresh]) -> None:
         async with contextlib.AsyncExitStack() as stack:
@@ -228,8 +257,8 @@ class LayerUnpacker:
                 for fresh in layers
             ]
             counts = await self._workers.count(trees)
-        for fresh, (entries, size) in zip(layers, counts, strict=True):
-            fresh.entries, fresh.content_bytes = entries, size
+        for fresh, count in zip(layers, counts, strict=True):
+            fresh.content = count
 
     async def _finish(self, fresh: _Fresh) -> None:
         """Give a settled layer its final form, once. Under its lock."""
@@ -261,19 +290,14 @@ class LayerUnpacker:
         """Write the layer over those with the chain IDs `below`, None = without them. Under its
         lock. When that fails nothing of it is left.
         """
-        file = LayerFile(
-            blob=self._files.path(parse_digest(layer.digest)),
-            digest=layer.digest,
-            diff_id=layer.diff_id,
-            path=layer.path,
-        )
+        file = layer_file(layer, self._files)
         try:
             async with self._snapshots.layer_place(fresh.snapshot, below) as place:
-                fresh.result = await self._workers.extract(file, place, received)
-                if not self._snapshots.capabilities.settles:
-                    ((fresh.entries, fresh.content_bytes),) = await self._workers.count(
-                        [place.root]
-                    )
+                with staged(layer.digest, "layer unpacking"):
+                    fresh.result = await self._workers.extract(file, place, received)
+                fresh.content = fresh.result.content
+                if fresh.content is None and not self._snapshots.capabilities.settles:
+                    (fresh.content,) = await self._workers.count([place.root])
         except NeedsLowerLayers:
             fresh.result = None
         except BaseException:
@@ -295,6 +319,18 @@ class LayerUnpacker:
                 async with self._claims.removing(key) as unclaimed:
                     if unclaimed:
                         await self._discard(key)
+
+
+def _row(fresh: _Fresh) -> Snapshot:
+    """Of a finished layer."""
+    assert fresh.settled is not None
+    assert fresh.content is not None
+    return dataclasses.replace(
+        fresh.settled,
+        entries=fresh.content.names,
+        content_bytes=fresh.content.size,
+        facts=fresh.content.facts,
+    )
 
 
 def _first(group: BaseExceptionGroup[BaseException]) -> BaseException:

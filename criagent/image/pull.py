@@ -15,11 +15,12 @@ from collections import Counter
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
+from pathlib import Path
 
 import structlog
 
 from criagent.base import faults
-from criagent.base.aio import alongside, run_in
+from criagent.base.aio import alongside, run_in, staged
 from criagent.base.errors import AgentError, CorruptError, RegistryError, UnsupportedError
 from criagent.base.single_flight import SingleFlight
 from criagent.image.claims import GrowingClaim
@@ -39,7 +40,9 @@ from criagent.image.documents.manifest import (
 )
 from criagent.image.documents.platforms import Platform, host_platform, parse_platform
 from criagent.image.documents.reference import Reference
+from criagent.image.hosts.auth_file import AuthFile, parsed
 from criagent.image.hosts.credentials import RegistryAuth
+from criagent.image.hosts.namespaced import taken
 from criagent.image.layers import LayerUnpacker
 from criagent.image.policy.admission import Admission, Rules, Subject
 from criagent.image.registry import Progress, RegistryClient, Resolved, Session
@@ -55,12 +58,14 @@ class Target:
     """What an image is pulled for: a storage driver and a platform such as linux/arm64, and under
     which policy file.
 
-    "" = storage.driver, this node's platform, and none.
+    "" = storage.driver, this node's platform, and none. `credentials` is the content of an auth
+    file for this pull alone.
     """
 
     driver: str = ""
     platform: str = ""
     policy: str = ""
+    credentials: bytes = dataclasses.field(default=b"", repr=False)
 
 
 _Key = tuple[str, RegistryAuth | None, Target]
@@ -103,6 +108,7 @@ class Puller:
         self._parallel = parallel_blobs
         self._timeout_s = progress_timeout_s
         self._flights: SingleFlight[_Key, Image] = SingleFlight(self._landed)
+        self._progress: dict[str, Progress] = {}  # of pulls in progress, by reference
         self.results: Counter[str] = Counter()  # pulls ended: ok, failed, cancelled
         self.failure_listeners: list[Callable[[], None]] = []  # called when one is given up
 
@@ -117,6 +123,28 @@ class Puller:
     def running(self) -> int:
         """The number of pulls in progress or being stopped; callers who join one add none."""
         return len(self._flights)
+
+    def progress(self, reference: Reference) -> tuple[int, int]:
+        """Bytes that the pull of `reference` has received, and those of the layers that it needs.
+
+        The latter are 0 until they are known; both are without a pull.
+        """
+        found = self._progress.get(str(reference))
+        return (found.bytes, found.expected) if found else (0, 0)
+
+    def references(self, text: str) -> list[Reference]:
+        """As `RegistryHosts.references`."""
+        return self._client.settings.hosts.references(text)
+
+    async def credentials_for(self, namespace: str, text: str) -> bytes:
+        """The auth file for a pull by pods of a namespace of the cluster; b"" = none.
+
+        It is removed. Raises InvalidRequestError.
+        """
+        folder = self._client.settings.auth_dir
+        if not folder or not namespace:
+            return b""
+        return await run_in(self._content.fs, taken, Path(folder), namespace, text)
 
     async def policy_for(self, namespace: str) -> str:
         """The policy file for pods of a namespace of the cluster, "" = none."""
@@ -152,16 +180,14 @@ class Puller:
     ) -> Image:
         """The pull, ended when a server has sent nothing for the configured time."""
         progress = Progress()
+        self._progress[str(reference)] = progress
         try:
-            session = self._client.session(reference, auth)
+            session = self._client.session(reference, auth, _extra(reference, target))
             async with alongside(self._pull(session, target, progress)) as work:
                 while not work.done():
                     left = self._timeout_s - progress.stalled_s
                     if left <= 0:
-                        raise RegistryError(
-                            f"pull of {reference} stalled: no byte for {self._timeout_s:.0f} s "
-                            f"({progress.bytes} received before)"
-                        )
+                        raise self._stalled(reference, progress)
                     await asyncio.wait({work}, timeout=min(left, _COUNT_S))
                     if not work.done():
                         await run_in(self._content.fs, self._content.files.count)
@@ -169,21 +195,37 @@ class Puller:
         except BaseException:
             await run_in(self._content.fs, self._content.files.count)
             raise
+        finally:
+            if self._progress.get(str(reference)) is progress:
+                del self._progress[str(reference)]
         if self._content.files.parts_usage.files:  # it may have finished what was counted
             await run_in(self._content.fs, self._content.files.count)
         return image
 
+    def _stalled(self, reference: Reference, progress: Progress) -> RegistryError:
+        """The error of a pull whose servers are silent; the next pull asks others first."""
+        for server in progress.awaited:
+            self._client.stalled(server)
+        return RegistryError(
+            f"pull of {reference} stalled: {' and '.join(progress.awaited)} has sent no byte for "
+            f"{self._timeout_s:.0f} s ({progress.bytes} received before); repair that server, or "
+            "raise registry.progress_timeout_s"
+        )
+
     async def _pull(self, session: Session, target: Target, progress: Progress) -> Image:
         reference, unpacker = session.reference, self._unpackers[target.driver]
         wanted = str(reference.digest) if reference.digest else reference.tag or "latest"
-        top = await self._client.manifest(session, wanted, progress)
+        with staged(str(reference), "manifest"):
+            top = await self._client.manifest(session, wanted, progress)
         faults.reach("pull-image:resolved")
         async with self._content.claims.growing() as claim:
-            chosen = await self._choose(session, top, progress, (target.platform, claim))
+            with staged(str(reference), "configuration"):
+                chosen = await self._choose(session, top, progress, (target.platform, claim))
             subject = Subject(
                 reference=reference, top=top, digests=(str(top.digest), str(chosen.digest))
             )
-            await self._admission.check(session, subject, target.policy, progress)
+            with staged(str(reference), "signature policy"):
+                await self._admission.check(session, subject, target.policy, progress)
             image = _named(
                 _image(chosen, self._content.now_ns()), top.digest, reference, target.platform
             )
@@ -197,13 +239,16 @@ class Puller:
                 ]
             sources = {str(layer.parsed): layer for layer in chosen.document.layers or ()}
 
+            progress.expected = sum(x.size for x in image.layers if not unpacker.has(x))
+
             async def fetch(layer: Layer) -> None:
                 async with gate:
-                    await self._client.fetch_blob(session, sources[layer.digest], progress)
+                    with staged(layer.digest, "layer download"):
+                        await self._client.fetch_blob(session, sources[layer.digest], progress)
                 faults.reach("pull-image:blob")
 
             gate = asyncio.Semaphore(self._parallel)
-            async with unpacker.unpacked(image.layers, fetch, progress.received) as snapshots:
+            async with unpacker.unpacked(image.layers, fetch, progress.unpacked) as snapshots:
                 # A layer that a container kept may have outlived its blob, which an export needs.
                 own = [layer for layer in image.layers if not unpacker.lent(layer)]
                 kept = own if self._content.keep_blobs else ()
@@ -301,6 +346,12 @@ class Puller:
             raise CorruptError(f"{session.reference}: the configuration is too large")
         await self._client.fetch_blob(session, config, progress)
         return await run_in(self._content.fs, self._content.files.read, config.parsed, MAX_DOCUMENT)
+
+
+def _extra(reference: Reference, target: Target) -> AuthFile | None:
+    if not target.credentials:
+        return None
+    return parsed(target.credentials, f"registry.namespaced_auth_dir for {reference.name}")
 
 
 def _content_of(document: Document, config: bytes) -> tuple[Configuration, tuple[Layer, ...], str]:

@@ -11,7 +11,16 @@ from criagent.image import audit
 from criagent.image.audit import Finding
 from criagent.image.collect import Collector
 from criagent.image.documents.digest import parse_digest
+from criagent.image.layer_contents import Compared, Contents, LayerContents
 from criagent.image.unpacking import ImageUnpacking
+
+
+@dataclass(frozen=True, slots=True)
+class Report:
+    """What a check found, and which layers it compared with their blobs."""
+
+    findings: list[Finding]
+    compared: Compared
 
 
 @dataclass(frozen=True, slots=True)
@@ -21,8 +30,10 @@ class Repair:
     unpacking: ImageUnpacking
     collector: Collector
 
-    async def fsck(self, *, repair: bool) -> list[Finding]:
+    async def fsck(self, *, repair: bool, contents: Contents = Contents.NONE) -> Report:
         """Compare rows with the disk; `repair` drops what is broken and makes it again.
+
+        `contents` says of which layers every file is compared with the blob, unpacked again.
 
         From the blobs that are kept, else by a pull without the caller's credentials. An image that
         neither restores is removed, for the next pull to fetch. What a pull uses is not dropped.
@@ -37,7 +48,7 @@ class Repair:
             lent=content.snapshots.store.lent(),
             profiles=self.collector.profiles.all(),
         )
-        broken = await self._broken(state)
+        broken, compared = await self._broken(state, contents)
         findings = [
             finding.used_by(self.collector.users(state.layers[finding.key]))
             if finding.key in broken.snapshots
@@ -45,7 +56,7 @@ class Repair:
             for finding in broken.findings
         ]
         if not repair:
-            return findings
+            return Report(findings, compared)
         busy = {
             key
             for key in broken.snapshots
@@ -61,18 +72,21 @@ class Repair:
             await content.store.delete(image_id)
         await self.collector.collect()
         await content.drivers.empty_trash()
-        return [
-            *(finding.repaired_unless(busy) for finding in findings),
-            *(audit.removed(image_id, why) for image_id, why in lost.items()),
-        ]
+        repaired = [finding.repaired_unless(busy) for finding in findings]
+        gone = [audit.removed(image_id, why) for image_id, why in lost.items()]
+        return Report([*repaired, *gone], compared)
 
-    async def _broken(self, state: audit.State) -> audit.Broken:
+    async def _broken(
+        self, state: audit.State, contents: Contents
+    ) -> tuple[audit.Broken, Compared]:
         content = self.unpacking.content
         problems = {
             audit.key(layer): await content.drivers.of_driver(layer.driver).problem(layer)
             for layer in (*state.lent, *state.layers.values())
         }
-        return await run_in(content.fs, audit.check, state, content.files, problems)
+        comparison = LayerContents(content, self.unpacking.unpackers, state)
+        compared = await comparison.add_to(problems, contents)
+        return await run_in(content.fs, audit.check, state, content.files, problems), compared
 
     async def _anew(self, image_id: str, driver: str) -> str:
         """Unpack what is missing of the image again, or pull it; why that failed, "" = it did not.

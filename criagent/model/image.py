@@ -101,9 +101,11 @@ class Snapshot:
     inodes: int = 0
     created_at_ns: int = 0
     # Names in a committed layer's tree and bytes of its regular files, for fsck. Layers that 0.1
-    # unpacked were not counted: both are 0.
+    # unpacked were not counted: both are 0. `facts` is the digest of `ContentCount`; "" = of an
+    # older version.
     entries: int = 0
     content_bytes: int = 0
+    facts: str = ""
     driver: str = ""
 
 

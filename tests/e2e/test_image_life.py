@@ -229,6 +229,28 @@ def test_a_layer_that_lost_its_programs_is_found_and_made_anew(
     assert cri.exec(again, "/bin/cat", "/etc/made-here").stdout == b"base"
 
 
+@layers_are_trees
+def test_a_layer_whose_content_rots_is_found_by_its_blob(cri: Cri, registry: Registry) -> None:
+    registry.image(base(), layer("srv/upper"), config=CONFIG)
+    cri.pull(name(registry))
+    tree = tree_of("etc/made-here")
+    made, program = tree / "etc/made-here", tree / "bin/cat"
+    facts = made.stat()
+    made.write_bytes(b"rots")
+    os.utime(made, ns=(facts.st_atime_ns, facts.st_mtime_ns))
+    assert "no problem found" in succeed("fsck").decode()
+    found = command("fsck", "--contents", "full")
+    assert found.returncode == 1
+    assert "'etc/made-here' has another content" in found.stdout.decode()
+    assert "a layer below it is damaged" in found.stderr.decode()
+    program.chmod(0o4755)
+    assert "'bin/cat' has mode 4755 instead of 0755" in command("fsck").stdout.decode()
+    assert "(repaired)" in succeed("fsck", "--contents", "full", "--repair").decode()
+    whole = command("fsck", "--contents", "full")
+    assert (whole.returncode, whole.stderr) == (0, b"")
+    assert tree_of("etc/made-here").joinpath("etc/made-here").read_bytes() == b"base"
+
+
 def test_any_mix_leaves_nothing_too_much_and_nothing_missing(
     cri: Cri, registry: Registry, tmp_path: Path
 ) -> None:

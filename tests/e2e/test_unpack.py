@@ -8,6 +8,7 @@ import gzip
 import os
 import resource
 import stat
+import struct
 import tarfile
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
@@ -16,6 +17,7 @@ import pytest
 from backports import zstd
 
 from criagent.base.errors import AgentError, CorruptError, ExhaustedError
+from criagent.image.snapshots.content_count import content_count
 from criagent.image.unpack.workers import NeedsLowerLayers
 from tests.support.unpack_place import (
     BLOCK,
@@ -266,10 +268,82 @@ async def test_damaged_layers_fail_and_the_next_one_works(place: Place, number: 
     assert (root / "f").stat().st_size == 4000, name
 
 
-@pytest.mark.parametrize("which", ["digest", "diff_id"])
-async def test_both_digests_are_checked(place: Place, which: str) -> None:
-    with pytest.raises(CorruptError, match="sha256:"):
-        await place.unpack(tar(member("f", b"x")), **{which: "sha256:" + "0" * 64})  # type: ignore[arg-type]
+async def test_an_archive_that_is_not_what_its_diff_id_says_fails(place: Place) -> None:
+    with pytest.raises(CorruptError, match="diff ID sha256:"):
+        await place.unpack(tar(member("f", b"x")), diff_id="sha256:" + "0" * 64)
+
+
+async def test_a_file_that_is_not_what_its_digest_says_fails(place: Place) -> None:
+    await place.unpack(b"", b"the blob", path="model")
+    with pytest.raises(CorruptError, match="has the digest sha256:"):
+        await place.unpack(b"", b"the blob", path="model", digest="sha256:" + "0" * 64)
+
+
+PLAIN: dict[str, Members] = {
+    "nothing": [],
+    "files and directories": [
+        directory("d/", mode=0o1777, uid=7, mtime=5),
+        directory("d/e", mode=0o2755, gid=9),
+        *[member(f"d/{n}", b"x" * n, uid=n, mode=0o4755, mtime=n) for n in range(40)],
+        member("d/e/in setgid", b"y", mode=0o2640, uid=1),
+    ],
+    "the root's facts": [directory("./", mode=0o700, uid=4, gid=5), member("./f", b"x")],
+    "links": [
+        directory("d"),
+        member("d/f", b"content", mode=0o600),
+        hard("d/hard", "d/f"),
+        link("l", "d"),
+        link("dangling", "nowhere"),
+        hard("hard", "l/f"),
+        hard("of a link", "l"),
+        member("l/through the link", b"x"),
+    ],
+    "order of names": [
+        member(name, name.encode("utf-8", "surrogateescape"))
+        for name in ("b", "a", "ä", "\U0001f980", "\uffee", "\udcff", "a b", "a0")
+    ],
+    "nested and named twice": [
+        directory("a"),
+        directory("a-b"),
+        directory("a/b"),
+        member("a/b/c", b"1"),
+        directory("a", mode=0o711),
+        member("a.b", b"2"),
+    ],
+    "nodes": [member("pipe", kind=FIFO, mode=0o640), member("null", kind=CHAR, devmajor=1)],
+    "attributes": [
+        member("f", b"x", pax_headers={"SCHILY.xattr.user.a": "b"}),
+        directory("d", pax_headers={"SCHILY.xattr.user.c": ""}),
+        member("d/f", b"y"),
+    ],
+    "times of any age": [member("old", mtime=-3.5), member("new", mtime=2**33 + 0.999999999)],
+}
+
+
+@pytest.mark.parametrize("name", PLAIN)
+@pytest.mark.parametrize("lowers", [None, []])
+async def test_the_content_of_a_plain_layer_is_known_without_a_second_look(
+    place: Place, name: str, lowers: list[Path] | None
+) -> None:
+    root, done = await place.unpack(tar(*PLAIN[name]), lowers=lowers)
+    assert done.content == content_count(root)
+
+
+# Version 2; then the tag, the permissions and the id of owner, group and others.
+ACL = struct.pack("<I" + 3 * "HHI", 2, 1, 7, 2**32 - 1, 4, 5, 2**32 - 1, 32, 5, 2**32 - 1)
+INHERITED = {"SCHILY.xattr.system.posix_acl_default": ACL.decode("utf-8", "surrogateescape")}
+COUNTED: dict[str, Members] = {
+    "an ACL for what comes": [directory("d", pax_headers=INHERITED), member("d/f")],
+    "a whiteout": [member("f"), member(".wh.g")],
+    "a replaced file": [member("f", b"1"), member("f", b"22")],
+    "an implied directory": [member("d/f", b"x")],
+}
+
+
+@pytest.mark.parametrize("name", COUNTED)
+async def test_the_content_of_any_other_layer_is_counted(place: Place, name: str) -> None:
+    _, done = await place.unpack(tar(*COUNTED[name]))
+    assert done.content is None
 
 
 async def test_members_of_gzip_and_frames_of_zstd_follow_one_another(place: Place) -> None:

@@ -134,20 +134,30 @@ def image(
     layers: list[bytes], config: Json, *, arch: str = "amd64", compression: str = "gzip"
 ) -> Image:
     """An image of tar layers; "mixed" compresses them with gzip and zstd in turn."""
-    blobs: dict[str, bytes] = {}
-    descriptors = []
+    packed = []
     for number, layer in enumerate(layers):
         use_zstd = compression == "mixed" and number % 2 == 1
-        packed = zstd.compress(layer) if use_zstd else gzip.compress(layer, 6, mtime=0)
-        blobs[digest(packed)] = packed
-        kind = _LAYER + ("+zstd" if use_zstd else "+gzip")
-        descriptors.append({"mediaType": kind, "digest": digest(packed), "size": len(packed)})
+        blob = zstd.compress(layer) if use_zstd else gzip.compress(layer, 6, mtime=0)
+        packed.append((blob, _LAYER + ("+zstd" if use_zstd else "+gzip"), layer))
+    return packed_image(packed, config, arch=arch)
+
+
+def packed_image(
+    layers: list[tuple[bytes, str, bytes]], config: Json, *, arch: str = "amd64", **notes: str
+) -> Image:
+    """An image of layers as they are: blob, media type and the tar in it, annotated by `notes`."""
+    blobs: dict[str, bytes] = {}
+    descriptors = []
+    for blob, kind, _ in layers:
+        blobs[digest(blob)] = blob
+        about = {"mediaType": kind, "digest": digest(blob), "size": len(blob)}
+        descriptors.append({**about, **({"annotations": notes} if notes else {})})
     document = {
         "architecture": arch,
         "os": "linux",
         "created": _WHEN,
         "config": config,
-        "rootfs": {"type": "layers", "diff_ids": [digest(layer) for layer in layers]},
+        "rootfs": {"type": "layers", "diff_ids": [digest(tar) for _, _, tar in layers]},
         "history": [{"created": _WHEN} for _ in layers],
     }
     content = json.dumps(document).encode()

@@ -23,16 +23,18 @@ from criagent.image.content import ImageContent
 from criagent.image.hosts.credentials import RegistryAuth
 from criagent.image.hosts.hosts_toml import HostsDirectory
 from criagent.image.hosts.proxy import ProxySettings
+from criagent.image.hosts.registries import RegistryHosts
 from criagent.image.images import Images
 from criagent.image.layers import LayerUnpacker
 from criagent.image.policy.admission import Admission, Rules
 from criagent.image.pull import Puller
-from criagent.image.registry import RegistryClient
+from criagent.image.registry import RegistryClient, Settings
 from criagent.image.snapshots.by_handler import SnapshotsByHandler, directory
-from criagent.image.snapshots.content_count import content_count
+from criagent.image.snapshots.content_count import ContentCount, content_count
 from criagent.image.snapshots.driver import LayerPlace
 from criagent.image.snapshots.drivers.available import driver as driver_class
 from criagent.image.snapshots.snapshots import Snapshots
+from criagent.image.unpack.compare import Differences, compare
 from criagent.image.unpack.workers import LayerFile, NeedsLowerLayers, Unpacked
 from criagent.image.unpacking import ImageUnpacking
 from criagent.model.container import Container, ContainerId, ContainerMetadata, ContainerSpec
@@ -85,11 +87,11 @@ class PlainWorkers:
     async def settle(self, place: LayerPlace) -> None:
         """Nothing is unsettled."""
 
-    async def sync(self, root: Path) -> None:
-        """Nothing outlives the test."""
-
-    async def count(self, roots: Sequence[Path]) -> list[tuple[int, int]]:
+    async def count(self, roots: Sequence[Path]) -> list[ContentCount]:
         return [content_count(root) for root in roots]
+
+    async def compare(self, root: Path, expected: Path) -> Differences:
+        return compare(root, expected)
 
 
 class ImageNode:
@@ -137,9 +139,11 @@ class ImageNode:
         self.snapshots.store.lend(additional.layers())
         store = ImageStore(self.db, self.snapshots.store, self.blobs)
         self.client = RegistryClient(
-            hosts=HostsDirectory([top / "certs.d"]),
-            docker_config=top / "config.json",
-            proxies=ProxySettings(),
+            settings=Settings(
+                hosts=RegistryHosts(HostsDirectory([top / "certs.d"])),
+                docker_config=top / "config.json",
+                proxies=ProxySettings(),
+            ),
             files=self.files,
             fs=self._threads,
             range_bytes=RANGE,
@@ -273,7 +277,7 @@ async def until_idle(node: ImageNode) -> None:
 
 
 async def findings(node: ImageNode) -> list[str]:
-    return [f"{f.object}: {f.problem}" for f in await node.images.fsck(repair=False)]
+    return [f"{f.object}: {f.problem}" for f in (await node.images.fsck(repair=False)).findings]
 
 
 async def keep(node: ImageNode, top: str) -> Container:

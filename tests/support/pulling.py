@@ -23,9 +23,10 @@ from criagent.image.documents.reference import parse_reference
 from criagent.image.hosts.credentials import RegistryAuth
 from criagent.image.hosts.hosts_toml import HostsDirectory
 from criagent.image.hosts.proxy import ProxySettings
+from criagent.image.hosts.registries import RegistryHosts
 from criagent.image.policy.admission import Admission, Rules
 from criagent.image.pull import Puller, Target
-from criagent.image.registry import RegistryClient
+from criagent.image.registry import RegistryClient, Settings
 from criagent.image.registry.retry import Clock
 from criagent.model.image import Image, Layer, Snapshot
 from criagent.store.blobs import BlobStore
@@ -204,6 +205,10 @@ class Unpacker:
             raise self.failure
         yield []
 
+    def has(self, _: Layer) -> bool:
+        """No layer is committed."""
+        return False
+
     def lent(self, _: Layer) -> bool:
         """There is no additional store."""
         return False
@@ -217,7 +222,9 @@ class Node:
         top: Path,
         *,
         timeout_s: float = 30.0,
+        answer_timeout_s: float = 30.0,
         proxies: ProxySettings | None = None,
+        hosts: RegistryHosts | None = None,
         rules: Rules = Rules(),  # noqa: B008 - frozen
     ) -> None:
         self.files = BlobFiles(top / "blobs")
@@ -225,13 +232,17 @@ class Node:
         self._threads = ThreadPoolExecutor(4)
         self.clock = InstantClock()
         self.client = RegistryClient(
-            hosts=HostsDirectory([top / "certs.d"]),
-            docker_config=top / "config.json",
-            proxies=proxies or ProxySettings(),
+            settings=Settings(
+                hosts=hosts or RegistryHosts(HostsDirectory([top / "certs.d"])),
+                docker_config=top / "config.json",
+                proxies=proxies or ProxySettings(),
+                helper_timeout_s=5.0,
+            ),
             files=self.files,
             fs=self._threads,
             range_bytes=RANGE,
             clock=self.clock,
+            answer_timeout_s=answer_timeout_s,
         )
         self._db = Database.open(top / "state.db")
         snapshots, self.blob_rows = SnapshotStore(self._db), BlobStore(self._db)

@@ -13,6 +13,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from criagent.image.snapshots.content_count import content_count
 from criagent.image.snapshots.driver import LayerPlace
 from criagent.image.unpack.workers import LayerFile, NeedsLowerLayers, Unpacked, UnpackWorkers
 from criagent.kernel import mount
@@ -73,13 +74,18 @@ class Place:
         plain: bytes,
         packed: bytes | None = None,
         lowers: list[Path] | None = None,
-        **wrong: str,
+        **other: str,
     ) -> tuple[Path, Unpacked]:
         """One layer, alone or over `lowers`."""
         packed = gzip.compress(plain) if packed is None else packed
-        layer, root = self._prepare(plain, packed, **wrong)
-        place = layer_place(root, lowers)
-        return root, await self.workers.extract(layer, place, lambda _: None)
+        layer, root = self._prepare(plain, packed, **other)
+        return root, await self._extract(layer, layer_place(root, lowers))
+
+    async def _extract(self, layer: LayerFile, place: LayerPlace) -> Unpacked:
+        """Write a layer; what the worker says of its content is what a count finds."""
+        done = await self.workers.extract(layer, place, lambda _: None)
+        assert done.content in {None, content_count(place.root)}
+        return done
 
     async def image(self, *layers: bytes, merged: bool = False) -> list[Path]:
         """The trees of an image's layers, the topmost first.
@@ -97,17 +103,17 @@ class Place:
         if trees and not merged:
             layer, root = self._prepare(plain, packed)
             try:
-                done = await self.workers.extract(layer, layer_place(root, None), lambda _: None)
+                done = await self._extract(layer, layer_place(root, None))
                 if done.unsettled:
                     await self.workers.settle(layer_place(root, trees))
                 return root
             except NeedsLowerLayers:
                 pass
         layer, root = self._prepare(plain, packed)
-        await self.workers.extract(layer, layer_place(root, trees), lambda _: None)
+        await self._extract(layer, layer_place(root, trees))
         return root
 
-    def _prepare(self, plain: bytes, packed: bytes, **wrong: str) -> tuple[LayerFile, Path]:
+    def _prepare(self, plain: bytes, packed: bytes, **other: str) -> tuple[LayerFile, Path]:
         self.count += 1
         blob = self.top / f"blob{self.count}"
         blob.write_bytes(packed)
@@ -115,8 +121,9 @@ class Place:
         root.mkdir(parents=True)
         layer = LayerFile(
             blob=blob,
-            digest=wrong.get("digest", "sha256:" + hashlib.sha256(packed).hexdigest()),
-            diff_id=wrong.get("diff_id", "sha256:" + hashlib.sha256(plain).hexdigest()),
+            digest=other.get("digest", "sha256:" + hashlib.sha256(packed).hexdigest()),
+            diff_id=other.get("diff_id", "sha256:" + hashlib.sha256(plain).hexdigest()),
+            path=other.get("path", ""),
         )
         return layer, root
 

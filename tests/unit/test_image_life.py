@@ -33,14 +33,6 @@ BASE, APP, OTHER, PIT = (b"%b layer " % kind * 40 for kind in (b"base", b"app", 
 
 
 @pytest.fixture
-async def registry() -> AsyncIterator[Registry]:
-    one = Registry()
-    await one.start()
-    yield one
-    await one.stop()
-
-
-@pytest.fixture
 async def evil() -> AsyncIterator[Registry]:
     one = Registry()
     await one.start()

@@ -262,7 +262,7 @@ def test_artifacts_are_told_from_damaged_images(
     [
         ("application/vnd.dev.cosign.simplesigning.v1+json", "simplesigning"),
         ("application/vnd.in-toto+json", "in-toto"),
-        ("application/vnd.oci.image.layer.v1.tar+gzip+encrypted", "encrypted"),
+        ("application/vnd.oci.image.layer.v1.tar+gzip+encrypted", f"its layer {A} is encrypted"),
     ],
 )
 def test_layers_that_are_no_file_systems_are_refused(kind: str, said: str) -> None:

@@ -22,26 +22,11 @@ from tests.support.pulling import LARGE, SMALL, Json, Node, Registry, digest, en
 
 
 @pytest.fixture
-async def registry() -> AsyncIterator[Registry]:
-    one = Registry()
-    await one.start()
-    yield one
-    await one.stop()
-
-
-@pytest.fixture
 async def mirror() -> AsyncIterator[Registry]:
     one = Registry()
     await one.start()
     yield one
     await one.stop()
-
-
-@pytest.fixture
-async def node(tmp_path: Path) -> AsyncIterator[Node]:
-    one = Node(tmp_path)
-    yield one
-    await one.close()
 
 
 async def test_an_image_arrives_whole(registry: Registry, node: Node) -> None:

@@ -17,10 +17,15 @@ from criagent.base.errors import (
     NotFoundError,
     RegistryDeniedError,
     RegistryError,
+    SignatureRejectedError,
 )
+from criagent.config.sections import Config
+from criagent.config.storage_section import Storage
+from criagent.doctor import profiles as doctor_profiles
 from criagent.image.documents.digest import parse_digest
 from criagent.image.documents.manifest import EMPTY_CONFIG, OCI_INDEX, OCI_MANIFEST
 from criagent.image.hosts.credentials import RegistryAuth
+from criagent.image.policy.admission import Admission, Rules
 from criagent.image.profiles.artifact import MAX_PROFILE, SECCOMP
 from criagent.image.profiles.profiles import SecurityProfiles
 from criagent.runtime.spec.security.seccomp_pulled import pulled_profile
@@ -34,14 +39,6 @@ DENY = json.dumps(
     }
 ).encode()
 TAR = "application/vnd.oci.image.layer.v1.tar"  # as ORAS labels any file
-
-
-@pytest.fixture
-async def registry() -> AsyncIterator[Registry]:
-    one = Registry()
-    await one.start()
-    yield one
-    await one.stop()
 
 
 @pytest.fixture
@@ -59,11 +56,15 @@ async def profiles(node: ImageNode) -> AsyncIterator[SecurityProfiles]:
     await one.close()
 
 
-def profiles_of(node: ImageNode, limit_s: float = 30.0) -> SecurityProfiles:
+def profiles_of(
+    node: ImageNode, limit_s: float = 30.0, rules: Rules | None = None
+) -> SecurityProfiles:
+    content = node.images.content
     return SecurityProfiles(
         store=node.profiles,
-        content=node.images.content,
+        content=content,
         client=node.client,
+        admission=Admission(node.client, content.fs, rules or Rules()),
         collector=node.collector,
         check=pulled_profile,
         limit_s=limit_s,
@@ -115,6 +116,73 @@ async def test_it_is_listed_with_every_reference_and_its_size(
     assert found.refs == tuple(sorted((ref, tagged, other)))
     assert found.digest == ref.partition("@")[2]
     assert found.size == len(DENY) + len(registry.content[found.digest])
+
+
+async def test_a_policy_is_asked_at_every_pull_for_the_namespace_of_the_pod(
+    registry: Registry, node: ImageNode, tmp_path: Path
+) -> None:
+    (tmp_path / "shop.json").write_text('{"default": [{"type": "reject"}]}')
+    profiles = profiles_of(node, rules=Rules(policy_dir=str(tmp_path)))
+    ref = artifact(registry, DENY)
+    with pytest.raises(SignatureRejectedError, match=r"shop\.json rejects it"):
+        await profiles.pull(ref, None, "shop")
+    assert profiles.all() == []
+    assert not [one for one in registry.asked if f"/blobs/{digest(DENY)}" in one]
+    assert await profiles.pull(ref, None, "lab") is False
+    assert await profiles.pull(ref, None, "lab") is True
+    with pytest.raises(SignatureRejectedError):
+        await profiles.pull(ref, None, "shop")  # though it is here
+    (tmp_path / "shop.json").write_text('{"default": [{"type": "insecureAcceptAnything"}]}')
+    assert await profiles.pull(ref, None, "shop") is False
+    await profiles.close()
+
+
+async def test_a_verifier_program_decides_about_profiles(
+    registry: Registry, node: ImageNode, tmp_path: Path
+) -> None:
+    program = tmp_path / "programs" / "judge"
+    program.parent.mkdir()
+    program.write_text(f"#!/bin/sh\necho $2 $4 > {tmp_path}/asked\necho no\nexit 1\n")
+    program.chmod(0o755)
+    profiles = profiles_of(node, rules=Rules(verifier_dir=str(program.parent)))
+    ref = artifact(registry, DENY)
+    with pytest.raises(SignatureRejectedError, match="judge rejects it: no"):
+        await profiles.pull(ref, None)
+    assert (tmp_path / "asked").read_text().split() == [ref, ref.partition("@")[2]]
+    assert profiles.all() == []
+    await profiles.close()
+
+
+async def test_profiles_that_lost_their_content_are_counted_and_found_by_the_doctor(
+    registry: Registry, node: ImageNode, profiles: SecurityProfiles, tmp_path: Path
+) -> None:
+    config = Config(storage=Storage(root=node.top))
+    assert profiles.states() == {"complete": 0.0, "incomplete": 0.0}
+    whole, damaged = artifact(registry, DENY), artifact(registry, DENY + b" ")
+    for ref in (whole, damaged):
+        await profiles.pull(ref, None)
+    assert profiles.states() == {"complete": 2.0, "incomplete": 0.0}
+    facts = doctor_profiles.read(config)
+    assert facts == doctor_profiles.ProfileFacts(count=2)
+    lost = node.images.content.files.path(parse_digest(digest(DENY + b" ")))
+    content = lost.read_bytes()
+    lost.write_bytes(content[:-2])
+    found = damaged.partition("@")[2]
+    (finding,) = doctor_profiles.judge(doctor_profiles.read(config))
+    assert finding.level == "warning"
+    assert found in finding.text
+    assert "image fsck --repair" in finding.cure
+    lost.unlink()
+    assert profiles.states() == {"complete": 1.0, "incomplete": 1.0}
+    assert doctor_profiles.read(config).broken == (found,)
+    damaged_rows = tmp_path / "other"
+    damaged_rows.mkdir()
+    assert doctor_profiles.read(Config(storage=Storage(root=damaged_rows))).count == 0
+    (damaged_rows / "state.db").write_bytes(b"no database" * 100)
+    (finding,) = doctor_profiles.judge(
+        doctor_profiles.read(Config(storage=Storage(root=damaged_rows)))
+    )
+    assert (finding.level, "cannot be read" in finding.text) == ("warning", True)
 
 
 async def test_callers_share_one_pull(registry: Registry, profiles: SecurityProfiles) -> None:

@@ -98,6 +98,36 @@ def test_all_kinds_in_all_formats(form: int) -> None:
     assert (found[4][0].major, found[4][0].minor) == (1, 3)
 
 
+@given(
+    name=st.text("ab./ä", min_size=1, max_size=120),
+    kind=st.sampled_from([tarfile.REGTYPE, tarfile.DIRTYPE, tarfile.AREGTYPE, tarfile.SYMTYPE]),
+    numbers=st.tuples(*[st.integers(0, limit) for limit in (0o7777777, 0o7777777, 8**11 - 1)]),
+    mode=st.integers(0, 0o7777777),
+    content=st.binary(max_size=600),
+    form=st.sampled_from([tarfile.USTAR_FORMAT, tarfile.GNU_FORMAT]),
+)
+def test_a_header_says_the_same_behind_others(
+    name: str,
+    kind: bytes,
+    numbers: tuple[int, int, int],
+    mode: int,
+    content: bytes,
+    form: int,
+) -> None:
+    uid, gid, mtime = numbers
+    facts = info(name, kind, uid=uid, gid=gid, mtime=mtime, mode=mode)
+    data = tar((facts, content if kind == tarfile.REGTYPE else b""), form=form)
+    assert read(data) == read(pax(b"g", record(b"comment", b"x")) + data)
+
+
+@pytest.mark.parametrize("at", [0, 99, 100, 107, 124, 136, 148, 153, 157, 257, 345, 511])
+def test_a_changed_byte_of_a_header_is_noticed(at: int) -> None:
+    data = bytearray(tar((info("file", mode=0o644), b"content"), form=tarfile.USTAR_FORMAT))
+    data[at] ^= 1
+    with pytest.raises(BadLayerError):
+        read(bytes(data))
+
+
 @pytest.mark.parametrize("form", [tarfile.GNU_FORMAT, tarfile.PAX_FORMAT])
 def test_long_names_and_large_numbers(form: int) -> None:
     name, link = "n/" * 300 + "end", "l" * 4000

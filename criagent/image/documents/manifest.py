@@ -311,7 +311,11 @@ def image_configuration(document: Document, data: bytes) -> Configuration:
         if layer.media_type.endswith(("+json", "/json")):
             raise _artifact(layer.media_type)
         if layer.media_type.endswith("+encrypted"):
-            raise UnsupportedError("its layers are encrypted, which criagent does not support")
+            raise UnsupportedError(
+                f"its layer {layer.digest[:160]} is encrypted ({layer.media_type[:120]}), which "
+                "criagent does not support; store it decrypted in a registry of yours (skopeo copy "
+                "--decryption-key), or pull it on a node whose runtime has the key"
+            )
     return configuration
 
 

@@ -25,7 +25,7 @@ _PATH = re.compile(
 )
 _TAG = re.compile(r"\w[\w.-]{0,127}", re.ASCII)
 _IMAGE_ID = re.compile(r"[0-9a-f]{64}")
-_DEFAULT, _LEGACY = "docker.io", "index.docker.io"
+DEFAULT_REGISTRY, _LEGACY = "docker.io", "index.docker.io"
 _MAX_PATH = 255  # the repository without its registry, as Go's RepositoryNameTotalLengthMax
 _MAX_TEXT = 1024
 
@@ -66,6 +66,12 @@ def is_image_id(text: str) -> bool:
     return _IMAGE_ID.fullmatch(text) is not None
 
 
+def is_short(text: str) -> bool:
+    """Whether a reference names no registry."""
+    first, slash, _ = text.partition("/")
+    return not slash or not _is_host(first)
+
+
 def parse_reference(text: str) -> Reference:
     """The reference `text`; raises InvalidRequestError that says which part is wrong."""
     if not text or len(text) > _MAX_TEXT:
@@ -74,9 +80,9 @@ def parse_reference(text: str) -> Reference:
         raise _invalid(text, "64 hexadecimal digits are an image id, not a name")
     first, slash, rest = text.partition("/")
     if not slash or not _is_host(first):
-        first, rest = _DEFAULT, text
-    if first in {_DEFAULT, _LEGACY}:
-        first = _DEFAULT
+        first, rest = DEFAULT_REGISTRY, text
+    if first in {DEFAULT_REGISTRY, _LEGACY}:
+        first = DEFAULT_REGISTRY
         rest = rest if "/" in rest else f"library/{rest}"
     rest, at, digest_text = rest.partition("@")
     digest = parse_digest(digest_text) if at else None

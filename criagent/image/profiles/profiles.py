@@ -3,7 +3,8 @@
 
 A profile is a row, and two blobs that the row keeps: the manifest and the profile's document. It is
 no image: lists of images do not have it, and only RemoveSecurityProfile removes it. Each read
-compares the document with its digest and checks it again.
+compares the document with its digest and checks it again. The rules that decide which images may be
+pulled decide about profiles, too: at every pull, since the kubelet calls it for every pod.
 """
 
 from __future__ import annotations
@@ -23,14 +24,15 @@ from criagent.image.content import ImageContent
 from criagent.image.documents.digest import Digest, parse_digest
 from criagent.image.documents.reference import Reference
 from criagent.image.hosts.credentials import RegistryAuth
+from criagent.image.policy.admission import Admission, Subject
 from criagent.image.profiles.artifact import MAX_PROFILE, invalid, pinned, profile_layer
-from criagent.image.registry import Progress, RegistryClient
+from criagent.image.registry import Progress, RegistryClient, Session
 from criagent.model.image import Blob, PulledProfile
 from criagent.store.profiles import ProfileStore
 
 log: structlog.stdlib.BoundLogger = structlog.get_logger(__name__)
 
-_Key = tuple[str, RegistryAuth | None]
+_Key = tuple[str, RegistryAuth | None, str]  # the last one is the policy file
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -40,6 +42,7 @@ class SecurityProfiles:
     store: ProfileStore
     content: ImageContent
     client: RegistryClient
+    admission: Admission
     collector: Collector
     check: Callable[[bytes], object]
     limit_s: float  # of one pull
@@ -49,19 +52,28 @@ class SecurityProfiles:
         """Every profile, by digest."""
         return sorted(self.store.all(), key=lambda profile: profile.digest)
 
-    async def pull(self, text: str, auth: RegistryAuth | None) -> bool:
+    def states(self) -> dict[str, float]:
+        """How many profiles have their blobs, and how many lack one. Reads a directory."""
+        here = [self._is_here(profile.digest) for profile in self.store.all()]
+        return {"complete": float(sum(here)), "incomplete": float(len(here) - sum(here))}
+
+    async def pull(self, text: str, auth: RegistryAuth | None, namespace: str = "") -> bool:
         """Whether the profile `text`, a reference with a digest, was here; fetch it if not.
 
-        Raises InvalidRequestError for anything but a seccomp profile, and what registries raise.
+        Where rules for pods of the namespace have to admit it, a registry is asked each time.
+        Raises InvalidRequestError for anything but a seccomp profile, SignatureRejectedError, and
+        what registries raise.
         """
         reference = pinned(text)
         digest = str(reference.digest)
-        here = await run_in(self.content.fs, self._is_here, digest)
-        if here and await self.store.refer(digest, text):
-            return True
+        policy = await self.admission.policy_for(namespace)
+        if not policy and not self.admission.rules.verifier_dir:
+            here = await run_in(self.content.fs, self._is_here, digest)
+            if here and await self.store.refer(digest, text):
+                return True
         await self.flights.join(
-            (str(reference), auth),
-            lambda: self._pull(reference, text, auth),
+            (str(reference), auth, policy),
+            lambda: self._pull(reference, text, auth, policy),
             name=f"pull-profile:{reference}",
         )
         await self.store.refer(digest, text)  # of a caller who joined
@@ -112,11 +124,14 @@ class SecurityProfiles:
         needed = (profile.digest, profile.layer)
         return all(self.content.files.has(parse_digest(one)) for one in needed)
 
-    async def _pull(self, reference: Reference, text: str, auth: RegistryAuth | None) -> None:
+    async def _pull(
+        self, reference: Reference, text: str, auth: RegistryAuth | None, policy: str
+    ) -> None:
         progress = Progress()
+        session = self.client.session(reference, auth)
         try:
             async with asyncio.timeout(self.limit_s):
-                await self._fetch(reference, text, auth, progress)
+                await self._fetch(session, text, policy, progress)
         except TimeoutError:
             raise RegistryError(
                 f"pull of security profile {reference} took longer than {self.limit_s:.0f} s "
@@ -124,13 +139,13 @@ class SecurityProfiles:
             ) from None
         log.info("security_profile_pulled", profile=text, received=progress.bytes)
 
-    async def _fetch(
-        self, reference: Reference, text: str, auth: RegistryAuth | None, progress: Progress
-    ) -> None:
-        what, files, fs = f"security profile {reference}", self.content.files, self.content.fs
-        session = self.client.session(reference, auth)
+    async def _fetch(self, session: Session, text: str, policy: str, progress: Progress) -> None:
+        reference, files, fs = session.reference, self.content.files, self.content.fs
+        what = f"security profile {reference}"
         top = await self.client.manifest(session, str(reference.digest), progress)
         layer = await run_in(fs, profile_layer, what, top.content, top.media_type)
+        subject = Subject(reference=reference, top=top, digests=(str(top.digest),))
+        await self.admission.check(session, subject, policy, progress)
         faults.reach("pull-security-profile:resolved")
         async with self.content.claims.growing() as claim:
             await claim.add(str(top.digest), str(layer.parsed))

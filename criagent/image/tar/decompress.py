@@ -140,12 +140,17 @@ def _decoded(decoder: _Decoder, data: bytes) -> Iterator[bytes]:
 class LayerStream:
     """The tar stream of a layer file: exact reads in front, decoding and hashing behind.
 
-    Everything but the results of `pieces` counts as overhead; more than `max_overhead` bytes of it
-    are refused with BadLayerError, so that a small layer cannot occupy a worker for hours.
+    Everything but the results of `pieces` and `whole` counts as overhead; more than `max_overhead`
+    bytes of it are refused with BadLayerError, so that a small layer cannot occupy a worker for
+    hours. `compressed` stays that of nothing without
+    `hash_compressed`.
     """
 
-    def __init__(self, source: IO[bytes], max_overhead: int = MAX_OVERHEAD) -> None:
+    def __init__(
+        self, source: IO[bytes], max_overhead: int = MAX_OVERHEAD, *, hash_compressed: bool = True
+    ) -> None:
         self.compressed = hashlib.sha256()
+        self._hash_compressed = hash_compressed
         self.plain = hashlib.sha256()
         self.read_bytes = 0
         self._overhead_left = max_overhead
@@ -160,7 +165,8 @@ class LayerStream:
 
     def _run(self) -> None:
         try:
-            for chunk in plain_chunks(self._source, self.compressed.update):
+            hasher = self.compressed.update if self._hash_compressed else _unhashed
+            for chunk in plain_chunks(self._source, hasher):
                 self.plain.update(chunk)
                 self._queue.put(chunk)
                 if self._stop.is_set():
@@ -191,6 +197,11 @@ class LayerStream:
 
     def read(self, size: int) -> bytes:
         """Exactly `size` bytes, fewer only at the end."""
+        if self._at + size <= len(self._chunk):
+            self._at += size
+            self.read_bytes += size
+            self._count_overhead(size)
+            return self._chunk[self._at - size : self._at]
         parts: list[bytes] = []
         while size:
             if self._at == len(self._chunk) and not self._next():
@@ -215,8 +226,23 @@ class LayerStream:
             self.read_bytes += len(view)
             yield view
 
+    def whole(self, size: int) -> memoryview | None:
+        """`size` bytes in one piece, None when `pieces` has to gather them."""
+        end = self._at + size
+        if end > len(self._chunk):
+            return None
+        view = memoryview(self._chunk)[self._at : end]
+        self._at = end
+        self.read_bytes += size
+        return view
+
     def skip(self, size: int) -> None:
         """Pass over `size` bytes."""
+        if self._at + size <= len(self._chunk):
+            self._at += size
+            self.read_bytes += size
+            self._count_overhead(size)
+            return
         for piece in self.pieces(size):
             self._count_overhead(len(piece))
 
@@ -230,6 +256,10 @@ class LayerStream:
         self._overhead_left -= size
         if self._overhead_left < 0:
             raise BadLayerError("too much of the layer is not file content")
+
+
+def _unhashed(_: bytes) -> None:
+    """The plain bytes have a digest to compare."""
 
 
 class FileStream:
@@ -248,6 +278,9 @@ class FileStream:
             self.compressed.update(chunk)
             size -= len(chunk)
             yield memoryview(chunk)
+
+    def whole(self, _: int) -> None:
+        """There is never one piece at hand."""
 
     def close(self) -> None:
         """Nothing is held."""

@@ -29,6 +29,10 @@ _XATTR = b"SCHILY.xattr."
 _INTEGER = re.compile(rb"[+-]?\d{1,20}")
 _TIME = re.compile(rb"([+-]?)(\d{1,19})(?:\.(\d*))?")
 _ZERO = bytes(BLOCK)
+# From the mode to the type, as nearly all archives have them. Of a regular file or a directory.
+_COMMON = re.compile(
+    rb"([0-7]{7})\0([0-7]{7})\0([0-7]{7})\0([0-7]{11})[\0 ]([0-7]{11})[\0 ]([0-7]{6})\0 ([05])\0"
+)
 
 REGULAR, HARD_LINK, SYMLINK, CHAR, BLOCK_DEVICE, DIRECTORY, FIFO = (
     b"0",
@@ -39,6 +43,7 @@ REGULAR, HARD_LINK, SYMLINK, CHAR, BLOCK_DEVICE, DIRECTORY, FIFO = (
     b"5",
     b"6",
 )
+_WITHOUT_DATA = frozenset({HARD_LINK, SYMLINK, CHAR, BLOCK_DEVICE, DIRECTORY, FIFO})
 
 
 @dataclass(slots=True, kw_only=True)
@@ -73,18 +78,22 @@ def entries(stream: LayerStream) -> Iterator[Entry]:
             return
         if len(header) < BLOCK:
             raise BadLayerError("the archive ends within a header")
-        _verify(header)
-        if extensions.take(stream, header):
-            continue
+        entry = None if extensions.any else _common(header)
+        if entry is None:
+            _verify(header)
+            if extensions.take(stream, header):
+                continue
+            entry, recorded = _member(stream, header, extensions)
+        else:
+            recorded = entry.size
         count += 1
         if count > _MAX_ENTRIES:
             raise BadLayerError(f"the archive has more than {_MAX_ENTRIES} members")
-        entry, recorded = _member(stream, header, extensions)
         end = stream.read_bytes + entry.size
+        if entry.kind == REGULAR:
+            end += -recorded % BLOCK
         yield entry
         stream.skip(end - stream.read_bytes)
-        if entry.kind == REGULAR:
-            stream.skip(-recorded % BLOCK)
         extensions.next_member()
 
 
@@ -100,8 +109,15 @@ class _Extensions:
         self._total = 0
         self._size = 0
 
+    @property
+    def any(self) -> bool:
+        """Whether the next member's own header does not say everything."""
+        return bool(self.pax or self.shared or self.long_name or self.long_link)
+
     def next_member(self) -> None:
         """Forget what was said about one member only."""
+        if not self._size:
+            return
         self.pax = {}
         self.long_name = self.long_link = None
         self._size = self._shared_size
@@ -141,6 +157,26 @@ class _Extensions:
         return {key: value for key, value in both.items() if value or key.startswith(_XATTR)}
 
 
+def _common(header: bytes) -> Entry | None:
+    """The member of a header that has nothing unusual, None for any other: what `_entry` gives."""
+    match = _COMMON.match(header, 100)
+    if match is None or header[345]:
+        return None
+    mode, uid, gid, size, mtime, checksum, kind = match.groups()
+    if sum(header.translate(None, b"\0")) - sum(checksum) + 7 * 32 != int(checksum, 8):
+        return None
+    return Entry(
+        kind=kind,
+        name=header[:100].split(b"\0", 1)[0],
+        link=b"",
+        mode=int(mode, 8) & 0o7777,
+        uid=int(uid, 8),
+        gid=int(gid, 8),
+        mtime_ns=int(mtime, 8) * 10**9,
+        size=int(size, 8) if kind == REGULAR else 0,
+    )
+
+
 def _member(stream: LayerStream, header: bytes, extensions: _Extensions) -> tuple[Entry, int]:
     """As `_with_map`; errors name the member."""
     pax = extensions.records()
@@ -178,7 +214,9 @@ def number(field_bytes: bytes) -> int:
         if field_bytes[0] & 0x40:
             value -= 1 << (8 * len(field_bytes) - 2)
         return value
-    text = field_bytes.strip(b" \0").split(b"\0", 1)[0].rstrip()
+    text = field_bytes.strip(b" \0")
+    if not text.isdigit():
+        text = text.split(b"\0", 1)[0].rstrip()
     if not text:
         return 0
     try:
@@ -221,8 +259,8 @@ def _verify(header: bytes) -> None:
     """The header checksum, unsigned or (old Sun tar) signed."""
     recorded = number(header[148:156])
     rest = header[:148] + b" " * 8 + header[156:]
-    total = sum(rest)
-    if recorded not in {total, total - 256 * sum(1 for byte in rest if byte > 127)}:
+    total = sum(rest.translate(None, b"\0"))  # most of a header is zeros
+    if recorded != total and recorded != total - 256 * sum(1 for byte in rest if byte > 127):
         raise BadLayerError("the checksum of a header is wrong")
 
 
@@ -251,7 +289,7 @@ def _entry(header: bytes, pax: dict[bytes, bytes], name: bytes, long_link: bytes
     size = _pax_number(pax, b"size", number(header[124:136]))
     if not 0 <= size <= _MAX_SIZE:
         raise BadLayerError(f"invalid size {size}")
-    if kind in {HARD_LINK, SYMLINK, CHAR, BLOCK_DEVICE, DIRECTORY, FIFO}:
+    if kind in _WITHOUT_DATA:
         size = 0  # POSIX: no data follows, whatever the header says
     entry = Entry(
         kind=kind,
@@ -262,9 +300,10 @@ def _entry(header: bytes, pax: dict[bytes, bytes], name: bytes, long_link: bytes
         gid=_owner(pax, b"gid", header[116:124]),
         mtime_ns=_pax_time(pax, number(header[136:148])),
         size=size,
-        xattrs={k[len(_XATTR) :]: v for k, v in pax.items() if k.startswith(_XATTR)},
     )
-    if b"\0" in entry.name + entry.link or any(b"\0" in key for key in entry.xattrs):
+    if pax:
+        entry.xattrs = {k[len(_XATTR) :]: v for k, v in pax.items() if k.startswith(_XATTR)}
+    if b"\0" in entry.name + entry.link or b"\0" in b"".join(entry.xattrs):
         raise BadLayerError("a name contains a NUL byte")
     if kind in {CHAR, BLOCK_DEVICE}:
         entry.major, entry.minor = number(header[329:337]), number(header[337:345])

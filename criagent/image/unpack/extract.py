@@ -12,13 +12,20 @@ from __future__ import annotations
 
 import errno
 import os
+import re
 import stat
 from dataclasses import dataclass, field
 
+from criagent.image.snapshots.content_count import (
+    ContentCount,
+    ContentRecord,
+    rest_of,
+)
 from criagent.image.tar import headers as tar
 from criagent.image.tar.decompress import BadLayerError, FileStream, LayerStream
 from criagent.image.tar.headers import Entry
 from criagent.image.tar.names import shown
+from criagent.image.unpack.attributes import FULL, has_attributes, set_xattrs, times
 from criagent.image.unpack.layer_tree import (
     OPAQUE_XATTR,
     Below,
@@ -32,13 +39,13 @@ from criagent.image.unpack.protocol import NeedsLowerLayers
 _WHITEOUT = b".wh."
 _OPAQUE = b".wh..wh..opq"
 _META = b".wh..wh."  # other bookkeeping of aufs
-_NOT_SET = (b"trusted.", b"user.overlay.")  # for the administrator and the overlay alone
+_DEFAULT_ACL = b"system.posix_acl_default"
 _NAME_MAX = 255
 _FRAME = 4096  # bytes that the smallest file takes on common file systems
+_UNCLEAN = re.compile(rb"(?:^|/)\.{0,2}(?:/|\Z)")  # an empty part, "." or ".."
 _CREATE = os.O_CREAT | os.O_EXCL | os.O_WRONLY | os.O_NOFOLLOW | os.O_CLOEXEC
 _NODES = {tar.CHAR: stat.S_IFCHR, tar.BLOCK_DEVICE: stat.S_IFBLK, tar.FIFO: stat.S_IFIFO}
-_FULL = {errno.ENOSPC, errno.EDQUOT}
-_NODE_FAULTS = _FULL | {  # failures of the node; any other errno is the doing of the layer
+_NODE_FAULTS = FULL | {  # failures of the node; any other errno is the doing of the layer
     errno.EIO, errno.EROFS, errno.ENOMEM, errno.EMFILE, errno.ENFILE, errno.EACCES, errno.EBADF,
     errno.EAGAIN, errno.ESTALE, errno.ENOSYS,
 }  # fmt: skip
@@ -53,16 +60,17 @@ class TooLargeError(Exception):
 
 @dataclass(slots=True)
 class Extracted:
-    """What a layer took, and what is to be settled with the lower layers.
+    """What a layer took, what is to be settled with the lower layers, and what it has.
 
-    `implied` has directories that only paths imply, and whether only paths of whiteouts do;
-    `whiteouts` the whiteout devices.
+    `content` is None when that must be counted. `implied` has directories that only paths imply,
+    and whether only paths of whiteouts do; `whiteouts` the whiteout devices.
     """
 
     used_bytes: int = 0
     inodes: int = 0
     implied: dict[bytes, bool] = field(default_factory=dict)
     whiteouts: list[bytes] = field(default_factory=list)
+    content: ContentCount | None = None
 
 
 class Extractor:
@@ -86,6 +94,11 @@ class Extractor:
         self._whiteouts = whiteouts
         self._result = Extracted()
         self._tree = LayerTree(root, below, self._charge)
+        # None once the tree may differ from what its entries say; so does one of several layers.
+        self._record: ContentRecord | None = None
+        if below is not Below.MERGED and not has_attributes(self._tree.root.fd, b"."):
+            self._record = ContentRecord()
+        self._sample = b""  # a file without attributes in the layer
         # Of a merged layer: paths that are its own, and directories without lower children.
         self._own: set[bytes] = set()
         self._cleared: set[bytes] = set()
@@ -97,9 +110,7 @@ class Extractor:
             for entry in tar.entries(self._stream):
                 self._put_or_blame(entry)
             self._stream.drain()
-            self._set_times()
-            self._result.implied = self._tree.implied
-            return self._result
+            return self._finished()
         finally:
             self._tree.close()
 
@@ -107,11 +118,20 @@ class Extractor:
         """Write the stream's `size` bytes as the one file `path`. Raises as `run`."""
         try:
             self._put_or_blame(_file(path, size))
-            self._set_times()
-            self._result.implied = self._tree.implied
-            return self._result
+            return self._finished()
         finally:
             self._tree.close()
+
+    def _finished(self) -> Extracted:
+        self._set_times()
+        result, root = self._result, self._tree.root.fd
+        result.implied = self._tree.implied
+        if self._record is None or self._record.full or not self._tree.plain:
+            return result
+        # Security modules of the node may give files attributes, too.
+        if not self._sample or not has_attributes(root, self._sample):
+            result.content = self._record.count(os.fstat(root))
+        return result
 
     def _put_or_blame(self, entry: Entry) -> None:
         """Errors that the entry causes name it."""
@@ -133,9 +153,11 @@ class Extractor:
             return
         above, _, name = path.rpartition(b"/")
         if self._whiteouts and name.startswith(_WHITEOUT):
+            self._record = None
             self._whiteout(path)
             return
         if entry.kind == tar.CHAR and entry.major == entry.minor == 0:
+            self._record = None
             self._hide(above, name)  # to overlayfs that is what a whiteout is
             return
         parent = self._tree.directory(above)
@@ -174,8 +196,10 @@ class Extractor:
     # Directories.
 
     def _finish_directory(self, directory: Directory, entry: Entry) -> None:
+        if _DEFAULT_ACL in entry.xattrs:
+            self._record = None  # files inherit from it
         os.fchown(directory.fd, entry.uid, entry.gid)
-        _set_xattrs(directory.fd, entry)
+        set_xattrs(directory.fd, entry)
         os.fchmod(directory.fd, entry.mode)
         if directory.path not in self._tree.times:
             self._tree.remember(directory.path)
@@ -194,30 +218,66 @@ class Extractor:
                 mode = self._tree.modes.get(path)
                 if mode is not None and stat.S_IMODE(os.fstat(fd).st_mode) != mode:
                     os.fchmod(fd, mode)
-                os.utime(fd, ns=_times(mtime_ns))
+                os.utime(fd, ns=times(mtime_ns))
+                if self._record is not None and path:
+                    above, _, name = path.rpartition(b"/")
+                    found = os.fstat(fd)
+                    self._record.add(above, name, found, rest_of(fd, ".", found))
             finally:
                 os.close(fd)
 
     # Everything else.
 
     def _regular(self, parent: Directory, name: bytes, entry: Entry) -> None:
-        fd = self._tree.place(parent, name, lambda: os.open(name, _CREATE, 0o600, dir_fd=parent.fd))
+        mode = entry.mode & 0o777  # a setuid bit only once the owner is right
         try:
-            if entry.sparse is None:
+            fd = os.open(name, _CREATE, mode, dir_fd=parent.fd)
+        except FileExistsError:
+            self._tree.remove(parent, name)
+            fd = os.open(name, _CREATE, mode, dir_fd=parent.fd)
+        try:
+            if entry.sparse is not None:
+                self._write_sparse(fd, entry, entry.sparse)
+            elif (content := self._stream.whole(entry.size)) is not None:
+                _write_all(fd, content)
+            else:
                 for piece in self._stream.pieces(entry.size):
                     _write_all(fd, piece)
-            else:
-                for offset, length in entry.sparse:
-                    os.lseek(fd, offset, os.SEEK_SET)
-                    for piece in self._stream.pieces(length):
-                        _write_all(fd, piece)
-                os.ftruncate(fd, entry.real_size)
-            os.fchown(fd, entry.uid, entry.gid)  # takes setuid bits and capabilities away
-            _set_xattrs(fd, entry)
-            os.fchmod(fd, entry.mode)
-            os.utime(fd, ns=_times(entry.mtime_ns))
+            self._finish_file(fd, parent, name, entry)
         finally:
             os.close(fd)
+
+    def _write_sparse(self, fd: int, entry: Entry, sparse: list[tuple[int, int]]) -> None:
+        for offset, length in sparse:
+            os.lseek(fd, offset, os.SEEK_SET)
+            for piece in self._stream.pieces(length):
+                _write_all(fd, piece)
+        os.ftruncate(fd, entry.real_size)
+
+    def _finish_file(self, fd: int, parent: Directory, name: bytes, entry: Entry) -> None:
+        """Attributes of a file that was just made.
+
+        A directory's setgid bit or default ACL, or the file system, may have given it another owner
+        or mode: looking costs less than setting them again.
+        """
+        os.utime(fd, ns=times(entry.mtime_ns))
+        found = os.fstat(fd)
+        changed = bool(entry.xattrs)
+        if found.st_uid != entry.uid or found.st_gid != entry.gid:
+            os.fchown(fd, entry.uid, entry.gid)  # takes setuid bits and capabilities away
+            changed = True
+        if entry.xattrs:
+            set_xattrs(fd, entry)
+        if changed or stat.S_IMODE(found.st_mode) != entry.mode:
+            os.fchmod(fd, entry.mode)
+            found = os.fstat(fd)
+        if self._record is None:
+            return
+        if entry.xattrs:
+            self._note(parent, name)
+        else:
+            self._record.add(parent.path, name, found)
+            self._sample = parent.child(name)
 
     def _hard_link(self, parent: Directory, name: bytes, target: bytes) -> None:
         above, _, base = target.rstrip(b"/").rpartition(b"/")
@@ -243,6 +303,7 @@ class Extractor:
                     base, name, src_dir_fd=source.fd, dst_dir_fd=parent.fd, follow_symlinks=False
                 ),
             )
+            self._note(parent, name)
         except FileNotFoundError:
             raise self._missing(target) from None
         finally:
@@ -275,10 +336,18 @@ class Extractor:
         """Attributes of what must not be opened. It was made a moment ago, by this process."""
         os.chown(name, entry.uid, entry.gid, dir_fd=parent.fd, follow_symlinks=False)
         if entry.xattrs:
-            _set_xattrs(b"/proc/self/fd/%d/%s" % (parent.fd, name), entry)
+            set_xattrs(b"/proc/self/fd/%d/%s" % (parent.fd, name), entry)
         if entry.kind != tar.SYMLINK:
             os.chmod(name, entry.mode, dir_fd=parent.fd)
-        os.utime(name, ns=_times(entry.mtime_ns), dir_fd=parent.fd, follow_symlinks=False)
+        os.utime(name, ns=times(entry.mtime_ns), dir_fd=parent.fd, follow_symlinks=False)
+        self._note(parent, name)
+
+    def _note(self, parent: Directory, name: bytes) -> None:
+        """Note what was made, as it is."""
+        if self._record is not None:
+            found = os.stat(name, dir_fd=parent.fd, follow_symlinks=False)
+            rest = rest_of(parent.fd, os.fsdecode(name), found)
+            self._record.add(parent.path, name, found, rest)
 
     # Removals.
 
@@ -386,6 +455,8 @@ def _file(path: bytes, size: int) -> Entry:
 
 def clean(name: bytes) -> bytes:
     """`name` relative to the root, without "." and ".."; the root is its own parent."""
+    if _UNCLEAN.search(name) is None:
+        return name
     parts: list[bytes] = []
     for part in name.split(b"/"):
         if part == b"..":
@@ -400,34 +471,9 @@ def _is_directory(parent: int, name: bytes) -> bool:
 
 
 def _write_all(fd: int, piece: memoryview) -> None:
-    while piece:
-        piece = piece[os.write(fd, piece) :]
-
-
-def _set_xattrs(target: int | bytes, entry: Entry) -> None:
-    """Set attributes that the file system supports and a layer may set, like containerd."""
-    for key, value in entry.xattrs.items():
-        if key.startswith(_NOT_SET):
-            continue
-        try:
-            os.setxattr(target, key, value, follow_symlinks=isinstance(target, int))
-        except OSError as exc:
-            if exc.errno in {errno.EOPNOTSUPP, errno.EPERM}:
-                continue
-            if exc.errno in _FULL and _is_full(target):
-                raise
-            text = f"extended attribute {shown(key)}: {os.strerror(exc.errno or 0)}"
-            raise BadLayerError(text) from None
-
-
-def _is_full(target: int | bytes) -> bool:
-    """ENOSPC may mean the disk or only the place that a file has for its attributes."""
-    facts = os.statvfs(target if isinstance(target, int) else os.path.dirname(target))
-    return facts.f_bavail < 16
-
-
-def _times(mtime_ns: int) -> tuple[int, int]:
-    """Both times for utimensat(2): 1970 stands for what it cannot take, as in containerd."""
-    seconds = mtime_ns // 10**9
-    mtime_ns = mtime_ns if -(1 << 63) <= seconds < 1 << 63 else 0
-    return mtime_ns, mtime_ns
+    left = len(piece)
+    while left:
+        done = os.write(fd, piece)
+        left -= done
+        if left:
+            piece = piece[done:]

@@ -62,7 +62,8 @@ class LayerTree:
     `implied` has directories that only paths imply, and whether only paths of whiteouts do. `times`
     is for the modification times of directories in nanoseconds, to be set at the end, `modes` for
     the modes of those of lower layers: fuse-overlayfs changes them when it copies them. `charge` is
-    called before anything is made without an entry of its own.
+    called before anything is made without an entry of its own. `plain` says that this never
+    happened, and that nothing was removed.
     """
 
     def __init__(self, root: bytes, below: Below, charge: Callable[[], None]) -> None:
@@ -70,6 +71,7 @@ class LayerTree:
         self.implied: dict[bytes, bool] = {}
         self.times: dict[bytes, int] = {}
         self.modes: dict[bytes, int] = {}
+        self.plain = True
         self.root = Directory(os.open(root, DIRECTORY_FLAGS), b"")
         self._charge = charge
         self._open: dict[bytes, Directory] = {}
@@ -210,6 +212,7 @@ class LayerTree:
     # Making and removing.
 
     def _imply(self, here: Directory, name: bytes, *, only_whiteouts: bool) -> int:
+        self.plain = False
         self._charge()
         os.mkdir(name, 0o755, dir_fd=here.fd)
         path = here.child(name)
@@ -248,6 +251,7 @@ class LayerTree:
 
     def remove(self, parent: Directory, name: bytes) -> None:
         """Delete `name` and what is in it."""
+        self.plain = False
         found = os.stat(name, dir_fd=parent.fd, follow_symlinks=False)
         if stat.S_ISDIR(found.st_mode):
             self._forget(parent.fd)

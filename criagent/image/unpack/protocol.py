@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """Messages between the daemon and its unpack workers: one JSON document per line.
 
-A request is answered by any number of Progress and then by Done, Imported, Counted or Failed; a
-fresh worker sends Done before its first request. Both ends run the same code, so an unknown message
-is a bug. The worker imports this, so it uses only the standard library.
+A request is answered by any number of Progress and then by Done, Imported, Counted, Compared or
+Failed; a fresh worker sends Done before its first request. Both ends run the same code, so an
+unknown message is a bug. The worker imports this, so it uses only the standard library.
 """
 
 from __future__ import annotations
@@ -68,18 +68,19 @@ class Import:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Sync:
-    """Make what was written to the file system of `root` durable."""
-
-    root: str
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
 class Count:
     """Count what is below each of the directories `roots`: `snapshots.content_count`."""
 
     root: str  # of the snapshots, for errors
     roots: list[str]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Compare:
+    """Compare the tree `root`, which was unpacked before, with `expected`: `compare.py`."""
+
+    root: str
+    expected: str
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -91,18 +92,30 @@ class Progress:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Done:
-    """The request is served. Of Extract: what the layer took, and whether it must be settled."""
+    """The request is served. Of Extract: what the layer took, and whether it must be settled.
+
+    `content` has the fields of its `ContentCount`, None = it is to be counted.
+    """
 
     used_bytes: int = 0
     inodes: int = 0
     unsettled: bool = False
+    content: tuple[int, int, str] | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Counted:
-    """Count is served: names, and bytes of regular files, of each root."""
+    """Count is served: the fields of `ContentCount` of each root."""
 
-    counts: list[tuple[int, int]]
+    counts: list[tuple[int, int, str]]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Compared:
+    """Compare is served: the first differences, and how many there are."""
+
+    first: list[str]
+    total: int
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -115,18 +128,21 @@ class Imported:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Failed:
-    """The request failed with this text; `error` names the class of Reason.ERROR."""
+    """The request failed with this text; `error` names the class of Reason.ERROR, `errno` is the
+    number of Reason.SYSTEM.
+    """
 
     reason: Reason
     text: str
     error: str = ""
+    errno: int = 0
 
 
-Request = Extract | Settle | Import | Sync | Count
-Served = Done | Imported | Counted
+Request = Extract | Settle | Import | Count | Compare
+Served = Done | Imported | Counted | Compared
 Answer = Progress | Served | Failed
-_REQUESTS = {kind.__name__: kind for kind in (Extract, Settle, Import, Sync, Count)}
-_ANSWERS = {kind.__name__: kind for kind in (Progress, Done, Imported, Counted, Failed)}
+_REQUESTS = {kind.__name__: kind for kind in (Extract, Settle, Import, Count, Compare)}
+_ANSWERS = {kind.__name__: kind for kind in (Progress, Done, Imported, Counted, Compared, Failed)}
 
 
 def encode(message: Request | Answer) -> bytes:

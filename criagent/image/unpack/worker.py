@@ -11,23 +11,30 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import json
 import math
 import os
 import shutil
 import sys
 import tempfile
+import traceback
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from types import TracebackType
 from typing import IO
 
 from criagent.base.errors import AgentError
+from criagent.base.os_errors import described
 from criagent.image.snapshots.content_count import content_count
 from criagent.image.snapshots.tree_count import TreeCount
 from criagent.image.tar.decompress import BadLayerError, FileStream, LayerStream
+from criagent.image.unpack.compare import compare
 from criagent.image.unpack.extract import Extractor, TooLargeError
 from criagent.image.unpack.layer_tree import Below
 from criagent.image.unpack.protocol import (
     Answer,
+    Compare,
+    Compared,
     Count,
     Counted,
     Done,
@@ -40,7 +47,6 @@ from criagent.image.unpack.protocol import (
     Reason,
     Request,
     Settle,
-    Sync,
     decode_request,
     encode,
 )
@@ -48,11 +54,11 @@ from criagent.image.unpack.settle import settle, write_unsettled
 from criagent.kernel import mount
 from criagent.kernel.namespaces import CLONE_NEWIPC, CLONE_NEWNET, CLONE_NEWNS, unshare
 from criagent.kernel.process import keep_capabilities
-from criagent.kernel.syscalls import check, libc
 
 _KEPT = (0, 1, 3, 4, 21, 27, 31)  # CHOWN DAC_OVERRIDE FOWNER FSETID
 # SYS_ADMIN (mounts, trusted.* attributes) MKNOD SETFCAP
 _PROGRESS_BYTES = 8 << 20
+_TRACEBACK = 8192  # characters, the last ones
 _SPARE = 1 << 20  # bytes of the disk that no layer may take
 
 
@@ -74,6 +80,7 @@ class _Counted:
 
 def main() -> None:
     """Serve requests until stdin ends."""
+    sys.excepthook = _uncaught
     unshare(CLONE_NEWNS | CLONE_NEWNET | CLONE_NEWIPC)
     # A slave sees the host unmount things; a private copy would keep them alive.
     mount.mount("none", "/", flags=mount.MS_REC | mount.MS_SLAVE)
@@ -82,6 +89,14 @@ def main() -> None:
     _answer(Done())
     for line in sys.stdin.buffer:
         _answer(_served(decode_request(line)))
+
+
+def _uncaught(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
+    """One line in the form of the daemon's log, which standard error leads to."""
+    text = "".join(traceback.format_exception(kind, error, trace))[-_TRACEBACK:]
+    facts = {"event": "uncaught_exception", "level": "error", "where": "an unpack worker"}
+    priority = "<3>" if "JOURNAL_STREAM" in os.environ else ""
+    sys.stderr.write(f"{priority}{json.dumps({**facts, 'exception': text})}\n")
 
 
 def _served(request: Request) -> Answer:
@@ -97,7 +112,14 @@ def _served(request: Request) -> Answer:
         return Failed(reason=Reason.ERROR, text=str(exc), error=type(exc).__name__)
     except OSError as exc:
         full = exc.errno in {errno.ENOSPC, errno.EDQUOT}
-        return Failed(reason=Reason.FULL if full else Reason.SYSTEM, text=str(exc))
+        return Failed(
+            reason=Reason.FULL if full else Reason.SYSTEM,
+            text=described(exc),
+            errno=exc.errno or 0,
+        )
+    except MemoryError:
+        text = "the unpack worker is out of memory"
+        return Failed(reason=Reason.SYSTEM, text=text, errno=errno.ENOMEM)
 
 
 def _serve(request: Request) -> Answer:
@@ -108,10 +130,11 @@ def _serve(request: Request) -> Answer:
             return _import(request)
         case Count():
             return Counted(counts=[content_count(Path(root)) for root in request.roots])
+        case Compare():
+            found = compare(Path(request.root), Path(request.expected))
+            return Compared(first=found.first, total=found.total)
         case Settle():
             _settle(request)
-        case Sync():
-            _sync(request)
     return Done()
 
 
@@ -122,7 +145,10 @@ def _extract(request: Extract) -> Done:
         below = Below.UNKNOWN
     with open(request.blob, "rb", buffering=0) as file:
         counted: IO[bytes] = _Counted(file)  # type: ignore[assignment] # it only reads
-        stream = FileStream(counted) if request.path else LayerStream(counted)
+        # The diff ID covers all of an archive; the blob was compared with its digest on arrival.
+        stream = (
+            FileStream(counted) if request.path else LayerStream(counted, hash_compressed=False)
+        )
         try:
             with _merged(lower_layers, root, Path(request.scratch)) as target:
                 extractor = Extractor(stream, os.fsencode(target), below=below, limit=_free(root))
@@ -133,26 +159,31 @@ def _extract(request: Extract) -> Done:
                     result = extractor.run()
         finally:
             stream.close()
-    algorithm, _, expected = request.digest.partition(":")
-    if algorithm == "sha256" and stream.compressed.hexdigest() != expected:
-        raise BadLayerError(
-            f"the content has the digest sha256:{stream.compressed.hexdigest()} instead of "
-            f"{expected}"
-        )
     if isinstance(stream, LayerStream):
         diff_id = f"sha256:{stream.plain.hexdigest()}"
         if diff_id != request.diff_id:
             raise BadLayerError(f"the layer has the diff ID {diff_id} instead of {request.diff_id}")
+    else:
+        _compare(stream.compressed.hexdigest(), request.digest)
     used_bytes, inodes = result.used_bytes, result.inodes
     if request.in_place:  # the tree has all the layers below
         count = TreeCount(root)
         count.advance(math.inf)
         used_bytes, inodes = count.usage
+    unsettled = write_unsettled(Path(request.scratch), result)
     return Done(
         used_bytes=used_bytes,
         inodes=inodes,
-        unsettled=write_unsettled(Path(request.scratch), result),
+        unsettled=unsettled,
+        content=None if unsettled else result.content,
     )
+
+
+def _compare(found: str, digest: str) -> None:
+    """Raises BadLayerError for content that hashes to other than `digest`."""
+    algorithm, _, expected = digest.partition(":")
+    if algorithm == "sha256" and found != expected:
+        raise BadLayerError(f"the content has the digest sha256:{found} instead of {expected}")
 
 
 def _import(request: Import) -> Imported:
@@ -172,14 +203,6 @@ def _import(request: Import) -> Imported:
 def _settle(request: Settle) -> None:
     with _lower_view([Path(lower) for lower in request.lower_layers]) as view:
         settle(Path(request.root), Path(request.scratch), view)
-
-
-def _sync(request: Sync) -> None:
-    fd = os.open(request.root, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        check(libc.syncfs(fd), "syncfs", request.root)
-    finally:
-        os.close(fd)
 
 
 @contextlib.contextmanager

@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
+import signal
 import sys
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
@@ -24,9 +25,14 @@ from criagent.base.errors import (
     NotFoundError,
     UnsupportedError,
 )
+from criagent.base.os_errors import translated
 from criagent.image.archive.contents import Contents, Skipped
+from criagent.image.snapshots.content_count import ContentCount
 from criagent.image.snapshots.driver import LayerPlace
+from criagent.image.unpack.compare import Differences
 from criagent.image.unpack.protocol import (
+    Compare,
+    Compared,
     Count,
     Counted,
     Done,
@@ -40,7 +46,6 @@ from criagent.image.unpack.protocol import (
     Request,
     Served,
     Settle,
-    Sync,
     decode_answer,
     encode,
 )
@@ -49,13 +54,24 @@ from criagent.process.pipe_ends import PipeWriter, up_to
 
 __all__ = ["LayerFile", "NeedsLowerLayers", "UnpackWorkers", "Unpacked"]
 
-_IDLE_S = 30.0  # a warm worker saves 60 ms of start-up and holds about 15 MB
+_IDLE_S = 30.0  # a warm worker saves 60 ms of start-up and holds 15 to 50 MB
 _ANSWER_LIMIT = 16 << 20  # bytes of answers that wait to be read
 _REQUEST_LIMIT = 1 << 20  # bytes; as large as the pipe, so that no write waits for the worker
 _TEXT_LIMIT = 1000  # characters of a worker's error
+_KILLED = (
+    "the unpack worker was killed, as the kernel does when memory is short; check dmesg, free "
+    "memory on the node, or raise MemoryMax of the criagent unit"
+)
 _ERRORS = {
     kind.__name__: kind
     for kind in (CorruptError, ExhaustedError, InvalidRequestError, NotFoundError, UnsupportedError)
+}
+# mallopt(3): chunks of a layer are freed by another thread than the one that makes them. By default
+# each goes back to the kernel, which has to clear every page of the next one.
+_MALLOC = {
+    "MALLOC_ARENA_MAX": "1",
+    "MALLOC_MMAP_THRESHOLD_": str(8 << 20),
+    "MALLOC_TRIM_THRESHOLD_": str(32 << 20),
 }
 _MAIN = """import sys
 sys.path[:0] = {path!r}
@@ -79,11 +95,15 @@ class LayerFile:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Unpacked:
-    """What a layer took on disk, and whether `settle` must fit it to the layers below it."""
+    """What a layer took on disk, and whether `settle` must fit it to the layers below it.
+
+    `content` is what `count` would find, if that is known.
+    """
 
     used_bytes: int
     inodes: int
     unsettled: bool
+    content: ContentCount | None = None
 
 
 class UnpackWorkers:
@@ -115,7 +135,12 @@ class UnpackWorkers:
         )
         done = await self._ask(request, f"layer {layer.digest}", received)
         assert isinstance(done, Done)
-        return Unpacked(used_bytes=done.used_bytes, inodes=done.inodes, unsettled=done.unsettled)
+        return Unpacked(
+            used_bytes=done.used_bytes,
+            inodes=done.inodes,
+            unsettled=done.unsettled,
+            content=ContentCount(*done.content) if done.content else None,
+        )
 
     async def settle(self, place: LayerPlace) -> None:
         """Fit an unsettled layer to the layers below it, all written. Raises NeedsLowerLayers."""
@@ -133,16 +158,19 @@ class UnpackWorkers:
         assert isinstance(done, Imported)
         return Contents(done.images, [Skipped(entry, why) for entry, why in done.skipped])
 
-    async def sync(self, root: Path) -> None:
-        """Make everything written to the file system of `root` durable (man 2 syncfs)."""
-        await self._ask(Sync(root=str(root)), f"the file system of {root}", lambda _: None)
-
-    async def count(self, roots: Sequence[Path]) -> list[tuple[int, int]]:
-        """Names below each root, and bytes of its regular files (`content_count`)."""
+    async def count(self, roots: Sequence[Path]) -> list[ContentCount]:
+        """What is below each root."""
         request = Count(root=str(roots[0]), roots=[str(root) for root in roots])
         done = await self._ask(request, "counting layers", lambda _: None)
         assert isinstance(done, Counted)
-        return [(names, size) for names, size in done.counts]
+        return [ContentCount(*count) for count in done.counts]
+
+    async def compare(self, root: Path, expected: Path) -> Differences:
+        """How the tree `root` differs from `expected`, with the content of every file."""
+        request = Compare(root=str(root), expected=str(expected))
+        done = await self._ask(request, f"comparing {root}", lambda _: None)
+        assert isinstance(done, Compared)
+        return Differences(done.first, done.total)
 
     async def close(self) -> None:
         """End the idle workers."""
@@ -168,7 +196,8 @@ class UnpackWorkers:
             case Reason.ERROR:
                 raise _ERRORS.get(answer.error, AgentError)(answer.text)
             case Reason.SYSTEM:
-                raise AgentError(f"{subject}: {text}")
+                cause = OSError(answer.errno, f"{subject}: {text}")
+                raise translated(cause) or AgentError(f"{subject}: {text}")
 
     @asynccontextmanager
     async def _worker(self) -> AsyncIterator[_Worker]:
@@ -198,6 +227,12 @@ class UnpackWorkers:
             worker.dismiss()
 
 
+def _environment() -> dict[str, str]:
+    """Nothing of the daemon's but where its standard error leads: sd-daemon(3)."""
+    stream = os.environ.get("JOURNAL_STREAM")
+    return {"PATH": os.defpath, **_MALLOC, **({"JOURNAL_STREAM": stream} if stream else {})}
+
+
 class _Worker:
     def __init__(self, pipes: Pipes) -> None:
         """`pipes` are closed when it is killed or dismissed."""
@@ -210,7 +245,7 @@ class _Worker:
         self._child = spawn(
             [sys.executable, "-I", "-S", "-c", _MAIN.format(path=path)],
             pipes,
-            Options(env={"PATH": os.defpath}, inherit_stderr=sys.stderr is not None),
+            Options(env=_environment(), inherit_stderr=sys.stderr is not None),
         )
 
     @classmethod
@@ -247,6 +282,8 @@ class _Worker:
             line = await self._answers.line()
             if line is None:
                 status = await self._child.wait()
+                if status == -signal.SIGKILL:
+                    raise ExhaustedError(_KILLED)
                 raise AgentError(f"the unpack worker ended unexpectedly (status {status})")
             answer = decode_answer(line)
             if not isinstance(answer, Progress):
