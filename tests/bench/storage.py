@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Figures of the storage drivers on comparable disks: `make bench-storage`, in a test node.
 
-Each driver has an agent of its own whose root is a loop file with direct I/O: btrfs on btrfs, the
-others on ext4 with a journal. BENCH_SCALE makes images, files and counts smaller (0.1 in the VM),
+Each driver has an agent of its own, with a disk of `storage_disks`. BENCH_SCALE makes images, files
+and counts smaller (0.1 in the VM, which has devmapper and zfs: vm/full/test_bench_storage.py),
 STORAGE_DRIVERS selects drivers, BENCH_ONLY methods of Bench. Prints a table and writes
 build/bench-storage.json.
 """
@@ -14,8 +14,8 @@ import json
 import os
 import platform
 import random
+import shutil
 import statistics
-import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -23,7 +23,7 @@ from functools import partial
 from pathlib import Path
 
 from criagent.config.storage_drivers import KNOWN
-from criagent.kernel import mount
+from tests.bench.storage_disks import ROOT, Disk, arc_bytes, disk
 from tests.bench.storage_images import APP, BIG, FILE, MB, READ, fill, registry
 from tests.storage.grounds import absent
 from tests.support import agent
@@ -37,41 +37,24 @@ DENSE = max(5, int(50 * SCALE))
 READERS = max(5, int(20 * SCALE))
 READS = int(1_000_000 * SCALE)
 AGED = int(256 * SCALE) * MB
-ROOT = Path("/var/lib/bench")
 SLEEP = ["/bin/sleep", "100000"]
 LIMIT_S = 600.0
 
 Row = dict[str, float]
 
 
-@contextlib.contextmanager
-def disk(driver: str) -> Iterator[None]:
-    """A loop file with a file system at ROOT for the block."""
-    ROOT.mkdir(exist_ok=True)
-    image = Path("/var/lib/criagent/bench-disk")
-    with image.open("wb") as file:
-        file.truncate(30 << 30)
-    mkfs = "mkfs.btrfs -q" if driver == "btrfs" else "mkfs.ext4 -q -m 0 -E lazy_itable_init=0"
-    subprocess.run([*mkfs.split(), str(image)], check=True, stdout=subprocess.DEVNULL)
-    command = ["losetup", "--find", "--show", "--direct-io=on", str(image)]
-    loop = subprocess.run(command, check=True, capture_output=True, text=True).stdout.strip()
-    try:
-        subprocess.run(["mount", loop, ROOT], check=True)
-    finally:
-        subprocess.run(["losetup", "-d", loop], check=True)  # it goes with the mount
-    image.unlink()
-    try:
-        yield
-    finally:
-        mount.detach_below(ROOT)
+def sized(megabytes: int) -> str:
+    """That size at this scale."""
+    return "1 GB" if megabytes * SCALE == 1024 else f"{megabytes * SCALE:.0f} MB"
 
 
 class Bench:
     """One driver and the figures of it."""
 
-    def __init__(self, cri: Cri, driver: str) -> None:
+    def __init__(self, cri: Cri, driver: str, disk: Disk) -> None:
         self.cri = cri
         self.driver = driver
+        self.disk = disk
         self.row: Row = {}
         self._count = 0
 
@@ -118,16 +101,17 @@ class Bench:
         self.note("pod down, ms", statistics.median(downs) * 1000)
 
     def unpack(self) -> None:
-        before = used()
-        self.note("pull of a 1 GB image, s", timed(lambda: self.cri.pull(BIG, LIMIT_S)))
-        after = used()
+        before = self.disk.used()
+        self.note(f"pull of a {sized(1024)} image, s", timed(lambda: self.cri.pull(BIG, LIMIT_S)))
+        after = self.disk.used()
         blobs = sum(file.stat().st_blocks for file in (ROOT / "blobs").rglob("*")) * 512
         self.note("its layers on disk, MB", (after[0] - before[0] - blobs) / MB)
-        self.note("its inodes", after[1] - before[1])
+        if self.disk.inodes:
+            self.note("its inodes", after[1] - before[1])
 
         def gone() -> None:
             self.cri.remove_image(BIG)
-            until(lambda: used()[0] < before[0] + 64 * MB, "the space to be free", 120)
+            until(lambda: self.disk.used()[0] < before[0] + 64 * MB, "the space to be free", 120)
 
         self.note("removal of the image until its space is free, s", timed(gone))
 
@@ -135,25 +119,30 @@ class Bench:
         self.cri.pull(FILE, LIMIT_S)
         with self.containers(FILE, 1) as (root,):
             drop_caches()
-            before = used()[0]
-            self.note("first write to a 1 GB file, ms", timed(partial(write_4k, root)) * 1000)
-            self.note("disk that it took, MB", (used()[0] - before) / MB)
+            before = self.disk.used()[0]
+            self.note(
+                f"first write to a {sized(1024)} file, ms", timed(partial(write_4k, root)) * 1000
+            )
+            self.note("disk that it took, MB", (self.disk.used()[0] - before) / MB)
             self.note("second write, ms", timed(partial(write_4k, root)) * 1000)
         self.cri.remove_image(FILE)
 
     def density(self) -> None:
         self.cri.pull(APP, LIMIT_S)
         os.sync()
-        before = used()
+        before = self.disk.used()
         start = time.perf_counter()
         with contextlib.ExitStack() as stack:
             stack.enter_context(self.containers(APP, DENSE))
-            self.note(f"start of {DENSE} containers of 100 MB, s", time.perf_counter() - start)
-            after = used()
+            self.note(
+                f"start of {DENSE} containers of {sized(100)}, s", time.perf_counter() - start
+            )
+            after = self.disk.used()
             self.note(f"disk of {DENSE} containers, MB", (after[0] - before[0]) / MB)
-            self.note(f"inodes of {DENSE} containers", after[1] - before[1])
+            if self.disk.inodes:
+                self.note(f"inodes of {DENSE} containers", after[1] - before[1])
             start = time.perf_counter()
-        until(lambda: used()[0] < before[0] + 16 * MB, "the space to be free", 300)
+        until(lambda: self.disk.used()[0] < before[0] + 16 * MB, "the space to be free", 300)
         self.note(f"removal of {DENSE} containers, s", time.perf_counter() - start)
 
     def small_reads(self) -> None:
@@ -175,7 +164,10 @@ class Bench:
         with self.containers(READ, READERS) as roots:
             drop_caches()
             files = [root / "large" for root in roots]
-            self.note(f"{READERS} containers read 500 MB, s", timed(lambda: read_each(files)))
+            own = arc_bytes()
+            self.note(f"{READERS} containers read {sized(500)}, s", timed(lambda: read_each(files)))
+            if self.driver == "zfs":
+                self.note("ARC of that, MB", (arc_bytes() - own) / MB)
             self.note("page cache of that, MB", held(files) / MB)
         self.cri.remove_image(READ)
 
@@ -194,7 +186,7 @@ class Bench:
 
     def all(self) -> None:
         only = os.environ.get("BENCH_ONLY", "").split()
-        for measure in (
+        for method in (
             self.pods,
             self.unpack,
             self.first_write,
@@ -203,22 +195,14 @@ class Bench:
             self.shared_reads,
             self.ageing,
         ):
-            if not only or measure.__name__ in only:
-                measure()
+            if not only or method.__name__ in only:
+                method()
 
 
 def timed(call: Callable[[], object]) -> float:
     start = time.perf_counter()
     call()
     return time.perf_counter() - start
-
-
-def used() -> tuple[int, int]:
-    """Bytes and inodes in use at ROOT, after a sync."""
-    os.sync()
-    facts = os.statvfs(ROOT)
-    inodes = facts.f_files - facts.f_ffree  # btrfs has no fixed number, and says 0
-    return (facts.f_blocks - facts.f_bfree) * facts.f_frsize, inodes
 
 
 def drop_caches() -> None:
@@ -282,29 +266,36 @@ def table(rows: dict[str, Row]) -> None:
         print(f"{name:{width}}{cells}")
 
 
-def main() -> None:
-    """Every driver that runs here."""
+def measure(
+    start: Callable[[str], Cri] = agent.start, stop: Callable[[], None] = agent.stop
+) -> None:
+    """Every driver that runs here, with agents that `start` starts with a configuration."""
     wanted = os.environ.get("STORAGE_DRIVERS", " ".join(KNOWN)).split()
     rows: dict[str, Row] = {}
-    agent.stop()
+    stop()
     images = Path("/var/lib/criagent/bench-registry")
     images.mkdir()
-    with registry(images):
+    with contextlib.ExitStack() as stack:
+        stack.callback(shutil.rmtree, images)
+        stack.enter_context(registry(images))
         fill(SCALE)
         for driver in wanted:
             if reason := absent(driver):
                 print(f"not measured: {driver}: {reason}")
                 continue
-            with disk(driver):
-                cri = agent.start(f'[storage]\nroot = "{ROOT}"\ndriver = "{driver}"\n')
-                bench = Bench(cri, driver)
+            with disk(driver) as own:
+                storage = f'[storage]\nroot = "{ROOT}"\ndriver = "{driver}"\n'
+                cri = start(
+                    f"{storage}[storage.{driver}]\n{own.section}" if own.section else storage
+                )
+                bench = Bench(cri, driver, own)
                 try:
                     bench.all()
                 finally:
                     rows[driver] = bench.row
                     for sandbox in cri.pods():
                         cri.remove_pod(sandbox.id)
-                    agent.stop()
+                    stop()
     table(rows)
     machine = {"machine": f"{platform.release()}, {os.cpu_count()} processors", "scale": SCALE}
     target = Path("/src/build/bench-storage.json")
@@ -315,4 +306,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    measure()

@@ -13,7 +13,7 @@ import pytest
 
 from criagent.kernel.mount import mountinfo
 from tests.storage.ground import Storage
-from tests.storage.grounds import absent, columns, file_system, first_columns, loops
+from tests.storage.grounds import SIZE, absent, columns, file_system, first_columns, loops
 from tests.storage.killed import Lives, lives
 from tests.support.waiting import until
 
@@ -47,18 +47,25 @@ def living() -> Iterator[Lives]:
 
 
 @pytest.fixture
-def place(column: tuple[str, str], tmp_path: Path) -> Iterator[tuple[str, Path]]:
+def size(request: pytest.FixtureRequest) -> int:
+    """Bytes of the file system for snapshots: soon full, but for tests with the mark `room`."""
+    room = request.node.get_closest_marker("room")
+    return int(room.args[0]) if room else SIZE
+
+
+@pytest.fixture
+def place(column: tuple[str, str], tmp_path: Path, size: int) -> Iterator[tuple[str, Path]]:
     """A driver's name, and an empty file system for it."""
     driver, kind = column
-    with file_system(tmp_path / "disk", driver, kind) as top:
+    with file_system(tmp_path / "disk", driver, kind, size) as top:
         yield driver, top
 
 
 @pytest.fixture
-async def storage(place: tuple[str, Path]) -> AsyncIterator[Storage]:
+async def storage(place: tuple[str, Path], size: int) -> AsyncIterator[Storage]:
     """One driver on an empty file system."""
     driver, top = place
-    one = await Storage(top, driver, top.parent).open()
+    one = await Storage(top, driver, top.parent, size=size).open()
     yield one
     await one.close()
 

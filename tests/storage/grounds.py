@@ -106,6 +106,10 @@ def _no_reason() -> str:
     return ""
 
 
+def _no_keys(_: int) -> StorageSection:
+    return StorageSection()
+
+
 def _spoil_btrfs(root: Path, number: int, name: str) -> None:
     """A committed layer is a read-only subvolume."""
     layer = root / str(number)
@@ -133,8 +137,8 @@ class Ground:
     """What the suite has to know of a driver, beyond the protocol."""
 
     on: tuple[str, ...] = ("tmpfs",)  # names of `_MOUNTED`
-    extra: int = 0  # bytes beyond SIZE that the driver takes for itself
-    section: StorageSection = field(default_factory=StorageSection)
+    factor: int = 1  # the bytes of the disk for each byte that snapshots can use
+    section: Callable[[int], StorageSection] = _no_keys  # those of the driver, with so many bytes
     absent: Callable[[], str] = _no_reason  # why it can't run on this kernel; "" = it can
     # Called with the root of snapshots, the number of a committed layer and a name; None = the file
     # can be deleted where a worker wrote it.
@@ -146,14 +150,14 @@ class Ground:
 
 
 _THIN = Ground(
-    section=pools.THIN,
+    section=pools.thin,
     absent=pools.no_thin_pools,
     dismantle=pools.remove_thin_pool,
 )
 _ZFS = Ground(
     on=("zpool",),
-    extra=2 * SIZE,
-    section=pools.ZFS,
+    factor=3,
+    section=lambda _: pools.ZFS,
     absent=pools.no_zfs,
     damage=pools.spoil_dataset,
     destroy=pools.destroy_dataset,
@@ -209,7 +213,7 @@ def file_system(top: Path, driver: str, kind: str = "", size: int = SIZE) -> Ite
     mine = ground(driver)
     top.mkdir()
     try:
-        _MOUNTED[kind or mine.on[0]](top, size + mine.extra)
+        _MOUNTED[kind or mine.on[0]](top, size * mine.factor)
         yield top
     finally:
         mount.detach_below(mounts_of(top))

@@ -17,11 +17,13 @@ from criagent.kernel import mount
 SIZE = 64 << 20
 ZPOOL = "criagent-test"
 ZFS_MODULES = Path("/opt/tools/bin/zfs-modules.tar")  # `# vm: programs=zfs-modules.tar`
-POOL_BYTES = 3 * SIZE // 4  # the rest of the file system has the metadata, and some
-THIN = StorageSection(
-    devmapper=StorageDevmapper(loop_size_bytes=POOL_BYTES, base_size_bytes=4 * SIZE)
-)
 ZFS = StorageSection(zfs=StorageZfs(dataset=f"{ZPOOL}/criagent"))
+
+
+def thin(size: int) -> StorageSection:
+    """A thin pool on files in `size` bytes, the rest of which has the metadata, and some."""
+    pool = StorageDevmapper(loop_size_bytes=3 * size // 4, base_size_bytes=4 * SIZE)
+    return StorageSection(devmapper=pool)
 
 
 def run(*argv: str | Path) -> str:
@@ -42,7 +44,12 @@ def no_zfs() -> str:
     return "" if _succeeds("modprobe", "zfs") else "no zfs; make vm-test has it"
 
 
-def make_zpool(top: Path, size: int, vdev: int = 4 * SIZE, quota: int = SIZE) -> None:
+def make_zpool(top: Path, size: int) -> None:
+    """A pool on a file in the tmpfs `top` of `size` bytes, a third of which its dataset may use."""
+    make_dataset(top, size, vdev=4 * size // 3, quota=size // 3)
+
+
+def make_dataset(top: Path, size: int, vdev: int, quota: int) -> None:
     """A pool on a file of `vdev` bytes in the tmpfs `top`, with a dataset of `quota` bytes."""
     run("mount", "-t", "tmpfs", "-o", f"size={size}", "storage", top)
     with (top / "vdev").open("wb") as file:
@@ -52,7 +59,7 @@ def make_zpool(top: Path, size: int, vdev: int = 4 * SIZE, quota: int = SIZE) ->
 
 
 def remove_zpool(top: Path) -> None:
-    """The end of `make_zpool`."""
+    """The end of `make_dataset`."""
     mount.detach_below(top / "snapshots")
     run("zpool", "destroy", "-f", ZPOOL)
 
@@ -63,10 +70,16 @@ def remove_thin_pool(top: Path) -> None:
     pool = pool_name(top / "snapshots")
     for name in sorted(dm.names(), key=len, reverse=True):
         if name.startswith(pool):
-            run("dmsetup", "remove", "--retry", name)
+            _remove_device(name)
     for file in (top / "snapshots/loop").glob("*"):
         for device in run("losetup", "--noheadings", "-O", "NAME", "-j", file).split():
             run("losetup", "--detach", device)
+
+
+def _remove_device(name: str) -> None:
+    """Remove it, unless it ends by itself meanwhile: its last mount has just gone."""
+    done = subprocess.run(["dmsetup", "remove", "--retry", name], check=False, capture_output=True)
+    assert done.returncode == 0 or dm.find(name) is None, f"{name}: {done.stderr.decode()}"
 
 
 def spoil_dataset(root: Path, number: int, name: str) -> None:

@@ -42,7 +42,7 @@ def mounts_below(top: Path) -> list[str]:
 
 
 @pytest.mark.long
-@pytest.mark.timeout(1200)
+@pytest.mark.timeout(2400)
 def test_sigkill_at_every_crash_point(
     column: tuple[str, str], living: Lives, tmp_path: Path
 ) -> None:
@@ -51,7 +51,7 @@ def test_sigkill_at_every_crash_point(
     assert points_of(driver) - reached <= ground(driver).unreached
 
 
-@pytest.mark.timeout(1200)
+@pytest.mark.timeout(2400)
 @pytest.mark.parametrize("driver", ["overlay", "native"])
 @pytest.mark.parametrize("kind", ["ext4-prjquota", "xfs-prjquota"])
 def test_sigkill_at_every_crash_point_of_a_limit(

@@ -19,6 +19,7 @@ from criagent.config.storage_section import StorageDevmapper
 from criagent.image.snapshots.drivers.devmapper.driver import DevmapperDriver
 from criagent.image.snapshots.drivers.devmapper.pool import pool_name
 from criagent.kernel import devicemapper as dm
+from criagent.kernel import mount
 from tests.storage.ground import Storage
 from tests.storage.grounds import absent, file_system
 from tests.storage.pools import SIZE, ZFS, run
@@ -114,6 +115,8 @@ async def test_a_deactivated_pool_is_told_and_active_after_a_restart(thin: Stora
     assert thin.snapshots.used_shares() == {}
     with pytest.raises(AgentError, match="restart criagent"):
         await thin.writable("b", image)
+    with pytest.raises(AgentError, match="is not active; restart criagent"):
+        await thin.problems()  # which a repair would delete
     await thin.snapshots.remove("b" * 64)
     for file in (thin.snapshots.root / "loop").iterdir():
         run("losetup", "-d", run("losetup", "-n", "-O", "NAME", "-j", file).strip())
@@ -306,9 +309,13 @@ async def test_a_limit_is_a_quota_beyond_the_image(zfs: Storage) -> None:
 async def test_a_pool_that_is_exported_is_told(zfs: Storage) -> None:
     pool = DATASET.partition("/")[0]
     await zfs.image(BASE)
-    run("umount", zfs.snapshots.root)
+    mount.detach_below(zfs.snapshots.root)
+    with pytest.raises(AgentError, match=r"is not mounted at .*; restart criagent"):
+        await zfs.problems()  # which a repair would delete
     run("zpool", "export", pool)
     assert "is not imported" in await zfs.snapshots.health()
+    with pytest.raises(AgentError, match="is not imported"):
+        await zfs.problems()
     await zfs.close()
     with pytest.raises(AgentError, match=f"zpool import {pool}"):
         await zfs.open()

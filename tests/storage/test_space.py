@@ -16,7 +16,7 @@ import pytest
 from criagent.base import faults
 from criagent.base.errors import AgentError, ExhaustedError
 from criagent.model.image import Image
-from tests.storage.ground import Storage
+from tests.storage.ground import Storage, write_until_full
 from tests.storage.grounds import SIZE
 from tests.support.unpack_place import directory, listed, member, tar
 
@@ -26,21 +26,8 @@ BASE = tar(directory("d"), member("d/low", b"low"), member("big", b"x" * 100_000
 MORE = tar(member("d/more", os.urandom(1 << 20)), member("d/.wh.low"))
 MANY_LAYERS = int(os.environ.get("STORAGE_LAYERS", "300"))
 MANY_CONTAINERS = int(os.environ.get("STORAGE_CONTAINERS", "200"))
+ROOM = 1 << 30  # devmapper and zfs take space for each layer and each container
 _FULL = {errno.ENOSPC, errno.EDQUOT}
-
-
-def write_until_full(file: Path) -> None:
-    """In smaller and smaller pieces, each to the disk: FUSE would take any into the page cache."""
-    fd = os.open(file, os.O_WRONLY | os.O_CREAT, 0o600)
-    try:
-        for size in (1 << 20, 64 << 10, 4096):
-            with contextlib.suppress(OSError):
-                while True:
-                    os.write(fd, os.urandom(size))
-                    os.fdatasync(fd)
-    finally:
-        with contextlib.suppress(OSError):  # what did not fit, again
-            os.close(fd)
 
 
 def fits(file: Path, size: int) -> bool:
@@ -189,6 +176,7 @@ async def test_no_space_at_any_point(storage: Storage, monkeypatch: pytest.Monke
 
 
 @pytest.mark.long
+@pytest.mark.room(ROOM)
 async def test_three_hundred_layers(storage: Storage) -> None:
     tars = [
         tar(member(f"file{n}", b"%d" % n), member(f".wh.file{n - 1}")) for n in range(MANY_LAYERS)
@@ -201,6 +189,7 @@ async def test_three_hundred_layers(storage: Storage) -> None:
 
 
 @pytest.mark.long
+@pytest.mark.room(ROOM)
 async def test_two_hundred_containers_at_once(storage: Storage) -> None:
     image = await storage.image(BASE)
 

@@ -24,7 +24,7 @@ def service_on(driver: str, size: int = 1 << 30) -> Iterator[None]:
         section += f"loop_size_bytes = {size}\nbase_size_bytes = {max(size, 1 << 30)}\n"
     else:
         assert pools.no_zfs() == ""
-        pools.make_zpool(ROOT, size, size, size)
+        pools.make_dataset(ROOT, size, vdev=size, quota=size)
         section += f'dataset = "{pools.ZPOOL}/criagent"\n'
     _DROP_IN.parent.mkdir(parents=True, exist_ok=True)
     systemctl("stop", "criagent")

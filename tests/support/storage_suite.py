@@ -26,6 +26,7 @@ def passes(
     with tempfile.TemporaryDirectory(dir="/var/tmp", ignore_cleanup_errors=True) as scratch:
         # A directory of its own: the clean-up of the other session would find mounts there.
         options = ["-v", "--tb=short", "-p", "no:cacheprovider", "-o", "timeout=1800"]
+        options += ["--durations=10", "--durations-min=20"]
         command = [sys.executable, "-m", "pytest", *options, f"--basetemp={Path(scratch) / 'tmp'}"]
         with subprocess.Popen(
             [*command, *names, "-k", chosen],

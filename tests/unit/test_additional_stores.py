@@ -133,7 +133,7 @@ async def test_what_is_damaged_in_it_is_found_and_not_repaired(
     registry: Registry, node: ImageNode, store: Path
 ) -> None:
     shutil.rmtree(store / "snapshots/1/fs")
-    (finding,) = await node.images.fsck(repair=True)
+    (finding,) = (await node.images.fsck(repair=True)).findings
     assert finding.object == "layer 1 of additional store 1"
     assert not finding.repaired
 

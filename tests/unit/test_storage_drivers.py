@@ -94,14 +94,6 @@ def test_layers_of_a_lost_database_are_left_to_their_driver() -> None:
 
 
 @pytest.fixture
-async def registry() -> AsyncIterator[Registry]:
-    one = Registry()
-    await one.start()
-    yield one
-    await one.stop()
-
-
-@pytest.fixture
 async def node(tmp_path: Path) -> AsyncIterator[ImageNode]:
     one = ImageNode(tmp_path, driver="native")
     await one.start()
@@ -193,13 +185,13 @@ def test_files_of_an_overlay_are_where_its_upper_directory_is(tmp_path: Path) ->
 @pytest.mark.parametrize("fstype", ["ext4", "overlay"])
 def test_files_of_a_bind_mount_are_found_by_their_directory(tmp_path: Path, fstype: str) -> None:
     """On an overlay too: the mount table shows the upper directory of that one."""
-    own, trash = tmp_path / "snapshots/5/fs", tmp_path / "snapshots/trash/6/fs"
-    own.mkdir(parents=True)
-    trash.mkdir(parents=True)
+    places = [tmp_path / f"snapshots/{name}/fs" for name in ("5", "trash/6", "7/disk", "disks/8")]
+    for place in places:
+        place.mkdir(parents=True)
     facts = {"root": "/a/5/fs", "fstype": fstype, "super_options": ("upperdir=/disk/upper",)}
-    for target, other in ((own, "other"), (trash, "another")):
+    for target in places:
         assert elsewhere(mounted(target, **facts), tmp_path) == ""
-        assert elsewhere(mounted(target, **facts), tmp_path / other) == "/a/5/fs of /dev/sda"
+        assert elsewhere(mounted(target, **facts), tmp_path / "other") == "/a/5/fs of /dev/sda"
     assert elsewhere(mounted(tmp_path / "gone", **facts), tmp_path) == ""
 
 

@@ -5,17 +5,23 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from criagent.base.os_errors import of_the_agent
 from criagent.image.snapshots.content_count import content_count
 from criagent.model.image import Snapshot
 
 
 def content_problem(layer: Snapshot, tree: Path) -> str:
-    """The difference between the row of a committed layer and `tree`, its files; "" = none."""
+    """The difference between the row of a committed layer and `tree`, its files; "" = none.
+
+    Raises OSError when the agent lacks descriptors or memory to look.
+    """
     try:
-        names, size = content_count(tree)
+        names, size, facts = content_count(tree)
     except FileNotFoundError:
         return "the layer's directory is missing"
     except OSError as exc:
+        if of_the_agent(exc):
+            raise
         return f"the layer cannot be read: {exc.strerror}"
     if layer.inodes and not names:
         return "the layer's directory is empty"
@@ -25,4 +31,6 @@ def content_problem(layer: Snapshot, tree: Path) -> str:
         return f"the layer has {names} files and directories instead of {layer.entries}"
     if size != layer.content_bytes:
         return f"the layer's files have {size} bytes instead of {layer.content_bytes}"
+    if layer.facts and facts != layer.facts:
+        return "types, owners, modes, times, targets or attributes of the layer's files changed"
     return ""

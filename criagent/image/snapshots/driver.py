@@ -206,6 +206,13 @@ class SnapshotDriver(Protocol):
     def counted(self, number: int, rootfs: Path) -> Counted:
         """What the usage of the writable layer is, which is mounted at `rootfs` if at all."""
 
+    def layer_tree(self, number: int) -> AbstractAsyncContextManager[Path | None]:
+        """The files of a layer as its worker left them, to be read within the block.
+
+        None when the driver keeps another form of them, of which `problem` reads everything. Raises
+        OSError, AgentError.
+        """
+
     async def problem(self, layer: Snapshot) -> str:
         """How a committed layer on disk differs from its row; "" when it does not."""
 

@@ -3,6 +3,8 @@
 
 from __future__ import annotations
 
+import secrets
+
 from criagent.model.image import Snapshot
 
 _DAMAGED = "damaged:"
@@ -21,3 +23,11 @@ def is_writable(snapshot: Snapshot) -> bool:
 def damaged_origin(key: str) -> str:
     """The chain ID that such a layer had; "" for any other key."""
     return key.removeprefix(_DAMAGED).partition(":")[2] if key.startswith(_DAMAGED) else ""
+
+
+def trial_key(chain_id: str) -> str:
+    """A new key for a layer that is unpacked for a comparison alone.
+
+    It begins like a chain ID, so that what a crash leaves of it is thrown away.
+    """
+    return f"{chain_id} trial {secrets.token_hex(8)}"

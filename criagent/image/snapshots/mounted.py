@@ -32,7 +32,7 @@ def elsewhere(entry: MountEntry, *roots: Path) -> str:
         mounted = os.stat(entry.target)
     except OSError:
         return ""
-    patterns = ("*/fs", "trash/*/fs", "*/disk/fs")
+    patterns = ("*/fs", "trash/*/fs", "*/disk/fs", "disks/*/fs")
     for root in roots:
         for tree in (found for p in patterns for found in root.glob(f"snapshots*/{p}")):
             with contextlib.suppress(OSError):

@@ -9,8 +9,8 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Mapping, Sequence
-from concurrent.futures import Executor
-from contextlib import asynccontextmanager
+from concurrent.futures import Executor, ThreadPoolExecutor
+from contextlib import AbstractAsyncContextManager, asynccontextmanager, closing
 from pathlib import Path
 
 import structlog
@@ -24,6 +24,7 @@ from criagent.base.errors import (
     NotFoundError,
     UnsupportedError,
 )
+from criagent.base.os_errors import of_the_agent
 from criagent.image.snapshots.driver import (
     Capabilities,
     Counted,
@@ -34,6 +35,7 @@ from criagent.image.snapshots.driver import (
     Taken,
 )
 from criagent.kernel import mount
+from criagent.kernel.write_back import WriteBack
 from criagent.model.image import Image, Snapshot
 from criagent.store.snapshots import SnapshotStore
 
@@ -74,6 +76,18 @@ class Snapshots:
     async def prepare(self) -> None:
         """Make what the driver needs on disk; idempotent. Raises UnsupportedError."""
         await self._driver.prepare()
+
+    @asynccontextmanager
+    async def write_back(self) -> AsyncIterator[WriteBack]:
+        """For `sync`, what is written to their file system within the block. Raises OSError."""
+        with closing(WriteBack(self.root)) as written:
+            await run_in(self._fs, written.open)
+            yield written
+
+    async def sync(self, written: WriteBack) -> None:
+        """Make `written` durable. Raises OSError."""
+        with ThreadPoolExecutor(1, "sync") as thread:  # on a busy disk this takes long
+            await run_in(thread, written.sync)
 
     async def userns_problem(self, ids: MappedIds) -> str:
         """Why user namespaces cannot have these mounts. See `SnapshotDriver`."""
@@ -174,6 +188,10 @@ class Snapshots:
             return None
         return Path(self._driver.counted(snapshot.number, self.root).tops[0])
 
+    def layer_tree(self, layer: Snapshot) -> AbstractAsyncContextManager[Path | None]:
+        """The files of a layer, to be read within the block. See `SnapshotDriver`."""
+        return self._driver.layer_tree(layer.number)
+
     async def problem(self, layer: Snapshot) -> str:
         """How a committed layer on disk differs from its row; reads all names."""
         return await self._driver.problem(layer)
@@ -236,6 +254,8 @@ class Snapshots:
             yield
         except (OSError, AgentError) as exc:
             if isinstance(exc, ExhaustedError | UnsupportedError | CorruptError):
+                raise
+            if isinstance(exc, OSError) and of_the_agent(exc):
                 raise
             for layer in map(self.store.get, chain):
                 if layer is None or not layer.committed:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-# vm: memory=6144 limit=14400 programs=zfs-modules.tar seconds=2400
+# vm: memory=6144 limit=14400 programs=zfs-modules.tar seconds=3200
 """critest whole on the storage drivers of this kernel alone; the others: make critest-storage."""
 
 from __future__ import annotations

@@ -42,13 +42,14 @@ def on_driver(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[tuple[
     """The service with a root directory of its own, on that driver."""
     driver = request.param
     with service_on(driver, 256 << 20):
-        cri = Cri()
-        yield driver, VmPods(cri, tmp_path, f"on-{driver}")
-        for pod in cri.pods():
-            cri.remove_pod(pod.id)
-        cri.close()
+        yield driver, VmPods(Cri(), tmp_path, f"on-{driver}")
+        fresh = served()
+        for pod in fresh.pods():
+            fresh.remove_pod(pod.id)
+        fresh.close()
 
 
+@pytest.mark.timeout(1800)
 def test_pods_run_and_outlive_the_agent(on_driver: tuple[str, VmPods]) -> None:
     driver, pods = on_driver
     pods.cri.pull(BUSYBOX, timeout=300)
@@ -59,8 +60,9 @@ def test_pods_run_and_outlive_the_agent(on_driver: tuple[str, VmPods]) -> None:
     pods.cri.close()
     pods.cri = served()
     assert pods.cri.exec(container_id, "cat", "/kept", timeout=60).stdout == b"kept\n"
-    status = pods.cri.runtime.Status(api.StatusRequest()).status
-    assert all(found.status for found in status.conditions), status
+    conditions = pods.cri.runtime.Status(api.StatusRequest()).status.conditions
+    state = {found.type: found.status for found in conditions}
+    assert (state["RuntimeReady"], state["NetworkReady"]) == (True, True), conditions
     used = pods.cri.image.ImageFsInfo(api.ImageFsInfoRequest()).image_filesystems[0]
     print(f"figure: {driver}: image file system {used.used_bytes.value} bytes")
 
@@ -74,5 +76,5 @@ def served() -> Cri:
         return False
 
     cri = Cri()
-    until(answers, "the agent to answer", 120)
+    until(answers, "the agent to answer", 600)
     return cri

@@ -26,6 +26,7 @@ import structlog
 from criagent.base import faults
 from criagent.base.aio import run_in
 from criagent.base.errors import AgentError, UnsupportedError
+from criagent.base.os_errors import of_the_agent
 from criagent.config.storage_section import Storage
 from criagent.image.blobs import disk_full
 from criagent.image.snapshots.driver import (
@@ -232,6 +233,8 @@ class BtrfsDriver(DirectoryDriver):
         except FileNotFoundError:
             return "the layer's subvolume is missing"
         except OSError as exc:
+            if of_the_agent(exc):
+                raise
             return f"the layer's subvolume cannot be read: {exc.strerror}"
         return "" if inode == btrfs.TOP_INODE else "the layer is a directory and not a subvolume"
 

@@ -11,8 +11,9 @@ from __future__ import annotations
 import abc
 import contextlib
 import os
-from collections.abc import Mapping
+from collections.abc import AsyncIterator, Mapping
 from concurrent.futures import Executor
+from contextlib import asynccontextmanager
 from pathlib import Path
 
 import structlog
@@ -87,6 +88,11 @@ class DirectoryDriver(abc.ABC):
         volumes = self.volumes(number)
         return Counted(tops=[self._upper(number), *([volumes] if volumes.exists() else [])])
 
+    @asynccontextmanager
+    async def layer_tree(self, number: int) -> AsyncIterator[Path | None]:
+        """Its directory."""
+        yield self._tree(number)
+
     async def problem(self, layer: Snapshot) -> str:
         """Compare the files with the layer's row."""
         return await run_in(self._fs, content_problem, layer, self._tree(layer.number))
@@ -123,10 +129,10 @@ class DirectoryDriver(abc.ABC):
     def _sweep(self, known: frozenset[int]) -> None:
         self._prepare()
         for top in self._tops:
-            for entry in top.iterdir():
-                if entry.name.isdigit() and int(entry.name) not in known:
-                    log.warning("orphan_removed", path=str(entry))
-                    self._trash_one(int(entry.name))
+            for name in os.listdir(top):
+                if name.isdigit() and int(name) not in known:
+                    log.warning("orphan_removed", path=str(top / name))
+                    self._trash_one(int(name))
         self._empty_trash()
 
     def _path(self, number: int) -> Path:

@@ -22,8 +22,9 @@ from typing import Final
 from criagent.base import faults
 from criagent.base.aio import finish, run_in
 from criagent.base.errors import AgentError, UnsupportedError
+from criagent.base.os_errors import of_the_agent
 from criagent.image.blobs import disk_full
-from criagent.image.snapshots.content_count import content_count
+from criagent.image.snapshots.content_count import ContentCount, content_count
 from criagent.image.snapshots.content_problem import content_problem
 from criagent.image.snapshots.driver import (
     Capabilities,
@@ -169,10 +170,14 @@ class FuseOverlayfsDriver(DirectoryDriver):
         if not tree.exists():
             return "the layer's directory is missing"
         try:
-            entries, size = json.loads(self._count_file(layer.number).read_bytes())
+            count = ContentCount(*json.loads(self._count_file(layer.number).read_bytes()))
         except (OSError, ValueError, TypeError) as exc:
+            if isinstance(exc, OSError) and of_the_agent(exc):
+                raise
             return f"the layer's count of files cannot be read: {exc}"
-        counted = dataclasses.replace(layer, entries=entries, content_bytes=size)
+        counted = dataclasses.replace(
+            layer, entries=count.names, content_bytes=count.size, facts=count.facts
+        )
         return content_problem(counted, tree)
 
     def _count_file(self, number: int) -> Path:

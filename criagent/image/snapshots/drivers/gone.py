@@ -73,6 +73,12 @@ class GoneDriver(DirectoryDriver):
         """Nothing can be counted."""
         return Counted(tops=[])
 
+    @asynccontextmanager
+    async def layer_tree(self, number: int) -> AsyncIterator[Path | None]:
+        """Raises UnavailableError."""
+        raise self._gone()
+        yield  # type: ignore[unreachable]  # makes it a generator
+
     async def problem(self, layer: Snapshot) -> str:
         """It cannot be read."""
         return f"the storage driver {self.name} does not work: {self._reason}"

@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import abc
 import contextlib
-import os
 from collections.abc import AsyncIterator, Iterable, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -27,8 +26,8 @@ from criagent.image.snapshots.drivers.bind_mount import bind_mapped
 from criagent.image.snapshots.drivers.directories import DirectoryDriver, let_through
 from criagent.image.snapshots.drivers.overlay_mount import mount_readonly
 from criagent.kernel import mount
-from criagent.kernel.syscalls import check, libc
 from criagent.kernel.trees import remove_tree
+from criagent.kernel.write_back import WriteBack
 from criagent.model.image import Snapshot
 
 log: structlog.stdlib.BoundLogger = structlog.get_logger(__name__)
@@ -57,6 +56,10 @@ class VolumeDriver(DirectoryDriver, abc.ABC):
     async def full(self) -> str:
         """Why nothing can be written any more; "" = it can."""
 
+    @abc.abstractmethod
+    async def unusable(self) -> str:
+        """Why no snapshot can be mounted, whatever is in it, with the cure; "" = they can."""
+
     async def prepare(self) -> None:
         """Make the fixed directories, on a mount that unpack workers see what is mounted below."""
         self._locks = KeyedLocks("volume")
@@ -71,8 +74,12 @@ class VolumeDriver(DirectoryDriver, abc.ABC):
         disk = self._disk(number)
         await self._attach(number)
         try:
-            yield LayerPlace(root=self._tree(number), scratch=disk, in_place=bool(below))
-            await run_in(self._fs, _unmount_written, disk)
+            # Its descriptor is closed before the unmounting, for which it would be a user.
+            with contextlib.closing(WriteBack(disk)) as written:
+                await run_in(self._fs, written.open)
+                yield LayerPlace(root=self._tree(number), scratch=disk, in_place=bool(below))
+                await run_in(self._fs, written.sync)
+            await run_in(self._fs, unmount, disk)
         except (AgentError, OSError) as exc:
             await finish(run_in(self._fs, unmount, disk))
             if reason := await self.full():
@@ -114,21 +121,34 @@ class VolumeDriver(DirectoryDriver, abc.ABC):
         tops = [self._tree(number), self.volumes(number)]
         return Counted(tops=[top for top in tops if top.exists()], changed_after_ns=made)
 
+    @asynccontextmanager
+    async def layer_tree(self, number: int) -> AsyncIterator[Path | None]:
+        """Its directory, mounted read-only."""
+        async with self._attached(number):
+            yield self._tree(number)
+
     async def problem(self, layer: Snapshot) -> str:
         """Mount the layer read-only and compare its files with its row.
 
-        Raises ExhaustedError when the store has no room for that, which says nothing of the layer.
+        Raises ExhaustedError when the store has no room for that, and AgentError when it is not
+        there at all: neither says anything of the layer, which a repair would delete.
         """
-        if not self._path(layer.number).exists():
-            return "the layer's directory is missing"
         try:
             with disk_full(self._path(layer.number)):
-                async with self._attached(layer.number):
-                    return await super().problem(layer)
+                found = await self._problem(layer)
         except ExhaustedError:
             raise
         except (OSError, AgentError) as exc:
-            return f"the layer cannot be mounted: {exc}"
+            found = f"the layer cannot be mounted: {exc}"
+        if found and (reason := await self.unusable()):
+            raise AgentError(reason)
+        return found
+
+    async def _problem(self, layer: Snapshot) -> str:
+        if not self._path(layer.number).exists():
+            return "the layer's directory is missing"
+        async with self._attached(layer.number):
+            return await super().problem(layer)
 
     @asynccontextmanager
     async def _attached(self, number: int, label: str = "") -> AsyncIterator[None]:
@@ -165,7 +185,7 @@ class VolumeDriver(DirectoryDriver, abc.ABC):
         """Delete the snapshots, those that were made from others first, then their directories."""
         for entry in await run_in(self._fs, self._trashed):
             try:
-                await run_in(self._fs, unmount, entry / "disk")
+                await run_in(self._fs, unmount, self._disk_of(entry))
                 await self.destroy(int(entry.name))
                 await run_in(self._fs, remove_tree, entry)
             except (OSError, AgentError) as exc:
@@ -186,8 +206,12 @@ class VolumeDriver(DirectoryDriver, abc.ABC):
                 log.warning("orphan_removed", path=str(entry))
                 self._trash_one(int(entry.name))
 
+    def _disk_of(self, entry: Path) -> Path:
+        """The mount point of the snapshot whose directory is `entry`, here or in the trash."""
+        return entry / "disk"
+
     def _disk(self, number: int) -> Path:
-        return self._path(number) / "disk"
+        return self._disk_of(self._path(number))
 
     def _tree(self, number: int) -> Path:
         return self._disk(number) / "fs"
@@ -222,13 +246,3 @@ def _mount_point(disk: Path) -> bool:
     """Make the directory; False when something is mounted there."""
     disk.mkdir(exist_ok=True)
     return not disk.is_mount()
-
-
-def _unmount_written(disk: Path) -> None:
-    """Unmount a layer so that all of it is on the disk. Raises OSError."""
-    fd = os.open(disk, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        check(libc.syncfs(fd), "syncfs", disk)
-    finally:
-        os.close(fd)
-    unmount(disk)

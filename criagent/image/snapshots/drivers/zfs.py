@@ -5,12 +5,14 @@
     <dataset>/base@layer  an empty directory fs
     <dataset>/<number>    a clone of the layer below, @layer once it is committed
 
+They are mounted in `<root>/disks`, a tmpfs: a mount point needs space, and a full dataset has none.
 A committed layer is mounted by its snapshot, which nobody can change. A container's limit is a
 quota of what its dataset refers to. Clones have higher numbers than what they are made from.
 """
 
 from __future__ import annotations
 
+import asyncio
 import errno
 import os
 import secrets
@@ -39,10 +41,12 @@ log: structlog.stdlib.BoundLogger = structlog.get_logger(__name__)
 PACKAGE = "zfsutils-linux and zfs-dkms (Debian: section contrib; Fedora: zfs of zfsonlinux.org)"
 _OWNER = "criagent:root"  # a property of the dataset: the root directory that it belongs to
 _LAYER = "layer"
+_DISKS = "disks"
 _KSTAT = Path("/proc/spl/kstat/zfs")
 _USABLE = {"ONLINE", "DEGRADED"}
 _SPARE = 1 << 20
 _LIMIT_S = 60.0  # a pool that lost its disks suspends, and every command waits
+_AT_ONCE = 8  # the kernel takes them one by one: more would only wait, and that within the limit
 _GONE = "does not exist"
 
 
@@ -61,6 +65,7 @@ class ZfsDriver(VolumeDriver):
         self._owner_file = root.with_name(f"{root.name}.zfs")
         self._lock = Claim(f"zfs-{self._dataset}", f"the dataset {self._dataset}")
         self._not_moved: set[int] = set()  # trash that is still in its place
+        self._commands = asyncio.Semaphore(_AT_ONCE)
 
     async def prepare(self) -> None:
         """See that the dataset is this root's, mount it, and make the base unless it is there."""
@@ -78,6 +83,7 @@ class ZfsDriver(VolumeDriver):
         await self._claim()
         await run_in(self._fs, self._mount_root)
         await super().prepare()
+        await run_in(self._fs, self._mount_points)
         if not await self._exists(f"base@{_LAYER}"):
             await self._make_base()
 
@@ -116,9 +122,23 @@ class ZfsDriver(VolumeDriver):
 
     def _mount_root(self) -> None:
         self.root.mkdir(parents=True, exist_ok=True, mode=0o700)
-        entry = mount.holding(self.root.resolve(), mount.mountinfo())
+        entry = self._holding()
         if entry is None or entry.source != self._dataset:
             mount.mount(self._dataset, self.root, "zfs")
+
+    def _holding(self) -> mount.MountEntry | None:
+        return mount.holder(self.root.resolve())
+
+    def _mount_points(self) -> None:
+        """A tmpfs that stays, as its mounts do; nothing but directories is in it."""
+        disks = self.root / _DISKS
+        disks.mkdir(exist_ok=True, mode=0o700)
+        if not disks.is_mount():
+            flags = mount.MS_NOSUID | mount.MS_NODEV | mount.MS_NOEXEC
+            mount.mount("criagent", disks, "tmpfs", flags, "mode=0700,size=1m")
+
+    def _disk_of(self, entry: Path) -> Path:
+        return self.root / _DISKS / entry.name
 
     async def _make_base(self) -> None:
         disk = self.root / "base"
@@ -204,6 +224,15 @@ class ZfsDriver(VolumeDriver):
             f"no space left in {self._dataset}; remove pods and images, enlarge the pool "
             f"{self._pool} or raise the quota"
         )
+
+    async def unusable(self) -> str:
+        """Whether the pool answers, and the dataset is mounted."""
+        if reason := await self.health():
+            return reason
+        entry = await run_in(self._fs, self._holding)
+        if entry is not None and entry.source == self._dataset:
+            return ""
+        return f"the dataset {self._dataset} is not mounted at {self.root}; restart criagent"
 
     async def health(self) -> str:
         """Whether the pool answers."""
@@ -292,7 +321,8 @@ class ZfsDriver(VolumeDriver):
     async def _zfs(self, *arguments: str) -> str:
         """Run the command; its output. Raises AgentError with what it says."""
         try:
-            ended = await tool(["zfs", *arguments], PACKAGE, limit_s=_LIMIT_S, keep=16 << 20)
+            async with self._commands:
+                ended = await tool(["zfs", *arguments], PACKAGE, limit_s=_LIMIT_S, keep=16 << 20)
         except TimeoutError as exc:
             raise AgentError(
                 f"zfs {' '.join(arguments)} did not end within {_LIMIT_S:.0f} s; "

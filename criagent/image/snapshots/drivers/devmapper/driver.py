@@ -187,12 +187,24 @@ class DevmapperDriver(VolumeDriver):
         status = await run_in(self._fs, self.pool.status)
         return self.pool.full_text() if status is not None and status.full else ""
 
+    async def unusable(self) -> str:
+        """Whether the pool is inactive or has failed."""
+        status = await run_in(self._fs, self.pool.status)
+        if status is None:
+            return self._inactive()
+        if status.mode == pool_status.FAILED:
+            return pool_status.problem(self.pool.name, status, self._settings.watermark_percent)
+        return ""
+
+    def _inactive(self) -> str:
+        name = self.pool.name
+        return f"the thin pool {name} is not active; restart criagent, which activates it"
+
     async def health(self) -> str:
         """Whether the pool is active and below its watermarks."""
         status = await run_in(self._fs, self.pool.status)
         if status is None:
-            name = self.pool.name
-            return f"the thin pool {name} is not active; restart criagent, which activates it"
+            return self._inactive()
         if self.pool.on_files and (reason := self.pool.loops.missing()):
             return reason
         return pool_status.problem(self.pool.name, status, self._settings.watermark_percent)

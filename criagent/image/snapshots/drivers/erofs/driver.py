@@ -23,6 +23,7 @@ from typing import Final
 from criagent.base import faults
 from criagent.base.aio import run_in
 from criagent.base.errors import CorruptError, UnsupportedError
+from criagent.base.os_errors import of_the_agent
 from criagent.config.storage_section import Storage
 from criagent.image.blobs import disk_full
 from criagent.image.snapshots.driver import (
@@ -213,6 +214,11 @@ class ErofsDriver(LimitedDirectoryDriver):
         if (self._path(number) / IMAGE).exists():
             remove_tree(self._tree(number))
 
+    @asynccontextmanager
+    async def layer_tree(self, number: int) -> AsyncIterator[Path | None]:
+        """None: what is kept is the image."""
+        yield None
+
     async def problem(self, layer: Snapshot) -> str:
         """Compare the image with its description."""
         directory = self._path(layer.number)
@@ -315,6 +321,8 @@ class ErofsDriver(LimitedDirectoryDriver):
                     file.fileno(), image_file.described(directory), with_verity=True
                 )
         except (OSError, ValueError) as exc:
+            if isinstance(exc, OSError) and of_the_agent(exc):
+                raise
             return f"its image or the description of it cannot be read: {exc}"
 
     # Removal.

@@ -18,6 +18,7 @@ from pathlib import Path
 
 from criagent.base import faults
 from criagent.base.errors import AgentError, ExhaustedError, UnsupportedError
+from criagent.base.os_errors import of_the_agent
 from criagent.kernel import verity
 from criagent.process.child import Ended, Options, run
 
@@ -116,6 +117,8 @@ def problem(directory: Path, *, with_verity: bool) -> str:
     except ValueError:
         return f"the layer's {DESCRIPTION} is damaged"
     except OSError as exc:
+        if of_the_agent(exc):
+            raise
         return f"the layer's image cannot be read: {exc.strerror}"
     if digest != expected.sha256:
         return f"the layer's image has the digest {digest} instead of {expected.sha256}"
