@@ -61,11 +61,14 @@ def link_local(mac: bytes) -> IPv6Address:
 
 
 def add_commands(ports: Iterable[Port]) -> str:
-    """Commands that allow these ports to send."""
+    """Commands that allow these ports to send: one for each set, however many ports there are."""
+    sets: dict[str, list[str]] = {}
+    for port in ports:
+        for name, element in port.elements:
+            sets.setdefault(name, []).append(element)
     return "".join(
-        f"add element {TABLE} {name} {{ {element} }}\n"
-        for port in ports
-        for name, element in port.elements
+        f"add element {TABLE} {name} {{ {', '.join(elements)} }}\n"
+        for name, elements in sets.items()
     )
 
 

@@ -10,27 +10,31 @@ from __future__ import annotations
 
 import dataclasses
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import Executor
+from functools import partial
 from ipaddress import ip_address, ip_network
 from pathlib import Path
 
 import structlog
 
-from criagent.base.aio import run_in
+from criagent.base import faults
+from criagent.base.aio import Background, run_in
 from criagent.base.errors import AgentError, InvalidRequestError
 from criagent.config import checks
 from criagent.kernel import namespaces, netlink
 from criagent.model.sandbox import Sandbox
 from criagent.net import antispoof, forwarding, hostport, rules
+from criagent.net.departures import Departures
 from criagent.net.flows import forget_flows
 from criagent.net.pod_network import Attachment, NetworkCondition
 from criagent.net.rule_keeper import RuleKeeper
-from criagent.store.addresses import AddressStore, Network
+from criagent.store.addresses import AddressStore, Network, NetworkFullError
 from criagent.store.settings import SettingStore
 
 _CIDR_SETTING = "pod_cidrs"
 _INTERFACE = "eth0"
+PORT_PREFIX = "cri"  # of the names of pods' links
 
 log: structlog.stdlib.BoundLogger = structlog.get_logger(__name__)
 
@@ -69,7 +73,11 @@ class BridgeNetwork:
         self._failure = "the network has not started"
         self._forwards: dict[str, list[hostport.Forward]] = {}
         self._ports: dict[str, antispoof.Port] = {}
+        self._reserved: dict[str, list[Network]] = {}  # of pods that have addresses but no link yet
+        self._departing: set[str] = set()  # pods without a link that still hold addresses
         self._rules = RuleKeeper(net, self._contents, anti_spoofing=config.anti_spoofing)
+        self._repair = Background("bridge")
+        self._departures = Departures(self._departed, self._delete_links)
 
     @property
     def cidrs(self) -> tuple[str, ...]:
@@ -84,10 +92,20 @@ class BridgeNetwork:
     @property
     def _pods(self) -> list[str]:
         """The networks in force, and single addresses that pods have from earlier ones."""
-        networks = self._networks
-        held = [ip_address(text) for row in self._addresses.owners().values() for text in row]
-        former = [str(one) for one in held if not any(one in network for network in networks)]
+        owners = self._addresses.owners()
+        held = [
+            ip_address(text)
+            for sandbox_id, row in owners.items()
+            if sandbox_id not in self._departing
+            for text in row
+        ]
+        former = map(str, self._outside(held))
         return [*self.cidrs, *former]
+
+    def _outside(self, addresses: Sequence[netlink.Address]) -> list[netlink.Address]:
+        """Those in none of the networks in force."""
+        networks = self._networks
+        return [one for one in addresses if not any(one in network for network in networks)]
 
     async def start(self) -> None:
         """Create the bridge with its gateway addresses, set sysctls, write the nftables tables."""
@@ -95,20 +113,32 @@ class BridgeNetwork:
         self._forwards = {
             sandbox.id: hostport.forwards(sandbox, sandbox.addresses) for sandbox in sandboxes
         }
-        self._ports = await run_in(self._net, self._ports_of, sandboxes)
+        # Those of pods that have ended may still have a link.
+        owners = {sandbox.id for sandbox in sandboxes} | self._addresses.owners().keys()
+        self._ports = await run_in(self._net, self._ports_of, owners)
+        self._departures.watch()
         self._rules.watch()
         await run_in(self._net, self._start)
         self._failure = ""
 
     async def stop(self) -> None:
-        """Stop watching the rules; pods keep their network."""
+        """Stop watching rules and links; pods keep their network."""
+        await self._repair.stop()
+        await self._departures.stop()
         await self._rules.stop()
 
     def condition(self) -> NetworkCondition:
         """Ready once the bridge is up and the rules are in force.
 
-        Ready with a reason when the kernel cannot prevent spoofed addresses.
+        Ready with a reason when the kernel cannot prevent spoofed addresses. A bridge that another
+        program has deleted is made again in the background.
         """
+        if not self._failure and not self._bridge_exists():
+            self._repair.start(self._restore)
+            text = f"another program has deleted the bridge {self._config.bridge}"
+            return NetworkCondition(
+                ready=False, reason="BridgeNotReady", message=f"{text}; it is made again"
+            )
         if failure := self._failure or self._rules.failure:
             return NetworkCondition(ready=False, reason="BridgeNotReady", message=failure)
         if problem := self._rules.open_to_spoofing:
@@ -131,46 +161,117 @@ class BridgeNetwork:
         await self._settings.put(_CIDR_SETTING, ",".join(str(ip_network(cidr)) for cidr in cidrs))
         await run_in(self._net, self._start)
 
-    async def attach(self, sandbox: Sandbox, netns: Path) -> Attachment:
-        """Addresses, veth pair, routes and host ports of a new sandbox.
+    async def reserve(self, sandbox: Sandbox) -> None:
+        """Raises ExhaustedError when no address is left."""
+        networks = self._networks
+        await self._allocate(sandbox.id, networks)
+        self._reserved[sandbox.id] = networks
+
+    async def release(self, sandbox: Sandbox) -> None:
+        """Release the addresses of a sandbox without a link."""
+        self._reserved.pop(sandbox.id, None)
+        attached = sandbox.id in self._ports or self._departures.holds(sandbox.id)
+        if not attached and self._addresses.of(sandbox.id):
+            await self._departed([sandbox.id])
+
+    async def attach(
+        self, sandbox: Sandbox, netns: Path, inside: netlink.RouteSocket | None = None
+    ) -> Attachment:
+        """Veth pair, addresses, routes and host ports of a new sandbox.
 
         Raises ExhaustedError when no address is left, AlreadyExistsError for a taken host port.
         """
-        networks = self._networks
-        addresses = await self._addresses.allocate(sandbox.id, networks)
+        networks = self._reserved.pop(sandbox.id, None)
+        if networks is None:
+            networks = self._networks
+            await self._allocate(sandbox.id, networks)
+        addresses = self._addresses.of(sandbox.id)
         wanted = hostport.forwards(sandbox, addresses)
         hostport.check_conflicts(sandbox.id, wanted, self._forwards)
         if wanted:
             self._forwards[sandbox.id] = wanted
         port = self._ports[sandbox.id] = _port(sandbox.id, addresses)
-        await run_in(self._net, self._attach, sandbox.id, netns, networks, port, wanted)
+        gateways = [network[1] for network in networks]
+        if inside is not None:
+            configure = partial(_configure, inside, addresses, gateways)
+        else:
+            here = partial(_configure_here, addresses, gateways)
+            configure = partial(namespaces.in_netns, netns, here)
+        await run_in(self._net, self._attach, sandbox.id, netns, port, wanted, configure)
+        if networks != self._networks:  # they were changed while these addresses were being set
+            await run_in(self._net, self._rules.write)
         await forget_flows(wanted)
         return Attachment(addresses=addresses)
 
+    async def _allocate(self, sandbox_id: str, networks: Sequence[Network]) -> tuple[str, ...]:
+        while True:
+            try:
+                return await self._addresses.allocate(sandbox_id, networks)
+            except NetworkFullError:
+                if not await self._departures.wait():
+                    raise
+
     async def detach(self, sandbox: Sandbox, netns: Path | None) -> None:
-        """Remove veth, rules, flows and addresses, so that the next pod sees no old traffic."""
+        """Close the host ports, and release what else the pod has as soon as its link is gone.
+
+        The kernel removes the link with the network namespace, which the caller drops next. Until
+        then addresses and anti-spoofing rules stay, so that no other pod gets the old one's traffic
+        and nothing is sent unchecked. Without a link they are gone at once.
+        """
         del netns
-        addresses = self._addresses.of(sandbox.id)
+        self._reserved.pop(sandbox.id, None)
         gone = self._forwards.pop(sandbox.id, None)
         if gone is None:
-            gone = hostport.forwards(sandbox, addresses)
+            gone = hostport.forwards(sandbox, self._addresses.of(sandbox.id))
             # A sandbox that was refused for a taken host port never owned that port.
             gone = hostport.unclaimed(gone, self._forwards)
-        port = self._ports.pop(sandbox.id, None) or _port(sandbox.id, addresses)
-        await run_in(self._net, self._detach, port, gone)
-        await forget_flows(gone)
-        await self._addresses.release(sandbox.id)
+        if gone:
+            await run_in(self._net, self._close, gone)
+            await forget_flows(gone)
+            faults.reach("network-detach:ports")
+        if not self._departures.add(_veth_name(sandbox.id), sandbox.id):
+            await self._departed([sandbox.id])
+        faults.reach("network-detach:link")
+
+    async def _departed(self, sandbox_ids: Sequence[str]) -> None:
+        """Release what is left of pods without a link: what rules say of them, then addresses."""
+        ports = [
+            self._ports.get(sandbox_id) or _port(sandbox_id, self._addresses.of(sandbox_id))
+            for sandbox_id in sandbox_ids
+        ]
+        await run_in(self._net, self._disallow, ports)
+        for sandbox_id in sandbox_ids:
+            self._ports.pop(sandbox_id, None)
+        self._departing.update(sandbox_ids)
+        try:
+            held = [ip_address(text) for one in sandbox_ids for text in self._addresses.of(one)]
+            if self._outside(held) and self._rules.started:
+                await run_in(self._net, self._rules.write)
+            faults.reach("network-departed:rules")
+            await self._addresses.release(*sandbox_ids)
+        finally:
+            self._departing.difference_update(sandbox_ids)
+        faults.reach("network-departed:addresses")
+
+    async def _delete_links(self, names: Sequence[str]) -> None:
+        await run_in(self._net, self._delete, names)
 
     async def reconcile(self, live: Sequence[Sandbox]) -> None:
         """Remove addresses and links that belong to no live sandbox, and rules for none."""
         known = {sandbox.id for sandbox in live}
-        for owner in self._addresses.owners():
-            if owner not in known:
-                await self._addresses.release(owner)
         names = {_veth_name(sandbox_id) for sandbox_id in known}
         await run_in(self._net, self._sweep, names)
+        if strangers := self._addresses.owners().keys() - known:
+            await self._departed(list(strangers))
         if not self._rules.started:
             await run_in(self._net, self._retire)
+
+    def _bridge_exists(self) -> bool:
+        """Whether the bridge is there, and the one that was set up."""
+        return netlink.index_of(self._config.bridge) == self._index
+
+    async def _restore(self) -> None:
+        await run_in(self._net, self._make_again)
 
     def _contents(self) -> rules.Contents:
         # Copies made in one step: verbs change the dicts in the event loop's thread.
@@ -190,22 +291,22 @@ class BridgeNetwork:
             self._routes = netlink.RouteSocket()
         return self._routes
 
-    def _ports_of(self, sandboxes: Sequence[Sandbox]) -> dict[str, antispoof.Port]:
+    def _ports_of(self, sandbox_ids: Iterable[str]) -> dict[str, antispoof.Port]:
         """Ports of sandboxes from before this start."""
         routes = self._route_socket()
         links = {link.name: link for link in routes.links()}
         found: dict[str, antispoof.Port] = {}
-        for sandbox in sandboxes:
-            port = _port(sandbox.id, self._addresses.of(sandbox.id))
+        for sandbox_id in sandbox_ids:
+            port = _port(sandbox_id, self._addresses.of(sandbox_id))
             link = links.get(port.interface)
-            if link is not None and link.mac != antispoof.host_mac(sandbox.id):
+            if link is not None and link.mac != antispoof.host_mac(sandbox_id):
                 # criagent 0.1 let the kernel choose both hardware addresses.
                 mac = routes.peer_mac(link)
                 if not mac:
-                    log.warning("port_without_anti_spoofing", sandbox_id=sandbox.id, link=link.name)
+                    log.warning("port_without_anti_spoofing", sandbox_id=sandbox_id, link=link.name)
                     continue
                 port = dataclasses.replace(port, mac=mac)
-            found[sandbox.id] = port
+            found[sandbox_id] = port
         return found
 
     def _start(self) -> None:
@@ -217,8 +318,9 @@ class BridgeNetwork:
         self._index = netlink.index_of(name) or 0
         # Otherwise it takes the lowest address of its ports, and pods lose their gateway for a
         # while when that pod is removed.
-        mac = next(link.mac for link in routes.links() if link.index == self._index)
-        routes.send([netlink.set_mac(self._index, mac)])
+        if (link := routes.link(self._index)) is not None:
+            routes.send([netlink.set_mac(self._index, link.mac)])
+        self._connect()
         for network in self._networks:
             gateway = network[1]
             routes.send([netlink.address(self._index, gateway, network.prefixlen)], exist_ok=True)
@@ -229,14 +331,30 @@ class BridgeNetwork:
             forwarding.forward_ipv6(name)
         self._rules.write()
 
+    def _connect(self) -> None:
+        """Make ports again of the links that lost their bridge, which had been deleted."""
+        members = Path(f"/sys/class/net/{self._config.bridge}/brif")
+        for name in [port.interface for port in list(self._ports.values())]:
+            index = netlink.index_of(name)
+            if index is not None and not (members / name).exists():
+                requests = [netlink.join(index, self._index), netlink.hairpin(index)]
+                self._route_socket().send(requests)
+
+    def _make_again(self) -> None:
+        """Make the bridge again if another program has deleted it, with the pods that it had."""
+        if not self._bridge_exists():
+            self._start()
+            log.warning("bridge_restored", bridge=self._config.bridge)
+
     def _attach(
         self,
         sandbox_id: str,
         netns: Path,
-        networks: Sequence[Network],
         port: antispoof.Port,
         wanted: Sequence[hostport.Forward],
+        configure: Callable[[], None],
     ) -> None:
+        self._make_again()
         routes = self._route_socket()
         # Before the link exists, so that the pod sends nothing unchecked.
         guard = antispoof.add_commands([port]) if self._rules.prevents_spoofing else ""
@@ -251,28 +369,28 @@ class BridgeNetwork:
             os.close(fd)
         # With br_netfilter, traffic redirected to a pod stays on the bridge, even to its own port.
         routes.send([netlink.hairpin(netlink.index_of(host.name) or 0)])
-        gateways = [network[1] for network in networks]
-        namespaces.in_netns(netns, lambda: _configure(port.addresses, gateways))
-        if networks != self._networks:
-            self._rules.write()  # other pods were added while these addresses were being set
+        configure()
 
-    def _detach(self, port: antispoof.Port, gone: Sequence[hostport.Forward]) -> None:
-        index = netlink.index_of(port.interface)
-        if index is not None:
-            self._route_socket().send([netlink.delete_link(index)])
+    def _close(self, gone: Sequence[hostport.Forward]) -> None:
         if self._rules.started:
-            guard = antispoof.delete_commands([port]) if self._rules.prevents_spoofing else ""
-            if commands := guard + hostport.delete_commands(gone):
-                self._rules.change(commands)
+            self._rules.change(hostport.delete_commands(gone))
+
+    def _disallow(self, ports: Sequence[antispoof.Port]) -> None:
+        if ports and self._rules.started and self._rules.prevents_spoofing:
+            self._rules.change(antispoof.delete_commands(ports))
+
+    def _delete(self, names: Sequence[str]) -> None:
+        for name in names:
+            index = netlink.index_of(name)
+            if index is not None:
+                self._route_socket().send([netlink.delete_link(index)], gone_ok=True)
 
     def _sweep(self, names: set[str]) -> None:
         members = Path(f"/sys/class/net/{self._config.bridge}/brif")
         for entry in members.iterdir() if members.exists() else ():
-            if entry.name not in names and entry.name.startswith("cri"):
-                index = netlink.index_of(entry.name)
-                if index is not None:
-                    self._route_socket().send([netlink.delete_link(index)])
-                    log.warning("orphan_link_removed", link=entry.name)
+            if entry.name not in names and entry.name.startswith(PORT_PREFIX):
+                self._delete([entry.name])
+                log.warning("orphan_link_removed", link=entry.name)
 
     def _retire(self) -> None:
         """Remove the unused table of a backend that was not started, if there is one."""
@@ -284,7 +402,7 @@ class BridgeNetwork:
 
 
 def _veth_name(sandbox_id: str) -> str:
-    return f"cri{sandbox_id[:11]}"  # 14 characters; IFNAMSIZ leaves 15
+    return PORT_PREFIX + sandbox_id[:11]  # 14 characters; IFNAMSIZ leaves 15
 
 
 def _port(sandbox_id: str, addresses: Sequence[str]) -> antispoof.Port:
@@ -295,13 +413,20 @@ def _port(sandbox_id: str, addresses: Sequence[str]) -> antispoof.Port:
     )
 
 
-def _configure(addresses: Sequence[str], gateways: Sequence[netlink.Address]) -> None:
-    index = netlink.index_of(_INTERFACE) or 0
+def _configure_here(addresses: Sequence[str], gateways: Sequence[netlink.Address]) -> None:
+    """As `_configure`, in the network namespace of this thread."""
+    with netlink.RouteSocket() as routes:
+        _configure(routes, addresses, gateways)
+
+
+def _configure(
+    routes: netlink.RouteSocket, addresses: Sequence[str], gateways: Sequence[netlink.Address]
+) -> None:
+    index = routes.index_of(_INTERFACE)
     requests = []
     for text in addresses:
         address = ip_address(text)
         requests.append(netlink.address(index, address, address.max_prefixlen))
     requests.append(netlink.set_up(index))
     requests += [netlink.default_route(index, gateway) for gateway in gateways]
-    with netlink.RouteSocket() as routes:
-        routes.send(requests)
+    routes.send(requests)

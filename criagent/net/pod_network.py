@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Protocol
 
 from criagent.base.errors import AgentError
+from criagent.kernel.netlink import RouteSocket
 from criagent.model.sandbox import Sandbox
 
 
@@ -30,7 +31,12 @@ class NetworkCondition:
 
 
 class PodNetwork(Protocol):
-    """One way to connect pods. `detach` is idempotent and needs no living namespace.
+    """One way to connect pods. `detach` is idempotent and needs no living namespace; host ports are
+    free afterwards, addresses at the latest some time after the namespace is gone.
+
+    `reserve` takes the addresses beforehand, in the commit of a row that is written at the same
+    time; `release` is its undo for a pod that was not attached. `inside` is a socket within the
+    pod's namespace, if the caller has one.
 
     `reconcile` is called without `start` when no pod is on it and new pods use another network.
     """
@@ -39,7 +45,11 @@ class PodNetwork(Protocol):
     def backend(self) -> str: ...
     async def start(self) -> None: ...
     async def stop(self) -> None: ...
-    async def attach(self, sandbox: Sandbox, netns: Path) -> Attachment: ...
+    async def reserve(self, sandbox: Sandbox) -> None: ...
+    async def release(self, sandbox: Sandbox) -> None: ...
+    async def attach(
+        self, sandbox: Sandbox, netns: Path, inside: RouteSocket | None = None
+    ) -> Attachment: ...
     async def detach(self, sandbox: Sandbox, netns: Path | None) -> None: ...
     async def reconcile(self, live: Sequence[Sandbox]) -> None: ...
     async def set_pod_cidrs(self, cidrs: Sequence[str]) -> None: ...

@@ -67,6 +67,7 @@ class Session:
         """Until the connection ends. Raises nothing: the log says what was wrong."""
         try:
             async with alongside(self._link.run()) as receiving:
+                receiving.add_done_callback(self._ended)
                 plugin = await self._introduced()
                 if plugin is None:
                     return
@@ -107,6 +108,8 @@ class Session:
             await configured(plugin, self._configuration())
         except (TimeoutError, LostError, RefusedError, OversizedError, ValueError) as error:
             reason = str(error) or "it did not answer in time"
+            if self._link.silent and not self._link.open:
+                return None  # no plugin: a program such as the doctor looked who serves here
             self._link.close(reason)
             log.error(  # noqa: TRY400 - its text is enough
                 "nri_plugin_not_registered",
@@ -116,6 +119,12 @@ class Session:
             )
             return None
         return plugin
+
+    def _ended(self, _receiving: object) -> None:
+        """A connection that has ended registers nobody."""
+        if not self._registered.done():
+            self._registered.set_exception(LostError(self._link.reason))
+            self._registered.exception()  # taken: nobody may wait for it
 
     def _configuration(self) -> nri_pb2.ConfigureRequest:
         limits = self._host.limits

@@ -156,7 +156,7 @@ def test_pods_of_the_built_in_network_keep_it_and_leave_nothing(pods: Pods) -> N
         until(lambda: "7380" in rules(), "the rules")
         pods.cri.remove_pod(sandbox)
         assert "7380" not in rules()
-        assert node_state()["addresses"] == []
+        until(lambda: node_state()["addresses"] == [], "the release of addresses")
         agent.stop()
         pods.cri = agent.start(CONFIG)
         assert rules() == ""

@@ -9,12 +9,13 @@ import subprocess
 from collections.abc import Callable, Coroutine, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from criagent.kernel.namespaces import pin_namespaces, unpin
+from criagent.kernel.namespaces import in_thread, pin_namespaces, unpin
 from criagent.model.common import Protocol
 from criagent.model.sandbox import PortMapping, Sandbox, SandboxId, SandboxMetadata, SandboxSpec
 from criagent.net.cni.network import CniConfig, CniNetwork
@@ -53,7 +54,7 @@ def directory(tmp_path: Path) -> Iterator[Path]:
 def netns(tmp_path: Path) -> Iterator[Path]:
     """A pinned network namespace."""
     pin = tmp_path / "net"
-    pin_namespaces({"net": pin}, sysctls={}, hostname=None)
+    in_thread(partial(pin_namespaces, {"net": pin}, sysctls={}, hostname=None))
     yield pin
     unpin(pin)
 

@@ -17,6 +17,7 @@ import grpc
 import pytest
 
 from criagent.kernel.nft_events import generation
+from tests.support import agent
 from tests.support.cri_client import api
 from tests.support.pods import Pods
 from tests.support.waiting import until
@@ -282,6 +283,36 @@ def test_rules_come_back_after_a_foreign_flush(pods: Pods) -> None:
     subprocess.run(["nft", "flush", "ruleset"], check=True)
     until(lambda: subprocess.check_output(["nft", "list", "ruleset"]) == rules, "the rules", 5)
     assert fetched("http://127.0.0.1:7400/") == "page\n"
+
+
+@pytest.mark.parametrize("seen_by", ["the next pod", "the condition", "the next start"])
+def test_a_deleted_bridge_comes_back_with_its_pods(pods: Pods, seen_by: str) -> None:
+    container_id = pods.running()
+    subprocess.run(["ip", "link", "del", "cri0"], check=True)
+    if seen_by == "the next pod":
+        pods.running()
+    elif seen_by == "the next start":
+        agent.stop()
+        pods.cri = agent.start()
+    else:
+        network = ready(pods)
+        assert (network.status, network.reason) == (False, "BridgeNotReady")
+        assert "deleted the bridge cri0" in network.message
+        until(lambda: ready(pods).status, "readiness", 5)
+    # ARP and forwarding through the bridge: the gateway answers, and so does another pod.
+    other, _ = pods.sandbox()
+    for address in ("10.88.0.1", pods.cri.pod_status(other).network.ip):
+        until(
+            lambda address=address: (
+                pods.cri.exec(container_id, "ping", "-c1", "-W1", address).exit_code == 0
+            ),
+            f"an answer of {address}",
+        )
+
+
+def ready(pods: Pods) -> api.RuntimeCondition:
+    conditions = pods.cri.runtime.Status(api.StatusRequest()).status.conditions
+    return next(one for one in conditions if one.type == "NetworkReady")
 
 
 def test_a_host_network_pod_uses_the_nodes_own(pods: Pods) -> None:

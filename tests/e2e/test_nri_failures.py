@@ -187,6 +187,23 @@ def test_connections_without_a_plugin_end(pods: Pods) -> None:
     loud.close()
 
 
+def test_a_look_at_the_socket_is_no_failed_plugin() -> None:
+    """As the doctor looks; a connection that says something and ends is one."""
+    before = len(agent.LOG.read_text())
+    for said in (b"", b"GET / HTTP/1.1\r\n\r\n"):
+        with socket.socket(socket.AF_UNIX) as looking:
+            looking.connect(str(SOCKET))
+            looking.sendall(said)
+
+    def failed() -> list[str]:
+        lines = agent.LOG.read_text()[before:].splitlines()
+        return [line for line in lines if "nri_plugin_not_registered" in line]
+
+    until(failed, "the event of the second", 3)
+    (line,) = failed()
+    assert "not ttrpc" in line or "closed the connection" in line
+
+
 def test_a_socket_of_another_runtime_is_left_alone(pods: Pods) -> None:
     agent.stop()
     other = socket.socket(socket.AF_UNIX)

@@ -6,11 +6,12 @@ from __future__ import annotations
 import json
 import subprocess
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 
 import pytest
 
-from criagent.kernel.namespaces import in_netns, pin_namespaces, unpin
+from criagent.kernel.namespaces import in_netns, in_thread, pin_namespaces, unpin
 from criagent.net import forwarding
 from tests.e2e.test_spoofing import OFF, Pair, inside
 from tests.support import agent
@@ -77,7 +78,7 @@ class Uplink:
     def __init__(self, directory: Path) -> None:
         self.node, self.router = directory / "node", directory / "router"
         for pin in (self.node, self.router):
-            pin_namespaces({"net": pin}, sysctls={}, hostname=None)
+            in_thread(partial(pin_namespaces, {"net": pin}, sysctls={}, hostname=None))
         script = f"""
             ip link add uplink type veth peer name eth0 netns {self.router}
             ip link add cri0 type bridge

@@ -334,15 +334,17 @@ def test_pods_of_one_name_in_two_namespaces_are_two(pods: Pods) -> None:
         config.metadata.name, config.metadata.namespace = "same", namespace
         return pods.cri.run(config)
 
+    def rules() -> str:
+        return subprocess.check_output(["nft", "list", "table", "bridge", "criagent"], text=True)
+
     first, second = named("one"), named("two")
-    rules = subprocess.check_output(["nft", "list", "table", "bridge", "criagent"], text=True)
+    before = rules()
     for sandbox in (first, second):
-        assert f'"cri{sandbox[:11]}" . {host(pods, sandbox).ip4}' in rules
+        assert f'"cri{sandbox[:11]}" . {host(pods, sandbox).ip4}' in before
         inside(sandbox, "busybox", "ping", "-c1", "-W5", "10.88.0.1")
     pods.cri.remove_pod(first)
-    rules = subprocess.check_output(["nft", "list", "table", "bridge", "criagent"], text=True)
-    assert first[:11] not in rules
-    assert second[:11] in rules
+    until(lambda: first[:11] not in rules(), "the end of the first pod's rules, after its link's")
+    assert second[:11] in rules()
 
 
 def test_a_pod_that_changes_its_interface_gains_nothing(
@@ -468,4 +470,5 @@ def test_links_of_others_on_the_bridge_are_left_alone(pods: Pods, tmp_path: Path
     try:
         subprocess.run(["sh", "-c", script], check=True)
     finally:
-        subprocess.run(["sh", "-c", "ip netns del other; umount /run/netns"], check=True)
+        undo = "ip link del other; ip netns del other; umount /run/netns"
+        subprocess.run(["sh", "-c", undo], check=True)

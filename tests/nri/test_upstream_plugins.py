@@ -20,6 +20,7 @@ from tests.support.pods import Pods
 from tests.support.waiting import until
 
 PROGRAMS = Path("/opt/kubernetes")
+RESCTRL = Path("/sys/fs/resctrl")
 MANY = 300
 
 
@@ -270,6 +271,28 @@ def test_writable_cgroups(cri: Cri, pods: Pods, tmp_path: Path) -> None:
     shown = cri.exec(container_id, "cat", str(mounts)).stdout.decode()
     (line,) = [line for line in shown.splitlines() if " /sys/fs/cgroup " in line]
     assert line.split()[5].startswith("rw,")
+
+
+def test_rdt(pods: Pods, tmp_path: Path) -> None:
+    """A class of service reaches the container, or is refused where the node has no resctrl."""
+    pod = pods.sandbox(
+        lambda one: one.annotations.update({"closid.rdt.noderesource.dev/container.main": "gold"})
+    )
+    with plugin("rdt", log=tmp_path / "log") as running:
+        pods.running(pod=pod, change=lambda one: setattr(one.metadata, "name", "other"))
+        if RESCTRL.exists():
+            container_id = pods.running(
+                pod=pod, change=lambda one: setattr(one.metadata, "name", "main")
+            )
+            linux = specification(container_id)["linux"]
+            assert isinstance(linux, dict)
+            assert linux["intelRdt"]["closID"] == "gold"
+        else:
+            print(f"the node has no {RESCTRL}: its refusal is tested")
+            with pytest.raises(grpc.RpcError, match="sets Intel RDT") as refusal:
+                pods.running(pod=pod, change=lambda one: setattr(one.metadata, "name", "main"))
+            assert refusal.value.code() is grpc.StatusCode.UNIMPLEMENTED
+        running.says("Adjust closid")
 
 
 def test_network_logger(cri: Cri, pods: Pods, tmp_path: Path) -> None:

@@ -23,7 +23,7 @@ import structlog
 
 from criagent.base.aio import Background, run_in
 from criagent.base.errors import AgentError, CorruptError, InvalidRequestError
-from criagent.kernel import namespaces
+from criagent.kernel import namespaces, netlink
 from criagent.model.sandbox import Sandbox
 from criagent.net import bandwidth
 from criagent.net.cni import result as cni_result
@@ -129,13 +129,22 @@ class CniNetwork:
                 ) from None
         await self._settings.put(_CIDR_SETTING, ",".join(networks))
 
-    async def attach(self, sandbox: Sandbox, netns: Path) -> Attachment:
+    async def reserve(self, sandbox: Sandbox) -> None:
+        """The plugins choose the addresses."""
+
+    async def release(self, sandbox: Sandbox) -> None:
+        """Nothing was reserved."""
+
+    async def attach(
+        self, sandbox: Sandbox, netns: Path, inside: netlink.RouteSocket | None = None
+    ) -> Attachment:
         """ADD of every plugin in order; after a failure `detach` undoes what was done.
 
         Raises AgentError with the plugin's message, TimedOutError for one that hangs, and
         InvalidRequestError for metadata that CNI_ARGS cannot carry and for invalid bandwidth
         annotations, even when no plugin limits the pod.
         """
+        del inside
         bandwidth.limits(sandbox.spec.annotations)
         for key, value in _arguments(sandbox):
             if not _ARGUMENT.fullmatch(value):

@@ -71,6 +71,7 @@ class Link:
         self._calls: dict[int, asyncio.Future[bytes]] = {}
         self._served = 0
         self._reason = ""
+        self.silent = True  # nothing has been received
 
     @property
     def open(self) -> bool:
@@ -109,6 +110,7 @@ class Link:
         try:
             async with asyncio.TaskGroup() as group:
                 while data := await self._reader.read(_READ):
+                    self.silent = False
                     for stream, payload in demultiplexer.feed(data):
                         reader = readers.get(stream)
                         if reader is None:
