@@ -15,23 +15,27 @@ from typing import Any
 import grpc
 import pytest
 
+from tests.e2e.test_restore_pod_refused import UNDOS as RESTORE_UNDOS
 from tests.support import agent
+from tests.support.checkpoints import COUNT, CheckpointedPod, goes_on
 from tests.support.cri_client import Cri, api, container
 from tests.support.metrics_page import value
 from tests.support.node_state import differences, settled_state
 from tests.support.pods import Pods
+from tests.support.waiting import until
 
 pytestmark = pytest.mark.root
 
 SOURCE = Path(__file__).parents[2] / "criagent" / "runtime"
+CHECKPOINTS = Path("/var/lib/criagent/checkpoints")
 RUN, CREATE = "sandbox-run", "container-create"
 VERBS, CONTAINER = SOURCE / "verbs", SOURCE / "container"
 FILES = {
-    RUN: (VERBS / "run_sandbox.py",),
+    RUN: (VERBS / "run_sandbox.py", SOURCE / "pod" / "files.py"),
     CREATE: (VERBS / "create_container.py", CONTAINER / "bundle.py", CONTAINER / "launch.py"),
 }
 UNDOS = {
-    RUN: ("row", "files", "namespaces", "network", "holder", "plugins"),
+    RUN: ("row", "addresses", "files", "namespaces", "network", "holder", "plugins"),
     CREATE: ("row", "files", "plugins", "runtime"),
 }
 CASES = [(verb, undo) for verb, undos in UNDOS.items() for undo in undos]
@@ -39,9 +43,16 @@ ENDINGS = {"ENOSPC": grpc.StatusCode.RESOURCE_EXHAUSTED, "cancel": grpc.StatusCo
 
 
 def test_every_undo_has_its_cases_here() -> None:
+    """Or in the test of RestorePod, whose undos are those of RunPodSandbox and two of its own."""
+    pushed = {
+        file: set(re.findall(r'undo\.push\(\s*"([\w-]+)"', file.read_text()))
+        for file in SOURCE.parent.rglob("*.py")
+    }
+    elsewhere = set(RESTORE_UNDOS) - {"row"}
+    assert pushed.pop(SOURCE / "restore" / "pod.py") == elsewhere
     for verb, files in FILES.items():
-        pushed = re.findall(r'undo\.push\(\s*"(\w+)"', "".join(f.read_text() for f in files))
-        assert set(pushed) == set(UNDOS[verb])
+        assert set().union(*(pushed.pop(file) for file in files)) == set(UNDOS[verb])
+    assert not [file for file, undos in pushed.items() if undos]
 
 
 @pytest.fixture
@@ -198,6 +209,45 @@ def test_a_step_that_fails_leaves_nothing_and_a_repeat_succeeds(
     for sandbox in pods.cri.pods():
         pods.cri.remove_pod(sandbox.id)
     assert differences(before, settled_state(pods.cri)) == ""
+
+
+@pytest.mark.parametrize("how", ["EMFILE", "ENOMEM"])
+def test_a_container_whose_checkpoint_cannot_be_undone_at_once_goes_on_soon(
+    how: str, armed: Callable[..., Pods], tmp_path: Path
+) -> None:
+    pods = armed("checkpoint:frozen=EIO", f"checkpoint:undo={how}")
+    running = pods.running("sh", "-c", COUNT)
+    goes_on(pods, running)
+    location = tmp_path / "archive.tar"
+    request = api.CheckpointContainerRequest(container_id=running, location=str(location))
+    refused(lambda: pods.cri.runtime.CheckpointContainer(request, timeout=60))
+    assert not location.exists()
+    _check_undone(pods, running)
+    pods.cri.runtime.CheckpointContainer(request, timeout=60)
+    assert location.exists()
+
+
+def test_a_pod_whose_checkpoint_cannot_be_undone_at_once_goes_on_soon(
+    armed: Callable[..., Pods], tmp_path: Path
+) -> None:
+    pods = armed("checkpoint-pod:frozen=EIO", "checkpoint-pod:undo=EMFILE")
+    old = CheckpointedPod(pods)
+    containers = [old.add(), old.add()]
+    for running in containers:
+        goes_on(pods, running)
+    refused(lambda: old.checkpoint(tmp_path / "output"))
+    for running in containers:
+        _check_undone(pods, running)
+    (tmp_path / "output").rmdir()
+    old.checkpoint(tmp_path / "output")
+
+
+def _check_undone(pods: Pods, container_id: str) -> None:
+    """It runs; what the checkpoint had on disk is gone."""
+    cgroup = Path("/sys/fs/cgroup/cri") / container_id / "cgroup.events"
+    until(lambda: "frozen 0" in cgroup.read_text(), "the end of the freezer")
+    goes_on(pods, container_id)
+    until(lambda: not list(CHECKPOINTS.iterdir()), "the end of the checkpoint's directory")
 
 
 def _check_log(undo: str, config: api.PodSandboxConfig, facts: dict[str, str]) -> None:

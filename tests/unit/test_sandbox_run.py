@@ -46,11 +46,12 @@ class Kernel:
         self.refuses = ""
         self.before_refusal: Callable[[], Awaitable[None]] = _nothing
 
-    async def create(self, sandbox: Sandbox) -> None:
+    async def create(self, sandbox: Sandbox, first: Callable[[], None]) -> None:
+        first()
         self.made.add(sandbox.id)
 
-    async def write(self, sandbox: Sandbox) -> None:
-        self.made.add(sandbox.id)
+    async def writer(self, sandbox: Sandbox) -> Callable[[], None]:
+        return partial(self.made.add, sandbox.id)
 
     async def remove(self, sandbox: Sandbox | str) -> None:
         if self.refuses:
@@ -150,14 +151,14 @@ async def test_what_is_listed_is_left_to_the_kubelet(ground: Ground, fields: Any
 async def test_a_mark_that_the_disk_does_not_take_hides_no_cause_and_bars_no_repeat(
     ground: Ground,
 ) -> None:
-    faults.arm(None, ["sandbox-run:files=EIO"])
+    faults.arm(None, ["sandbox-run:namespaces=EIO"])
 
     async def query_only(value: int) -> None:
         ground.db._connection.execute(f"PRAGMA query_only = {value}")
 
     ground.kernel.before_refusal = partial(query_only, 1)  # the disk becomes read-only there
     ground.kernel.refuses = "umount2: Device or resource busy"
-    with capture_logs() as lines, pytest.raises(OSError, match="sandbox-run:files") as caught:
+    with capture_logs() as lines, pytest.raises(OSError, match="sandbox-run:namespaces") as caught:
         await ground.runner.run(SPEC)
     assert "busy" in caught.value.__notes__[0]
     assert not any("listed" in note for note in caught.value.__notes__)

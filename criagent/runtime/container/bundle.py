@@ -5,19 +5,20 @@ from __future__ import annotations
 
 import dataclasses
 from concurrent.futures import Executor
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from criagent.base import faults
 from criagent.base.aio import Owner, run_in
-from criagent.model.container import Container
+from criagent.model.container import Container, ContainerUser
 from criagent.model.image import Image, Snapshot
 from criagent.model.sandbox import Sandbox
 from criagent.runtime.container.declared_volumes import DeclaredVolumes
 from criagent.runtime.container.files import ContainerFiles
-from criagent.runtime.container.gather import SpecGatherer
+from criagent.runtime.container.gather import Found, SpecGatherer
 from criagent.runtime.container.image_volumes import ImageVolumes
-from criagent.runtime.node.handlers import Handlers
+from criagent.runtime.node.handlers import HandlerFacts, Handlers
 from criagent.runtime.nri.door import Plugins
 from criagent.runtime.oci.conmon import make_log
 from criagent.runtime.spec.build import build_spec
@@ -79,14 +80,16 @@ class ContainerBundles:
         volumes = await self._volumes.mount(container, sandbox, label)
         faults.reach("container-create:volumes")
         owner.stage = "specification"
-        rootfs = self._files.rootfs(container.id)
-        user = await run_in(self._fs, resolve_user, rootfs, container.spec, image.config)
+        handler = self._handlers.by_name[container.handler]
+        look = partial(self._look, container, sandbox, image=image, handler=handler)
+        user, found = await run_in(self._fs, look)
         check_user(user, userns)
         container = dataclasses.replace(container, user=user)
         declared = await self._declared.make(container, sandbox, snapshot, image.config.volumes)
         faults.reach("container-create:declared-volumes")
-        inputs = await self._gatherer.gather(container, sandbox, image=image, volumes=volumes)
-        handler = self._handlers.by_name[container.handler]
+        inputs = await self._gatherer.gather(
+            container, sandbox, image=image, volumes=volumes, found=found
+        )
         inputs = dataclasses.replace(
             inputs,
             mounts=(*inputs.mounts, *declared),
@@ -104,6 +107,14 @@ class ContainerBundles:
         await run_in(self._fs, self._write, container, spec)
         faults.reach("container-create:bundle")
         return container
+
+    def _look(
+        self, container: Container, sandbox: Sandbox, *, image: Image, handler: HandlerFacts
+    ) -> tuple[ContainerUser, Found]:
+        """What files of the image, and of the node, say about the container."""
+        rootfs = self._files.rootfs(container.id)
+        user = resolve_user(rootfs, container.spec, image.config)
+        return user, self._gatherer.look(container, sandbox, image=image, handler=handler)
 
     async def _labels(self, container: Container, sandbox: Sandbox) -> SelinuxLabels | None:
         security = container.spec.security

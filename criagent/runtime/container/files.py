@@ -114,8 +114,7 @@ class ContainerFiles:
         with contextlib.suppress(FileNotFoundError):
             remove_tree(self.paths.restore(container_id))
         self.paths.exit_file(container_id).unlink(missing_ok=True)
-        own_cgroup.kill(cgroup, container_id)
-        own_cgroup.remove(cgroup, container_id)
+        own_cgroup.end(cgroup, container_id)
 
 
 def read_spec(paths: RuntimePaths, container_id: str) -> OciObject:

@@ -5,14 +5,11 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Mapping
-from concurrent.futures import Executor
-from functools import partial
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 import structlog
 
-from criagent.base.aio import run_in
 from criagent.base.errors import InvalidRequestError, WrongStateError
 from criagent.kernel import process
 from criagent.model.common import NamespaceMode, ProcessRef
@@ -22,12 +19,14 @@ from criagent.model.sandbox import Sandbox
 from criagent.runtime.container.idmapped_mounts import HostMounts
 from criagent.runtime.container.image_volumes import merged
 from criagent.runtime.node.cgroup_names import CgroupDriver, container_cgroups_path
+from criagent.runtime.node.defaults import ContainerDefaults
 from criagent.runtime.node.facts import NodeFacts
-from criagent.runtime.node.handlers import Handlers
+from criagent.runtime.node.handlers import HandlerFacts
 from criagent.runtime.node.paths import RuntimePaths
 from criagent.runtime.pod.namespaces import PodNamespaces, pod_hostname
+from criagent.runtime.spec.build import container_args
 from criagent.runtime.spec.cdi.resolve import CdiDevices
-from criagent.runtime.spec.devices import resolve_devices
+from criagent.runtime.spec.devices import resolve_devices, with_default_devices
 from criagent.runtime.spec.inputs import (
     CdiEdits,
     ContainerNamespaces,
@@ -36,12 +35,17 @@ from criagent.runtime.spec.inputs import (
     ResolvedDevice,
     ResolvedMount,
     SpecInputs,
+    default_capabilities,
 )
 from criagent.runtime.spec.security.apparmor import AppArmor
 from criagent.runtime.spec.security.capabilities import effective_capabilities
 from criagent.runtime.spec.security.seccomp import seccomp_profile
 from criagent.runtime.spec.security.seccomp_merge import Merged
 from criagent.store.containers import ContainerStore
+
+if TYPE_CHECKING:
+    from criagent.config.defaults.base_spec import BaseSpec
+    from criagent.runtime.node.hooks import HookFolders
 
 _SHOWN = 20  # calls that a log line names
 
@@ -118,24 +122,27 @@ class _Devices:
 
 
 class DeviceGatherer:
-    """Devices of the node and of CDI. With `owned` they belong to the container's user."""
+    """Devices of the node and of CDI. With `owned` they belong to the container's user.
 
-    def __init__(self, *, handlers: Handlers, cdi: CdiDevices, owned: bool) -> None:
-        self._handlers = handlers
+    Beside the requested ones are those of the node's `defaults`, and of a pod's annotation.
+    """
+
+    def __init__(self, *, cdi: CdiDevices, owned: bool, defaults: ContainerDefaults) -> None:
         self._cdi = cdi
         self._owned = owned
+        self._defaults = defaults
 
-    def gather(self, container: Container, *, has_userns: bool) -> _Devices:
+    def gather(self, container: Container, sandbox: Sandbox, handler: HandlerFacts) -> _Devices:
         """Looks at files and devices: call it in a thread.
 
         Raises InvalidRequestError and UnsupportedError for what node or handler cannot give.
         """
-        handler = self._handlers.by_name[container.handler]
         privileged = container.spec.security.privileged
         of_host = privileged and handler.host_devices
+        has_userns = sandbox.spec.security.namespaces.pod_userns is not None
         return _Devices(
             nodes=resolve_devices(
-                container.spec,
+                with_default_devices(container.spec, sandbox.spec, self._defaults, handler),
                 host_devices=of_host,
                 owned=self._owned,
                 has_userns=has_userns,
@@ -153,6 +160,17 @@ class ProfileSources:
     pulled: Callable[[str], bytes]  # SecurityProfiles.document
 
 
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class Found:
+    """What files and devices of the node gave."""
+
+    devices: _Devices
+    seccomp: Merged | None
+    localtime: str
+    hooks: tuple[tuple[str, OciObject], ...]
+    base: BaseSpec | None  # of the handler
+
+
 class SpecGatherer:
     """Looks things up; the specification itself is a pure function of the result."""
 
@@ -166,7 +184,6 @@ class SpecGatherer:
         node: NodeFacts,
         driver: CgroupDriver,
         paths: RuntimePaths,
-        fs: Executor,
     ) -> None:
         self._namespaces = namespaces
         self._mounts = mounts
@@ -175,7 +192,6 @@ class SpecGatherer:
         self._node = node
         self._driver = driver
         self._paths = paths
-        self._fs = fs
 
     async def gather(
         self,
@@ -184,17 +200,16 @@ class SpecGatherer:
         *,
         image: Image,
         volumes: Mapping[int, ResolvedMount],
+        found: Found,
     ) -> SpecInputs:
         """All inputs for `container`, whose user is resolved, with its mounted image volumes.
 
-        Raises InvalidRequestError and UnsupportedError for what the node cannot provide.
+        Raises InvalidRequestError and UnsupportedError for what the node cannot provide,
+        WrongStateError for a PID target that has ended.
         """
         security = container.spec.security
         of_host = await self._mounts.resolve(container, sandbox)
-        has_userns = sandbox.spec.security.namespaces.pod_userns is not None
-        devices, seccomp = await run_in(
-            self._fs, partial(self._resolve, container, has_userns=has_userns)
-        )
+        devices = found.devices
         user = container.user or ContainerUser(uid=0, gid=0)
         return SpecInputs(
             container=container,
@@ -212,24 +227,43 @@ class SpecGatherer:
                 self._driver, sandbox.spec.cgroup_parent, container.id
             ),
             hostname=pod_hostname(sandbox),
-            seccomp=_applied(container, seccomp),
+            seccomp=_applied(container, found.seccomp),
             apparmor=await self._profiles.apparmor.profile(
                 security.apparmor, privileged=security.privileged
             ),
             node=self._node,
             all_devices=devices.whole,
             cdi=devices.cdi,
+            localtime=found.localtime,
+            hooks=found.hooks,
+            base=found.base,
         )
 
-    def _resolve(self, container: Container, *, has_userns: bool) -> tuple[_Devices, Merged | None]:
-        security = container.spec.security
+    def look(
+        self, container: Container, sandbox: Sandbox, *, image: Image, handler: HandlerFacts
+    ) -> Found:
+        """What files and devices of the node give: call it in a thread.
+
+        Raises InvalidRequestError and UnsupportedError for what the node cannot provide,
+        WrongStateError for an OCI hook that cannot be used.
+        """
+        security, defaults = container.spec.security, self._node.defaults
+        default = default_capabilities(self._node, handler.base)
+        if security.seccomp is None and defaults.seccomp is not None:
+            security = dataclasses.replace(security, seccomp=defaults.seccomp)
         profile = seccomp_profile(
             security,
             machine=self._node.machine,
-            capabilities=effective_capabilities(security, self._node.capabilities),
+            capabilities=effective_capabilities(security, self._node.capabilities, default),
             pulled=self._profiles.pulled,
         )
-        return self._devices.gather(container, has_userns=has_userns), profile
+        return Found(
+            devices=self._devices.gather(container, sandbox, handler),
+            seccomp=profile,
+            localtime=defaults.localtime(),
+            hooks=_hooks(defaults.hooks, container, sandbox, image),
+            base=handler.base,
+        )
 
     def _pod_files(self, sandbox: Sandbox) -> PodFiles:
         host_ipc = sandbox.spec.security.namespaces.ipc is NamespaceMode.NODE
@@ -242,6 +276,23 @@ class SpecGatherer:
             hosts=etc / "hosts",
             shm=_HOST_SHM if host_ipc else self._paths.shm(sandbox.id),
         )
+
+
+def _hooks(
+    folders: HookFolders | None, container: Container, sandbox: Sandbox, image: Image
+) -> tuple[tuple[str, OciObject], ...]:
+    """The operator's hooks. As with CRI-O, an annotation of the pod wins over the container's."""
+    if folders is None:
+        return ()
+    from criagent.runtime.node.hooks import Subject  # few nodes have hooks
+
+    spec = container.spec
+    subject = Subject(
+        command=container_args(spec, image.config)[0],
+        annotations={**spec.annotations, **sandbox.spec.annotations},
+        bind_mounts=bool(spec.mounts),
+    )
+    return folders.of(subject)
 
 
 def _applied(container: Container, merged: Merged | None) -> OciObject | None:

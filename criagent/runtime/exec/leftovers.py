@@ -7,7 +7,9 @@ that had ended have no such file and keep running.
 
 from __future__ import annotations
 
+import os
 import secrets
+from pathlib import Path
 
 import structlog
 
@@ -36,7 +38,7 @@ async def end_leftovers(
     """Kill commands that an earlier daemon left running in a container, whose `runtime` is None if
     its handler is no longer configured.
     """
-    for file in paths.container(container.id).glob(f"{_PREFIX}*.json"):
+    for file in _process_files(paths.container(container.id)):
         if container.cgroup:
             await kill_all(f"{container.cgroup}/{file.stem}")
         if runtime is not None and runtime.has_own_kernel:
@@ -44,3 +46,12 @@ async def end_leftovers(
         file.with_suffix(".pid").unlink(missing_ok=True)
         file.unlink(missing_ok=True)
         log.info("leftover_exec_killed", container_id=container.id, exec=file.stem)
+
+
+def _process_files(bundle: Path) -> list[Path]:
+    # Not by Path.glob(), which compiles a pattern for each container of an agent that starts.
+    try:
+        names = os.listdir(bundle)
+    except FileNotFoundError:
+        return []
+    return [bundle / name for name in names if name.startswith(_PREFIX) and name.endswith(".json")]

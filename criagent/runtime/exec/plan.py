@@ -19,6 +19,7 @@ from pathlib import Path
 import msgspec
 
 from criagent.base.errors import AgentError
+from criagent.base.os_errors import about
 from criagent.kernel import cgroupfs
 from criagent.model.container import Container
 from criagent.process.child import Child, ExpectedOrphan, Pipes, spawn
@@ -83,7 +84,8 @@ class Command:
         self._ended = False  # by itself: its background children may keep running
         # tmpfs and cgroupfs answer at once: a thread would cost more than the calls.
         stack.callback(plan.process_file.unlink, missing_ok=True)
-        plan.process_file.write_bytes(plan.process)
+        with about(plan.process_file):
+            plan.process_file.write_bytes(plan.process)
         if plan.cgroup:
             stack.push_async_callback(self._leave_cgroup)
             cgroupfs.make(plan.cgroup)

@@ -20,7 +20,7 @@ from pathlib import Path
 
 import structlog
 
-from criagent.base.aio import alongside, run_in
+from criagent.base.aio import alongside, finish, run_in
 from criagent.base.errors import AgentError, ExhaustedError, InvalidRequestError, TimedOutError
 from criagent.kernel import cgroupfs
 from criagent.kernel.devices import restore_null
@@ -70,6 +70,7 @@ class Conmon:
     limit_s: float
     cgroup: str  # cgroup of monitors, "" = the daemon's
     fs: Executor
+    journald: bool = False  # containers write to the node's journal, too
 
     async def create(
         self, container: Container, runtime: OciRuntime, restore: Restore | None = None
@@ -114,7 +115,8 @@ class Conmon:
                 line = await reply.line()
             return await self._created(child, line, errors, container)
         except BaseException:
-            await child.end()
+            # A runtime that is still dying could make the container's cgroup after its removal.
+            await finish(child.end_group())
             raise
 
     def _limit_s(self, runtime: OciRuntime) -> float:
@@ -187,7 +189,7 @@ class Conmon:
             *("--bundle", bundle, "--container-pidfile", bundle / "pidfile"),
             *("--exit-dir", self.paths.exits, "--persist-dir", bundle),
             *("--log-level", "error", "--no-sync-log", "--full-attach"),
-            *("--log-path", f"k8s-file:{container.log_path}" if container.log_path else "none:"),
+            *(part for log in self._logs(container) for part in ("--log-path", log)),
         ]
         for argument in arguments:
             command += ["--runtime-arg", argument]
@@ -200,6 +202,13 @@ class Conmon:
             if not container.spec.stdin_once:
                 command.append("--leave-stdin-open")
         return command
+
+    def _logs(self, container: Container) -> list[str]:
+        """Where the output goes (man 8 conmon, --log-path)."""
+        logs = [f"k8s-file:{container.log_path}"] if container.log_path else []
+        if self.journald:
+            logs.append("journald:")
+        return logs or ["none:"]
 
 
 def make_log(log: Path) -> None:
@@ -273,16 +282,17 @@ def running_monitors(exits: Path) -> dict[str, ProcessRef]:
     """Every conmon of this agent by container id, from /proc; for recovery."""
     found = {}
     mark = str(exits).encode()
-    for entry in Path("/proc").iterdir():
-        if not entry.name.isdigit():
+    for name in os.listdir("/proc"):
+        if not name.isdigit():
             continue
         try:
-            argv = (entry / "cmdline").read_bytes().split(b"\0")
+            with open(f"/proc/{name}/cmdline", "rb", buffering=0) as file:
+                argv = file.read().split(b"\0")
         except OSError:
             continue
         if b"--exit-dir" not in argv or mark not in argv or b"--cid" not in argv:
             continue
-        ref = process_ref(int(entry.name))
+        ref = process_ref(int(name))
         if ref is not None:
             found[argv[argv.index(b"--cid") + 1].decode()] = ref
     return found

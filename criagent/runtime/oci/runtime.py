@@ -24,6 +24,7 @@ from criagent.runtime.node.cgroup_names import CgroupDriver
 from criagent.runtime.node.handlers import no_longer_configured
 from criagent.runtime.node.own_cgroup import within
 from criagent.runtime.node.paths import gvisor_state
+from criagent.runtime.oci import exec_fifo
 from criagent.runtime.oci import failed_scopes as scopes
 from criagent.runtime.spec.inputs import OciObject
 
@@ -120,6 +121,9 @@ class OciRuntime:
 
     async def start(self, container_id: str) -> None:
         """Let a created container's process run. Raises AgentError with the runtime's message."""
+        plain = self.type == "crun" and not self.given
+        if plain and exec_fifo.release(self.root / container_id):
+            return
         await self._run("start", container_id)
 
     async def delete(self, container_id: str) -> None:
@@ -140,10 +144,14 @@ class OciRuntime:
         """ "created", "running", "stopped" or "" for unknown."""
         try:
             output = await self._run("state", container_id)
-            status = json.loads(output)["status"]
+            state = json.loads(output)
+            status = str(state["status"])
         except (AgentError, ValueError, KeyError):
             return ""
-        return str(status)
+        if status == "created" and self.type == "crun":
+            released = exec_fifo.was_released(self.root / container_id, int(state["pid"]))
+            return "running" if released else status
+        return status
 
     async def update(self, container_id: str, resources: OciObject) -> None:
         """Change limits (OCI LinuxResources)."""

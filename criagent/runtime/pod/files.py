@@ -10,22 +10,46 @@ from __future__ import annotations
 import dataclasses
 import os
 import shutil
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from concurrent.futures import Executor
+from functools import partial
 from pathlib import Path
 
+from criagent.base import faults
 from criagent.base.aio import run_in
+from criagent.base.os_errors import about
+from criagent.config.defaults.pod_annotations import SHM_SIZE
 from criagent.kernel import mount
 from criagent.model.common import NamespaceMode
-from criagent.model.sandbox import Sandbox
+from criagent.model.sandbox import Sandbox, SandboxSpec
 from criagent.net.resolv import resolv_conf
+from criagent.runtime.node.handlers import Handlers
 from criagent.runtime.node.paths import RuntimePaths
+from criagent.runtime.node.workloads import Workloads
 from criagent.runtime.pod.namespaces import pod_hostname
+from criagent.runtime.spec.layer_limits import quantity
 from criagent.runtime.spec.security.selinux import Selinux
 
 _SAFE = mount.MS_NOSUID | mount.MS_NODEV | mount.MS_NOEXEC
-_SHM_DATA = "mode=1777,size=65536k"  # as in containerd and CRI-O
+_LEAST_SHM = 4096  # 0 would be no limit for tmpfs
 _ROOM = 1 << 20  # for what a pod adds to its /etc/hosts
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class ShmSizes:
+    """The sizes of /dev/shm: `default_bytes`, or what an annotation says that is allowed."""
+
+    default_bytes: int
+    handlers: Handlers
+    workloads: Workloads
+
+    def of(self, pod: SandboxSpec) -> int:
+        """Bytes of a pod's /dev/shm. Raises InvalidRequestError for an invalid annotation."""
+        if pod.annotations.keys().isdisjoint(SHM_SIZE):
+            return self.default_bytes
+        handler = self.handlers.of_pod(pod.runtime_handler)
+        found = self.workloads.annotation(handler, pod, SHM_SIZE)
+        return self.default_bytes if found is None else max(quantity(*found), _LEAST_SHM)
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -34,24 +58,31 @@ class PodFileWriter:
 
     paths: RuntimePaths
     selinux: Selinux
+    shm: ShmSizes
     fs: Executor
 
     def directory(self, sandbox_id: str) -> Path:
         """Where the files of a sandbox are."""
         return self.paths.sandbox(sandbox_id)
 
-    async def write(self, sandbox: Sandbox) -> None:
-        """Write the files and mount shm; raises InvalidRequestError for an invalid DNS
-        configuration.
+    async def writer(self, sandbox: Sandbox) -> Callable[[], None]:
+        """A call that writes the files and mounts shm, for a thread.
+
+        It raises InvalidRequestError for an invalid DNS configuration or size.
         """
         labels = await self.selinux.labels(sandbox)
-        await run_in(self.fs, self._write, sandbox, "" if labels is None else labels.mount)
+        return partial(self._write, sandbox, "" if labels is None else labels.mount)
 
     async def remove(self, sandbox_id: str) -> None:
         """Unmount its file systems and delete the sandbox directory; idempotent."""
         await run_in(self.fs, self._remove, sandbox_id)
 
     def _write(self, sandbox: Sandbox, label: str) -> None:
+        with about(self.directory(sandbox.id)):
+            self._make(sandbox, label)
+        faults.reach("sandbox-run:files")
+
+    def _make(self, sandbox: Sandbox, label: str) -> None:
         userns = sandbox.spec.security.namespaces.pod_userns
         owner = None if userns is None else (userns.root_uid, userns.root_gid)
         self.paths.make_sandbox(sandbox.id, None if owner is None else owner[1])
@@ -66,7 +97,8 @@ class PodFileWriter:
             shm = self.paths.shm(sandbox.id)
             shm.mkdir(exist_ok=True)
             ids = "" if owner is None else f",uid={owner[0]},gid={owner[1]}"
-            mount.mount("shm", shm, "tmpfs", _SAFE, _SHM_DATA + ids + context)
+            size = self.shm.of(sandbox.spec)
+            mount.mount("shm", shm, "tmpfs", _SAFE, f"mode=1777,size={size}{ids}{context}")
 
     def _remove(self, sandbox_id: str) -> None:
         for place in (self.paths.shm(sandbox_id), self.paths.etc(sandbox_id)):

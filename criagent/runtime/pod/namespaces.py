@@ -9,19 +9,28 @@ from __future__ import annotations
 
 import dataclasses
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from concurrent.futures import Executor
+from functools import partial
 from pathlib import Path
 
 from criagent.base import faults
 from criagent.base.aio import run_in
 from criagent.base.errors import InvalidRequestError
-from criagent.kernel.namespaces import is_pinned, pin_namespaces, pin_namespaces_of, unpin
+from criagent.config.defaults.values import normalised, sysctl_namespace
+from criagent.kernel.namespaces import (
+    in_thread,
+    is_pinned,
+    pin_namespaces,
+    pin_namespaces_of,
+    unpin,
+)
+from criagent.kernel.netlink import RouteSocket
 from criagent.model.common import NamespaceMode, UserNamespace
 from criagent.model.sandbox import Sandbox
 from criagent.runtime.node.paths import RuntimePaths
 from criagent.runtime.pod.user_namespaces import namespace_maker
-from criagent.runtime.spec.sysctls import builtin_network_sysctls, normalised, with_node_groups
+from criagent.runtime.spec.sysctls import builtin_network_sysctls, with_node_groups
 
 _SYSCTLS = "/proc/sys/"
 # Defaults of pods that do not request other values.
@@ -37,47 +46,61 @@ class PodNamespaces:
     fs: Executor
     unprivileged_ports: bool
     unprivileged_icmp: bool
+    defaults: Mapping[str, str] = dataclasses.field(default_factory=dict)  # sysctls by their names
 
-    async def create(self, sandbox: Sandbox) -> None:
+    async def create(self, sandbox: Sandbox, first: Callable[[], None]) -> RouteSocket | None:
         """Create and pin the namespaces that belong to `sandbox`, with hostname and sysctls.
 
-        Raises InvalidRequestError for a sysctl that this kernel lacks or rejects.
+        `first` is called before, in the same thread, when the sandbox's directory is there. For a
+        pod on the built-in network returns a socket within it, except with a user namespace.
+        Raises what `first` raises, InvalidRequestError for a sysctl that this kernel lacks or
+        rejects.
         """
         targets = self.pins(sandbox)
         directory = self.paths.netns(sandbox.id).parent
         sysctls = builtin_network_sysctls() if sandbox.network_backend == "builtin" else {}
+        for name, value in self.defaults.items():
+            if sysctl_namespace(name) in targets:
+                sysctls[name] = value
         sysctls |= {normalised(name): value for name, value in sandbox.spec.sysctls.items()}
         if self.unprivileged_ports and "net" in targets:
             sysctls.setdefault(*_PORTS)
         if self.unprivileged_icmp and "net" in targets:
             sysctls.setdefault(*_ICMP)
 
-        def make() -> None:
+        def make() -> RouteSocket | None:
             self.paths.make_sandbox(sandbox.id, None)
+            first()
             directory.mkdir(exist_ok=True, mode=0o711)
             if targets:
                 hostname = pod_hostname(sandbox) if "uts" in targets else None
                 pin_namespaces(targets, sysctls=sysctls, hostname=hostname)
+            return RouteSocket() if sandbox.network_backend == "builtin" else None
 
         try:
             if (userns := sandbox.spec.security.namespaces.pod_userns) is None:
-                await run_in(self.fs, make)
-            else:
-                await self._create_mapped(sandbox, userns, sysctls)
+                return await run_in(self.fs, in_thread, make)
+            await self._create_mapped(sandbox, userns, sysctls, first)
         except OSError as exc:
             if not str(exc.filename).startswith(_SYSCTLS):
                 raise
             name = str(exc.filename).removeprefix(_SYSCTLS).replace("/", ".")
             raise InvalidRequestError(f"sysctl {name}: {exc.strerror}") from exc
+        return None
 
     async def _create_mapped(
-        self, sandbox: Sandbox, userns: UserNamespace, sysctls: Mapping[str, str]
+        self,
+        sandbox: Sandbox,
+        userns: UserNamespace,
+        sysctls: Mapping[str, str],
+        first: Callable[[], None],
     ) -> None:
         targets = self.pins(sandbox)
         sysctls = with_node_groups(sysctls, userns.gids[0])
 
         def pin(pid: int) -> None:
             self.paths.make_sandbox(sandbox.id, userns.root_gid)
+            first()
             targets["user"].parent.mkdir(exist_ok=True, mode=0o711)
             pin_namespaces_of(
                 pid,
@@ -89,7 +112,7 @@ class PodNamespaces:
 
         async with namespace_maker(userns) as pid:
             faults.reach("sandbox-run:user-namespace")
-            await run_in(self.fs, pin, pid)
+            await run_in(self.fs, in_thread, partial(pin, pid))
 
     def pins(self, sandbox: Sandbox) -> dict[str, Path]:
         """As `namespace_pins`."""
@@ -99,10 +122,9 @@ class PodNamespaces:
         """Where the network namespace of `sandbox` is pinned."""
         return self.paths.netns(sandbox.id)
 
-    async def intact(self, sandbox: Sandbox) -> bool:
-        """Whether every pin of `sandbox` is still a mounted namespace."""
-        pins = self.pins(sandbox)
-        return await run_in(self.fs, lambda: all(is_pinned(pin) for pin in pins.values()))
+    def intact(self, sandbox: Sandbox) -> bool:
+        """Whether every pin of `sandbox` is still a mounted namespace; synchronous."""
+        return all(map(is_pinned, self.pins(sandbox).values()))
 
     async def remove(self, sandbox_id: str) -> None:
         """Unpin all of them; the kernel drops a namespace with its last user."""

@@ -6,6 +6,7 @@ from __future__ import annotations
 import dataclasses
 
 from criagent.base.os_errors import about
+from criagent.kernel.netlink import RouteSocket
 from criagent.model.common import NamespaceMode
 from criagent.model.sandbox import Sandbox, SandboxSpec
 from criagent.net.pod_network import Networks
@@ -29,6 +30,7 @@ class SandboxObjects:
         self._namespaces = namespaces
         self._files = files
         self._holder = holder
+        self._inside: dict[str, RouteSocket] = {}  # of pods that are about to be attached
 
     def backend(self, spec: SandboxSpec) -> str:
         """The network that a new sandbox gets; "" for the node's own."""
@@ -36,32 +38,49 @@ class SandboxObjects:
         return "" if host else self._networks.backend(spec.runtime_handler)
 
     async def make_namespaces(self, sandbox: Sandbox) -> None:
-        """Raises what `PodNamespaces.create` raises."""
-        await self._namespaces.create(sandbox)
+        """The sandbox's directory with its files, and its namespaces.
+
+        Raises InvalidRequestError for a bad DNS configuration, and what `PodNamespaces.create`
+        raises.
+        """
+        inside = await self._namespaces.create(sandbox, await self._files.writer(sandbox))
+        if inside is not None:
+            self._inside[sandbox.id] = inside
 
     async def remove_namespaces(self, sandbox_id: str) -> None:
         """The pins go, and with them namespaces that nobody uses."""
+        if (inside := self._inside.pop(sandbox_id, None)) is not None:
+            inside.close()
         await self._namespaces.remove(sandbox_id)
+
+    async def reserve(self, sandbox: Sandbox) -> None:
+        """Addresses for a sandbox that is about to be attached; `release` is the undo."""
+        await self._networks.for_row(sandbox).reserve(sandbox)
+
+    async def release(self, sandbox: Sandbox) -> None:
+        """Its addresses are free again, unless it was attached."""
+        await self._networks.for_row(sandbox).release(sandbox)
 
     async def attach(self, sandbox: Sandbox) -> Sandbox:
         """Connect the sandbox to its network; the row has its addresses."""
         netns = self._namespaces.netns(sandbox)
-        attachment = await self._networks.for_row(sandbox).attach(sandbox, netns)
+        inside = self._inside.pop(sandbox.id, None)
+        try:
+            network = self._networks.for_row(sandbox)
+            attachment = await network.attach(sandbox, netns, inside)
+        finally:
+            if inside is not None:  # it keeps the namespace alive
+                inside.close()
         return dataclasses.replace(
             sandbox, addresses=attachment.addresses, cni_result=attachment.cni_result
         )
 
     async def detach(self, sandbox: Sandbox) -> None:
-        """Disconnect the sandbox from its network; its addresses are free afterwards."""
+        """Disconnect the sandbox from its network; its addresses are free once its link is gone."""
         if sandbox.network_backend:
             netns = self._namespaces.netns(sandbox)
             network = self._networks.for_row(sandbox)
             await network.detach(sandbox, netns if netns.exists() else None)
-
-    async def write_files(self, sandbox: Sandbox) -> None:
-        """Raises InvalidRequestError for a bad DNS configuration."""
-        with about(self._files.directory(sandbox.id)):
-            await self._files.write(sandbox)
 
     async def remove_files(self, sandbox_id: str) -> None:
         """The sandbox's directory goes with everything that is mounted in it."""
@@ -76,6 +95,8 @@ class SandboxObjects:
         """Kill it and everything in its PID namespace."""
         await self._holder.remove(sandbox)
 
-    async def intact(self, sandbox: Sandbox) -> bool:
-        """Whether the pins and the holder of a sandbox from before a restart are still there."""
-        return await self._namespaces.intact(sandbox) and self._holder.alive(sandbox)
+    def intact(self, sandbox: Sandbox) -> bool:
+        """Whether the pins and the holder of a sandbox from before a restart are still there;
+        synchronous.
+        """
+        return self._namespaces.intact(sandbox) and self._holder.alive(sandbox)

@@ -25,6 +25,7 @@ from criagent.base.errors import (
 )
 from criagent.image.images import Images
 from criagent.kernel import process
+from criagent.model.common import Resources
 from criagent.model.container import Container, ContainerId, ContainerSpec, ImageVolume
 from criagent.model.image import Image
 from criagent.model.sandbox import Sandbox
@@ -37,6 +38,7 @@ from criagent.runtime.container.launch import ContainerLauncher
 from criagent.runtime.node.cgroup_names import CgroupDriver, container_cgroup
 from criagent.runtime.node.clock import Identities
 from criagent.runtime.node.handlers import Handlers
+from criagent.runtime.node.workloads import Workloads
 from criagent.runtime.nri.door import Plugins
 from criagent.runtime.spec.layer_limits import LayerLimits
 from criagent.runtime.spec.signals import stop_signal
@@ -59,6 +61,7 @@ class _Request:
     image: Image
     volumes: tuple[ImageVolume, ...]
     limit_bytes: int  # of the writable layer, 0 = none
+    resources: Resources  # with those of the pod's workload
 
 
 class NewContainers:
@@ -73,8 +76,10 @@ class NewContainers:
         driver: CgroupDriver,
         identities: Identities,
         layer_limits: LayerLimits,
+        workloads: Workloads,
     ) -> None:
         self._layer_limits = layer_limits
+        self._workloads = workloads
         self._images = images
         self._volumes = volumes
         self._handlers = handlers
@@ -96,6 +101,7 @@ class NewContainers:
         for name in (spec.image_handler, *(m.image.handler for m in spec.mounts if m.image)):
             self._handlers.check_image(name)
         handler.require_namespaces(spec.security.namespaces.pid, spec.security.namespaces.ipc)
+        handler.require_memory(spec.metadata.name, spec.resources.memory_limit_in_bytes)
         for mount in spec.mounts:
             if mount.recursive_read_only:
                 handler.require_recursive_read_only(mount.container_path)
@@ -126,6 +132,7 @@ class NewContainers:
             image=image,
             volumes=self._volumes.find(spec, handler),
             limit_bytes=self._layer_limits.of(sandbox.spec, spec),
+            resources=self._workloads.resources(sandbox.spec, spec.metadata.name, spec.resources),
         )
 
     def container(self, request: _Request) -> Container:
@@ -148,7 +155,7 @@ class NewContainers:
             image_name=self._images.shown_name(image, spec.user_specified_image or spec.image),
             stop_signal=stop_signal(spec.stop_signal, image.config.stop_signal),
             cgroup=container_cgroup(self._driver, of_pod.cgroup_parent, identity.id),
-            resources=spec.resources,
+            resources=request.resources,
         )
 
 

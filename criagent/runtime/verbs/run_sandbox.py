@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Run a pod sandbox: row, namespaces, network, files, shared-PID holder, in that order.
+"""Run a pod sandbox: row, files, namespaces, network, shared-PID holder, in that order.
 
 The row is written before the first kernel object exists, and every kernel object is found from
 the sandbox id alone. A crash at any line therefore leaves a row from which `pod/teardown.py`
@@ -16,7 +16,7 @@ from functools import partial
 import structlog
 
 from criagent.base import faults
-from criagent.base.aio import Owner, Owners, Rollback
+from criagent.base.aio import Owner, Owners, Rollback, both
 from criagent.base.errors import AlreadyExistsError, NameReservedError
 from criagent.model.common import NamespaceMode, ProfileType
 from criagent.model.sandbox import Sandbox, SandboxId, SandboxMetadata, SandboxSpec
@@ -174,9 +174,13 @@ class SandboxRunner:
     ) -> Sandbox:
         owner.stage = "state"
         undo.push("row", partial(self._store.delete, sandbox.id))
-        await self._store.insert(sandbox)
+        if sandbox.network_backend:
+            undo.push("addresses", partial(self._objects.release, sandbox))
+            await both(self._store.insert(sandbox), self._objects.reserve(sandbox))
+        else:
+            await self._store.insert(sandbox)
         faults.reach("sandbox-run:row")
-        owner.stage = "namespaces"
+        owner.stage = "files and namespaces"
         undo.push("files", partial(self._objects.remove_files, sandbox.id))
         undo.push("namespaces", partial(self._objects.remove_namespaces, sandbox.id))
         await self._objects.make_namespaces(sandbox)
@@ -186,9 +190,6 @@ class SandboxRunner:
             undo.push("network", partial(self._objects.detach, sandbox))
             sandbox = await self._objects.attach(sandbox)
             faults.reach("sandbox-run:network")
-        owner.stage = "pod files"
-        await self._objects.write_files(sandbox)
-        faults.reach("sandbox-run:files")
         own_kernel = self._handlers.of_pod(sandbox.spec.runtime_handler).own_kernel
         if sandbox.spec.security.namespaces.pid is NamespaceMode.POD and not own_kernel:
             owner.stage = "shared PID namespace"
