@@ -123,6 +123,25 @@ def test_a_shared_pid_namespace_is_refused(pods: Pods, output: Path) -> None:
     refused(lambda: checkpoint(pods, pod[0], output, [container_id]), UNSUPPORTED, "PID namespace")
 
 
+def test_a_user_namespace_is_refused(pods: Pods, output: Path) -> None:
+    """Also by runc, which can checkpoint the container alone."""
+
+    def mapped(config: Any) -> None:
+        ids = [api.IDMapping(host_id=65536, container_id=0, length=65536)]
+        users = api.UserNamespace(mode=api.POD, uids=ids, gids=ids)
+        config.linux.security_context.namespace_options.userns_options.CopyFrom(users)
+
+    config = pods.config()
+    mapped(config)
+    sandbox = pods.cri.run(config, handler="runc")
+    container_id = pods.running(pod=(sandbox, config), change=mapped)
+    refused(
+        lambda: checkpoint(pods, sandbox, output, [container_id]), UNSUPPORTED, "user namespace"
+    )
+    assert not list(output.iterdir())
+    assert pods.cri.exec(container_id, "true").exit_code == 0
+
+
 @pytest.mark.parametrize("which", [0, 1])
 def test_a_stop_of_any_container_ends_it(pods: Pods, output: Path, which: int) -> None:
     pod = pods.sandbox()

@@ -196,6 +196,7 @@ def test_a_second_agent_is_refused(pods: Pods) -> None:
     done = subprocess.run(command, capture_output=True, text=True, timeout=30, check=False)
     assert done.returncode == 1
     assert "another criagent serves" in done.stderr
+    assert f"(process {Path('/run/criagent.pid').read_text().strip()})" in done.stderr
     assert pods.cri.pod_status(sandbox).state == api.SANDBOX_READY
 
 

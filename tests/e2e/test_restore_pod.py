@@ -54,6 +54,11 @@ int main(void) {
 """
 
 
+@pytest.fixture(params=["runc", "crun"])
+def handler(request: pytest.FixtureRequest) -> str:
+    return str(request.param)
+
+
 def restarted(pods: Pods) -> None:
     agent.stop()
     pods.cri.close()
@@ -75,9 +80,9 @@ def ready(pods: Pods, container_id: str) -> None:
 
 
 def test_a_counter_goes_on_in_a_new_pod_after_a_restart_of_the_agent(
-    pods: Pods, tmp_path: Path
+    pods: Pods, tmp_path: Path, handler: str
 ) -> None:
-    old = CheckpointedPod(pods, hostname="before")
+    old = CheckpointedPod(pods, handler, hostname="before")
     counter = old.add()
     goes_on(pods, counter)
     old.checkpoint(tmp_path / "output")
@@ -102,9 +107,9 @@ def test_a_counter_goes_on_in_a_new_pod_after_a_restart_of_the_agent(
     assert pods.cri.status(restored).state == api.CONTAINER_RUNNING
 
 
-def test_the_new_pod_is_its_own(pods: Pods, tmp_path: Path) -> None:
+def test_the_new_pod_is_its_own(pods: Pods, tmp_path: Path, handler: str) -> None:
     """Address, hostname, cgroup and namespaces are the new pod's, while the old one still runs."""
-    old = CheckpointedPod(pods, hostname="before")
+    old = CheckpointedPod(pods, handler, hostname="before")
     counter = old.add()
     goes_on(pods, counter)
     old.checkpoint(tmp_path / "output")
@@ -128,8 +133,8 @@ def test_the_new_pod_is_its_own(pods: Pods, tmp_path: Path) -> None:
     goes_on(pods, restored)
 
 
-def test_files_and_shared_memory_are_there(pods: Pods, tmp_path: Path) -> None:
-    old = CheckpointedPod(pods)
+def test_files_and_shared_memory_are_there(pods: Pods, tmp_path: Path, handler: str) -> None:
+    old = CheckpointedPod(pods, handler)
     counter = old.add()
     goes_on(pods, counter)
     script = (
@@ -150,11 +155,11 @@ def test_files_and_shared_memory_are_there(pods: Pods, tmp_path: Path) -> None:
     assert b"No such file" in answer.stderr
 
 
-def test_volumes_and_log_are_those_of_the_request(pods: Pods, tmp_path: Path) -> None:
+def test_volumes_and_log_are_those_of_the_request(pods: Pods, tmp_path: Path, handler: str) -> None:
     for name in ("one", "two"):
         (tmp_path / name).mkdir()
         (tmp_path / name / "name").write_text(name)
-    old = CheckpointedPod(pods)
+    old = CheckpointedPod(pods, handler)
     counter = old.add(
         change=lambda c: c.mounts.add(container_path="/vol", host_path=str(tmp_path / "one"))
     )
@@ -176,8 +181,8 @@ def test_volumes_and_log_are_those_of_the_request(pods: Pods, tmp_path: Path) ->
     until(lambda: "line" in pods.log(restored), "a line of the log")
 
 
-def test_three_containers_go_on_and_end_as_any(pods: Pods, tmp_path: Path) -> None:
-    old = CheckpointedPod(pods)
+def test_three_containers_go_on_and_end_as_any(pods: Pods, tmp_path: Path, handler: str) -> None:
+    old = CheckpointedPod(pods, handler)
     ids = [old.add("sh", "-c", _CODE) for _ in range(3)]
     for container_id in ids:
         goes_on(pods, container_id)
@@ -202,10 +207,12 @@ def test_three_containers_go_on_and_end_as_any(pods: Pods, tmp_path: Path) -> No
     assert not pods.cri.containers()
 
 
-def test_system_v_objects_of_the_pod_are_restored_once(pods: Pods, tmp_path: Path) -> None:
+def test_system_v_objects_of_the_pod_are_restored_once(
+    pods: Pods, tmp_path: Path, handler: str
+) -> None:
     """All containers share them, so each archive has them."""
     program = volume(tmp_path, _IPC)
-    old = CheckpointedPod(pods)
+    old = CheckpointedPod(pods, handler)
     ids = [old.add("/program", change=program) for _ in range(2)]
     for container_id in ids:
         ready(pods, container_id)
@@ -224,8 +231,8 @@ def test_system_v_objects_of_the_pod_are_restored_once(pods: Pods, tmp_path: Pat
     assert queued.split()[4] == b"2"  # messages, one of each container
 
 
-def test_256_mb_of_memory_are_restored(pods: Pods, tmp_path: Path) -> None:
-    old = CheckpointedPod(pods)
+def test_256_mb_of_memory_are_restored(pods: Pods, tmp_path: Path, handler: str) -> None:
+    old = CheckpointedPod(pods, handler)
     ready(pods, old.add("/program", change=volume(tmp_path, _PAGES)))
     old.checkpoint(tmp_path / "output")
     old.remove()
@@ -237,9 +244,9 @@ def test_256_mb_of_memory_are_restored(pods: Pods, tmp_path: Path) -> None:
     assert pods.log(restored) == "wrong: 0\n"
 
 
-def test_an_agent_killed_while_criu_restores(pods: Pods, tmp_path: Path) -> None:
+def test_an_agent_killed_while_criu_restores(pods: Pods, tmp_path: Path, handler: str) -> None:
     """The container runs, or can be started again; nothing of the attempt disturbs that."""
-    old = CheckpointedPod(pods)
+    old = CheckpointedPod(pods, handler)
     ready(pods, old.add("/program", change=volume(tmp_path, _PAGES)))
     old.checkpoint(tmp_path / "output")
     old.remove()
@@ -261,8 +268,10 @@ def test_an_agent_killed_while_criu_restores(pods: Pods, tmp_path: Path) -> None
     assert not list(Path("/tmp").glob(".criu.*"))
 
 
-def test_a_stop_ends_a_restore(pods: Pods, tmp_path: Path) -> None:
-    old = CheckpointedPod(pods)
+@pytest.mark.parametrize("moment", ["log", "mounts"])
+def test_a_stop_ends_a_restore(pods: Pods, tmp_path: Path, handler: str, moment: str) -> None:
+    """When CRIU has begun to write its log, and when it has mounted the roots of namespaces."""
+    old = CheckpointedPod(pods, handler)
     ready(pods, old.add("/program", change=volume(tmp_path, _PAGES)))
     old.checkpoint(tmp_path / "output")
     old.remove()
@@ -271,7 +280,9 @@ def test_a_stop_ends_a_restore(pods: Pods, tmp_path: Path) -> None:
         api.StartContainerRequest(container_id=restored), timeout=60
     )
     log = Path("/run/criagent/containers") / restored / "restore.log"
-    until(lambda: log.exists() or call.done(), "CRIU")
+    mounts = Path("/proc/self/mountinfo")
+    reached = {"log": log.exists, "mounts": lambda: "/.criu.mntns." in mounts.read_text()}[moment]
+    until(lambda: reached() or call.done(), "CRIU")
     pods.cri.stop(restored)
     status = pods.cri.status(restored)
     assert (status.state, status.exit_code) == (api.CONTAINER_EXITED, 137)
@@ -279,11 +290,12 @@ def test_a_stop_ends_a_restore(pods: Pods, tmp_path: Path) -> None:
     cgroup = list(Path("/sys/fs/cgroup").rglob(f"*{restored}*"))
     assert not any((one / "cgroup.procs").read_text() for one in cgroup)
     assert not list(Path("/tmp").glob(".criu.*"))
+    assert not reached() or moment == "log"
     pods.cri.remove_pod(sandbox)
 
 
-def test_events_are_those_of_any_pod(pods: Pods, tmp_path: Path) -> None:
-    old = CheckpointedPod(pods)
+def test_events_are_those_of_any_pod(pods: Pods, tmp_path: Path, handler: str) -> None:
+    old = CheckpointedPod(pods, handler)
     goes_on(pods, old.add())
     old.checkpoint(tmp_path / "output")
     old.remove()
@@ -309,9 +321,9 @@ def test_events_are_those_of_any_pod(pods: Pods, tmp_path: Path) -> None:
 
 
 def test_a_restored_container_that_was_not_started_can_be_stopped_and_removed(
-    pods: Pods, tmp_path: Path
+    pods: Pods, tmp_path: Path, handler: str
 ) -> None:
-    old = CheckpointedPod(pods)
+    old = CheckpointedPod(pods, handler)
     goes_on(pods, old.add())
     goes_on(pods, old.add())
     old.checkpoint(tmp_path / "output")
@@ -327,8 +339,10 @@ def test_a_restored_container_that_was_not_started_can_be_stopped_and_removed(
 
 
 @pytest.mark.parametrize("field", ["tty", "stdin"])
-def test_streams_are_those_of_the_new_monitor(pods: Pods, tmp_path: Path, field: str) -> None:
-    old = CheckpointedPod(pods)
+def test_streams_are_those_of_the_new_monitor(
+    pods: Pods, tmp_path: Path, handler: str, field: str
+) -> None:
+    old = CheckpointedPod(pods, handler)
     goes_on(pods, old.add(change=lambda config: setattr(config, field, True)))
     old.checkpoint(tmp_path / "output")
     old.remove()
@@ -340,8 +354,8 @@ def test_streams_are_those_of_the_new_monitor(pods: Pods, tmp_path: Path, field:
     assert pods.cri.status(restored).exit_code == 137
 
 
-def test_nri_plugins_hear_of_it_in_order(pods: Pods, tmp_path: Path) -> None:
-    old = CheckpointedPod(pods)
+def test_nri_plugins_hear_of_it_in_order(pods: Pods, tmp_path: Path, handler: str) -> None:
+    old = CheckpointedPod(pods, handler)
     goes_on(pods, old.add())
     old.checkpoint(tmp_path / "output")
     old.remove()

@@ -208,16 +208,6 @@ def test_requests_that_do_not_fit_are_refused(
     refused(lambda: restore(pods, old.request(output), None), BAD, "deadline")
 
 
-def test_a_pod_of_crun_is_not_restored(pods: Pods, tmp_path: Path) -> None:
-    old = CheckpointedPod(pods, "crun")
-    goes_on(pods, old.add())
-    old.checkpoint(tmp_path / "output")
-    old.remove()
-    request = old.request(tmp_path / "output")
-    refused(lambda: restore(pods, request), UNSUPPORTED, "a handler of the type runc")
-    assert not pods.cri.pods()
-
-
 def test_without_criu_the_package_is_named(pods: Pods, saved: tuple[CheckpointedPod, Path]) -> None:
     old, output = saved
     program = Path(shutil.which("criu") or "")
@@ -235,7 +225,10 @@ def test_without_criu_the_package_is_named(pods: Pods, saved: tuple[Checkpointed
         pods.cri = agent.start()
 
 
-@pytest.mark.parametrize("undo", ["", "containers", "row"])
+UNDOS = ("shared-memory", "containers", "row")  # those of RestorePod, and the last one
+
+
+@pytest.mark.parametrize("undo", ["", *UNDOS])
 def test_a_failure_of_the_second_container_undoes_everything(
     pods: Pods, saved: tuple[CheckpointedPod, Path], undo: str
 ) -> None:

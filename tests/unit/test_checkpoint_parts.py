@@ -17,7 +17,7 @@ from criagent.runtime.checkpoint import manifest
 from criagent.runtime.checkpoint.criu import last_errors
 from criagent.runtime.checkpoint.location import check_location, new_file
 from criagent.runtime.checkpoint.record import Record, check_output, read_record
-from criagent.runtime.node.criu import too_old
+from criagent.runtime.node.criu import restore_problem, too_old
 from criagent.runtime.node.paths import RuntimePaths
 from criagent.store.db import Database
 from criagent.store.settings import SettingStore
@@ -119,6 +119,20 @@ def test_errors_of_criu(tmp_path: Path) -> None:
 def test_versions_of_criu(answer: str, problem: str) -> None:
     assert problem in too_old(answer)
     assert bool(problem) == bool(too_old(answer))
+
+
+@pytest.mark.parametrize(
+    ("kind", "version", "problem"),
+    [
+        ("crun", "1.21", ""),
+        ("crun", "1.20.1", "restoring needs crun 1.21.0"),
+        ("crun", "", ""),
+        ("runc", "1.1.15", ""),
+    ],
+)
+def test_versions_that_restore(kind: str, version: str, problem: str) -> None:
+    assert problem in restore_problem(kind, version)
+    assert bool(problem) == bool(restore_problem(kind, version))
 
 
 async def test_a_manifest_is_signed_with_the_key_of_the_node(tmp_path: Path) -> None:

@@ -36,12 +36,49 @@ def test_the_hostname_in_an_image_is_replaced(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "tail", [b"\x0a", b"\x0a\x7fx", b"\x08\x01", b"\x0a\x02x", b"\x0a\x41" * 40]
+    "tail", [b"\x0a", b"\x0a\x7fx", b"\x0d\x01", b"\x0a\x02x", b"\x0a\xff", b"\x0a\x41" + b"a" * 65]
 )
 def test_a_malformed_image_is_refused(tmp_path: Path, tail: bytes) -> None:
     (tmp_path / "utsns-1.img").write_bytes(_MAGIC + struct.pack("<I", len(tail)) + tail)
     with pytest.raises(CorruptError):
         images.set_hostname(tmp_path, "x")
+
+
+def message(*fields: tuple[int, bytes]) -> bytes:
+    """Texts and messages of up to 16383 bytes."""
+    encoded = b""
+    for number, content in fields:
+        size = len(content)
+        length = bytes((size,)) if size < 128 else bytes((size & 0x7F | 0x80, size >> 7))
+        encoded += bytes((number << 3 | 2,)) + length + content
+    return encoded
+
+
+def cgroups(*names: bytes) -> bytes:
+    """cgroup.img of two processes in the hierarchies of these controllers."""
+    path = b"/cri/" + b"c" * 64
+    members = [message((1, name), (2, path)) + b"\x18\x45" for name in names]
+    sets = [b"\x08" + bytes((one,)) + message(*((2, m) for m in members)) for one in (1, 2)]
+    controllers = [message((1, name), (2, message((1, path[1:])))) for name in names]
+    whole = message(*((1, one) for one in sets), *((2, one) for one in controllers))
+    return _MAGIC + struct.pack("<I", len(whole)) + whole
+
+
+def test_cgroups_v1_are_not_restored(tmp_path: Path) -> None:
+    path = tmp_path / "cgroup.img"
+    path.write_bytes(cgroups(b"cpu", b"", b"name=systemd"))
+    images.keep_cgroup_v2(tmp_path)
+    assert path.read_bytes() == cgroups(b"")
+    images.keep_cgroup_v2(tmp_path)
+    assert path.read_bytes() == cgroups(b"")
+
+
+def test_a_malformed_image_of_cgroups_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "cgroup.img"
+    for tail in (b"\x0a\x05\x12\x7f", b"\x13", b"\x0a" + b"\xff" * 20):
+        path.write_bytes(_MAGIC + struct.pack("<I", len(tail)) + tail)
+        with pytest.raises(CorruptError):
+            images.keep_cgroup_v2(tmp_path)
 
 
 def test_objects_of_ipc_go_and_their_limits_stay(tmp_path: Path) -> None:
@@ -61,6 +98,9 @@ def test_the_options_of_criu(tmp_path: Path) -> None:
         "cgroup-root :/cri/id",
         "join-ns ipc:/run/ns/ipc",
     ]
+    images.write_options(tmp_path / "other", "", {})
+    written = (tmp_path / "other/.criu/default.conf").read_text().splitlines()
+    assert written == ["tcp-close", "network-lock skip"]
 
 
 def packed(path: Path, *members: tuple[str, bytes, bytes]) -> None:

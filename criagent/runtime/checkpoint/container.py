@@ -90,7 +90,7 @@ class ContainerCheckpoint:
             async with asyncio.timeout(limit_s), self._capture.slots:
                 await self._make(container, path, interrupted, owner)
         finally:
-            await finish(self._leftovers.clear(container.id))
+            await finish(self._leftovers.undo(container.id))
             faults.reach("checkpoint:cleared")
         log.info("container_checkpointed", container_id=container.id, path=str(path))
 

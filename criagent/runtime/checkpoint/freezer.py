@@ -8,7 +8,7 @@ cgroup-v2).
 from __future__ import annotations
 
 import asyncio
-import contextlib
+import errno
 
 from criagent.base.errors import TimedOutError, WrongStateError
 from criagent.kernel import cgroupfs
@@ -46,7 +46,10 @@ async def freeze(container: Container) -> None:
 
 
 def thaw(container: Container) -> None:
-    """Let the container's processes go on; idempotent, fine when it has ended."""
+    """Let the container's processes go on; idempotent, fine when it has ended. Raises OSError."""
     if belongs_to(container.cgroup, container.id):
-        with contextlib.suppress(FileNotFoundError, OSError):
+        try:
             cgroupfs.freeze(container.cgroup, frozen=False)
+        except OSError as exc:
+            if exc.errno not in {errno.ENOENT, errno.ENODEV}:  # the container has ended
+                raise

@@ -8,11 +8,13 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+from collections.abc import Callable, Coroutine, Sequence
 from concurrent.futures import Executor
 from pathlib import Path
 
 import structlog
 
+from criagent.base import faults
 from criagent.base.aio import run_in, supervised
 from criagent.base.errors import WrongStateError
 from criagent.kernel import mount
@@ -26,6 +28,7 @@ from criagent.runtime.node.paths import RuntimePaths
 from criagent.store.containers import ContainerStore
 
 _WAIT_S = 5.0
+_AGAIN_S = 1.0
 
 log: structlog.stdlib.BoundLogger = structlog.get_logger(__name__)
 
@@ -40,12 +43,59 @@ class CheckpointLeftovers:
         self._recovering: set[str] = set()
 
     def check(self, container_id: str) -> None:
-        """Raises WrongStateError while one of an earlier daemon is still in progress."""
+        """Raises WrongStateError while an earlier one is not undone."""
         if container_id in self._recovering:
             raise WrongStateError(
-                f"CRIU still works for an earlier checkpoint of container {container_id}; try "
-                "again when it has ended"
+                f"an earlier checkpoint of container {container_id} is not undone yet: CRIU still "
+                "works for it, or the node fails; try again when it has ended"
             )
+
+    async def undo(self, container_id: str) -> None:
+        """The same as `clear`. When it fails, it is tried again until it succeeds: a container that
+        stays frozen does not work, and nothing else would notice.
+        """
+        try:
+            faults.reach("checkpoint:undo")
+            await self.clear(container_id)
+        except (OSError, MemoryError):
+            self._undo_later(container_id, {container_id}, lambda: self.clear(container_id))
+            raise
+
+    async def undo_pod(
+        self, sandbox_id: str, container_ids: Sequence[str], *, complete: bool
+    ) -> None:
+        """The same for the checkpoint of a pod with these containers; see `clear_pod`."""
+
+        async def clear() -> None:
+            await self.clear_pod(sandbox_id, complete=complete)
+
+        try:
+            faults.reach("checkpoint-pod:undo")
+            await clear()
+        except (OSError, MemoryError):
+            self._undo_later(sandbox_id, set(container_ids), clear)
+            raise
+
+    def _undo_later(
+        self, of: str, container_ids: set[str], clear: Callable[[], Coroutine[None, None, None]]
+    ) -> None:
+        self._recovering |= container_ids
+
+        async def undo() -> None:
+            try:
+                while True:
+                    await asyncio.sleep(_AGAIN_S)
+                    try:
+                        await clear()
+                    except OSError as exc:
+                        log.warning("checkpoint_not_undone", id=of, error=str(exc))
+                    else:
+                        break
+            finally:
+                self._recovering -= container_ids
+            log.info("checkpoint_rolled_back", id=of)
+
+        supervised(undo(), name=f"checkpoint:{of}")
 
     async def clear(self, container_id: str) -> None:
         """Let the container go on, and remove what its checkpoint has on disk; idempotent.

@@ -118,7 +118,8 @@ class PodCheckpoint:
                 await self._make(pod, interrupted, owner)
                 complete = True
         finally:
-            await finish(self._leftovers.clear_pod(pod.sandbox.id, complete=complete))
+            ids = [container.id for container in pod.containers]
+            await finish(self._leftovers.undo_pod(pod.sandbox.id, ids, complete=complete))
             faults.reach("checkpoint-pod:cleared")
         log.info("pod_checkpointed", sandbox_id=pod.sandbox.id, path=str(pod.output))
 

@@ -8,7 +8,6 @@ Until then a container has neither monitor nor init, and what its processes come
 from __future__ import annotations
 
 import contextlib
-import os
 import re
 import signal
 from collections.abc import Mapping
@@ -142,8 +141,9 @@ async def _undo(container: Container, runtime: OciRuntime, paths: RuntimePaths) 
 
 
 def _remove_work(bundle: Path) -> None:
-    """Remove what a CRIU that was killed has left: mounted cgroups, and a directory in /tmp. crun
-    mounts the root for it in the bundle.
+    """Remove what a CRIU that was killed has left: mounted cgroups, and a directory in /tmp, whose
+    tmpfs reaches this mount namespace too when / is a shared mount. crun mounts the root for it in
+    the bundle.
     """
     for entry in (*bundle.glob(".criu.*"), *bundle.glob("criu-root")):
         mount.detach_below(entry)
@@ -151,8 +151,10 @@ def _remove_work(bundle: Path) -> None:
     log_file = bundle / _LOG
     if log_file.exists():
         for name in set(_ROOTS.findall(log_file.read_bytes())):
-            with contextlib.suppress(OSError):
-                os.rmdir(name)
+            root = Path(name.decode())
+            mount.detach_below(root)
+            with contextlib.suppress(FileNotFoundError):  # CRIU itself removes it near its end
+                root.rmdir()
 
 
 def _init(pid_file: Path) -> ProcessRef | None:

@@ -116,7 +116,7 @@ class ContainerRecovery:
             if container.stop_deadline_boot_ns:
                 stop = self._ending.stop_by(container, container.stop_deadline_boot_ns)
                 supervised(stop, name=f"stop:{container.id}", **container.facts)
-        log.info("container_adopted", container_id=container.id)
+        log.debug("container_adopted", container_id=container.id)
 
     async def _started(self, container: Container) -> Container:
         """The row; the last daemon may have died before it recorded the start."""

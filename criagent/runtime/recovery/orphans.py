@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 from concurrent.futures import Executor
 
@@ -78,8 +79,9 @@ class Orphans:
             (self._paths.run_dir / "sandboxes", self._sandboxes.get),
             (self._paths.run_dir / "containers", self._containers.get),
         ):
-            for entry in directory.iterdir() if directory.exists() else ():
-                if known(entry.name) is None:
+            for name in os.listdir(directory) if directory.exists() else ():
+                if known(name) is None:
+                    entry = directory / name
                     mount.detach_below(entry)
                     shutil.rmtree(entry, ignore_errors=True)
                     log.warning("orphan_removed", path=str(entry))

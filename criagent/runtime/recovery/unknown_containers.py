@@ -109,9 +109,14 @@ class UnknownContainers:
     def _names(self) -> Iterator[str]:
         """Names of this agent's directories, ids among them."""
         run = self.paths.run_dir
-        for pattern in ("containers/*", "sandboxes/*", "runtime/*/*", "exits/*"):
-            for path in run.glob(pattern):
-                yield path.name
+        for directory in (
+            run / "containers",
+            run / "sandboxes",
+            *run.glob("runtime/*"),
+            run / "exits",
+        ):
+            if directory.is_dir():
+                yield from os.listdir(directory)
 
     def _check_root(self, found: list[_Unknown]) -> None:
         bases = {str(self.paths.rootfs(one.id)): one for one in found}

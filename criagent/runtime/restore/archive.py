@@ -70,8 +70,11 @@ def unpack(source: Source, archived: Archived, target: Path, interrupted: Interr
                 stream.close()
     if stream.compressed.hexdigest() != archived.sha256:
         raise changed(archived.archive)
+    deleted = tuple(_decoded(found.get(_DELETED, b"[]"), list[str]))
+    if any("\0" in path for path in deleted):
+        raise CorruptError(f"{_DELETED} of {archived.archive} has a name that no file has")
     return Documents(
-        deleted=tuple(_decoded(found.get(_DELETED, b"[]"), list[str])),
+        deleted=deleted,
         mounts=frozenset(one.destination for one in _decoded(found[_SPEC], _Spec).mounts),
     )
 

@@ -7,7 +7,6 @@ of image layers are.
 
 from __future__ import annotations
 
-import contextlib
 import errno
 import os
 import stat
@@ -22,7 +21,7 @@ from criagent.kernel.paths import RESOLVE_IN_ROOT, RESOLVE_NO_SYMLINKS, openat2
 from criagent.kernel.trees import remove_tree
 
 _DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC
-_GONE = {errno.ENOENT, errno.ENOTDIR, errno.ELOOP}
+_GONE = {errno.ENOENT, errno.ENOTDIR, errno.ELOOP, errno.ENAMETOOLONG}
 
 
 def delete(root: Path, paths: Iterable[str]) -> None:
@@ -67,15 +66,13 @@ def _delete(root: int, path: str) -> None:
         return
     try:
         above = openat2(root, parent or ".", _DIRECTORY, RESOLVE_IN_ROOT | RESOLVE_NO_SYMLINKS)
-    except OSError as exc:
-        if exc.errno in _GONE:
-            return
-        raise
-    try:
-        with contextlib.suppress(FileNotFoundError):
+        try:
             if stat.S_ISDIR(os.stat(name, dir_fd=above, follow_symlinks=False).st_mode):
                 remove_tree(name, dir_fd=above)
             else:
                 os.unlink(name, dir_fd=above)
-    finally:
-        os.close(above)
+        finally:
+            os.close(above)
+    except OSError as exc:
+        if exc.errno not in _GONE:
+            raise

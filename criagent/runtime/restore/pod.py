@@ -191,8 +191,11 @@ class PodRestorer:
         images.set_hostname(target / IMAGES, pod_hostname(part.sandbox))
         if not part.first:
             images.drop_ipc_objects(target / IMAGES)
+        images.keep_cgroup_v2(target / IMAGES)
         pins = namespace_pins(self._paths, part.sandbox)
-        images.write_options(target / HOME, container.cgroup, pins)
+        # crun tells CRIU the cgroup: below that of the row with the systemd driver.
+        names_cgroup = self._handlers.resolve(container.handler).type == "crun"
+        images.write_options(target / HOME, "" if names_cgroup else container.cgroup, pins)
 
     async def _erase(self, sandbox_id: SandboxId) -> None:
         for container in self._containers.of_sandbox(sandbox_id):

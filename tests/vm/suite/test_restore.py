@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """RestorePod with scopes of systemd, on a kernel whose sockets Debian's CRIU can save."""
 
-# vm: seconds=500
+# vm: seconds=900
 
 from __future__ import annotations
 
@@ -23,9 +23,12 @@ def pods(cri: Cri, tmp_path: Path, request: pytest.FixtureRequest) -> Pods:
     return Pods(cri, tmp_path, request.node.name[:40].replace("[", "-").replace("]", ""))
 
 
-def test_a_listener_and_a_counter_go_on_in_a_new_pod(cri: Cri, pods: Pods, tmp_path: Path) -> None:
+@pytest.mark.parametrize("handler", ["runc", "crun"])
+def test_a_listener_and_a_counter_go_on_in_a_new_pod(
+    cri: Cri, pods: Pods, tmp_path: Path, handler: str
+) -> None:
     """The connection of the old pod is closed; another one is answered at the new address."""
-    old = CheckpointedPod(pods, "runc", linux=api.LinuxPodSandboxConfig(cgroup_parent=_SLICE))
+    old = CheckpointedPod(pods, handler, linux=api.LinuxPodSandboxConfig(cgroup_parent=_SLICE))
     old.add("nc", "-ll", "-p", "80", "-e", "cat")
     counter = old.add()
     address = cri.pod_status(old.sandbox).network.ip
