@@ -27,7 +27,7 @@ from tests.support.mounts import bind, wants
 from tests.support.pods import Pods
 from tests.support.refusals import refused
 from tests.support.waiting import until
-from tests.support.written import du, layer, rootfs, snapshot
+from tests.support.written import counted, du, rootfs, snapshot
 
 pytestmark = pytest.mark.root
 
@@ -228,8 +228,7 @@ def test_volumes_are_counted_with_the_writable_layer(
     script = "head -c 3000000 /dev/zero > /new/big; touch /other; sync; touch /done; sleep 1000"
     container_id = pods.running("sh", "-c", script, pod=pod, change=of(image))
     until((rootfs(container_id) / "done").exists, "the files", 120)
-    until(lambda: layer(pods, container_id).HasField("used_bytes"), "the first count")
-    found, own = layer(pods, container_id), snapshot(container_id)
+    found, own = counted(pods, container_id), snapshot(container_id)
     if DRIVER == "btrfs":  # what came with the image does not count
         assert 3_000_000 < found.used_bytes.value < 3_000_000 + (64 << 10)
         inodes = du(own / "volumes")[1]

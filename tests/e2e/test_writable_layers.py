@@ -11,7 +11,7 @@ from tests.support.chosen_driver import DRIVER
 from tests.support.cri_client import api
 from tests.support.pods import Pods
 from tests.support.waiting import until
-from tests.support.written import du, layer, upper
+from tests.support.written import counted, du, layer, upper
 
 pytestmark = pytest.mark.root
 
@@ -32,8 +32,7 @@ def test_the_first_answer_is_what_du_says(pods: Pods, tmp_path: Path) -> None:
         change=lambda c: c.mounts.add(container_path="/volume", host_path=str(tmp_path)),
     )
     until(lambda: "done" in pods.log(container_id), "the files", SYNC_S)
-    until(lambda: layer(pods, container_id).HasField("used_bytes"), "the first count")
-    found = layer(pods, container_id)
+    found = counted(pods, container_id)
     assert (found.used_bytes.value, found.inodes_used.value) == du(upper(container_id))
     assert found.used_bytes.value > 3_000_000
     assert found.used_bytes.value < 5_000_000 or DRIVER == "native"  # whose copy counts whole
@@ -60,16 +59,16 @@ def test_lists_answer_while_a_large_layer_is_counted(pods: Pods) -> None:
         stats = pods.cri.runtime.ListContainerStats(api.ListContainerStatsRequest()).stats
         assert {one.attributes.id for one in stats} == {container_id, small}
         pods.cri.containers()
-    until(lambda: layer(pods, container_id).HasField("inodes_used"), "the count", 30)
-    assert layer(pods, container_id).inodes_used.value == du(upper(container_id))[1] > 20_040
+    inodes = counted(pods, container_id).inodes_used.value
+    assert inodes == du(upper(container_id))[1] > 20_040
     assert layer(pods, small).inodes_used.value == du(upper(small))[1]
 
 
 def test_an_ended_container_keeps_its_figures(pods: Pods) -> None:
     container_id = pods.running("sh", "-c", "head -c 500000 /dev/zero > /file; sync")
     until(lambda: pods.cri.status(container_id).state == api.CONTAINER_EXITED, "the end", SYNC_S)
-    until(lambda: layer(pods, container_id).HasField("used_bytes"), "the first count")
-    assert layer(pods, container_id).used_bytes.value == du(upper(container_id))[0] > 490_000
+    used = counted(pods, container_id).used_bytes.value
+    assert used == du(upper(container_id))[0] > 490_000
 
 
 def test_what_a_removed_container_wrote_is_freed_without_anybodys_command(pods: Pods) -> None:

@@ -12,6 +12,7 @@ from criagent.image.snapshots.mounted import elsewhere
 from criagent.kernel.mount import mountinfo
 from tests.support.cri_client import api
 from tests.support.pods import Pods
+from tests.support.waiting import until
 
 
 def upper(container_id: str) -> Path:
@@ -51,3 +52,10 @@ def du(top: Path) -> tuple[int, int]:
 def layer(pods: Pods, container_id: str) -> api.FilesystemUsage:
     request = api.ContainerStatsRequest(container_id=container_id)
     return pods.cri.runtime.ContainerStats(request).stats.writable_layer
+
+
+def counted(pods: Pods, container_id: str) -> api.FilesystemUsage:
+    """The figures of a count: not those that a container has from its creation."""
+    created_at = pods.cri.status(container_id).created_at
+    until(lambda: layer(pods, container_id).timestamp > created_at, "a count of the layer", 60)
+    return layer(pods, container_id)

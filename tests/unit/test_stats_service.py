@@ -6,7 +6,7 @@ from __future__ import annotations
 import pytest
 
 from criagent._proto import api_pb2
-from criagent.cri.stats_service import repeated
+from criagent.cri.listing import framed
 
 
 @pytest.mark.parametrize("length", [0, 1, 127, 128, 16383, 16384, 2_200_000])
@@ -15,12 +15,14 @@ def test_parts_make_the_message_of_their_field(length: int) -> None:
         api_pb2.PodSandboxMetrics(pod_sandbox_id="x" * length),
         api_pb2.PodSandboxMetrics(pod_sandbox_id="y"),
     ]
-    whole = repeated(part.SerializeToString() for part in parts)
+    whole = b"".join(framed(part.SerializeToString()) for part in parts)
     assert list(api_pb2.ListPodSandboxMetricsResponse.FromString(whole).pod_metrics) == parts
 
 
 def test_the_field_is_number_one_of_every_list_that_is_made_so() -> None:
     for message, field in (
+        (api_pb2.ContainerStatsResponse, "stats"),
+        (api_pb2.PodSandboxStatsResponse, "stats"),
         (api_pb2.ListContainerStatsResponse, "stats"),
         (api_pb2.StreamContainerStatsResponse, "container_stats"),
         (api_pb2.ListPodSandboxStatsResponse, "stats"),

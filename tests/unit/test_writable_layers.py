@@ -48,12 +48,14 @@ class Node:
             **limits,
         )
 
-    async def container(self, letter: str, files: int = 0, **fields: Any) -> Container:
+    async def container(
+        self, letter: str, files: int = 0, created_at_ns: int = 1, **fields: Any
+    ) -> Container:
         container = Container(
             id=ContainerId(letter * 64),
             sandbox_id=SandboxId("0" * 64),
             spec=ContainerSpec(metadata=ContainerMetadata(name=letter), image="i"),
-            created_at_ns=1,
+            created_at_ns=created_at_ns,
             boot_id="b",
             handler="crun",
             **fields,
@@ -127,6 +129,18 @@ async def test_a_large_layer_keeps_no_call_and_no_other_layer_waiting(node: Node
     assert node.inodes(small) == 3
     await node.layers.settled()
     assert node.inodes(large) == 300
+
+
+async def test_a_large_layer_of_a_new_container_was_empty_when_it_was_made(node: Node) -> None:
+    made_ns = int(node.now * 1e9)
+    node.layers = node.counts(first_s=0.0, slice_s=0.0)
+    container = await node.container("a", 300, created_at_ns=made_ns)
+    await node.layers.refresh([container])
+    usage = node.layers.usage(container.id)
+    assert usage is not None
+    assert (usage.used_bytes, usage.inodes, usage.counted_at_ns) == (0, 0, made_ns)
+    await node.layers.settled()
+    assert node.inodes(container) == 300
 
 
 async def test_a_layer_being_counted_is_not_counted_twice(node: Node) -> None:

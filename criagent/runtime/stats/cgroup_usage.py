@@ -6,14 +6,15 @@ A file that the kernel lacks leaves its values None, never zero.
 
 from __future__ import annotations
 
-import dataclasses
+import functools
 from collections.abc import Iterable
+
+import msgspec
 
 from criagent.kernel import cgroupfs
 
 
-@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
-class Pressure:
+class Pressure(msgspec.Struct, frozen=True, kw_only=True):
     """One line of a pressure file (kernel documentation, accounting/psi)."""
 
     total_us: int
@@ -22,16 +23,14 @@ class Pressure:
     avg300: float
 
 
-@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
-class PressurePair:
+class PressurePair(msgspec.Struct, frozen=True, kw_only=True):
     """Time in which all tasks, and in which some, were stalled."""
 
     full: Pressure
     some: Pressure
 
 
-@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
-class Usage:
+class Usage(msgspec.Struct, frozen=True, kw_only=True):
     """Nanoseconds and bytes; None = not reported by the kernel."""
 
     cpu_ns: int | None = None
@@ -48,11 +47,17 @@ class Usage:
     io_pressure: PressurePair | None = None
 
 
-def read_usage(cgroup: str) -> Usage:
+def counts_memory() -> bool:
+    """Whether the kernel counts the memory of cgroups: some boot with cgroup_disable=memory."""
+    controllers = cgroupfs.read("/", "cgroup.controllers")
+    return controllers is None or "memory" in controllers.split()
+
+
+def read_usage(cgroup: str, *, memory_counted: bool = True) -> Usage:
     """The usage of `cgroup` and everything below it; empty when it does not exist."""
     with cgroupfs.Reader(cgroup) as files:
-        cpu_us = (files.flat("cpu.stat") or {}).get(b"usage_usec")
-        memory, working_set, stat = memory_of(files)
+        cpu_us = files.field("cpu.stat", b"usage_usec")
+        memory, working_set, stat = memory_of(files) if memory_counted else _UNCOUNTED
         limit = None if memory is None else files.number("memory.max")
         swap = None if memory is None else files.number("memory.swap.current")
         swap_limit = None if swap is None else files.number("memory.swap.max")
@@ -83,18 +88,26 @@ def memory_of(files: cgroupfs.Reader) -> tuple[int | None, int | None, dict[byte
 
 def pressure(files: cgroupfs.Reader, kind: str) -> PressurePair | None:
     """A pressure file; None where the kernel lacks it or has it switched off."""
-    lines = {
-        name: Pressure(
+    text = files.raw(f"{kind}.pressure")
+    return None if text is None else parse_pressure(text)
+
+
+@functools.lru_cache(maxsize=2048)
+def parse_pressure(text: bytes) -> PressurePair | None:
+    """The content of a pressure file. Most containers are idle, and then it stays the same."""
+    found: dict[bytes, Pressure] = {}
+    for line in text.splitlines():
+        key, *pairs = line.split()
+        values = dict(pair.split(b"=", 1) for pair in pairs)
+        found[key] = Pressure(
             total_us=int(values[b"total"]),
             avg10=float(values[b"avg10"]),
             avg60=float(values[b"avg60"]),
             avg300=float(values[b"avg300"]),
         )
-        for name, values in files.nested(f"{kind}.pressure").items()
-    }
-    if b"some" not in lines:
+    if b"some" not in found:
         return None
-    return PressurePair(full=lines.get(b"full", _NONE), some=lines[b"some"])
+    return PressurePair(full=found.get(b"full", _NONE), some=found[b"some"])
 
 
 def total(usages: Iterable[Usage]) -> Usage:
@@ -146,5 +159,6 @@ def _left(limit: int | None, used: int | None) -> int | None:
     return None if limit is None or used is None else max(limit - used, 0)
 
 
+_UNCOUNTED: tuple[None, None, dict[bytes, int]] = (None, None, {})
 _NONE = Pressure(total_us=0, avg10=0.0, avg60=0.0, avg300=0.0)
 _WINDOW_NS = (10**9, 120 * 10**9)

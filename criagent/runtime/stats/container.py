@@ -7,18 +7,21 @@ counted in the background and cached.
 
 from __future__ import annotations
 
-import dataclasses
 import time
 from collections.abc import Callable, Sequence
+from typing import TypeVar
+
+import msgspec
 
 from criagent.model.container import Container, ContainerState
-from criagent.runtime.stats.cgroup_usage import CpuRates, Usage, read_usage
+from criagent.runtime.stats.cgroup_usage import CpuRates, Usage, counts_memory, read_usage
 from criagent.runtime.stats.thread import StatsThread
 from criagent.runtime.stats.writable_layers import LayerUsage, WritableLayers
 
+T = TypeVar("T")
 
-@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
-class StatsSample:
+
+class StatsSample(msgspec.Struct, frozen=True, kw_only=True):
     """The contents of ContainerStats. `usage` is that of a running container."""
 
     container: Container
@@ -44,28 +47,40 @@ class ContainerStatsReader:
         self._rates = rates
         self._thread = thread
         self._now_ns = now_ns
+        self._memory_counted = True
 
-    async def samples(self, containers: Sequence[Container]) -> list[StatsSample]:
-        """One sample a container, in order; files are read in one go."""
+    async def read(
+        self, containers: Sequence[Container], convert: Callable[[StatsSample], T]
+    ) -> list[T]:
+        """One sample a container, in order, converted in the reading thread."""
+        await self.refresh(containers)
+        return await self._thread.run(
+            lambda: [convert(self.sample(container)) for container in containers]
+        )
+
+    async def refresh(self, containers: Sequence[Container]) -> None:
+        """Prepare for samples: count the writable layers that are due."""
+        self._memory_counted = counts_memory()
         await self._layers.refresh(containers)
-        return await self._thread.each(containers, self._read)
+
+    def sample(self, container: Container) -> StatsSample:
+        """One container now; to be called in the reading thread."""
+        usage = rate = None
+        now_ns = self._now_ns()
+        if container.state is ContainerState.RUNNING and container.cgroup:
+            usage = read_usage(container.cgroup, memory_counted=self._memory_counted)
+            if usage.cpu_ns is not None:
+                rate = self._rates.rate(container.id, time.monotonic_ns(), usage.cpu_ns)
+        return StatsSample(
+            container=container,
+            timestamp_ns=now_ns,
+            usage=usage,
+            cpu_nano_cores=rate,
+            layer=self._layers.usage(container.id),
+            mountpoint=self._layers.mountpoint(container.id),
+        )
 
     def forget(self, container_id: str) -> None:
         """The container, or the sandbox, was removed."""
         self._layers.forget(container_id)
         self._rates.forget(container_id)
-
-    def _read(self, container: Container) -> StatsSample:
-        sample = StatsSample(
-            container=container,
-            timestamp_ns=self._now_ns(),
-            layer=self._layers.usage(container.id),
-            mountpoint=self._layers.mountpoint(container.id),
-        )
-        if container.state is not ContainerState.RUNNING or not container.cgroup:
-            return sample
-        usage = read_usage(container.cgroup)
-        rate = None
-        if usage.cpu_ns is not None:
-            rate = self._rates.rate(container.id, time.monotonic_ns(), usage.cpu_ns)
-        return dataclasses.replace(sample, usage=usage, cpu_nano_cores=rate)

@@ -58,9 +58,9 @@ class Devices:
         if named != number:
             return named
         # btrfs, overlay and others have numbers without a device
-        holder = mount.holding(path, mount.mountinfo())
+        entry = mount.holder(path)
         # A label has to be UTF-8.
-        return os.fsencode(holder.source if holder else number).decode(errors="replace")
+        return os.fsencode(entry.source if entry else number).decode(errors="replace")
 
 
 def cgroup_values(files: cgroupfs.Reader, devices: Devices, shares: int = 0) -> Iterator[Value]:

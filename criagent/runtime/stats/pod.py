@@ -3,11 +3,13 @@
 
 from __future__ import annotations
 
-import dataclasses
+import os
 import time
 from collections import Counter
-from collections.abc import Sequence
-from pathlib import Path
+from collections.abc import Callable, Sequence
+from typing import TypeVar
+
+import msgspec
 
 from criagent.kernel import cgroupfs
 from criagent.kernel.namespaces import in_each_netns
@@ -20,9 +22,12 @@ from criagent.runtime.stats.thread import StatsThread
 from criagent.store.containers import ContainerStore
 from criagent.store.sandboxes import SandboxStore
 
+_TABLE = 1 << 12  # longer than the table of a pod with one interface
 
-@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
-class Interface:
+T = TypeVar("T")
+
+
+class Interface(msgspec.Struct, frozen=True, kw_only=True):
     """Counters of one interface since the pod's start."""
 
     name: str
@@ -36,8 +41,7 @@ class Interface:
     tx_dropped: int
 
 
-@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
-class PodSample:
+class PodSample(msgspec.Struct, frozen=True, kw_only=True):
     """One pod. `usage` is that of its own cgroup, or the sum of its containers without one.
 
     `interfaces` is empty for a pod on the host's network, and for one that is not ready.
@@ -74,19 +78,32 @@ class PodStatsReader:
         self._thread = thread
         self._driver = driver
 
-    async def samples(self, sandboxes: Sequence[Sandbox]) -> list[PodSample]:
-        """One sample per sandbox, in order."""
-        containers = [
-            container
+    async def read(
+        self, sandboxes: Sequence[Sandbox], convert: Callable[[PodSample], T]
+    ) -> list[T]:
+        """One sample per sandbox, in order, converted in the reading thread."""
+        containers = {
+            sandbox.id: [one for one in self._containers.of_sandbox(sandbox.id) if one.visible]
             for sandbox in sandboxes
-            for container in self._containers.of_sandbox(sandbox.id)
-            if container.visible
-        ]
-        of_sandbox: dict[str, list[StatsSample]] = {sandbox.id: [] for sandbox in sandboxes}
-        for sample in await self._stats.samples(containers):
-            of_sandbox[sample.container.sandbox_id].append(sample)
+        }
+        await self._stats.refresh([one for of in containers.values() for one in of])
         own = self.own_cgroups()
-        return await self._thread.run(self._read, sandboxes, of_sandbox, own)
+
+        def call() -> list[T]:
+            interfaces = self.interfaces(sandboxes)
+            return [
+                convert(
+                    self._sample(
+                        sandbox,
+                        tuple(map(self._stats.sample, containers[sandbox.id])),
+                        own.get(sandbox.id),
+                        interfaces.get(sandbox.id, ()),
+                    )
+                )
+                for sandbox in sandboxes
+            ]
+
+        return await self._thread.run(call)
 
     def ready(self) -> list[Sandbox]:
         """The pods that run."""
@@ -116,24 +133,12 @@ class PodStatsReader:
         found = in_each_netns(pins, _interfaces)
         return {sandbox.id: one or () for sandbox, one in zip(connected, found, strict=True)}
 
-    def _read(
-        self,
-        sandboxes: Sequence[Sandbox],
-        of_sandbox: dict[str, list[StatsSample]],
-        own: dict[str, str],
-    ) -> list[PodSample]:
-        interfaces = self.interfaces(sandboxes)
-        return [
-            self._sample(sandbox, tuple(of_sandbox[sandbox.id]), own.get(sandbox.id), interfaces)
-            for sandbox in sandboxes
-        ]
-
     def _sample(
         self,
         sandbox: Sandbox,
         containers: tuple[StatsSample, ...],
         cgroup: str | None,
-        interfaces: dict[str, tuple[Interface, ...]],
+        interfaces: tuple[Interface, ...],
     ) -> PodSample:
         running = [sample for sample in containers if sample.usage is not None]
         rate: int | None = None
@@ -155,22 +160,30 @@ class PodStatsReader:
             usage=usage,
             cpu_nano_cores=rate,
             processes=processes,
-            interfaces=interfaces.get(sandbox.id, ()),
+            interfaces=interfaces,
             containers=containers,
         )
 
 
 def _interfaces() -> tuple[Interface, ...]:
     """Interfaces of this thread's network namespace except lo (man 5 proc_net)."""
-    text = Path("/proc/thread-self/net/dev").read_text()
-    return tuple(one for one in parse_interfaces(text) if one.name != "lo")
+    fd = os.open("/proc/thread-self/net/dev", os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        text = os.read(fd, _TABLE)
+        while more := os.read(fd, _TABLE):
+            text += more
+    finally:
+        os.close(fd)
+    return tuple(parse_interfaces(text.decode()))
 
 
 def parse_interfaces(text: str) -> list[Interface]:
-    """The table of /proc/net/dev."""
+    """The table of /proc/net/dev but for lo."""
     found = []
     for line in text.splitlines()[2:]:
         name, _, rest = line.partition(":")
+        if name.strip() == "lo":
+            continue
         fields = [int(field) for field in rest.split()]
         found.append(
             Interface(

@@ -4,13 +4,12 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from concurrent.futures import Executor
 from typing import TypeVar
 
 from criagent.base.aio import run_in
 
-S = TypeVar("S")
 T = TypeVar("T")
 
 
@@ -25,7 +24,3 @@ class StatsThread:
         """The result of `call`, made off the loop."""
         async with self._reading:
             return await run_in(self._fs, call, *args)
-
-    async def each(self, items: Sequence[S], convert: Callable[[S], T]) -> list[T]:
-        """The result of `convert` for each item, made off the loop."""
-        return await self.run(lambda: [convert(item) for item in items])

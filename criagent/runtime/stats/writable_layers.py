@@ -1,10 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
 """Sizes of writable layers, counted in the background by a separate thread and cached.
 
-A container's first count is tried at once, for a moment: most layers are small. After that a figure
-is at least `_EVERY_S` old before it is counted again, and a count takes at most one part in
-`_SHARE` of the time, so that millions of files make only their own figure older. Counts take turns
-in slices. A container that has ended is counted once more and never again.
+A container's first count is tried at once, for a moment: most layers are small. One that takes
+longer leaves the figure of its creation, when it was empty; a container of an earlier agent has
+none until it is counted. After that a figure is at least `_EVERY_S` old before it is counted again,
+and a count takes at most one part in `_SHARE` of the time, so that millions of files make only
+their own figure older. Counts take turns in slices. A container that has ended is counted once more
+and never again.
 """
 
 from __future__ import annotations
@@ -85,6 +87,7 @@ class WritableLayers:
         self._monotonic = monotonic
         self._first_s = first_s
         self._slice_s = slice_s
+        self._since_ns = now_ns()
         self._known: dict[str, _Known] = {}
         self._jobs: dict[str, _Job] = {}
         self._queue: deque[_Job] = deque()
@@ -95,7 +98,7 @@ class WritableLayers:
         return str(self._drivers.of_container(container_id).containers_root)
 
     def usage(self, container_id: str) -> LayerUsage | None:
-        """The last figures; None before the first count."""
+        """The last figures; None if there are none yet."""
         known = self._known.get(container_id)
         return None if known is None else known.usage
 
@@ -114,8 +117,17 @@ class WritableLayers:
                 await run_in(self._fs, _advance, new, self._first_s)
             finally:
                 self._settle(new)
+            self._keep_creation(containers)
         if self._queue:
             self._worker.start(self._work)
+
+    def _keep_creation(self, containers: Sequence[Container]) -> None:
+        """The figure of containers whose first count goes on: nothing had been written."""
+        for container in containers:
+            job, at_ns = self._jobs.get(container.id), container.created_at_ns
+            if job is not None and container.id not in self._known and at_ns >= self._since_ns:
+                empty = LayerUsage(used_bytes=0, inodes=0, counted_at_ns=at_ns)
+                self._known[container.id] = _Known(empty, self._monotonic(), job.began_ns)
 
     async def settled(self) -> None:
         """Wait until no count is in progress."""
