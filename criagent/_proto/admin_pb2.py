@@ -25,7 +25,7 @@ _sym_db = _symbol_database.Default()
 
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x0b\x61\x64min.proto\x12\x0b\x63riagent.v1\"\r\n\x0bInfoRequest\"\x1c\n\x0cInfoResponse\x12\x0c\n\x04json\x18\x01 \x01(\t\"\x1f\n\x0c\x44\x65\x62ugRequest\x12\x0f\n\x07objects\x18\x01 \x01(\x08\"\x1d\n\rDebugResponse\x12\x0c\n\x04json\x18\x01 \x01(\t\"\x0f\n\rReloadRequest\"7\n\x0eReloadResponse\x12\x0f\n\x07\x63hanged\x18\x01 \x03(\t\x12\x14\n\x0cneed_restart\x18\x02 \x03(\t\"\x14\n\x12StorageInfoRequest\"#\n\x13StorageInfoResponse\x12\x0c\n\x04json\x18\x01 \x01(\t\"$\n\x13ImportImagesRequest\x12\r\n\x05\x63hunk\x18\x01 \x01(\x0c\":\n\rImportedImage\x12\n\n\x02id\x18\x01 \x01(\t\x12\x0c\n\x04tags\x18\x02 \x03(\t\x12\x0f\n\x07\x64igests\x18\x03 \x03(\t\"-\n\x0cSkippedEntry\x12\r\n\x05\x65ntry\x18\x01 \x01(\t\x12\x0e\n\x06reason\x18\x02 \x01(\t\"n\n\x14ImportImagesResponse\x12*\n\x06images\x18\x01 \x03(\x0b\x32\x1a.criagent.v1.ImportedImage\x12*\n\x07skipped\x18\x02 \x03(\x0b\x32\x19.criagent.v1.SkippedEntry\"%\n\x13\x45xportImagesRequest\x12\x0e\n\x06images\x18\x01 \x03(\t\"%\n\x14\x45xportImagesResponse\x12\r\n\x05\x63hunk\x18\x01 \x01(\x0c\"-\n\x0fTagImageRequest\x12\r\n\x05image\x18\x01 \x01(\t\x12\x0b\n\x03tag\x18\x02 \x01(\t\",\n\x10TagImageResponse\x12\n\n\x02id\x18\x01 \x01(\t\x12\x0c\n\x04tags\x18\x02 \x03(\t\"\x1d\n\x0b\x46sckRequest\x12\x0e\n\x06repair\x18\x01 \x01(\x08\"<\n\x07\x46inding\x12\x0f\n\x07problem\x18\x01 \x01(\t\x12\x0e\n\x06object\x18\x02 \x01(\t\x12\x10\n\x08repaired\x18\x03 \x01(\x08\"6\n\x0c\x46sckResponse\x12&\n\x08\x66indings\x18\x01 \x03(\x0b\x32\x14.criagent.v1.Finding\"\x0e\n\x0cPruneRequest\"F\n\rPruneResponse\x12\x13\n\x0b\x66reed_bytes\x18\x01 \x01(\x04\x12\r\n\x05\x62lobs\x18\x02 \x01(\r\x12\x11\n\tsnapshots\x18\x03 \x01(\r\"\'\n\x16RemoveImageNameRequest\x12\r\n\x05image\x18\x01 \x01(\t\"<\n\x17RemoveImageNameResponse\x12\r\n\x05names\x18\x01 \x03(\t\x12\x12\n\nremoved_id\x18\x02 \x01(\t2\xeb\x05\n\x05\x41\x64min\x12;\n\x04Info\x12\x18.criagent.v1.InfoRequest\x1a\x19.criagent.v1.InfoResponse\x12>\n\x05\x44\x65\x62ug\x12\x19.criagent.v1.DebugRequest\x1a\x1a.criagent.v1.DebugResponse\x12\x41\n\x06Reload\x12\x1a.criagent.v1.ReloadRequest\x1a\x1b.criagent.v1.ReloadResponse\x12P\n\x0bStorageInfo\x12\x1f.criagent.v1.StorageInfoRequest\x1a .criagent.v1.StorageInfoResponse\x12U\n\x0cImportImages\x12 .criagent.v1.ImportImagesRequest\x1a!.criagent.v1.ImportImagesResponse(\x01\x12U\n\x0c\x45xportImages\x12 .criagent.v1.ExportImagesRequest\x1a!.criagent.v1.ExportImagesResponse0\x01\x12G\n\x08TagImage\x12\x1c.criagent.v1.TagImageRequest\x1a\x1d.criagent.v1.TagImageResponse\x12\\\n\x0fRemoveImageName\x12#.criagent.v1.RemoveImageNameRequest\x1a$.criagent.v1.RemoveImageNameResponse\x12;\n\x04\x46sck\x12\x18.criagent.v1.FsckRequest\x1a\x19.criagent.v1.FsckResponse\x12>\n\x05Prune\x12\x19.criagent.v1.PruneRequest\x1a\x1a.criagent.v1.PruneResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x0b\x61\x64min.proto\x12\x0b\x63riagent.v1\"\r\n\x0bInfoRequest\"\x1c\n\x0cInfoResponse\x12\x0c\n\x04json\x18\x01 \x01(\t\"\x1f\n\x0c\x44\x65\x62ugRequest\x12\x0f\n\x07objects\x18\x01 \x01(\x08\"\x1d\n\rDebugResponse\x12\x0c\n\x04json\x18\x01 \x01(\t\"\x0f\n\rReloadRequest\"7\n\x0eReloadResponse\x12\x0f\n\x07\x63hanged\x18\x01 \x03(\t\x12\x14\n\x0cneed_restart\x18\x02 \x03(\t\"\x14\n\x12StorageInfoRequest\"#\n\x13StorageInfoResponse\x12\x0c\n\x04json\x18\x01 \x01(\t\"$\n\x13ImportImagesRequest\x12\r\n\x05\x63hunk\x18\x01 \x01(\x0c\":\n\rImportedImage\x12\n\n\x02id\x18\x01 \x01(\t\x12\x0c\n\x04tags\x18\x02 \x03(\t\x12\x0f\n\x07\x64igests\x18\x03 \x03(\t\"-\n\x0cSkippedEntry\x12\r\n\x05\x65ntry\x18\x01 \x01(\t\x12\x0e\n\x06reason\x18\x02 \x01(\t\"n\n\x14ImportImagesResponse\x12*\n\x06images\x18\x01 \x03(\x0b\x32\x1a.criagent.v1.ImportedImage\x12*\n\x07skipped\x18\x02 \x03(\x0b\x32\x19.criagent.v1.SkippedEntry\"%\n\x13\x45xportImagesRequest\x12\x0e\n\x06images\x18\x01 \x03(\t\"%\n\x14\x45xportImagesResponse\x12\r\n\x05\x63hunk\x18\x01 \x01(\x0c\"-\n\x0fTagImageRequest\x12\r\n\x05image\x18\x01 \x01(\t\x12\x0b\n\x03tag\x18\x02 \x01(\t\",\n\x10TagImageResponse\x12\n\n\x02id\x18\x01 \x01(\t\x12\x0c\n\x04tags\x18\x02 \x03(\t\"/\n\x0b\x46sckRequest\x12\x0e\n\x06repair\x18\x01 \x01(\x08\x12\x10\n\x08\x63ontents\x18\x02 \x01(\t\"<\n\x07\x46inding\x12\x0f\n\x07problem\x18\x01 \x01(\t\x12\x0e\n\x06object\x18\x02 \x01(\t\x12\x10\n\x08repaired\x18\x03 \x01(\x08\"{\n\x0c\x46sckResponse\x12&\n\x08\x66indings\x18\x01 \x03(\x0b\x32\x14.criagent.v1.Finding\x12\x17\n\x0flayers_compared\x18\x02 \x01(\r\x12*\n\x0cnot_compared\x18\x03 \x03(\x0b\x32\x14.criagent.v1.Finding\"$\n\x13PullProgressRequest\x12\r\n\x05image\x18\x01 \x01(\t\"F\n\x14PullProgressResponse\x12\x16\n\x0ereceived_bytes\x18\x01 \x01(\x04\x12\x16\n\x0e\x65xpected_bytes\x18\x02 \x01(\x04\"\x0e\n\x0cPruneRequest\"F\n\rPruneResponse\x12\x13\n\x0b\x66reed_bytes\x18\x01 \x01(\x04\x12\r\n\x05\x62lobs\x18\x02 \x01(\r\x12\x11\n\tsnapshots\x18\x03 \x01(\r\"\'\n\x16RemoveImageNameRequest\x12\r\n\x05image\x18\x01 \x01(\t\"<\n\x17RemoveImageNameResponse\x12\r\n\x05names\x18\x01 \x03(\t\x12\x12\n\nremoved_id\x18\x02 \x01(\t2\xc0\x06\n\x05\x41\x64min\x12;\n\x04Info\x12\x18.criagent.v1.InfoRequest\x1a\x19.criagent.v1.InfoResponse\x12>\n\x05\x44\x65\x62ug\x12\x19.criagent.v1.DebugRequest\x1a\x1a.criagent.v1.DebugResponse\x12\x41\n\x06Reload\x12\x1a.criagent.v1.ReloadRequest\x1a\x1b.criagent.v1.ReloadResponse\x12P\n\x0bStorageInfo\x12\x1f.criagent.v1.StorageInfoRequest\x1a .criagent.v1.StorageInfoResponse\x12U\n\x0cImportImages\x12 .criagent.v1.ImportImagesRequest\x1a!.criagent.v1.ImportImagesResponse(\x01\x12U\n\x0c\x45xportImages\x12 .criagent.v1.ExportImagesRequest\x1a!.criagent.v1.ExportImagesResponse0\x01\x12G\n\x08TagImage\x12\x1c.criagent.v1.TagImageRequest\x1a\x1d.criagent.v1.TagImageResponse\x12\\\n\x0fRemoveImageName\x12#.criagent.v1.RemoveImageNameRequest\x1a$.criagent.v1.RemoveImageNameResponse\x12;\n\x04\x46sck\x12\x18.criagent.v1.FsckRequest\x1a\x19.criagent.v1.FsckResponse\x12S\n\x0cPullProgress\x12 .criagent.v1.PullProgressRequest\x1a!.criagent.v1.PullProgressResponse\x12>\n\x05Prune\x12\x19.criagent.v1.PruneRequest\x1a\x1a.criagent.v1.PruneResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -65,19 +65,23 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_TAGIMAGERESPONSE']._serialized_start=652
   _globals['_TAGIMAGERESPONSE']._serialized_end=696
   _globals['_FSCKREQUEST']._serialized_start=698
-  _globals['_FSCKREQUEST']._serialized_end=727
-  _globals['_FINDING']._serialized_start=729
-  _globals['_FINDING']._serialized_end=789
-  _globals['_FSCKRESPONSE']._serialized_start=791
-  _globals['_FSCKRESPONSE']._serialized_end=845
-  _globals['_PRUNEREQUEST']._serialized_start=847
-  _globals['_PRUNEREQUEST']._serialized_end=861
-  _globals['_PRUNERESPONSE']._serialized_start=863
-  _globals['_PRUNERESPONSE']._serialized_end=933
-  _globals['_REMOVEIMAGENAMEREQUEST']._serialized_start=935
-  _globals['_REMOVEIMAGENAMEREQUEST']._serialized_end=974
-  _globals['_REMOVEIMAGENAMERESPONSE']._serialized_start=976
-  _globals['_REMOVEIMAGENAMERESPONSE']._serialized_end=1036
-  _globals['_ADMIN']._serialized_start=1039
-  _globals['_ADMIN']._serialized_end=1786
+  _globals['_FSCKREQUEST']._serialized_end=745
+  _globals['_FINDING']._serialized_start=747
+  _globals['_FINDING']._serialized_end=807
+  _globals['_FSCKRESPONSE']._serialized_start=809
+  _globals['_FSCKRESPONSE']._serialized_end=932
+  _globals['_PULLPROGRESSREQUEST']._serialized_start=934
+  _globals['_PULLPROGRESSREQUEST']._serialized_end=970
+  _globals['_PULLPROGRESSRESPONSE']._serialized_start=972
+  _globals['_PULLPROGRESSRESPONSE']._serialized_end=1042
+  _globals['_PRUNEREQUEST']._serialized_start=1044
+  _globals['_PRUNEREQUEST']._serialized_end=1058
+  _globals['_PRUNERESPONSE']._serialized_start=1060
+  _globals['_PRUNERESPONSE']._serialized_end=1130
+  _globals['_REMOVEIMAGENAMEREQUEST']._serialized_start=1132
+  _globals['_REMOVEIMAGENAMEREQUEST']._serialized_end=1171
+  _globals['_REMOVEIMAGENAMERESPONSE']._serialized_start=1173
+  _globals['_REMOVEIMAGENAMERESPONSE']._serialized_end=1233
+  _globals['_ADMIN']._serialized_start=1236
+  _globals['_ADMIN']._serialized_end=2068
 # @@protoc_insertion_point(module_scope)

@@ -112,10 +112,12 @@ class TagImageResponse(_message.Message):
     def __init__(self, id: _Optional[str] = ..., tags: _Optional[_Iterable[str]] = ...) -> None: ...
 
 class FsckRequest(_message.Message):
-    __slots__ = ("repair",)
+    __slots__ = ("repair", "contents")
     REPAIR_FIELD_NUMBER: _ClassVar[int]
+    CONTENTS_FIELD_NUMBER: _ClassVar[int]
     repair: bool
-    def __init__(self, repair: _Optional[bool] = ...) -> None: ...
+    contents: str
+    def __init__(self, repair: _Optional[bool] = ..., contents: _Optional[str] = ...) -> None: ...
 
 class Finding(_message.Message):
     __slots__ = ("problem", "object", "repaired")
@@ -128,10 +130,28 @@ class Finding(_message.Message):
     def __init__(self, problem: _Optional[str] = ..., object: _Optional[str] = ..., repaired: _Optional[bool] = ...) -> None: ...
 
 class FsckResponse(_message.Message):
-    __slots__ = ("findings",)
+    __slots__ = ("findings", "layers_compared", "not_compared")
     FINDINGS_FIELD_NUMBER: _ClassVar[int]
+    LAYERS_COMPARED_FIELD_NUMBER: _ClassVar[int]
+    NOT_COMPARED_FIELD_NUMBER: _ClassVar[int]
     findings: _containers.RepeatedCompositeFieldContainer[Finding]
-    def __init__(self, findings: _Optional[_Iterable[_Union[Finding, _Mapping]]] = ...) -> None: ...
+    layers_compared: int
+    not_compared: _containers.RepeatedCompositeFieldContainer[Finding]
+    def __init__(self, findings: _Optional[_Iterable[_Union[Finding, _Mapping]]] = ..., layers_compared: _Optional[int] = ..., not_compared: _Optional[_Iterable[_Union[Finding, _Mapping]]] = ...) -> None: ...
+
+class PullProgressRequest(_message.Message):
+    __slots__ = ("image",)
+    IMAGE_FIELD_NUMBER: _ClassVar[int]
+    image: str
+    def __init__(self, image: _Optional[str] = ...) -> None: ...
+
+class PullProgressResponse(_message.Message):
+    __slots__ = ("received_bytes", "expected_bytes")
+    RECEIVED_BYTES_FIELD_NUMBER: _ClassVar[int]
+    EXPECTED_BYTES_FIELD_NUMBER: _ClassVar[int]
+    received_bytes: int
+    expected_bytes: int
+    def __init__(self, received_bytes: _Optional[int] = ..., expected_bytes: _Optional[int] = ...) -> None: ...
 
 class PruneRequest(_message.Message):
     __slots__ = ()

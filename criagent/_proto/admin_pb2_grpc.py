@@ -80,6 +80,11 @@ class AdminStub:
                 request_serializer=admin__pb2.FsckRequest.SerializeToString,
                 response_deserializer=admin__pb2.FsckResponse.FromString,
                 _registered_method=True)
+        self.PullProgress = channel.unary_unary(
+                '/criagent.v1.Admin/PullProgress',
+                request_serializer=admin__pb2.PullProgressRequest.SerializeToString,
+                response_deserializer=admin__pb2.PullProgressResponse.FromString,
+                _registered_method=True)
         self.Prune = channel.unary_unary(
                 '/criagent.v1.Admin/Prune',
                 request_serializer=admin__pb2.PruneRequest.SerializeToString,
@@ -154,6 +159,13 @@ class AdminServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def PullProgress(self, request, context):
+        """How far the pull of an image is.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def Prune(self, request, context):
         """Removes what no image, container or running pull refers to.
         """
@@ -208,6 +220,11 @@ def add_AdminServicer_to_server(servicer, server):
                     servicer.Fsck,
                     request_deserializer=admin__pb2.FsckRequest.FromString,
                     response_serializer=admin__pb2.FsckResponse.SerializeToString,
+            ),
+            'PullProgress': grpc.unary_unary_rpc_method_handler(
+                    servicer.PullProgress,
+                    request_deserializer=admin__pb2.PullProgressRequest.FromString,
+                    response_serializer=admin__pb2.PullProgressResponse.SerializeToString,
             ),
             'Prune': grpc.unary_unary_rpc_method_handler(
                     servicer.Prune,
@@ -458,6 +475,33 @@ class Admin:
             '/criagent.v1.Admin/Fsck',
             admin__pb2.FsckRequest.SerializeToString,
             admin__pb2.FsckResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def PullProgress(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/criagent.v1.Admin/PullProgress',
+            admin__pb2.PullProgressRequest.SerializeToString,
+            admin__pb2.PullProgressResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -19,7 +19,9 @@ from criagent.cri.report import AgentReport
 from criagent.image.archive.room import Room
 from criagent.image.archive.sniff import START, check_start
 from criagent.image.blobs import disk_full
+from criagent.image.documents.reference import parse_reference
 from criagent.image.images import Images, temporary
+from criagent.image.layer_contents import Contents
 from criagent.image.storage_report import storage_report
 
 if TYPE_CHECKING:
@@ -151,13 +153,31 @@ class AdminService(admin_pb2_grpc.AdminServicer):
     async def Fsck(
         self, request: admin_pb2.FsckRequest, context: Context
     ) -> admin_pb2.FsckResponse:
-        findings = await self._images.fsck(repair=request.repair)
+        try:
+            contents = Contents(request.contents)
+        except ValueError:
+            raise InvalidRequestError(
+                f'contents must be "", "sample" or "full", not {request.contents[:40]!r}'
+            ) from None
+        report = await self._images.fsck(repair=request.repair, contents=contents)
         return admin_pb2.FsckResponse(
             findings=[
                 admin_pb2.Finding(problem=f.problem, object=f.object, repaired=f.repaired)
-                for f in findings
-            ]
+                for f in report.findings
+            ],
+            layers_compared=report.compared.layers,
+            not_compared=[
+                admin_pb2.Finding(problem=why, object=layer)
+                for layer, why in report.compared.left_out.items()
+            ],
         )
+
+    async def PullProgress(
+        self, request: admin_pb2.PullProgressRequest, context: Context
+    ) -> admin_pb2.PullProgressResponse:
+        reference = parse_reference(request.image)
+        received, expected = self._images.puller.progress(reference)
+        return admin_pb2.PullProgressResponse(received_bytes=received, expected_bytes=expected)
 
     async def Prune(
         self, request: admin_pb2.PruneRequest, context: Context

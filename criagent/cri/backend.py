@@ -16,12 +16,12 @@ from criagent.model.container import Container, ContainerSpec
 from criagent.model.sandbox import Sandbox, SandboxSpec
 from criagent.net.pod_network import PodNetwork
 from criagent.runtime.node.cgroup_names import CgroupDriver
+from criagent.runtime.node.facts import NodeFacts
 from criagent.runtime.node.handlers import Handlers
 from criagent.runtime.node.paths import RuntimePaths
 from criagent.runtime.stats.container import ContainerStatsReader
 from criagent.runtime.stats.metrics import PodMetricsReader
 from criagent.runtime.stats.pod import PodStatsReader
-from criagent.runtime.stats.thread import StatsThread
 from criagent.runtime.verbs.attach import Attacher
 from criagent.runtime.verbs.exec_stream import ExecStreamer
 from criagent.runtime.verbs.exec_sync import ExecResult
@@ -82,12 +82,11 @@ class Sessions:
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class Stats:
-    """Figures of containers and pods. Their messages are made in `thread`, off the loop."""
+    """Figures of containers and pods. Their messages are made off the loop."""
 
     containers: ContainerStatsReader
     pods: PodStatsReader
     metrics: PodMetricsReader
-    thread: StatsThread
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -99,5 +98,5 @@ class Node:
     network: PodNetwork
     paths: RuntimePaths
     driver: CgroupDriver
-    seccomp: bool  # whether the kernel has it
+    facts: NodeFacts
     nri: Callable[[], Mapping[str, Any]]  # NriParts.report

@@ -14,8 +14,8 @@ import random
 import time
 from collections import Counter, deque
 from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import asynccontextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from types import TracebackType
 from typing import Any
 
 import grpc
@@ -27,11 +27,15 @@ from criagent.base import errors
 from criagent.base.aio import STAGES
 from criagent.base.text import bounded
 from criagent.cri.statuses import status_of
+from criagent.telemetry import logs
 from criagent.telemetry.call_span import CallSpan
 from criagent.telemetry.logs import CALL
 from criagent.telemetry.telemetry import Telemetry
 
-_QUIET = tuple("List Status Version Stats ImageFsInfo Info Debug RuntimeConfig ExecSync".split())
+_QUIET = (
+    *("List", "Status", "Version", "Stats", "ImageFsInfo", "Info", "Debug", "RuntimeConfig"),
+    *("ExecSync", "Progress"),
+)
 _ALWAYS_SERVED = ("Version", "Debug")
 _LAST_FAILED = 20
 _FACT = 256  # characters of a request's subject
@@ -51,17 +55,20 @@ _CALLERS_OWN = frozenset(
 log: structlog.stdlib.BoundLogger = structlog.get_logger(__name__)
 
 
-@dataclass(slots=True)
-class _Call:
-    """One call in progress."""
+@dataclass(frozen=True, slots=True)
+class _Method:
+    """What all calls of a method have in common."""
 
+    service: str
     name: str
     streams: bool
-    started: float = field(default_factory=time.perf_counter)
-    trace_id: str = ""
-    subject: str = ""
-    code: StatusCode = StatusCode.OK
-    text: str = ""
+    quiet: bool  # a success is logged at level debug
+
+    @classmethod
+    def of(cls, path: str, *, streams: bool) -> _Method:
+        """The method of a path such as "/package.Service/Name"."""
+        service, _, name = path.strip("/").rpartition("/")
+        return cls(service, name, streams, any(word in name for word in _QUIET))
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,25 +96,26 @@ class Boundary(grpc.aio.ServerInterceptor):
         about: Callable[[Any], dict[str, str]] = lambda _: {},
     ) -> None:
         self._telemetry = telemetry
+        self.call_span = telemetry.call_span
         self._ready = ready
-        self._about = about
+        self.about = about
         self.failed: Counter[str] = Counter()  # calls by status
         self.last_failed: deque[FailedCall] = deque(maxlen=_LAST_FAILED)
         self._handlers: dict[str, Any] = {}
-        self._calls: dict[object, _Call] = {}
+        self.calls: set[_Call] = set()  # in progress
 
     def in_flight(self) -> dict[str, float]:
         """The number of calls in progress, by method; callable from any thread."""
         counts: dict[str, float] = {}
-        for call in list(self._calls.values()):
-            counts[call.name] = counts.get(call.name, 0) + 1
+        for call in list(self.calls):
+            counts[call.method.name] = counts.get(call.method.name, 0) + 1
         return counts
 
     def oldest_s(self) -> float:
         """The age in seconds of the oldest call with a single answer that is still in progress; 0
         for none.
         """
-        started = [call.started for call in list(self._calls.values()) if not call.streams]
+        started = [call.started for call in list(self.calls) if not call.method.streams]
         return time.perf_counter() - min(started) if started else 0.0
 
     async def intercept_service(
@@ -140,102 +148,139 @@ class Boundary(grpc.aio.ServerInterceptor):
         )
 
     def _answering(
-        self, call: Callable[..., Awaitable[Any]], method: str, decode: Callable[[Any], Any]
+        self, call: Callable[..., Awaitable[Any]], path: str, decode: Callable[[Any], Any]
     ) -> Any:
+        method = _Method.of(path, streams=False)
+
         async def answer(request: Any, context: Any) -> Any:
-            async with self._call(method, context, streams=False) as begin:
-                return await call(begin(_decoded(request, decode)), context)
+            async with _Call(self, method, context) as begun:
+                return await call(begun.request(request, decode), context)
 
         return answer
 
     def _streaming(
-        self, call: Callable[..., AsyncIterator[Any]], method: str, decode: Callable[[Any], Any]
+        self, call: Callable[..., AsyncIterator[Any]], path: str, decode: Callable[[Any], Any]
     ) -> Any:
+        method = _Method.of(path, streams=True)
+
         async def stream(request: Any, context: Any) -> AsyncIterator[Any]:
-            async with self._call(method, context, streams=True) as begin:
-                async for item in call(begin(_decoded(request, decode)), context):
+            async with _Call(self, method, context) as begun:
+                async for item in call(begun.request(request, decode), context):
                     yield item
 
         return stream
 
-    @asynccontextmanager
-    async def _call(
-        self, method: str, context: Any, *, streams: bool
-    ) -> AsyncIterator[Callable[[Any], Any]]:
-        """The block of one call; the function that it yields takes the request once that is
-        decoded.
-        """
-        service, _, name = method.strip("/").rpartition("/")
-        call = self._calls[context] = _Call(name, streams)
-        metadata = dict(context.invocation_metadata() or ())
-        with self._telemetry.call_span(service, name, metadata) as span:
-            call.trace_id = span.trace_id or f"{random.getrandbits(128):032x}"
-            with structlog.contextvars.bound_contextvars(rpc=name, trace_id=call.trace_id):
-                if span.recording:
-                    STAGES.set(span.stages)
-                bound: dict[str, str] = {}
-                try:
-                    if not self._ready() and name not in _ALWAYS_SERVED:
-                        raise errors.UnavailableError("the agent is recovering; try again")
-                    yield lambda request: self._begin(request, call, span, bound)
-                except grpc.aio.AbortError:
-                    raise
-                except asyncio.CancelledError:
-                    if self._given_up(call, context):
-                        raise
-                except Exception as error:  # noqa: BLE001 - the one boundary; see `_failed`
-                    self._failed(call, error)
-                finally:
-                    del self._calls[context]
-                    self._account(call, span)  # before the client sees the answer
-                    structlog.contextvars.unbind_contextvars(*bound)
-        if call.code is not StatusCode.OK:
-            await context.abort(call.code, call.text)
+    def served(self, name: str) -> bool:
+        """Whether calls of the method are answered now."""
+        return name in _ALWAYS_SERVED or self._ready()
 
-    def _begin(self, request: Any, call: _Call, span: CallSpan, bound: dict[str, str]) -> Any:
-        facts = {key: bounded(value, _FACT) for key, value in self._about(request).items() if value}
-        bound |= facts
-        call.subject = facts.get("pod", "") or facts.get("image", "")
-        structlog.contextvars.bind_contextvars(**facts)
-        span.about(facts)
-        return request
-
-    def _given_up(self, call: _Call, context: Any) -> bool:
-        """Whether the client left; otherwise work that the call had joined was cancelled."""
-        task = asyncio.current_task()
-        if task is not None and not task.cancelling():
-            call.code = StatusCode.ABORTED
-            call.text = "the work was cancelled because its pod or the agent was stopped; try again"
-            return False
-        late = context.time_remaining() == 0
-        call.code = StatusCode.CANCELLED
-        call.text = "the caller's deadline passed" if late else "the caller cancelled the call"
-        return True
-
-    def _failed(self, call: _Call, error: Exception) -> None:
-        status = status_of(error, call.name, call.trace_id)
-        call.code, call.text = status.code, status.text
-        if not status.expected:
-            log.error("call_failed", exc_info=error)
-
-    def _account(self, call: _Call, span: CallSpan) -> None:
+    def account(self, call: _Call) -> None:
+        """Record a call that has ended: metrics, span, log, failures."""
         code, took_s = call.code, time.perf_counter() - call.started
-        self._telemetry.rpc(call.name, code.name, took_s)
-        span.ended(code.value[0], call.text)
+        name, quiet = call.method.name, call.method.quiet
+        self._telemetry.rpc(name, code.name, took_s)
+        call.span.ended(code.value[0], call.text)
+        if code is StatusCode.OK and quiet and not logs.writes("debug"):
+            return
         facts: dict[str, object] = {"code": code.name, "ms": round(took_s * 1000, 2)}
         if code is StatusCode.OK:
-            quiet = any(word in call.name for word in _QUIET)
             (log.debug if quiet else log.info)(CALL, **facts)
             return
         self.failed[code.name] += 1
         if code is not StatusCode.CANCELLED:
             self.last_failed.append(
-                FailedCall(time.time(), call.name, code.name, call.subject, call.text)
+                FailedCall(time.time(), name, code.name, call.subject, call.text)
             )
         # The time-out of an ExecSync belongs to the probe, and recovery logs lines of its own.
-        probe = call.name == "ExecSync" and code is StatusCode.DEADLINE_EXCEEDED
+        probe = name == "ExecSync" and code is StatusCode.DEADLINE_EXCEEDED
         warns = code in _CALLERS_OWN or probe or not self._ready()
         (log.warning if warns else log.error)(CALL, **facts, error=call.text)
+
+
+class _Call:
+    """One call in progress, and the block in which its handler runs.
+
+    A class, because generators would cost a List call more than its own work. What it binds for log
+    lines is not unbound: gRPC runs each call in a task of its own.
+    """
+
+    __slots__ = (
+        *("boundary", "method", "context", "started", "trace_id", "subject", "code", "text"),
+        *("span", "_span_block"),
+    )
+
+    def __init__(self, boundary: Boundary, method: _Method, context: Any) -> None:
+        self.boundary = boundary
+        self.method = method
+        self.context = context
+        self.started = time.perf_counter()
+        self.trace_id = self.subject = self.text = ""
+        self.code = StatusCode.OK
+        metadata = dict(context.invocation_metadata() or ())
+        self._span_block = boundary.call_span(method.service, method.name, metadata)
+        self.span = CallSpan("")  # until the block is entered
+
+    async def __aenter__(self) -> _Call:
+        self.boundary.calls.add(self)
+        self.span = self._span_block.__enter__()
+        self.trace_id = self.span.trace_id or f"{random.getrandbits(128):032x}"
+        structlog.contextvars.bind_contextvars(rpc=self.method.name, trace_id=self.trace_id)
+        if self.span.recording:
+            STAGES.set(self.span.stages)
+        return self
+
+    def request(self, raw: Any, decode: Callable[[Any], Any]) -> Any:
+        """The decoded request. Raises UnavailableError while the agent recovers."""
+        if not self.boundary.served(self.method.name):
+            raise errors.UnavailableError("the agent is recovering; try again")
+        request = _decoded(raw, decode)
+        found = self.boundary.about(request)
+        if found:
+            facts = {key: bounded(value, _FACT) for key, value in found.items() if value}
+            self.subject = facts.get("pod", "") or facts.get("image", "")
+            structlog.contextvars.bind_contextvars(**facts)
+            self.span.about(facts)
+        return request
+
+    async def __aexit__(
+        self, _: object, error: BaseException | None, _traceback: TracebackType | None
+    ) -> bool:
+        goes_on = True
+        try:
+            goes_on = error is not None and self._goes_on(error)
+        finally:
+            self.boundary.calls.discard(self)
+            try:
+                self.boundary.account(self)  # before the client sees the answer
+            finally:
+                self._span_block.__exit__(None, None, None)
+        if not goes_on and self.code is not StatusCode.OK:
+            await self.context.abort(self.code, self.text)
+        return not goes_on
+
+    def _goes_on(self, error: BaseException) -> bool:
+        """Whether the exception leaves the block; otherwise it has become the call's status."""
+        if isinstance(error, asyncio.CancelledError):
+            return self._given_up()
+        if isinstance(error, grpc.aio.AbortError) or not isinstance(error, Exception):
+            return True
+        status = status_of(error, self.method.name, self.trace_id)
+        self.code, self.text = status.code, status.text
+        if not status.expected:
+            log.error("call_failed", exc_info=error)
+        return False
+
+    def _given_up(self) -> bool:
+        """Whether the client left; otherwise work that the call had joined was cancelled."""
+        task = asyncio.current_task()
+        if task is not None and not task.cancelling():
+            self.code = StatusCode.ABORTED
+            self.text = "the work was cancelled because its pod or the agent was stopped; try again"
+            return False
+        late = self.context.time_remaining() == 0
+        self.code = StatusCode.CANCELLED
+        self.text = "the caller's deadline passed" if late else "the caller cancelled the call"
+        return True
 
 
 def _decoded(request: Any, decode: Callable[[Any], Any]) -> Any:

@@ -120,7 +120,8 @@ class ImageService(api_pb2_grpc.ImageServiceServicer):
             )
         self._handlers.check_image(request.image.runtime_handler)
         auth = registry_auth(request.auth) if request.HasField("auth") else None
-        cached = await self._profiles.pull(request.image.image, auth)
+        namespace = request.sandbox_config.metadata.namespace
+        cached = await self._profiles.pull(request.image.image, auth, namespace)
         return api_pb2.PullSecurityProfileResponse(cached=cached)
 
     async def ListSecurityProfiles(

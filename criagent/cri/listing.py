@@ -19,7 +19,7 @@ M = TypeVar("M")
 T = TypeVar("T")
 
 _CHUNK = 100  # items of a streamed list at once
-_FIRST_FIELD = b"\x0a"  # the one field of all these answers: number 1, length-delimited
+_LENGTH_DELIMITED = 2  # protobuf's wire type of messages
 
 
 class Listed(Protocol[R]):
@@ -72,28 +72,33 @@ class _Item:
     encoded: bytes
 
 
-def _item(message: api_pb2.PodSandbox | api_pb2.Container | None) -> _Item | None:
+def _item(
+    message: api_pb2.PodSandbox | api_pb2.Container | None, labels: Mapping[str, str]
+) -> _Item | None:
     if message is None:
         return None
     return _Item(
         id=message.id,
         sandbox_id=message.pod_sandbox_id if isinstance(message, api_pb2.Container) else "",
         state=message.state,
-        labels=dict(message.labels),
+        labels=labels,
         encoded=framed(message.SerializeToString()),
     )
 
 
 class Encoded(Generic[R]):
-    """Sandboxes or containers as bytes of a list answer."""
+    """Sandboxes or containers as bytes of a list answer. `labels` are those of a row."""
 
     def __init__(
         self,
         store: Listed[R],
         key: Callable[[R], str],
         build: Callable[[R], api_pb2.PodSandbox | api_pb2.Container | None],
+        labels: Callable[[R], Mapping[str, str]],
     ) -> None:
-        self._items = Messages[R, _Item](store, key, lambda container: _item(build(container)))
+        self._items = Messages[R, _Item](
+            store, key, lambda found: _item(build(found), labels(found))
+        )
 
     def chosen(self, wanted: api_pb2.PodSandboxFilter | api_pb2.ContainerFilter) -> list[bytes]:
         """Items that match every part of the filter; ids may be prefixes."""
@@ -112,9 +117,9 @@ class Encoded(Generic[R]):
         ]
 
 
-def framed(message: bytes) -> bytes:
-    """An encoded message as an item of field 1 (protobuf's encoding of lengths)."""
-    length, rest = bytearray(_FIRST_FIELD), len(message)
+def framed(message: bytes, field: int = 1) -> bytes:
+    """An encoded message as an item of `field`, which is below 16; 1 = that of all list answers."""
+    length, rest = bytearray((field << 3 | _LENGTH_DELIMITED,)), len(message)
     while rest > 0x7F:
         length.append(rest & 0x7F | 0x80)
         rest >>= 7

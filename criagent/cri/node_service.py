@@ -11,6 +11,7 @@ import grpc
 
 from criagent._proto import api_pb2
 from criagent.cri.backend import Node
+from criagent.cri.node_report import insecure_handlers
 from criagent.runtime.node.cgroup_names import CgroupDriver
 from criagent.version import VERSION
 
@@ -65,7 +66,7 @@ class NodeCalls:
                 user_namespaces_host_network=True,
                 mount_options=True,
                 cgroup_mount_mode=True,
-                seccomp_profile_oci=self._node.seccomp,
+                seccomp_profile_oci=self._node.facts.seccomp,
             ),
         )
         if request.verbose:
@@ -74,11 +75,7 @@ class NodeCalls:
 
     def _security_condition(self) -> api_pb2.RuntimeCondition:
         """A condition that kubelets ignore, as containerd's deprecations; crictl shows it."""
-        found = [
-            f"handler {f.name}: {f.insecure}"
-            for f in self._node.handlers.by_name.values()
-            if f.insecure
-        ]
+        found = insecure_handlers(self._node.handlers)
         return api_pb2.RuntimeCondition(
             type="RuntimeHandlersSecure",
             status=not found,
@@ -106,9 +103,7 @@ class NodeCalls:
             "rootDir": str(self._node.paths.root),
             "cgroupDriver": str(self._node.driver),
             "networkBackend": self._node.network.backend,
-            "handlers": {
-                h.name: f"{h.path} {h.version}" for h in self._node.handlers.by_name.values()
-            },
+            "handlers": {h.name: f"{h.path} {h.version}" for h in self._node.handlers.configured},
             "machine": platform.machine(),
         }
 

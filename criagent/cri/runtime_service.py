@@ -61,11 +61,13 @@ class RuntimeService(api_pb2_grpc.RuntimeServiceServicer):
             sandboxes.store,
             lambda sandbox: sandbox.id,
             lambda sandbox: sandbox_message(sandbox) if sandbox.visible else None,
+            lambda sandbox: sandbox.spec.labels,
         )
         self._listed_containers = Encoded[Container](
             containers.store,
             lambda container: container.id,
             lambda container: container_message(container) if container.visible else None,
+            lambda container: container.spec.labels,
         )
 
     # The agent itself.
@@ -310,7 +312,7 @@ class RuntimeService(api_pb2_grpc.RuntimeServiceServicer):
 
     async def ContainerStats(
         self, request: api_pb2.ContainerStatsRequest, context: Context
-    ) -> api_pb2.ContainerStatsResponse:
+    ) -> bytes:
         return await self._stats.ContainerStats(request, context)
 
     async def ListContainerStats(
@@ -326,7 +328,7 @@ class RuntimeService(api_pb2_grpc.RuntimeServiceServicer):
 
     async def PodSandboxStats(
         self, request: api_pb2.PodSandboxStatsRequest, context: Context
-    ) -> api_pb2.PodSandboxStatsResponse:
+    ) -> bytes:
         return await self._stats.PodSandboxStats(request, context)
 
     async def ListPodSandboxStats(

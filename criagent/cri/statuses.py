@@ -8,18 +8,21 @@ to find it.
 
 from __future__ import annotations
 
-import errno
 from dataclasses import dataclass
 
 from grpc import StatusCode
 
-from criagent.base import errors, os_errors
+from criagent.base import errors, memory, os_errors
 from criagent.base.text import bounded, wire_size
 
 # gRPC's C core may refuse metadata above 8 KiB, of which the message is the largest part; above
 # 16 KiB it does, and the client gets no status at all.
 MESSAGE_LIMIT = 4096
 
+_NO_THREAD = (
+    "the agent cannot start a thread: memory is short, or a limit on processes is reached; check "
+    "MemoryMax and TasksMax of the criagent unit, kernel.pid_max and kernel.threads-max"
+)
 _CODES: tuple[tuple[type[Exception], StatusCode], ...] = (
     (errors.InvalidRequestError, StatusCode.INVALID_ARGUMENT),
     (errors.NotFoundError, StatusCode.NOT_FOUND),
@@ -69,12 +72,10 @@ def _known(error: BaseException) -> errors.AgentError | None:
         return os_errors.blamed(error)
     if isinstance(error, OSError):
         return os_errors.translated(error)
-    if isinstance(error, MemoryError):
+    if memory.is_lack(error):
         return errors.ExhaustedError("the agent is out of memory; check MemoryMax of its unit")
     if isinstance(error, RuntimeError) and str(error) == "can't start new thread":
-        return os_errors.translated(
-            BlockingIOError(errno.EAGAIN, "the agent cannot start a thread")
-        )
+        return errors.ExhaustedError(_NO_THREAD)
     if isinstance(error, BaseExceptionGroup):  # of concurrent tasks: the first that has a cause
         return next((known for one in error.exceptions if (known := _known(one))), None)
     return None

@@ -17,6 +17,7 @@ R = TypeVar("R", Sandbox, Container)
 Facts = dict[str, str]
 
 _ID_FIELDS: dict[type, str] = {}  # by kind of request, filled on demand
+_NO_SUBJECT: set[type] = set()  # kinds of requests that name none, filled on demand
 
 
 class Subjects:
@@ -32,6 +33,8 @@ class Subjects:
 
         Empty for lists and similar calls. An unknown id is returned as it was sent.
         """
+        if type(request) in _NO_SUBJECT:
+            return {}
         match request:
             case api_pb2.RunPodSandboxRequest():
                 return _pod(request.config.metadata)
@@ -50,6 +53,7 @@ class Subjects:
                 return {"image": request.image}
         field = _id_field(type(request))
         if not field:
+            _NO_SUBJECT.add(type(request))
             return {}
         found = getattr(request, field)
         return self._container(found) if field == "container_id" else self._sandbox(found)

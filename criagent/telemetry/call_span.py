@@ -11,10 +11,18 @@ _TRACEPARENT = re.compile(r"(?!ff)[0-9a-f]{2}-(?!0{32})([0-9a-f]{32})-(?!0{16})[
 
 
 class CallSpan:
-    """A span that records nothing. `trace_id` is its trace, or the caller's; "" = there is none."""
+    """A span that records nothing, and the block of its call. `trace_id` is its trace, or the
+    caller's; "" = there is none.
+    """
 
     def __init__(self, trace_id: str) -> None:
         self.trace_id = trace_id
+
+    def __enter__(self) -> CallSpan:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        pass
 
     @property
     def recording(self) -> bool:

@@ -15,12 +15,15 @@ import json
 import logging
 import os
 import sys
+import threading
 from collections import Counter
 from collections.abc import Mapping
+from types import TracebackType
 from typing import Any, TextIO
 
 import structlog
 
+from criagent.base import memory
 from criagent.base.text import bounded
 
 CALL = "call"  # the event of a call's end
@@ -61,6 +64,11 @@ def set_level(level: str) -> None:
     _threshold.number = _LEVELS[level or _threshold.command_line]
 
 
+def writes(level: str) -> bool:
+    """Whether lines of `level` are written."""
+    return bool(_LEVELS[level] >= _threshold.number)
+
+
 def setup(level: str) -> None:
     """Log from `level` on; libraries from warning on."""
     _threshold.command_line = level
@@ -93,6 +101,49 @@ def setup(level: str) -> None:
         )
     )
     logging.basicConfig(handlers=[handler], level=logging.WARNING, force=True)
+
+
+def take_uncaught() -> None:
+    """Log what nobody catches, in any thread or destructor, like everything else.
+
+    The interpreter would print a traceback of many lines, to the journal as lines of level info.
+    For want of memory the process ends: `base/memory.py`. Libraries catch it too (an event loop in
+    its callbacks, an executor in its threads) and only log it.
+    """
+    log: structlog.stdlib.BoundLogger = structlog.get_logger(__name__)
+
+    def write(where: str, error: BaseException | None) -> None:
+        memory.end_without(error, where)
+        try:
+            log.error("uncaught_exception", where=where, exc_info=error)
+        except MemoryError as failure:
+            memory.end_without(failure, where)
+
+    def of_process(
+        kind: type[BaseException], error: BaseException, traceback: TracebackType | None
+    ) -> None:
+        if issubclass(kind, KeyboardInterrupt):
+            sys.__excepthook__(kind, error, traceback)
+        else:
+            write("the main thread", error)
+
+    def of_thread(args: threading.ExceptHookArgs) -> None:
+        name = "a thread" if args.thread is None else f"the thread {args.thread.name}"
+        write(name, args.exc_value)
+
+    def of_destructor(args: sys.UnraisableHookArgs) -> None:
+        memory.end_without(args.exc_value, "a destructor or a callback of a library")
+        write(repr(args.object), args.exc_value)
+
+    def of_library(record: logging.LogRecord) -> bool:
+        if record.exc_info:
+            memory.end_without(record.exc_info[1], record.name)
+        return True
+
+    for handler in logging.getLogger().handlers:
+        handler.addFilter(of_library)
+    sys.excepthook, threading.excepthook = of_process, of_thread
+    sys.unraisablehook = of_destructor
 
 
 def to_journal() -> bool:

@@ -3,15 +3,10 @@
 
 from __future__ import annotations
 
-import ipaddress
-import socket
-import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from socketserver import TCPServer
-from threading import Event, Thread
-from typing import TYPE_CHECKING, Any
+from contextlib import AbstractContextManager
+from threading import Thread
+from typing import TYPE_CHECKING
 
 import structlog
 from prometheus_client import (
@@ -22,11 +17,12 @@ from prometheus_client import (
     disable_created_metrics,
 )
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
-from prometheus_client.exposition import CONTENT_TYPE_LATEST, generate_latest
+from prometheus_client.exposition import generate_latest
 from prometheus_client.registry import Collector
 
 from criagent.base.errors import UnavailableError, UnsupportedError
 from criagent.telemetry.call_span import CallSpan, caller_trace
+from criagent.telemetry.metrics_server import Access, MetricsServer, Site
 
 if TYPE_CHECKING:
     from criagent.telemetry.spans import Spans
@@ -67,7 +63,7 @@ class Telemetry:
         )
         self._rpcs: dict[tuple[str, str], Histogram] = {}
         self._spans = _exporting(otlp_endpoint) if otlp_endpoint else None
-        self._server: _Server | None = None
+        self._server: MetricsServer | None = None
 
     def gauge(self, name: str, text: str, value: Callable[[], Value], label: str = "") -> None:
         """A gauge whose value is computed when metrics are read, in the reader's thread.
@@ -87,66 +83,35 @@ class Telemetry:
             child = self._rpcs[method, code] = self.rpc_seconds.labels(method, code)
         child.observe(took_s)
 
-    @contextmanager
     def call_span(
         self, service: str, method: str, metadata: Mapping[str, str | bytes]
-    ) -> Iterator[CallSpan]:
+    ) -> AbstractContextManager[CallSpan]:
         """The span of a call, current in the block; `metadata` may name the caller's trace."""
         if self._spans is None:
-            yield CallSpan(caller_trace(metadata))
-            return
-        with self._spans.call(service, method, metadata) as span:
-            yield span
+            return CallSpan(caller_trace(metadata))
+        return self._spans.call(service, method, metadata)
 
     def serve(
-        self, address: str, healthy: Callable[[], bool], page: Callable[[], str] | None = None
+        self,
+        address: str,
+        healthy: Callable[[], bool],
+        page: Callable[[], str] | None = None,
+        access: Access | None = None,
     ) -> None:
         """Answer /metrics, /healthz and, with `page`, / on `address` ("host:port"); "" = nowhere.
 
         Raises UnavailableError when the address is taken or does not belong to this node.
         """
+        site = Site(
+            metrics=lambda: generate_latest(self.registry),
+            healthy=healthy,
+            page=page,
+            access=access or Access(),
+        )
         if not address:
             return
-        host, _, port = address.rpartition(":")
-        registry = self.registry
-
-        class Handler(BaseHTTPRequestHandler):
-            timeout = _REQUEST_S
-
-            def do_GET(self) -> None:
-                match self.path.partition("?")[0]:
-                    case "/metrics":
-                        self._answer(200, generate_latest(registry), CONTENT_TYPE_LATEST)
-                    case "/healthz":
-                        self._answer(*((200, b"ok\n") if healthy() else (503, b"recovering\n")))
-                    case "/" if page is not None and _is_local(self.headers.get("Host", "")):
-                        try:
-                            body = page().encode("utf-8", "replace")
-                        except TimeoutError:
-                            self._answer(503, b"the agent is busy; try again\n")
-                        else:
-                            self._answer(200, body, "text/html; charset=utf-8")
-                    case _:
-                        self._answer(404, b"not found; there are /metrics and /healthz\n")
-
-            def do_HEAD(self) -> None:
-                self.do_GET()
-
-            def _answer(self, status: int, body: bytes, kind: str = "text/plain") -> None:
-                self.send_response(status)
-                self.send_header("Content-Type", kind)
-                self.send_header("Content-Length", str(len(body)))
-                for name, value in _HEADERS.items():
-                    self.send_header(name, value)
-                self.end_headers()
-                if self.command != "HEAD":
-                    self.wfile.write(body)
-
-            def log_message(self, *_: object) -> None:
-                """Scrapes are not logged."""
-
         try:
-            self._server = _Server((host.strip("[]"), int(port)), Handler)
+            self._server = MetricsServer(address, site)
         except OSError as exc:
             raise UnavailableError(
                 f"metrics cannot be served on {address}: {exc.strerror}; change "
@@ -163,20 +128,6 @@ class Telemetry:
             last = Thread(target=self._spans.close, name="last-spans", daemon=True)
             last.start()
             last.join(_LAST_SPANS_S)
-
-
-def _is_local(host: str) -> bool:
-    """Whether a Host header names no other machine: a foreign name that was made to lead to this
-    address (DNS rebinding) would let a web site read the page.
-    """
-    name = host.rpartition(":")[0] if not host.endswith("]") and ":" in host else host
-    if name == "localhost":
-        return True
-    try:
-        ipaddress.ip_address(name.strip("[]"))
-    except ValueError:
-        return False
-    return True
 
 
 class _Asked(Collector):
@@ -207,43 +158,6 @@ class _Asked(Collector):
         for label, number in value.items() if isinstance(value, Mapping) else [("", value)]:
             family.add_metric((label,) if self._labels else (), number)
         yield family
-
-
-class _Server(ThreadingHTTPServer):
-    daemon_threads = True
-
-    def __init__(self, address: tuple[str, int], handler: type[BaseHTTPRequestHandler]) -> None:
-        if ":" in address[0]:
-            self.address_family = socket.AF_INET6
-        self._ending, self._ended = Event(), Event()
-        super().__init__(address, handler)
-
-    def server_bind(self) -> None:
-        """As the base class, without its host name look-up, which can hang for seconds."""
-        TCPServer.server_bind(self)
-        self.server_name, self.server_port = str(self.server_address[0]), self.server_address[1]
-
-    def serve(self) -> None:
-        """Answer until `end`. The base class's loop would wake twice a second for nothing."""
-        while not self._ending.is_set():
-            self.handle_request()
-        self._ended.set()
-
-    def end(self) -> None:
-        """Stop listening; returns when nothing is accepted any more."""
-        self._ending.set()
-        self.socket.shutdown(socket.SHUT_RDWR)  # wakes the thread in `serve`
-        self._ended.wait()
-        self.server_close()
-
-    def handle_error(self, request: Any, client_address: Any) -> None:
-        """Log one event; the base class would print a traceback between the log lines."""
-        del request, client_address
-        error = sys.exception()
-        if not isinstance(
-            error, ConnectionError | TimeoutError
-        ):  # the reader may leave at any time
-            log.error("scrape_failed", error=repr(error))
 
 
 def _exporting(endpoint: str) -> Spans:

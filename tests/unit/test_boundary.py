@@ -139,6 +139,7 @@ def test_every_kind_of_error_has_a_case_here() -> None:
     prefixed = {  # below
         errors.RegistryError,
         errors.RegistryUnreachableError,
+        errors.RegistrySilentError,
         errors.SignatureRejectedError,
     }
     assert found - prefixed == {kind for kind, _, _ in OURS}
@@ -160,7 +161,9 @@ async def test_a_refused_signature_has_the_prefix_that_the_kubelet_reads(edge: E
     assert (found, text) == (StatusCode.UNKNOWN, "SignatureValidationFailed: a: reject")
 
 
-@pytest.mark.parametrize("kind", [errors.RegistryError, errors.RegistryUnreachableError])
+@pytest.mark.parametrize(
+    "kind", [errors.RegistryError, errors.RegistryUnreachableError, errors.RegistrySilentError]
+)
 async def test_a_registry_that_is_unavailable_has_the_prefix_that_the_kubelet_reads(
     edge: Edge, kind: type[errors.RegistryError]
 ) -> None:
@@ -422,7 +425,7 @@ async def test_the_trace_of_the_caller_joins_the_lines_of_a_call_and_of_work_it_
 
 
 async def test_what_a_request_names_is_cut_and_printable(edge: Edge) -> None:
-    edge.boundary._about = lambda _: {"image": "\x1b" + "x" * 100_000, "pod": ""}
+    edge.boundary.about = lambda _: {"image": "\x1b" + "x" * 100_000, "pod": ""}
     with capture_logs(processors=[structlog.contextvars.merge_contextvars]) as lines:
         await edge.stub.RunPodSandbox(api.RunPodSandboxRequest())
     (line,) = lines

@@ -41,6 +41,13 @@ ROWS = (
 )
 
 
+def encoded(
+    store: Rows,
+    build: Callable[[api_pb2.Container], api_pb2.Container | None] = lambda container: container,
+) -> Encoded[api_pb2.Container]:
+    return Encoded(store, lambda found: found.id, build, lambda found: found.labels)
+
+
 @given(st.lists(st.binary(max_size=300) | st.integers(0, 1 << 15).map(bytes), max_size=5))
 def test_items_are_framed_as_protobuf_does(payloads: list[bytes]) -> None:
     made = b"".join(framed(payload) for payload in payloads)
@@ -60,7 +67,7 @@ def test_items_are_framed_as_protobuf_does(payloads: list[bytes]) -> None:
 
 
 def test_a_whole_list_is_protobufs_own() -> None:
-    items = Encoded(Rows(*ROWS), lambda container: container.id, lambda container: container)
+    items = encoded(Rows(*ROWS))
     answer = api_pb2.ListContainersResponse.FromString(
         b"".join(items.chosen(api_pb2.ContainerFilter()))
     )
@@ -81,14 +88,14 @@ def test_a_whole_list_is_protobufs_own() -> None:
     ],
 )
 def test_filters_combine(wanted: api_pb2.ContainerFilter, names: list[str]) -> None:
-    items = Encoded(Rows(*ROWS), lambda container: container.id, lambda container: container)
+    items = encoded(Rows(*ROWS))
     answer = api_pb2.ListContainersResponse.FromString(b"".join(items.chosen(wanted)))
     assert [found.id for found in answer.containers] == names
 
 
 def test_changes_of_rows_are_followed() -> None:
     containers = Rows(*ROWS)
-    items = Encoded(containers, lambda row: row.id, lambda row: row if row.state else None)
+    items = encoded(containers, lambda found: found if found.state else None)
     (listener,) = containers.listeners
     listener("aa2", None)
     listener("aa1", container("aa1", "s1", 2))

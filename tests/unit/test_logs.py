@@ -7,6 +7,7 @@ import io
 import json
 import logging
 import os
+import subprocess
 import sys
 from collections.abc import Iterator
 from datetime import datetime, timedelta
@@ -240,3 +241,104 @@ def test_lines_are_counted_by_level_but_not_those_of_calls(
         "error": 1,
         "warning": 1,
     }
+
+
+_FAILS = """
+import sys, threading
+from criagent.telemetry import logs
+logs.setup("info")
+logs.take_uncaught()
+def fail():
+    raise ValueError("in a thread")
+thread = threading.Thread(target=fail, name="busy")
+thread.start()
+thread.join()
+class Odd:
+    def __del__(self):
+        raise ValueError("in a destructor")
+Odd()
+raise ValueError("in the main thread")
+"""
+# Where nobody gets the error: each ends the process before its last line.
+_WITHOUT_MEMORY = {
+    "a thread": "threading.Thread(target=fail).start()",
+    "a destructor": "type('Odd', (), {'__del__': fail})()",
+    "a callback of the event loop": "loop.call_soon(fail)\nloop.run_until_complete(sleep(1))",
+    "a callback of a future": "executor.submit(int).add_done_callback(fail)",
+    "a background task": "loop.run_until_complete(background())",
+    "a listener": "notify([fail], 'row', None)",
+    "the main thread": "fail()",
+}
+_WITHOUT_MEMORY_BEGIN = """
+import asyncio, threading
+from asyncio import sleep
+from concurrent.futures import ThreadPoolExecutor
+from criagent.base.aio import supervised
+from criagent.store.listeners import notify
+from criagent.telemetry import logs
+logs.setup("info")
+logs.take_uncaught()
+loop = asyncio.new_event_loop()
+executor = ThreadPoolExecutor()
+def fail(*_):
+    raise MemoryError
+async def background():
+    async def work():
+        fail()
+    supervised(work(), name="work")
+    await sleep(1)
+"""
+_WORKER_FAILS = """
+import sys
+from criagent.image.unpack import worker
+worker.unshare = None
+worker.main()
+"""
+
+
+@pytest.mark.parametrize(
+    ("script", "wheres"),
+    [
+        (_FAILS, ["the thread busy", "<function Odd.__del__", "the main thread"]),
+        (_WORKER_FAILS, ["an unpack worker"]),
+    ],
+)
+def test_what_nobody_catches_is_one_line_of_level_error_each(
+    tmp_path: Path, script: str, wheres: list[str]
+) -> None:
+    with (tmp_path / "journal").open("w+") as stream:
+        facts = os.fstat(stream.fileno())
+        environment = {
+            "PYTHONPATH": str(Path(__file__).parents[2]),
+            "JOURNAL_STREAM": f"{facts.st_dev}:{facts.st_ino}",
+        }
+        done = subprocess.run(
+            [sys.executable, "-c", script], env=environment, stderr=stream, check=False
+        )
+        stream.seek(0)
+        written = stream.read().splitlines()
+    assert done.returncode == 1
+    assert [line[:3] for line in written] == ["<3>"] * len(wheres)
+    found = [json.loads(line[3:]) for line in written]
+    assert {one["event"] for one in found} == {"uncaught_exception"}
+    for one, where in zip(found, wheres, strict=True):
+        assert one["where"].startswith(where)
+        assert "Traceback" in one["exception"]
+
+
+@pytest.mark.parametrize("where", _WITHOUT_MEMORY)
+def test_the_agent_ends_when_memory_is_short_where_no_caller_gets_the_error(where: str) -> None:
+    script = f"{_WITHOUT_MEMORY_BEGIN}{_WITHOUT_MEMORY[where]}\nprint('goes on')"
+    environment = {"PYTHONPATH": str(Path(__file__).parents[2])}
+    done = subprocess.run(
+        [sys.executable, "-c", script],
+        env=environment,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    lines = [json.loads(line) for line in done.stderr.splitlines()]
+    assert [(line["event"], line["level"]) for line in lines] == [("out_of_memory", "error")]
+    assert "MemoryError" in lines[0]["exception"]
+    assert done.returncode == 1
+    assert done.stdout == ""
