@@ -93,6 +93,10 @@ def _look(path: Path) -> None:
                 "`systemctl start criagent`, or name its socket with --socket"
             ) from None
         except OSError as error:
+            if not path.is_socket():
+                raise UnreachableError(
+                    f"{path} is not a socket; name the agent's with --socket"
+                ) from None
             raise UnreachableError(
                 f"nothing answers on {path} ({error.strerror}); check `systemctl status criagent`"
             ) from None

@@ -71,7 +71,8 @@ def run(chosen: argparse.Namespace) -> int:
     if chosen.action == "show":
         sys.stdout.write(effective_text(*loaded))
         return 0
-    print(f"{config_path(chosen)}: no problem found")
+    missing = "" if config_path(chosen).exists() else "does not exist, so the defaults apply; "
+    print(f"{config_path(chosen)}: {missing}no problem found")
     return 0
 
 

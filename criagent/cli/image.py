@@ -11,7 +11,7 @@ import stat
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import IO, TYPE_CHECKING
+from typing import IO, TYPE_CHECKING, Any
 
 from criagent.cli.agent import UnreachableError, connection, failed
 from criagent.cli.common import output_argument, show, table
@@ -20,7 +20,11 @@ from criagent.cli.progress import Bar, size_text
 if TYPE_CHECKING:
     import grpc
 
+    from criagent._proto import admin_pb2
+
 _CHUNK = 1 << 20
+_EVERY_S = 0.2  # how often a pull is looked at
+_PROGRESS_S = 5.0
 
 EXAMPLES = """examples:
   criagent image pull docker.io/library/busybox:1.36
@@ -60,7 +64,12 @@ def arguments(command: argparse.ArgumentParser) -> None:
     action.add_argument(
         "--repair",
         action="store_true",
-        help="remove broken records, so that the next pull fetches them again",
+        help="remove broken records and layers, and make them again from blobs or by a pull",
+    )
+    action.add_argument(
+        "--contents",
+        choices=("sample", "full"),
+        help="unpack one layer in eight, or every layer, again from its blob; compare all files",
     )
     output_argument(action)
     action = actions.add_parser("prune", help="remove data that no image or container uses")
@@ -209,8 +218,33 @@ def _pull(chosen: argparse.Namespace, channel: grpc.Channel) -> int:
     from criagent._proto import api_pb2, api_pb2_grpc
 
     request = api_pb2.PullImageRequest(image=api_pb2.ImageSpec(image=chosen.image))
-    print(api_pb2_grpc.ImageServiceStub(channel).PullImage(request).image_ref)
+    pull = api_pb2_grpc.ImageServiceStub(channel).PullImage.future(request)
+    try:
+        if sys.stderr.isatty():
+            _show_pull(channel, chosen.image, pull)
+        print(pull.result().image_ref)
+    except KeyboardInterrupt:
+        pull.cancel()
+        raise
     return 0
+
+
+def _show_pull(channel: grpc.Channel, image: str, pull: grpc.Future[Any]) -> None:
+    """A bar until the pull ends; an agent that knows no progress gets none."""
+    import grpc
+
+    from criagent._proto import admin_pb2, admin_pb2_grpc
+
+    stub, request = admin_pb2_grpc.AdminStub(channel), admin_pb2.PullProgressRequest(image=image)
+    with Bar("pulled", 0) as bar:
+        while not pull.done():
+            try:
+                found = stub.PullProgress(request, timeout=_PROGRESS_S)
+            except grpc.RpcError:
+                return
+            bar.at(found.received_bytes, found.expected_bytes)
+            with contextlib.suppress(grpc.FutureTimeoutError, grpc.RpcError):
+                pull.result(timeout=_EVERY_S)
 
 
 def _tag(chosen: argparse.Namespace, channel: grpc.Channel) -> int:
@@ -248,7 +282,7 @@ def _remove(chosen: argparse.Namespace, channel: grpc.Channel) -> int:
 def _fsck(chosen: argparse.Namespace, channel: grpc.Channel) -> int:
     from criagent._proto import admin_pb2, admin_pb2_grpc
 
-    request = admin_pb2.FsckRequest(repair=chosen.repair)
+    request = admin_pb2.FsckRequest(repair=chosen.repair, contents=chosen.contents or "")
     answer = admin_pb2_grpc.AdminStub(channel).Fsck(request)
     if chosen.output == "json":
         show(
@@ -257,13 +291,23 @@ def _fsck(chosen: argparse.Namespace, channel: grpc.Channel) -> int:
                 for f in answer.findings
             ]
         )
+        _not_compared(answer)
     else:
+        _not_compared(answer)
         for finding in answer.findings:
             done = " (repaired)" if finding.repaired else ""
             print(f"{finding.object}: {finding.problem}{done}")
         if not answer.findings:
             print("no problem found")
+        if chosen.contents:
+            print(f"compared every file of {answer.layers_compared} layers")
     return 1 if any(not finding.repaired for finding in answer.findings) else 0
+
+
+def _not_compared(answer: admin_pb2.FsckResponse) -> None:
+    """On standard error: it is no problem of the layers."""
+    for layer in answer.not_compared:
+        print(f"not compared: {layer.object}: {layer.problem}", file=sys.stderr)
 
 
 def _prune(chosen: argparse.Namespace, channel: grpc.Channel) -> int:

@@ -9,6 +9,19 @@ from typing import Any
 
 from criagent.cli.agent import UnreachableError, connection, failed
 from criagent.cli.common import output_argument, show
+from criagent.cli.progress import size_text
+
+_NAMES = {
+    "os": "OS",
+    "cpus": "CPUs",
+    "nri": "NRI",
+    "seccomp": "seccomp",
+    "apparmor": "AppArmor",
+    "selinux": "SELinux",
+    "http_proxy": "HTTP proxy",
+    "https_proxy": "HTTPS proxy",
+    "_default": "_default",
+}
 
 
 def arguments(command: argparse.ArgumentParser) -> None:
@@ -37,14 +50,27 @@ def run(chosen: argparse.Namespace) -> int:
 
 def _print(value: Any, indent: str) -> None:
     for key, item in value.items():
-        name = key.replace("_", " ").capitalize()
+        name = _name(key)
         if isinstance(item, dict):
             print(f"{indent}{name}:")
             _print(item, indent + "  ")
-        elif isinstance(item, list):
+        elif isinstance(item, list) and all(isinstance(entry, dict) for entry in item):
             print(f"{indent}{name}:")
             for entry in item:
                 facts = ", ".join(f"{k} {v}" for k, v in entry.items() if v not in {"", None})
                 print(f"{indent}  {facts}")
+        elif isinstance(item, list):
+            print(f"{indent}{name}: {', '.join(map(str, item)) or '-'}")
+        elif key.endswith("_bytes"):
+            print(f"{indent}{name}: {size_text(item)}")
         else:
-            print(f"{indent}{name}: {item}")
+            print(f"{indent}{name}: {'-' if item in {'', None} else item}")
+
+
+def _name(key: str) -> str:
+    """A key as a person reads it; names of registries stay as they are."""
+    if key in _NAMES:
+        return _NAMES[key]
+    if any(mark in key for mark in ".:"):
+        return key
+    return key.removesuffix("_bytes").replace("_", " ").capitalize()

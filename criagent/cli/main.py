@@ -64,8 +64,11 @@ class _Help(argparse.HelpFormatter):
 LOG_LEVELS = ("debug", "info", "warning", "error")
 
 
-def global_arguments(parser: argparse.ArgumentParser, *, inner: bool) -> None:
-    """Options of every command; `inner` adds them after the command as well."""
+def global_arguments(parser: argparse.ArgumentParser, *, inner: bool, levels: bool = True) -> None:
+    """Options of every command; `inner` adds them after the command as well.
+
+    `levels` shows the log level in the help.
+    """
     missing = argparse.SUPPRESS if inner else None
     parser.add_argument(
         "--config",
@@ -85,7 +88,9 @@ def global_arguments(parser: argparse.ArgumentParser, *, inner: bool) -> None:
         metavar="LEVEL",
         choices=LOG_LEVELS,
         default=missing or "info",
-        help="log level of serve: debug, info, warning or error (default: info)",
+        help="log level of serve: debug, info, warning or error (default: info)"
+        if levels
+        else argparse.SUPPRESS,
     )
 
 
@@ -116,25 +121,29 @@ def parser(argv: list[str] | None = None) -> argparse.ArgumentParser:
             formatter_class=_Help,
         )
         module.arguments(command)
-        _everywhere(command)
+        _everywhere(command, levels=name == "serve")
         command.set_defaults(run=module.run)
     return top
 
 
-def _everywhere(command: argparse.ArgumentParser) -> None:
+def _everywhere(command: argparse.ArgumentParser, *, levels: bool) -> None:
     """Accept the global options after the command and after its action as well."""
-    global_arguments(command, inner=True)
+    global_arguments(command, inner=True, levels=levels)
+    command.set_defaults(grammar=command)
     for action in command._actions:  # noqa: SLF001 - argparse has no public way to walk a grammar
         if isinstance(action, argparse._SubParsersAction):  # noqa: SLF001
             for inner in action.choices.values():
-                global_arguments(inner, inner=True)
+                global_arguments(inner, inner=True, levels=levels)
+                inner.set_defaults(grammar=inner)
 
 
 def main(argv: list[str] | None = None) -> int:
     """Run one command; returns the exit status."""
     argv = sys.argv[1:] if argv is None else argv
     try:
-        chosen = parser(argv).parse_args(argv)
+        chosen, unknown = parser(argv).parse_known_args(argv)
+        if unknown:
+            chosen.grammar.error(f"unrecognized arguments: {' '.join(unknown)}")
         if sys.stdout is None and chosen.command != "serve":
             print("standard output is closed", file=sys.stderr)
             return 1

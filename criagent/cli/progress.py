@@ -43,6 +43,13 @@ class Bar:
             self._shown = now
             self._show()
 
+    def at(self, done: int, total: int) -> None:
+        """Say how far it is, as another process counts it; a 0 is not yet known, or no longer."""
+        self._done = max(self._done, done)
+        self._total = max(self._total, total)
+        if self._terminal:
+            self._show()
+
     def _show(self) -> None:
         text = f"\r{self._verb} {size_text(self._done)}"
         if self._total:

@@ -50,7 +50,8 @@ def run(chosen: argparse.Namespace) -> int:
     try:
         return act(config, lambda text: print(text, flush=True))
     except (AgentError, OSError) as error:
-        print(f"{error}\nNothing more was removed.", file=sys.stderr)
+        after = "" if chosen.dry_run else "\nNothing more was removed."
+        print(f"{error}{after}", file=sys.stderr)
         return 1
 
 

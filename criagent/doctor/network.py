@@ -11,7 +11,7 @@ from pathlib import Path
 
 from criagent.base.errors import AgentError
 from criagent.config.sections import Config
-from criagent.doctor.finding import Finding, content, error, fine, warning
+from criagent.doctor.finding import Finding, content, error, fine, listens, warning
 from criagent.doctor.programs import answer_of
 from criagent.kernel.nftables import Nftables
 from criagent.net import rules
@@ -33,6 +33,7 @@ class NetworkFacts:
 
     forward4: str = "1"
     forward6: str = "1"
+    serving: bool = False  # whether the agent runs, which switches forwarding on when it starts
     bridged: str = "1"  # whether bridged packets pass through iptables
     nftables_problem: str = ""
     antispoof_problem: str = ""  # the kernel's error for the anti-spoofing rules
@@ -52,6 +53,7 @@ def read(config: Config) -> NetworkFacts:
     return NetworkFacts(
         forward4=content(_FORWARDING[4]),
         forward6=content(_FORWARDING[6]),
+        serving=listens(str(config.storage.socket)),
         bridged=content(_BRIDGED),
         nftables_problem=problem,
         antispoof_problem=_antispoof_problem() if builtin and not problem else "",
@@ -125,12 +127,16 @@ def _forwarding(facts: NetworkFacts, config: Config) -> Finding:
             "remove that network from network.pod_cidrs, or enable the protocol",
         )
     off = sorted(family for family in families if values[family] == "0")
-    if off:
-        return fine(
+    text = f"off for {' and '.join(f'IPv{family}' for family in off)}"
+    if off and facts.serving:
+        return warning(
             name,
-            f"off for {' and '.join(f'IPv{family}' for family in off)}; `criagent serve` "
-            "switches it on",
+            f"{text}: another program has switched it off, and pods reach only pods of this node",
+            "systemctl restart criagent, which switches it on; find the program (sysctl.d, a "
+            "firewall)",
         )
+    if off:
+        return fine(name, f"{text}; `criagent serve` switches it on")
     return fine(name, "on")
 
 

@@ -18,6 +18,7 @@ from criagent.runtime.node.minimum_versions import (
     another_program,
     dotted,
     insecure,
+    nameless,
     parse_version,
     too_old,
     version_of,
@@ -143,7 +144,8 @@ def _finding(program: _Program, distribution: str, *, needed: bool) -> Finding:
         )
     if problem := too_old(kind, answer):
         return worst(name, f"{path}: {problem}", f"install a newer {kind}")
-    if problem := another_program(kind, answer):
+    problem = nameless(kind, answer) if kind == "conmon" else another_program(kind, answer)
+    if problem:
         text, _, cure = problem.partition("; ")
         return worst(name, f"{path} {text}", cure)
     version = version_of(kind, answer)
@@ -151,7 +153,7 @@ def _finding(program: _Program, distribution: str, *, needed: bool) -> Finding:
         return warning(
             name,
             f"the output of {path} --version has no version",
-            f"check that the program is {kind}",
+            f"install a build of {kind} that has one",
         )
     if version is None:
         said = answer.partition("\n")[0][:80]

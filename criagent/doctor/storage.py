@@ -6,6 +6,7 @@ from __future__ import annotations
 import os
 import shutil
 from collections.abc import Iterator, Mapping
+from collections.abc import Set as AbstractSet
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -15,7 +16,7 @@ from criagent.config.storage_drivers import AUTO, canonical
 from criagent.doctor.finding import Finding, error, fine, warning
 from criagent.image.snapshots.by_handler import directory
 from criagent.kernel import project_quota
-from criagent.kernel.mount import MountEntry, holding, mountinfo
+from criagent.kernel.mount import MountEntry, holder
 from criagent.store import set_aside
 from criagent.store.read_only import stored_images
 
@@ -23,7 +24,9 @@ _UPPERDIRS = frozenset({"ext4", "xfs", "btrfs", "tmpfs", "f2fs", "bcachefs"})
 # Below these the kubelet evicts pods (its defaults for imagefs.available and nodefs.inodesFree).
 _LOW_SPACE, _LOW_INODES = 0.15, 0.05
 _NO_SPACE, _NO_INODES = 100 << 20, 1000
+_NO_RUN_SPACE, _LOW_RUN_SPACE = 1 << 20, 0.05  # a container needs about 50 KB there
 
+_BOUND = frozenset({"native", "btrfs"})  # drivers whose root file systems are bind mounts
 _PACKAGES = {"mkfs.erofs": "erofs-utils", "fuse-overlayfs": "fuse-overlayfs"}
 _PROGRAMS = {"erofs": "mkfs.erofs", "fuse-overlayfs": "fuse-overlayfs"}  # by driver
 
@@ -56,6 +59,8 @@ class StorageFacts:
     total_inodes: int = 0  # 0 = the file system has no fixed number
     free_inodes: int = 0
     run_fstype: str = "tmpfs"  # of storage.run_dir
+    run_total_bytes: int = 1 << 30
+    run_free_bytes: int = 1 << 30
     programs: frozenset[str] = frozenset(_PACKAGES)  # of storage drivers, that are on PATH
     fuse: bool = True  # /dev/fuse exists
     set_aside_rows: int = 0
@@ -69,7 +74,8 @@ def read(config: Config) -> StorageFacts:
     """Inspect this node."""
     existing = _existing(config.storage.root)
     size = os.statvfs(existing)
-    entry, run = _mount_of(existing), _mount_of(_existing(config.storage.run_dir))
+    run_dir = _existing(config.storage.run_dir)
+    entry, run, run_size = _mount_of(existing), _mount_of(run_dir), os.statvfs(run_dir)
     return StorageFacts(
         existing=existing,
         fstype=entry.fstype if entry else "",
@@ -81,6 +87,8 @@ def read(config: Config) -> StorageFacts:
         total_inodes=size.f_files,
         free_inodes=size.f_favail,
         run_fstype=run.fstype if run else "",
+        run_total_bytes=run_size.f_blocks * run_size.f_frsize,
+        run_free_bytes=run_size.f_bavail * run_size.f_frsize,
         programs=frozenset(filter(shutil.which, _PACKAGES)),
         fuse=Path("/dev/fuse").exists(),
         set_aside_rows=set_aside.count(config.storage.root / "state.db"),
@@ -160,14 +168,25 @@ def judge(facts: StorageFacts, config: Config) -> Iterator[Finding]:
             "report the row_set_aside lines of the log as a bug; the rows remain in the table "
             f"set_aside of {config.storage.root}/state.db",
         )
+    yield _run_dir(facts, config)
+
+
+def _run_dir(facts: StorageFacts, config: Config) -> Finding:
+    name, place = "storage.run_dir", config.storage.run_dir
+    free, total = facts.run_free_bytes, facts.run_total_bytes
+    text = f"{free / 1e6:.1f} MB free of {total / 1e6:.1f} MB at {place}"
+    cure = f"find what fills it (du -xh --max-depth=2 {place.parent}) and remove that"
+    if free < _NO_RUN_SPACE:
+        return error(name, f"{text}: no container can be created", cure)
+    if total and free / total < _LOW_RUN_SPACE:
+        return warning(name, f"{text}: soon no container can be created", cure)
     if facts.run_fstype == "tmpfs":
-        yield fine("storage.run_dir", f"{config.storage.run_dir} (tmpfs)")
-    else:
-        yield warning(
-            "storage.run_dir",
-            f"{config.storage.run_dir} is on {facts.run_fstype}, which survives a reboot",
-            "set storage.run_dir to a directory on tmpfs, such as /run/criagent",
-        )
+        return fine(name, f"{place} (tmpfs)")
+    return warning(
+        name,
+        f"{place} is on {facts.run_fstype}, which survives a reboot",
+        "set storage.run_dir to a directory on tmpfs, such as /run/criagent",
+    )
 
 
 def _root(facts: StorageFacts, config: Config) -> Finding:
@@ -195,20 +214,30 @@ def _root(facts: StorageFacts, config: Config) -> Finding:
             "mount a btrfs file system there (mkfs.btrfs of btrfs-progs), or set "
             'storage.driver = "overlay" before the first pull',
         )
-    if "noexec" in facts.options:
+    hindered = _hindered(name, str(root), facts.options, driver)
+    return hindered or fine(name, f"{root} ({facts.fstype})")
+
+
+def _hindered(name: str, place: str, options: AbstractSet[str], driver: str) -> Finding | None:
+    """The finding on mount options that containers inherit: by bind mounts of directories there.
+
+    Overlay, FUSE and the file systems of volumes are mounts of their own, without these options.
+    """
+    hindering = sorted({"noexec", "nosuid", "nodev"} & options)
+    if not hindering:
+        return None
+    if driver in _BOUND and "noexec" in hindering:
         return error(
             name,
-            f"{root} is mounted noexec: no program of an image can start",
+            f"{place} is mounted noexec: with the driver {driver} no program of an image can start",
             "remount it with exec",
         )
-    if hindering := sorted({"nosuid", "nodev"} & facts.options):
-        return warning(
-            name,
-            f"{root} is mounted {','.join(hindering)}, and so are the containers' root file "
-            "systems",
-            "remount it without these options",
-        )
-    return fine(name, f"{root} ({facts.fstype})")
+    what = "root file systems and declared volumes" if driver in _BOUND else "declared volumes"
+    return warning(
+        name,
+        f"{place} is mounted {','.join(hindering)}, and so are the containers' {what}",
+        "remount it without these options",
+    )
 
 
 def _driver(facts: StorageFacts, config: Config) -> Finding:
@@ -268,13 +297,9 @@ def _containers_root(facts: PlaceFacts, config: Config) -> Finding:
             f"{place} is on {facts.fstype}, which does not support overlay's upper layers",
             "put it on ext4, xfs (ftype=1) or btrfs",
         )
-    if hindering := sorted({"noexec", "nosuid", "nodev"} & facts.options):
-        return warning(
-            name,
-            f"{place} is mounted {','.join(hindering)}, and so are the containers' declared "
-            "volumes, and with the driver native their root file systems",
-            "remount it without these options",
-        )
+    driver = canonical(config.storage.driver)
+    if hindered := _hindered(name, place, facts.options, driver):
+        return hindered
     if not facts.apart:
         return warning(
             name,
@@ -332,4 +357,4 @@ def _existing(path: Path) -> Path:
 
 
 def _mount_of(path: Path) -> MountEntry | None:
-    return holding(path.resolve(), mountinfo())
+    return holder(path.resolve())

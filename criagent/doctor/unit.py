@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -12,6 +13,7 @@ from criagent.doctor.finding import Finding, error, fine, warning
 
 _UNIT = "criagent.service"
 _MONITORS = "criagent-monitors.service"
+_JOURNAL = f"journalctl -eu {_UNIT}"
 _WANTED = {"KillMode": "process", "Delegate": "yes", "NoNewPrivileges": "no"}
 # Each of these gives the unit a mount namespace, which hides mounts of pods and of the kubelet.
 _NO_NAMESPACE = {
@@ -23,6 +25,7 @@ _NO_NAMESPACE = {
     "ProtectKernelTunables": "no",
     "ProtectControlGroups": "no",
 }
+_FAILING = frozenset({"failed", "activating"})
 _STATES = ("LoadState", "ActiveState", "UnitFileState")
 _WHY = {
     "KillMode": "stopping the unit would kill every container",
@@ -37,6 +40,7 @@ class UnitFacts:
 
     properties: Mapping[str, str] = field(default_factory=dict)
     monitors: bool = True  # whether the monitors' unit runs
+    reason: str = ""  # why the agent last did not start, by its log
 
 
 def read() -> UnitFacts:
@@ -51,7 +55,25 @@ def read() -> UnitFacts:
     found = dict(line.split("=", 1) for line in answer.output.splitlines() if "=" in line)
     if found.get("LoadState", "not-found") == "not-found":
         return UnitFacts()
-    return UnitFacts(properties=found, monitors=_active(_MONITORS))
+    failing = found.get("ActiveState") in _FAILING
+    return UnitFacts(
+        properties=found, monitors=_active(_MONITORS), reason=_reason() if failing else ""
+    )
+
+
+def _reason() -> str:
+    """The text of the last event not_started of this boot; "" without one or a journal."""
+    query = ["--unit", _UNIT, "--boot", "--priority=err", "--output=cat", "--lines=20"]
+    answer = ended(["journalctl", "--no-pager", "--quiet", *query])
+    reason = ""
+    for line in answer.output.splitlines() if answer else ():
+        try:
+            event = json.loads(line)
+        except ValueError:  # systemd's own
+            continue
+        if isinstance(event, dict) and event.get("event") == "not_started":
+            reason = str(event.get("error", ""))
+    return reason
 
 
 def _active(unit: str) -> bool:
@@ -97,11 +119,15 @@ def judge(facts: UnitFacts) -> Iterator[Finding]:
 def _state(facts: UnitFacts) -> Iterator[Finding]:
     """Findings when the agent does not run, or would not run after a reboot."""
     active = facts.properties.get("ActiveState", "active")
-    if active in {"failed", "activating"}:
-        text = "has failed" if active == "failed" else "is starting, or fails repeatedly"
+    if active in _FAILING and facts.reason:
         yield error(
-            _UNIT, f"{text}: no pods can be started or stopped", f"check journalctl -eu {_UNIT}"
+            _UNIT,
+            f"does not start: {facts.reason}",
+            f"do what the text says; systemd starts the agent again by itself ({_JOURNAL})",
         )
+    elif active in _FAILING:
+        text = "has failed" if active == "failed" else "is starting, or fails repeatedly"
+        yield error(_UNIT, f"{text}: no pods can be started or stopped", f"check {_JOURNAL}")
     elif active != "active":
         text = f"is {active}: no pods can be started or stopped; running pods continue"
         yield warning(_UNIT, text, f"systemctl start {_UNIT}")

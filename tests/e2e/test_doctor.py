@@ -64,7 +64,12 @@ def test_the_node_itself_has_warnings_only(tmp_path: Path) -> None:
             "inodes",
             "50",
         ),
-        ("mount -t tmpfs -o noexec none /mnt", "storage.root = '/mnt'", "storage.root", "noexec"),
+        (
+            "mount -t tmpfs -o noexec none /mnt",
+            "storage.root = '/mnt'\nstorage.driver = 'native'",
+            "storage.root",
+            "noexec",
+        ),
         ("", "storage.root = '/proc/x'", "storage.root", "proc"),
         (
             "mount -t tmpfs none /mnt; echo '{' > /mnt/1.conf",

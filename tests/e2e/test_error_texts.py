@@ -134,10 +134,10 @@ def test_the_time_limit_of_a_creation_names_its_stage_and_its_key(
 
 
 INJECTED = [
-    ("sandbox-run:namespaces=ENOMEM", Code.RESOURCE_EXHAUSTED, "stage: namespaces"),
+    ("sandbox-run:namespaces=ENOMEM", Code.RESOURCE_EXHAUSTED, "stage: files and namespaces"),
     ("sandbox-run:network=EOPNOTSUPP", Code.FAILED_PRECONDITION, "modprobe"),
     ("sandbox-run:network=EPERM", Code.PERMISSION_DENIED, "criagent doctor"),
-    ("sandbox-run:files=EROFS", Code.UNAVAILABLE, "stage: pod files"),
+    ("sandbox-run:files=EROFS", Code.UNAVAILABLE, "stage: files and namespaces"),
     ("container-create:mount=ENODEV", Code.FAILED_PRECONDITION, "overlay"),
     ("container-create:bundle=EDQUOT", Code.RESOURCE_EXHAUSTED, "stage: specification"),
     ("container-create:mount=EIO", Code.UNAVAILABLE, "dmesg"),

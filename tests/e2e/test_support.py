@@ -111,6 +111,15 @@ def test_a_bundle_has_the_node_and_none_of_its_secrets(pods: Pods, tmp_path: Pat
     assert "reg.example" in content["config/registries.json"]
 
 
+def test_a_time_that_journalctl_cannot_read_is_refused_before_the_archive(tmp_path: Path) -> None:
+    bundle = tmp_path / "bundle.tar.gz"
+    argv = ["support-bundle", "--file", str(bundle), "--since", "garbage"]
+    done = subprocess.run([*CRIAGENT, *argv], capture_output=True, timeout=60, check=False)
+    assert done.returncode == 2
+    assert b"Failed to parse timestamp: garbage" in done.stderr
+    assert not bundle.exists()
+
+
 def test_debug_is_status_3_without_an_agent() -> None:
     agent.stop()
     done = subprocess.run([*CRIAGENT, "debug"], capture_output=True, timeout=60, check=False)

@@ -32,6 +32,7 @@ class Agent(
         self.imported = b""
         self.repaired = False
         self.removed: list[str] = []
+        self.asked_for: list[str] = []
         self.hangs_from_the_pull_on: threading.Event | None = None
         self._hanging = False
 
@@ -69,6 +70,13 @@ class Agent(
             self._hanging = True
             self.hangs_from_the_pull_on.wait()
         return api_pb2.PullImageResponse(image_ref="sha256:" + "a" * 64)
+
+    def PullProgress(self, request: Any, context: Any) -> Any:  # noqa: N802
+        """The second question finds the pull done."""
+        self.asked_for.append(request.image)
+        if len(self.asked_for) > 1 and self.hangs_from_the_pull_on is not None:
+            self.hangs_from_the_pull_on.set()
+        return admin_pb2.PullProgressResponse(received_bytes=3_000_000, expected_bytes=12_000_000)
 
     def Version(self, request: Any, context: Any) -> Any:  # noqa: N802
         if self._hanging and self.hangs_from_the_pull_on is not None:

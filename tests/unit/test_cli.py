@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import functools
 import io
 import json
 import os
@@ -98,6 +99,7 @@ def test_every_command_has_help(command: str, capsys: pytest.CaptureFixture[str]
         ["image", "ls", "--output", "xml"],
         ["config"],
         ["completion", "tcsh"],
+        ["ps", "--label", "=web"],
         ["--log-level", "loud", "version"],
         ["--conf", "x", "version"],
     ],
@@ -128,6 +130,51 @@ def test_a_reader_that_leaves_is_no_traceback() -> None:
             stdout=closed, stderr=subprocess.PIPE, check=False, cwd=ROOT,
         )  # fmt: skip
     assert (done.returncode, done.stderr) == (1, b"")
+
+
+@pytest.mark.parametrize(
+    ("argv", "usage"),
+    [
+        (["ps", "--foo"], "criagent ps"),
+        (["image", "pull", "--foo", "r.test/a"], "criagent image pull"),
+        (["--foo", "version"], "criagent version"),
+    ],
+)
+def test_an_unknown_option_shows_the_usage_of_its_command(
+    capsys: pytest.CaptureFixture[str], argv: list[str], usage: str
+) -> None:
+    assert status(*argv) == 2
+    error = capsys.readouterr().err
+    assert error.startswith(f"usage: {usage} [-h]")
+    assert error.endswith(f"{usage}: error: unrecognized arguments: --foo\n")
+
+
+def test_the_log_level_is_in_the_help_where_it_has_an_effect(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    assert (status("serve", "--help"), status("ps", "--help")) == (0, 0)
+    assert capsys.readouterr().out.count("log level of serve") == 1
+
+
+def test_a_file_in_place_of_the_socket_is_named(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = tmp_path / "file"
+    file.touch()
+    assert status("--socket", str(file), "ps") == 3
+    error = capsys.readouterr().err
+    assert error == f"{file} is not a socket; name the agent's with --socket\n"
+
+
+def test_a_check_of_no_file_says_so(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    default = tmp_path / "config.toml"
+    monkeypatch.setattr("criagent.cli.common.DEFAULT_PATH", default)
+    monkeypatch.setattr("criagent.config.load.DEFAULT_PATH", default)
+    assert status("config", "check") == 0
+    wanted = f"{default}: does not exist, so the defaults apply; no problem found\n"
+    assert capsys.readouterr().out == wanted
 
 
 # --- configuration ---------------------------------------------------------------------------
@@ -212,12 +259,17 @@ def test_doctor_text_has_a_cure_for_each_error(
 # --- completion ------------------------------------------------------------------------------
 
 
+@functools.cache
+def bash_script() -> str:
+    return run("completion", "bash").stdout
+
+
 def complete(*words: str) -> list[str]:
     script = (
         'source <(printf %s "$SCRIPT"); COMP_WORDS=("$@"); COMP_CWORD=$(($# - 1)); '
         '_criagent; printf "%s\\n" "${COMPREPLY[@]}"'
     )
-    env = {**os.environ, "SCRIPT": run("completion", "bash").stdout}
+    env = {**os.environ, "SCRIPT": bash_script()}
     done = subprocess.run(
         ["bash", "-c", script, "bash", "criagent", *words],
         capture_output=True, text=True, check=True, env=env,
@@ -232,6 +284,8 @@ def test_bash_completes_commands_actions_and_files(tmp_path: Path) -> None:
     assert complete("image", "fsck", "--r") == ["--repair"]
     assert complete("completion", "z") == ["zsh"]
     assert complete("ps", "--state", "ru") == ["running"]
+    assert complete("info", "--output", "") == ["text", "json"]
+    assert complete("serve", "--log-level", "w") == ["warning"]
     assert complete("logs", "--pre") == ["--previous"]
     (tmp_path / "two words.tar").touch()
     assert complete("image", "import", f"{tmp_path}/t") == [f"{tmp_path}/two words.tar"]

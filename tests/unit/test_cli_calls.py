@@ -20,6 +20,7 @@ import pytest
 
 from criagent._proto import admin_pb2_grpc, api_pb2_grpc
 from criagent.cli.main import main
+from criagent.cli.progress import Bar
 from tests.support.cli_agent import ROOT, Agent
 
 
@@ -181,6 +182,41 @@ def test_image_tag_pull_and_rm(
     printed = capsys.readouterr()
     assert printed.out == "untagged a:1\nuntagged b:2\nremoved sha256:1\n"
     assert printed.err == "none is not on this node\n"
+
+
+def test_a_pull_shows_how_far_it_is_on_a_terminal(
+    call: Callable[..., int], agent: Agent, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    agent.hangs_from_the_pull_on = threading.Event()
+    terminal = io.StringIO()
+    monkeypatch.setattr(terminal, "isatty", lambda: True)
+    monkeypatch.setattr(sys, "stderr", terminal)
+    monkeypatch.setenv("COLUMNS", "80")
+    assert call("image", "pull", "a:1") == 0
+    assert set(agent.asked_for) == {"a:1"}
+    assert "pulled 3MB of 12MB [=======                       ] 25%" in terminal.getvalue()
+
+
+def test_a_narrow_terminal_gets_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    terminal = io.StringIO()
+    monkeypatch.setattr(terminal, "isatty", lambda: True)
+    monkeypatch.setattr(sys, "stderr", terminal)
+    monkeypatch.setenv("COLUMNS", "30")
+    with Bar("pulled", 0) as bar:
+        bar.at(3_000_000, 12_000_000)
+    lines = terminal.getvalue().replace("\033[K", "").replace("\n", "").split("\r")
+    assert max(map(len, lines)) <= 30
+
+
+def test_an_export_into_nowhere_names_its_file(
+    call: Callable[..., int], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for target, reason in (
+        (tmp_path / "no/such/x.tar", "No such file or directory"),
+        (tmp_path, "Is a directory"),
+    ):
+        assert call("image", "export", str(target), "a") == 1
+        assert capsys.readouterr().err == f"{target}: {reason}\n"
 
 
 def test_import_sends_the_whole_file(

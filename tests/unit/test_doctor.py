@@ -3,49 +3,37 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from criagent.config.defaults.section import Defaults
 from criagent.config.nri_section import Nri
 from criagent.config.runtime_section import Handler, Runtime
 from criagent.config.sections import Config, Network
-from criagent.config.storage_section import Storage
 from criagent.doctor import (
     Finding,
     cgroups,
     checkpoints,
+    defaults,
     devices,
     limits,
+    metrics,
     neighbours,
     network,
     nri,
     programs,
     security,
-    storage,
     system,
     unit,
 )
+from tests.support.findings import judged, one
 
 CNI = Config(network=Network(backend="cni"))
 WASM = {"wasm": Handler(path=Path("/usr/bin/crun"), type="wasm")}
 RUNC = {"runc": Handler(path="/usr/sbin/runc", type="runc")}  # type: ignore[arg-type]
 GOOD = {"crun": "crun version 1.30", "runc": "runc version 1.5.0"}
-
-
-def one(found: Iterable[Finding], name: str) -> Finding:
-    """The only finding of that name; everything that is not ok has a cure."""
-    all_found = list(found)
-    assert all(entry.cure for entry in all_found if entry.level != "ok")
-    assert not any(entry.cure for entry in all_found if entry.level == "ok")
-    (finding,) = [entry for entry in all_found if entry.name == name]
-    return finding
-
-
-def judged(finding: Finding, level: str, part: str) -> None:
-    assert (finding.level, part in finding.text + finding.cure) == (level, True), finding
 
 
 @pytest.mark.parametrize(
@@ -126,92 +114,6 @@ def test_cgroups(
 @pytest.mark.parametrize(
     ("facts", "name", "level", "part"),
     [
-        ({}, "storage.root", "ok", "ext4"),
-        ({"read_only": True}, "storage.root", "error", "read-only"),
-        ({"writable": False}, "storage.root", "error", "run as root"),
-        ({"fstype": "nfs4"}, "storage.root", "error", "nfs4"),
-        ({"fstype": "overlay"}, "storage.root", "error", "ext4, xfs"),
-        ({"options": frozenset({"noexec"})}, "storage.root", "error", "noexec"),
-        ({"options": frozenset({"nosuid", "nodev"})}, "storage.root", "warning", "nodev,nosuid"),
-        ({}, "disk space", "ok", "GB free"),
-        ({"free_bytes": 10 << 30}, "disk space", "warning", "15%"),
-        ({"free_bytes": 1 << 20}, "disk space", "error", "prune"),
-        ({}, "inodes", "ok", "no fixed number"),
-        ({"total_inodes": 10**6, "free_inodes": 40_000}, "inodes", "warning", "5%"),
-        ({"total_inodes": 10**6, "free_inodes": 10}, "inodes", "error", "mkfs.ext4 -N"),
-        ({"set_aside_rows": 2}, "state database", "warning", "2 rows"),
-        ({"run_fstype": "ext4"}, "storage.run_dir", "warning", "survives a reboot"),
-    ],
-)
-def test_storage(facts: dict[str, Any], name: str, level: str, part: str) -> None:
-    judged(one(storage.judge(storage.StorageFacts(**facts), Config()), name), level, part)
-
-
-@pytest.mark.parametrize(
-    ("driver", "facts", "level", "part"),
-    [
-        ("auto", {"programs": frozenset(), "fuse": False}, "ok", "auto"),
-        ("erofs", {}, "ok", "erofs"),
-        ("erofs", {"programs": frozenset()}, "error", "install erofs-utils"),
-        ("fuse-overlayfs", {"programs": frozenset()}, "error", "install fuse-overlayfs"),
-        ("fuse-overlayfs", {"fuse": False}, "error", "modprobe fuse"),
-    ],
-)
-def test_what_a_storage_driver_needs(
-    driver: str, facts: dict[str, Any], level: str, part: str
-) -> None:
-    config = Config(storage=Storage(driver=driver))
-    found = one(storage.judge(storage.StorageFacts(**facts), config), "storage.driver")
-    judged(found, level, part)
-
-
-def test_an_additional_store_that_is_missing(tmp_path: Path) -> None:
-    config = Config(storage=Storage(root=tmp_path, additional_stores=(tmp_path / "store",)))
-    found = one(storage.judge(storage.read(config), config), "storage.additional_stores")
-    judged(found, "warning", "does not exist")
-
-
-def test_copies_of_layers_need_no_file_system_for_overlay() -> None:
-    config = Config(storage=Storage(driver="native"))
-    facts = storage.StorageFacts(fstype="nfs4")
-    judged(one(storage.judge(facts, config), "storage.root"), "ok", "nfs4")
-
-
-@pytest.mark.parametrize(
-    ("driver", "facts", "level", "part"),
-    [
-        ("btrfs", {"handlers": {"kata": "btrfs"}}, "ok", "btrfs"),
-        ("btrfs", {"handlers": {"kata": "ext4"}}, "error", "snapshots-btrfs is on ext4"),
-        ("native", {"handlers": {"kata": "nfs4"}}, "ok", "native"),
-        ("erofs", {"handlers": {"kata": "nfs4"}}, "error", "snapshots-erofs is on nfs4"),
-        (
-            "erofs",
-            {"handlers": {"kata": "ext4"}, "programs": frozenset()},
-            "error",
-            "install erofs-utils",
-        ),
-    ],
-)
-def test_what_the_storage_driver_of_a_handler_needs(
-    driver: str, facts: dict[str, Any], level: str, part: str
-) -> None:
-    kata = Handler(path=Path("/usr/bin/kata"), snapshotter=driver)
-    config = Config(runtime=Runtime(handlers={"kata": kata}))
-    found = storage.judge(storage.StorageFacts(**facts), config)
-    judged(one(found, "runtime.handlers.kata.snapshotter"), level, part)
-
-
-@pytest.mark.parametrize(("fstype", "level"), [("btrfs", "ok"), ("ext4", "error")])
-def test_subvolumes_need_btrfs(fstype: str, level: str) -> None:
-    config = Config(storage=Storage(driver="btrfs"))
-    facts = storage.StorageFacts(fstype=fstype)
-    part = "mkfs.btrfs" if level == "error" else "(btrfs)"
-    judged(one(storage.judge(facts, config), "storage.root"), level, part)
-
-
-@pytest.mark.parametrize(
-    ("facts", "name", "level", "part"),
-    [
         ({}, "handler crun", "ok", "1.30"),
         ({"handlers": {"runc": "runc version 1.5.0"}}, "handler crun", "error", "install crun"),
         ({"handlers": {"crun": "crun version 1.30"}}, "handler runc", "warning", "install runc"),
@@ -223,7 +125,19 @@ def test_subvolumes_need_btrfs(fstype: str, level: str) -> None:
             "warning",
             "not 1.29.0",
         ),
-        ({"handlers": {**GOOD, "crun": "hm"}}, "handler crun", "warning", "has no version"),
+        ({"handlers": {**GOOD, "crun": "hm"}}, "handler crun", "error", "set the path of crun"),
+        (
+            {"handlers": {**GOOD, "crun": "crun version UNKNOWN"}},
+            "handler crun",
+            "warning",
+            "has no version",
+        ),
+        (
+            {"conmon": "crun version 1.30"},
+            "conmon",
+            "error",
+            'not conmon: its --version says "crun',
+        ),
         ({"handlers": GOOD, "absent": {"runc"}}, "handler runc", "ok", "is not installed"),
         ({"handlers": {}, "absent": {"crun"}}, "handler crun", "error", "install crun"),
         (
@@ -307,6 +221,7 @@ def test_checkpoints(facts: dict[str, Any], level: str, part: str) -> None:
         ),
         ({}, Config(), "forwarding", "ok", "on"),
         ({"forward6": "0"}, Config(), "forwarding", "ok", "off for IPv6"),
+        ({"forward4": "0", "serving": True}, Config(), "forwarding", "warning", "switched it off"),
         ({"forward6": ""}, Config(), "forwarding", "error", "no IPv6"),
         (
             {"forward6": ""},
@@ -408,6 +323,20 @@ def test_unit(properties: dict[str, str], level: str, part: str) -> None:
     judged(one(found, "criagent.service"), level, part)
 
 
+def test_a_unit_that_fails_says_why() -> None:
+    facts = unit.UnitFacts(properties={"ActiveState": "activating"}, reason="no disk; buy one")
+    judged(one(unit.judge(facts), "criagent.service"), "error", "does not start: no disk; buy one")
+
+
+@pytest.mark.parametrize(
+    ("answers", "level", "part"),
+    [("agent", "ok", "127.0.0.1:9880"), ("other", "warning", "sport = :9880")],
+)
+def test_who_answers_for_metrics(answers: str, level: str, part: str) -> None:
+    found = metrics.judge(metrics.MetricsFacts(answers=answers), Config())
+    judged(one(found, "metrics"), level, part)
+
+
 def test_monitors_in_the_daemons_unit_are_a_warning() -> None:
     facts = unit.UnitFacts(properties={"KillMode": "process"}, monitors=False)
     judged(one(unit.judge(facts), "criagent-monitors.service"), "warning", "systemctl kill")
@@ -482,3 +411,42 @@ def test_a_program_is_asked_for_both_of_its_streams(tmp_path: Path) -> None:
     program.chmod(0o755)
     assert programs.answer_of(program) == "version 1\nmore\n"
     assert programs.answer_of(tmp_path / "absent") is None
+
+
+DEFAULTS = Runtime(defaults=Defaults(pids_limit=9), log_to_journald=True)
+
+
+@pytest.mark.parametrize(
+    ("facts", "level", "part"),
+    [
+        ({}, "ok", "is there"),
+        ({"hook_problem": "OCI hook /h/a.json:2:1: is not JSON"}, "error", "/h/a.json:2:1"),
+        ({"no_hook_folders": (Path("/no"),)}, "warning", "/no"),
+        ({"no_devices": ("/dev/no",)}, "error", "load its driver"),
+        ({"no_sysctls": ("net.no",)}, "error", "every pod is refused"),
+        ({"limited": ("core=9",)}, "warning", "CAP_SYS_RESOURCE"),
+        ({"no_profile": "/no.json"}, "error", "install the profile"),
+        ({"controllers": frozenset()}, "error", "set the key to 0"),
+        ({"journal": False}, "warning", "systemd-journald"),
+    ],
+)
+def test_defaults_that_cannot_work(facts: dict[str, Any], level: str, part: str) -> None:
+    config = Config(runtime=DEFAULTS)
+    found = defaults.judge(defaults.DefaultsFacts(**facts), config)
+    judged(one(found, "defaults"), level, part)
+
+
+def test_what_the_configuration_names_is_looked_at(tmp_path: Path) -> None:
+    (tmp_path / "a.json").write_text("{")
+    section = Defaults(
+        hooks_dirs=(tmp_path, tmp_path / "none"),
+        devices=("/dev/null", "/dev/none-such"),
+        sysctls=("net.core.none_such=1", "kernel.shmmni=1"),
+        unset_seccomp_profile=f"{tmp_path}/none.json",
+    )
+    facts = defaults.read(Config(runtime=Runtime(defaults=section)))
+    assert facts.hook_problem.startswith(f"OCI hook {tmp_path}/a.json:1:2: is not JSON")
+    assert facts.no_hook_folders == (tmp_path / "none",)
+    assert facts.no_devices == ("/dev/none-such",)
+    assert facts.no_sysctls == ("net.core.none_such",)
+    assert facts.no_profile == f"{tmp_path}/none.json"

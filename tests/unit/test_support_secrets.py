@@ -85,9 +85,11 @@ def test_a_bundle_of_a_node_without_an_agent_is_whole_and_clean(
     hosts = tmp_path / "certs.d" / "reg"
     hosts.mkdir(parents=True)
     (hosts / "hosts.toml").write_text('[host."https://m".header]\nx-key = "s3cret-2"\n')
+    (tmp_path / "registries.conf").write_text('[aliases]\n"app" = "r.test/app"\n')
     config = tmp_path / "config.toml"
     config.write_text(
-        f'[registry]\nconfig_dirs = ["{tmp_path}/certs.d"]\n'
+        f'[registry]\nregistries_conf = "{tmp_path}/registries.conf"\n'
+        f'config_dirs = ["{tmp_path}/certs.d"]\n'
         f'docker_config = "{tmp_path}/docker.json"\n'
         'http_proxy = "http://ann:s3cret-3@proxy:1"\nno_proxy = "s3cret-1,s3cret-2"\n'
         '[telemetry]\nmetrics_address = ""\n'
@@ -108,6 +110,7 @@ def test_a_bundle_of_a_node_without_an_agent_is_whole_and_clean(
         assert secret not in everything
     assert "not running" in content["agent/unreachable.txt"]
     assert "proxy:1" in content["config/in-force.toml"]
+    assert "r.test/app" in content["config/registries.json"]
     assert '"x-key"' in content["config/registries.json"]
     assert json.loads(content["doctor.json"])
     for name in ("README.txt", "kernel/uname.txt", "kernel/mounts.txt", "journal.txt"):

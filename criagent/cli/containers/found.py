@@ -72,7 +72,9 @@ def container_or_pod(
         return container_of(text, containers, pods)
     if of_pods:
         return pod_of(text, pods)
-    raise CommandError(f"no container or pod {text!r}; `criagent ps -a` and `criagent pods` list")
+    raise CommandError(
+        f"no container or pod {text!r}; `criagent ps -a` and `criagent pods` list them"
+    )
 
 
 def _pods(text: str, pods: Sequence[api_pb2.PodSandbox]) -> list[api_pb2.PodSandbox]:

@@ -37,7 +37,13 @@ def arguments(command: argparse.ArgumentParser) -> None:
         "--type", choices=("container", "pod", "image"), help="default: a container or a pod"
     )
     command.add_argument("--output", choices=("json",), default="json", help="output format")
-    command.add_argument("--json", dest="output", action="store_const", const="json")
+    command.add_argument(
+        "--json",
+        dest="output",
+        action="store_const",
+        const="json",
+        help="same as --output json, the only format",
+    )
 
 
 def run(chosen: argparse.Namespace) -> int:

@@ -40,6 +40,7 @@ def label_argument(command: argparse.ArgumentParser, what: str) -> None:
         "--label",
         metavar="KEY=VALUE",
         action="append",
+        type=_label,
         default=[],
         help=f"{what} with this label, or with KEY of any value; may be repeated",
     )
@@ -88,12 +89,18 @@ def _most(chosen: argparse.Namespace) -> int | None:
     return 1 if chosen.latest else chosen.last
 
 
-def _labelled(labels: Sequence[str], found: Sequence[T]) -> Iterator[T]:
-    pairs = [label.partition("=") for label in labels]
+def _label(text: str) -> tuple[str, str, str]:
+    key, equals, value = text.partition("=")
+    if not key:
+        raise argparse.ArgumentTypeError(f"{text!r} names no label; write KEY or KEY=VALUE")
+    return key, equals, value
+
+
+def _labelled(labels: Sequence[tuple[str, str, str]], found: Sequence[T]) -> Iterator[T]:
     for one in found:
         if all(
             key in one.labels and (not equals or one.labels[key] == value)
-            for key, equals, value in pairs
+            for key, equals, value in labels
         ):
             yield one
 

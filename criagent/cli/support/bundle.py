@@ -15,7 +15,7 @@ import sys
 import tarfile
 from pathlib import Path
 
-from criagent.cli.support.collect import members
+from criagent.cli.support.collect import members, unreadable_time
 
 EXAMPLES = """examples:
   criagent support-bundle
@@ -33,12 +33,15 @@ def arguments(command: argparse.ArgumentParser) -> None:
         "--since",
         default="24 hours ago",
         metavar="TIME",
-        help="of the journal (24 hours ago)",
+        help="where the journal begins, as journalctl reads it (default: 24 hours ago)",
     )
 
 
 def run(chosen: argparse.Namespace) -> int:
-    """Status 1 when the archive cannot be written."""
+    """Status 1 when the archive cannot be written, 2 when --since is no time."""
+    if said := unreadable_time(chosen.since):
+        print(f"--since: {said}; write '2 hours ago' or '2026-11-28 17:00'", file=sys.stderr)
+        return 2
     at = dt.datetime.now(dt.UTC)
     name = f"criagent-support-{os.uname().nodename}-{at:%Y%m%dT%H%M%SZ}"
     path: Path = chosen.file or Path(f"{name}.tar.gz")

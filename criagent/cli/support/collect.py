@@ -9,16 +9,19 @@ import dataclasses
 import json
 import os
 import shutil
+import ssl
 import urllib.request
 from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
 from typing import Any
 
+from criagent.base.tokens import read_tokens
 from criagent.cli.common import config_path
 from criagent.cli.support import secrets
+from criagent.config import registries_conf
 from criagent.config.load import ConfigError, files, load, load_with_origins
-from criagent.config.sections import Config
+from criagent.config.sections import Config, Telemetry
 from criagent.config.text import effective_text
 from criagent.version import VERSION
 
@@ -74,10 +77,10 @@ def members(chosen: argparse.Namespace) -> Iterator[Member]:
 def _raw(chosen: argparse.Namespace, config: Config) -> Iterator[Member]:
     yield Member("README.txt", ABOUT)
     yield from _configuration(chosen)
-    yield Member("doctor.json", _tried(lambda: _doctor(config)))
+    page = _tried(lambda: _metrics(config.telemetry))
+    yield Member("doctor.json", _tried(lambda: _doctor(config, page)))
     yield from _agent(chosen)
-    address = config.telemetry.metrics_address
-    yield Member("metrics.txt", _tried(lambda: _metrics(address)))
+    yield Member("metrics.txt", page)
     yield from _kernel()
     for name, command in _COMMANDS:
         yield Member(f"node/{name}", _tried(partial(_output, *command)))
@@ -96,7 +99,7 @@ def _configuration(chosen: argparse.Namespace) -> Iterator[Member]:
 
 
 def _registries(config: Config) -> tuple[dict[str, Any], list[str]]:
-    """hosts.toml and docker's file without secrets, and all secrets in them."""
+    """hosts.toml, registries.conf and docker's file without secrets, and all secrets in them."""
     shown: dict[str, Any] = {}
     known: list[str] = []
     readers: list[tuple[Path, Callable[[Path], tuple[dict[str, Any], list[str]]]]] = [
@@ -106,6 +109,8 @@ def _registries(config: Config) -> tuple[dict[str, Any], list[str]]:
         readers += [
             (path, secrets.of_hosts_toml) for path in sorted(directory.glob("*/hosts.toml"))
         ]
+    if conf := config.registry.registries_conf:
+        readers += [(path, _without_secrets) for path in registries_conf.files(Path(conf))]
     for path, read in readers:
         try:
             shown[str(path)], found = read(path)
@@ -118,10 +123,17 @@ def _registries(config: Config) -> tuple[dict[str, Any], list[str]]:
     return shown, known
 
 
-def _doctor(config: Config) -> str:
-    from criagent.doctor import examine
+def _without_secrets(path: Path) -> tuple[dict[str, Any], list[str]]:
+    return {"text": path.read_text()}, []
 
-    return _json([dataclasses.asdict(finding) for finding in examine(config)])
+
+def _doctor(config: Config, page: str) -> str:
+    """Its findings; `page` is what the address of the metrics answered."""
+    from criagent.doctor import examine
+    from criagent.doctor.metrics import MetricsFacts
+
+    known = MetricsFacts(answers="agent") if "criagent_build_info" in page else None
+    return _json([dataclasses.asdict(one) for one in examine(config, of_metrics=known)])
 
 
 def _agent(chosen: argparse.Namespace) -> Iterator[Member]:
@@ -183,11 +195,23 @@ def _lists(channel: Any) -> Iterator[Member]:
     yield Member("agent/containers.json", _json(containers))
 
 
-def _metrics(address: str) -> str:
-    if not address:
+def _metrics(section: Telemetry) -> str:
+    if not section.metrics_address:
         return "telemetry.metrics_address is empty: there are none\n"
-    opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
-    with opener.open(f"http://{address}/metrics", timeout=10) as answer:
+    host, _, port = section.metrics_address.rpartition(":")
+    host = {"0.0.0.0": "127.0.0.1", "[::]": "[::1]"}.get(host, host)  # noqa: S104 - not bound here
+    scheme = "https" if section.metrics_tls_cert else "http"
+    request = urllib.request.Request(f"{scheme}://{host}:{port}/metrics")  # noqa: S310 - see above
+    if section.metrics_token_file:
+        (token, *_) = read_tokens(Path(section.metrics_token_file))
+        request.add_header("Authorization", f"Bearer {token.decode()}")
+    trust = ssl.create_default_context(cafile=section.metrics_tls_cert or None)
+    trust.verify_flags |= ssl.VERIFY_X509_PARTIAL_CHAIN  # no root has to be in the file
+    trust.check_hostname = False  # it is this node, whatever the certificate calls it
+    opener = urllib.request.build_opener(
+        urllib.request.ProxyHandler({}), urllib.request.HTTPSHandler(context=trust)
+    )
+    with opener.open(request, timeout=10) as answer:
         data: bytes = answer.read(_MOST)
     return data.decode(errors="replace")
 
@@ -218,6 +242,12 @@ def _journal(since: str) -> str:
         "journalctl", "--no-pager", "--output=short-iso-precise", f"--lines={_LINES}",
         f"--since={since}", "--unit=criagent", "--unit=criagent-monitors",
     )  # fmt: skip
+
+
+def unreadable_time(since: str) -> str:
+    """What journalctl says of a time that it cannot read; "" = it can, or is not there."""
+    said = _output("journalctl", "--no-pager", "--quiet", "--lines=0", f"--since={since}")
+    return said.strip() if said.startswith("Failed to parse timestamp") else ""
 
 
 def _output(*command: str) -> str:
