@@ -101,5 +101,12 @@ def _memory() -> dict[str, int]:
 
 
 def _objects() -> dict[str, int]:
+    """Counts by type, with those that `daemon.garbage` keeps out of collections."""
+    frozen = gc.get_freeze_count()
+    if frozen:  # get_objects knows nothing of them
+        gc.unfreeze()
     counts = Counter(f"{type(one).__module__}.{type(one).__qualname__}" for one in gc.get_objects())
+    if frozen:
+        gc.collect()
+        gc.freeze()
     return dict(counts.most_common(_TYPES))

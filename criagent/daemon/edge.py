@@ -4,13 +4,16 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import grpc
 import structlog
 
 from criagent._proto import admin_pb2_grpc, api_pb2_grpc
+from criagent.base.errors import UnavailableError
 from criagent.config.sections import Config
+from criagent.config.tls_suites import OPENSSL
 from criagent.cri.admin_service import AdminService, Operator
 from criagent.cri.boundary import Boundary
 from criagent.cri.cadvisor import Cadvisor, CadvisorService
@@ -53,20 +56,28 @@ class Edge:
         boundary = Boundary(metrics, readiness.ready, subjects.of)
         self.report, self.boundary = _report(agent), boundary
         self._server = _server(config, boundary)
-        _add_services(self._server, agent, self._streaming, self._events)
+        services = _Services(self._server)
+        _add_services(services, agent, self._streaming, self._events)
         admin = _admin(agent, self.report, operator)
-        admin_pb2_grpc.add_AdminServicer_to_server(admin, self._server)
+        admin_pb2_grpc.add_AdminServicer_to_server(admin, services)
         operator_metrics.register_agent(metrics, agent.backend.node.conditions, readiness)
         operator_metrics.register_calls(metrics, boundary, self._events, self._streaming)
         operator_metrics.register_pods(metrics, stores.sandboxes, stores.containers)
         operator_metrics.register_nri(metrics, agent.nri.registry, agent.nri.tally)
         operator_metrics.register_images(metrics, agent.image.images, agent.image.puller)
+        operator_metrics.register_profiles(metrics, agent.image.profiles)
 
     async def listen(self) -> None:
         """Take calls on the socket."""
         socket = self._socket
         socket.parent.mkdir(parents=True, exist_ok=True)
-        socket.unlink(missing_ok=True)  # stale: the lock says that no daemon serves on it
+        try:
+            socket.unlink(missing_ok=True)  # stale: the lock says that no daemon serves on it
+        except IsADirectoryError:
+            raise UnavailableError(
+                f"there is a directory at {socket}, where the socket belongs, as a hostPath volume "
+                f"makes it while the agent does not run; remove it (rmdir {socket})"
+            ) from None
         mask = os.umask(0o117)  # from the first moment 0660
         try:
             self._server.add_insecure_port(f"unix:{socket}")
@@ -91,6 +102,24 @@ class Edge:
     def gone(self) -> None:
         """Nobody listens on the socket any more."""
         self._socket.unlink(missing_ok=True)
+
+
+class _Services:
+    """The server as generated code sees it that adds a service.
+
+    Methods are not registered one by one: grpc.aio keeps a task for each registered method, and for
+    every call goes through all of them, which takes as long as an empty call should.
+    """
+
+    def __init__(self, server: grpc.aio.Server) -> None:
+        self._server = server
+
+    def add_generic_rpc_handlers(self, handlers: Sequence[grpc.GenericRpcHandler]) -> None:
+        """The handlers of a service."""
+        self._server.add_generic_rpc_handlers(handlers)
+
+    def add_registered_method_handlers(self, service: str, handlers: Mapping[str, object]) -> None:
+        """The same ones again."""
 
 
 def cadvisor(agent: Agent) -> Cadvisor:
@@ -121,7 +150,7 @@ def _server(config: Config, boundary: Boundary) -> grpc.aio.Server:
 
 
 def _add_services(
-    server: grpc.aio.Server, agent: Agent, streaming: StreamingServer, events: Events
+    services: _Services, agent: Agent, streaming: StreamingServer, events: Events
 ) -> None:
     backend, stores, images = agent.backend, agent.shared.stores, agent.image.images
     runtime_service = RuntimeService(
@@ -136,9 +165,9 @@ def _add_services(
             sandboxes=stores.sandboxes, containers=stores.containers, stats=backend.stats
         ),
     )
-    api_pb2_grpc.add_RuntimeServiceServicer_to_server(runtime_service, server)
+    api_pb2_grpc.add_RuntimeServiceServicer_to_server(runtime_service, services)
     api_pb2_grpc.add_ImageServiceServicer_to_server(
-        ImageService(images, stores.images, agent.image.profiles, backend.node.handlers), server
+        ImageService(images, stores.images, agent.image.profiles, backend.node.handlers), services
     )
 
 
@@ -149,6 +178,7 @@ def _report(agent: Agent) -> AgentReport:
         containers=stores.containers,
         images=agent.image.images,
         node=agent.backend.node,
+        registry=agent.image.client,
     )
 
 
@@ -164,6 +194,8 @@ def _listener(config: Config) -> Listener:
         url_host=section.url_host,
         tls_cert=Path(section.tls_cert) if section.tls_cert else None,
         tls_key=Path(section.tls_key) if section.tls_key else None,
+        tls_min_version=section.tls_min_version,
+        tls_suites=tuple(OPENSSL[name] for name in section.tls_cipher_suites),
         idle_timeout_s=section.idle_timeout_s,
         creation_timeout_s=section.creation_timeout_s,
     )

@@ -23,9 +23,13 @@ _FULL_EVERY = 90  # looks
 _YOUNG = 10_000  # allocations between small collections, each under a millisecond
 
 
-async def collect_now_and_then(executor: Executor) -> None:
-    """Take over the schedule; runs until it is cancelled. An idle daemon does nothing in it."""
+def collect_less() -> None:
+    """No full collections from now on, until `collect_now_and_then` makes them."""
     gc.set_threshold(_YOUNG, 20, 1_000_000)
+
+
+async def collect_now_and_then(executor: Executor) -> None:
+    """Collect on schedule; runs until it is cancelled. An idle daemon does nothing in it."""
     looks, seen = 0, -1
     while True:
         if looks % _FULL_EVERY == 0:

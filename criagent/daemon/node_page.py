@@ -33,10 +33,10 @@ body{margin:0 auto;max-width:75rem;padding:0 1rem 2rem}
 h1{font-size:1.4rem}h2{font-size:1.1rem;margin:1.6rem 0 .4rem}
 table{border-collapse:collapse;width:100%}
 th,td{text-align:left;vertical-align:top;padding:.25rem .6rem .25rem 0;
-border-bottom:1px solid #8884;overflow-wrap:anywhere}
+border-bottom:1px solid #8884;overflow-wrap:anywhere;min-width:6.5em}
 .bad{color:#c22;font-weight:600}.none{opacity:.7}
 @media (max-width:40rem){thead{display:none}tr{display:block;padding:.4rem 0;
-border-bottom:1px solid #8888}td{display:block;border:0;padding:.1rem 0}
+border-bottom:1px solid #8888}td{display:block;border:0;padding:.1rem 0}td:empty{display:none}
 td::before{content:attr(data-name) ": ";opacity:.7}}
 """
 

@@ -22,6 +22,7 @@ from criagent.cri.conditions import Conditions
 from criagent.cri.events import Events
 from criagent.daemon.readiness import Readiness
 from criagent.image.images import Images
+from criagent.image.profiles.profiles import SecurityProfiles
 from criagent.image.pull import Puller
 from criagent.image.snapshots.snapshots import Snapshots
 from criagent.model.container import Container, ContainerState, Reason
@@ -172,6 +173,16 @@ def register_pods(to: Telemetry, sandboxes: SandboxStore, containers: ContainerS
 def _by_handler(containers: ContainerStore) -> dict[str, float]:
     running = (one for one in containers.all() if one.state is ContainerState.RUNNING)
     return {name: float(number) for name, number in Counter(c.handler for c in running).items()}
+
+
+def register_profiles(to: Telemetry, profiles: SecurityProfiles) -> None:
+    """Security profiles from registries."""
+    to.gauge(
+        "criagent_security_profiles",
+        "Seccomp profiles from registries; incomplete are those that lack a blob.",
+        profiles.states,
+        label="state",
+    )
 
 
 def register_images(to: Telemetry, images: Images, puller: Puller) -> None:

@@ -78,6 +78,9 @@ def _tell_rows(root: Path, scratch: Path, tell: Tell) -> None:
     for file in root.glob("state.db*"):
         if file.suffix in {".db", ".db-wal"}:
             shutil.copy(file, scratch)
+    if not root.exists():
+        tell(f"{root} does not exist; what runs is found by its name")
+        return
     if not (scratch / "state.db").exists():
         tell(f"{root} has lost its database; what runs is found by its name")
         return

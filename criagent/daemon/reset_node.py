@@ -20,6 +20,7 @@ from criagent.kernel import cgroupfs, devicemapper, mount, netlink
 from criagent.kernel.nftables import Nftables
 from criagent.kernel.trees import remove_tree
 from criagent.net import rules
+from criagent.net.bridge import PORT_PREFIX
 from criagent.runtime.node.cgroup_names import DEFAULT_PARENT
 
 Tell = Callable[[str], None]
@@ -84,6 +85,12 @@ def _bridge(config: Config) -> str:
     if index is None:
         return ""
     with netlink.RouteSocket() as routes:
+        # Links of pods that have just ended, which the kernel is about to remove.
+        ports = Path(f"/sys/class/net/{config.network.bridge}/brif")
+        for port in ports.iterdir() if ports.exists() else ():
+            of_pod = netlink.index_of(port.name) if port.name.startswith(PORT_PREFIX) else None
+            if of_pod is not None:
+                routes.send([netlink.delete_link(of_pod)], gone_ok=True)
         routes.send([netlink.delete_link(index)])
     return f"link {config.network.bridge}"
 

@@ -11,6 +11,8 @@ from pathlib import Path
 
 from criagent.base.errors import UnavailableError
 
+_LOCKS = Path("/proc/locks")
+
 
 @contextlib.contextmanager
 def locked(root: Path) -> Iterator[None]:
@@ -23,15 +25,31 @@ def locked(root: Path) -> Iterator[None]:
         root.chmod(0o700)
         fd = os.open(root / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
     except OSError as exc:
-        raise UnavailableError(f"root directory {root} cannot be used: {exc.strerror}") from exc
+        cure = "; run as root" if os.geteuid() else ""
+        raise UnavailableError(
+            f"root directory {root} cannot be used: {exc.strerror}{cure}"
+        ) from exc
     try:
         try:
             fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             raise UnavailableError(
-                f"another criagent serves with root directory {root}; stop it, or give this one a "
-                "storage.root of its own"
+                f"another criagent serves with root directory {root}{_holder(fd)}; stop it, or "
+                "give this one a storage.root of its own"
             ) from None
         yield
     finally:
         os.close(fd)
+
+
+def _holder(fd: int) -> str:
+    """Who has locked the file, as " (process PID)"; "" if the kernel does not say (proc_locks)."""
+    inode = str(os.fstat(fd).st_ino)
+    try:
+        lines = [line.split() for line in _LOCKS.read_text().splitlines()]
+    except OSError:
+        return ""
+    for fields in lines:  # 1: FLOCK ADVISORY WRITE 708 08:02:1234 0 EOF; 1: -> … waits
+        if fields[1:2] == ["FLOCK"] and fields[5].rpartition(":")[2] == inode and fields[4] != "0":
+            return f" (process {fields[4]})"
+    return ""

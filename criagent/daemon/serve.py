@@ -28,7 +28,8 @@ from criagent.cri.admin_service import Operator
 from criagent.cri.cadvisor import Cadvisor
 from criagent.daemon.debug_report import DebugReport
 from criagent.daemon.edge import Edge, cadvisor
-from criagent.daemon.garbage import collect_now_and_then
+from criagent.daemon.garbage import collect_less, collect_now_and_then
+from criagent.daemon.metrics_access import metrics_access
 from criagent.daemon.node_page import NodePage
 from criagent.daemon.readiness import Readiness
 from criagent.daemon.reload import Reload
@@ -41,6 +42,7 @@ from criagent.daemon.wiring.shared import Executors, Shared, Stores
 from criagent.kernel import cgroupfs
 from criagent.process import signals as process_signals
 from criagent.process.child import take_in_orphans
+from criagent.process.heap import one_arena
 from criagent.telemetry.telemetry import Telemetry
 
 _METRICS_AGAIN_S = 30.0
@@ -54,6 +56,8 @@ def serve(config: Config, read: Callable[[], Config]) -> int:
 
     `read` gives the configuration as it is on disk, for a reload; it raises ConfigError.
     """
+    one_arena()
+    collect_less()
     faulthandler.enable()  # a watchdog's SIGABRT shows where each thread is
     try:
         with locked(config.storage.root):
@@ -176,10 +180,11 @@ class _Daemon:
 
     async def _serve_metrics(self, metrics: Telemetry, page: Callable[[], str] | None) -> None:
         """Pods do not depend on metrics: a taken address is tried again until it is free."""
-        logged = False
+        logged, section = False, self._config.telemetry
         while True:
             try:
-                metrics.serve(self._config.telemetry.metrics_address, self._readiness.ready, page)
+                access = metrics_access(section)
+                metrics.serve(section.metrics_address, self._readiness.ready, page, access)
             except UnavailableError as error:
                 if not logged:
                     facts = {"error": str(error), "again_in_s": _METRICS_AGAIN_S}

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import socket
 import subprocess
@@ -15,10 +16,11 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import grpc
 import pytest
 
 from tests.support import agent
-from tests.support.cri_client import BUSYBOX, Cri
+from tests.support.cri_client import BUSYBOX, Cri, api
 from tests.support.pods import Pods
 from tests.support.waiting import until
 
@@ -43,6 +45,12 @@ def as_before() -> Iterator[None]:
 
 def reload() -> Any:
     return json.loads(subprocess.check_output([*RELOAD, "--json"], timeout=60))
+
+
+def info() -> Any:
+    return json.loads(
+        subprocess.check_output([sys.executable, "-m", "criagent", "info", "--output", "json"])
+    )
 
 
 def pinned(cri: Cri) -> bool:
@@ -159,7 +167,74 @@ def test_the_service_manager_hears_what_runs_and_that_calls_are_answered(
         manager.until("WATCHDOG=1")
         # Nobody reaches the socket any more: the agent lives, but is of no use.
         Path("/run/criagent/criagent.sock").unlink()
-        until(lambda: b"watchdog_call_failed" in manager.log.read_bytes(), "the failed call", 60)
-        assert b"task_stack" in manager.log.read_bytes()
+        for event in (b"watchdog_call_failed", b"task_stack"):  # which a thread writes
+            until(lambda event=event: event in manager.log.read_bytes(), event.decode(), 60)
     finally:
         manager.close()
+
+
+def handlers(cri: Cri) -> set[str]:
+    return {one.name for one in cri.runtime.Status(api.StatusRequest()).runtime_handlers} - {""}
+
+
+def test_a_new_handler_runs_pods_and_a_removed_one_keeps_those_that_it_has(
+    pods: Pods, tmp_path: Path
+) -> None:
+    cri = pods.cri
+    own = tmp_path / "crun"
+    shutil.copy("/usr/bin/crun", own)
+    extra = f'[runtime.handlers.extra]\npath = "{own}"\n'
+    with pytest.raises(grpc.RpcError, match="is not configured"):
+        cri.run(pods.config(), handler="extra")
+    before = handlers(cri)
+    DROP_IN.write_text(extra)
+    assert reload() == {"changed": ["runtime.handlers.extra"], "need_restart": []}
+    assert handlers(cri) == before | {"extra"}
+    config = pods.config()
+    sandbox_id = cri.run(config, handler="extra")
+    first = pods.running(pod=(sandbox_id, config))
+
+    DROP_IN.write_text("[runtime.handlers]\nextra = false\n")
+    assert reload()["changed"] == ["runtime.handlers.extra"]
+    assert handlers(cri) == before
+    assert "extra" not in {one["name"] for one in info()["handlers"]}
+    with pytest.raises(grpc.RpcError, match="is not configured") as refused:
+        cri.run(pods.config(), handler="extra")
+    assert refused.value.code() is grpc.StatusCode.INVALID_ARGUMENT
+    assert cri.exec(first, "/bin/echo", "alive").stdout == b"alive\n"
+    second = pods.running(pod=(sandbox_id, config))  # of the pod that is there
+    assert cri.exec(second, "/bin/echo", "alive").stdout == b"alive\n"
+    cri.stop(first)
+    cri.remove(first)
+    cri.remove_pod(sandbox_id)
+
+    DROP_IN.write_text(extra)
+    assert reload()["changed"] == ["runtime.handlers.extra"]
+    config = pods.config()
+    cri.remove_pod(cri.run(config, handler="extra"))
+    shutil.rmtree("/run/criagent/runtime/extra")  # crun leaves a cache there
+
+
+def test_a_handler_whose_program_cannot_be_used_refuses_all(pods: Pods) -> None:
+    before = handlers(pods.cri)
+    broken = '[runtime.handlers.broken]\npath = "/no/such/program"\n'
+    DROP_IN.write_text(PINNED + broken)
+    done = subprocess.run(RELOAD, capture_output=True, text=True, timeout=60, check=False)
+    assert done.returncode == 1
+    assert "runtime.handlers.broken.path: /no/such/program cannot be run" in done.stderr
+    assert "nothing changed" in done.stderr
+    assert not pinned(pods.cri)
+    assert handlers(pods.cri) == before
+
+
+def test_what_a_handler_has_from_the_start_needs_a_restart(pods: Pods) -> None:
+    before = handlers(pods.cri)
+    DROP_IN.write_text(
+        '[runtime.handlers.crun]\npath = "/bin/crun"\n'
+        '[runtime.handlers.other]\npath = "/usr/sbin/runc"\ntype = "runc"\nsnapshotter = "native"\n'
+    )
+    assert reload() == {
+        "changed": [],
+        "need_restart": ["runtime.handlers.crun", "runtime.handlers.other"],
+    }
+    assert handlers(pods.cri) == before

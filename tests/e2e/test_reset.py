@@ -15,7 +15,7 @@ import pytest
 from criagent.daemon import reset as source
 from tests.support import agent
 from tests.support.cri_client import BUSYBOX, DEBIAN, api
-from tests.support.node_state import ROOT, RUN, node_state
+from tests.support.node_state import ROOT, RUN, node_state, settled_state
 from tests.support.pods import Pods
 
 pytestmark = pytest.mark.root
@@ -65,7 +65,7 @@ def left() -> str:
 
 
 def test_it_refuses_a_node_whose_agent_runs(node: Pods) -> None:
-    before = node_state()
+    before = settled_state(node.cri)
     for words in (("--yes",), ("--dry-run",)):
         done = reset(*words)
         assert (done.returncode, done.stdout) == (1, "")
@@ -76,6 +76,7 @@ def test_it_refuses_a_node_whose_agent_runs(node: Pods) -> None:
 
 def test_the_dry_run_names_everything_and_changes_nothing(node: Pods) -> None:
     names = [pod.metadata.name for pod in node.cri.pods()]
+    settled_state(node.cri)
     node.cri.close()
     agent.stop()
     before = node_state()

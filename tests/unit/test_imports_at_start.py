@@ -18,6 +18,7 @@ from pathlib import Path
 from criagent.config.sections import Config
 from criagent.config.storage_section import Storage
 from criagent.daemon import serve
+from criagent.streaming import server
 from criagent.daemon.wiring import checkpoints, image, nri
 from criagent.daemon.wiring.shared import Executors, Shared, Stores
 from criagent.runtime.node.cgroup_names import CgroupDriver
@@ -49,6 +50,8 @@ json.dump(sorted(sys.modules), sys.stdout)
 # Modules, each with what is below it, and when they are imported.
 LATER = {
     "aiohttp": "the first pull",
+    "h11": "the first stream",
+    "websockets": "the first stream",
     "yaml": "a CDI file in YAML, or NRI's default validator",
     "tarfile": "a checkpoint, an image archive",
     "opentelemetry": "telemetry.otlp_endpoint",

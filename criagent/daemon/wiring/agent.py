@@ -20,6 +20,7 @@ from criagent.daemon.wiring import (
     stats,
     verbs,
 )
+from criagent.daemon.wiring.handlers import LiveHandlers
 from criagent.daemon.wiring.image import ImageParts
 from criagent.daemon.wiring.nri import NriParts
 from criagent.daemon.wiring.shared import Shared
@@ -60,6 +61,7 @@ class Agent:
     shared: Shared
     image: ImageParts
     apparmor: AppArmor
+    handlers: LiveHandlers
     nri: NriParts
     recovery: Recovery
     background: Background
@@ -113,6 +115,7 @@ async def build(shared: Shared) -> Agent:
         shared=shared,
         image=image_parts,
         apparmor=node_parts.apparmor,
+        handlers=node_parts.live,
         nri=node_parts.nri,
         recovery=recovery.build(
             shared, node_parts, image=image_parts, pods=pod_parts, containers=container_parts
@@ -161,6 +164,6 @@ def _node_calls(
         network=networks.default,
         paths=parts.paths,
         driver=parts.driver,
-        seccomp=parts.facts.seccomp,
+        facts=parts.facts,
         nri=parts.nri.report,
     )

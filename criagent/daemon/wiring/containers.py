@@ -67,6 +67,7 @@ def build(shared: Shared, node: NodeParts, image: ImageParts) -> ContainerParts:
             paths=node.paths,
             limit_s=shared.config.runtime.create_timeout_s,
             cgroup=monitors_cgroup(),
+            journald=shared.config.runtime.log_to_journald,
             fs=fs,
         ),
     )

@@ -7,6 +7,7 @@ import dataclasses
 import os
 from collections.abc import Mapping, Sequence
 from concurrent.futures import Executor
+from pathlib import Path
 
 import structlog
 
@@ -25,12 +26,13 @@ from criagent.image.content import ImageContent
 from criagent.image.documents.platforms import host_platform, parse_platform
 from criagent.image.hosts.hosts_toml import HostsDirectory
 from criagent.image.hosts.proxy import ProxySettings, from_environment
+from criagent.image.hosts.registries import RegistriesFile, RegistryHosts
 from criagent.image.images import Images
 from criagent.image.layers import LayerUnpacker
 from criagent.image.policy.admission import Admission, Rules
 from criagent.image.profiles.profiles import SecurityProfiles
 from criagent.image.pull import Puller
-from criagent.image.registry import RegistryClient
+from criagent.image.registry import RegistryClient, Settings
 from criagent.image.snapshots.by_handler import SnapshotsByHandler, directory
 from criagent.image.snapshots.containers_root import Claim, ContainersRoot, take
 from criagent.image.snapshots.driver import SnapshotDriver
@@ -106,9 +108,10 @@ async def build(shared: Shared, *, migrating: bool = False) -> ImageParts:
     client = _client(registry, content.files, fs)
     workers = UnpackWorkers(registry.unpack_workers)
     unpackers = _unpackers(content, workers)
+    admission = Admission(client, fs, admission_rules(registry))  # a reload changes its rules
     puller = Puller(
         client=client,
-        admission=Admission(client, fs, admission_rules(registry)),
+        admission=admission,
         content=content,
         unpackers=unpackers,
         parallel_blobs=registry.max_parallel_blobs,
@@ -134,7 +137,7 @@ async def build(shared: Shared, *, migrating: bool = False) -> ImageParts:
     )
     return ImageParts(
         images=images,
-        profiles=_profiles(registry, content, client, collector),
+        profiles=_profiles(content, client, admission, collector, registry.progress_timeout_s),
         puller=puller,
         drivers=drivers,
         workers=workers,
@@ -159,21 +162,27 @@ def admission_rules(registry: Registry) -> Rules:
     return Rules(
         policy=registry.signature_policy,
         policy_dir=registry.signature_policy_dir,
+        bundles=registry.sigstore_bundles,
         verifier_dir=registry.verifier_dir,
         verifier_timeout_s=registry.verifier_timeout_s,
     )
 
 
 def _profiles(
-    registry: Registry, content: ImageContent, client: RegistryClient, collector: Collector
+    content: ImageContent,
+    client: RegistryClient,
+    admission: Admission,
+    collector: Collector,
+    limit_s: float,
 ) -> SecurityProfiles:
     return SecurityProfiles(
         store=collector.profiles,
         content=content,
         client=client,
+        admission=admission,
         collector=collector,
         check=pulled_profile,
-        limit_s=registry.progress_timeout_s,
+        limit_s=limit_s,
     )
 
 
@@ -308,13 +317,21 @@ async def _containers_root(shared: Shared, driver: SnapshotDriver) -> Containers
     return taken
 
 
-def hosts_directory(registry: Registry) -> HostsDirectory:
-    """The directories of hosts.toml that are configured."""
-    return HostsDirectory(registry.config_dirs)
+def client_settings(registry: Registry, environment: Mapping[str, str]) -> Settings:
+    """How registries are reached; the proxies are those of the configuration, else of the
+    environment.
+    """
+    conf = RegistriesFile(Path(registry.registries_conf)) if registry.registries_conf else None
+    return Settings(
+        hosts=RegistryHosts(HostsDirectory(registry.config_dirs), conf),
+        docker_config=registry.docker_config,
+        proxies=_proxies(registry, environment),
+        auth_dir=registry.namespaced_auth_dir,
+        helper_timeout_s=registry.credential_helper_timeout_s,
+    )
 
 
-def proxy_settings(registry: Registry, environment: Mapping[str, str]) -> ProxySettings:
-    """The proxies of the configuration, else of the environment."""
+def _proxies(registry: Registry, environment: Mapping[str, str]) -> ProxySettings:
     proxies = ProxySettings(
         http=registry.http_proxy, https=registry.https_proxy, no_proxy=registry.no_proxy
     )
@@ -323,9 +340,7 @@ def proxy_settings(registry: Registry, environment: Mapping[str, str]) -> ProxyS
 
 def _client(registry: Registry, files: BlobFiles, fs: Executor) -> RegistryClient:
     return RegistryClient(
-        hosts=hosts_directory(registry),
-        docker_config=registry.docker_config,
-        proxies=proxy_settings(registry, os.environ),
+        settings=client_settings(registry, os.environ),
         files=files,
         fs=fs,
         range_bytes=registry.range_bytes,

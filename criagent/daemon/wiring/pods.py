@@ -10,8 +10,9 @@ from criagent.daemon.wiring.node import NodeParts
 from criagent.daemon.wiring.shared import Shared
 from criagent.image.profiles.profiles import SecurityProfiles
 from criagent.net.pod_network import Networks
+from criagent.runtime.node.defaults import default_sysctls
 from criagent.runtime.node.facts import has_all_ids
-from criagent.runtime.pod.files import PodFileWriter
+from criagent.runtime.pod.files import PodFileWriter, ShmSizes
 from criagent.runtime.pod.holder_watch import HolderWatch
 from criagent.runtime.pod.namespaces import PodNamespaces
 from criagent.runtime.pod.objects import SandboxObjects
@@ -47,11 +48,17 @@ def build(
         unprivileged_ports=shared.config.network.unprivileged_ports,
         # In a user namespace of the agent's own there are not that many groups.
         unprivileged_icmp=shared.config.network.unprivileged_icmp and has_all_ids(),
+        defaults=default_sysctls(shared.config.runtime.defaults.sysctls),
+    )
+    shm = ShmSizes(
+        default_bytes=shared.config.runtime.defaults.shm_size_bytes,
+        handlers=node.handlers,
+        workloads=node.facts.defaults.workloads,
     )
     objects = SandboxObjects(
         networks=networks,
         namespaces=namespaces,
-        files=PodFileWriter(paths=node.paths, selinux=node.selinux, fs=fs),
+        files=PodFileWriter(paths=node.paths, selinux=node.selinux, shm=shm, fs=fs),
         holder=_holder(shared, node, namespaces),
     )
     transitions = SandboxTransitions(store=store, locks=KeyedLocks("sandbox"))

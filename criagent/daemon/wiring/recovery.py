@@ -52,7 +52,6 @@ def build(
             teardown=pods.teardown,
             paths=node.paths,
             boot_id=shared.boot_id,
-            fs=fs,
         ),
         unknown=UnknownContainers(
             has_row=orphans.has_row, networks=pods.networks, paths=node.paths, fs=fs

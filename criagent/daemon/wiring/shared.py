@@ -9,7 +9,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from criagent.config.sections import Config
-from criagent.process.priority import raise_new_thread
+from criagent.process.priority import pool
 from criagent.runtime.container.keys import (
     Checkpoints,
     ContainerCreations,
@@ -47,10 +47,10 @@ class Executors:
         each checkpoint at a time.
         """
         return cls(
-            net=ThreadPoolExecutor(1, "net", initializer=raise_new_thread),
-            fs=ThreadPoolExecutor(4, "fs", initializer=raise_new_thread),
-            counting=ThreadPoolExecutor(1, "counting", initializer=raise_new_thread),
-            checkpoints=ThreadPoolExecutor(4, "checkpoints", initializer=raise_new_thread),
+            net=pool(1, "net"),
+            fs=pool(4, "fs"),
+            counting=pool(1, "counting"),
+            checkpoints=pool(4, "checkpoints"),
         )
 
     def shutdown(self) -> None:

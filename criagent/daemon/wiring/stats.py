@@ -51,4 +51,4 @@ def build(
 
     stores.sandboxes.listeners.append(forget)
     stores.containers.listeners.append(forget)
-    return Stats(containers=containers, pods=pod_stats, metrics=metrics, thread=thread), layers
+    return Stats(containers=containers, pods=pod_stats, metrics=metrics), layers

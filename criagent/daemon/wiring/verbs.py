@@ -149,6 +149,7 @@ def _creator(
                 default_bytes=storage.container_limit_bytes,
                 allowed=LIMIT_ANNOTATION in storage.allowed_annotations,
             ),
+            workloads=node.facts.defaults.workloads,
         ),
         files=files,
         bundles=bundles,
@@ -170,13 +171,17 @@ def _gatherer(
     return SpecGatherer(
         namespaces=namespaces,
         mounts=HostMounts(
-            host_paths=HostPaths(fs=fs, own=(*node.paths.roots, node.paths.run_dir)),
+            host_paths=HostPaths(
+                fs=fs,
+                own=(*node.paths.roots, node.paths.run_dir),
+                never_made=frozenset(section.defaults.absent_mount_sources_to_reject),
+            ),
             handlers=node.handlers,
             paths=node.paths,
             fs=fs,
         ),
         devices=DeviceGatherer(
-            handlers=node.handlers,
+            defaults=node.facts.defaults,
             cdi=CdiDevices(
                 folders=CdiFolders(section.cdi_spec_dirs), handlers=node.handlers.by_name
             ),
@@ -186,7 +191,6 @@ def _gatherer(
         node=node.facts,
         driver=node.driver,
         paths=node.paths,
-        fs=fs,
     )
 
 
