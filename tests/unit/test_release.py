@@ -6,6 +6,8 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
+import yaml
+
 from criagent.version import VERSION
 
 TOP = Path(__file__).parents[2]
@@ -24,3 +26,16 @@ def test_the_changelog_begins_with_this_version() -> None:
 
 def test_the_install_steps_name_this_version() -> None:
     assert f"criagent_{VERSION}_amd64.deb" in (TOP / "README.md").read_text()
+    page = (TOP / "docs/install.md").read_text()
+    assert f"criagent-{VERSION}-1.x86_64.rpm" in page
+    assert f"criagent-node-{VERSION}_x86_64.oci.tar" in page
+
+
+def test_the_daemonset_has_the_image_of_this_version() -> None:
+    document = yaml.safe_load((TOP / "deploy/daemonset.yaml").read_text())
+    pod = document["spec"]["template"]["spec"]
+    (install,) = pod["containers"]
+    assert install["image"] == f"docker.io/criagent/node:{VERSION}"
+    assert install["securityContext"]["privileged"]
+    assert pod["hostPID"]
+    assert pod["volumes"] == [{"name": "host", "hostPath": {"path": "/", "type": "Directory"}}]
