@@ -134,7 +134,8 @@ def test_a_flood_leaves_the_node_its_answers_and_its_memory(
     assert probe.stdout == b"well\n"
     assert more_kb < MORE_KB
     assert took_s < P99_S
-    until(lambda: agent_facts()["fds"] <= before["fds"], "descriptors closed")
+    # The kernel has taken megabytes of one-byte frames for the agent, which come before the end.
+    until(lambda: agent_facts()["fds"] <= before["fds"], "descriptors closed", 120)
 
 
 def test_a_typist_is_heard_while_another_client_floods(pods: Pods) -> None:

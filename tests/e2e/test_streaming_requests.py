@@ -250,6 +250,42 @@ def test_tls_with_a_certificate_that_is_renewed(
         assert done.stdout == b"hi\n", done.stderr
 
 
+@pytest.mark.parametrize(
+    ("keys", "version", "suite"),
+    [
+        ('tls_min_version = "1.3"', "", ""),
+        (
+            'tls_cipher_suites = ["TLS_ECDHE_ECDSA_WITH_AES_256_GCM_SHA384"]',
+            "TLSv1.2",
+            "ECDHE-ECDSA-AES256-GCM-SHA384",
+        ),
+    ],
+    ids=["version", "suites"],
+)
+def test_the_floor_of_tls(
+    configured: None, pods: Pods, tmp_path: Path, keys: str, version: str, suite: str
+) -> None:
+    certificate(tmp_path, "one")
+    pods.cri.close()
+    pods.cri = agent.start(
+        f'[streaming]\ntls_cert = "{tmp_path}/tls.pem"\ntls_key = "{tmp_path}/tls.key"\n{keys}\n'
+    )
+    container_id = pods.running()
+    url = exec_url(pods, container_id, "echo", "hello")
+    old, new = (ssl.create_default_context(cafile=str(tmp_path / "tls.pem")) for _ in range(2))
+    old.maximum_version = ssl.TLSVersion.TLSv1_2
+    if version:
+        with connect(url, tls=old) as connection:
+            assert isinstance(connection, ssl.SSLSocket)
+            assert (connection.version(), connection.cipher()[0]) == (version, suite)  # type: ignore[index]
+    else:
+        with pytest.raises(ssl.SSLError), connect(url, tls=old):
+            pass
+    with connect(url, tls=new) as connection:
+        assert isinstance(connection, ssl.SSLSocket)
+        assert connection.version() == "TLSv1.3"
+
+
 @pytest.mark.parametrize("address", ["::1", "::", "0.0.0.0"])
 def test_urls_name_a_host_that_can_be_reached(configured: None, pods: Pods, address: str) -> None:
     pods.cri.close()

@@ -52,6 +52,12 @@ CONFIG: Json = {
     "containerLogMonitorInterval": "3s",
     "runtimeRequestTimeout": "10m",
     "crashLoopBackOff": {"maxContainerRestartPeriod": "5s"},
+    # By its default of 15 % a machine whose disk is rather full is under pressure.
+    "evictionHard": {
+        "memory.available": "100Mi",
+        "nodefs.available": "1%",
+        "imagefs.available": "1%",
+    },
 }
 # Emulation is some twenty times slower: an exec is no matter of a second there.
 LIMIT_S = 400 if IN_VM else 60

@@ -3,13 +3,15 @@
 
 from __future__ import annotations
 
+import contextlib
 import re
 import sqlite3
 import subprocess
 from pathlib import Path
 
 from criagent._proto import admin_pb2, admin_pb2_grpc
-from tests.support.cri_client import Cri
+from tests.support.cri_client import Cri, api
+from tests.support.waiting import until
 
 RUN, ROOT = Path("/run/criagent"), Path("/var/lib/criagent")
 _PROGRAMS = {"conmon", "crun", "runc", "catatonit", "sleep", "httpd", "cat"}
@@ -36,8 +38,13 @@ def node_state() -> dict[str, list[str]]:
 
 
 def settled_state(cri: Cri) -> dict[str, list[str]]:
-    """The state once the background deletion of removed files is done."""
+    """The state once removed files are deleted in the background, and links of pods that have ended
+    are gone with their rules and addresses; those that are not gone after a while are in it.
+    """
     admin_pb2_grpc.AdminStub(cri.channel).Prune(admin_pb2.PruneRequest(), timeout=60)
+    ready = {pod.id for pod in cri.pods() if pod.state == api.SANDBOX_READY}
+    with contextlib.suppress(AssertionError):
+        until(lambda: address_owners() <= ready, "the release of addresses", limit_s=10)
     return node_state()
 
 
@@ -111,12 +118,15 @@ def _processes() -> list[str]:
     return sorted(names)
 
 
-def _addresses() -> list[str]:
+def address_owners() -> set[str]:
+    """Sandboxes that have addresses of the built-in network."""
+    return set(_addresses("sandbox_id"))
+
+
+def _addresses(column: str = "address") -> list[str]:
     connection = sqlite3.connect(f"file:{ROOT}/state.db?mode=ro", uri=True)
     try:
-        return sorted(
-            container_id[0] for container_id in connection.execute("SELECT address FROM addresses")
-        )
+        return sorted(row[0] for row in connection.execute(f"SELECT {column} FROM addresses"))
     finally:
         connection.close()
 

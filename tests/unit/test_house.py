@@ -22,7 +22,7 @@ FILE_LINES, FUNCTION_LINES = 500, 60
 PARAMETERS = 5
 FIELDS = 8
 # Attributes of http.server's base class, which is set up without its look-up of a name.
-INHERITED = {("_Server", "server_name"), ("_Server", "server_port")}
+INHERITED = {("MetricsServer", "server_name"), ("MetricsServer", "server_port")}
 
 Function = ast.FunctionDef | ast.AsyncFunctionDef
 
