@@ -32,15 +32,6 @@ RPC_SECONDS = "criagent_rpc_seconds"
 Value = float | Mapping[str, float]
 
 _BUCKETS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 60, 300)
-_REQUEST_S = 5.0
-# A browser runs no script and loads nothing, whatever a page has in it.
-_HEADERS = {
-    "Content-Security-Policy": "default-src 'none'; style-src 'unsafe-inline'; "
-    "frame-ancestors 'none'; base-uri 'none'; form-action 'none'",
-    "X-Content-Type-Options": "nosniff",
-    "Referrer-Policy": "no-referrer",
-    "Cache-Control": "no-store",
-}
 _LAST_SPANS_S = 2.0  # an unreachable collector would delay a restart by seconds
 
 log: structlog.stdlib.BoundLogger = structlog.get_logger(__name__)

@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import shutil
 import subprocess
@@ -13,7 +12,7 @@ from pathlib import Path
 import grpc
 import pytest
 
-from tests.support import agent
+from tests.support import agent, signing
 from tests.support.artifacts import ArtifactRegistry, artifact_registry
 from tests.support.image_builder import Layer, digest, image, push
 from tests.support.pods import Pods
@@ -83,16 +82,8 @@ def guarded(
     pods: Pods, registry: ArtifactRegistry, trusted: Cosign, tmp_path: Path
 ) -> Iterator[Pods]:
     """The agent with a policy for the registry, and with bundles."""
-    requirement = {
-        "type": "sigstoreSigned",
-        "keyPath": str(trusted.public),
-        "signedIdentity": {"type": "matchRepository"},
-    }
-    policy = {
-        "default": [{"type": "insecureAcceptAnything"}],
-        "transports": {"docker": {registry.host: [requirement]}},
-    }
-    (tmp_path / "policy.json").write_text(json.dumps(policy))
+    policy = signing.policy(registry.host, trusted.public)
+    (tmp_path / "policy.json").write_text(policy)
     agent.stop()
     pods.cri = agent.start(
         f'[registry]\nsignature_policy = "{tmp_path}/policy.json"\nsigstore_bundles = true\n'

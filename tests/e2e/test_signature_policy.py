@@ -59,16 +59,8 @@ def guarded(pods: Pods, registry: ArtifactRegistry, tmp_path: Path) -> Iterator[
     (tmp_path / "key.pub").write_bytes(signing.pem(KEY))
     (tmp_path / "policies").mkdir()
     (tmp_path / "programs").mkdir()
-    requirement = {
-        "type": "sigstoreSigned",
-        "keyPath": str(tmp_path / "key.pub"),
-        "signedIdentity": {"type": "matchRepository"},
-    }
-    policy = {
-        "default": [{"type": "insecureAcceptAnything"}],
-        "transports": {"docker": {registry.host: [requirement]}},
-    }
-    (tmp_path / "policy.json").write_text(json.dumps(policy))
+    policy = signing.policy(registry.host, tmp_path / "key.pub")
+    (tmp_path / "policy.json").write_text(policy)
     agent.stop()
     pods.cri = agent.start(
         f'[registry]\nsignature_policy = "{tmp_path}/policy.json"\n'

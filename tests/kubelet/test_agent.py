@@ -21,8 +21,6 @@ from tests.support.kubelet_node import (
     sleeper,
 )
 
-_PODS = ("plain", "web", "ordered", "with-image", "shared-pid", "on-host")
-
 
 @pytest.fixture(scope="module")
 def pods(kubelet: Kubelet) -> dict[str, Json]:

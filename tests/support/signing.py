@@ -8,6 +8,7 @@ import datetime as dt
 import hashlib
 import json
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 from cryptography import x509
@@ -31,6 +32,17 @@ def new_key() -> ec.EllipticCurvePrivateKey:
 def pem(key: ec.EllipticCurvePrivateKey) -> bytes:
     """The public key's file."""
     return key.public_key().public_bytes(Encoding.PEM, PublicFormat.SubjectPublicKeyInfo)
+
+
+def policy(host: str, key: Path) -> str:
+    """A policy.json that admits from `host` only what this public key has signed."""
+    requirement = {
+        "type": "sigstoreSigned",
+        "keyPath": str(key),
+        "signedIdentity": {"type": "matchRepository"},
+    }
+    transports = {"docker": {host: [requirement]}}
+    return json.dumps({"default": [{"type": "insecureAcceptAnything"}], "transports": transports})
 
 
 def payload(digest: str, name: str, **optional: str) -> bytes:

@@ -28,7 +28,6 @@ from criagent.config.migrate.rules import (
 
 _OWN = unneeded("the agent has directories and sockets of its own")
 _NO_PAUSE = unneeded("the agent has no pause container, and pulls no image for one")
-_UNIT = left("set it in a drop-in of criagent.service")
 
 
 def read(migration: Migration, document: Mapping[str, Any], file: Path) -> None:
