@@ -325,3 +325,20 @@ async def test_a_directory_replaced_while_open_is_not_written_to(place: Place) -
         root: Path = trees[0]
         assert (root / "c/b/f").read_text() == "2"
         assert (root / "a/b/f").read_text() == "3"
+
+
+@pytest.mark.parametrize("merged", [False, True])
+@pytest.mark.parametrize("name", ["d", "./"])
+async def test_an_entry_replaces_the_attributes_of_a_directory(
+    place: Place, name: str, *, merged: bool
+) -> None:
+    """OCI layer.md, "Changeset over existing files": of a lower layer or of its own."""
+    old = {"SCHILY.xattr.user.a": "1", "SCHILY.xattr.user.b": "1"}
+    lower = tar(directory(name, pax_headers=old))
+    upper = tar(
+        directory(name, pax_headers={"SCHILY.xattr.user.c": "2"}),
+        directory(name, pax_headers={"SCHILY.xattr.user.b": "2"}),
+    )
+    with place.view(await place.image(lower, upper, merged=merged)) as view:
+        found = view / name
+        assert {key: os.getxattr(found, key) for key in os.listxattr(found)} == {"user.b": b"2"}

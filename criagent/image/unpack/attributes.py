@@ -21,6 +21,16 @@ def has_attributes(root: int, path: bytes) -> bool:
     return len(path) < _PATH_MAX and any(attributes(root, os.fsdecode(path)))
 
 
+def drop_xattrs(directory: int) -> None:
+    """Remove what a lower layer or an earlier entry gave a directory that has an entry of its own.
+
+    The entry replaces all attributes (OCI layer.md, "Changeset over existing files").
+    """
+    for key, _ in attributes(directory, "."):
+        if not os.fsencode(key).startswith(_NOT_SET):
+            os.removexattr(directory, key)
+
+
 def set_xattrs(target: int | bytes, entry: Entry) -> None:
     """Set attributes that the file system supports and a layer may set, like containerd."""
     for key, value in entry.xattrs.items():

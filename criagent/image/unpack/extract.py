@@ -25,7 +25,7 @@ from criagent.image.tar import headers as tar
 from criagent.image.tar.decompress import BadLayerError, FileStream, LayerStream
 from criagent.image.tar.headers import Entry
 from criagent.image.tar.names import shown
-from criagent.image.unpack.attributes import FULL, has_attributes, set_xattrs, times
+from criagent.image.unpack.attributes import FULL, drop_xattrs, has_attributes, set_xattrs, times
 from criagent.image.unpack.layer_tree import (
     OPAQUE_XATTR,
     Below,
@@ -149,6 +149,7 @@ class Extractor:
         path = clean(entry.name)
         if not path:
             if entry.kind == tar.DIRECTORY:
+                drop_xattrs(self._tree.root.fd)
                 self._finish_directory(self._tree.root, entry)
             return
         above, _, name = path.rpartition(b"/")

@@ -16,6 +16,7 @@ from collections.abc import Callable
 from typing import NamedTuple, TypeVar
 
 from criagent.image.tar.decompress import BadLayerError
+from criagent.image.unpack.attributes import drop_xattrs
 from criagent.kernel.paths import RESOLVE_IN_ROOT, RESOLVE_NO_SYMLINKS, openat2
 from criagent.kernel.trees import remove_tree
 
@@ -225,18 +226,21 @@ class LayerTree:
         return _plain(os.open(name, _NO_FOLLOW, dir_fd=here.fd))
 
     def make_directory(self, parent: Directory, name: bytes, mode: int) -> int:
-        """A descriptor of the directory `name`, made unless there is one."""
+        """A descriptor of the directory `name`, made or without its former attributes."""
         self.implied.pop(parent.child(name), None)
-        hides = False
+        was_there = hides = False
         try:
             os.mkdir(name, mode, dir_fd=parent.fd)
         except FileExistsError:
             found = os.stat(name, dir_fd=parent.fd, follow_symlinks=False)
-            if not stat.S_ISDIR(found.st_mode):
+            was_there = stat.S_ISDIR(found.st_mode)
+            if not was_there:
                 hides = self.below is Below.UNKNOWN
                 self.remove(parent, name)
                 os.mkdir(name, mode, dir_fd=parent.fd)
         fd = os.open(name, _NO_FOLLOW, dir_fd=parent.fd)
+        if was_there:
+            drop_xattrs(fd)
         if hides:  # the file that it replaces hid a lower directory of this name
             os.setxattr(fd, OPAQUE_XATTR, b"y")
         return fd
