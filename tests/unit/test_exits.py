@@ -148,6 +148,7 @@ class Ground:
             paths=self.paths,
             clock=Clock(),
             boot_id="this",
+            fs=self.fs,
         )
 
     def runtimes(self, program: Path) -> Runtimes:

@@ -45,6 +45,7 @@ def build(
             paths=node.paths,
             clock=shared.clock,
             boot_id=shared.boot_id,
+            fs=fs,
         ),
         sandbox_recovery=SandboxRecovery(
             objects=pods.objects,

@@ -77,7 +77,7 @@ class RestoredContainers:
         try:
             made = await self._conmon.create(container, runtime, restore)
         except BaseException as exc:
-            await finish(_undo(container, runtime, self._paths))
+            await finish(_undo(container, runtime, self._paths, self._fs))
             reason = await run_in(self._fs, last_errors, bundle / _LOG)
             if not isinstance(exc, AgentError) or not reason:
                 raise
@@ -108,6 +108,7 @@ async def interrupted_restore(
     monitor: ProcessRef | None,
     runtime: OciRuntime | None,
     paths: RuntimePaths,
+    fs: Executor,
 ) -> dict[str, Any] | None:
     """What the row of a container lacks that the last daemon may have been about to restore.
 
@@ -125,14 +126,21 @@ async def interrupted_restore(
     if monitor is not None:
         process.send_signal(monitor, signal.SIGKILL)
         await ended(monitor)
-    await _undo(container, runtime, paths)
+    await _undo(container, runtime, paths, fs)
     return None
 
 
-async def _undo(container: Container, runtime: OciRuntime, paths: RuntimePaths) -> None:
-    """End what a restore has brought to life; its monitor is dead."""
+async def _undo(
+    container: Container, runtime: OciRuntime, paths: RuntimePaths, fs: Executor
+) -> None:
+    """End what a restore has brought to life; its monitor is dead.
+
+    Processes that CRIU was making are nobody's children that could be waited for, and large ones
+    take a moment to die: they are gone when their cgroup can be removed.
+    """
     own_cgroup.kill(container.cgroup, container.id)
     await runtime.delete(container.id)
+    await run_in(fs, own_cgroup.end, container.cgroup, container.id)
     if runtime.knows(container.id):  # it was killed, and has mounted the root for CRIU
         mount.detach_below(runtime.root / container.id)
         paths.forget_state(container.id)

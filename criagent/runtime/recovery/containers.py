@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import signal
 from collections.abc import Mapping
+from concurrent.futures import Executor
 from functools import cached_property
 
 import structlog
@@ -43,6 +44,7 @@ class ContainerRecovery:
         paths: RuntimePaths,
         clock: Clock,
         boot_id: str,
+        fs: Executor,
     ) -> None:
         self._exits = exits
         self._erasure = erasure
@@ -52,6 +54,7 @@ class ContainerRecovery:
         self._paths = paths
         self._clock = clock
         self._boot_id = boot_id
+        self._fs = fs
 
     @cached_property
     def _monitors(self) -> dict[str, ProcessRef]:
@@ -99,6 +102,7 @@ class ContainerRecovery:
                 self._monitors.get(container.id),
                 self._runtimes.get(container.handler),
                 self._paths,
+                self._fs,
             )
             if begun is None:
                 return
