@@ -14,6 +14,7 @@ from criagent.image.tar.names import shown
 FULL = {errno.ENOSPC, errno.EDQUOT}
 _NOT_SET = (b"trusted.", b"user.overlay.")  # for the administrator and the overlay alone
 _PATH_MAX = 4000
+_REFUSED = {errno.EOPNOTSUPP, errno.EPERM}
 
 
 def has_attributes(root: int, path: bytes) -> bool:
@@ -24,11 +25,17 @@ def has_attributes(root: int, path: bytes) -> bool:
 def drop_xattrs(directory: int) -> None:
     """Remove what a lower layer or an earlier entry gave a directory that has an entry of its own.
 
-    The entry replaces all attributes (OCI layer.md, "Changeset over existing files").
+    The entry replaces all attributes (OCI layer.md, "Changeset over existing files"). What a
+    security module of the node has given it, and does not give back, stays.
     """
     for key, _ in attributes(directory, "."):
-        if not os.fsencode(key).startswith(_NOT_SET):
+        if os.fsencode(key).startswith(_NOT_SET):
+            continue
+        try:
             os.removexattr(directory, key)
+        except OSError as exc:
+            if exc.errno not in _REFUSED:
+                raise
 
 
 def set_xattrs(target: int | bytes, entry: Entry) -> None:
@@ -39,7 +46,7 @@ def set_xattrs(target: int | bytes, entry: Entry) -> None:
         try:
             os.setxattr(target, key, value, follow_symlinks=isinstance(target, int))
         except OSError as exc:
-            if exc.errno in {errno.EOPNOTSUPP, errno.EPERM}:
+            if exc.errno in _REFUSED:
                 continue
             if exc.errno in FULL and _is_full(target):
                 raise
