@@ -62,7 +62,6 @@ async def test_a_creation_that_cannot_be_undone_is_listed_as_exited(tmp_path: Pa
         runtimes={},
         paths=RuntimePaths(root=tmp_path, run_dir=tmp_path),
         clock=Clock(),
-        boot_id="boot",
         fs=none,
     )
     with pytest.raises(OSError, match="busy"):

@@ -147,7 +147,6 @@ class Ground:
             runtimes=runtimes,
             paths=self.paths,
             clock=Clock(),
-            boot_id="this",
             fs=self.fs,
         )
 

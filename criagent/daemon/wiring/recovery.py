@@ -44,7 +44,6 @@ def build(
             runtimes=node.runtimes,
             paths=node.paths,
             clock=shared.clock,
-            boot_id=shared.boot_id,
             fs=fs,
         ),
         sandbox_recovery=SandboxRecovery(

@@ -68,6 +68,10 @@ class ExitWatcher:
         self._tasks: dict[str, asyncio.Task[None]] = {}
         self._retries: dict[str, asyncio.TimerHandle] = {}
 
+    def of_this_boot(self, container: Container) -> bool:
+        """Whether its processes may be alive: those of an earlier boot died with it."""
+        return container.boot_id == self._boot_id
+
     def watch_child(self, container: Container, child: Child) -> None:
         """Watch a monitor that was just started, unless a stop came first and does."""
         self._start(container, child)
@@ -114,7 +118,7 @@ class ExitWatcher:
     async def _watch(self, container: Container, child: Child | None, retry_s: float) -> None:
         if child is not None:
             await child.wait()
-        elif container.monitor is not None and container.boot_id == self._boot_id:
+        elif container.monitor is not None and self.of_this_boot(container):
             await ended(container.monitor)
         start = self._starts.get(container.id)
         if start is not None and start.task is not None:  # its row comes first, then its event
@@ -148,10 +152,10 @@ class ExitWatcher:
         file = self._paths.exit_file(container.id)
         code, finished_ns = await self._code(container, file)
         reason = ""
-        if code is None and container.monitor is None and container.boot_id == self._boot_id:
+        if code is None and container.monitor is None and self.of_this_boot(container):
             code, finished_ns = KILLED_CODE, self._clock.now_ns()  # it was never restored
         if code is None:
-            if container.boot_id == self._boot_id and process.alive(container.init):
+            if self.of_this_boot(container) and process.alive(container.init):
                 reason = Reason.MONITOR_LOST
                 self._kill(container)
             else:
@@ -182,7 +186,7 @@ class ExitWatcher:
         limit = asyncio.get_running_loop().time() + _FILE_LIMIT_S
         while True:
             code, finished_ns = await run_in(self._fs, _read_exit, file)
-            known = container.monitor is None or container.boot_id != self._boot_id
+            known = container.monitor is None or not self.of_this_boot(container)
             if code is not None or known:
                 return code, max(finished_ns, container.started_at_ns, container.created_at_ns)
             if asyncio.get_running_loop().time() > limit:

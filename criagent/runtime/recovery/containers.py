@@ -43,7 +43,6 @@ class ContainerRecovery:
         runtimes: Mapping[str, OciRuntime],
         paths: RuntimePaths,
         clock: Clock,
-        boot_id: str,
         fs: Executor,
     ) -> None:
         self._exits = exits
@@ -53,7 +52,6 @@ class ContainerRecovery:
         self._runtimes = runtimes
         self._paths = paths
         self._clock = clock
-        self._boot_id = boot_id
         self._fs = fs
 
     @cached_property
@@ -95,7 +93,7 @@ class ContainerRecovery:
         if (
             container.restored
             and not container.started_at_ns
-            and container.boot_id == self._boot_id
+            and self._exits.of_this_boot(container)
         ):
             begun = await interrupted_restore(
                 container,
@@ -108,7 +106,7 @@ class ContainerRecovery:
                 return
             begun["started_at_ns"] = self._clock.now_ns()
             container = await self._transitions.apply(container.id, **begun) or container
-        if container.boot_id != self._boot_id or not process.alive(container.monitor):
+        if not self._exits.of_this_boot(container) or not process.alive(container.monitor):
             await self._exits.exited(container)
             return
         try:
