@@ -6,7 +6,7 @@ PY    := $(VENV)/bin/python
 
 .PHONY: help proto reference venv demo bench test unit alerts unit-matrix coverage fuzz node storage install-test deb rpm node-image package-test drill nri page critest critest-storage \
 	conformance kubernetes check flame bench-storage bench-compare fire power-cuts soak \
-	vm-test vm-test-full vm-power-cuts
+	vm-test vm-test-full vm-power-cuts vm-power-records
 
 help:  ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST)
@@ -101,6 +101,13 @@ power-cuts:  ## the disk of a node cut off at POWER_CUTS=200 random moments of e
 vm-power-cuts: $(PY)  ## QEMU killed at POWER_CUTS=200 random moments of its agent's life, without the disk's cache; POWER_SEED=
 	POWER_CUTS=$(or $(POWER_CUTS),200) PYTHONPATH=. CRIAGENT_VM_MACHINE="$(PY) -m tests.power.vm_cuts" \
 	    unshare --mount tests/vm/run tests/power/vm_guest.py
+
+vm-power-records: $(PY)  ## lives of a VM's agent on recorded disks, each cut off at POWER_CUTS=200 random moments; POWER_SEED= GROUND=
+	rm -rf build/power
+	PYTHONPATH=. CRIAGENT_VM_MACHINE="$(PY) -m tests.power.vm_record build/power" \
+	    unshare --mount tests/vm/run tests/power/vm_guest.py
+	POWER_CUTS=$(or $(POWER_CUTS),200) POWER_RECORDS=/src/build/power tests/node/up python3 -m pytest -q -s \
+	    -p no:cacheprovider -o timeout=14400 tests/power/test_vm_records.py
 
 fire: $(PY)  ## each verb without descriptors or memory, on a full and on a failing disk, in the test node; needs root
 	tests/node/up python3 -m pytest -q -o timeout=600 -p no:cacheprovider tests/fire

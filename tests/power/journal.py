@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 WRITE, FLUSH, MARK = 1, 2, 3
+BEGIN, END = b"the life begins", b"the life ends"  # marks around what is cut off
 _ENTRY = struct.Struct("<BQI")
 _PAGE = 4096  # what a disk writes as a whole
 

@@ -17,11 +17,16 @@ LOG = Path("/var/log/criagent.log")
 
 def start(config: str = "") -> Cri:
     """Start the agent with a drop-in of `config`; returns a client of it."""
-    _DROP_INS.mkdir(exist_ok=True)
-    (_DROP_INS / "test.toml").write_text(config)
+    configure(config)
     done = subprocess.run([_PROGRAM, "start"], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout
     return Cri()
+
+
+def configure(config: str) -> None:
+    """Make `config` the drop-in of the next agent and of commands."""
+    _DROP_INS.mkdir(exist_ok=True)
+    (_DROP_INS / "test.toml").write_text(config)
 
 
 def stop() -> None:
