@@ -118,8 +118,9 @@ async def test_later_counts_wait_for_their_time_and_nobody_for_them(node: Node) 
 
 
 async def test_a_large_layer_keeps_no_call_and_no_other_layer_waiting(node: Node) -> None:
+    many = 4000  # more than one preempted slice of the small one is worth
     node.layers = node.counts(first_s=0.0, slice_s=0.0)  # one entry at a time
-    large, small = await node.container("a", 300), await node.container("b", 3)
+    large, small = await node.container("a", many), await node.container("b", 3)
     await node.layers.refresh([large])
     assert node.inodes(large) is None
     await node.layers.refresh([large, small])
@@ -128,7 +129,7 @@ async def test_a_large_layer_keeps_no_call_and_no_other_layer_waiting(node: Node
     assert node.inodes(large) is None
     assert node.inodes(small) == 3
     await node.layers.settled()
-    assert node.inodes(large) == 300
+    assert node.inodes(large) == many
 
 
 async def test_a_large_layer_of_a_new_container_was_empty_when_it_was_made(node: Node) -> None:
