@@ -26,10 +26,11 @@ from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from dataclasses import dataclass
 
 from criagent.base import faults
-from criagent.base.aio import KeyedLocks, finish, staged
+from criagent.base.aio import KeyedLocks, alongside, finish, staged
 from criagent.base.errors import CorruptError, UnavailableError
 from criagent.image.blobs import BlobFiles
 from criagent.image.claims import Claims
+from criagent.image.early_sync import EarlySync
 from criagent.image.layer_trial import LayerTrial, layer_file
 from criagent.image.snapshots.content_count import ContentCount
 from criagent.image.snapshots.snapshots import Snapshots
@@ -121,8 +122,17 @@ class LayerUnpacker:
         if not missing:
             return []
         async with self._snapshots.write_back() as written:
-            await self._write_all(missing, layers, fetch, received)
+            early = EarlySync(self._snapshots, written, received)
+            async with alongside(self._doubt(missing, early)):
+                await self._write_all(missing, layers, fetch, early.received)
             return await self._durable(missing, written)
+
+    async def _doubt(self, layers: Sequence[Layer], early: EarlySync) -> None:
+        """After a failed sync no pull that shares them commits what may have been lost."""
+        await early.until_failure()
+        for layer in layers:
+            if (fresh := self._fresh.get(layer.chain_id)) is not None:
+                fresh.doubtful = True
 
     async def _write_all(
         self, missing: Sequence[Layer], layers: Sequence[Layer], fetch: Fetch, received: Received
@@ -220,6 +230,8 @@ class LayerUnpacker:
             pending = [self._fresh[layer.chain_id] for layer in layers if not self.has(layer)]
             if not pending:
                 return []
+            if written.failed:
+                await self._sync(pending, written)  # raises the failure
             if any(fresh.doubtful for fresh in pending):  # the kernel may not tell this pull
                 raise UnavailableError(
                     "another pull could not sync the layers that it shares with this one; pull "

@@ -17,7 +17,7 @@ class WriteBack:
     """
 
     def __init__(self, directory: Path) -> None:
-        self.failed = False
+        self._failure: OSError | None = None
         self._directory = directory
         self._fd = -1
 
@@ -26,12 +26,19 @@ class WriteBack:
         self._fd = os.open(self._directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
 
     def sync(self) -> None:
-        """Make it durable. Raises OSError when any of it may be lost; then `failed` is set."""
+        """Make it durable. Raises OSError when any of it may be lost, then and ever after."""
+        if self._failure is not None:
+            raise self._failure
         try:
             check(libc.syncfs(self._fd), "syncfs", self._directory)
-        except OSError:
-            self.failed = True
+        except OSError as failure:
+            self._failure = failure
             raise
+
+    @property
+    def failed(self) -> bool:
+        """Whether a sync has failed."""
+        return self._failure is not None
 
     def close(self) -> None:
         """Give the descriptor back, if there is one."""

@@ -196,6 +196,38 @@ async def test_a_pull_that_shares_a_layer_with_one_that_could_not_sync_it(
     await whole_again(storage)
 
 
+async def test_a_layer_whose_early_sync_failed_is_committed_by_no_pull(
+    disk: Path, storage: Storage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is synced while the rest of the image arrives, and another pull shares it meanwhile."""
+    large = tar(member("lost", LOST), member("large", os.urandom(40 << 20)))
+    upper = layers_of(UPPER)[0].diff_id
+    sync, failed = storage.snapshots.sync, asyncio.Event()
+
+    async def observed(written: WriteBack) -> None:
+        try:
+            await sync(written)
+        except OSError:
+            failed.set()
+            raise
+
+    monkeypatch.setattr(storage.snapshots, "sync", observed)
+    with contextlib.ExitStack() as stack:
+
+        async def arriving(layer: Layer) -> None:
+            if layer.diff_id != upper:
+                stack.enter_context(failing(disk, middle(LOST)))
+                return
+            await failed.wait()
+            stack.close()
+            with pytest.raises(UnavailableError, match="another pull could not sync"):
+                await storage.image(large)
+
+        with pytest.raises(OSError, match="Input/output error"):
+            await storage.image(large, UPPER, arriving=arriving)
+    assert not [layer for layer in storage.rows.all() if layer.committed]
+
+
 def test_a_row_that_was_not_written_is_not_answered(disk: Path, tmp_path: Path) -> None:
     config = pod("unwritten-row", log_directory=LOGS)
     with mounted(disk, 1, tmp_path), serving("overlay") as cri:
