@@ -35,7 +35,8 @@ def configuration(driver: str) -> str:
 def recorded_disk(directory: Path, journal: Path, image: Path | None = None) -> Iterator[Path]:
     """A disk whose writes go to `journal`, with the content of `image`; yields its backing file."""
     directory.mkdir(exist_ok=True)
-    command = [sys.executable, "-m", "tests.power.disk", str(directory), str(journal), str(SIZE)]
+    command = ["setpriv", "--pdeathsig", "KILL", sys.executable, "-m", "tests.power.disk"]
+    command += [str(directory), str(journal), str(SIZE)]
     command += [] if image is None else [str(image)]
     with subprocess.Popen(command, stdout=subprocess.PIPE) as server:
         assert server.stdout is not None
