@@ -60,7 +60,7 @@ async def test_a_program_for_each_mount_that_ends_with_it(fuse: Storage) -> None
         files = [link for link in links if link.startswith("/") and link != "/dev/null"]
         assert all(link.startswith((f"{fuse.top.parent}/", "/dev/fuse")) for link in files), links
         await fuse.reopen()
-        assert programs(fuse.top) == [pid]
+        until(lambda: programs(fuse.top) == [pid], "the end of the trial at the start")
         assert (root / "d/high").read_text() == "high"
     until(lambda: not programs(fuse.top), "the end of the container's program")
 
