@@ -30,7 +30,8 @@ from tests.support.cri_client import BUSYBOX, Cri, api, container, pod
 from tests.support.node_state import agent_facts, differences, monitor_pid, settled_state
 
 # Growth in the second quarter of the time; lives that are in progress take some of it.
-_GROWTH = {"rss_kb": 4096, "threads": 0, "fds": 8}
+# A pool starts its last thread when all others are busy at once, which may be late.
+_GROWTH = {"rss_kb": 4096, "threads": 1, "fds": 8}
 _GROWTH_FOR_EACH_WORKER = {"mounts": 12, "cgroups": 6}
 
 
@@ -165,14 +166,14 @@ def main() -> int:
     for what, number in sorted(node.counts.items()):
         print(f"{what}: {number}")
     print(f"growth without kills: {grown}")
-    failures = list(node.failures)
+    failures, whole = list(node.failures), not node.failures
     limits = {key: n * options.workers for key, n in _GROWTH_FOR_EACH_WORKER.items()}
     if any(grown.get(key, 0) > limit for key, limit in {**_GROWTH, **limits}.items()):
         failures.append(f"the agent or the node grows: {grown}")
     missed = {what: n for what, n in node.enough.items() if node.counts[what] < n}
     if missed:
         failures.append(f"the time was over before there were {missed}")
-    if not failures:
+    if whole:
         cri = Cri()
         if gone := lost(cri, stand, node.hit):
             failures.append(f"lost: {gone}")
