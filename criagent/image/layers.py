@@ -230,9 +230,8 @@ class LayerUnpacker:
             pending = [self._fresh[layer.chain_id] for layer in layers if not self.has(layer)]
             if not pending:
                 return []
-            if written.failed:
-                await self._sync(pending, written)  # raises the failure
-            if any(fresh.doubtful for fresh in pending):  # the kernel may not tell this pull
+            doubtful = any(fresh.doubtful for fresh in pending)
+            if doubtful and not written.failed:  # the kernel may not tell this pull
                 raise UnavailableError(
                     "another pull could not sync the layers that it shares with this one; pull "
                     "again, and check dmesg for errors of the disk"
